@@ -1,0 +1,111 @@
+//! What happened at the source: the words that `source` and `target` share. No I/O, no clock.
+//!
+//! `relation` says what a table looks like, `assemble` turns messages into whole source transactions,
+//! `net_effect` keeps at most one delete and one insert per key, `columns` turns survivors into Arrow.
+
+pub mod assemble;
+pub mod columns;
+pub mod net_effect;
+pub mod relation;
+
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+
+pub use relation::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec};
+
+use crate::Lsn;
+
+/// Whole source transactions, reduced to their net effect: what one target transaction applies.
+///
+/// Applying it to the state at the previous checkpoint gives the source's state at `end_lsn`.
+#[derive(Debug, Clone)]
+pub struct ChangeBatch {
+    /// The checkpoint that this batch leads to: `end_lsn` of its last source transaction, or, when it is idle, a
+    /// position up to which the server has nothing more for us (trap 26).
+    pub end_lsn: Lsn,
+    /// Commit time of the last source transaction, microseconds since 2000-01-01 UTC; none when it is idle.
+    pub commit_time_us: Option<i64>,
+    /// How many source transactions it holds, those that changed nothing of ours included.
+    pub source_transactions: u64,
+    /// One entry per table that changed. The order does not matter: they are applied in one transaction.
+    pub tables: Vec<TableChanges>,
+    /// Tables that cannot go on from here. None of their changes in this batch are among `tables`; they are paused
+    /// in the same target transaction, and the others go on.
+    pub failed: Vec<TableFailure>,
+}
+
+impl ChangeBatch {
+    /// Nothing to write but, perhaps, a newer checkpoint.
+    pub fn is_idle(&self) -> bool {
+        self.tables.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// Why a table is paused, for the operator: what happened and what mends it. Names the row's key where it can.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableFailure {
+    pub oid: u32,
+    pub table: QualifiedName,
+    pub reason: String,
+}
+
+/// Net effect on one table. Applied in this order: truncate, read `patches` from the target, delete, insert.
+#[derive(Debug, Clone)]
+pub struct TableChanges {
+    pub table: Arc<TableSpec>,
+    /// The table was truncated: every row that stood before the batch goes. `deletes` and `patches` are empty then.
+    pub truncate: bool,
+    /// Rows that stood before the batch and go, or are replaced.
+    pub deletes: Deletes,
+    /// Complete rows to insert, in the order of `table.columns`, field names = `target_name`. May be empty.
+    pub inserts: Vec<RecordBatch>,
+    /// Rows to insert whose unchanged TOAST values must be read from the target before the deletes (trap 51).
+    pub patches: Vec<Patch>,
+    /// What the source did, for the report.
+    pub counts: RowCounts,
+}
+
+/// Rows to delete.
+#[derive(Debug, Clone)]
+pub enum Deletes {
+    /// One row per key: the key columns in the order of [`Key::Columns`], field names = `target_name`.
+    /// No key occurs twice, and each must hit exactly one row of the target; else the copy has diverged.
+    ByKey(Vec<RecordBatch>),
+    /// Keyless table: whole rows in the order of `table.columns`, and a last `Int64` column [`COUNT_COLUMN`] that
+    /// says how many equal rows go. No row occurs twice; exactly the sum of the counts must go.
+    Rows(Vec<RecordBatch>),
+}
+
+/// Name of the last column of [`Deletes::Rows`].
+pub const COUNT_COLUMN: &str = "_rhei_count";
+/// Prefix of the columns of [`Patch::rows`] that hold the key under which the row stood before the batch.
+pub const ORIGIN_PREFIX: &str = "_rhei_origin_";
+
+/// Rows to insert that lack values the wire left out. All rows of one patch lack the same columns.
+#[derive(Debug, Clone)]
+pub struct Patch {
+    /// Indexes into `table.columns` of the values to read from the target. Never empty.
+    pub unchanged: Vec<usize>,
+    /// `table.columns` (NULL where unchanged), then the key columns of the row before the batch, named
+    /// [`ORIGIN_PREFIX`] + `target_name`. Each origin key is also among the deletes, and must be found.
+    pub rows: RecordBatch,
+}
+
+/// Row changes of the source before they were reduced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    pub inserted: u64,
+    pub updated: u64,
+    pub deleted: u64,
+    pub truncates: u64,
+}
+
+impl std::ops::AddAssign for RowCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.inserted += other.inserted;
+        self.updated += other.updated;
+        self.deleted += other.deleted;
+        self.truncates += other.truncates;
+    }
+}

@@ -1,0 +1,129 @@
+//! What a table looks like, as the wire says it ([`Relation`]) and as rhei applies it ([`TableSpec`]).
+
+use std::fmt;
+
+use crate::{Lsn, types::Mapping};
+
+/// A schema (namespace) and a name, exactly as PostgreSQL spells them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QualifiedName {
+    pub schema: String,
+    pub name: String,
+}
+
+impl QualifiedName {
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { schema: schema.into(), name: name.into() }
+    }
+}
+
+/// For people: `schema.name`, unquoted.
+impl fmt::Display for QualifiedName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// What the source logs of the old row at UPDATE and DELETE (`pg_class.relreplident`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicaIdentity {
+    Default,
+    Nothing,
+    Full,
+    Index,
+}
+
+impl ReplicaIdentity {
+    /// From the byte of the catalog and the wire: `d`, `n`, `f`, `i`.
+    pub fn from_code(code: u8) -> Option<Self> {
+        match code {
+            b'd' => Some(Self::Default),
+            b'n' => Some(Self::Nothing),
+            b'f' => Some(Self::Full),
+            b'i' => Some(Self::Index),
+            _ => None,
+        }
+    }
+
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Default => b'd',
+            Self::Nothing => b'n',
+            Self::Full => b'f',
+            Self::Index => b'i',
+        }
+    }
+}
+
+/// A Relation message: the table as the walsender describes it before its next row. Has no attnum, no NOT NULL,
+/// no default (trap 64).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relation {
+    pub oid: u32,
+    pub name: QualifiedName,
+    pub replica_identity: ReplicaIdentity,
+    pub columns: Vec<RelationColumn>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelationColumn {
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+    /// Part of the replica identity. With REPLICA IDENTITY FULL every column is (trap 49).
+    pub is_key: bool,
+}
+
+/// How the rows of a table are told apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// Indexes into [`TableSpec::columns`], in that order; never empty. All of them NOT NULL.
+    Columns(Vec<usize>),
+    /// REPLICA IDENTITY FULL without a usable primary key: rows are matched whole, as a multiset (traps 53, 54).
+    WholeRow,
+    /// Nothing identifies a row: only INSERT and TRUNCATE can come (trap 54).
+    AppendOnly,
+}
+
+/// A table as rhei copies and applies it, at one epoch.
+#[derive(Debug, Clone)]
+pub struct TableSpec {
+    pub oid: u32,
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+    /// Version of the shape, raised by each Relation that differs.
+    pub epoch: u32,
+    pub replica_identity: ReplicaIdentity,
+    pub key: Key,
+    /// The columns that are copied, in the order of the source's `attnum`.
+    pub columns: Vec<ColumnSpec>,
+    /// Names of the source's columns that the settings leave out (`exclude_columns`).
+    pub excluded: Vec<String>,
+    /// The snapshot that the table was copied at: its changes in transactions with `commit_lsn < copy_lsn` are
+    /// already in the copy and are skipped (trap 15).
+    pub copy_lsn: Lsn,
+}
+
+/// One column that is copied.
+#[derive(Debug, Clone)]
+pub struct ColumnSpec {
+    /// Name at the source.
+    pub name: String,
+    pub attnum: i16,
+    pub type_oid: u32,
+    pub typmod: i32,
+    pub not_null: bool,
+    /// Name in DuckDB.
+    pub target_name: String,
+    pub mapping: Mapping,
+}
+
+impl TableSpec {
+    /// Indexes of the key columns; empty for keyless tables.
+    pub fn key_columns(&self) -> &[usize] {
+        match &self.key {
+            Key::Columns(columns) => columns,
+            Key::WholeRow | Key::AppendOnly => &[],
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! PostgreSQL: bytes in, acknowledgements out.
+//!
+//! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `feedback` is the only writer on that
+//! socket, `pgoutput` reads messages, `consumer` makes change batches of them (`recorded` does so from a file),
+//! `slot` and `catalog` ask and arrange at the source, `copy` reads COPY BINARY.
+
+pub mod catalog;
+pub mod connect;
+pub mod consumer;
+pub mod copy;
+pub mod feedback;
+pub mod pgoutput;
+pub mod recorded;
+pub mod slot;
+pub mod tls;
+pub mod wire;
+
+use std::{future::Future, time::Duration};
+
+use crate::{Lsn, change::ChangeBatch, checkpoint::DurableLsn};
+
+/// Where a change batch has to end.
+#[derive(Debug, Clone)]
+pub struct BatchLimits {
+    /// Row changes after which the batch ends at the next source commit.
+    pub max_rows: u64,
+    /// Bytes of buffered tuples after which the batch ends at the next source commit.
+    pub max_bytes: usize,
+    /// How long to collect once something arrived, and how long to wait for something to arrive.
+    pub linger: Duration,
+    /// Let no source transaction with `commit_lsn >= stop_at` into the batch: a copied table is swapped in there.
+    /// A batch that was cut there, or an idle one, has `end_lsn = stop_at` once the stream is known to be past it.
+    pub stop_at: Option<Lsn>,
+    /// Ask the server at short intervals how far it is, so that the end of the WAL is noticed at once.
+    pub hurry: bool,
+}
+
+/// Reads whole source transactions, in commit order, from the checkpoint on.
+///
+/// Guaranteed delivery: the position at the source moves only past what was acknowledged, and only a durable
+/// checkpoint can be acknowledged. A consumer that is dropped and made anew from the checkpoint goes on without a gap.
+pub trait CdcConsumer: Send {
+    /// The next batch. `None`: the stream has ended for good (a recorded stream that was read to its end).
+    /// An idle batch (no tables) still carries the position that the source has reached.
+    ///
+    /// # Errors
+    /// The stream broke or made no sense. Nothing was lost: make a new consumer from the checkpoint.
+    fn next_batch(
+        &mut self,
+        limits: &BatchLimits,
+    ) -> impl Future<Output = Result<Option<ChangeBatch>, SourceError>> + Send;
+
+    /// Tells the source what is durable. Does not wait.
+    fn acknowledge(&self, durable: DurableLsn);
+
+    /// The rungs of the lag ladder that lie on this side.
+    fn position(&self) -> SourcePosition;
+}
+
+/// How far the stream is, for lag.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SourcePosition {
+    /// End of the server's WAL, as it said last.
+    pub head: Lsn,
+    /// End of the last source transaction that arrived whole.
+    pub decoded: Lsn,
+    /// What the server was told to be durable.
+    pub acknowledged: Lsn,
+}
+
+/// Anything that goes wrong at the source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Connect(#[from] connect::ConnectError),
+    #[error(transparent)]
+    Wire(#[from] wire::WireError),
+    #[error(transparent)]
+    Pgoutput(#[from] pgoutput::DecodeError),
+    #[error(transparent)]
+    Assemble(#[from] crate::change::assemble::AssembleError),
+    #[error(transparent)]
+    Copy(#[from] copy::CopyError),
+    #[error(transparent)]
+    Slot(#[from] slot::SlotError),
+    #[error(transparent)]
+    Catalog(#[from] catalog::CatalogError),
+    #[error("the source refused a query")]
+    Query(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Recorded(#[from] recorded::RecordedError),
+}

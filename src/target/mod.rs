@@ -1,0 +1,175 @@
+//! DuckDB: transactions, apply, state.
+//!
+//! `duckdb` opens and locks the file and holds the one writer, `apply` turns a change batch into statements, `ddl` is
+//! the only place that quotes the target's identifiers, `state` is the only place that touches `_rhei`, `ffi` is the
+//! only unsafe file.
+
+pub mod apply;
+pub mod ddl;
+pub mod duckdb;
+pub mod ffi;
+pub mod state;
+
+use arrow::record_batch::RecordBatch;
+
+pub use self::duckdb::DuckDb;
+use crate::{
+    Checkpoint, Lsn,
+    change::{ChangeBatch, TableSpec},
+    checkpoint::DurableLsn,
+};
+
+/// The target. Plain blocking calls, made from one writer thread.
+///
+/// Data and checkpoint reach it through one call, so changes cannot be written without saying up to where.
+/// Each call is one transaction: it happens whole or not at all.
+pub trait OlapEngine: Send {
+    /// What the file says of itself; `None` when rhei never wrote to it.
+    fn state(&mut self) -> Result<Option<StoredState>, TargetError>;
+
+    /// Replaces the pipeline row (slot, identities, phase, checkpoint) and, when given, the rows of these tables.
+    fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable]) -> Result<(), TargetError>;
+
+    /// Makes an empty shadow for each table (dropping an older one) and marks it `copying`.
+    fn start_copy(&mut self, tables: &[&TableSpec]) -> Result<(), TargetError>;
+
+    /// Appends rows to the shadow of a table. Rows have the order and the target names of `table.columns`.
+    /// Returns how many rows were loaded. The rows commit together or not at all.
+    fn load(&mut self, table: &TableSpec, rows: RowStream) -> Result<u64, TargetError>;
+
+    /// The copy of these tables is complete at their `copy_lsn`. Those with `copy_lsn <= checkpoint` are swapped in
+    /// and become `live`; the others become `catching_up` and stay in the shadow until [`Self::apply`] swaps them in.
+    fn finish_copy(&mut self, tables: &[&TableSpec], pipeline: &Pipeline) -> Result<(), TargetError>;
+
+    /// Applies a batch, swaps in every `catching_up` table with `copy_lsn <= checkpoint`, marks the batch's failed
+    /// tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
+    fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
+
+    /// Writes DuckDB's write-ahead log into the file, and compacts when `idle`. May be refused by an old reader;
+    /// that is no error.
+    fn tidy(&mut self, idle: bool) -> Result<(), TargetError>;
+}
+
+/// Rows on their way into a shadow. An error ends the load and rolls it back.
+pub type RowStream = Box<dyn Iterator<Item = Result<RecordBatch, Box<dyn std::error::Error + Send + Sync>>> + Send>;
+
+/// What [`OlapEngine::apply`] did.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The new checkpoint, now durable.
+    pub durable: DurableLsn,
+    /// Rows deleted from and inserted into target tables.
+    pub deleted_rows: u64,
+    pub inserted_rows: u64,
+    /// Oids of the tables that were swapped in.
+    pub went_live: Vec<u32>,
+    /// Rows of `_rhei.cycles` dropped by retention.
+    pub pruned: u64,
+}
+
+/// `_rhei` as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredState {
+    pub pipeline: Pipeline,
+    pub tables: Vec<StoredTable>,
+}
+
+/// One row: what this file is a copy of, and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pipeline {
+    pub slot: String,
+    pub publications: Vec<String>,
+    /// Opaque; changes when the publication does (trap 41).
+    pub publication_fingerprint: String,
+    /// `IDENTIFY_SYSTEM.systemid`.
+    pub system_id: String,
+    pub database: String,
+    pub database_oid: u32,
+    pub timeline: u32,
+    pub phase: Phase,
+    pub checkpoint: Checkpoint,
+}
+
+/// Where the pipeline stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The intent to make the slot is written; the slot may or may not exist. On restart: drop it, start over.
+    Creating,
+    /// The slot exists and belongs to this file.
+    Running,
+    /// `backfill --no-slot`: a copy that nothing follows.
+    PlainCopy,
+}
+
+/// A table in `_rhei.tables` with its rows of `_rhei.columns`.
+#[derive(Debug, Clone)]
+pub struct StoredTable {
+    pub oid: u32,
+    pub source: crate::change::QualifiedName,
+    pub target: crate::change::QualifiedName,
+    pub state: TableState,
+    pub copy_lsn: Lsn,
+    pub epoch: u32,
+    pub replica_identity: crate::change::ReplicaIdentity,
+    /// `WholeRow` and `AppendOnly` tables have no key columns; this tells them apart.
+    pub whole_row_key: bool,
+    pub relfilenode: u32,
+    pub columns: Vec<StoredColumn>,
+    pub excluded: Vec<String>,
+    /// Rows that the last copy loaded.
+    pub copied_rows: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredColumn {
+    pub attnum: i16,
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+    pub not_null: bool,
+    /// Position in the key, from 0; none when it is no key column.
+    pub key_position: Option<u32>,
+    pub target_name: String,
+    pub target_type: String,
+}
+
+/// State of a table, as users see it in `status` and in `_rhei.tables`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableState {
+    /// Known, nothing copied yet. Entered when the table is first seen; left by `start_copy`.
+    Pending,
+    /// Rows are being loaded into the shadow; a restart starts this table over. Left by `finish_copy`.
+    Copying,
+    /// The shadow is complete at `copy_lsn > checkpoint`; swapped in when the checkpoint reaches it.
+    CatchingUp,
+    /// The table is the source at the checkpoint.
+    Live,
+    /// A live table that is being copied again; the old copy stays readable and is kept up until the swap.
+    Resync,
+    /// Paused with a reason; the other tables go on. Left by a new copy.
+    Error(String),
+    /// Gone from the source or the publication; the copy is kept as it was.
+    Dropped,
+}
+
+impl TableState {
+    /// The word in `_rhei.tables` and in `status`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Copying => "copying",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+            Self::Resync => "resync",
+            Self::Error(_) => "error",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+/// Anything that goes wrong at the target. After an error of `apply` the transaction is rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("DuckDB refused a statement")]
+    Query(#[from] ::duckdb::Error),
+}
