@@ -1,1 +1,5 @@
 //! Stub.
+
+#[derive(Debug, thiserror::Error)]
+#[error("stub")]
+pub struct CopyError;

@@ -1,1 +1,3 @@
 //! Stub.
+
+pub struct DuckDb;
