@@ -1,0 +1,51 @@
+# Everything a developer does, in one place. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The demo says how long it took from here to its first query.
+export RHEI_DEMO_STARTED_AT := $(shell date +%s)
+
+ENV := . scripts/env.sh;
+TEST ?=
+
+.PHONY: help setup build test test-matrix demo bench fmt lint deny docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (libduckdb, Postgres, openssl); quiet when nothing is
+	@scripts/setup.sh
+
+build: setup ## build the binary
+	@$(ENV) cargo build --locked $$RHEI_CARGO_FEATURES
+
+test: setup ## run every test (one: make test TEST=name)
+	@$(ENV) cargo test --locked $$RHEI_CARGO_FEATURES $(if $(TEST),-- $(TEST))
+
+test-matrix: setup ## run the integration tests on Postgres 14 to 18
+	@scripts/test-matrix.sh $(TEST)
+
+demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure
+	@$(ENV) exec "$$CARGO_TARGET_DIR/debug/rhei" demo
+
+bench: setup ## run the benchmarks
+	@$(ENV) cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES
+
+fmt: ## format the code
+	@cargo fmt
+
+lint: setup ## formatting and clippy, as CI does
+	@$(ENV) cargo fmt --check && cargo clippy --locked --all-targets $$RHEI_CARGO_FEATURES -- -D warnings
+
+deny: ## licences, sources and advisories of the dependencies
+	@scripts/setup.sh ci
+	@scripts/deny.sh
+
+docs: setup ## build the API documentation; warnings are errors
+	@$(ENV) RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps $$RHEI_CARGO_FEATURES
+
+clean: ## remove what the demo left and what cargo built; keeps the downloaded libraries
+	@$(ENV) cargo clean
+	@rm -rf demo.duckdb demo.duckdb.wal demo-pg

