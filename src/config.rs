@@ -1,1 +1,505 @@
-//! Stub.
+//! rhei.toml, the environment and the flags, made into one checked [`Config`].
+//!
+//! [`Settings`] is what was written; unknown keys are errors. Later sources win: file, `RHEI_*`, flags.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::change::QualifiedName;
+
+/// A setting that cannot be understood. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {reason}\nhint: --config names the settings file; `rhei init` writes one")]
+    Read { path: String, reason: String },
+    #[error("invalid setting in {path}{place}: {reason}")]
+    Invalid { path: String, place: String, reason: String },
+    #[error("invalid {variable}: {reason}")]
+    Environment { variable: String, reason: String },
+    #[error("no target given\nhint: use --target PATH, RHEI_TARGET_PATH, or [target] path in rhei.toml")]
+    NoTarget,
+    #[error("no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml")]
+    NoSource,
+}
+
+/// A text that is never printed.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// For those who connect.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("\"(hidden)\"")
+    }
+}
+
+/// `schema.table`, where `*` stands for any characters within a part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePattern {
+    schema: String,
+    name: String,
+}
+
+impl TablePattern {
+    pub fn matches(&self, table: &QualifiedName) -> bool {
+        matches_part(&self.schema, &table.schema) && matches_part(&self.name, &table.name)
+    }
+}
+
+fn matches_part(pattern: &str, text: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
+    let Some(rest) = text.strip_prefix(before) else { return false };
+    let starts = rest.char_indices().map(|(at, _)| at).chain(std::iter::once(rest.len()));
+    starts.into_iter().any(|at| rest.get(at..).is_some_and(|rest| matches_part(after, rest)))
+}
+
+impl FromStr for TablePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (schema, name) = text.split_once('.').ok_or("expected \"schema.table\"; * matches within a part")?;
+        if schema.is_empty() || name.is_empty() || name.contains('.') {
+            return Err("expected \"schema.table\"; * matches within a part".to_owned());
+        }
+        Ok(Self { schema: schema.to_owned(), name: name.to_owned() })
+    }
+}
+
+impl fmt::Display for TablePattern {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{}", self.schema, self.name)
+    }
+}
+
+macro_rules! from_text {
+    ($name:ident, $expecting:literal, $example:literal) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl de::Visitor<'_> for Text {
+                    type Value = $name;
+
+                    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        out.write_str($expecting)
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(|reason| E::custom(format!("{text:?} is not {}: {reason}", $expecting)))
+                    }
+                }
+                deserializer.deserialize_str(Text)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "description": $expecting, "examples": [$example] })
+            }
+        }
+    };
+}
+
+from_text!(TablePattern, "a table pattern like \"public.*\"", "public.*");
+
+/// A length of time, as `200ms`, `5s`, `1m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match humantime::parse_duration(text) {
+            Ok(span) if span.is_zero() => Err("it must be more than nothing".to_owned()),
+            Ok(span) => Ok(Self(span)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+from_text!(Span, "a duration like \"200ms\", \"5s\" or \"1m\"", "1s");
+
+/// A number of bytes, as `512MB`, `1GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub usize);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let number: usize = number.parse().map_err(|_| "it has to begin with a whole number".to_owned())?;
+        let factor: usize = match unit.trim().to_ascii_lowercase().as_str() {
+            "b" => 1,
+            "kb" => 1000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            "kib" => 1 << 10,
+            "mib" => 1 << 20,
+            "gib" => 1 << 30,
+            _ => return Err("its unit has to be B, KB, MB, GB, KiB, MiB or GiB".to_owned()),
+        };
+        number.checked_mul(factor).map(Self).ok_or_else(|| "it is too large".to_owned())
+    }
+}
+
+from_text!(ByteSize, "a size like \"512MB\" or \"1GiB\"", "512MB");
+
+/// rhei.toml as it is written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    pub source: SourceSettings,
+    pub target: TargetSettings,
+    pub sync: SyncSettings,
+    pub backfill: BackfillSettings,
+    /// Per table, by `schema.table`.
+    pub tables: BTreeMap<String, TableSection>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SourceSettings {
+    /// A libpq URL or key=value string.
+    pub url: Option<Secret>,
+    /// Made when it is missing and the role may. Default "rhei".
+    pub publication: Option<String>,
+    /// Made for this copy. Default "rhei".
+    pub slot: Option<String>,
+    /// Which tables; default: the publication's.
+    pub tables: Vec<TablePattern>,
+    /// Which of those not.
+    pub exclude: Vec<TablePattern>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TargetSettings {
+    /// The DuckDB file.
+    pub path: Option<PathBuf>,
+    /// DuckDB's own memory. Default: DuckDB's, 80 % of the machine.
+    pub duckdb_memory_limit: Option<ByteSize>,
+    /// DuckDB's threads. Default: all cores.
+    pub threads: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SyncSettings {
+    /// A cycle of `rhei run`. Default "1s".
+    pub interval: Option<Span>,
+    /// Row changes after which a batch ends at the next source commit. Default 100000.
+    pub max_batch_rows: Option<u64>,
+    /// rhei's own buffers. Default "512MB".
+    pub memory_limit: Option<ByteSize>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackfillSettings {
+    /// Connections that copy at the same time. Default 2.
+    pub workers: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TableSection {
+    /// Its name in DuckDB, as `schema.table`.
+    pub target: Option<String>,
+    /// Columns that are not copied.
+    pub exclude_columns: Vec<String>,
+    /// Per column.
+    pub columns: BTreeMap<String, ColumnSection>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ColumnSection {
+    /// Its type in DuckDB.
+    #[serde(rename = "type")]
+    pub duckdb_type: Option<String>,
+}
+
+/// Resolved and checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub source_url: Option<Secret>,
+    pub publication: String,
+    pub slot: String,
+    pub tables: Vec<TablePattern>,
+    pub exclude: Vec<TablePattern>,
+    pub target_path: Option<PathBuf>,
+    pub duckdb_memory_limit: Option<ByteSize>,
+    pub threads: Option<u32>,
+    pub interval: Duration,
+    pub max_batch_rows: u64,
+    pub memory_limit: ByteSize,
+    pub workers: usize,
+    pub table_settings: BTreeMap<String, TableSection>,
+}
+
+/// Where settings come from.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// `--config`; without it `rhei.toml` is read if it is there.
+    pub file: Option<PathBuf>,
+    pub source: Option<Secret>,
+    pub target: Option<PathBuf>,
+    /// `RHEI_*`.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Reads everything there is.
+    ///
+    /// # Errors
+    /// Names the key, and the line where it stands.
+    pub fn load(inputs: &Inputs) -> Result<Self, ConfigError> {
+        let path = inputs.file.clone().unwrap_or_else(|| PathBuf::from("rhei.toml"));
+        let mut settings = match std::fs::read_to_string(&path) {
+            Ok(text) => parse(&text, &path)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && inputs.file.is_none() => Settings::default(),
+            Err(error) => {
+                return Err(ConfigError::Read { path: path.display().to_string(), reason: error.to_string() });
+            }
+        };
+        override_from(&mut settings, &inputs.environment)?;
+        if let Some(source) = &inputs.source {
+            settings.source.url = Some(source.clone());
+        }
+        if let Some(target) = &inputs.target {
+            settings.target.path = Some(target.clone());
+        }
+        let invalid = |key: &str, reason: &str| ConfigError::Invalid {
+            path: path.display().to_string(),
+            place: String::new(),
+            reason: format!("{key} {reason}"),
+        };
+        let (sync, source, target) = (settings.sync, settings.source, settings.target);
+        if sync.max_batch_rows == Some(0) {
+            return Err(invalid("sync.max_batch_rows", "must be at least 1"));
+        }
+        if settings.backfill.workers == Some(0) {
+            return Err(invalid("backfill.workers", "must be at least 1"));
+        }
+        if target.threads == Some(0) {
+            return Err(invalid("target.threads", "must be at least 1"));
+        }
+        let memory_limit = sync.memory_limit.unwrap_or(ByteSize(512_000_000));
+        if memory_limit.0 < 16_000_000 {
+            return Err(invalid("sync.memory_limit", "must be at least 16MB"));
+        }
+        let slot = source.slot.unwrap_or_else(|| "rhei".to_owned());
+        let is_slot_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        if slot.is_empty() || slot.len() > 63 || !slot.bytes().all(is_slot_name) {
+            return Err(invalid("source.slot", "may hold lower-case letters, digits and underscores, 63 at most"));
+        }
+        for name in settings.tables.keys() {
+            if name.split_once('.').is_none_or(|(schema, table)| schema.is_empty() || table.is_empty()) {
+                return Err(invalid(
+                    &format!("tables.\"{name}\""),
+                    "is not a table; expected [tables.\"schema.table\"]",
+                ));
+            }
+        }
+        Ok(Self {
+            source_url: source.url,
+            publication: source.publication.unwrap_or_else(|| "rhei".to_owned()),
+            slot,
+            tables: source.tables,
+            exclude: source.exclude,
+            target_path: target.path,
+            duckdb_memory_limit: target.duckdb_memory_limit,
+            threads: target.threads,
+            interval: sync.interval.map_or(Duration::from_secs(1), |span| span.0),
+            max_batch_rows: sync.max_batch_rows.unwrap_or(100_000),
+            memory_limit,
+            workers: settings.backfill.workers.unwrap_or(2),
+            table_settings: settings.tables,
+        })
+    }
+}
+
+/// Reads rhei.toml.
+pub fn parse(text: &str, path: &Path) -> Result<Settings, ConfigError> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
+        // Only the message: the text around a place could hold a password.
+        let mut reason = error.message().to_owned();
+        if let Some(hint) = nearest(&reason) {
+            reason = format!("{reason}\nhint: did you mean `{hint}`?");
+        }
+        ConfigError::Invalid {
+            path: path.display().to_string(),
+            place: line.map(|line| format!(", line {line}")).unwrap_or_default(),
+            reason,
+        }
+    })
+}
+
+/// For ``unknown field `intervall`, expected one of `interval`, ..``: the expected one that is close.
+fn nearest(reason: &str) -> Option<String> {
+    let mut names = reason.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let wrong = names.next()?;
+    let (distance, name) = names.map(|name| (distance(wrong, name), name)).min()?;
+    (distance <= 3).then(|| name.to_owned())
+}
+
+/// Edits from one name to the other.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (at, character) in one.chars().enumerate() {
+        let mut next = vec![at + 1];
+        for (before, (&wanted, pair)) in other.iter().zip(row.windows(2)).enumerate() {
+            let [diagonal, above] = *pair else { continue };
+            let left = next.get(before).copied().unwrap_or_default();
+            next.push((diagonal + usize::from(character != wanted)).min(above + 1).min(left + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// One `RHEI_SECTION_KEY` for each scalar key.
+fn override_from(settings: &mut Settings, environment: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+    fn read<T: FromStr>(
+        environment: &BTreeMap<String, String>,
+        variable: &str,
+        place: &mut Option<T>,
+    ) -> Result<(), ConfigError>
+    where
+        T::Err: fmt::Display,
+    {
+        if let Some(text) = environment.get(variable).filter(|text| !text.is_empty()) {
+            *place = Some(text.parse().map_err(|error: T::Err| ConfigError::Environment {
+                variable: variable.to_owned(),
+                reason: error.to_string(),
+            })?);
+        }
+        Ok(())
+    }
+    if let Some(url) = environment.get("RHEI_SOURCE_URL").filter(|url| !url.is_empty()) {
+        settings.source.url = Some(Secret::new(url.clone()));
+    }
+    read(environment, "RHEI_SOURCE_PUBLICATION", &mut settings.source.publication)?;
+    read(environment, "RHEI_SOURCE_SLOT", &mut settings.source.slot)?;
+    read(environment, "RHEI_TARGET_PATH", &mut settings.target.path)?;
+    read(environment, "RHEI_TARGET_DUCKDB_MEMORY_LIMIT", &mut settings.target.duckdb_memory_limit)?;
+    read(environment, "RHEI_TARGET_THREADS", &mut settings.target.threads)?;
+    read(environment, "RHEI_SYNC_INTERVAL", &mut settings.sync.interval)?;
+    read(environment, "RHEI_SYNC_MAX_BATCH_ROWS", &mut settings.sync.max_batch_rows)?;
+    read(environment, "RHEI_SYNC_MEMORY_LIMIT", &mut settings.sync.memory_limit)?;
+    read(environment, "RHEI_BACKFILL_WORKERS", &mut settings.backfill.workers)
+}
+
+/// The JSON Schema of rhei.toml.
+pub fn json_schema() -> String {
+    let schema = schemars::schema_for!(Settings);
+    serde_json::to_string_pretty(&schema).map(|text| text + "\n").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> String {
+        parse(text, Path::new("rhei.toml")).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
+        assert_eq!(
+            parsed("[sync]\nintervall = \"1s\"\n"),
+            "invalid setting in rhei.toml, line 2: unknown field `intervall`, expected one of `interval`, `max_batch_rows`, \
+             `memory_limit`\nhint: did you mean `interval`?"
+        );
+    }
+
+    #[test]
+    fn wrong_values_say_what_was_expected() {
+        for (text, words) in [
+            ("[sync]\ninterval = \"soon\"", "\"soon\" is not a duration like \"200ms\""),
+            ("[sync]\ninterval = 1", "a duration like \"200ms\""),
+            ("[sync]\nmemory_limit = \"12 apples\"", "its unit has to be B, KB"),
+            ("[source]\ntables = [\"orders\"]", "expected \"schema.table\""),
+        ] {
+            let error = parsed(text);
+            assert!(error.contains(words) && error.contains("line 2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        let inputs = Inputs { source: Some(Secret::new("postgresql://u:hush@h/d")), ..Inputs::default() };
+        let inputs = Inputs { file: Some("rhei.toml.example".into()), ..inputs };
+        assert!(!format!("{:?}", Config::load(&inputs).unwrap()).contains("hush"));
+    }
+
+    #[test]
+    fn patterns_match_within_a_part() {
+        let pattern: TablePattern = "pub*.or*s".parse().unwrap();
+        assert!(pattern.matches(&QualifiedName::new("public", "orders")));
+        assert!(pattern.matches(&QualifiedName::new("pub", "ors")));
+        assert!(!pattern.matches(&QualifiedName::new("public", "order")));
+        assert!(!pattern.matches(&QualifiedName::new("other", "orders")));
+    }
+
+    #[test]
+    fn the_environment_stands_above_the_file_and_below_the_flags() {
+        let environment = [("RHEI_TARGET_PATH", "env.duckdb"), ("RHEI_SYNC_INTERVAL", "2s")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut inputs = Inputs { file: Some("rhei.toml.example".into()), environment, ..Inputs::default() };
+        let config = Config::load(&inputs).unwrap();
+        assert_eq!(config.target_path, Some("env.duckdb".into()));
+        assert_eq!(config.interval, Duration::from_secs(2));
+        inputs.target = Some("flag.duckdb".into());
+        assert_eq!(Config::load(&inputs).unwrap().target_path, Some("flag.duckdb".into()));
+        inputs.environment.insert("RHEI_SYNC_INTERVAL".to_owned(), "soon".to_owned());
+        assert!(Config::load(&inputs).unwrap_err().to_string().starts_with("invalid RHEI_SYNC_INTERVAL"));
+    }
+
+    /// As it is, and with every key switched on.
+    #[test]
+    fn the_example_parses() {
+        let example = std::fs::read_to_string("rhei.toml.example").unwrap();
+        parse(&example, Path::new("rhei.toml.example")).unwrap();
+        let all: String =
+            example.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n").collect();
+        let settings = parse(&all, Path::new("rhei.toml.example")).unwrap();
+        assert!(settings.target.threads.is_some() && !settings.tables.is_empty(), "nothing was switched on");
+    }
+
+    #[test]
+    fn the_json_schema_is_not_stale() {
+        let path = "schemas/rhei.schema.json";
+        if std::env::var_os("RHEI_BLESS").is_some() {
+            std::fs::write(path, json_schema()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), json_schema(), "run the tests with RHEI_BLESS=1");
+    }
+}

@@ -57,7 +57,6 @@ impl<'de> Deserialize<'de> for Lsn {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 mod tests {
     use super::*;
 

@@ -1,5 +1,451 @@
-//! Stub.
+//! The stream as a grammar: Begin, row changes, Commit. Whole source transactions are folded into the net effect of
+//! the batch; a transaction that breaks off leaves no trace.
+//!
+//! The only place that knows which changes count: the skip rule of `checkpoint`, the `copy_lsn` of each table
+//! (trap 15), and tables that are paused.
 
-#[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct AssembleError;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    ChangeBatch, Key, TableFailure, TableSpec,
+    columns::{self},
+    net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
+    relation::Relation,
+    tuple::{Tuple, write_field},
+};
+use crate::{
+    Lsn,
+    checkpoint::already_applied,
+    source::pgoutput::{Message, OldTuple},
+};
+
+/// The messages do not follow each other as the protocol says. A broken server or our mistake: nothing of the open
+/// transaction was applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssembleError {
+    #[error("a transaction begins inside another one (commit LSN {0})")]
+    BeginInside(Lsn),
+    #[error("a commit at {0} without a begin")]
+    CommitOutside(Lsn),
+    #[error("begin and commit of one transaction disagree: commit LSN {begin} and {commit}")]
+    CommitLsn { begin: Lsn, commit: Lsn },
+    #[error("a transaction ends at {end_lsn}, before its commit record at {commit_lsn}")]
+    EndBeforeCommit { commit_lsn: Lsn, end_lsn: Lsn },
+    #[error("source transactions came out of order: {next} after {last}")]
+    OutOfOrder { last: Lsn, next: Lsn },
+    #[error("a row change outside of any transaction")]
+    ChangeOutside,
+    #[error("a row of relation {0}, which the server never described")]
+    UnknownRelation(u32),
+    #[error("a row of relation {oid} with {found} columns, expected {expected}")]
+    ColumnCount { oid: u32, found: usize, expected: usize },
+}
+
+/// What was begun and is not committed yet.
+#[derive(Debug)]
+struct OpenTransaction {
+    commit_lsn: Lsn,
+    /// In the target already: read and forgotten.
+    skip: bool,
+    changes: Vec<Change>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Insert {
+        table: u32,
+        new: Slice,
+    },
+    Update {
+        table: u32,
+        old: OldRow,
+        new: Slice,
+    },
+    Delete {
+        table: u32,
+        old: OldRow,
+    },
+    Truncate {
+        table: u32,
+    },
+    /// From here on the table cannot be followed.
+    Fail {
+        table: u32,
+    },
+}
+
+/// A relation as this connection described it last.
+#[derive(Debug)]
+struct Described {
+    columns: usize,
+    /// What to do with its rows.
+    follow: Follow,
+}
+
+#[derive(Debug)]
+enum Follow {
+    /// Not ours, or paused.
+    Ignore,
+    /// Rows are stored as they come.
+    AsIs,
+    /// Columns are left out: indexes of the wire columns that are kept, in the order of the table's columns.
+    Project(Vec<usize>),
+}
+
+/// A table that this consumer follows.
+#[derive(Debug)]
+struct Followed {
+    spec: Arc<TableSpec>,
+    /// Why it is paused; its rows are ignored from then on.
+    failure: Option<String>,
+    reported: bool,
+}
+
+/// Messages in, change batches out. Knows no socket and no clock.
+#[derive(Debug)]
+pub struct Assembler {
+    checkpoint: Lsn,
+    tables: HashMap<u32, Followed>,
+    described: HashMap<u32, Described>,
+    open: Option<OpenTransaction>,
+    last_commit: Lsn,
+    arena: Arena,
+    effects: BTreeMap<u32, NetEffect>,
+    pending_rows: u64,
+    end_lsn: Lsn,
+    commit_time_us: Option<i64>,
+    source_transactions: u64,
+    untracked: Vec<Relation>,
+}
+
+impl Assembler {
+    /// Starts at `checkpoint`, for tables that are followed from there (or from their `copy_lsn`).
+    pub fn new(checkpoint: Lsn, tables: impl IntoIterator<Item = Arc<TableSpec>>) -> Self {
+        let followed = |spec: Arc<TableSpec>| (spec.oid, Followed { spec, failure: None, reported: false });
+        Self {
+            checkpoint,
+            tables: tables.into_iter().map(followed).collect(),
+            described: HashMap::new(),
+            open: None,
+            last_commit: Lsn::ZERO,
+            arena: Arena::default(),
+            effects: BTreeMap::new(),
+            pending_rows: 0,
+            end_lsn: checkpoint,
+            commit_time_us: None,
+            source_transactions: 0,
+            untracked: Vec::new(),
+        }
+    }
+
+    /// No transaction is open: a batch may end here.
+    pub fn is_between_transactions(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// Row changes of whole transactions that wait for [`Self::take_batch`].
+    pub fn pending_rows(&self) -> u64 {
+        self.pending_rows
+    }
+
+    /// Source transactions that wait for [`Self::take_batch`].
+    pub fn pending_transactions(&self) -> u64 {
+        self.source_transactions
+    }
+
+    /// Bytes held, the open transaction's included.
+    pub fn bytes(&self) -> usize {
+        let open = self.open.as_ref().map_or(0, |open| open.changes.len() * size_of::<Change>());
+        self.arena.len() + open + self.effects.values().map(NetEffect::overhead_bytes).sum::<usize>()
+    }
+
+    /// End of the last source transaction that arrived whole, or of what the server proved to hold nothing for us.
+    pub fn end_lsn(&self) -> Lsn {
+        self.end_lsn
+    }
+
+    /// The server has sent everything before `wal_end`: with no transaction open, it may become the checkpoint
+    /// (traps 25, 26). Inside a transaction it proves nothing.
+    pub fn reached(&mut self, wal_end: Lsn) {
+        if self.is_between_transactions() && wal_end > self.end_lsn {
+            self.end_lsn = wal_end;
+        }
+    }
+
+    /// Published relations that nobody asked to follow, as they were described since the last call.
+    pub fn take_untracked(&mut self) -> Vec<Relation> {
+        std::mem::take(&mut self.untracked)
+    }
+
+    /// Takes the next message.
+    ///
+    /// # Errors
+    /// The messages do not follow each other as the protocol says.
+    pub fn push(&mut self, message: Message<'_>) -> Result<(), AssembleError> {
+        match message {
+            Message::Begin { commit_lsn, .. } => self.begin(commit_lsn),
+            Message::Commit { commit_lsn, end_lsn, commit_time_us } => self.commit(commit_lsn, end_lsn, commit_time_us),
+            Message::Relation(relation) => {
+                self.describe(relation);
+                Ok(())
+            }
+            Message::Insert { relation, new } => {
+                let Some(new) = self.row(relation, new)? else { return Ok(()) };
+                self.change(Change::Insert { table: relation, new })
+            }
+            Message::Update { relation, old, new } => {
+                let Some(new) = self.row(relation, new)? else { return Ok(()) };
+                let old = self.old_row(relation, old)?;
+                self.change(Change::Update { table: relation, old, new })
+            }
+            Message::Delete { relation, old } => {
+                let old = self.old_row(relation, old)?;
+                if matches!(old, OldRow::Absent) {
+                    Ok(())
+                } else {
+                    self.change(Change::Delete { table: relation, old })
+                }
+            }
+            Message::Truncate { relations, .. } => {
+                for table in relations {
+                    if self.follows(table)? {
+                        self.change(Change::Truncate { table })?;
+                    }
+                }
+                Ok(())
+            }
+            Message::Origin { .. } | Message::Type { .. } | Message::Logical { .. } => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn) -> Result<(), AssembleError> {
+        if self.open.is_some() {
+            return Err(AssembleError::BeginInside(commit_lsn));
+        }
+        if commit_lsn < self.last_commit {
+            return Err(AssembleError::OutOfOrder { last: self.last_commit, next: commit_lsn });
+        }
+        let skip = already_applied(commit_lsn, self.checkpoint);
+        self.open = Some(OpenTransaction { commit_lsn, skip, changes: Vec::new() });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn, commit_time_us: i64) -> Result<(), AssembleError> {
+        let Some(open) = self.open.take() else { return Err(AssembleError::CommitOutside(commit_lsn)) };
+        if open.commit_lsn != commit_lsn {
+            return Err(AssembleError::CommitLsn { begin: open.commit_lsn, commit: commit_lsn });
+        }
+        if end_lsn < commit_lsn {
+            return Err(AssembleError::EndBeforeCommit { commit_lsn, end_lsn });
+        }
+        self.last_commit = commit_lsn;
+        if open.skip {
+            return Ok(());
+        }
+        for change in &open.changes {
+            self.fold(*change, commit_lsn);
+        }
+        self.source_transactions += 1;
+        self.end_lsn = self.end_lsn.max(end_lsn);
+        self.commit_time_us = Some(commit_time_us);
+        Ok(())
+    }
+
+    fn fold(&mut self, change: Change, commit_lsn: Lsn) {
+        let (Change::Insert { table: oid, .. }
+        | Change::Update { table: oid, .. }
+        | Change::Delete { table: oid, .. }
+        | Change::Truncate { table: oid }
+        | Change::Fail { table: oid }) = change;
+        let Some(followed) = self.tables.get_mut(&oid) else { return };
+        if followed.failure.is_some() && !matches!(change, Change::Fail { .. }) {
+            return;
+        }
+        let spec = &followed.spec;
+        // Already in the copy (trap 15).
+        if commit_lsn < spec.copy_lsn {
+            return;
+        }
+        let effect = self.effects.entry(oid).or_insert_with(|| NetEffect::new(&spec.key, spec.columns.len()));
+        let arena = &mut self.arena;
+        let folded = match change {
+            Change::Insert { new, .. } => effect.insert(arena, new),
+            Change::Update { old, new, .. } => effect.update(arena, old, new),
+            Change::Delete { old, .. } => effect.delete(arena, old),
+            Change::Truncate { .. } => {
+                effect.truncate();
+                Ok(())
+            }
+            Change::Fail { .. } => {
+                self.effects.remove(&oid);
+                return;
+            }
+        };
+        self.pending_rows += 1;
+        if let Err(error) = folded {
+            followed.failure = Some(net_effect_reason(spec, error, commit_lsn));
+            self.effects.remove(&oid);
+        }
+    }
+
+    /// What was folded since the last call, as one batch. Only between transactions.
+    pub fn take_batch(&mut self) -> ChangeBatch {
+        debug_assert!(self.open.is_none(), "a batch ends at a source commit");
+        let mut tables = Vec::with_capacity(self.effects.len());
+        for (oid, effect) in std::mem::take(&mut self.effects) {
+            let Some(followed) = self.tables.get_mut(&oid) else { continue };
+            match columns::build(&followed.spec, effect, &self.arena) {
+                Ok(changes) => tables.push(changes),
+                Err(error) => followed.failure = Some(format!("{error}; {}", copy_again(&followed.spec))),
+            }
+        }
+        let mut failed = Vec::new();
+        for followed in self.tables.values_mut() {
+            if let (Some(reason), false) = (&followed.failure, followed.reported) {
+                followed.reported = true;
+                let (oid, table) = (followed.spec.oid, followed.spec.source.clone());
+                failed.push(TableFailure { oid, table, reason: reason.clone() });
+            }
+        }
+        self.arena = Arena::default();
+        self.pending_rows = 0;
+        self.checkpoint = self.end_lsn;
+        ChangeBatch {
+            end_lsn: self.end_lsn,
+            commit_time_us: self.commit_time_us.take(),
+            source_transactions: std::mem::take(&mut self.source_transactions),
+            tables,
+            failed,
+        }
+    }
+
+    /// Compares what the server says of a relation with the table that is followed. It repeats itself at will
+    /// (trap 63); only a difference means something.
+    fn describe(&mut self, relation: Relation) {
+        let (oid, columns) = (relation.oid, relation.columns.len());
+        let follow = match self.tables.get_mut(&oid) {
+            None => {
+                self.untracked.push(relation);
+                Follow::Ignore
+            }
+            Some(followed) if followed.failure.is_some() => Follow::Ignore,
+            Some(followed) => match fit(&followed.spec, &relation) {
+                Ok(follow) => follow,
+                Err(difference) => {
+                    // Inside a transaction that the copy already holds, the shape is an old one and means nothing.
+                    let is_past =
+                        self.open.as_ref().is_some_and(|open| open.skip || open.commit_lsn < followed.spec.copy_lsn);
+                    if !is_past {
+                        followed.failure =
+                            Some(format!("the table changed its shape: {difference}; {}", copy_again(&followed.spec)));
+                        if let Some(open) = &mut self.open {
+                            open.changes.push(Change::Fail { table: oid });
+                        } else {
+                            self.effects.remove(&oid);
+                        }
+                    }
+                    Follow::Ignore
+                }
+            },
+        };
+        self.described.insert(oid, Described { columns, follow });
+    }
+
+    fn follows(&self, oid: u32) -> Result<bool, AssembleError> {
+        let Some(described) = self.described.get(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+        Ok(!matches!(described.follow, Follow::Ignore) && self.open.as_ref().is_some_and(|open| !open.skip))
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), AssembleError> {
+        match &mut self.open {
+            Some(open) if !open.skip => open.changes.push(change),
+            Some(_) => {}
+            None => return Err(AssembleError::ChangeOutside),
+        }
+        Ok(())
+    }
+
+    /// Stores a row, reduced to the columns that are kept. `None`: nobody wants it.
+    fn row(&mut self, oid: u32, tuple: Tuple<'_>) -> Result<Option<Slice>, AssembleError> {
+        let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
+        let Some(described) = self.described.get(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+        if tuple.len() != described.columns {
+            return Err(AssembleError::ColumnCount { oid, found: tuple.len(), expected: described.columns });
+        }
+        if open.skip {
+            return Ok(None);
+        }
+        Ok(match &described.follow {
+            Follow::Ignore => None,
+            Follow::AsIs => Some(self.arena.store(tuple.bytes())),
+            Follow::Project(kept) => {
+                let mut bytes = Vec::with_capacity(tuple.bytes().len());
+                for &column in kept {
+                    write_field(&mut bytes, tuple.field(column).unwrap_or(super::tuple::Field::Null));
+                }
+                Some(self.arena.store(&bytes))
+            }
+        })
+    }
+
+    fn old_row(&mut self, oid: u32, old: OldTuple<'_>) -> Result<OldRow, AssembleError> {
+        Ok(match old {
+            OldTuple::Absent => OldRow::Absent,
+            OldTuple::Key(tuple) => self.row(oid, tuple)?.map_or(OldRow::Absent, OldRow::Key),
+            OldTuple::Full(tuple) => self.row(oid, tuple)?.map_or(OldRow::Absent, OldRow::Full),
+        })
+    }
+}
+
+/// How the rows of a relation become rows of a table, or in what they differ.
+fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, String> {
+    if relation.name != spec.source {
+        return Err(format!("it is now called {}", relation.name));
+    }
+    let mut kept = Vec::with_capacity(spec.columns.len());
+    let mut wanted = spec.columns.iter().enumerate().peekable();
+    for (at, column) in relation.columns.iter().enumerate() {
+        if spec.excluded.contains(&column.name) {
+            continue;
+        }
+        let Some((index, expected)) = wanted.next() else {
+            return Err(format!("column \"{}\" is new", column.name));
+        };
+        if expected.name != column.name {
+            return Err(format!("column \"{}\" stands where \"{}\" was", column.name, expected.name));
+        }
+        if (expected.type_oid, expected.typmod) != (column.type_oid, column.typmod) {
+            return Err(format!("column \"{}\" has another type", column.name));
+        }
+        let was_key = spec.key_columns().contains(&index);
+        // With REPLICA IDENTITY FULL the wire flags every column; the key is the catalog's then (trap 49).
+        let is_full = relation.replica_identity == super::ReplicaIdentity::Full;
+        if !is_full && was_key != column.is_key {
+            return Err(format!("column \"{}\" joined or left the replica identity", column.name));
+        }
+        kept.push(at);
+    }
+    if let Some((_, missing)) = wanted.next() {
+        return Err(format!("column \"{}\" is gone", missing.name));
+    }
+    if relation.replica_identity != spec.replica_identity {
+        // Only what the rows carry matters: default and index both send the key's columns.
+        let sends_old_rows = |identity| matches!(identity, super::ReplicaIdentity::Full);
+        if matches!(spec.key, Key::WholeRow) || sends_old_rows(relation.replica_identity) && spec.key == Key::AppendOnly
+        {
+            return Err("its replica identity is another".to_owned());
+        }
+    }
+    Ok(if kept.len() == relation.columns.len() { Follow::AsIs } else { Follow::Project(kept) })
+}
+
+fn copy_again(spec: &TableSpec) -> String {
+    format!("copy it again with `rhei backfill --table {} --force`", spec.source)
+}
+
+fn net_effect_reason(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) -> String {
+    format!("the source transaction committed at {commit_lsn} holds {error}; {}", copy_again(spec))
+}

@@ -1,1 +1,164 @@
-//! Stub.
+//! Surviving rows become Arrow, one column at a time.
+//!
+//! A first pass over each row remembers where its fields lie; then each column is decoded in one tight loop. Rows that
+//! the batch itself made obsolete are never decoded.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, Int64Array},
+    datatypes::{DataType, Field as ArrowField, Schema},
+    record_batch::RecordBatch,
+};
+
+use super::{
+    COUNT_COLUMN, Deletes, ORIGIN_PREFIX, Patch, TableChanges, TableSpec,
+    net_effect::{Arena, NetEffect, NetEffectError, Slice, key_tuple},
+    tuple::{Field, Tuple},
+};
+use crate::types::{ColumnBuilder, ValueError};
+
+/// A table whose changes cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ColumnsError {
+    #[error("column \"{column}\" of table {table}{key}: {source}")]
+    Value { table: String, column: String, key: String, source: ValueError },
+    #[error("the copy of table {table} does not fit the stream: {source}")]
+    NetEffect { table: String, source: NetEffectError },
+    #[error("table {table}: {source}")]
+    Arrow { table: String, source: arrow::error::ArrowError },
+}
+
+/// Decodes what is left of a batch on one table.
+///
+/// # Errors
+/// A value that DuckDB cannot hold, or a change that does not fit. Both concern this table only.
+pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result<TableChanges, ColumnsError> {
+    let (truncate, counts) = (effect.truncated, effect.counts);
+    let left = effect
+        .survivors(arena)
+        .map_err(|source| ColumnsError::NetEffect { table: table.source.to_string(), source })?;
+    let all: Vec<usize> = (0..table.columns.len()).collect();
+
+    let deletes = if left.deleted_rows.is_empty() {
+        let width = table.key_columns().len();
+        let keys: Vec<Tuple<'_>> = left.deleted_keys.iter().map(|&key| key_tuple(arena.get(key), width)).collect();
+        let batch = record_batch(table, &keys, table.key_columns(), "", Vec::new())?;
+        match table.key {
+            super::Key::Columns(_) => Deletes::ByKey(batch.into_iter().collect()),
+            super::Key::WholeRow | super::Key::AppendOnly => Deletes::Rows(Vec::new()),
+        }
+    } else {
+        let rows = tuples(table, arena, left.deleted_rows.iter().map(|&(row, _)| row));
+        let counts = Int64Array::from_iter_values(left.deleted_rows.iter().map(|&(_, count)| count));
+        let count_field = ArrowField::new(COUNT_COLUMN, DataType::Int64, false);
+        let extra = vec![(count_field, Arc::new(counts) as ArrayRef)];
+        Deletes::Rows(record_batch(table, &rows, &all, "", extra)?.into_iter().collect())
+    };
+
+    let rows = tuples(table, arena, left.inserts.iter().copied());
+    let inserts = record_batch(table, &rows, &all, "", Vec::new())?.into_iter().collect();
+
+    // Few patterns of open columns occur in one table, so a list is searched rather than a map.
+    let mut groups: Vec<(Vec<usize>, Vec<Slice>, Vec<Slice>)> = Vec::new();
+    for &(row, origin) in &left.patches {
+        let tuple = Tuple::trusted(arena.get(row), table.columns.len());
+        let is_open = |(column, field)| (field == Field::Unchanged).then_some(column);
+        let open: Vec<usize> = tuple.fields().enumerate().filter_map(is_open).collect();
+        match groups.iter_mut().find(|(unchanged, ..)| *unchanged == open) {
+            Some((_, rows, origins)) => {
+                rows.push(row);
+                origins.push(origin);
+            }
+            None => groups.push((open, vec![row], vec![origin])),
+        }
+    }
+    let mut patches = Vec::with_capacity(groups.len());
+    for (unchanged, rows, origins) in groups {
+        let width = table.key_columns().len();
+        let keys: Vec<Tuple<'_>> = origins.iter().map(|&key| key_tuple(arena.get(key), width)).collect();
+        let mut extra = Vec::new();
+        if let Some(batch) = record_batch(table, &keys, table.key_columns(), ORIGIN_PREFIX, Vec::new())? {
+            let fields = batch.schema();
+            for (field, array) in fields.fields().iter().zip(batch.columns()) {
+                extra.push((field.as_ref().clone(), Arc::clone(array)));
+            }
+        }
+        let rows = tuples(table, arena, rows.into_iter());
+        if let Some(rows) = record_batch(table, &rows, &all, "", extra)? {
+            patches.push(Patch { unchanged, rows });
+        }
+    }
+    Ok(TableChanges { table: Arc::clone(table), truncate, deletes, inserts, patches, counts })
+}
+
+fn tuples<'a>(table: &TableSpec, arena: &'a Arena, slices: impl Iterator<Item = Slice>) -> Vec<Tuple<'a>> {
+    slices.map(|slice| Tuple::trusted(arena.get(slice), table.columns.len())).collect()
+}
+
+/// One record batch of `columns` (indexes into the table's); field `n` of each tuple belongs to `columns[n]`.
+/// `None` when there are no rows.
+fn record_batch(
+    table: &TableSpec,
+    rows: &[Tuple<'_>],
+    columns: &[usize],
+    prefix: &str,
+    extra: Vec<(ArrowField, ArrayRef)>,
+) -> Result<Option<RecordBatch>, ColumnsError> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    // Row by row, where each field lies; column-major, so that the decoding loops read on.
+    let mut fields = vec![Field::Null; rows.len() * columns.len()];
+    for (row, tuple) in rows.iter().enumerate() {
+        for (column, field) in tuple.fields().take(columns.len()).enumerate() {
+            if let Some(place) = fields.get_mut(column * rows.len() + row) {
+                *place = field;
+            }
+        }
+    }
+    let mut arrow_fields = Vec::with_capacity(columns.len() + extra.len());
+    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len() + extra.len());
+    for (&column, values) in columns.iter().zip(fields.chunks(rows.len())) {
+        let Some(spec) = table.columns.get(column) else { continue };
+        let mut builder = ColumnBuilder::new(&spec.mapping, rows.len());
+        for (row, &value) in values.iter().enumerate() {
+            let value = match value {
+                Field::Text(text) => Some(text),
+                Field::Null | Field::Unchanged => None,
+            };
+            builder.push_text(value).map_err(|source| ColumnsError::Value {
+                table: table.source.to_string(),
+                column: spec.name.clone(),
+                key: rows.get(row).map_or_else(String::new, |tuple| key_text(table, columns, *tuple)),
+                source,
+            })?;
+        }
+        arrow_fields.push(spec.mapping.field(&format!("{prefix}{}", spec.target_name)));
+        arrays.push(builder.finish());
+    }
+    for (field, array) in extra {
+        arrow_fields.push(field);
+        arrays.push(array);
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(arrow_fields)), arrays)
+        .map(Some)
+        .map_err(|source| ColumnsError::Arrow { table: table.source.to_string(), source })
+}
+
+/// ` (key id=7)`, for the operator to find the row; cut where it is long.
+fn key_text(table: &TableSpec, columns: &[usize], tuple: Tuple<'_>) -> String {
+    const LONGEST: usize = 60;
+    let mut parts = Vec::new();
+    for &key in table.key_columns() {
+        let field = columns.iter().position(|&column| column == key).and_then(|at| tuple.field(at));
+        if let (Some(Field::Text(text)), Some(spec)) = (field, table.columns.get(key)) {
+            let mut value = String::from_utf8_lossy(text).into_owned();
+            if value.chars().count() > LONGEST {
+                value = value.chars().take(LONGEST).chain("..".chars()).collect();
+            }
+            parts.push(format!("{}={value}", spec.name));
+        }
+    }
+    if parts.is_empty() { String::new() } else { format!(" (row {})", parts.join(", ")) }
+}

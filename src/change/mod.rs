@@ -7,6 +7,7 @@ pub mod assemble;
 pub mod columns;
 pub mod net_effect;
 pub mod relation;
+pub mod tuple;
 
 use std::sync::Arc;
 

@@ -1,1 +1,642 @@
-//! Stub.
+//! Many changes of a row become at most one delete and one insert.
+//!
+//! For a keyed table the batch keeps, per key that a row has *now*, where that row stood before the batch (its
+//! origin, if any) and its present value. Origins whose row is gone wait in a list of their own. Then
+//!
+//! - deletes = origins of changed rows + origins of rows that are gone: rows that stand in the target, each once;
+//! - inserts = present values, each key once.
+//!
+//! Deletes run before inserts, so swapped keys (`id = id + 1`) and a key that is deleted and made again need no
+//! further thought (traps 52, 53). A TRUNCATE forgets everything that came before it (trap 60).
+//! A change that does not fit (an update of a row that the batch has seen deleted, an insert of a key that is taken)
+//! can only mean that the copy and the source differ: the table is paused, nothing is guessed.
+
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
+
+use super::{
+    RowCounts,
+    tuple::{Field, Tuple, write_field},
+};
+
+/// Bytes of one batch, in blocks that never move.
+#[derive(Debug, Default)]
+pub struct Arena {
+    blocks: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+/// A piece of an [`Arena`].
+#[derive(Debug, Clone, Copy)]
+pub struct Slice {
+    block: u32,
+    start: u32,
+    length: u32,
+}
+
+const BLOCK_BYTES: usize = 1 << 20;
+
+impl Arena {
+    /// Room for `length` more bytes in one block.
+    fn block(&mut self, length: usize) -> (u32, &mut Vec<u8>) {
+        let fits = self.blocks.last().is_some_and(|block| block.capacity() - block.len() >= length);
+        if !fits {
+            self.blocks.push(Vec::with_capacity(length.max(BLOCK_BYTES)));
+        }
+        let last = self.blocks.len() - 1;
+        (last as u32, &mut self.blocks[last])
+    }
+
+    /// Copies a row's bytes in. A row comes out of one message, which is shorter than 4 GiB.
+    pub fn store(&mut self, bytes: &[u8]) -> Slice {
+        self.bytes += bytes.len();
+        let (block, room) = self.block(bytes.len());
+        let start = room.len() as u32;
+        room.extend_from_slice(bytes);
+        Slice { block, start, length: bytes.len() as u32 }
+    }
+
+    pub fn get(&self, slice: Slice) -> &[u8] {
+        let start = slice.start as usize;
+        self.blocks
+            .get(slice.block as usize)
+            .and_then(|block| block.get(start..start + slice.length as usize))
+            .unwrap_or(&[])
+    }
+
+    /// Bytes stored, for the memory budget.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+}
+
+/// A change that does not fit what the batch has seen of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NetEffectError {
+    #[error("an insert of a key that is already there")]
+    KeyTaken,
+    #[error("an update or delete of a row that is not there")]
+    NoSuchRow,
+    #[error("an inserted row lacks the value of a TOASTed column, as when an update moves a row into a row filter")]
+    ValueNowhere,
+    #[error("an update or delete on a table that has no replica identity")]
+    NoIdentity,
+    #[error("a change whose key is missing on the wire")]
+    KeyMissing,
+    #[error("an old row that is not whole although the table has REPLICA IDENTITY FULL")]
+    OldRowMissing,
+}
+
+/// What one UPDATE or DELETE says of the old row, in the order of the table's columns.
+#[derive(Debug, Clone, Copy)]
+pub enum OldRow {
+    Absent,
+    /// Only the replica identity's columns are there.
+    Key(Slice),
+    Full(Slice),
+}
+
+/// The net effect of a batch on one table.
+#[derive(Debug)]
+pub struct NetEffect {
+    columns: usize,
+    rows: Rows,
+    pub truncated: bool,
+    pub counts: RowCounts,
+    hasher: DefaultHashBuilder,
+    scratch: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Rows {
+    Keyed { key: Vec<usize>, index: HashTable<u32>, states: Vec<RowState>, gone: Vec<Slice> },
+    WholeRow { index: HashTable<u32>, rows: Vec<(Slice, i64)> },
+    AppendOnly(Vec<Slice>),
+}
+
+/// A row that is there at the end of the batch so far.
+#[derive(Debug, Clone, Copy)]
+struct RowState {
+    key: Slice,
+    /// The key under which it stood before the batch.
+    origin: Option<Slice>,
+    /// Fields are `Unchanged` only where the origin row has to supply them.
+    tuple: Slice,
+    is_there: bool,
+}
+
+/// What is left of a batch on one table.
+#[derive(Debug, Default)]
+pub struct Survivors {
+    /// Keys (see [`write_key`]) of rows to delete.
+    pub deleted_keys: Vec<Slice>,
+    /// Whole rows to delete, and how many of each.
+    pub deleted_rows: Vec<(Slice, i64)>,
+    /// Complete rows to insert.
+    pub inserts: Vec<Slice>,
+    /// Rows to insert that lack values, and the key of the row that has them.
+    pub patches: Vec<(Slice, Slice)>,
+}
+
+/// Reads the fields of a key that [`write_key`] wrote: it is a tuple of the key's columns.
+pub fn key_tuple(bytes: &[u8], key_columns: usize) -> Tuple<'_> {
+    Tuple::trusted(bytes, key_columns)
+}
+
+/// Writes the key columns of a row as a tuple of their own. Falls back to `old` where the new row leaves a TOASTed
+/// key column out (trap 50). Key columns are NOT NULL (trap 55).
+fn write_key(out: &mut Vec<u8>, key: &[usize], tuple: Tuple<'_>, old: Option<Tuple<'_>>) -> Result<(), NetEffectError> {
+    out.clear();
+    for &column in key {
+        let field = match tuple.field(column) {
+            Some(Field::Unchanged) => old.and_then(|old| old.field(column)),
+            field => field,
+        };
+        match field {
+            Some(field @ Field::Text(_)) => write_field(out, field),
+            _ => return Err(NetEffectError::KeyMissing),
+        }
+    }
+    Ok(())
+}
+
+impl NetEffect {
+    /// `key`: indexes of the key columns; `None` with `whole_row` for multisets, without it for append-only tables.
+    pub fn new(key: &super::Key, columns: usize) -> Self {
+        let rows = match key {
+            super::Key::Columns(key) => {
+                Rows::Keyed { key: key.clone(), index: HashTable::new(), states: Vec::new(), gone: Vec::new() }
+            }
+            super::Key::WholeRow => Rows::WholeRow { index: HashTable::new(), rows: Vec::new() },
+            super::Key::AppendOnly => Rows::AppendOnly(Vec::new()),
+        };
+        let hasher = DefaultHashBuilder::default();
+        Self { columns, rows, truncated: false, counts: RowCounts::default(), hasher, scratch: Vec::new() }
+    }
+
+    fn tuple<'a>(&self, arena: &'a Arena, slice: Slice) -> Tuple<'a> {
+        Tuple::trusted(arena.get(slice), self.columns)
+    }
+
+    pub fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
+        self.counts.inserted += 1;
+        if self.tuple(arena, new).has_unchanged() {
+            return Err(NetEffectError::ValueNowhere);
+        }
+        match &mut self.rows {
+            Rows::Keyed { key, index, states, .. } => {
+                let tuple = Tuple::trusted(arena.get(new), self.columns);
+                write_key(&mut self.scratch, key, tuple, None)?;
+                put(&self.hasher, index, states, arena, &self.scratch, None, new)
+            }
+            Rows::WholeRow { index, rows } => {
+                add(&self.hasher, index, rows, arena, new, 1);
+                Ok(())
+            }
+            Rows::AppendOnly(rows) => {
+                rows.push(new);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn update(&mut self, arena: &mut Arena, old: OldRow, new: Slice) -> Result<(), NetEffectError> {
+        self.counts.updated += 1;
+        match &mut self.rows {
+            Rows::Keyed { key, index, states, .. } => {
+                let new_tuple = Tuple::trusted(arena.get(new), self.columns);
+                let old_tuple = match old {
+                    OldRow::Absent => None,
+                    OldRow::Key(slice) | OldRow::Full(slice) => Some(Tuple::trusted(arena.get(slice), self.columns)),
+                };
+                write_key(&mut self.scratch, key, old_tuple.unwrap_or(new_tuple), None)?;
+                let taken = take(&self.hasher, index, states, arena, &self.scratch);
+                if taken.is_none() && self.truncated {
+                    return Err(NetEffectError::NoSuchRow);
+                }
+                // Values that the wire left out: from the old row when it is whole, else from what this batch wrote
+                // before, else they stay open and the target supplies them (trap 51). A TOASTed key column is in
+                // `old` in either form (trap 50).
+                let merged = if new_tuple.has_unchanged() {
+                    let before = taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
+                    let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
+                    for (column, field) in new_tuple.fields().enumerate() {
+                        let supplied = match field {
+                            Field::Unchanged => match old {
+                                OldRow::Full(_) => old_tuple.and_then(|old| old.field(column)),
+                                OldRow::Key(_) if key.contains(&column) => old_tuple.and_then(|old| old.field(column)),
+                                _ => before.and_then(|before| before.field(column)),
+                            },
+                            other => Some(other),
+                        };
+                        write_field(&mut merged, supplied.unwrap_or(Field::Unchanged));
+                    }
+                    arena.store(&merged)
+                } else {
+                    new
+                };
+                let origin = match taken {
+                    Some(state) => state.origin,
+                    None => Some(arena.store(&self.scratch)),
+                };
+                let merged_tuple = Tuple::trusted(arena.get(merged), self.columns);
+                write_key(&mut self.scratch, key, merged_tuple, None)?;
+                put(&self.hasher, index, states, arena, &self.scratch, origin, merged)
+            }
+            Rows::WholeRow { .. } => {
+                let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
+                let new_tuple = Tuple::trusted(arena.get(new), self.columns);
+                let new = if new_tuple.has_unchanged() {
+                    let old_tuple = Tuple::trusted(arena.get(old), self.columns);
+                    let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
+                    for (new_field, old_field) in new_tuple.fields().zip(old_tuple.fields()) {
+                        write_field(&mut merged, if new_field == Field::Unchanged { old_field } else { new_field });
+                    }
+                    arena.store(&merged)
+                } else {
+                    new
+                };
+                if self.tuple_has_unchanged(arena, old) || self.tuple_has_unchanged(arena, new) {
+                    return Err(NetEffectError::OldRowMissing);
+                }
+                let Rows::WholeRow { index, rows } = &mut self.rows else { return Err(NetEffectError::NoIdentity) };
+                add(&self.hasher, index, rows, arena, old, -1);
+                add(&self.hasher, index, rows, arena, new, 1);
+                Ok(())
+            }
+            Rows::AppendOnly(_) => Err(NetEffectError::NoIdentity),
+        }
+    }
+
+    fn tuple_has_unchanged(&self, arena: &Arena, slice: Slice) -> bool {
+        self.tuple(arena, slice).has_unchanged()
+    }
+
+    pub fn delete(&mut self, arena: &mut Arena, old: OldRow) -> Result<(), NetEffectError> {
+        self.counts.deleted += 1;
+        match &mut self.rows {
+            Rows::Keyed { key, index, states, gone } => {
+                let (OldRow::Key(old) | OldRow::Full(old)) = old else { return Err(NetEffectError::KeyMissing) };
+                let tuple = Tuple::trusted(arena.get(old), self.columns);
+                write_key(&mut self.scratch, key, tuple, None)?;
+                match take(&self.hasher, index, states, arena, &self.scratch) {
+                    Some(state) => gone.extend(state.origin),
+                    None if self.truncated => return Err(NetEffectError::NoSuchRow),
+                    None => gone.push(arena.store(&self.scratch)),
+                }
+                Ok(())
+            }
+            Rows::WholeRow { index, rows } => {
+                let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
+                add(&self.hasher, index, rows, arena, old, -1);
+                Ok(())
+            }
+            Rows::AppendOnly(_) => Err(NetEffectError::NoIdentity),
+        }
+    }
+
+    /// All rows that stand now go, those of this batch included.
+    pub fn truncate(&mut self) {
+        self.counts.truncates += 1;
+        self.truncated = true;
+        match &mut self.rows {
+            Rows::Keyed { index, states, gone, .. } => {
+                index.clear();
+                states.clear();
+                gone.clear();
+            }
+            Rows::WholeRow { index, rows } => {
+                index.clear();
+                rows.clear();
+            }
+            Rows::AppendOnly(rows) => rows.clear(),
+        }
+    }
+
+    /// Bytes of bookkeeping beside the arena, for the memory budget.
+    pub fn overhead_bytes(&self) -> usize {
+        match &self.rows {
+            Rows::Keyed { states, gone, .. } => states.len() * (size_of::<RowState>() + 8) + gone.len() * 12,
+            Rows::WholeRow { rows, .. } => rows.len() * 28,
+            Rows::AppendOnly(rows) => rows.len() * 12,
+        }
+    }
+
+    /// What is left.
+    ///
+    /// # Errors
+    /// After a TRUNCATE more equal rows were deleted than inserted.
+    pub fn survivors(self, arena: &Arena) -> Result<Survivors, NetEffectError> {
+        let mut left = Survivors::default();
+        match self.rows {
+            Rows::Keyed { states, gone, .. } => {
+                left.deleted_keys = gone;
+                for state in states.into_iter().filter(|state| state.is_there) {
+                    left.deleted_keys.extend(state.origin);
+                    let is_whole = !Tuple::trusted(arena.get(state.tuple), self.columns).has_unchanged();
+                    match state.origin {
+                        _ if is_whole => left.inserts.push(state.tuple),
+                        Some(origin) => left.patches.push((state.tuple, origin)),
+                        // Only rows that stood before the batch can have open values.
+                        None => return Err(NetEffectError::ValueNowhere),
+                    }
+                }
+            }
+            Rows::WholeRow { rows, .. } => {
+                for (row, count) in rows {
+                    match count {
+                        1.. => left.inserts.extend(std::iter::repeat_n(row, count as usize)),
+                        0 => {}
+                        ..0 if self.truncated => return Err(NetEffectError::NoSuchRow),
+                        ..0 => left.deleted_rows.push((row, -count)),
+                    }
+                }
+            }
+            Rows::AppendOnly(rows) => left.inserts = rows,
+        }
+        Ok(left)
+    }
+}
+
+/// Puts a row under its key, which must be free.
+fn put(
+    hasher: &DefaultHashBuilder,
+    index: &mut HashTable<u32>,
+    states: &mut Vec<RowState>,
+    arena: &mut Arena,
+    key: &[u8],
+    origin: Option<Slice>,
+    tuple: Slice,
+) -> Result<(), NetEffectError> {
+    let hash = hasher.hash_one(key);
+    let is_same = |&at: &u32| states.get(at as usize).is_some_and(|state| arena.get(state.key) == key);
+    let rehash = |&at: &u32| states.get(at as usize).map_or(0, |state| hasher.hash_one(arena.get(state.key)));
+    match index.entry(hash, is_same, rehash) {
+        Entry::Occupied(_) => Err(NetEffectError::KeyTaken),
+        Entry::Vacant(vacant) => {
+            vacant.insert(states.len() as u32);
+            // A row that keeps its key shares its bytes with the origin.
+            let key = match origin {
+                Some(origin) if arena.get(origin) == key => origin,
+                _ => arena.store(key),
+            };
+            states.push(RowState { key, origin, tuple, is_there: true });
+            Ok(())
+        }
+    }
+}
+
+/// Takes the row that stands under a key out of the batch.
+fn take(
+    hasher: &DefaultHashBuilder,
+    index: &mut HashTable<u32>,
+    states: &mut [RowState],
+    arena: &Arena,
+    key: &[u8],
+) -> Option<RowState> {
+    let hash = hasher.hash_one(key);
+    let found =
+        index.find_entry(hash, |&at| states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)).ok()?;
+    let (at, _) = found.remove();
+    let state = states.get_mut(at as usize)?;
+    state.is_there = false;
+    Some(*state)
+}
+
+/// Counts a whole row up or down.
+fn add(
+    hasher: &DefaultHashBuilder,
+    index: &mut HashTable<u32>,
+    rows: &mut Vec<(Slice, i64)>,
+    arena: &Arena,
+    row: Slice,
+    by: i64,
+) {
+    let bytes = arena.get(row);
+    let hash = hasher.hash_one(bytes);
+    let is_same = |&at: &u32| rows.get(at as usize).is_some_and(|(other, _)| arena.get(*other) == bytes);
+    let rehash = |&at: &u32| rows.get(at as usize).map_or(0, |(other, _)| hasher.hash_one(arena.get(*other)));
+    match index.entry(hash, is_same, rehash) {
+        Entry::Occupied(found) => {
+            if let Some((_, count)) = rows.get_mut(*found.get() as usize) {
+                *count += by;
+            }
+        }
+        Entry::Vacant(vacant) => {
+            vacant.insert(rows.len() as u32);
+            rows.push((row, by));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::change::Key;
+
+    type Row = Vec<Option<String>>;
+
+    fn store(arena: &mut Arena, row: &[Field<'_>]) -> Slice {
+        let mut bytes = Vec::new();
+        row.iter().for_each(|&field| write_field(&mut bytes, field));
+        arena.store(&bytes)
+    }
+
+    fn text(value: &str) -> Field<'_> {
+        Field::Text(value.as_bytes())
+    }
+
+    fn row_of(tuple: Tuple<'_>) -> Row {
+        tuple
+            .fields()
+            .map(|field| match field {
+                Field::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+                Field::Null => None,
+                Field::Unchanged => Some("<unchanged>".to_owned()),
+            })
+            .collect()
+    }
+
+    /// Applies survivors to a naive target as `target::apply` does: patches read first, deletes, inserts.
+    fn apply(target: &mut BTreeMap<String, Row>, arena: &Arena, truncated: bool, left: &Survivors) {
+        if truncated {
+            target.clear();
+        }
+        let key_of = |slice: Slice| row_of(key_tuple(arena.get(slice), 1))[0].clone().unwrap();
+        let patched: Vec<Row> = left
+            .patches
+            .iter()
+            .map(|&(tuple, origin)| {
+                let before = target[&key_of(origin)].clone();
+                row_of(Tuple::trusted(arena.get(tuple), 3))
+                    .into_iter()
+                    .zip(before)
+                    .map(|(new, old)| if new.as_deref() == Some("<unchanged>") { old } else { new })
+                    .collect()
+            })
+            .collect();
+        for &key in &left.deleted_keys {
+            assert!(target.remove(&key_of(key)).is_some(), "a delete must hit exactly one row");
+        }
+        let whole = left.inserts.iter().map(|&row| row_of(Tuple::trusted(arena.get(row), 3)));
+        for row in whole.chain(patched) {
+            assert!(target.insert(row[0].clone().unwrap(), row).is_none(), "an insert must find its key free");
+        }
+    }
+
+    /// Trap 51 and 52: I+U, U+U, key change with an open value, D+I.
+    #[test]
+    fn an_open_value_is_read_under_the_key_that_the_row_had_before_the_batch() {
+        let mut arena = Arena::default();
+        let mut effect = NetEffect::new(&Key::Columns(vec![0]), 3);
+        let moved = store(&mut arena, &[text("2"), text("b"), Field::Unchanged]);
+        let old = store(&mut arena, &[text("1"), Field::Null, Field::Null]);
+        effect.update(&mut arena, OldRow::Key(old), moved).unwrap();
+        let again = store(&mut arena, &[text("2"), text("c"), Field::Unchanged]);
+        effect.update(&mut arena, OldRow::Absent, again).unwrap();
+        let left = effect.survivors(&arena).unwrap();
+        let mut target = BTreeMap::from([("1".into(), vec![Some("1".into()), Some("a".into()), Some("doc".into())])]);
+        apply(&mut target, &arena, false, &left);
+        assert_eq!(target["2"], [Some("2".to_owned()), Some("c".to_owned()), Some("doc".to_owned())]);
+        assert_eq!(target.len(), 1);
+    }
+
+    /// Trap 50: a TOASTed key sends `K` on any update and is left out of the new row.
+    #[test]
+    fn a_toasted_key_that_the_new_row_leaves_out_comes_from_the_old_key() {
+        let mut arena = Arena::default();
+        let mut effect = NetEffect::new(&Key::Columns(vec![0]), 3);
+        let old = store(&mut arena, &[text("long key"), Field::Null, Field::Null]);
+        let new = store(&mut arena, &[Field::Unchanged, text("2"), text("x")]);
+        effect.update(&mut arena, OldRow::Key(old), new).unwrap();
+        let left = effect.survivors(&arena).unwrap();
+        assert_eq!(row_of(Tuple::trusted(arena.get(left.inserts[0]), 3))[0].as_deref(), Some("long key"));
+    }
+
+    /// Trap 53: deferrable keys under REPLICA IDENTITY FULL pass through duplicates.
+    #[test]
+    fn whole_rows_may_pass_through_duplicates() {
+        let mut arena = Arena::default();
+        let mut effect = NetEffect::new(&Key::WholeRow, 1);
+        for (from, to) in [("1", "2"), ("2", "3"), ("3", "4")] {
+            let (old, new) = (store(&mut arena, &[text(from)]), store(&mut arena, &[text(to)]));
+            effect.update(&mut arena, OldRow::Full(old), new).unwrap();
+        }
+        let left = effect.survivors(&arena).unwrap();
+        let word = |slice| row_of(Tuple::trusted(arena.get(slice), 1))[0].clone().unwrap();
+        assert_eq!(left.deleted_rows.iter().map(|&(row, n)| (word(row), n)).collect::<Vec<_>>(), [("1".to_owned(), 1)]);
+        assert_eq!(left.inserts.iter().map(|&row| word(row)).collect::<Vec<_>>(), ["4".to_owned()]);
+    }
+
+    /// Trap 54: no identity, no guess.
+    #[test]
+    fn an_update_without_identity_is_refused() {
+        let mut arena = Arena::default();
+        let mut effect = NetEffect::new(&Key::AppendOnly, 1);
+        let row = store(&mut arena, &[text("1")]);
+        assert_eq!(effect.update(&mut arena, OldRow::Absent, row), Err(NetEffectError::NoIdentity));
+        assert_eq!(effect.delete(&mut arena, OldRow::Key(row)), Err(NetEffectError::NoIdentity));
+    }
+
+    /// Trap 48a: an update that moves a row into a row filter comes as an INSERT with an open value.
+    #[test]
+    fn an_insert_with_an_open_value_is_refused() {
+        let mut arena = Arena::default();
+        let mut effect = NetEffect::new(&Key::Columns(vec![0]), 2);
+        let row = store(&mut arena, &[text("20"), Field::Unchanged]);
+        assert_eq!(effect.insert(&mut arena, row), Err(NetEffectError::ValueNowhere));
+    }
+
+    #[test]
+    fn an_insert_of_a_key_that_is_there_is_refused() {
+        let mut arena = Arena::default();
+        let mut effect = NetEffect::new(&Key::Columns(vec![0]), 1);
+        let row = store(&mut arena, &[text("1")]);
+        effect.insert(&mut arena, row).unwrap();
+        assert_eq!(effect.insert(&mut arena, row), Err(NetEffectError::KeyTaken));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Insert(u8, u8),
+        Update { from: u8, to: u8, value: u8, doc: bool, full: bool },
+        Delete(u8),
+        Truncate,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => (0..6u8, any::<u8>()).prop_map(|(key, value)| Op::Insert(key, value)),
+            6 => (0..6u8, 0..6u8, any::<u8>(), any::<bool>(), any::<bool>())
+                .prop_map(|(from, to, value, doc, full)| Op::Update { from, to, value, doc, full }),
+            3 => (0..6u8).prop_map(Op::Delete),
+            1 => Just(Op::Truncate),
+        ]
+    }
+
+    proptest! {
+        /// Trap 52: against applying one change after the other, over several batches.
+        #[test]
+        fn net_effect_equals_sequential_apply(batches in prop::collection::vec(prop::collection::vec(op(), 0..25), 1..4)) {
+            let mut model: BTreeMap<String, Row> = BTreeMap::new();
+            let mut target = model.clone();
+            for ops in batches {
+                let mut arena = Arena::default();
+                let mut effect = NetEffect::new(&Key::Columns(vec![0]), 3);
+                for op in ops {
+                    match op {
+                        Op::Insert(key, value) => {
+                            let (key, value) = (key.to_string(), value.to_string());
+                            if model.contains_key(&key) { continue; }
+                            let row = store(&mut arena, &[text(&key), text(&value), text(&value)]);
+                            effect.insert(&mut arena, row).unwrap();
+                            model.insert(key.clone(), vec![Some(key), Some(value.clone()), Some(value)]);
+                        }
+                        Op::Update { from, to, value, doc, full } => {
+                            let (from, to, value) = (from.to_string(), to.to_string(), value.to_string());
+                            let Some(before) = model.get(&from).cloned() else { continue };
+                            if from != to && model.contains_key(&to) { continue; }
+                            let doc_field = if doc { text(&value) } else { Field::Unchanged };
+                            let new = store(&mut arena, &[text(&to), text(&value), doc_field]);
+                            let old = if full {
+                                let fields: Vec<_> = before.iter().map(|v| v.as_deref().map_or(Field::Null, text)).collect();
+                                OldRow::Full(store(&mut arena, &fields))
+                            } else if from != to {
+                                OldRow::Key(store(&mut arena, &[text(&from), Field::Null, Field::Null]))
+                            } else {
+                                OldRow::Absent
+                            };
+                            effect.update(&mut arena, old, new).unwrap();
+                            model.remove(&from);
+                            let doc_value = if doc { Some(value.clone()) } else { before[2].clone() };
+                            model.insert(to.clone(), vec![Some(to), Some(value), doc_value]);
+                        }
+                        Op::Delete(key) => {
+                            let key = key.to_string();
+                            if model.remove(&key).is_none() { continue; }
+                            let old = store(&mut arena, &[text(&key), Field::Null, Field::Null]);
+                            effect.delete(&mut arena, OldRow::Key(old)).unwrap();
+                        }
+                        Op::Truncate => {
+                            effect.truncate();
+                            model.clear();
+                        }
+                    }
+                }
+                let truncated = effect.truncated;
+                let left = effect.survivors(&arena).unwrap();
+                apply(&mut target, &arena, truncated, &left);
+                prop_assert_eq!(&target, &model);
+            }
+        }
+    }
+}

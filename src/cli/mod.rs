@@ -1,1 +1,324 @@
-//! Stub.
+//! Commands, messages, progress. The only place that prints, or chooses an exit code.
+
+mod backfill;
+mod check;
+mod demo;
+mod init;
+mod progress;
+mod report;
+mod run;
+mod status;
+mod sync;
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    change::QualifiedName,
+    config::{Config, ConfigError, Inputs, Secret},
+    engine::{Options, tables::TableSettings},
+    source::connect::{Environment, SourceOptions},
+    target::duckdb::TargetOptions,
+};
+
+/// Keeps a DuckDB copy of a PostgreSQL database, live and exact.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    after_help = "Examples:
+  rhei check --source postgresql://rhei@db.example.com/shop
+  rhei sync --source postgresql://rhei@db.example.com/shop --target shop.duckdb
+  rhei run --config rhei.toml
+  rhei demo"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct GlobalArgs {
+    /// Settings file [default: rhei.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The PostgreSQL database: a libpq URL or key=value string
+    #[arg(long, global = true, value_name = "URL")]
+    source: Option<String>,
+    /// The DuckDB file
+    #[arg(long, global = true, value_name = "PATH")]
+    target: Option<PathBuf>,
+    /// How logs look
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log_format: LogFormat,
+    /// Say more
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Say only what is wrong
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Catch up with the source, copying tables that need it, then stop
+    #[command(
+        after_help = "Examples:\n  rhei sync --target shop.duckdb\n  */5 * * * * rhei --config /etc/rhei.toml -q sync"
+    )]
+    Sync,
+    /// Follow the source until SIGTERM or SIGINT
+    #[command(after_help = "Examples:\n  rhei run\n  rhei run --log-format json")]
+    Run,
+    /// Copy tables, then stop; a later sync or run goes on without a gap
+    #[command(
+        after_help = "Examples:\n  rhei backfill\n  rhei backfill --table public.orders --force\n  rhei backfill --no-slot --target plain.duckdb"
+    )]
+    Backfill(backfill::BackfillArgs),
+    /// Look for what stands in the way, with the SQL or setting that mends it
+    #[command(after_help = "Example:\n  rhei check --source postgresql://rhei@db.example.com/shop")]
+    Check,
+    /// Say how far the copy is
+    #[command(after_help = "Examples:\n  rhei status\n  rhei status --json | jq .checkpoint.lsn")]
+    Status(status::StatusArgs),
+    /// Write a commented rhei.toml from what is found at the source
+    #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop --target shop.duckdb")]
+    Init(init::InitArgs),
+    /// A throwaway Postgres, live writes, replication and queries; nothing to configure
+    #[command(after_help = "Example:\n  rhei demo --seconds 60")]
+    Demo(demo::DemoArgs),
+}
+
+/// Whatever ends a command.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
+    #[error("{0}")]
+    Failed(String),
+}
+
+macro_rules! through_engine {
+    ($($error:ty),*) => {$(
+        impl From<$error> for CliError {
+            fn from(error: $error) -> Self {
+                Self::Engine(error.into())
+            }
+        }
+    )*};
+}
+through_engine!(
+    crate::source::SourceError,
+    crate::source::connect::ConnectError,
+    crate::source::catalog::CatalogError,
+    crate::target::TargetError
+);
+
+/// What every command begins with.
+pub struct Session {
+    config: Config,
+    is_quiet: bool,
+}
+
+impl Session {
+    fn source(&self) -> Result<SourceOptions, CliError> {
+        let url = self.config.source_url.as_ref().map(Secret::expose).unwrap_or_default();
+        let environment = Environment::from_process();
+        SourceOptions::parse(url, &environment).map_err(|error| match error {
+            crate::source::connect::ConnectError::NoSource => ConfigError::NoSource.into(),
+            error @ crate::source::connect::ConnectError::Invalid { .. } => {
+                ConfigError::Environment { variable: "source URL".to_owned(), reason: error.to_string() }.into()
+            }
+            error => error.into(),
+        })
+    }
+
+    fn target(&self) -> Result<TargetOptions, CliError> {
+        let config = &self.config;
+        Ok(TargetOptions {
+            path: config.target_path.clone().ok_or(ConfigError::NoTarget)?,
+            duckdb_memory_limit: config.duckdb_memory_limit.map(|size| format!("{}B", size.0)),
+            threads: config.threads,
+        })
+    }
+
+    /// Options of a pipeline, and the display of its progress.
+    fn options(&self) -> Result<(Options, progress::Progress), CliError> {
+        let config = &self.config;
+        let (source, target) = (self.source()?, self.target()?);
+        let mut table_settings = BTreeMap::new();
+        for (name, section) in &config.table_settings {
+            let target = section.target.as_ref().map(|target| match target.split_once('.') {
+                Some((schema, name)) => QualifiedName::new(schema, name),
+                None => QualifiedName::new(name.split_once('.').map_or("main", |(schema, _)| schema), target.clone()),
+            });
+            let types = section
+                .columns
+                .iter()
+                .filter_map(|(column, section)| Some((column.clone(), section.duckdb_type.clone()?)));
+            let settings = TableSettings {
+                target,
+                exclude_columns: section.exclude_columns.clone(),
+                column_types: types.collect(),
+            };
+            table_settings.insert(name.clone(), settings);
+        }
+        let (events, progress) = progress::Progress::start(self.is_quiet);
+        let options = Options {
+            source,
+            target,
+            publications: vec![config.publication.clone()],
+            slot: config.slot.clone(),
+            tables: config.tables.clone(),
+            exclude: config.exclude.clone(),
+            table_settings,
+            interval: config.interval,
+            max_batch_rows: config.max_batch_rows,
+            memory_limit_bytes: config.memory_limit.0,
+            workers: config.workers,
+            events,
+        };
+        Ok((options, progress))
+    }
+
+    fn stop_on_signal(&self) -> CancellationToken {
+        stop_on_signal()
+    }
+}
+
+/// Cancelled by the first SIGINT or SIGTERM. A second one ends the process at once, which is safe: what was committed
+/// stays, and what was not is done again.
+fn stop_on_signal() -> CancellationToken {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = CancellationToken::new();
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return stop;
+    };
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        for number in 1.. {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if number > 1 {
+                std::process::exit(130);
+            }
+            tracing::info!("stopping after the open cycle; a second signal stops at once");
+            stopping.cancel();
+        }
+    });
+    stop
+}
+
+/// Tables that are paused make a command fail, after everything else is done.
+fn report_paused(paused: &[(String, String)]) -> Result<ExitCode, CliError> {
+    let Some((first, reason)) = paused.first() else { return Ok(ExitCode::SUCCESS) };
+    let others = match paused.len() {
+        1 => String::new(),
+        count => format!(" (and {} more; see `rhei status`)", count - 1),
+    };
+    Err(CliError::Failed(format!("table {first} is paused: {reason}{others}")))
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!(
+            "error: rhei met a bug of its own and stopped: {panic}\nhint: nothing committed is lost; please report this"
+        );
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    start_logs(&cli.global);
+    // A second provider in the tree would make rustls ask which one to use.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report::failed(&CliError::Failed(format!("cannot start: {error}"))),
+    };
+    let ended = runtime.block_on(dispatch(cli));
+    // Not waited for: a call to DuckDB that is still open was not asked for any more.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    ended.unwrap_or_else(|error| report::failed(&error))
+}
+
+async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
+    if let Command::Demo(args) = cli.command {
+        return Box::pin(demo::run_demo(args, stop_on_signal())).await;
+    }
+    let inputs = Inputs {
+        file: cli.global.config,
+        source: cli.global.source.map(Secret::new),
+        target: cli.global.target,
+        environment: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("RHEI_"))
+            .collect(),
+    };
+    let session = Session { config: Config::load(&inputs)?, is_quiet: cli.global.quiet };
+    match cli.command {
+        Command::Sync => Box::pin(sync::run(session)).await,
+        Command::Run => Box::pin(run::run(session)).await,
+        Command::Backfill(args) => Box::pin(backfill::run(session, args)).await,
+        Command::Check => Box::pin(check::run(session)).await,
+        Command::Status(args) => Box::pin(status::run(session, args)).await,
+        Command::Init(args) => Box::pin(init::run(session, args)).await,
+        Command::Demo(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn start_logs(args: &GlobalArgs) {
+    use tracing_subscriber::EnvFilter;
+    let level = match (args.verbose, args.quiet) {
+        (true, _) => "info,rhei=debug,tokio_postgres=warn,rustls=warn",
+        (_, true) => "error",
+        _ => "warn,rhei=info",
+    };
+    let filter = EnvFilter::try_from_env("RHEI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match args.log_format {
+        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn flags_stand_before_or_after_the_command() {
+        Cli::command().debug_assert();
+        for words in [["rhei", "--target", "a", "sync"], ["rhei", "sync", "--target", "a"]] {
+            assert_eq!(Cli::try_parse_from(words).unwrap().global.target, Some("a".into()));
+        }
+    }
+
+    #[test]
+    fn every_help_ends_with_examples() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Example"), "{}", command.get_name());
+        }
+    }
+}

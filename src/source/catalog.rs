@@ -1,5 +1,470 @@
-//! Stub.
+//! Every question to the source's catalogs, for PostgreSQL 14 to 18. The only place that quotes the source's
+//! identifiers. Queries run with `search_path = pg_catalog`, so what the server prints is schema-qualified.
 
+use std::collections::HashMap;
+
+use tokio_postgres::Client;
+
+use crate::{
+    Lsn,
+    change::{QualifiedName, ReplicaIdentity},
+    types::{TypeCatalog, TypeInfo},
+};
+
+/// A question that the source did not answer, or not as expected.
 #[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct CatalogError;
+pub enum CatalogError {
+    #[error("the source refused a question to its catalogs")]
+    Query(#[from] tokio_postgres::Error),
+    #[error("the source answered {what} in a form that rhei does not know: {found}")]
+    Answer { what: &'static str, found: String },
+}
+
+pub fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+pub fn quote_literal(text: &str) -> String {
+    if text.contains('\\') {
+        return format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"));
+    }
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+pub fn quote_table(name: &QualifiedName) -> String {
+    format!("{}.{}", quote_identifier(&name.schema), quote_identifier(&name.name))
+}
+
+/// What the server is, and what this role may do there.
+#[derive(Debug, Clone)]
+pub struct ServerInfo {
+    /// As `server_version_num`: 150018 is 15.18.
+    pub version_num: i32,
+    pub version: String,
+    pub wal_level: String,
+    pub database: String,
+    pub database_oid: u32,
+    pub encoding: String,
+    pub in_recovery: bool,
+    pub max_slots: i64,
+    pub used_slots: i64,
+    pub max_senders: i64,
+    pub used_senders: i64,
+    pub user: String,
+    pub is_superuser: bool,
+    pub can_replicate: bool,
+    pub can_create_in_database: bool,
+}
+
+pub async fn server(client: &Client) -> Result<ServerInfo, CatalogError> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
+             current_setting('wal_level'), current_database()::text, d.oid, current_setting('server_encoding'), \
+             pg_is_in_recovery(), current_setting('max_replication_slots')::bigint, \
+             (SELECT count(*) FROM pg_replication_slots), current_setting('max_wal_senders')::bigint, \
+             (SELECT count(*) FROM pg_stat_replication), current_user::text, r.rolsuper, r.rolreplication, \
+             has_database_privilege(d.oid, 'CREATE') \
+             FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user",
+            &[],
+        )
+        .await?;
+    Ok(ServerInfo {
+        version_num: row.try_get(0)?,
+        version: row.try_get(1)?,
+        wal_level: row.try_get(2)?,
+        database: row.try_get(3)?,
+        database_oid: row.try_get(4)?,
+        encoding: row.try_get(5)?,
+        in_recovery: row.try_get(6)?,
+        max_slots: row.try_get(7)?,
+        used_slots: row.try_get(8)?,
+        max_senders: row.try_get(9)?,
+        used_senders: row.try_get(10)?,
+        user: row.try_get(11)?,
+        is_superuser: row.try_get(12)?,
+        can_replicate: row.try_get(13)?,
+        can_create_in_database: row.try_get(14)?,
+    })
+}
+
+async fn lsn(client: &Client, expression: &str) -> Result<Lsn, CatalogError> {
+    let row = client.query_one(&format!("SELECT ({expression})::text"), &[]).await?;
+    let text: String = row.try_get(0)?;
+    text.parse().map_err(|_| CatalogError::Answer { what: "an LSN", found: text })
+}
+
+/// End of the WAL that was written, flushed or not: nothing visible was committed after it.
+pub async fn wal_insert_lsn(client: &Client) -> Result<Lsn, CatalogError> {
+    lsn(client, "pg_current_wal_insert_lsn()").await
+}
+
+pub async fn wal_flush_lsn(client: &Client) -> Result<Lsn, CatalogError> {
+    lsn(client, "pg_current_wal_flush_lsn()").await
+}
+
+/// `IDENTIFY_SYSTEM.systemid`, for roles that may read it by SQL.
+pub async fn system_id(client: &Client) -> Result<String, CatalogError> {
+    let row = client.query_one("SELECT system_identifier::text FROM pg_control_system()", &[]).await?;
+    Ok(row.try_get(0)?)
+}
+
+/// The publications of a pipeline, taken together.
+#[derive(Debug, Clone)]
+pub struct PublicationInfo {
+    pub insert: bool,
+    pub update: bool,
+    pub delete: bool,
+    pub truncate: bool,
+    /// Lines `publication OID`, and `table OID VERSION` for each row of pg_publication_rel (trap 41).
+    pub fingerprint: String,
+}
+
+/// None when one of them is missing.
+pub async fn publication(client: &Client, names: &[String]) -> Result<Option<PublicationInfo>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = ANY($1::text[]) \
+             ORDER BY oid",
+            &[&names],
+        )
+        .await?;
+    if rows.len() < names.len() || rows.is_empty() {
+        return Ok(None);
+    }
+    let mut info =
+        PublicationInfo { insert: true, update: true, delete: true, truncate: true, fingerprint: String::new() };
+    let mut oids: Vec<u32> = Vec::new();
+    for row in &rows {
+        let oid: u32 = row.try_get(0)?;
+        oids.push(oid);
+        info.fingerprint.push_str(&format!("publication {oid}\n"));
+        info.insert &= row.try_get::<_, bool>(1)?;
+        info.update &= row.try_get::<_, bool>(2)?;
+        info.delete &= row.try_get::<_, bool>(3)?;
+        info.truncate &= row.try_get::<_, bool>(4)?;
+    }
+    let members = client
+        .query(
+            "SELECT prrelid, string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid) FROM pg_publication_rel \
+             WHERE prpubid = ANY($1) GROUP BY prrelid ORDER BY prrelid",
+            &[&oids],
+        )
+        .await?;
+    for row in members {
+        let (oid, version): (u32, String) = (row.try_get(0)?, row.try_get(1)?);
+        info.fingerprint.push_str(&format!("table {oid} {version}\n"));
+    }
+    Ok(Some(info))
+}
+
+/// A table as it stands in the catalogs.
+#[derive(Debug, Clone)]
+pub struct SourceTable {
+    pub oid: u32,
+    pub name: QualifiedName,
+    /// `pg_class.relkind`: `r` or `p`.
+    pub kind: u8,
+    pub replica_identity: ReplicaIdentity,
+    pub relfilenode: u32,
+    pub estimated_rows: u64,
+    /// Heap bytes, over all leaves.
+    pub size_bytes: u64,
+    /// The publications' row filters as one condition.
+    pub row_filter: Option<String>,
+    /// The columns that are published, in the order of `attnum`.
+    pub columns: Vec<SourceColumn>,
+    /// The tables that hold the rows: itself, or its leaf partitions.
+    pub leaves: Vec<LeafTable>,
+    pub can_select: bool,
+    /// Columns of the key, by `attnum`, in the order of the index; empty when there is none.
+    pub identity_index: Vec<i16>,
+    pub primary_key: Vec<i16>,
+    /// A deferrable key cannot identify rows (trap 53).
+    pub is_primary_key_immediate: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct SourceColumn {
+    pub attnum: i16,
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+    /// `attndims`.
+    pub ndims: i32,
+    pub not_null: bool,
+    /// `attstorage` is one that TOASTs.
+    pub toastable: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct LeafTable {
+    pub name: QualifiedName,
+    /// Pages of 8 KiB.
+    pub pages: u64,
+}
+
+/// How rows are told apart, by `attnum`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceKey {
+    Columns(Vec<i16>),
+    WholeRow,
+    AppendOnly,
+}
+
+/// Traps 49, 53, 54: the replica identity's columns; with FULL the primary key if it is immediate, else the whole row.
+pub fn key_of(table: &SourceTable) -> SourceKey {
+    let primary_key = || table.is_primary_key_immediate && !table.primary_key.is_empty();
+    match table.replica_identity {
+        ReplicaIdentity::Default if primary_key() => SourceKey::Columns(table.primary_key.clone()),
+        ReplicaIdentity::Index if !table.identity_index.is_empty() => SourceKey::Columns(table.identity_index.clone()),
+        ReplicaIdentity::Full if primary_key() => SourceKey::Columns(table.primary_key.clone()),
+        ReplicaIdentity::Full => SourceKey::WholeRow,
+        ReplicaIdentity::Default | ReplicaIdentity::Index | ReplicaIdentity::Nothing => SourceKey::AppendOnly,
+    }
+}
+
+/// What a publication brings of each table.
+struct Member {
+    oid: u32,
+    columns: Option<Vec<String>>,
+    row_filter: Option<String>,
+}
+
+/// The tables of the publications.
+pub async fn published_tables(client: &Client, names: &[String]) -> Result<Vec<SourceTable>, CatalogError> {
+    let version = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
+    let details = if version.try_get::<_, i32>(0)? >= 150_000 {
+        "p.attnames::text[], p.rowfilter"
+    } else {
+        "NULL::text[], NULL::text"
+    };
+    let rows = client
+        .query(
+            &format!(
+                "SELECT c.oid, {details} FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname \
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = ANY($1::text[])"
+            ),
+            &[&names],
+        )
+        .await?;
+    let mut members: Vec<Member> = Vec::new();
+    for row in rows {
+        let member = Member { oid: row.try_get(0)?, columns: row.try_get(1)?, row_filter: row.try_get(2)? };
+        match members.iter_mut().find(|other| other.oid == member.oid) {
+            // Several publications join their filters by OR, and one without a filter wins (trap 19).
+            Some(other) => {
+                other.row_filter = match (other.row_filter.take(), member.row_filter) {
+                    (Some(one), Some(two)) if one != two => Some(format!("({one}) OR ({two})")),
+                    (Some(one), Some(_)) => Some(one),
+                    _ => None,
+                };
+            }
+            None => members.push(member),
+        }
+    }
+    describe(client, members).await
+}
+
+/// All tables that could be copied, for a copy without a publication.
+pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogError> {
+    let rows = client.query(&format!("SELECT c.oid {CANDIDATES}"), &[]).await?;
+    let member = |row: tokio_postgres::Row| {
+        Ok::<_, CatalogError>(Member { oid: row.try_get(0)?, columns: None, row_filter: None })
+    };
+    let members = rows.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
+    describe(client, members).await
+}
+
+/// Ordinary tables and roots of partition trees, of users, permanent.
+const CANDIDATES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
+     AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
+     AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// The names of what a new publication could hold.
+pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
+    let rows =
+        client.query(&format!("SELECT n.nspname::text, c.relname::text {CANDIDATES} ORDER BY 1, 2"), &[]).await?;
+    rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
+}
+
+async fn describe(client: &Client, members: Vec<Member>) -> Result<Vec<SourceTable>, CatalogError> {
+    let oids: Vec<u32> = members.iter().map(|member| member.oid).collect();
+    let mut columns = columns_of(client, &oids).await?;
+    let mut leaves = leaves_of(client, &oids).await?;
+    let rows = client
+        .query(
+            "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, c.relfilenode, \
+             has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'), \
+             (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident LIMIT 1), \
+             (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
+             (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1) \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3",
+            &[&oids],
+        )
+        .await?;
+    let mut tables = Vec::with_capacity(rows.len());
+    for row in rows {
+        let oid: u32 = row.try_get(0)?;
+        let Some(member) = members.iter().find(|member| member.oid == oid) else { continue };
+        let mut published = columns.remove(&oid).unwrap_or_default();
+        if let Some(names) = &member.columns {
+            published.retain(|column| names.contains(&column.name));
+        }
+        let code = row.try_get::<_, i8>(4)? as u8;
+        let parts = leaves.remove(&oid).unwrap_or_default();
+        tables.push(SourceTable {
+            oid,
+            name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
+            kind: row.try_get::<_, i8>(3)? as u8,
+            replica_identity: ReplicaIdentity::from_code(code).ok_or_else(|| CatalogError::Answer {
+                what: "a replica identity",
+                found: char::from(code).to_string(),
+            })?,
+            relfilenode: row.try_get(5)?,
+            estimated_rows: parts.iter().map(|(_, rows)| rows).sum(),
+            size_bytes: parts.iter().map(|(leaf, _)| leaf.pages * 8192).sum(),
+            row_filter: member.row_filter.clone(),
+            columns: published,
+            leaves: parts.into_iter().map(|(leaf, _)| leaf).collect(),
+            can_select: row.try_get(6)?,
+            identity_index: row.try_get::<_, Option<Vec<i16>>>(7)?.unwrap_or_default(),
+            primary_key: row.try_get::<_, Option<Vec<i16>>>(8)?.unwrap_or_default(),
+            is_primary_key_immediate: row.try_get::<_, Option<bool>>(9)?.unwrap_or_default(),
+        });
+    }
+    Ok(tables)
+}
+
+/// Generated columns are left out: the stream does not bring them (trap 20).
+async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, attnotnull, attstorage <> 'p' \
+             FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' \
+             ORDER BY attrelid, attnum",
+            &[&oids],
+        )
+        .await?;
+    let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
+    for row in rows {
+        columns.entry(row.try_get(0)?).or_default().push(SourceColumn {
+            attnum: row.try_get(1)?,
+            name: row.try_get(2)?,
+            type_oid: row.try_get(3)?,
+            typmod: row.try_get(4)?,
+            ndims: row.try_get(5)?,
+            not_null: row.try_get(6)?,
+            toastable: row.try_get(7)?,
+        });
+    }
+    Ok(columns)
+}
+
+/// Leaves with their estimated rows. `pg_partition_tree` of an ordinary table is the table itself.
+async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(LeafTable, u64)>>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT root.oid, n.nspname::text, c.relname::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint, \
+             greatest(c.reltuples, 0)::bigint \
+             FROM unnest($1::oid[]) AS root(oid) CROSS JOIN LATERAL ( \
+               SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf \
+               UNION SELECT root.oid WHERE EXISTS (SELECT 1 FROM pg_class WHERE oid = root.oid AND relkind = 'r')) leaf \
+             JOIN pg_class c ON c.oid = leaf.relid AND c.relkind = 'r' JOIN pg_namespace n ON n.oid = c.relnamespace \
+             ORDER BY 1, 2, 3",
+            &[&oids],
+        )
+        .await?;
+    let mut leaves: HashMap<u32, Vec<(LeafTable, u64)>> = HashMap::new();
+    for row in rows {
+        let name = QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? };
+        let pages = row.try_get::<_, i64>(3)?.unsigned_abs();
+        let rows = row.try_get::<_, i64>(4)?.unsigned_abs();
+        leaves.entry(row.try_get(0)?).or_default().push((LeafTable { name, pages }, rows));
+    }
+    Ok(leaves)
+}
+
+/// These types, and all that they are made of.
+pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, CatalogError> {
+    let rows = client
+        .query(
+            "WITH RECURSIVE needed(oid) AS (SELECT unnest($1::oid[]) UNION \
+             SELECT part FROM needed JOIN pg_type t ON t.oid = needed.oid \
+             CROSS JOIN LATERAL unnest(ARRAY[t.typelem, t.typbasetype]) part WHERE part <> 0) \
+             SELECT t.oid, n.nspname::text, t.typname::text, t.typtype, t.typcategory, \
+             CASE WHEN t.typlen = -1 AND t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem ELSE 0::oid END, \
+             t.typdelim, t.typbasetype, t.typtypmod, t.typndims \
+             FROM needed JOIN pg_type t ON t.oid = needed.oid JOIN pg_namespace n ON n.oid = t.typnamespace",
+            &[&oids],
+        )
+        .await?;
+    let mut catalog = TypeCatalog { money_scale: 2, ..TypeCatalog::default() };
+    for row in rows {
+        let info = TypeInfo {
+            oid: row.try_get(0)?,
+            schema: row.try_get(1)?,
+            name: row.try_get(2)?,
+            kind: row.try_get::<_, i8>(3)? as u8,
+            category: row.try_get::<_, i8>(4)? as u8,
+            element_oid: row.try_get(5)?,
+            delimiter: row.try_get::<_, i8>(6)? as u8,
+            base_oid: row.try_get(7)?,
+            base_typmod: row.try_get(8)?,
+            base_ndims: row.try_get(9)?,
+        };
+        catalog.types.insert(info.oid, info);
+    }
+    Ok(catalog)
+}
+
+/// A replication slot, as far as it matters to us.
+#[derive(Debug, Clone)]
+pub struct SlotInfo {
+    pub database: Option<String>,
+    pub plugin: Option<String>,
+    pub active: bool,
+    pub active_pid: Option<i32>,
+    pub temporary: bool,
+    pub confirmed_flush_lsn: Option<Lsn>,
+    pub wal_status: Option<String>,
+    /// WAL that the server keeps for the slot, in bytes.
+    pub held_bytes: Option<u64>,
+}
+
+pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, CatalogError> {
+    let row = client
+        .query_opt(
+            "SELECT database::text, plugin::text, active, active_pid, temporary, confirmed_flush_lsn::text, wal_status, \
+             CASE WHEN pg_is_in_recovery() THEN NULL ELSE (pg_current_wal_lsn() - restart_lsn)::bigint END \
+             FROM pg_replication_slots WHERE slot_name = $1::text",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let confirmed: Option<String> = row.try_get(5)?;
+    Ok(Some(SlotInfo {
+        database: row.try_get(0)?,
+        plugin: row.try_get(1)?,
+        active: row.try_get(2)?,
+        active_pid: row.try_get(3)?,
+        temporary: row.try_get(4)?,
+        confirmed_flush_lsn: confirmed.and_then(|text| text.parse().ok()),
+        wal_status: row.try_get(6)?,
+        held_bytes: row.try_get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
+    }))
+}
+
+/// What the creation of a slot waits for (trap 12): the oldest transactions that have written, and prepared ones.
+pub async fn blockers(client: &Client) -> Result<Vec<String>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT format('pid %s (%s, %s, open for %s s)', pid, usename, coalesce(nullif(application_name, ''), state), \
+             extract(epoch FROM now() - xact_start)::int) FROM pg_stat_activity WHERE backend_xid IS NOT NULL \
+             UNION ALL SELECT format('prepared transaction %L of %s', gid, owner) FROM pg_prepared_xacts LIMIT 5",
+            &[],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}

@@ -1,1 +1,169 @@
-//! Stub.
+//! `PgConsumer`: the live stream. Socket reading and feedback are tasks of their own (traps 23, 24); this one decodes.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    BatchLimits, CdcConsumer, SourceError, SourcePosition,
+    connect::SourceOptions,
+    feedback::Feedback,
+    pgoutput::Message,
+    wire::{ReplicationClient, ServerMessage, StreamMessage, StreamReader},
+};
+use crate::{
+    Lsn,
+    change::{ChangeBatch, TableSpec, assemble::Assembler, relation::Relation},
+    checkpoint::DurableLsn,
+};
+
+/// How often a hurried reader asks the server how far it is.
+const HURRY: Duration = Duration::from_millis(20);
+
+/// Reads one slot from a checkpoint on. After an error it is of no more use: make a new one from the checkpoint.
+pub struct PgConsumer {
+    reader: StreamReader,
+    feedback: Feedback,
+    assembler: Assembler,
+    /// A Begin that belongs to the next batch.
+    held: Option<StreamMessage>,
+    position: SourcePosition,
+}
+
+/// What to read.
+pub struct StreamOptions {
+    pub slot: String,
+    pub publications: Vec<String>,
+    pub checkpoint: Lsn,
+    pub tables: Vec<Arc<TableSpec>>,
+}
+
+impl PgConsumer {
+    /// Connects and starts the stream at the checkpoint.
+    pub async fn start(source: &SourceOptions, options: StreamOptions) -> Result<Self, SourceError> {
+        let client = ReplicationClient::connect(source, "stream").await?;
+        let (reader, feedback) =
+            client.start_replication(&options.slot, options.checkpoint, &options.publications).await?;
+        Ok(Self {
+            reader,
+            feedback,
+            assembler: Assembler::new(options.checkpoint, options.tables),
+            held: None,
+            position: SourcePosition { acknowledged: options.checkpoint, ..SourcePosition::default() },
+        })
+    }
+
+    /// Published relations that are not followed, as seen since the last call.
+    pub fn take_untracked(&mut self) -> Vec<Relation> {
+        self.assembler.take_untracked()
+    }
+
+    /// Sends the last acknowledgement and leaves the slot.
+    pub async fn shutdown(self) -> Result<(), SourceError> {
+        self.feedback.shutdown().await?;
+        Ok(())
+    }
+
+    /// Takes one message in. `true`: the batch ends before it.
+    fn take(&mut self, message: StreamMessage, limits: &BatchLimits) -> Result<bool, SourceError> {
+        match &message {
+            StreamMessage::Data { payload } => {
+                let decoded = Message::decode(payload)?;
+                if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&decoded, limits.stop_at)
+                    && *commit_lsn >= stop_at
+                {
+                    self.assembler.reached(stop_at);
+                    self.held = Some(message);
+                    return Ok(true);
+                }
+                self.assembler.push(decoded)?;
+                Ok(false)
+            }
+            StreamMessage::Keepalive { wal_end, reply_requested } => {
+                self.position.head = self.position.head.max(*wal_end);
+                self.position.reply_requested |= *reply_requested;
+                if self.assembler.is_between_transactions() {
+                    if let Some(stop_at) = limits.stop_at.filter(|stop_at| wal_end >= stop_at) {
+                        self.assembler.reached(stop_at);
+                        self.held = Some(message);
+                        return Ok(true);
+                    }
+                    self.assembler.reached(*wal_end);
+                }
+                Ok(false)
+            }
+            StreamMessage::Notice(notice) => {
+                check_notice(notice)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn batch(&mut self) -> ChangeBatch {
+        self.position.decoded = self.assembler.end_lsn();
+        self.position.head = self.position.head.max(self.position.decoded);
+        self.assembler.take_batch()
+    }
+}
+
+/// PostgreSQL 18 only warns when a publication is missing, and skips the changes (trap 41): never go on after that.
+fn check_notice(notice: &ServerMessage) -> Result<(), SourceError> {
+    if notice.code == "55000" && notice.message.contains("publication") {
+        return Err(SourceError::PublicationSkipped { message: notice.message.clone() });
+    }
+    tracing::warn!(code = notice.code, "the source says: {}", notice.message);
+    Ok(())
+}
+
+impl CdcConsumer for PgConsumer {
+    async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Option<ChangeBatch>, SourceError> {
+        self.position.reply_requested = false;
+        let started = Instant::now();
+        if let Some(held) = self.held.take()
+            && self.take(held, limits)?
+        {
+            return Ok(Some(self.batch()));
+        }
+        loop {
+            let is_full =
+                self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
+            if is_full && self.assembler.is_between_transactions() {
+                return Ok(Some(self.batch()));
+            }
+            let message = match self.reader.try_next()? {
+                Some(message) => message,
+                // Nothing waits: what is complete goes out once the time is up. A transaction that has begun is
+                // waited for, since a batch ends at a source commit.
+                None => {
+                    let is_over = started.elapsed() >= limits.linger;
+                    if self.assembler.is_between_transactions() && (is_over || self.position.reply_requested) {
+                        return Ok(Some(self.batch()));
+                    }
+                    if limits.hurry {
+                        self.feedback.ping();
+                    }
+                    let left = limits.linger.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
+                    let wait = if limits.hurry { left.min(HURRY) } else { left.min(Duration::from_secs(1)) };
+                    match tokio::time::timeout(wait, self.reader.next()).await {
+                        Err(_) => continue,
+                        Ok(Ok(Some(message))) => message,
+                        Ok(Ok(None)) => return Err(SourceError::StreamEnded),
+                        Ok(Err(error)) => return Err(error.into()),
+                    }
+                }
+            };
+            if self.take(message, limits)? {
+                return Ok(Some(self.batch()));
+            }
+        }
+    }
+
+    fn acknowledge(&self, durable: DurableLsn) {
+        self.feedback.acknowledge(durable);
+    }
+
+    fn position(&self) -> SourcePosition {
+        SourcePosition { acknowledged: self.feedback.acknowledged(), ..self.position }
+    }
+}

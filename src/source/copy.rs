@@ -1,5 +1,221 @@
-//! Stub.
+//! COPY BINARY, cut anywhere, into Arrow.
 
+use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
+
+use crate::types::{ColumnBuilder, Mapping, ValueError};
+
+/// The bytes are no COPY BINARY, or hold a value that cannot be kept.
 #[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct CopyError;
+pub enum CopyError {
+    #[error("the copy does not begin as COPY BINARY does")]
+    Header,
+    #[error("a copied row has {found} columns, expected {expected}")]
+    ColumnCount { found: i16, expected: usize },
+    #[error("a copied field has an impossible length ({0})")]
+    FieldLength(i32),
+    #[error("the copy was cut short: its end never came")]
+    NoTrailer,
+    #[error("the copy goes on after its end")]
+    AfterTrailer,
+    #[error("column {column}: {source}")]
+    Value { column: String, source: ValueError },
+    #[error("copied columns do not fit together")]
+    Arrow(#[from] arrow::error::ArrowError),
+}
+
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+
+/// Takes bytes as they come, gives record batches.
+#[derive(Debug)]
+pub struct CopyReader {
+    columns: Vec<ColumnBuilder>,
+    mappings: Vec<Mapping>,
+    /// The beginning of a row whose end has not come.
+    partial: Vec<u8>,
+    has_header: bool,
+    has_trailer: bool,
+    rows: usize,
+    bytes: usize,
+}
+
+impl CopyReader {
+    pub fn new(mappings: &[Mapping]) -> Self {
+        Self {
+            columns: mappings.iter().map(|mapping| ColumnBuilder::new(mapping, 1024)).collect(),
+            mappings: mappings.to_vec(),
+            partial: Vec::new(),
+            has_header: false,
+            has_trailer: false,
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Whole rows that wait for [`Self::take_batch`].
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes of those rows, as they came.
+    pub fn buffered_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes the next piece.
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), CopyError> {
+        if self.partial.is_empty() {
+            let taken = self.read(piece)?;
+            self.partial.extend_from_slice(piece.get(taken..).unwrap_or_default());
+        } else {
+            let mut whole = std::mem::take(&mut self.partial);
+            whole.extend_from_slice(piece);
+            let taken = self.read(&whole)?;
+            whole.drain(..taken);
+            self.partial = whole;
+        }
+        Ok(())
+    }
+
+    /// Reads whole rows; returns how many bytes they took.
+    fn read(&mut self, bytes: &[u8]) -> Result<usize, CopyError> {
+        let mut rest = bytes;
+        if !self.has_header {
+            let Some((signature, after)) = rest.split_at_checked(SIGNATURE.len()) else { return Ok(0) };
+            if signature != SIGNATURE {
+                return Err(CopyError::Header);
+            }
+            let Some((_flags, after)) = after.split_first_chunk::<4>() else { return Ok(0) };
+            let Some((extension, after)) = after.split_first_chunk::<4>() else { return Ok(0) };
+            let Some((_, after)) = after.split_at_checked(u32::from_be_bytes(*extension) as usize) else {
+                return Ok(0);
+            };
+            self.has_header = true;
+            rest = after;
+        }
+        loop {
+            if self.has_trailer {
+                return if rest.is_empty() { Ok(bytes.len()) } else { Err(CopyError::AfterTrailer) };
+            }
+            let Some(after) = self.row(rest)? else { return Ok(bytes.len() - rest.len()) };
+            rest = after;
+        }
+    }
+
+    /// Reads one row, or the trailer; none when it is not whole yet.
+    fn row<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, CopyError> {
+        let Some((count, fields)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
+        let count = i16::from_be_bytes(*count);
+        if count == -1 {
+            self.has_trailer = true;
+            return Ok(Some(fields));
+        }
+        if usize::try_from(count) != Ok(self.columns.len()) {
+            return Err(CopyError::ColumnCount { found: count, expected: self.columns.len() });
+        }
+        // Whole before anything is appended, so that columns never differ in length.
+        let mut rest = fields;
+        for _ in 0..count {
+            let Some((_, after)) = field(rest)? else { return Ok(None) };
+            rest = after;
+        }
+        let mut values = fields;
+        for (at, column) in self.columns.iter_mut().enumerate() {
+            let Some((value, after)) = field(values)? else { return Ok(None) };
+            column.push_binary(value).map_err(|source| CopyError::Value { column: (at + 1).to_string(), source })?;
+            values = after;
+        }
+        self.rows += 1;
+        self.bytes += bytes.len() - rest.len();
+        Ok(Some(rest))
+    }
+
+    /// The rows so far, as one batch.
+    pub fn take_batch(&mut self, schema: &SchemaRef) -> Result<RecordBatch, CopyError> {
+        let arrays = self.columns.iter_mut().map(ColumnBuilder::finish).collect();
+        self.columns = self.mappings.iter().map(|mapping| ColumnBuilder::new(mapping, self.rows)).collect();
+        (self.rows, self.bytes) = (0, 0);
+        Ok(RecordBatch::try_new(schema.clone(), arrays)?)
+    }
+
+    /// Nothing more comes.
+    ///
+    /// # Errors
+    /// The trailer never came: what was read is not the whole.
+    pub fn finish(&self) -> Result<(), CopyError> {
+        if self.has_trailer && self.partial.is_empty() { Ok(()) } else { Err(CopyError::NoTrailer) }
+    }
+}
+
+type FieldAndRest<'a> = (Option<&'a [u8]>, &'a [u8]);
+
+fn field(bytes: &[u8]) -> Result<Option<FieldAndRest<'_>>, CopyError> {
+    let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
+    match i32::from_be_bytes(*length) {
+        -1 => Ok(Some((None, rest))),
+        length => {
+            let length = usize::try_from(length).map_err(|_| CopyError::FieldLength(length))?;
+            Ok(rest.split_at_checked(length).map(|(value, rest)| (Some(value), rest)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ColumnType, TypeCatalog, map_column, schema_of};
+
+    fn columns() -> Vec<Mapping> {
+        let of = |type_oid| {
+            let column = ColumnType { type_oid, typmod: -1, ndims: 0, override_type: None };
+            map_column(&column, &TypeCatalog::default()).unwrap()
+        };
+        vec![of(23), of(25)]
+    }
+
+    fn copy() -> Vec<u8> {
+        let mut bytes = SIGNATURE.to_vec();
+        bytes.extend([0; 8]);
+        for (id, text) in [(1_i32, Some("ä")), (2, None), (3, Some(""))] {
+            bytes.extend([0, 2, 0, 0, 0, 4]);
+            bytes.extend(id.to_be_bytes());
+            match text {
+                Some(text) => {
+                    bytes.extend((text.len() as i32).to_be_bytes());
+                    bytes.extend(text.as_bytes());
+                }
+                None => bytes.extend((-1_i32).to_be_bytes()),
+            }
+        }
+        bytes.extend((-1_i16).to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_copy_cut_at_any_byte_gives_the_same_rows() {
+        let columns = columns();
+        let schema = schema_of(["a", "b"].into_iter().zip(&columns));
+        let bytes = copy();
+        let mut expected = None;
+        for cut in 0..=bytes.len() {
+            let mut reader = CopyReader::new(&columns);
+            reader.push(&bytes[..cut]).unwrap();
+            reader.push(&bytes[cut..]).unwrap();
+            reader.finish().unwrap();
+            assert_eq!(reader.rows(), 3);
+            let batch = reader.take_batch(&schema).unwrap();
+            assert_eq!(expected.get_or_insert(batch.clone()), &batch, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_copy_without_its_end_never_passes() {
+        let bytes = copy();
+        for length in 0..bytes.len() {
+            let mut reader = CopyReader::new(&columns());
+            reader.push(&bytes[..length]).unwrap();
+            assert!(matches!(reader.finish(), Err(CopyError::NoTrailer)), "{length} bytes");
+        }
+        let mut reader = CopyReader::new(&columns());
+        assert!(matches!(reader.push(&[bytes.as_slice(), b"x"].concat()), Err(CopyError::AfterTrailer)));
+    }
+}

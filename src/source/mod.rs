@@ -66,6 +66,8 @@ pub struct SourcePosition {
     pub decoded: Lsn,
     /// What the server was told to be durable.
     pub acknowledged: Lsn,
+    /// The server waits for an acknowledgement, as it does before it can shut down (trap 25).
+    pub reply_requested: bool,
 }
 
 /// Anything that goes wrong at the source.
@@ -89,4 +91,33 @@ pub enum SourceError {
     Query(#[from] tokio_postgres::Error),
     #[error(transparent)]
     Recorded(#[from] recorded::RecordedError),
+    #[error(
+        "the source skips changes: {message}\ndetail: A publication of this pipeline is missing at the source, so \
+         changes may be lost from here on.\nhint: restore the publication, then copy again with `rhei backfill --force`"
+    )]
+    PublicationSkipped { message: String },
+    #[error("the source ended the stream")]
+    StreamEnded,
+}
+
+impl SourceError {
+    /// Whether a new session from the checkpoint may succeed (traps 31-33).
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_transient(),
+            Self::Wire(error) => error.is_transient(),
+            Self::Slot(error) => error.is_transient(),
+            Self::StreamEnded => true,
+            Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => {
+                error.is_closed()
+                    || error.code().is_none_or(|code| code.code().starts_with("57P") || code.code().starts_with("08"))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it is about what a table holds, so that other tables can go on.
+    pub fn is_about_values(&self) -> bool {
+        matches!(self, Self::Copy(copy::CopyError::Value { .. }))
+    }
 }

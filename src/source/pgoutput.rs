@@ -1,5 +1,334 @@
-//! Stub.
+//! pgoutput, protocol 1, text: `&[u8]` to [`Message`]. A checked cursor, no allocation but for Relation and Truncate.
+//!
+//! After a message nothing may be left over, and an unknown tag is an error: a message that is not understood could be
+//! a change that is lost.
 
-#[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct DecodeError;
+use crate::{
+    Lsn,
+    change::{
+        QualifiedName, ReplicaIdentity,
+        relation::{Relation, RelationColumn},
+        tuple::{Tuple, TupleError},
+    },
+};
+
+/// One message of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// `commit_lsn` is what the protocol calls `final_lsn`.
+    Begin {
+        commit_lsn: Lsn,
+        commit_time_us: i64,
+        xid: u32,
+    },
+    Commit {
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        commit_time_us: i64,
+    },
+    /// The transaction came to this server from elsewhere; the LSN is that server's and may be 0/0 (trap 81).
+    Origin {
+        lsn: Lsn,
+        name: &'a str,
+    },
+    Relation(Relation),
+    /// Announces a type that is not built in; for a domain it names the base type (trap 72).
+    Type {
+        oid: u32,
+        schema: &'a str,
+        name: &'a str,
+    },
+    Insert {
+        relation: u32,
+        new: Tuple<'a>,
+    },
+    Update {
+        relation: u32,
+        old: OldTuple<'a>,
+        new: Tuple<'a>,
+    },
+    Delete {
+        relation: u32,
+        old: OldTuple<'a>,
+    },
+    Truncate {
+        relations: Vec<u32>,
+        cascade: bool,
+        restart_identity: bool,
+    },
+    /// `pg_logical_emit_message`; those that are not transactional come outside of any transaction (trap 78).
+    Logical {
+        transactional: bool,
+        lsn: Lsn,
+        prefix: &'a str,
+        content: &'a [u8],
+    },
+}
+
+/// What an UPDATE or DELETE says of the old row. `Key` does not mean that the key changed (trap 50).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OldTuple<'a> {
+    Absent,
+    /// The replica identity's columns; all others are null.
+    Key(Tuple<'a>),
+    /// REPLICA IDENTITY FULL: the whole old row, TOASTed values included.
+    Full(Tuple<'a>),
+}
+
+/// The bytes are no pgoutput message. A broken server or our mistake: nothing of it is applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    #[error("pgoutput message '{}' ends too early", tag_text(*tag))]
+    Short { tag: u8 },
+    #[error("pgoutput message '{}' has {left} bytes too many", tag_text(*tag))]
+    Trailing { tag: u8, left: usize },
+    #[error("unknown pgoutput message '{}' (0x{tag:02x}): this server speaks a protocol that this rhei does not know", tag_text(*tag))]
+    UnknownTag { tag: u8 },
+    #[error("empty pgoutput message")]
+    Empty,
+    #[error("pgoutput message '{}' holds text that is not UTF-8", tag_text(*tag))]
+    NotUtf8 { tag: u8 },
+    #[error("pgoutput message '{}' has {what} '{}' where that is not allowed", tag_text(*tag), tag_text(*found))]
+    Unexpected { tag: u8, what: &'static str, found: u8 },
+    #[error("pgoutput message '{}' holds a row that cannot be read", tag_text(*tag))]
+    Tuple { tag: u8, source: TupleError },
+}
+
+fn tag_text(tag: u8) -> std::ascii::EscapeDefault {
+    std::ascii::escape_default(tag)
+}
+
+impl<'a> Message<'a> {
+    /// Reads one message, the payload of one XLogData.
+    ///
+    /// # Errors
+    /// The bytes are cut, too many, or of no known kind.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
+        let mut cursor = Cursor { tag, rest };
+        let message = match tag {
+            b'B' => Self::Begin { commit_lsn: cursor.lsn()?, commit_time_us: cursor.i64()?, xid: cursor.u32()? },
+            b'C' => {
+                let _flags = cursor.u8()?;
+                Self::Commit { commit_lsn: cursor.lsn()?, end_lsn: cursor.lsn()?, commit_time_us: cursor.i64()? }
+            }
+            b'O' => Self::Origin { lsn: cursor.lsn()?, name: cursor.text()? },
+            b'R' => Self::Relation(cursor.relation()?),
+            b'Y' => Self::Type { oid: cursor.u32()?, schema: cursor.text()?, name: cursor.text()? },
+            b'I' => {
+                let relation = cursor.u32()?;
+                cursor.expect("tuple kind", b'N')?;
+                Self::Insert { relation, new: cursor.tuple()? }
+            }
+            b'U' => {
+                let relation = cursor.u32()?;
+                let (old, next) = match cursor.u8()? {
+                    b'K' => (OldTuple::Key(cursor.tuple()?), cursor.u8()?),
+                    b'O' => (OldTuple::Full(cursor.tuple()?), cursor.u8()?),
+                    other => (OldTuple::Absent, other),
+                };
+                if next != b'N' {
+                    return Err(DecodeError::Unexpected { tag, what: "tuple kind", found: next });
+                }
+                Self::Update { relation, old, new: cursor.tuple()? }
+            }
+            b'D' => {
+                let relation = cursor.u32()?;
+                let old = match cursor.u8()? {
+                    b'K' => OldTuple::Key(cursor.tuple()?),
+                    b'O' => OldTuple::Full(cursor.tuple()?),
+                    found => return Err(DecodeError::Unexpected { tag, what: "tuple kind", found }),
+                };
+                Self::Delete { relation, old }
+            }
+            b'T' => {
+                let count = cursor.u32()? as usize;
+                let flags = cursor.u8()?;
+                // The capacity comes from what is really there, not from what the bytes claim.
+                let mut relations = Vec::with_capacity(count.min(cursor.rest.len() / 4));
+                for _ in 0..count {
+                    relations.push(cursor.u32()?);
+                }
+                Self::Truncate { relations, cascade: flags & 1 != 0, restart_identity: flags & 2 != 0 }
+            }
+            b'M' => {
+                let flags = cursor.u8()?;
+                let lsn = cursor.lsn()?;
+                let prefix = cursor.text()?;
+                let length = cursor.u32()? as usize;
+                Self::Logical { transactional: flags & 1 != 0, lsn, prefix, content: cursor.take(length)? }
+            }
+            unknown => return Err(DecodeError::UnknownTag { tag: unknown }),
+        };
+        match cursor.rest.len() {
+            0 => Ok(message),
+            left => Err(DecodeError::Trailing { tag, left }),
+        }
+    }
+}
+
+struct Cursor<'a> {
+    tag: u8,
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Short { tag: self.tag })?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(DecodeError::Short { tag: self.tag })?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    fn u8(&mut self) -> Result<u8, DecodeError> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn i32(&mut self) -> Result<i32, DecodeError> {
+        self.array().map(i32::from_be_bytes)
+    }
+
+    fn i64(&mut self) -> Result<i64, DecodeError> {
+        self.array().map(i64::from_be_bytes)
+    }
+
+    fn lsn(&mut self) -> Result<Lsn, DecodeError> {
+        self.array().map(|bytes| Lsn(u64::from_be_bytes(bytes)))
+    }
+
+    fn text(&mut self) -> Result<&'a str, DecodeError> {
+        let end = self.rest.iter().position(|&byte| byte == 0).ok_or(DecodeError::Short { tag: self.tag })?;
+        let text = self.take(end)?;
+        self.u8()?;
+        std::str::from_utf8(text).map_err(|_| DecodeError::NotUtf8 { tag: self.tag })
+    }
+
+    fn expect(&mut self, what: &'static str, wanted: u8) -> Result<(), DecodeError> {
+        match self.u8()? {
+            found if found == wanted => Ok(()),
+            found => Err(DecodeError::Unexpected { tag: self.tag, what, found }),
+        }
+    }
+
+    fn tuple(&mut self) -> Result<Tuple<'a>, DecodeError> {
+        let fields = usize::from(self.u16()?);
+        let (tuple, rest) = Tuple::split(self.rest, fields).map_err(|error| match error {
+            TupleError::Short => DecodeError::Short { tag: self.tag },
+            source @ TupleError::Kind(_) => DecodeError::Tuple { tag: self.tag, source },
+        })?;
+        self.rest = rest;
+        Ok(tuple)
+    }
+
+    fn relation(&mut self) -> Result<Relation, DecodeError> {
+        let oid = self.u32()?;
+        let schema = match self.text()? {
+            // The wire shortens pg_catalog to nothing.
+            "" => "pg_catalog",
+            schema => schema,
+        };
+        let name = QualifiedName::new(schema, self.text()?);
+        let code = self.u8()?;
+        let replica_identity = ReplicaIdentity::from_code(code).ok_or(DecodeError::Unexpected {
+            tag: self.tag,
+            what: "replica identity",
+            found: code,
+        })?;
+        let count = usize::from(self.u16()?);
+        let mut columns = Vec::with_capacity(count.min(self.rest.len() / 10));
+        for _ in 0..count {
+            let flags = self.u8()?;
+            let name = self.text()?.to_owned();
+            columns.push(RelationColumn { name, type_oid: self.u32()?, typmod: self.i32()?, is_key: flags & 1 != 0 });
+        }
+        Ok(Relation { oid, name, replica_identity, columns })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::tuple::Field;
+
+    fn tuple_bytes(fields: &[Field<'_>]) -> Vec<u8> {
+        let mut out = (fields.len() as u16).to_be_bytes().to_vec();
+        for &field in fields {
+            crate::change::tuple::write_field(&mut out, field);
+        }
+        out
+    }
+
+    fn insert() -> Vec<u8> {
+        let mut bytes = vec![b'I', 0, 0, 0, 7, b'N'];
+        bytes.extend(tuple_bytes(&[Field::Text(b"1"), Field::Null, Field::Unchanged, Field::Text("ä".as_bytes())]));
+        bytes
+    }
+
+    fn relation() -> Vec<u8> {
+        let mut bytes = vec![b'R', 0, 0, 0, 7];
+        bytes.extend(b"public\0t\0d\0\x02");
+        bytes.extend(b"\x01id\0\0\0\0\x17\xff\xff\xff\xff");
+        bytes.extend(b"\x00doc\0\0\0\0\x19\xff\xff\xff\xff");
+        bytes
+    }
+
+    #[test]
+    fn an_insert_keeps_null_unchanged_and_text_apart() {
+        let bytes = insert();
+        let Ok(Message::Insert { relation: 7, new }) = Message::decode(&bytes) else { panic!("not an insert") };
+        let fields: Vec<_> = new.fields().collect();
+        assert_eq!(fields, [Field::Text(b"1"), Field::Null, Field::Unchanged, Field::Text("ä".as_bytes())]);
+    }
+
+    #[test]
+    fn a_message_cut_at_any_byte_is_an_error_and_never_a_panic() {
+        for whole in [insert(), relation(), b"T\0\0\0\x01\x01\0\0\0\x07".to_vec()] {
+            assert!(Message::decode(&whole).is_ok());
+            for length in 0..whole.len() {
+                assert!(Message::decode(&whole[..length]).is_err(), "{length} bytes of {whole:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_too_many_is_an_error() {
+        let mut bytes = insert();
+        bytes.push(0);
+        assert_eq!(Message::decode(&bytes), Err(DecodeError::Trailing { tag: b'I', left: 1 }));
+    }
+
+    #[test]
+    fn an_unknown_message_stops_the_stream() {
+        let error = Message::decode(b"Zabc").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown pgoutput message 'Z' (0x5a): this server speaks a protocol that this rhei does not know"
+        );
+    }
+
+    #[test]
+    fn a_hostile_count_takes_no_memory() {
+        assert_eq!(Message::decode(b"T\xff\xff\xff\xff\0"), Err(DecodeError::Short { tag: b'T' }));
+        assert_eq!(Message::decode(b"M\0\0\0\0\0\0\0\0\0p\0\xff\xff\xff\xff"), Err(DecodeError::Short { tag: b'M' }));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = Message::decode(&bytes);
+        }
+    }
+}

@@ -1,5 +1,97 @@
-//! Stub.
+//! `RecordedConsumer`: a stream that was recorded from a real server, for deterministic tests and benchmarks.
+//!
+//! The file is a list of pgoutput messages, each a length (`u32`, big-endian) and that many bytes: what
+//! `pg_logical_slot_peek_binary_changes` returns. They go through the same [`Assembler`] as the live stream.
 
+use std::{path::Path, sync::Arc};
+
+use super::{BatchLimits, CdcConsumer, SourceError, SourcePosition, pgoutput::Message};
+use crate::{
+    Lsn,
+    change::{ChangeBatch, TableSpec, assemble::Assembler},
+    checkpoint::DurableLsn,
+};
+
+/// A recording that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct RecordedError;
+pub enum RecordedError {
+    #[error("cannot read the recorded stream {path}")]
+    Read { path: String, source: std::io::Error },
+    #[error("the recorded stream ends in the middle of a message, at byte {at}")]
+    Cut { at: usize },
+}
+
+/// Replays a recording from the beginning; skips what is before the checkpoint as the live stream does.
+#[derive(Debug)]
+pub struct RecordedConsumer {
+    messages: Vec<Vec<u8>>,
+    next: usize,
+    assembler: Assembler,
+    acknowledged: std::sync::Mutex<Lsn>,
+}
+
+/// Splits a recording into its messages.
+///
+/// # Errors
+/// It ends in the middle of one.
+pub fn split(recording: &[u8]) -> Result<Vec<Vec<u8>>, RecordedError> {
+    let mut messages = Vec::new();
+    let mut rest = recording;
+    while !rest.is_empty() {
+        let cut = || RecordedError::Cut { at: recording.len() - rest.len() };
+        let (length, after) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        let (message, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize).ok_or_else(cut)?;
+        messages.push(message.to_vec());
+        rest = after;
+    }
+    Ok(messages)
+}
+
+impl RecordedConsumer {
+    pub fn open(path: &Path, checkpoint: Lsn, tables: Vec<Arc<TableSpec>>) -> Result<Self, RecordedError> {
+        let recording =
+            std::fs::read(path).map_err(|source| RecordedError::Read { path: path.display().to_string(), source })?;
+        Ok(Self::new(split(&recording)?, checkpoint, tables))
+    }
+
+    pub fn new(messages: Vec<Vec<u8>>, checkpoint: Lsn, tables: Vec<Arc<TableSpec>>) -> Self {
+        let assembler = Assembler::new(checkpoint, tables);
+        Self { messages, next: 0, assembler, acknowledged: std::sync::Mutex::new(checkpoint) }
+    }
+}
+
+impl CdcConsumer for RecordedConsumer {
+    async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Option<ChangeBatch>, SourceError> {
+        while let Some(bytes) = self.messages.get(self.next) {
+            let message = Message::decode(bytes)?;
+            if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&message, limits.stop_at)
+                && *commit_lsn >= stop_at
+            {
+                self.assembler.reached(stop_at);
+                return Ok(Some(self.assembler.take_batch()));
+            }
+            self.assembler.push(message)?;
+            self.next += 1;
+            let is_full =
+                self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
+            if is_full && self.assembler.is_between_transactions() {
+                return Ok(Some(self.assembler.take_batch()));
+            }
+        }
+        // A transaction that breaks off leaves no trace.
+        let is_something_left = self.assembler.is_between_transactions() && self.assembler.pending_transactions() > 0;
+        Ok(is_something_left.then(|| self.assembler.take_batch()))
+    }
+
+    fn acknowledge(&self, durable: DurableLsn) {
+        if let Ok(mut acknowledged) = self.acknowledged.lock() {
+            *acknowledged = durable.lsn().max(*acknowledged);
+        }
+    }
+
+    fn position(&self) -> SourcePosition {
+        let acknowledged = self.acknowledged.lock().map_or(Lsn::ZERO, |acknowledged| *acknowledged);
+        let decoded = self.assembler.end_lsn();
+        SourcePosition { head: decoded, decoded, acknowledged, reply_requested: false }
+    }
+}

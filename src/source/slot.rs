@@ -1,5 +1,278 @@
-//! Stub.
+//! Slot and publication: made here, and judged. The judgements are pure; each refusal says why and what to do.
 
+use tokio_postgres::Client;
+
+use super::catalog::{PublicationInfo, ServerInfo, SlotInfo, quote_identifier, quote_table};
+use crate::{Lsn, change::QualifiedName};
+
+/// Source and copy do not belong together, or the source is not set up.
 #[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct SlotError;
+pub enum SlotError {
+    #[error("the source is PostgreSQL {version}, and rhei needs 14 or newer")]
+    TooOld { version: String },
+    #[error(
+        "the source has wal_level = {wal_level}, and logical replication needs logical\nhint: ALTER SYSTEM SET wal_level = logical; then restart the source. `rhei backfill --no-slot` copies without it"
+    )]
+    WalLevel { wal_level: String },
+    #[error("the source is a standby in recovery\nhint: name the primary in the source URL")]
+    InRecovery,
+    #[error("user \"{user}\" may not replicate\nhint: ALTER ROLE {} REPLICATION; at the source", quote_identifier(.user))]
+    MayNotReplicate { user: String },
+    #[error("publication {} does not exist at the source\nhint: create it, or name one publication that rhei may create in [source] publication", .names.join(", "))]
+    PublicationMissing { names: Vec<String> },
+    #[error(
+        "publication \"{name}\" does not exist, and rhei may not create it: {reason}\nhint: let the tables' owner run: {sql}"
+    )]
+    PublicationRefused { name: String, reason: String, sql: String },
+    #[error(
+        "the publication leaves out {missing}, so the copy would silently differ\nhint: ALTER PUBLICATION .. SET (publish = 'insert, update, delete, truncate')"
+    )]
+    PublicationPartial { missing: String },
+    #[error(
+        "the publication was dropped and made again since the last cycle\ndetail: Changes between may never arrive here.\nhint: copy again with `rhei backfill --force`"
+    )]
+    PublicationRemade,
+    #[error(
+        "replication slot \"{slot}\" does not exist any more\ndetail: It was dropped, so the changes since {checkpoint} are gone.\nhint: copy again with `rhei backfill --force`, which makes a new slot"
+    )]
+    Missing { slot: String, checkpoint: Lsn },
+    #[error(
+        "replication slot \"{slot}\" exists already, and this copy did not make it\nhint: choose another name in [source] slot, or drop it: SELECT pg_drop_replication_slot('{slot}')"
+    )]
+    NotOurs { slot: String },
+    #[error(
+        "replication slot \"{slot}\" belongs to {found}, not to this database's pgoutput\nhint: choose another name in [source] slot"
+    )]
+    Foreign { slot: String, found: String },
+    #[error("replication slot \"{slot}\" is in use by another connection (server process {})\nhint: stop the other rhei, or give this copy a slot of its own in [source] slot", .pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string()))]
+    Active { slot: String, pid: Option<i32> },
+    #[error(
+        "replication slot \"{slot}\" is lost: the server has removed WAL that this copy needs\nhint: copy again with `rhei backfill --force`; raise max_slot_wal_keep_size so that it does not happen again"
+    )]
+    Lost { slot: String },
+    #[error(
+        "replication slot \"{slot}\" has moved past this copy (slot {confirmed}, copy {checkpoint})\ndetail: The copy is older than the slot, as after restoring a backup, or the slot was dropped and made again. The changes between are no longer on the server.\nhint: copy again with `rhei backfill --force`, or give this file a slot of its own in [source] slot"
+    )]
+    MovedPast { slot: String, confirmed: Lsn, checkpoint: Lsn },
+    #[error(
+        "the source's WAL ends at {flush}, before this copy's checkpoint {checkpoint}\ndetail: The source was restored to an earlier moment, so the copy holds what it has forgotten.\nhint: copy again with `rhei backfill --force`"
+    )]
+    SourceBehind { flush: Lsn, checkpoint: Lsn },
+    #[error(
+        "the source is another cluster (system identifier {found}, this copy's is {known})\nhint: check the source URL; to copy the new cluster, use another target, or `rhei backfill --force`"
+    )]
+    OtherCluster { known: String, found: String },
+    #[error(
+        "the source is another database ({found}, this copy is of {known})\nhint: check the source URL, or use another target"
+    )]
+    OtherDatabase { known: String, found: String },
+    #[error(
+        "the source has left this copy's history: timeline {timeline} branched off timeline {known} at {switch}, before the checkpoint {checkpoint}\ndetail: After a failover the new primary never had some transactions that are in the copy.\nhint: copy again with `rhei backfill --force`"
+    )]
+    Diverged { known: u32, timeline: u32, switch: Lsn, checkpoint: Lsn },
+    #[error(
+        "the source is on timeline {timeline}, which does not descend from this copy's timeline {known}\nhint: check the source URL; copy again with `rhei backfill --force`"
+    )]
+    Unrelated { known: u32, timeline: u32 },
+}
+
+impl SlotError {
+    /// Whether it may pass by itself (traps 30-33).
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Active { .. })
+    }
+}
+
+pub fn judge_server(server: &ServerInfo) -> Result<(), SlotError> {
+    if server.version_num < 140_000 {
+        return Err(SlotError::TooOld { version: server.version.clone() });
+    }
+    // Trap 39: slots on standbys need the primary's help.
+    if server.in_recovery {
+        return Err(SlotError::InRecovery);
+    }
+    if server.wal_level != "logical" {
+        return Err(SlotError::WalLevel { wal_level: server.wal_level.clone() });
+    }
+    Ok(())
+}
+
+/// Trap 42: an operation that is not published is a difference that nobody sees.
+pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
+    let operations =
+        [(info.insert, "insert"), (info.update, "update"), (info.delete, "delete"), (info.truncate, "truncate")];
+    let missing: Vec<&str> = operations.iter().filter(|(is_on, _)| !is_on).map(|(_, name)| *name).collect();
+    if missing.is_empty() { Ok(()) } else { Err(SlotError::PublicationPartial { missing: missing.join(", ") }) }
+}
+
+/// Trap 41: a publication of the same name with another oid was dropped in between.
+pub fn judge_fingerprint(known: &str, found: &str) -> Result<(), SlotError> {
+    let publications = |text: &str| {
+        text.lines().filter(|line| line.starts_with("publication ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    if publications(known) == publications(found) { Ok(()) } else { Err(SlotError::PublicationRemade) }
+}
+
+/// Trap 41: a table that left and came back, or has another filter or column list, has to be copied again.
+pub fn relation_changed(known: &str, found: &str, oid: u32) -> bool {
+    let prefix = format!("table {oid} ");
+    let line = |text: &str| text.lines().find(|line| line.starts_with(&prefix)).map(str::to_owned);
+    line(known) != line(found)
+}
+
+/// What a copy is of.
+#[derive(Debug, Clone, Copy)]
+pub struct Cluster<'a> {
+    pub system_id: &'a str,
+    pub database: &'a str,
+    pub database_oid: u32,
+}
+
+/// Trap 35.
+pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), SlotError> {
+    if known.system_id != found.system_id {
+        return Err(SlotError::OtherCluster { known: known.system_id.to_owned(), found: found.system_id.to_owned() });
+    }
+    if known.database_oid != found.database_oid {
+        return Err(SlotError::OtherDatabase { known: known.database.to_owned(), found: found.database.to_owned() });
+    }
+    Ok(())
+}
+
+/// Trap 36: `history` holds lines of `timeline`, switch LSN and reason. Our timeline must be an ancestor that was left
+/// no earlier than the checkpoint.
+pub fn judge_timeline(known: u32, checkpoint: Lsn, timeline: u32, history: &str) -> Result<(), SlotError> {
+    let switch = history.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let number: u32 = words.next()?.parse().ok()?;
+        (number == known).then(|| words.next()?.parse::<Lsn>().ok()).flatten()
+    });
+    match switch {
+        None => Err(SlotError::Unrelated { known, timeline }),
+        Some(switch) if checkpoint > switch => Err(SlotError::Diverged { known, timeline, switch, checkpoint }),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Whether the slot still has all that this copy needs (traps 2, 4, 32-34).
+pub fn judge_slot(
+    found: Option<&SlotInfo>,
+    slot: &str,
+    database: &str,
+    checkpoint: Lsn,
+    flush: Lsn,
+) -> Result<(), SlotError> {
+    let slot = || slot.to_owned();
+    let Some(found) = found else { return Err(SlotError::Missing { slot: slot(), checkpoint }) };
+    if found.database.as_deref() != Some(database) || found.plugin.as_deref() != Some("pgoutput") || found.temporary {
+        let of = found
+            .database
+            .as_ref()
+            .map_or_else(|| "physical replication".to_owned(), |name| format!("database \"{name}\""));
+        let plugin = found.plugin.as_deref().unwrap_or("no plugin");
+        return Err(SlotError::Foreign { slot: slot(), found: format!("{of} ({plugin})") });
+    }
+    if found.wal_status.as_deref() == Some("lost") {
+        return Err(SlotError::Lost { slot: slot() });
+    }
+    // Acknowledged is only what is durable here, so a slot that is ahead has served another copy, or a later state of
+    // this one.
+    if let Some(confirmed) = found.confirmed_flush_lsn
+        && confirmed > checkpoint
+    {
+        return Err(SlotError::MovedPast { slot: slot(), confirmed, checkpoint });
+    }
+    if checkpoint > flush {
+        return Err(SlotError::SourceBehind { flush, checkpoint });
+    }
+    if found.active {
+        return Err(SlotError::Active { slot: slot(), pid: found.active_pid });
+    }
+    Ok(())
+}
+
+/// The statement that makes the publication. Partition trees are published as their roots.
+pub fn publication_sql(name: &str, tables: &[QualifiedName]) -> String {
+    let tables: Vec<String> = tables.iter().map(quote_table).collect();
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+        quote_identifier(name),
+        tables.join(", ")
+    )
+}
+
+pub async fn create_publication(client: &Client, name: &str, tables: &[QualifiedName]) -> Result<(), SlotError> {
+    let sql = publication_sql(name, tables);
+    client.batch_execute(&sql).await.map_err(|error| {
+        let reason = error.as_db_error().map_or_else(|| error.to_string(), |server| server.message().to_owned());
+        SlotError::PublicationRefused { name: name.to_owned(), reason, sql: format!("{sql};") }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot() -> SlotInfo {
+        SlotInfo {
+            database: Some("shop".to_owned()),
+            plugin: Some("pgoutput".to_owned()),
+            active: false,
+            active_pid: None,
+            temporary: false,
+            confirmed_flush_lsn: Some(Lsn(100)),
+            wal_status: Some("reserved".to_owned()),
+            held_bytes: None,
+        }
+    }
+
+    fn judged(found: Option<&SlotInfo>, checkpoint: u64, flush: u64) -> Result<(), SlotError> {
+        judge_slot(found, "rhei", "shop", Lsn(checkpoint), Lsn(flush))
+    }
+
+    /// Traps 2, 4, 32, 33.
+    #[test]
+    fn a_slot_is_taken_only_when_it_has_all_that_the_copy_needs() {
+        assert!(judged(Some(&slot()), 100, 200).is_ok());
+        assert!(matches!(judged(None, 100, 200), Err(SlotError::Missing { .. })));
+        assert!(matches!(judged(Some(&slot()), 99, 200), Err(SlotError::MovedPast { .. })));
+        assert!(matches!(judged(Some(&slot()), 201, 200), Err(SlotError::SourceBehind { .. })));
+        let of = |change: fn(&mut SlotInfo)| {
+            let mut slot = slot();
+            change(&mut slot);
+            judged(Some(&slot), 100, 200)
+        };
+        assert!(matches!(of(|slot| slot.database = Some("other".to_owned())), Err(SlotError::Foreign { .. })));
+        assert!(matches!(of(|slot| slot.plugin = Some("test_decoding".to_owned())), Err(SlotError::Foreign { .. })));
+        assert!(matches!(of(|slot| slot.wal_status = Some("lost".to_owned())), Err(SlotError::Lost { .. })));
+        assert!(matches!(of(|slot| slot.active = true), Err(SlotError::Active { .. })));
+    }
+
+    /// Trap 36.
+    #[test]
+    fn a_timeline_that_branched_off_before_the_checkpoint_is_refused() {
+        let history = "1\t0/1103CDC0\tno recovery target specified\n\n2\t0/20000000\tno recovery target specified\n";
+        assert!(judge_timeline(1, Lsn(0x1103_CDC0), 3, history).is_ok());
+        assert!(matches!(judge_timeline(1, Lsn(0x1103_CE70), 3, history), Err(SlotError::Diverged { .. })));
+        assert!(matches!(judge_timeline(7, Lsn(1), 3, history), Err(SlotError::Unrelated { .. })));
+    }
+
+    /// Trap 41.
+    #[test]
+    fn a_remade_publication_and_a_changed_table_are_told_apart() {
+        let before = "publication 7\ntable 10 1:500\ntable 11 2:500\n";
+        assert!(judge_fingerprint(before, "publication 8\ntable 10 1:500\n").is_err());
+        let after = "publication 7\ntable 10 1:501\ntable 11 2:500\n";
+        assert!(judge_fingerprint(before, after).is_ok());
+        assert!(relation_changed(before, after, 10) && !relation_changed(before, after, 11));
+    }
+
+    #[test]
+    fn the_publication_names_its_tables_quoted() {
+        let sql = publication_sql("My Pub", &[QualifiedName::new("a\"b", "select")]);
+        assert_eq!(
+            sql,
+            "CREATE PUBLICATION \"My Pub\" FOR TABLE \"a\"\"b\".\"select\" WITH (publish_via_partition_root = true)"
+        );
+    }
+}

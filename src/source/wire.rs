@@ -1,5 +1,806 @@
-//! Stub.
+//! The replication protocol: our own CopyBoth on `postgres-protocol`, which tokio-postgres does not have.
+//!
+//! [`FrameReader`] owns bytes and knows no socket. [`ReplicationClient`] asks and answers; once the stream has begun it
+//! splits into [`StreamReader`], whose task only reads, and [`Feedback`], whose task is the only writer (traps 23, 24).
 
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::{
+    authentication::{
+        md5_hash,
+        sasl::{self, ScramSha256},
+    },
+    message::{backend, frontend},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpStream, UnixStream},
+    sync::{Semaphore, mpsc},
+};
+
+use super::{
+    connect::{Address, ConnectError, PINNED, SourceOptions, refusal},
+    feedback::Feedback,
+    tls::{self, SslMode},
+};
+use crate::Lsn;
+
+/// A message longer than PostgreSQL can make one is refused before memory is taken for it.
+const MAX_MESSAGE_BYTES: usize = (1 << 30) + (1 << 20);
+/// Bytes between the socket and the decoder.
+const QUEUE_BYTES: usize = 64 << 20;
+
+/// The replication connection broke, or said what it may not say.
 #[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct WireError;
+pub enum WireError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the connection to the source broke")]
+    Io(#[from] io::Error),
+    #[error("the source closed the connection")]
+    Closed,
+    #[error("the source has not answered for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("the source refused: {0}")]
+    Server(ServerMessage),
+    #[error("the source sent a message of {bytes} bytes, more than the {limit} that a message may have")]
+    TooLong { bytes: usize, limit: usize },
+    #[error("the source sent a message with an impossible length ({0})")]
+    BadLength(i32),
+    #[error("the source sent an unexpected message '{}' while {during}", std::ascii::escape_default(*.tag))]
+    Unexpected { tag: u8, during: &'static str },
+    #[error("the source sent a message that ends too early while {during}")]
+    Short { during: &'static str },
+    #[error(
+        "the source asks for the authentication method {0}, which rhei does not speak\nhint: use scram-sha-256 for this role"
+    )]
+    Authentication(&'static str),
+}
+
+impl WireError {
+    /// Whether a new connection may do better (traps 31-33).
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_transient(),
+            Self::Io(_) | Self::Closed | Self::Silent(_) => true,
+            Self::Server(message) => {
+                message.code.starts_with("08")
+                    || matches!(message.code.as_str(), "57P01" | "57P02" | "57P03" | "53300" | "55006")
+            }
+            _ => false,
+        }
+    }
+}
+
+/// An ErrorResponse or NoticeResponse.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerMessage {
+    /// SQLSTATE.
+    pub code: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for ServerMessage {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} (SQLSTATE {})", self.message, self.code)?;
+        self.detail.iter().try_for_each(|detail| write!(out, "\ndetail: {detail}"))?;
+        self.hint.iter().try_for_each(|hint| write!(out, "\nhint: {hint}"))
+    }
+}
+
+impl ServerMessage {
+    fn read(body: &[u8]) -> Self {
+        let mut message = Self::default();
+        for field in body.split(|&byte| byte == 0) {
+            let Some((&kind, text)) = field.split_first() else { continue };
+            let text = String::from_utf8_lossy(text).into_owned();
+            match kind {
+                b'C' => message.code = text,
+                b'M' => message.message = text,
+                b'D' => message.detail = Some(text),
+                b'H' => message.hint = Some(text),
+                _ => {}
+            }
+        }
+        message
+    }
+}
+
+/// One message of the server: its tag and its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    pub tag: u8,
+    pub body: Bytes,
+}
+
+/// Cuts bytes into frames. A partial frame is a normal value, not an error.
+#[derive(Debug)]
+pub struct FrameReader {
+    buffer: BytesMut,
+    limit: usize,
+}
+
+impl Default for FrameReader {
+    fn default() -> Self {
+        Self::new(MAX_MESSAGE_BYTES)
+    }
+}
+
+impl FrameReader {
+    pub fn new(limit: usize) -> Self {
+        Self { buffer: BytesMut::with_capacity(128 << 10), limit }
+    }
+
+    /// Where bytes from the socket go. Asking for more room never moves what is cut already.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        self.buffer.reserve(64 << 10);
+        &mut self.buffer
+    }
+
+    /// The next whole frame; none when more bytes are needed.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
+        let Some((&tag, rest)) = self.buffer.split_first() else { return Ok(None) };
+        let Some(length) = rest.first_chunk::<4>() else { return Ok(None) };
+        let length = i32::from_be_bytes(*length);
+        let bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
+        let bytes = bytes.ok_or(WireError::BadLength(length))?;
+        if bytes > self.limit {
+            return Err(WireError::TooLong { bytes, limit: self.limit });
+        }
+        if rest.len() < 4 + bytes {
+            // Memory is taken as bytes arrive, not as they are promised.
+            return Ok(None);
+        }
+        self.buffer.advance(5);
+        Ok(Some(Frame { tag, body: self.buffer.split_to(bytes).freeze() }))
+    }
+}
+
+/// A socket of any kind.
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+/// A replication connection that takes commands.
+pub struct ReplicationClient {
+    socket: Socket,
+    frames: FrameReader,
+    parameters: std::collections::HashMap<String, String>,
+    address: String,
+}
+
+/// Answer of IDENTIFY_SYSTEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentifySystem {
+    pub system_id: String,
+    pub timeline: u32,
+    pub wal_position: Lsn,
+    pub database: Option<String>,
+}
+
+/// Answer of CREATE_REPLICATION_SLOT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    pub name: String,
+    /// The snapshot sees exactly the transactions with `commit_lsn` before it, and the stream starts there.
+    pub consistent_point: Lsn,
+    /// Dies with the next command on this connection (trap 11).
+    pub snapshot: Option<String>,
+}
+
+/// One row of a simple query, as text.
+pub type Row = Vec<Option<String>>;
+
+impl ReplicationClient {
+    /// Tries the addresses in order.
+    pub async fn connect(source: &SourceOptions, purpose: &str) -> Result<Self, WireError> {
+        let mut last = None;
+        for address in source.addresses() {
+            let attempt = tokio::time::timeout(source.connect_timeout(), Self::connect_to(source, &address, purpose));
+            match attempt.await {
+                Ok(Ok(mut client)) => {
+                    // Under SQL_ASCII the server cannot convert; invalid bytes would block the slot (trap 74).
+                    if client.parameters.get("server_encoding").is_some_and(|encoding| encoding == "SQL_ASCII") {
+                        client.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
+                    }
+                    return Ok(client);
+                }
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => {
+                    let (address, after) = (address.to_string(), source.connect_timeout());
+                    last = Some(ConnectError::TimedOut { address, after }.into());
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| ConnectError::NoSource.into()))
+    }
+
+    async fn connect_to(source: &SourceOptions, address: &Address, purpose: &str) -> Result<Self, WireError> {
+        let unreachable =
+            |error: io::Error| ConnectError::Unreachable { address: address.to_string(), detail: error.to_string() };
+        let mut binding = None;
+        let socket = match address {
+            Address::Unix(path) => Socket::Unix(UnixStream::connect(path).await.map_err(unreachable)?),
+            Address::Tcp { host, connect_to, port } => {
+                let stream = TcpStream::connect((connect_to.as_str(), *port)).await.map_err(unreachable)?;
+                keep_alive(&stream, source).map_err(unreachable)?;
+                match secure(source, host, stream, address).await? {
+                    Socket::Tls(stream) => {
+                        binding = tls::server_end_point(&stream);
+                        Socket::Tls(stream)
+                    }
+                    plain => plain,
+                }
+            }
+        };
+        let is_tls = matches!(socket, Socket::Tls(_));
+        let mut client = Self {
+            socket,
+            frames: FrameReader::default(),
+            parameters: std::collections::HashMap::new(),
+            address: address.to_string(),
+        };
+        client.start_up(source, purpose).await?;
+        client.authenticate(source, is_tls, binding).await?;
+        Ok(client)
+    }
+
+    async fn start_up(&mut self, source: &SourceOptions, purpose: &str) -> Result<(), WireError> {
+        let application_name = format!("rhei/{purpose}");
+        let mut options = String::new();
+        // `row_security` and `search_path` shape queries only, but an exact copy of the SQL sessions is easier to trust.
+        for (name, value) in PINNED {
+            options.push_str(&format!("-c {name}={value} "));
+        }
+        options.push_str(source.options().unwrap_or_default());
+        let mut out = BytesMut::new();
+        let parameters = [
+            ("user", source.user()),
+            ("database", source.database()),
+            ("replication", "database"),
+            ("client_encoding", "UTF8"),
+            ("application_name", &application_name),
+            ("options", options.trim()),
+        ];
+        frontend::startup_message(parameters, &mut out)?;
+        self.send(&out).await
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        self.socket.write_all(bytes).await?;
+        self.socket.flush().await?;
+        Ok(())
+    }
+
+    /// The next frame that is neither a notice nor a parameter. An error becomes an error.
+    async fn receive(&mut self) -> Result<Frame, WireError> {
+        loop {
+            let Some(frame) = self.frames.next_frame()? else {
+                if self.socket.read_buf(self.frames.buffer()).await? == 0 {
+                    return Err(WireError::Closed);
+                }
+                continue;
+            };
+            match frame.tag {
+                b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
+                b'N' => tracing::debug!("the source says: {}", ServerMessage::read(&frame.body).message),
+                b'S' => {
+                    let mut parts =
+                        frame.body.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+                    if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+                        self.parameters.insert(name, value);
+                    }
+                }
+                _ => return Ok(frame),
+            }
+        }
+    }
+
+    async fn authenticate(
+        &mut self,
+        source: &SourceOptions,
+        is_tls: bool,
+        binding: Option<Vec<u8>>,
+    ) -> Result<(), WireError> {
+        let address = self.address.clone();
+        let refused = |error: WireError| match error {
+            WireError::Server(message) => refusal(&message.code, &message.message, source, address.clone()).into(),
+            other => other,
+        };
+        let password = || source.password().ok_or_else(|| ConnectError::NoPassword { address: address.clone() });
+        let mut scram: Option<ScramSha256> = None;
+        let needs_binding = source.channel_binding() == tokio_postgres::config::ChannelBinding::Require;
+        loop {
+            let frame = self.receive().await.map_err(refused)?;
+            let unexpected = WireError::Unexpected { tag: frame.tag, during: "authenticating" };
+            match frame.tag {
+                b'K' => continue,
+                b'Z' => return Ok(()),
+                b'R' => {}
+                _ => return Err(unexpected),
+            }
+            let mut whole = BytesMut::with_capacity(frame.body.len() + 5);
+            whole.extend_from_slice(&[frame.tag]);
+            whole.extend_from_slice(&(frame.body.len() as u32 + 4).to_be_bytes());
+            whole.extend_from_slice(&frame.body);
+            let mut out = BytesMut::new();
+            match backend::Message::parse(&mut whole)? {
+                Some(backend::Message::AuthenticationOk) => {
+                    if needs_binding && scram.is_none() {
+                        return Err(WireError::Authentication("without the channel binding that is required"));
+                    }
+                    continue;
+                }
+                Some(backend::Message::AuthenticationCleartextPassword) if !needs_binding => {
+                    frontend::password_message(password()?, &mut out)?;
+                }
+                Some(backend::Message::AuthenticationMd5Password(body)) if !needs_binding => {
+                    let hash = md5_hash(source.user().as_bytes(), password()?, body.salt());
+                    frontend::password_message(hash.as_bytes(), &mut out)?;
+                }
+                Some(backend::Message::AuthenticationSasl(body)) => {
+                    let offered: Vec<String> = body.mechanisms().map(|name| Ok(name.to_owned())).collect()?;
+                    let has = |name: &str| offered.iter().any(|offered| offered == name);
+                    let refuses_binding = source.channel_binding() == tokio_postgres::config::ChannelBinding::Disable;
+                    let (mechanism, channel) = match &binding {
+                        Some(hash) if has(sasl::SCRAM_SHA_256_PLUS) && !refuses_binding => {
+                            (sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash.clone()))
+                        }
+                        _ if needs_binding => {
+                            return Err(WireError::Authentication("without the channel binding that is required"));
+                        }
+                        // Had the server offered PLUS and somebody taken it away, `unrequested` lets it notice.
+                        Some(_) if is_tls && !refuses_binding => {
+                            (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())
+                        }
+                        _ => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
+                    };
+                    if !has(mechanism) {
+                        return Err(WireError::Authentication("SASL without SCRAM-SHA-256"));
+                    }
+                    let exchange = ScramSha256::new(password()?, channel);
+                    frontend::sasl_initial_response(mechanism, exchange.message(), &mut out)?;
+                    scram = Some(exchange);
+                }
+                Some(backend::Message::AuthenticationSaslContinue(body)) => {
+                    let exchange = scram.as_mut().ok_or(unexpected)?;
+                    exchange.update(body.data())?;
+                    frontend::sasl_response(exchange.message(), &mut out)?;
+                }
+                Some(backend::Message::AuthenticationSaslFinal(body)) => {
+                    scram.as_mut().ok_or(unexpected)?.finish(body.data())?;
+                    continue;
+                }
+                Some(backend::Message::AuthenticationGss) => return Err(WireError::Authentication("GSSAPI")),
+                Some(backend::Message::AuthenticationSspi) => return Err(WireError::Authentication("SSPI")),
+                _ => return Err(unexpected),
+            }
+            self.send(&out).await?;
+        }
+    }
+
+    /// Runs one command or query by the simple protocol; walsenders know no other.
+    pub async fn simple_query(&mut self, query: &str) -> Result<Vec<Row>, WireError> {
+        let mut out = BytesMut::new();
+        frontend::query(query, &mut out)?;
+        self.send(&out).await?;
+        let mut rows = Vec::new();
+        let mut failure = None;
+        loop {
+            match self.receive().await {
+                Ok(frame) => match frame.tag {
+                    b'D' => rows.push(data_row(&frame.body)?),
+                    b'T' | b'C' | b'I' => {}
+                    b'Z' => return failure.map_or(Ok(rows), Err),
+                    tag => return Err(WireError::Unexpected { tag, during: "answering a query" }),
+                },
+                // After an error comes ReadyForQuery, unless the server goes away.
+                Err(error @ WireError::Server(_)) => failure = Some(error),
+                Err(error) => return Err(failure.unwrap_or(error)),
+            }
+        }
+    }
+
+    pub async fn identify_system(&mut self) -> Result<IdentifySystem, WireError> {
+        const DURING: &str = "identifying the system";
+        let rows = self.simple_query("IDENTIFY_SYSTEM").await?;
+        let mut values = rows.into_iter().next().unwrap_or_default().into_iter();
+        let mut value = || values.next().flatten();
+        let short = || WireError::Short { during: DURING };
+        Ok(IdentifySystem {
+            system_id: value().ok_or_else(short)?,
+            timeline: value().and_then(|text| text.parse().ok()).ok_or_else(short)?,
+            wal_position: value().and_then(|text| text.parse().ok()).ok_or_else(short)?,
+            database: value(),
+        })
+    }
+
+    /// The history of a timeline, as the server keeps it: lines of parent, switch LSN, reason.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<String, WireError> {
+        let rows = self.simple_query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        let content = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
+        content.ok_or(WireError::Short { during: "reading the timeline's history" })
+    }
+
+    /// Creates a slot with the keywords that every version takes. It waits for all open transactions (trap 12).
+    pub async fn create_slot(&mut self, name: &str, temporary: bool, export: bool) -> Result<CreatedSlot, WireError> {
+        let temporary = if temporary { " TEMPORARY" } else { "" };
+        let snapshot = if export { "EXPORT_SNAPSHOT" } else { "NOEXPORT_SNAPSHOT" };
+        let name = identifier(name);
+        let rows = self
+            .simple_query(&format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput {snapshot}"))
+            .await?;
+        let short = || WireError::Short { during: "creating a slot" };
+        let mut values = rows.into_iter().next().unwrap_or_default().into_iter();
+        Ok(CreatedSlot {
+            name: values.next().flatten().ok_or_else(short)?,
+            consistent_point: values.next().flatten().and_then(|text| text.parse().ok()).ok_or_else(short)?,
+            snapshot: values.next().flatten(),
+        })
+    }
+
+    pub async fn drop_slot(&mut self, name: &str) -> Result<(), WireError> {
+        self.simple_query(&format!("DROP_REPLICATION_SLOT {}", identifier(name))).await?;
+        Ok(())
+    }
+
+    /// Starts the stream at `start`, which must not be before `confirmed_flush_lsn` (trap 2).
+    pub async fn start_replication(
+        mut self,
+        slot: &str,
+        start: Lsn,
+        publications: &[String],
+    ) -> Result<(StreamReader, Feedback), WireError> {
+        let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
+        let timeout = timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
+        let mut out = BytesMut::new();
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {})",
+            identifier(slot),
+            publication_names(publications)
+        );
+        frontend::query(&command, &mut out)?;
+        self.send(&out).await?;
+        let frame = self.receive().await?;
+        if frame.tag != b'W' {
+            return Err(WireError::Unexpected { tag: frame.tag, during: "starting the stream" });
+        }
+        let (read, write) = tokio::io::split(self.socket);
+        let feedback = Feedback::start(write, start, timeout);
+        let reader = StreamReader::start(read, self.frames, feedback.liveness(), timeout);
+        Ok((reader, feedback))
+    }
+}
+
+fn keep_alive(stream: &TcpStream, source: &SourceOptions) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    if let Some((idle, interval)) = source.keepalives() {
+        // libpq's default idle time is hours; a dead peer should be noticed within a minute (trap 27).
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(idle.min(Duration::from_secs(30)))
+            .with_interval(interval.unwrap_or(Duration::from_secs(10)));
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(source.tcp_user_timeout().unwrap_or(Duration::from_secs(60))))?;
+    Ok(())
+}
+
+/// Asks for TLS, as `sslmode` wants it.
+async fn secure(
+    source: &SourceOptions,
+    host: &str,
+    mut stream: TcpStream,
+    address: &Address,
+) -> Result<Socket, WireError> {
+    if source.tls.mode == SslMode::Disable {
+        return Ok(Socket::Tcp(stream));
+    }
+    let failed = |detail: String| ConnectError::Tls { address: address.to_string(), detail };
+    let mut out = BytesMut::new();
+    frontend::ssl_request(&mut out);
+    stream.write_all(&out).await?;
+    // One byte, no more: what follows an `S` must be TLS, never bytes that came in plain.
+    match stream.read_u8().await? {
+        b'S' => {
+            let connector = tls::connector(&source.tls)?;
+            let stream = connector.handshake(host, stream).await.map_err(|error| failed(error.to_string()))?;
+            Ok(Socket::Tls(Box::new(stream)))
+        }
+        b'N' if source.tls.mode == SslMode::Prefer => Ok(Socket::Tcp(stream)),
+        b'N' => Err(failed("the server does not offer TLS".to_owned()).into()),
+        tag => Err(WireError::Unexpected { tag, during: "asking for TLS" }),
+    }
+}
+
+fn data_row(body: &[u8]) -> Result<Row, WireError> {
+    const SHORT: WireError = WireError::Short { during: "reading a row" };
+    let (count, mut rest) = body.split_first_chunk::<2>().ok_or(SHORT)?;
+    let mut row = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>().ok_or(SHORT)?;
+        let length = i32::from_be_bytes(*length);
+        let Ok(length) = usize::try_from(length) else {
+            rest = after;
+            row.push(None);
+            continue;
+        };
+        let (value, after) = after.split_at_checked(length).ok_or(SHORT)?;
+        row.push(Some(String::from_utf8_lossy(value).into_owned()));
+        rest = after;
+    }
+    Ok(row)
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// An SQL literal of a list of quoted names: unquoted ones would be folded to lower case, and PostgreSQL 18 streams
+/// nothing, silently, for a name that it does not know (trap 41).
+fn publication_names(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| identifier(name)).collect();
+    format!("'{}'", names.join(",").replace('\'', "''"))
+}
+
+/// `wal_sender_timeout` as SHOW prints it: `1min`, `60s`, `500ms`; zero switches it off.
+fn interval_setting(text: &str) -> Option<Duration> {
+    let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().ok()?;
+    let milliseconds = match unit {
+        "" | "ms" => number,
+        "s" => number * 1000,
+        "min" => number * 60_000,
+        "h" => number * 3_600_000,
+        "d" => number * 86_400_000,
+        _ => return None,
+    };
+    (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
+}
+
+/// What the stream brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamMessage {
+    /// The payload of one XLogData; its header's LSNs mean nothing (trap 7).
+    Data {
+        payload: Bytes,
+    },
+    Keepalive {
+        wal_end: Lsn,
+        reply_requested: bool,
+    },
+    Notice(ServerMessage),
+}
+
+/// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes.
+pub struct StreamReader {
+    queue: mpsc::UnboundedReceiver<(Result<StreamMessage, WireError>, u32)>,
+    budget: Arc<Semaphore>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl StreamReader {
+    fn start(
+        mut read: tokio::io::ReadHalf<Socket>,
+        mut frames: FrameReader,
+        liveness: super::feedback::Liveness,
+        timeout: Option<Duration>,
+    ) -> Self {
+        let (send, queue) = mpsc::unbounded_channel();
+        let budget = Arc::new(Semaphore::new(QUEUE_BYTES));
+        let room = Arc::clone(&budget);
+        let task = tokio::spawn(async move {
+            let pump = async {
+                loop {
+                    while let Some(frame) = frames.next_frame()? {
+                        liveness.heard();
+                        let Some(message) = stream_message(frame)? else { return Ok(()) };
+                        let bytes = match &message {
+                            StreamMessage::Data { payload } => payload.len(),
+                            _ => 0,
+                        };
+                        // A message larger than the whole budget takes all of it, and passes.
+                        let cost = bytes.clamp(64, QUEUE_BYTES) as u32;
+                        if let Ok(permit) = room.acquire_many(cost).await {
+                            permit.forget();
+                        }
+                        if send.send((Ok(message), cost)).is_err() {
+                            return Ok(());
+                        }
+                    }
+                    let read = read.read_buf(frames.buffer());
+                    let count = match timeout {
+                        // Whoever is silent for that long although we asked is dead (trap 27). Our own status
+                        // asks for an answer at half that time.
+                        Some(timeout) => tokio::time::timeout(timeout * 2, read)
+                            .await
+                            .map_err(|_| WireError::Silent(timeout * 2))??,
+                        None => read.await?,
+                    };
+                    if count == 0 {
+                        return Err(WireError::Closed);
+                    }
+                }
+            };
+            let ended: Result<(), WireError> = pump.await;
+            if let Err(error) = ended {
+                let _ = send.send((Err(error), 0));
+            }
+        });
+        Self { queue, budget, task }
+    }
+
+    fn taken(&self, (message, cost): (Result<StreamMessage, WireError>, u32)) -> Result<StreamMessage, WireError> {
+        self.budget.add_permits(cost as usize);
+        message
+    }
+
+    /// The next message; none when the server ended the stream in good order. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<StreamMessage>, WireError> {
+        match self.queue.recv().await {
+            Some(item) => self.taken(item).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The next message if one is here already.
+    pub fn try_next(&mut self) -> Result<Option<StreamMessage>, WireError> {
+        match self.queue.try_recv() {
+            Ok(item) => self.taken(item).map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// None: CopyDone, the end of the stream in good order.
+fn stream_message(frame: Frame) -> Result<Option<StreamMessage>, WireError> {
+    const SHORT: WireError = WireError::Short { during: "streaming" };
+    match frame.tag {
+        b'd' => {}
+        b'c' => return Ok(None),
+        b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
+        b'N' => return Ok(Some(StreamMessage::Notice(ServerMessage::read(&frame.body)))),
+        // A parameter that changed: ours are pinned.
+        b'S' => {
+            let (wal_end, reply_requested) = (Lsn::ZERO, false);
+            return Ok(Some(StreamMessage::Keepalive { wal_end, reply_requested }));
+        }
+        tag => return Err(WireError::Unexpected { tag, during: "streaming" }),
+    }
+    let mut body = frame.body;
+    match body.first() {
+        // Start, end and time: 24 bytes that mean nothing to us (trap 7).
+        Some(b'w') if body.len() >= 25 => {
+            body.advance(25);
+            Ok(Some(StreamMessage::Data { payload: body }))
+        }
+        Some(b'k') if body.len() == 18 => {
+            body.advance(1);
+            let wal_end = Lsn(body.get_u64());
+            body.advance(8);
+            Ok(Some(StreamMessage::Keepalive { wal_end, reply_requested: body.get_u8() != 0 }))
+        }
+        Some(b'w' | b'k') | None => Err(SHORT),
+        Some(&tag) => Err(WireError::Unexpected { tag, during: "streaming" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag];
+        bytes.extend((body.len() as u32 + 4).to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn frames_cut_at_any_byte_come_out_whole() {
+        let whole = [frame(b'd', b"abc"), frame(b'c', b""), frame(b'd', &[7; 300])].concat();
+        for cut in 0..=whole.len() {
+            let mut reader = FrameReader::default();
+            let mut seen = Vec::new();
+            for part in [&whole[..cut], &whole[cut..]] {
+                reader.buffer().extend_from_slice(part);
+                while let Some(frame) = reader.next_frame().unwrap() {
+                    seen.push((frame.tag, frame.body.len()));
+                }
+            }
+            assert_eq!(seen, [(b'd', 3), (b'c', 0), (b'd', 300)], "cut at {cut}");
+        }
+    }
+
+    /// Trap 82.
+    #[test]
+    fn a_hostile_length_is_refused_before_memory_is_taken() {
+        let mut reader = FrameReader::new(1000);
+        reader.buffer().extend_from_slice(&[b'd', 0, 0, 0x10, 0]);
+        assert!(matches!(reader.next_frame(), Err(WireError::TooLong { bytes: 4092, limit: 1000 })));
+        for length in [0_i32, 3, -1, i32::MIN] {
+            let mut reader = FrameReader::default();
+            reader.buffer().extend_from_slice(b"d");
+            reader.buffer().extend_from_slice(&length.to_be_bytes());
+            assert!(matches!(reader.next_frame(), Err(WireError::BadLength(_))), "{length}");
+        }
+    }
+
+    #[test]
+    fn short_stream_messages_are_errors() {
+        for body in [&b"w"[..], &[b'w'; 24], b"k", &[b'k'; 17], &[b'k'; 19], b""] {
+            let frame = Frame { tag: b'd', body: Bytes::copy_from_slice(body) };
+            assert!(stream_message(frame).is_err(), "{body:?}");
+        }
+    }
+
+    /// Trap 41.
+    #[test]
+    fn publication_names_are_quoted_twice() {
+        let names = ["MyPub".to_owned(), "it's \"odd\"".to_owned()];
+        assert_eq!(publication_names(&names), r#"'"MyPub","it''s ""odd"""'"#);
+    }
+
+    #[test]
+    fn the_timeout_is_read_as_show_prints_it() {
+        assert_eq!(interval_setting("1min"), Some(Duration::from_secs(60)));
+        assert_eq!(interval_setting("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(interval_setting("0"), None);
+    }
+}

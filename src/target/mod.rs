@@ -1,14 +1,14 @@
 //! DuckDB: transactions, apply, state.
 //!
 //! `duckdb` opens and locks the file and holds the one writer, `apply` turns a change batch into statements, `ddl` is
-//! the only place that quotes the target's identifiers, `state` is the only place that touches `_rhei`, `ffi` is the
-//! only unsafe file.
+//! the only place that quotes the target's identifiers, `state` is the only place that touches `_rhei`.
 
 pub mod apply;
 pub mod ddl;
 pub mod duckdb;
-pub mod ffi;
 pub mod state;
+
+use std::path::PathBuf;
 
 use arrow::record_batch::RecordBatch;
 
@@ -172,4 +172,60 @@ impl TableState {
 pub enum TargetError {
     #[error("DuckDB refused a statement")]
     Query(#[from] ::duckdb::Error),
+    #[error("target {} is a folder\nhint: name a file in it with --target", .path.display())]
+    IsFolder { path: PathBuf },
+    #[error("cannot make target {}: there is no folder {}\nhint: make the folder first", .path.display(), .folder.display())]
+    NoFolder { path: PathBuf, folder: PathBuf },
+    #[error("there is no target {}\nhint: `rhei sync` makes it; --target names another one", .path.display())]
+    NoFile { path: PathBuf },
+    #[error("target {} is in use by process {holder}\ndetail: One process at a time may write a DuckDB file, and nobody may read it meanwhile.\nhint: stop that process, or name another file with --target", .path.display())]
+    Locked { path: PathBuf, holder: String },
+    #[error("target {} is not a DuckDB database\nhint: name another file with --target; this one was not touched", .path.display())]
+    NotADatabase { path: PathBuf },
+    #[error("target {} cannot be written\nhint: check the permissions of the file and its folder", .path.display())]
+    NotWritable { path: PathBuf },
+    #[error("cannot open target {}", .path.display())]
+    Open { path: PathBuf, source: ::duckdb::Error },
+    #[error(
+        "the copy was written by rhei {written_by} in format {found}, and this rhei knows formats up to {known}\nhint: use that version or a newer one"
+    )]
+    NewerFormat { found: i32, written_by: String, known: i32 },
+    #[error("the copy's state makes no sense: {reason}\nhint: copy again with `rhei backfill --force`")]
+    Corrupt { reason: String },
+    #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy another name with `target` in its [tables.\"..\"] section, or another file", .path.display())]
+    ForeignTable { table: String, path: PathBuf },
+    #[error("the checkpoint would go back from {from} to {to}")]
+    Backwards { from: Lsn, to: Lsn },
+    #[error("the copy differs from the source: {expected} {what}, {found} found")]
+    Diverged { what: &'static str, expected: u64, found: u64 },
+    #[error("the rows to load broke off")]
+    Rows { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("table {table} cannot be applied")]
+    Table { oid: u32, table: String, source: Box<TargetError> },
+}
+
+impl TargetError {
+    /// Ties an error to the table whose statements met it. What concerns the whole file stays so.
+    fn of(self, table: &TableSpec) -> Self {
+        let is_of_file = match &self {
+            Self::Query(error) => {
+                let text = error.to_string();
+                ["IO Error", "Out of Memory", "FATAL", "INTERNAL", "INTERRUPT"].iter().any(|kind| text.contains(kind))
+            }
+            Self::Diverged { .. } => false,
+            _ => true,
+        };
+        if is_of_file {
+            return self;
+        }
+        Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
+    }
+
+    /// The oid of the one table that this error concerns, if it does.
+    pub fn table(&self) -> Option<u32> {
+        match self {
+            Self::Table { oid, .. } => Some(*oid),
+            _ => None,
+        }
+    }
 }

@@ -1,6 +1,11 @@
-//! All integration tests are one binary: linking DuckDB once per file would cost minutes.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Against real Postgres servers and real DuckDB files, through the binary. One test binary: linking DuckDB once per
+//! file would cost minutes.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing test")]
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the bed offers more than each test of the day needs")]
 mod bed;
 mod bed_works;
+mod following;
+mod pgbench_runs;
+mod refusals;
+mod rows;

@@ -1,0 +1,77 @@
+-- What rhei keeps of itself in the target. Always written in the transaction of the data it describes.
+CREATE SCHEMA IF NOT EXISTS _rhei;
+
+-- One row. Replaced by DELETE and INSERT, never by UPDATE: an updated row blocks CHECKPOINT under an open reader.
+CREATE TABLE IF NOT EXISTS _rhei.pipeline (
+    format_version INTEGER NOT NULL,
+    rhei_version VARCHAR NOT NULL,
+    slot VARCHAR NOT NULL,
+    publications VARCHAR NOT NULL,              -- JSON array of names
+    publication_fingerprint VARCHAR NOT NULL,
+    system_id VARCHAR NOT NULL,
+    database VARCHAR NOT NULL,
+    database_oid UINTEGER NOT NULL,
+    timeline UINTEGER NOT NULL,
+    phase VARCHAR NOT NULL,                     -- creating, running, plain_copy
+    checkpoint_lsn VARCHAR NOT NULL,            -- as PostgreSQL prints pg_lsn
+    checkpoint_time TIMESTAMPTZ,                -- commit time of the last applied source transaction
+    written_at TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS _rhei.tables (
+    oid UINTEGER NOT NULL,
+    source_schema VARCHAR NOT NULL,
+    source_name VARCHAR NOT NULL,
+    target_schema VARCHAR NOT NULL,
+    target_name VARCHAR NOT NULL,
+    state VARCHAR NOT NULL,                     -- pending, copying, catching_up, live, resync, error, dropped
+    error VARCHAR,
+    copy_lsn VARCHAR NOT NULL,
+    epoch UINTEGER NOT NULL,
+    replica_identity VARCHAR NOT NULL,          -- d, n, f, i as in pg_class.relreplident
+    whole_row_key BOOLEAN NOT NULL,
+    relfilenode UINTEGER NOT NULL,
+    excluded VARCHAR NOT NULL,                  -- JSON array of column names
+    copied_rows UBIGINT NOT NULL,
+    is_ours BOOLEAN NOT NULL                    -- the table of this name in the target was put there by rhei
+);
+
+CREATE TABLE IF NOT EXISTS _rhei.columns (
+    table_oid UINTEGER NOT NULL,
+    attnum SMALLINT NOT NULL,
+    name VARCHAR NOT NULL,
+    type_oid UINTEGER NOT NULL,
+    typmod INTEGER NOT NULL,
+    not_null BOOLEAN NOT NULL,
+    key_position UINTEGER,
+    target_name VARCHAR NOT NULL,
+    target_type VARCHAR NOT NULL
+);
+
+-- Cycles that changed something, newest last; the oldest are pruned.
+CREATE TABLE IF NOT EXISTS _rhei.cycles (
+    finished_at TIMESTAMPTZ NOT NULL,
+    checkpoint_lsn VARCHAR NOT NULL,
+    source_transactions UBIGINT NOT NULL,
+    inserted UBIGINT NOT NULL,
+    updated UBIGINT NOT NULL,
+    deleted UBIGINT NOT NULL,
+    truncated UBIGINT NOT NULL,
+    target_deleted_rows UBIGINT NOT NULL,
+    target_inserted_rows UBIGINT NOT NULL,
+    duration_ms UBIGINT NOT NULL
+);
+
+-- The durable job queue.
+CREATE TABLE IF NOT EXISTS _rhei.jobs (
+    id UBIGINT NOT NULL,
+    type VARCHAR NOT NULL,
+    payload VARCHAR NOT NULL,
+    status VARCHAR NOT NULL,
+    attempts UINTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    error VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL,
+    started_at TIMESTAMPTZ,
+    finished_at TIMESTAMPTZ
+);

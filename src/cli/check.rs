@@ -1,0 +1,238 @@
+//! `rhei check`: what stands in the way, and what mends it.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use super::{CliError, Session};
+use crate::{
+    change::{QualifiedName, ReplicaIdentity},
+    source::{
+        catalog::{self, SourceKey, SourceTable, quote_identifier, quote_table},
+        connect::{SqlClient, connect_sql},
+        slot,
+    },
+    target::DuckDb,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Ok,
+    Warning,
+    Error,
+}
+
+struct Finding {
+    level: Level,
+    subject: String,
+    what: String,
+    mend: String,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, level: Level, subject: impl Into<String>, what: impl Into<String>, mend: impl Into<String>) {
+        self.0.push(Finding { level, subject: subject.into(), what: what.into(), mend: mend.into() });
+    }
+
+    fn ok(&mut self, subject: &str, what: impl Into<String>) {
+        self.add(Level::Ok, subject, what, "");
+    }
+}
+
+/// Runs the command.
+pub async fn run(session: Session) -> Result<ExitCode, CliError> {
+    let source = session.source()?;
+    let client = connect_sql(&source, "check").await?;
+    let mut findings = Findings::default();
+    findings.ok("connection", source.redacted());
+    check_server(&client, &session, &mut findings).await?;
+    let tables = check_publication(&client, &session, &mut findings).await?;
+    for table in &tables {
+        check_table(table, &mut findings);
+    }
+    check_names(&tables, &mut findings);
+    for blocker in catalog::blockers(&client).await? {
+        findings.add(Level::Warning, "open transactions", blocker, "slot creation waits for it to end");
+    }
+    check_target(&session, &mut findings);
+    Ok(print(&findings))
+}
+
+async fn check_server(client: &SqlClient, session: &Session, findings: &mut Findings) -> Result<(), CliError> {
+    let server = catalog::server(client).await?;
+    match slot::judge_server(&server) {
+        Ok(()) => findings.ok("server", format!("PostgreSQL {}, wal_level = logical", server.version)),
+        Err(error) => from_error(findings, "server", &error.to_string()),
+    }
+    if server.is_superuser || server.can_replicate {
+        findings.ok("role", format!("\"{}\" may replicate", server.user));
+    } else {
+        let mend = format!(
+            "ALTER ROLE {} REPLICATION; (a managed server may have a role to grant)",
+            quote_identifier(&server.user)
+        );
+        findings.add(Level::Error, "role", format!("\"{}\" may not replicate", server.user), mend);
+    }
+    for (name, used, max) in [
+        ("max_replication_slots", server.used_slots, server.max_slots),
+        ("max_wal_senders", server.used_senders, server.max_senders),
+    ] {
+        // One for the stream, one for the snapshot of tables that come later.
+        if max - used < 2 {
+            let mend = format!("ALTER SYSTEM SET {name} = {}; then restart the source", used + 4);
+            findings.add(Level::Warning, name, format!("{used} of {max} are in use, and rhei needs 2"), mend);
+        } else {
+            findings.ok(name, format!("{used} of {max} in use"));
+        }
+    }
+    let name = &session.config.slot;
+    match catalog::slot(client, name).await? {
+        None => findings.ok("slot", format!("\"{name}\" will be made")),
+        Some(found) if found.wal_status.as_deref() == Some("lost") => {
+            findings.add(Level::Error, "slot", format!("\"{name}\" is lost"), "rhei backfill --force");
+        }
+        Some(found) => {
+            let held = found.held_bytes.unwrap_or_default();
+            let use_word = if found.active { "in use" } else { "not in use" };
+            findings.ok("slot", format!("\"{name}\" is there, {use_word}, and holds {held} bytes of WAL"));
+        }
+    }
+    Ok(())
+}
+
+async fn check_publication(
+    client: &SqlClient,
+    session: &Session,
+    findings: &mut Findings,
+) -> Result<Vec<SourceTable>, CliError> {
+    let config = &session.config;
+    let name = config.publication.clone();
+    let is_wanted = |table: &QualifiedName| {
+        (config.tables.is_empty() || config.tables.iter().any(|pattern| pattern.matches(table)))
+            && !config.exclude.iter().any(|pattern| pattern.matches(table))
+    };
+    let names = [name.clone()];
+    let mut tables = match catalog::publication(client, &names).await? {
+        Some(info) => {
+            match slot::judge_publication(&info) {
+                Ok(()) => findings.ok("publication", format!("\"{name}\" is there")),
+                Err(error) => from_error(findings, "publication", &error.to_string()),
+            }
+            catalog::published_tables(client, &names).await?
+        }
+        None => {
+            let mut candidates = catalog::candidate_tables(client).await?;
+            candidates.retain(&is_wanted);
+            let sql = slot::publication_sql(&name, &candidates);
+            findings.add(
+                Level::Ok,
+                "publication",
+                format!("\"{name}\" will be made for {} tables", candidates.len()),
+                sql,
+            );
+            catalog::all_tables(client).await?
+        }
+    };
+    tables.retain(|table| is_wanted(&table.name));
+    if tables.is_empty() {
+        findings.add(Level::Error, "tables", "no table matches", "see [source] tables and exclude");
+    } else {
+        findings.ok("tables", format!("{} to copy", tables.len()));
+    }
+    Ok(tables)
+}
+
+fn check_table(table: &SourceTable, findings: &mut Findings) {
+    let subject = table.name.to_string();
+    if !table.can_select {
+        let mend = format!("GRANT SELECT ON {} TO this role", quote_table(&table.name));
+        findings.add(Level::Error, &subject, "this role may not read it", mend);
+    }
+    let identity = |to: &str| format!("ALTER TABLE {} REPLICA IDENTITY {to}", quote_table(&table.name));
+    match catalog::key_of(table) {
+        SourceKey::Columns(_) => {}
+        SourceKey::WholeRow => findings.add(
+            Level::Warning,
+            &subject,
+            "has no key; rows are matched whole, which is exact but slower",
+            "add a primary key",
+        ),
+        SourceKey::AppendOnly => findings.add(
+            Level::Warning,
+            &subject,
+            "has no replica identity; PostgreSQL refuses UPDATE and DELETE once it is published",
+            format!("add a primary key, or {}", identity("FULL")),
+        ),
+    }
+    // Trap 48a.
+    let has_toast = table.columns.iter().any(|column| column.toastable);
+    if table.row_filter.is_some() && has_toast && table.replica_identity != ReplicaIdentity::Full {
+        let what = "has a row filter and large values: an update that moves a row into the filter may lack a value";
+        findings.add(Level::Warning, &subject, what, identity("FULL"));
+    }
+    let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+    for column in &table.columns {
+        if let Some(other) = seen.insert(column.name.to_lowercase(), &column.name) {
+            let what = format!("columns \"{other}\" and \"{}\" differ only by case", column.name);
+            findings.add(Level::Error, &subject, what, "leave one out with exclude_columns");
+        }
+    }
+}
+
+/// Trap 59.
+fn check_names(tables: &[SourceTable], findings: &mut Findings) {
+    let mut seen: BTreeMap<String, &QualifiedName> = BTreeMap::new();
+    for table in tables {
+        if let Some(other) = seen.insert(table.name.to_string().to_lowercase(), &table.name) {
+            let what = format!("differs from {other} only by case, which DuckDB does not tell apart");
+            let mend = format!("[tables.\"{}\"] target = \"..\"", table.name);
+            findings.add(Level::Error, table.name.to_string(), what, mend);
+        }
+    }
+}
+
+fn check_target(session: &Session, findings: &mut Findings) {
+    let Ok(target) = session.target() else {
+        findings.add(Level::Warning, "target", "none given", "--target PATH, or [target] path");
+        return;
+    };
+    if !target.path.exists() {
+        findings.ok("target", format!("{} will be made", target.path.display()));
+        return;
+    }
+    match DuckDb::look(&target.path) {
+        Ok(Some(state)) => {
+            findings.ok("target", format!("{} is a copy at {}", target.path.display(), state.pipeline.checkpoint.lsn));
+        }
+        Ok(None) => {
+            findings.ok("target", format!("{} is a DuckDB file that rhei has not written to", target.path.display()))
+        }
+        Err(error) => from_error(findings, "target", &error.to_string()),
+    }
+}
+
+/// An error's own hint is what mends it.
+fn from_error(findings: &mut Findings, subject: &str, text: &str) {
+    let what = text.lines().next().unwrap_or_default();
+    let mend = text.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap_or_default();
+    findings.add(Level::Error, subject, what, mend);
+}
+
+fn print(findings: &Findings) -> ExitCode {
+    for finding in &findings.0 {
+        let level = match finding.level {
+            Level::Ok => "ok     ",
+            Level::Warning => "warning",
+            Level::Error => "ERROR  ",
+        };
+        println!("{level}  {}: {}", finding.subject, finding.what);
+        if !finding.mend.is_empty() {
+            println!("         {}", finding.mend);
+        }
+    }
+    let count = |level| findings.0.iter().filter(|finding| finding.level == level).count();
+    let (errors, warnings) = (count(Level::Error), count(Level::Warning));
+    println!("{errors} errors, {warnings} warnings");
+    if errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}

@@ -1,0 +1,416 @@
+//! `rhei demo`: a throwaway Postgres with a shop in it, live writes, replication, queries; nothing to configure.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::CliError;
+use crate::{
+    engine::{Event, Options, replicate},
+    source::connect::{Environment, SourceOptions, connect_sql},
+    target::duckdb::TargetOptions,
+};
+
+const SCHEMA: &str = include_str!("../../fixtures/demo/schema.sql");
+const LOAD: &str = include_str!("../../fixtures/demo/load.sql");
+const WRITES: &str = include_str!("../../fixtures/demo/writes.sql");
+const QUERIES: &str = include_str!("../../fixtures/demo/queries.sql");
+
+/// Flags of `rhei demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How long to follow the live writes
+    #[arg(long, default_value = "20", value_name = "SECONDS")]
+    pub seconds: u64,
+}
+
+fn failed(what: impl Into<String>) -> CliError {
+    CliError::Failed(what.into())
+}
+
+/// A server that ends with the demo, whichever way that ends.
+struct Throwaway {
+    bin: PathBuf,
+    folder: PathBuf,
+    as_postgres: bool,
+}
+
+impl Throwaway {
+    fn start() -> Result<Self, CliError> {
+        let bin = find_postgres()?;
+        let folder = std::env::temp_dir().join(format!("rhei-demo-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)
+            .map_err(|error| failed(format!("cannot make {}: {error}", folder.display())))?;
+        // initdb refuses to run as root.
+        // SAFETY is not needed: the user id comes from the owner of our own process entry.
+        let as_postgres = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+        if as_postgres {
+            run(Command::new("chown").arg("postgres").arg(&folder), "chown")?;
+        }
+        let server = Self { bin, folder, as_postgres };
+        let data = server.folder.join("data");
+        run(
+            server
+                .command("initdb")
+                .arg("-D")
+                .arg(&data)
+                .args(["-A", "trust", "-U", "postgres", "-E", "UTF8"])
+                .args(["--locale=C", "--no-sync"]),
+            "initdb",
+        )?;
+        let settings = format!(
+            "-c wal_level=logical -c fsync=off -c synchronous_commit=off -c max_wal_size=4GB -c listen_addresses='' \
+             -c unix_socket_directories={}",
+            server.folder.display()
+        );
+        run(
+            server
+                .command("pg_ctl")
+                .arg("-D")
+                .arg(&data)
+                .arg("-l")
+                .arg(server.folder.join("log"))
+                .args(["-w", "-o", &settings, "start"]),
+            "pg_ctl start",
+        )?;
+        Ok(server)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let path = self.bin.join(program);
+        let mut command = if self.as_postgres {
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--"]).arg(path);
+            command
+        } else {
+            Command::new(path)
+        };
+        // The demo's folder may be unreadable for the server's user.
+        command.current_dir(&self.folder);
+        command
+    }
+
+    fn url(&self) -> String {
+        format!("host={} user=postgres dbname=postgres", self.folder.display())
+    }
+}
+
+impl Drop for Throwaway {
+    fn drop(&mut self) {
+        let data = self.folder.join("data");
+        let _ = run(self.command("pg_ctl").arg("-D").arg(&data).args(["-m", "immediate", "-w", "stop"]), "pg_ctl stop");
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn find_postgres() -> Result<PathBuf, CliError> {
+    let has_initdb = |folder: &Path| folder.join("initdb").exists() && folder.join("pg_ctl").exists();
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .filter(|folder| has_initdb(folder))
+        .collect();
+    found.sort();
+    if let Some(newest) = found.pop() {
+        return Ok(newest);
+    }
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        if has_initdb(&folder) {
+            return Ok(folder);
+        }
+    }
+    std::env::var_os("PATH")
+        .iter()
+        .flat_map(std::env::split_paths)
+        .find(|folder| has_initdb(folder))
+        .ok_or_else(|| {
+            failed("no PostgreSQL server found for the demo\nhint: `make setup` installs one, or install the package postgresql")
+        })
+}
+
+fn run(command: &mut Command, what: &str) -> Result<(), CliError> {
+    // pg_ctl's server inherits the output, so a pipe would never end.
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(failed(format!("{what} failed ({status})"))),
+        Err(error) => Err(failed(format!("cannot run {what}: {error}"))),
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    transactions: AtomicU64,
+    changes: AtomicU64,
+    copied: AtomicU64,
+    lag_bytes: AtomicU64,
+    is_streaming: AtomicU64,
+}
+
+/// Runs the command.
+pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCode, CliError> {
+    let target = PathBuf::from("demo.duckdb");
+    for old in [target.clone(), PathBuf::from("demo.duckdb.wal")] {
+        if old.exists() {
+            std::fs::remove_file(&old).map_err(|error| failed(format!("cannot replace {}: {error}", old.display())))?;
+        }
+    }
+    println!("1. a throwaway Postgres with a shop in it");
+    let started = Instant::now();
+    let server = Throwaway::start()?;
+    let source = SourceOptions::parse(&server.url(), &Environment::default())?;
+    let client = connect_sql(&source, "demo").await?;
+    client.batch_execute("SET search_path = public").await.map_err(crate::source::SourceError::from)?;
+    let load = async {
+        client.batch_execute(SCHEMA).await?;
+        client.batch_execute(LOAD).await?;
+        client.batch_execute("VACUUM ANALYZE").await
+    };
+    tokio::select! {
+        () = stop.cancelled() => return Ok(ExitCode::from(130)),
+        loaded = load => loaded.map_err(crate::source::SourceError::from)?,
+    }
+    println!("   {} rows in {:.1} s", thousands(count_rows(&client).await?), started.elapsed().as_secs_f64());
+
+    println!("2. a writer begins, rhei copies and follows");
+    let (events, mut heard) = mpsc::unbounded_channel();
+    let options = Options {
+        source: source.clone(),
+        target: TargetOptions { path: target.clone(), ..TargetOptions::default() },
+        publications: vec!["rhei".to_owned()],
+        slot: "rhei".to_owned(),
+        tables: Vec::new(),
+        exclude: Vec::new(),
+        table_settings: std::collections::BTreeMap::new(),
+        interval: Duration::from_millis(200),
+        max_batch_rows: 100_000,
+        memory_limit_bytes: 256 << 20,
+        workers: 2,
+        events,
+    };
+    let writer_stop = stop.child_token();
+    let written = Arc::new(AtomicU64::new(0));
+    let writer = tokio::spawn(write(source.clone(), writer_stop.clone(), Arc::clone(&written)));
+    let run_stop = stop.child_token();
+    let seen = Arc::new(Seen::default());
+    let listener = {
+        let seen = Arc::clone(&seen);
+        tokio::spawn(async move {
+            while let Some(event) = heard.recv().await {
+                match event {
+                    Event::CopyProgress { rows, .. } => {
+                        seen.copied.fetch_add(rows, Ordering::Relaxed);
+                    }
+                    Event::Streaming { .. } => seen.is_streaming.store(1, Ordering::Relaxed),
+                    Event::Cycle(report) => {
+                        seen.transactions.fetch_add(report.source_transactions, Ordering::Relaxed);
+                        let changes = report.inserted + report.updated + report.deleted;
+                        seen.changes.fetch_add(changes, Ordering::Relaxed);
+                        seen.lag_bytes.store(report.lag_bytes, Ordering::Relaxed);
+                    }
+                    _ => {}
+                }
+            }
+        })
+    };
+    let copying = Instant::now();
+    let replicator = {
+        let (options, run_stop) = (options.clone(), run_stop.clone());
+        tokio::spawn(async move { replicate::run(&options, &run_stop).await })
+    };
+    let outcome = follow(&args, &stop, &seen, &written, &replicator, copying).await;
+    writer_stop.cancel();
+    let _ = writer.await;
+    // The last writes are caught up with before the queries, so that both sides show the same moment.
+    run_stop.cancel();
+    let ran = replicator.await.map_err(|_| failed("the replicator ended without a result"))?;
+    outcome?;
+    ran?;
+    if stop.is_cancelled() {
+        println!("stopped");
+        return Ok(ExitCode::from(130));
+    }
+    let caught_up = replicate::sync(&options, &stop).await?;
+    drop(options);
+    let _ = listener.await;
+    println!(
+        "   writer stopped after {} transactions; the copy is at {}, nothing is missing",
+        thousands(written.load(Ordering::Relaxed)),
+        caught_up.checkpoint
+    );
+
+    println!("3. the same questions to both");
+    let is_equal = ask_both(&client, &target).await?;
+    drop(client);
+    drop(server);
+    println!();
+    println!("the copy is in {0}: open it with `duckdb {0}`", target.display());
+    Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+async fn follow(
+    args: &DemoArgs,
+    stop: &CancellationToken,
+    seen: &Seen,
+    written: &AtomicU64,
+    replicator: &tokio::task::JoinHandle<Result<(), crate::engine::EngineError>>,
+    copying: Instant,
+) -> Result<(), CliError> {
+    let bar = indicatif::ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let mut streaming_since = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+        if replicator.is_finished() {
+            break;
+        }
+        if streaming_since.is_none() && seen.is_streaming.load(Ordering::Relaxed) == 1 {
+            streaming_since = Some(Instant::now());
+            let copied = seen.copied.load(Ordering::Relaxed);
+            bar.suspend(|| {
+                println!("   copied {} rows in {:.1} s", thousands(copied), copying.elapsed().as_secs_f64());
+            });
+        }
+        match streaming_since {
+            None => bar.set_message(format!("copying: {} rows", thousands(seen.copied.load(Ordering::Relaxed)))),
+            Some(since) => {
+                bar.set_message(format!(
+                    "following: {} transactions, {} row changes applied of {} written, {} bytes of WAL behind",
+                    thousands(seen.transactions.load(Ordering::Relaxed)),
+                    thousands(seen.changes.load(Ordering::Relaxed)),
+                    thousands(written.load(Ordering::Relaxed)),
+                    thousands(seen.lag_bytes.load(Ordering::Relaxed)),
+                ));
+                if since.elapsed() >= Duration::from_secs(args.seconds) {
+                    break;
+                }
+            }
+        }
+    }
+    bar.finish_and_clear();
+    if streaming_since.is_some() {
+        println!(
+            "   followed {} s: {} source transactions, {} row changes, {} bytes of WAL behind",
+            args.seconds,
+            thousands(seen.transactions.load(Ordering::Relaxed)),
+            thousands(seen.changes.load(Ordering::Relaxed)),
+            thousands(seen.lag_bytes.load(Ordering::Relaxed)),
+        );
+    }
+    Ok(())
+}
+
+/// Writes until `stop`, one source transaction after the other.
+async fn write(source: SourceOptions, stop: CancellationToken, written: Arc<AtomicU64>) -> Result<(), CliError> {
+    let client = connect_sql(&source, "demo writer").await?;
+    client.batch_execute("SET search_path = public").await.map_err(crate::source::SourceError::from)?;
+    while !stop.is_cancelled() {
+        client.batch_execute(WRITES).await.map_err(crate::source::SourceError::from)?;
+        written.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+async fn count_rows(client: &tokio_postgres::Client) -> Result<u64, CliError> {
+    let query = "SELECT sum(c.reltuples)::bigint FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = \
+                 c.relnamespace WHERE n.nspname = 'public' AND c.relkind = 'r'";
+    let row = client.query_one(query, &[]).await.map_err(crate::source::SourceError::from)?;
+    let rows: i64 = row.try_get(0).map_err(crate::source::SourceError::from)?;
+    Ok(rows.unsigned_abs())
+}
+
+/// Asks each question of both sides; says whether all answers were equal.
+async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool, CliError> {
+    let copy = ::duckdb::Connection::open(target).map_err(crate::target::TargetError::from)?;
+    copy.execute_batch("SET TimeZone = 'UTC'").map_err(crate::target::TargetError::from)?;
+    let mut all_equal = true;
+    for (number, question) in QUERIES.split("-- name:").skip(1).enumerate() {
+        let (name, sql) = question.split_once('\n').unwrap_or((question, ""));
+        let sql = sql.trim().trim_end_matches(';');
+        let started = Instant::now();
+        let theirs = ask_postgres(client, sql).await?;
+        let postgres_time = started.elapsed();
+        let started = Instant::now();
+        let (header, ours) = ask_duckdb(&copy, sql)?;
+        let duckdb_time = started.elapsed();
+        if number == 0
+            && let Some(since) = std::env::var("RHEI_DEMO_STARTED_AT").ok().and_then(|text| text.parse::<u64>().ok())
+        {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            println!("   (first query {} s after `make demo`)", now.saturating_sub(since));
+        }
+        let is_equal = theirs == ours;
+        all_equal &= is_equal;
+        println!();
+        println!(
+            "   {}: Postgres {:.1} ms, DuckDB {:.1} ms, {}",
+            name.trim(),
+            postgres_time.as_secs_f64() * 1000.0,
+            duckdb_time.as_secs_f64() * 1000.0,
+            if is_equal { "results equal" } else { "RESULTS DIFFER" }
+        );
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.set_header(header);
+        for row in ours.iter().take(6) {
+            table.add_row(row.iter().map(|value| value.as_deref().unwrap_or("NULL")));
+        }
+        println!("{table}");
+    }
+    Ok(all_equal)
+}
+
+type Answer = Vec<Vec<Option<String>>>;
+
+async fn ask_postgres(client: &tokio_postgres::Client, sql: &str) -> Result<Answer, CliError> {
+    let messages = client.simple_query(sql).await.map_err(crate::source::SourceError::from)?;
+    let mut rows = Vec::new();
+    for message in messages {
+        if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+            rows.push((0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect());
+        }
+    }
+    Ok(rows)
+}
+
+fn ask_duckdb(copy: &::duckdb::Connection, sql: &str) -> Result<(Vec<String>, Answer), CliError> {
+    let ask = || {
+        let mut statement = copy.prepare(&format!("SELECT COLUMNS(*)::VARCHAR FROM ({sql})"))?;
+        let mut rows = statement.query([])?;
+        let names = rows.as_ref().map(|statement| statement.column_names()).unwrap_or_default();
+        let mut answer = Vec::new();
+        while let Some(row) = rows.next()? {
+            answer.push((0..names.len()).map(|column| row.get(column)).collect::<Result<Vec<_>, _>>()?);
+        }
+        Ok::<_, ::duckdb::Error>((names, answer))
+    };
+    Ok(ask().map_err(crate::target::TargetError::from)?)
+}
+
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,24 @@
+//! `rhei sync`: catch up with the source, then stop.
+
+use std::process::ExitCode;
+
+use super::{CliError, Session};
+
+/// Runs the command.
+pub async fn run(session: Session) -> Result<ExitCode, CliError> {
+    let (options, progress) = session.options()?;
+    let stop = session.stop_on_signal();
+    let report = crate::engine::replicate::sync(&options, &stop).await;
+    drop(options);
+    progress.finish().await;
+    let report = report?;
+    if report.is_stopped {
+        eprintln!("stopped before the end; nothing is lost, the next sync goes on at {}", report.checkpoint);
+        return Ok(ExitCode::from(1));
+    }
+    println!(
+        "caught up at {}: {} source transactions, {} rows inserted, {} updated, {} deleted",
+        report.checkpoint, report.source_transactions, report.inserted, report.updated, report.deleted
+    );
+    super::report_paused(&report.in_error)
+}

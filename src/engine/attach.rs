@@ -1,0 +1,467 @@
+//! Before the first change is read: prove that this file, this slot and this cluster belong together, or make it so.
+//!
+//! Order of what is written, and what a crash between any two steps leaves (postgres.md 2.10):
+//!
+//! 1. The publication, when it is missing. A crash leaves an unused publication.
+//! 2. The intent: pipeline row with phase `creating`. A crash leaves an intent; the next start drops the slot, if it
+//!    is there, and begins again. A slot of that name without our intent is never touched.
+//! 3. The slot, which exports its snapshot. Same as 2.
+//! 4. Pipeline row with phase `running`, checkpoint = the slot's consistent point, all tables `pending`. A crash
+//!    loses the snapshot, not the slot: the tables are copied under a new snapshot, and what the stream holds of them
+//!    from before is skipped (`copy_lsn`).
+//! 5. The copy into shadows, then the swap, in one transaction with the states. A crash before leaves shadows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    EngineError, Event, Options, Writer,
+    tables::{self, TableSettings},
+};
+use crate::{
+    Checkpoint, Lsn,
+    backfill::{self, Copied, CopyTable},
+    change::{QualifiedName, TableSpec},
+    source::{
+        catalog::{self, PublicationInfo, SourceTable},
+        connect::{SqlClient, connect_sql},
+        slot,
+        wire::{CreatedSlot, IdentifySystem, ReplicationClient},
+    },
+    target::{OlapEngine, Phase, Pipeline, StoredTable, TableState},
+    types::TypeCatalog,
+};
+
+/// How long a slot may stay busy after its last reader died (trap 30).
+const SLOT_BUSY: Duration = Duration::from_secs(10);
+
+/// A pipeline that is ready to stream.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    pub pipeline: Pipeline,
+    /// Tables to follow.
+    pub tables: Vec<Arc<TableSpec>>,
+    /// Copied tables that wait for the checkpoint to reach their `copy_lsn`.
+    pub catching_up: BTreeMap<u32, Lsn>,
+    /// Paused tables with their reasons.
+    pub in_error: Vec<(QualifiedName, String)>,
+}
+
+/// Which tables to copy although they need not be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CopyAgain {
+    #[default]
+    Nothing,
+    /// These, by name.
+    Tables(Vec<QualifiedName>),
+    /// All of them, with a new slot: the way out of a lost slot, a foreign cluster, a restored file.
+    Everything,
+}
+
+/// What the source is, seen through two connections.
+struct Source {
+    sql: SqlClient,
+    replication: ReplicationClient,
+    identity: IdentifySystem,
+    server: catalog::ServerInfo,
+}
+
+/// Checks, creates what is missing, copies what needs it.
+///
+/// # Errors
+/// Refusals say what does not belong together and what to do.
+pub async fn attach<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    again: &CopyAgain,
+) -> Result<Attached, EngineError> {
+    let source = connect(options).await?;
+    let stored = writer.call(|target| target.state()).await?;
+    match stored {
+        Some(state) if state.pipeline.phase == Phase::Running && *again != CopyAgain::Everything => {
+            verify(options, &source, &state.pipeline).await?;
+            resume(options, source, writer, state.pipeline, state.tables, again).await
+        }
+        stored => create(options, source, writer, stored.map(|state| state.pipeline), again).await,
+    }
+}
+
+async fn connect(options: &Options) -> Result<Source, EngineError> {
+    let sql = connect_sql(&options.source, "control").await?;
+    let server = catalog::server(&sql).await?;
+    slot::judge_server(&server)?;
+    let mut replication = ReplicationClient::connect(&options.source, "control").await?;
+    let identity = replication.identify_system().await?;
+    Ok(Source { sql, replication, identity, server })
+}
+
+/// The publication, made when it is missing and may be made.
+async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationInfo, EngineError> {
+    if catalog::publication(sql, &options.publications).await?.is_none() {
+        let [name] = options.publications.as_slice() else {
+            return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
+        };
+        let candidates = catalog::candidate_tables(sql).await?;
+        let chosen: Vec<QualifiedName> = candidates.into_iter().filter(|table| is_wanted(options, table)).collect();
+        if chosen.is_empty() {
+            return Err(no_tables(options));
+        }
+        slot::create_publication(sql, name, &chosen).await?;
+        tracing::info!(publication = name, tables = chosen.len(), "publication created");
+    }
+    let Some(info) = catalog::publication(sql, &options.publications).await? else {
+        return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
+    };
+    slot::judge_publication(&info)?;
+    Ok(info)
+}
+
+fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
+    let is_included = options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
+    is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
+}
+
+fn no_tables(options: &Options) -> EngineError {
+    let patterns: Vec<String> = options.tables.iter().map(ToString::to_string).collect();
+    let asked = if patterns.is_empty() { "any table".to_owned() } else { patterns.join(", ") };
+    EngineError::Setup(format!(
+        "no table of the source matches {asked}\ndetail: Publication {} holds no such table.\nhint: see [source] tables \
+         and exclude, and `SELECT * FROM pg_publication_tables`",
+        options.publications.join(", ")
+    ))
+}
+
+/// A file that rhei made stands against the source: same cluster, same history, a slot that still has all we need.
+async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Result<(), EngineError> {
+    if pipeline.slot != options.slot {
+        return Err(EngineError::Setup(format!(
+            "{} follows slot \"{}\", but the settings name \"{}\"\nhint: name the old slot in [source] slot, or give the \
+             new one a file of its own",
+            options.target.path.display(),
+            pipeline.slot,
+            options.slot
+        )));
+    }
+    let cluster = slot::Cluster {
+        system_id: &source.identity.system_id,
+        database: &source.server.database,
+        database_oid: source.server.database_oid,
+    };
+    let known = slot::Cluster {
+        system_id: &pipeline.system_id,
+        database: &pipeline.database,
+        database_oid: pipeline.database_oid,
+    };
+    slot::judge_cluster(&known, &cluster)?;
+    let flush = catalog::wal_flush_lsn(&source.sql).await?;
+    let checkpoint = pipeline.checkpoint.lsn;
+    if source.identity.timeline != pipeline.timeline {
+        let mut history = ReplicationClient::connect(&options.source, "timeline").await?;
+        let history = history.timeline_history(source.identity.timeline).await?;
+        slot::judge_timeline(pipeline.timeline, checkpoint, source.identity.timeline, &history)?;
+    }
+    let waiting_since = tokio::time::Instant::now();
+    loop {
+        let found = catalog::slot(&source.sql, &options.slot).await?;
+        match slot::judge_slot(found.as_ref(), &options.slot, &source.server.database, checkpoint, flush) {
+            Err(error @ slot::SlotError::Active { .. }) => {
+                // The walsender of a reader that was killed lingers for a moment (trap 30).
+                if waiting_since.elapsed() >= SLOT_BUSY {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            judged => return Ok(judged?),
+        }
+    }
+}
+
+/// The start of a running pipeline: compares the publication's tables with ours, copies those that need it.
+async fn resume<T: OlapEngine + 'static>(
+    options: &Options,
+    mut source: Source,
+    writer: &Writer<T>,
+    mut pipeline: Pipeline,
+    stored: Vec<StoredTable>,
+    again: &CopyAgain,
+) -> Result<Attached, EngineError> {
+    let info = catalog::publication(&source.sql, &options.publications).await?;
+    let Some(info) = info else {
+        return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
+    };
+    slot::judge_publication(&info)?;
+    slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
+    let published = wanted_tables(options, &source.sql).await?;
+    let mut to_copy: BTreeSet<u32> = BTreeSet::new();
+    let mut changed: Vec<StoredTable> = Vec::new();
+    let mut by_oid: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
+    for table in &published {
+        let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
+        let needs_copy = match by_oid.get(&table.oid).map(|stored| &stored.state) {
+            None | Some(TableState::Pending | TableState::Copying | TableState::Resync | TableState::Dropped) => true,
+            Some(TableState::Error(_)) => is_asked,
+            Some(TableState::Live | TableState::CatchingUp) => {
+                is_asked || slot::relation_changed(&pipeline.publication_fingerprint, &info.fingerprint, table.oid)
+            }
+        };
+        if needs_copy {
+            to_copy.insert(table.oid);
+        }
+    }
+    for stored in by_oid.values_mut() {
+        let is_gone = !published.iter().any(|table| table.oid == stored.oid);
+        if is_gone && stored.state != TableState::Dropped {
+            tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it is");
+            stored.state = TableState::Dropped;
+            changed.push(stored.clone());
+        }
+    }
+    if let CopyAgain::Tables(names) = again
+        && let Some(missing) = names.iter().find(|name| !published.iter().any(|table| table.name == **name))
+    {
+        return Err(EngineError::Setup(format!(
+            "no such table: {missing}\ndetail: It is not among the tables that publication {} brings here.\nhint: see \
+             `rhei status` for the tables of this copy",
+            options.publications.join(", ")
+        )));
+    }
+    let is_new_timeline = pipeline.timeline != source.identity.timeline;
+    if !changed.is_empty() || info.fingerprint != pipeline.publication_fingerprint || is_new_timeline {
+        pipeline.timeline = source.identity.timeline;
+        // Tables that the new fingerprint wants copied again are marked in the same transaction, so that a crash
+        // before their copy does not forget them.
+        for oid in &to_copy {
+            if let Some(stored) = by_oid.get_mut(oid).filter(|stored| stored.state == TableState::Live) {
+                stored.state = TableState::Resync;
+                changed.push(stored.clone());
+            }
+        }
+        pipeline.publication_fingerprint.clone_from(&info.fingerprint);
+        save(writer, &pipeline, changed).await?;
+    }
+    if !to_copy.is_empty() {
+        let temporary = format!("{}_copy_{}", options.slot, std::process::id());
+        let created = create_slot(options, &source.sql, &mut source.replication, &temporary, true).await?;
+        copy_under(options, &created, &source.sql, writer, &pipeline, Some(&to_copy)).await?;
+    }
+    ready(options, &source.sql, writer).await
+}
+
+/// A new slot, a first copy.
+async fn create<T: OlapEngine + 'static>(
+    options: &Options,
+    mut source: Source,
+    writer: &Writer<T>,
+    before: Option<Pipeline>,
+    again: &CopyAgain,
+) -> Result<Attached, EngineError> {
+    let info = publication(options, &source.sql).await?;
+    wanted_tables(options, &source.sql).await?;
+    let is_ours = before.as_ref().is_some_and(|before| before.slot == options.slot && before.phase != Phase::PlainCopy);
+    if let Some(found) = catalog::slot(&source.sql, &options.slot).await? {
+        if !is_ours {
+            return Err(slot::SlotError::NotOurs { slot: options.slot.clone() }.into());
+        }
+        if found.active {
+            return Err(slot::SlotError::Active { slot: options.slot.clone(), pid: found.active_pid }.into());
+        }
+        tracing::info!(slot = options.slot, "dropping the slot of an earlier start");
+        source.replication.drop_slot(&options.slot).await?;
+    }
+    if *again == CopyAgain::Everything && before.is_some() {
+        tracing::warn!("starting over: every table is copied again; the old copies stay readable until then");
+    }
+    let mut pipeline = Pipeline {
+        slot: options.slot.clone(),
+        publications: options.publications.clone(),
+        publication_fingerprint: info.fingerprint,
+        system_id: source.identity.system_id.clone(),
+        database: source.server.database.clone(),
+        database_oid: source.server.database_oid,
+        timeline: source.identity.timeline,
+        phase: Phase::Creating,
+        checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
+    };
+    save(writer, &pipeline, Vec::new()).await?;
+    let created = create_slot(options, &source.sql, &mut source.replication, &options.slot, false).await?;
+    pipeline.phase = Phase::Running;
+    pipeline.checkpoint.lsn = created.consistent_point;
+    // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
+    copy_under(options, &created, &source.sql, writer, &pipeline, None).await?;
+    ready(options, &source.sql, writer).await
+}
+
+/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it.
+pub async fn plain_copy<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<(), EngineError> {
+    let stored = writer.call(|target| target.state()).await?;
+    if stored.is_some_and(|state| state.pipeline.phase == Phase::Running) {
+        return Err(EngineError::Setup(format!(
+            "{} is a live copy that a slot follows; a plain copy would end that\nhint: name another file with --target",
+            options.target.path.display()
+        )));
+    }
+    let sql = connect_sql(&options.source, "control").await?;
+    let holder = connect_sql(&options.source, "snapshot").await?;
+    holder.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
+    let row = holder.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
+    let snapshot: String = row.try_get(0)?;
+    let server = catalog::server(&sql).await?;
+    let pipeline = Pipeline {
+        slot: String::new(),
+        publications: Vec::new(),
+        publication_fingerprint: String::new(),
+        system_id: catalog::system_id(&sql).await.unwrap_or_default(),
+        database: server.database,
+        database_oid: server.database_oid,
+        timeline: 0,
+        phase: Phase::PlainCopy,
+        checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
+    };
+    let created = CreatedSlot { name: String::new(), consistent_point: Lsn::ZERO, snapshot: Some(snapshot) };
+    copy_under(options, &created, &sql, writer, &pipeline, None).await?;
+    drop(holder);
+    Ok(())
+}
+
+/// Creates a slot that exports its snapshot. That waits for every open transaction, and says so (trap 12).
+async fn create_slot(
+    options: &Options,
+    sql: &SqlClient,
+    replication: &mut ReplicationClient,
+    name: &str,
+    temporary: bool,
+) -> Result<CreatedSlot, EngineError> {
+    let mut creation = Box::pin(replication.create_slot(name, temporary, true));
+    let mut patience = tokio::time::interval(Duration::from_secs(2));
+    patience.tick().await;
+    loop {
+        tokio::select! {
+            created = &mut creation => return Ok(created?),
+            _ = patience.tick() => {
+                let what = catalog::blockers(sql).await?.join("; ");
+                let _ = options.events.send(Event::WaitingForTransactions { what });
+            }
+        }
+    }
+}
+
+async fn wanted_tables(options: &Options, sql: &SqlClient) -> Result<Vec<SourceTable>, EngineError> {
+    let mut published = catalog::published_tables(sql, &options.publications).await?;
+    published.retain(|table| is_wanted(options, &table.name));
+    if published.is_empty() {
+        return Err(no_tables(options));
+    }
+    Ok(published)
+}
+
+async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
+    let oids: BTreeSet<u32> =
+        tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)).collect();
+    Ok(catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?)
+}
+
+/// Plans and copies tables (all, or those named by oid) as they are in the snapshot of `created`, and writes what
+/// became of them.
+async fn copy_under<T: OlapEngine + 'static>(
+    options: &Options,
+    created: &CreatedSlot,
+    sql: &SqlClient,
+    writer: &Writer<T>,
+    pipeline: &Pipeline,
+    only: Option<&BTreeSet<u32>>,
+) -> Result<(), EngineError> {
+    let Some(snapshot) = &created.snapshot else {
+        return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
+    };
+    // The catalogs are read as the snapshot sees them, so that plan and rows are of one moment.
+    let holder = backfill::import_snapshot(options, snapshot, "snapshot").await?;
+    let mut published = if pipeline.phase == Phase::PlainCopy {
+        let mut tables = catalog::all_tables(&holder).await?;
+        tables.retain(|table| is_wanted(options, &table.name));
+        if tables.is_empty() {
+            return Err(no_tables(options));
+        }
+        tables
+    } else {
+        wanted_tables(options, &holder).await?
+    };
+    published.retain(|table| only.is_none_or(|only| only.contains(&table.oid)));
+    let types = types_of(&holder, &published).await?;
+    let default = TableSettings::default();
+    let mut to_copy = Vec::new();
+    let mut rows = Vec::new();
+    for table in published {
+        let settings = options.table_settings.get(&table.name.to_string()).unwrap_or(&default);
+        let mut spec = tables::plan(&table, &types, settings)?;
+        spec.copy_lsn = created.consistent_point;
+        rows.push(tables::to_stored(&spec, TableState::Pending, table.relfilenode));
+        to_copy.push(CopyTable { spec: Arc::new(spec), source: table });
+    }
+    tables::refuse_collisions(to_copy.iter().map(|table| table.spec.as_ref()))?;
+    save(writer, pipeline, rows.clone()).await?;
+    let outcomes = backfill::copy_tables(options, snapshot, &to_copy, writer).await?;
+    drop(holder);
+    let _ = sql;
+    let mut done = Vec::new();
+    let mut failed = Vec::new();
+    for ((table, outcome), mut row) in to_copy.into_iter().zip(outcomes).zip(rows) {
+        match outcome {
+            Copied::Done { .. } => done.push(table.spec),
+            Copied::Failed { reason } => {
+                row.state = TableState::Error(reason);
+                failed.push(row);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        save(writer, pipeline, failed).await?;
+    }
+    let pipeline = pipeline.clone();
+    writer.call(move |target| target.finish_copy(&done.iter().map(Arc::as_ref).collect::<Vec<_>>(), &pipeline)).await
+}
+
+async fn save<T: OlapEngine + 'static>(
+    writer: &Writer<T>,
+    pipeline: &Pipeline,
+    tables: Vec<StoredTable>,
+) -> Result<(), EngineError> {
+    let pipeline = pipeline.clone();
+    writer.call(move |target| target.put_state(&pipeline, &tables)).await
+}
+
+/// Reads back what is to be followed.
+async fn ready<T: OlapEngine + 'static>(
+    options: &Options,
+    sql: &SqlClient,
+    writer: &Writer<T>,
+) -> Result<Attached, EngineError> {
+    let Some(state) = writer.call(|target| target.state()).await? else {
+        return Err(EngineError::Setup(format!("{} has lost its state", options.target.path.display())));
+    };
+    let published = catalog::published_tables(sql, &options.publications).await?;
+    let mut oids: BTreeSet<u32> = published.iter().flat_map(|table| table.columns.iter().map(|c| c.type_oid)).collect();
+    oids.extend(state.tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)));
+    let types = catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?;
+    let mut attached =
+        Attached { pipeline: state.pipeline, tables: Vec::new(), catching_up: BTreeMap::new(), in_error: Vec::new() };
+    for stored in &state.tables {
+        let now = published.iter().find(|table| table.oid == stored.oid);
+        match &stored.state {
+            TableState::Live | TableState::CatchingUp => {
+                if stored.state == TableState::CatchingUp {
+                    attached.catching_up.insert(stored.oid, stored.copy_lsn);
+                }
+                attached.tables.push(Arc::new(tables::from_stored(stored, &types, now)?));
+            }
+            TableState::Error(reason) => {
+                tracing::warn!(table = %stored.source, reason, "paused");
+                attached.in_error.push((stored.source.clone(), reason.clone()));
+            }
+            TableState::Pending | TableState::Copying | TableState::Resync | TableState::Dropped => {}
+        }
+    }
+    Ok(attached)
+}

@@ -1,0 +1,224 @@
+//! The two ways to run cycles: `sync` catches up and stops, `run` goes on.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::Rng;
+use tokio::{sync::RwLock, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CycleOptions, CycleReport, EngineError, Event, Options, SyncEngine, Writer,
+    attach::{Attached, CopyAgain, attach},
+};
+use crate::{
+    Lsn,
+    checkpoint::reachable_target,
+    source::{
+        CdcConsumer, catalog,
+        connect::connect_sql,
+        consumer::{PgConsumer, StreamOptions},
+    },
+    target::{DuckDb, OlapEngine},
+};
+
+/// What `sync` did.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct SyncReport {
+    pub source_transactions: u64,
+    pub inserted: u64,
+    pub updated: u64,
+    pub deleted: u64,
+    pub truncated: u64,
+    pub cycles: u64,
+    pub checkpoint: Lsn,
+    /// The source's WAL position that was to be reached.
+    pub reached: Lsn,
+    /// Tables that are paused, with their reasons.
+    pub in_error: Vec<(String, String)>,
+    pub is_stopped: bool,
+}
+
+impl SyncReport {
+    fn add(&mut self, cycle: &CycleReport) {
+        self.source_transactions += cycle.source_transactions;
+        self.inserted += cycle.inserted;
+        self.updated += cycle.updated;
+        self.deleted += cycle.deleted;
+        self.truncated += cycle.truncated;
+        self.cycles += 1;
+        self.checkpoint = cycle.checkpoint;
+        for failure in &cycle.paused {
+            self.in_error.push((failure.table.to_string(), failure.reason.clone()));
+        }
+    }
+}
+
+/// Catches up with what the source had committed when it was called, then stops. Tables that need it are copied.
+///
+/// # Errors
+/// See [`EngineError`]. What was applied stays; a second call goes on from there.
+pub async fn sync(options: &Options, stop: &CancellationToken) -> Result<SyncReport, EngineError> {
+    let goal = wal_position(options).await?;
+    let writer = Writer::new(DuckDb::open(&options.target)?);
+    let attached = tokio::select! {
+        () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..SyncReport::default() }),
+        attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
+    };
+    // A table copied at a later snapshot is exact from there on only.
+    let goal = attached.catching_up.values().copied().fold(goal, Lsn::max);
+    let mut report =
+        SyncReport { reached: goal, checkpoint: attached.pipeline.checkpoint.lsn, ..SyncReport::default() };
+    for (table, reason) in &attached.in_error {
+        report.in_error.push((table.to_string(), reason.clone()));
+    }
+    let mut engine = stream(options, &writer, attached).await?;
+    while engine.checkpoint().lsn < goal {
+        let decoded = engine.consumer.position().decoded;
+        let cycle = CycleOptions {
+            linger: Duration::from_millis(100),
+            hurry: true,
+            // Only the last position needs to be saved.
+            save_idle: decoded >= goal,
+        };
+        let cycle = engine.sync_once(cycle, stop).await?;
+        let _ = options.events.send(Event::Cycle(cycle.clone()));
+        if cycle.is_stopped {
+            report.is_stopped = true;
+            break;
+        }
+        report.add(&cycle);
+    }
+    engine.into_consumer().shutdown().await?;
+    writer.call(|target| target.tidy(true)).await?;
+    Ok(report)
+}
+
+/// The end of the source's WAL, as far as a slot can follow it.
+async fn wal_position(options: &Options) -> Result<Lsn, EngineError> {
+    let sql = connect_sql(&options.source, "control").await?;
+    let server = catalog::server(&sql).await?;
+    crate::source::slot::judge_server(&server)?;
+    Ok(reachable_target(catalog::wal_insert_lsn(&sql).await?))
+}
+
+async fn stream<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    attached: Attached,
+) -> Result<SyncEngine<PgConsumer, T>, EngineError> {
+    let checkpoint = attached.pipeline.checkpoint;
+    let stream = StreamOptions {
+        slot: options.slot.clone(),
+        publications: options.publications.clone(),
+        checkpoint: checkpoint.lsn,
+        tables: attached.tables,
+    };
+    let consumer = PgConsumer::start(&options.source, stream).await?;
+    let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
+    let ddl_lock = Arc::new(RwLock::new(()));
+    Ok(SyncEngine::new(consumer, writer.clone(), ddl_lock, checkpoint, attached.catching_up, options))
+}
+
+/// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again from the
+/// checkpoint, with growing, jittered pauses; others end the run.
+///
+/// # Errors
+/// The first session could not begin, or a later one met something that no retry mends.
+pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), EngineError> {
+    const FIRST_PAUSE: Duration = Duration::from_millis(500);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+    let mut pause = FIRST_PAUSE;
+    let mut failures = 0_u32;
+    let mut has_streamed = false;
+    loop {
+        let mut is_streaming = false;
+        let ended = session(options, stop, &mut is_streaming).await;
+        has_streamed |= is_streaming;
+        let error = match ended {
+            Ok(()) => return Ok(()),
+            // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
+            Err(error) if !has_streamed || !error.is_transient() => return Err(error),
+            Err(error) => error,
+        };
+        if is_streaming {
+            (failures, pause) = (0, FIRST_PAUSE);
+        }
+        failures += 1;
+        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        tracing::warn!(
+            error = super::with_causes(&error),
+            failures,
+            retry_in_ms = jittered.as_millis() as u64,
+            "the stream broke; going on from the checkpoint"
+        );
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(jittered) => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// One session: open the file, attach, stream until `stop` or an error.
+async fn session(options: &Options, stop: &CancellationToken, is_streaming: &mut bool) -> Result<(), EngineError> {
+    let writer = Writer::new(DuckDb::open(&options.target)?);
+    let attached = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
+    };
+    let mut engine = stream(options, &writer, attached).await?;
+    *is_streaming = true;
+    let mut ticks = tokio::time::interval(options.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut is_tidy = true;
+    let mut idle_since = tokio::time::Instant::now();
+    'running: loop {
+        tokio::select! {
+            () = stop.cancelled() => break 'running,
+            _ = ticks.tick() => {}
+        }
+        loop {
+            let report = engine.sync_once(CycleOptions::default(), stop).await?;
+            if report.is_stopped {
+                break 'running;
+            }
+            let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
+            if has_rows || report.source_transactions > 0 {
+                (is_tidy, idle_since) = (false, tokio::time::Instant::now());
+            }
+            for relation in engine.consumer.take_untracked() {
+                tracing::debug!(table = %relation.name, "published, but not part of this copy until the next start");
+            }
+            let is_behind = report.is_behind;
+            log_cycle(&report);
+            let _ = options.events.send(Event::Cycle(report));
+            if !is_behind {
+                break;
+            }
+        }
+        if !is_tidy && idle_since.elapsed() > Duration::from_secs(5) {
+            writer.call(|target| target.tidy(false)).await?;
+            is_tidy = true;
+        }
+    }
+    tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, acknowledging");
+    engine.into_consumer().shutdown().await?;
+    writer.call(|target| target.tidy(false)).await
+}
+
+fn log_cycle(report: &CycleReport) {
+    if report.source_transactions == 0 && report.went_live.is_empty() {
+        return;
+    }
+    tracing::debug!(
+        source_transactions = report.source_transactions,
+        inserted = report.inserted,
+        updated = report.updated,
+        deleted = report.deleted,
+        truncated = report.truncated,
+        checkpoint = %report.checkpoint,
+        lag_bytes = report.lag_bytes,
+        duration_ms = report.duration_ms,
+        "cycle"
+    );
+}

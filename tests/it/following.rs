@@ -1,0 +1,66 @@
+//! A database, a target file and the settings that tie them: what most tests begin with.
+
+use std::path::Path;
+
+use crate::bed::{Cluster, Db, Output, Rhei, Running, assert_same, temp_dir};
+
+/// Slots are of the whole cluster, so each test's is named like its database.
+pub struct Following {
+    pub db: Db,
+    pub rhei: Rhei,
+    pub folder: tempfile::TempDir,
+}
+
+impl Following {
+    pub fn new(name: &str) -> Self {
+        Self::of(Cluster::shared().database(name))
+    }
+
+    pub fn of(db: Db) -> Self {
+        let folder = temp_dir();
+        let slot = db.name().to_owned();
+        let rhei = Rhei::new(folder.path())
+            .source(db.url())
+            .target("copy.duckdb")
+            .config(&format!("[source]\nslot = \"{slot}\"\n[sync]\ninterval = \"50ms\"\n"));
+        Self { db, rhei, folder }
+    }
+
+    pub fn slot(&self) -> &str {
+        self.db.name()
+    }
+
+    pub fn copy(&self) -> &Path {
+        self.rhei.target_path()
+    }
+
+    #[track_caller]
+    pub fn sync(&self) -> Output {
+        self.rhei.run_ok(["sync"])
+    }
+
+    pub fn run(&self) -> Running {
+        self.rhei.spawn(["run"])
+    }
+
+    #[track_caller]
+    pub fn assert_same(&self, tables: &[&str]) {
+        assert_same(&self.db, self.copy(), tables);
+    }
+
+    /// In step, then `changes` at the source, then in step again.
+    #[track_caller]
+    pub fn follows(schema: &str, tables: &[&str], changes: &[&str]) -> Self {
+        let name = std::thread::current().name().unwrap_or("test").rsplit("::").next().unwrap_or("test").to_owned();
+        let following = Self::new(&name);
+        following.db.execute(schema);
+        following.sync();
+        following.assert_same(tables);
+        for change in changes {
+            following.db.execute(change);
+        }
+        following.sync();
+        following.assert_same(tables);
+        following
+    }
+}

@@ -1,0 +1,244 @@
+//! Every message kind and every replica identity, from a real server into a real file.
+
+use crate::following::Following;
+
+/// Trap 50: without an old tuple the key is the new row's; with one, it is the old row's.
+#[test]
+fn replica_identity_default_follows_inserts_updates_key_changes_and_deletes() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, name text, n numeric(10,2));
+         INSERT INTO t SELECT i, 'name ' || i, i / 3.0 FROM generate_series(1, 100) i",
+        &["public.t"],
+        &[
+            "INSERT INTO t VALUES (101, NULL, 1.5), (102, '', NULL)",
+            "UPDATE t SET name = 'new' WHERE id < 10",
+            "UPDATE t SET id = id + 1000 WHERE id BETWEEN 20 AND 30",
+            "DELETE FROM t WHERE id BETWEEN 40 AND 50",
+            "BEGIN; DELETE FROM t WHERE id = 60; INSERT INTO t VALUES (60, 'again', 0); COMMIT",
+            "BEGIN; INSERT INTO t VALUES (500, 'short', 0); DELETE FROM t WHERE id = 500; COMMIT",
+        ],
+    );
+}
+
+/// Trap 49: the key is the index's columns; primary key changes come without an old tuple.
+#[test]
+fn replica_identity_index_uses_the_columns_of_the_index() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL, n int);
+         CREATE UNIQUE INDEX t_code ON t (code);
+         ALTER TABLE t REPLICA IDENTITY USING INDEX t_code;
+         INSERT INTO t SELECT i, 'code ' || i, i FROM generate_series(1, 50) i",
+        &["public.t"],
+        &[
+            "UPDATE t SET id = id + 1000 WHERE id < 10",
+            "UPDATE t SET code = code || ' x' WHERE n > 40",
+            "DELETE FROM t WHERE n = 20",
+        ],
+    );
+}
+
+/// Traps 49 and 51: every column is flagged; the key is the primary key of the catalog.
+#[test]
+fn replica_identity_full_with_a_primary_key_follows_by_key() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, doc text, n int);
+         ALTER TABLE t ALTER doc SET STORAGE EXTERNAL, REPLICA IDENTITY FULL;
+         INSERT INTO t SELECT i, repeat(i::text, 3000), i FROM generate_series(1, 20) i",
+        &["public.t"],
+        &[
+            "UPDATE t SET n = n + 1 WHERE id < 10",
+            "UPDATE t SET id = id + 100, n = 0 WHERE id = 15",
+            "DELETE FROM t WHERE id = 3",
+        ],
+    );
+}
+
+/// Trap 54: rows without a key are a multiset; exactly as many equal rows go as the source deleted.
+#[test]
+fn a_table_without_a_key_is_followed_as_a_multiset() {
+    Following::follows(
+        "CREATE TABLE t (a int, b text, c float8);
+         ALTER TABLE t REPLICA IDENTITY FULL;
+         INSERT INTO t SELECT i % 5, NULL, 'NaN' FROM generate_series(1, 50) i;
+         INSERT INTO t VALUES (NULL, NULL, NULL), (NULL, NULL, NULL)",
+        &["public.t"],
+        &[
+            "DELETE FROM t WHERE ctid IN (SELECT ctid FROM t WHERE a = 1 LIMIT 3)",
+            "DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t WHERE a IS NULL)",
+            "UPDATE t SET b = 'x' WHERE ctid IN (SELECT ctid FROM t WHERE a = 2 LIMIT 4)",
+            "INSERT INTO t SELECT * FROM t WHERE a = 3",
+        ],
+    );
+}
+
+/// Trap 53: a deferrable key passes through duplicates.
+#[test]
+fn a_deferrable_key_that_passes_through_duplicates_ends_equal() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
+         ALTER TABLE t REPLICA IDENTITY FULL;
+         INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')",
+        &["public.t"],
+        &["UPDATE t SET id = id + 1"],
+    );
+}
+
+/// Trap 53, with an ordinary key: values move along without ever being in two places.
+#[test]
+fn shifted_and_swapped_keys_end_equal() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 100) i",
+        &["public.t"],
+        &[
+            "DO $$ BEGIN FOR i IN REVERSE 100..1 LOOP UPDATE t SET id = id + 1 WHERE id = i; END LOOP; END $$",
+            "BEGIN; UPDATE t SET id = -1 WHERE id = 2; UPDATE t SET id = 2 WHERE id = 3; UPDATE t SET id = 3 WHERE id = -1; COMMIT",
+        ],
+    );
+}
+
+/// Trap 54: nothing identifies a row, so only inserts and truncates come.
+#[test]
+fn a_table_with_replica_identity_nothing_is_appended_to_and_truncated() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t REPLICA IDENTITY NOTHING;
+         CREATE TABLE u (v text);
+         INSERT INTO t VALUES (1, 'a'); INSERT INTO u VALUES ('x'), ('x')",
+        &["public.t", "public.u"],
+        &["INSERT INTO t VALUES (2, 'b')", "INSERT INTO u VALUES ('x')", "TRUNCATE u", "INSERT INTO u VALUES ('y')"],
+    );
+}
+
+/// Trap 51, the matrix: {no key change, key change, new value, both} x {row in the target, in the same batch, in the
+/// same transaction}.
+#[test]
+fn unchanged_toast_keeps_its_value_wherever_the_row_stood() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, doc text, n int);
+         ALTER TABLE t ALTER doc SET STORAGE EXTERNAL;
+         INSERT INTO t SELECT i, repeat(md5(i::text), 200), i FROM generate_series(1, 60) i",
+        &["public.t"],
+        &[
+            "UPDATE t SET n = -n WHERE id < 10",
+            "UPDATE t SET id = id + 1000 WHERE id BETWEEN 10 AND 19",
+            "UPDATE t SET doc = repeat('z', 4000) WHERE id BETWEEN 20 AND 29",
+            "UPDATE t SET doc = repeat('y', 4000), id = id + 1000 WHERE id BETWEEN 30 AND 39",
+            "UPDATE t SET n = 7 WHERE id BETWEEN 1010 AND 1019",
+            "BEGIN; INSERT INTO t VALUES (900, repeat('q', 5000), 1); UPDATE t SET n = 2 WHERE id = 900;
+             UPDATE t SET id = 901 WHERE id = 900; COMMIT",
+            "BEGIN; UPDATE t SET doc = repeat('w', 5000) WHERE id = 50; UPDATE t SET n = 0 WHERE id = 50; COMMIT",
+            "UPDATE t SET n = n + 1 WHERE id = 901",
+        ],
+    );
+}
+
+/// Trap 50: a TOASTed key sends an old key on every update, and the new row leaves the key out.
+#[test]
+fn a_toasted_key_survives_updates_of_other_columns() {
+    Following::follows(
+        "CREATE TABLE t (k text PRIMARY KEY, n int);
+         ALTER TABLE t ALTER k SET STORAGE EXTERNAL;
+         INSERT INTO t VALUES (repeat('k', 2600), 1), ('short', 1)",
+        &["public.t"],
+        &["UPDATE t SET n = 2", "UPDATE t SET k = repeat('j', 2600) WHERE n = 2 AND k LIKE 'kk%'"],
+    );
+}
+
+/// Trap 60: what came before a TRUNCATE in a transaction is gone, what comes after stays.
+#[test]
+fn truncate_is_a_barrier_inside_a_transaction() {
+    Following::follows(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a);
+         INSERT INTO a SELECT generate_series(1, 10); INSERT INTO b SELECT i, i FROM generate_series(1, 10) i",
+        &["public.a", "public.b"],
+        &[
+            "BEGIN; INSERT INTO a VALUES (50); TRUNCATE a CASCADE; INSERT INTO a VALUES (50), (51); UPDATE a SET id = 52 WHERE id = 51; COMMIT",
+            "INSERT INTO b VALUES (1, 50)",
+            "TRUNCATE a, b RESTART IDENTITY",
+        ],
+    );
+}
+
+/// Traps 57, 58, 78: no-op updates, rolled-back savepoints, logical messages.
+#[test]
+fn savepoints_no_op_updates_and_logical_messages_change_nothing_that_they_should_not() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (1, 1), (2, 2)",
+        &["public.t"],
+        &[
+            "BEGIN; UPDATE t SET n = n; SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; INSERT INTO t VALUES (3, 3); COMMIT",
+            "SELECT pg_logical_emit_message(true, 'rhei', 'hello'), pg_logical_emit_message(false, 'rhei', 'hello')",
+            "INSERT INTO t VALUES (1, 5) ON CONFLICT (id) DO UPDATE SET n = 10",
+            "INSERT INTO t VALUES (1, 5) ON CONFLICT DO NOTHING",
+        ],
+    );
+}
+
+/// Trap 80: a prepared transaction comes when it is committed.
+#[test]
+fn prepared_transactions_arrive_when_they_are_committed() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        &["public.t"],
+        &[
+            "BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'one'",
+            "INSERT INTO t VALUES (2)",
+            "COMMIT PREPARED 'one'",
+        ],
+    );
+}
+
+/// Trap 81: transactions with an origin are ordinary.
+#[test]
+fn transactions_with_an_origin_are_followed() {
+    let origin = "rhei_test_origin";
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        &["public.t"],
+        &[&format!(
+            "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}');
+             INSERT INTO t VALUES (1); SELECT pg_replication_origin_session_reset(); \
+             SELECT pg_replication_origin_drop('{origin}')"
+        )],
+    );
+}
+
+/// Trap 72: Type messages announce enums, domains and composites.
+#[test]
+fn enums_domains_and_composites_are_followed_as_text() {
+    Following::follows(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN age AS int CHECK (VALUE >= 0);
+         CREATE TYPE pair AS (a int, b text);
+         CREATE TABLE t (id int PRIMARY KEY, m mood, a age, p pair);
+         INSERT INTO t VALUES (1, 'ok', 5, (1, 'x,y'))",
+        &["public.t"],
+        &["INSERT INTO t VALUES (2, 'sad', 6, (NULL, ''))", "UPDATE t SET m = 'sad'"],
+    );
+}
+
+#[test]
+fn several_tables_change_in_one_transaction_and_names_may_be_hostile() {
+    Following::follows(
+        r#"CREATE SCHEMA "Odd ""Schema"; CREATE TABLE "Odd ""Schema"."select" ("Id" int PRIMARY KEY, "a b" text, "ä;--" int);
+           CREATE TABLE plain (a int, b int, v text, PRIMARY KEY (b, a))"#,
+        &["Odd \"Schema.select", "public.plain"],
+        &[
+            r#"BEGIN; INSERT INTO "Odd ""Schema"."select" VALUES (1, 'x', 2), (2, NULL, NULL);
+               INSERT INTO plain SELECT i, i % 3, 'v' FROM generate_series(1, 30) i; COMMIT"#,
+            r#"BEGIN; UPDATE "Odd ""Schema"."select" SET "a b" = 'y'; UPDATE plain SET a = a + 100 WHERE b = 1; COMMIT"#,
+        ],
+    );
+}
+
+/// Trap 57 and 61: rows of a partition tree arrive as rows of its root.
+#[test]
+fn a_partitioned_table_is_one_table_in_the_copy() {
+    Following::follows(
+        "CREATE TABLE p (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
+         CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
+         CREATE TABLE p2 (v text, part int NOT NULL, id int NOT NULL); ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2);
+         INSERT INTO p SELECT i, 1 + i % 2, 'v' || i FROM generate_series(1, 40) i",
+        &["public.p"],
+        &["UPDATE p SET v = 'new' WHERE id < 10", "UPDATE p SET part = 3 - part WHERE id = 20", "DELETE FROM p WHERE id = 5"],
+    );
+}
