@@ -353,12 +353,21 @@ pub fn parse(text: &str, path: &Path) -> Result<Settings, ConfigError> {
         if let Some(hint) = nearest(&reason) {
             reason = format!("{reason}\nhint: did you mean `{hint}`?");
         }
+        let key = line.and_then(|line| key_at(text, line)).map(|key| format!(", {key}")).unwrap_or_default();
         ConfigError::Invalid {
             path: path.display().to_string(),
-            place: line.map(|line| format!(", line {line}")).unwrap_or_default(),
+            place: line.map(|line| format!(", line {line}{key}")).unwrap_or_default(),
             reason,
         }
     })
+}
+
+/// `section.key` of a line, for messages about its value.
+fn key_at(text: &str, line: usize) -> Option<String> {
+    let lines: Vec<&str> = text.lines().take(line).map(str::trim).collect();
+    let (key, _) = lines.last()?.split_once('=')?;
+    let section = lines.iter().rev().find_map(|line| line.strip_prefix('[')?.strip_suffix(']'));
+    Some(section.map_or_else(|| key.trim().to_owned(), |section| format!("{section}.{}", key.trim())))
 }
 
 /// For ``unknown field `intervall`, expected one of `interval`, ..``: the expected one that is close.
@@ -435,7 +444,7 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
         assert_eq!(
             parsed("[sync]\nintervall = \"1s\"\n"),
-            "invalid setting in rhei.toml, line 2: unknown field `intervall`, expected one of `interval`, `max_batch_rows`, \
+            "invalid setting in rhei.toml, line 2, sync.intervall: unknown field `intervall`, expected one of `interval`, `max_batch_rows`, \
              `memory_limit`\nhint: did you mean `interval`?"
         );
     }

@@ -243,7 +243,9 @@ async fn resume<T: OlapEngine + 'static>(
         save(writer, &pipeline, changed).await?;
     }
     if !to_copy.is_empty() {
-        let temporary = format!("{}_copy_{}", options.slot, std::process::id());
+        // Slot names have 63 bytes at most.
+        let prefix = options.slot.get(..40).unwrap_or(&options.slot);
+        let temporary = format!("{prefix}_copy_{}", std::process::id());
         let created = create_slot(options, &source.sql, &mut source.replication, &temporary, true).await?;
         copy_under(options, &created, &source.sql, writer, &pipeline, Some(&to_copy)).await?;
     }

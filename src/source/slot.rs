@@ -175,6 +175,9 @@ pub fn judge_slot(
     if found.wal_status.as_deref() == Some("lost") {
         return Err(SlotError::Lost { slot: slot() });
     }
+    if found.active {
+        return Err(SlotError::Active { slot: slot(), pid: found.active_pid });
+    }
     // Acknowledged is only what is durable here, so a slot that is ahead has served another copy, or a later state of
     // this one.
     if let Some(confirmed) = found.confirmed_flush_lsn
@@ -184,9 +187,6 @@ pub fn judge_slot(
     }
     if checkpoint > flush {
         return Err(SlotError::SourceBehind { flush, checkpoint });
-    }
-    if found.active {
-        return Err(SlotError::Active { slot: slot(), pid: found.active_pid });
     }
     Ok(())
 }

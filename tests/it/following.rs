@@ -6,6 +6,7 @@ use crate::bed::{Cluster, Db, Output, Rhei, Running, assert_same, temp_dir};
 
 /// Slots are of the whole cluster, so each test's is named like its database.
 pub struct Following {
+    slot: String,
     pub db: Db,
     pub rhei: Rhei,
     pub folder: tempfile::TempDir,
@@ -18,16 +19,17 @@ impl Following {
 
     pub fn of(db: Db) -> Self {
         let folder = temp_dir();
-        let slot = db.name().to_owned();
+        let name = db.name();
+        let slot = name.get(name.len().saturating_sub(40)..).unwrap_or(name).to_owned();
         let rhei = Rhei::new(folder.path())
             .source(db.url())
             .target("copy.duckdb")
             .config(&format!("[source]\nslot = \"{slot}\"\n[sync]\ninterval = \"50ms\"\n"));
-        Self { db, rhei, folder }
+        Self { slot, db, rhei, folder }
     }
 
     pub fn slot(&self) -> &str {
-        self.db.name()
+        &self.slot
     }
 
     pub fn copy(&self) -> &Path {
