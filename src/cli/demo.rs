@@ -338,7 +338,7 @@ async fn count_rows(client: &tokio_postgres::Client) -> Result<u64, CliError> {
 /// Asks each question of both sides; says whether all answers were equal.
 async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool, CliError> {
     let copy = ::duckdb::Connection::open(target).map_err(crate::target::TargetError::from)?;
-    copy.execute_batch("SET TimeZone = 'UTC'").map_err(crate::target::TargetError::from)?;
+    copy.execute_batch("SET TimeZone = 'UTC'; SET search_path = 'public'").map_err(crate::target::TargetError::from)?;
     let mut all_equal = true;
     for (number, question) in QUERIES.split("-- name:").skip(1).enumerate() {
         let (name, sql) = question.split_once('\n').unwrap_or((question, ""));

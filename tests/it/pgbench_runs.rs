@@ -36,9 +36,9 @@ fn each_sync_under_load_shows_the_source_at_one_commit() {
         following.sync();
         let sums = query_copy(
             following.copy(),
-            "SELECT (SELECT sum(abalance) FROM pgbench_accounts)::VARCHAR, (SELECT sum(tbalance) FROM pgbench_tellers)::VARCHAR,
-                    (SELECT sum(bbalance) FROM pgbench_branches)::VARCHAR,
-                    (SELECT coalesce(sum(delta), 0) FROM pgbench_history)::VARCHAR",
+            "SELECT (SELECT sum(abalance) FROM public.pgbench_accounts)::VARCHAR, (SELECT sum(tbalance) FROM public.pgbench_tellers)::VARCHAR,
+                    (SELECT sum(bbalance) FROM public.pgbench_branches)::VARCHAR,
+                    (SELECT coalesce(sum(delta), 0) FROM public.pgbench_history)::VARCHAR",
         );
         let sums = &sums[0];
         assert!(sums.iter().all(|sum| sum == &sums[0]), "torn: accounts, tellers, branches, history = {sums:?}");
