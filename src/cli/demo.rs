@@ -52,7 +52,6 @@ impl Throwaway {
         std::fs::create_dir_all(&folder)
             .map_err(|error| failed(format!("cannot make {}: {error}", folder.display())))?;
         // initdb refuses to run as root.
-        // SAFETY is not needed: the user id comes from the owner of our own process entry.
         let as_postgres = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
         if as_postgres {
             run(Command::new("chown").arg("postgres").arg(&folder), "chown")?;
@@ -407,7 +406,7 @@ fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -38,7 +38,7 @@ pub enum TablePlanError {
     #[error(
         "tables {first} and {second} would both become {target} in DuckDB, which does not tell case apart\nhint: give one another name with `target` in its [tables.\"..\"] section"
     )]
-    TableCollision { first: QualifiedName, second: QualifiedName, target: QualifiedName },
+    TableCollision { first: String, second: String, target: String },
 }
 
 /// Decides how a table is copied and followed.
@@ -120,9 +120,9 @@ pub fn refuse_collisions<'a>(tables: impl Iterator<Item = &'a TableSpec>) -> Res
     for table in tables {
         if let Some(other) = seen.insert(table.target.to_string().to_lowercase(), table) {
             return Err(TablePlanError::TableCollision {
-                first: other.source.clone(),
-                second: table.source.clone(),
-                target: table.target.clone(),
+                first: other.source.to_string(),
+                second: table.source.to_string(),
+                target: table.target.to_string(),
             });
         }
     }

@@ -361,6 +361,7 @@ pub struct ColumnBuilder {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one per column, and it stays where it is")]
 enum Values {
     Bool(BooleanBuilder),
     Int2(Int16Builder),

@@ -9,3 +9,4 @@ mod following;
 mod pgbench_runs;
 mod refusals;
 mod rows;
+mod values;
