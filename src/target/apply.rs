@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use arrow::record_batch::RecordBatch;
+use arrow::{array::UInt64Array, compute::take_record_batch, datatypes::DataType, record_batch::RecordBatch};
 use duckdb::Connection;
 
 use super::{
@@ -235,9 +235,26 @@ fn stage(connection: &Connection, columns: &[(String, String)], batches: &[Recor
     connection.execute_batch(&format!("CREATE TEMP TABLE {STAGE} ({})", columns.join(", ")))?;
     let mut appender = connection.appender_to_catalog_and_db(STAGE, "temp", "main")?;
     for batch in batches {
-        appender.append_record_batch(batch.clone())?;
+        append(&mut appender, batch)?;
     }
     appender.flush()?;
+    Ok(())
+}
+
+/// DuckDB takes a vector's worth of rows at a time, and with each of them all items of a LIST column's array, so lists
+/// are cut to size first; else the cost would grow with the square of the batch.
+fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<(), TargetError> {
+    const VECTOR_ROWS: usize = 2048;
+    let has_lists = batch.columns().iter().any(|column| matches!(column.data_type(), DataType::List(_)));
+    if !has_lists || batch.num_rows() <= VECTOR_ROWS {
+        return Ok(appender.append_record_batch(batch.clone())?);
+    }
+    for start in (0..batch.num_rows()).step_by(VECTOR_ROWS) {
+        let end = (start + VECTOR_ROWS).min(batch.num_rows());
+        let rows = UInt64Array::from_iter_values(start as u64..end as u64);
+        let cut = take_record_batch(batch, &rows).map_err(|error| TargetError::Rows { source: error.into() })?;
+        appender.append_record_batch(cut)?;
+    }
     Ok(())
 }
 
@@ -252,7 +269,7 @@ pub(super) fn load(connection: &Connection, spec: &TableSpec, rows: RowStream) -
         for batch in rows {
             let batch = batch.map_err(|source| TargetError::Rows { source })?;
             loaded += batch.num_rows() as u64;
-            appender.append_record_batch(batch)?;
+            append(&mut appender, &batch)?;
         }
         appender.flush()?;
         return Ok(loaded);

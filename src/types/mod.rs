@@ -230,6 +230,8 @@ fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog) -> Mapping 
         17 => mapping("BLOB", Kind::Bytes),
         // text, varchar, bpchar (padding kept), name, xml, unknown.
         25 | 1043 | 1042 | 19 | 142 | 705 => mapping("VARCHAR", Kind::Text),
+        // int2vector and oidvector are arrays to the catalog, but print without braces.
+        22 | 30 => mapping("VARCHAR", Kind::Printed),
         114 => mapping("JSON", Kind::Text),
         3802 => mapping("JSON", Kind::Jsonb),
         _ => match catalog.types.get(&oid) {
@@ -334,7 +336,8 @@ impl Mapping {
         if self.has_binary() {
             column.to_owned()
         } else {
-            format!("CASE WHEN {column} IS NULL THEN NULL ELSE pg_catalog.format('%s', {column}) END")
+            // `IS NULL` would also be true of a row of NULLs.
+            format!("CASE WHEN {column} IS NOT DISTINCT FROM NULL THEN NULL ELSE pg_catalog.format('%s', {column}) END")
         }
     }
 }

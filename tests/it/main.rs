@@ -7,6 +7,7 @@ mod bed;
 mod bed_works;
 mod following;
 mod pgbench_runs;
+mod recorded;
 mod refusals;
 mod rows;
 mod values;

@@ -197,7 +197,7 @@ fn transactions_with_an_origin_are_followed() {
         &["public.t"],
         &[&format!(
             "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}');
-             INSERT INTO t VALUES (1); SELECT pg_replication_origin_session_reset(); \
+             BEGIN; INSERT INTO t VALUES (1); COMMIT; SELECT pg_replication_origin_session_reset(); \
              SELECT pg_replication_origin_drop('{origin}')"
         )],
     );

@@ -26,11 +26,18 @@ const TYPES: &[(&str, &[&str])] = &[
     ("date", &["'0001-01-01'", "'4713-01-01 BC'", "'infinity'", "'-infinity'", "'9999-12-31'", "'10000-01-01'"]),
     ("time", &["'00:00:00'", "'24:00:00'", "'23:59:59.999999'"]),
     ("timetz", &["'23:59:59.5+15:59:59'", "'00:00:00-03'"]),
-    ("timestamp", &["'1970-01-01 00:00:00.000001'", "'0044-03-15 12:00:00 BC'", "'infinity'", "'-infinity'", "'20000-01-01'"]),
+    (
+        "timestamp",
+        &["'1970-01-01 00:00:00.000001'", "'0044-03-15 12:00:00 BC'", "'infinity'", "'-infinity'", "'20000-01-01'"],
+    ),
     ("timestamptz", &["'2024-06-01 12:00:00.5+02'", "'0001-01-01 00:00:00+00 BC'", "'infinity'", "'-infinity'"]),
-    ("interval", &["'1 mon -2 days +03:04:05.6'", "'0'", "'-178000000 years'", "'-00:00:00.000001'", "'1 year 2 mons'"]),
+    (
+        "interval",
+        &["'1 mon -2 days +03:04:05.6'", "'0'", "'-178000000 years'", "'-00:00:00.000001'", "'1 year 2 mons'"],
+    ),
     ("uuid", &["'00000000-0000-0000-0000-000000000000'", "'ffffffff-ffff-ffff-ffff-ffffffffffff'"]),
-    ("json", &["'{\"a\": 1, \"a\":  2}'", "'\"\\u0000\"'", "'1e400'", "'null'"]),
+    ("oidvector", &["'1 2 3'"]),
+    ("json", &["'\"\\ud800\"'", "'{\"a\": 1, \"a\":  2}'", "'\"\\u0000\"'", "'1e400'", "'null'"]),
     ("jsonb", &["'{\"b\": [1, null], \"a\": \"ü\"}'", "'1.50'", "'\"\"'"]),
     ("xml", &["'<a>b</a>'"]),
     ("bit(3)", &["B'101'"]),
@@ -94,7 +101,9 @@ fn the_copy_and_the_stream_bring_the_same_value_of_every_type() {
 #[test]
 fn a_value_that_cannot_be_kept_pauses_its_table_and_no_other() {
     let following = Following::new("not_representable");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); CREATE TABLE other (id int PRIMARY KEY)");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); CREATE TABLE other (id int PRIMARY KEY)");
     following.sync();
     following.db.execute("INSERT INTO t VALUES (1, 1.5), (7, 'NaN'); INSERT INTO other VALUES (1)");
     let output = following.rhei.run(["sync"]);
