@@ -6,7 +6,7 @@ use crate::{
     Lsn,
     change::{ColumnSpec, Key, QualifiedName, TableSpec},
     source::catalog::{self, SourceTable},
-    target::{StoredColumn, StoredTable, TableState},
+    target::{StoredColumn, StoredTable, TableState, ddl::SHADOW_ENDING},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
@@ -33,6 +33,10 @@ pub enum TablePlanError {
         "columns \"{first}\" and \"{second}\" of table {table} differ only by case, which DuckDB does not tell apart\nhint: leave one out with exclude_columns"
     )]
     ColumnCollision { table: QualifiedName, first: String, second: String },
+    #[error(
+        "table {table} would be called {target} in DuckDB, an ending that rhei needs for itself\nhint: give it another name with `target` in its [tables.\"..\"] section"
+    )]
+    ReservedName { table: QualifiedName, target: String },
     #[error("column \"{column}\" of table {table}: {reason}")]
     Type { table: QualifiedName, column: String, reason: String },
     #[error(
@@ -81,6 +85,10 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, settings: &TableSettings) 
             mapping,
         });
     }
+    let target = settings.target.clone().unwrap_or_else(name);
+    if target.name.to_lowercase().ends_with(SHADOW_ENDING) {
+        return Err(TablePlanError::ReservedName { table: name(), target: target.name });
+    }
     let key = match catalog::key_of(table) {
         catalog::SourceKey::Columns(attnums) => {
             let mut positions = Vec::with_capacity(attnums.len());
@@ -104,7 +112,7 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, settings: &TableSettings) 
     Ok(TableSpec {
         oid: table.oid,
         source: name(),
-        target: settings.target.clone().unwrap_or_else(name),
+        target,
         epoch: 0,
         replica_identity: table.replica_identity,
         key,

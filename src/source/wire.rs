@@ -699,21 +699,24 @@ impl StreamReader {
         }
     }
 
-    /// The next message if one is here already.
+    /// The next message if one is here already. That the stream has ended is an error here, since nobody who looks now
+    /// and then would notice otherwise.
     pub fn try_next(&mut self) -> Result<Option<StreamMessage>, WireError> {
         match self.queue.try_recv() {
             Ok(item) => self.taken(item).map(Some),
-            Err(_) => Ok(None),
+            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
+            Err(mpsc::error::TryRecvError::Disconnected) => Err(WireError::Closed),
         }
     }
 }
 
-/// None: CopyDone, the end of the stream in good order.
+/// None: the end of the stream in good order.
 fn stream_message(frame: Frame) -> Result<Option<StreamMessage>, WireError> {
     const SHORT: WireError = WireError::Short { during: "streaming" };
     match frame.tag {
         b'd' => {}
-        b'c' => return Ok(None),
+        // A server that shuts down says CommandComplete without CopyDone before it.
+        b'c' | b'C' | b'Z' => return Ok(None),
         b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
         b'N' => return Ok(Some(StreamMessage::Notice(ServerMessage::read(&frame.body)))),
         // A parameter that changed: ours are pinned.

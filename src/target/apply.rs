@@ -46,6 +46,7 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Check
     }
     let mut went_live = Vec::new();
     for table in target.catching_up.iter().filter(|table| table.copy_lsn <= checkpoint.lsn) {
+        target.refuse_foreign(&table.target)?;
         target.connection.execute_batch(&ddl::swap(&table.target))?;
         state::set_state(&target.connection, table.oid, &TableState::Live, None)?;
         went_live.push(table.oid);

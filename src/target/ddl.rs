@@ -17,9 +17,12 @@ pub fn table(name: &QualifiedName) -> String {
     format!("{}.{}", quoted(&name.schema), quoted(&name.name))
 }
 
+/// How the names of shadows end.
+pub const SHADOW_ENDING: &str = "__rhei_shadow";
+
 /// Where a table is copied to until it is swapped in.
 pub fn shadow_of(name: &QualifiedName) -> QualifiedName {
-    QualifiedName::new(name.schema.clone(), format!("{}__rhei_shadow", name.name))
+    QualifiedName::new(name.schema.clone(), format!("{}{SHADOW_ENDING}", name.name))
 }
 
 /// Statements that leave an empty shadow. No key, no index, no NOT NULL: deletes go before inserts, and keys live in

@@ -5,7 +5,9 @@
 #[allow(dead_code, reason = "the bed offers more than each test of the day needs")]
 mod bed;
 mod bed_works;
+mod connections;
 mod following;
+mod lifecycle;
 mod pgbench_runs;
 mod recorded;
 mod refusals;

@@ -156,9 +156,12 @@ fn spec(oid: u32, name: &str, identity: ReplicaIdentity, key: Key, columns: &[(&
 
 /// The oids are those of the recording, read from its Relation messages.
 fn tables(recording: &[u8]) -> Vec<Arc<TableSpec>> {
-    let mut tables = Vec::new();
+    let mut tables: Vec<Arc<TableSpec>> = Vec::new();
     for bytes in split(recording).unwrap() {
         let Message::Relation(relation) = Message::decode(&bytes).unwrap() else { continue };
+        if tables.iter().any(|table| table.oid == relation.oid) {
+            continue;
+        }
         let columns: Vec<(&str, u32)> =
             relation.columns.iter().map(|column| (column.name.as_str(), column.type_oid)).collect();
         let key = if relation.name.name == "whole" { Key::WholeRow } else { Key::Columns(vec![0]) };
