@@ -133,7 +133,7 @@ struct RowState {
 /// What is left of a batch on one table.
 #[derive(Debug, Default)]
 pub struct Survivors {
-    /// Keys (see [`write_key`]) of rows to delete.
+    /// Keys (see [`key_tuple`]) of rows to delete.
     pub deleted_keys: Vec<Slice>,
     /// Whole rows to delete, and how many of each.
     pub deleted_rows: Vec<(Slice, i64)>,
@@ -143,7 +143,7 @@ pub struct Survivors {
     pub patches: Vec<(Slice, Slice)>,
 }
 
-/// Reads the fields of a key that [`write_key`] wrote: it is a tuple of the key's columns.
+/// Reads the fields of a key that `write_key` wrote: it is a tuple of the key's columns.
 pub fn key_tuple(bytes: &[u8], key_columns: usize) -> Tuple<'_> {
     Tuple::trusted(bytes, key_columns)
 }

@@ -365,7 +365,7 @@ async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool
             if is_equal { "results equal" } else { "RESULTS DIFFER" }
         );
         let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         table.set_header(header);
         for row in ours.iter().take(6) {
             table.add_row(row.iter().map(|value| value.as_deref().unwrap_or("NULL")));

@@ -113,7 +113,7 @@ fn print_text(state: &StoredState, slot: Option<&Slot>) {
         println!("behind       {} bytes of WAL; the slot holds {held} bytes", slot.lag_bytes);
     }
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["table", "state", "rows copied", "note"]);
     for stored in &state.tables {
         let note = match &stored.state {

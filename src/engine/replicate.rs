@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rand::Rng;
+use rand::RngExt;
 use tokio::{sync::RwLock, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
