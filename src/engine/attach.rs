@@ -31,7 +31,7 @@ use crate::{
         slot,
         wire::{CreatedSlot, IdentifySystem, ReplicationClient},
     },
-    target::{OlapEngine, Phase, Pipeline, StoredTable, TableState},
+    target::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
     types::TypeCatalog,
 };
 
@@ -85,7 +85,7 @@ pub async fn attach<T: OlapEngine + 'static>(
             verify(options, &source, &state.pipeline).await?;
             resume(options, source, writer, state.pipeline, state.tables, again).await
         }
-        stored => create(options, source, writer, stored.map(|state| state.pipeline), again).await,
+        stored => create(options, source, writer, stored, again).await,
     }
 }
 
@@ -247,7 +247,7 @@ async fn resume<T: OlapEngine + 'static>(
         let prefix = options.slot.get(..40).unwrap_or(&options.slot);
         let temporary = format!("{prefix}_copy_{}", std::process::id());
         let created = create_slot(options, &source.sql, &mut source.replication, &temporary, true).await?;
-        copy_under(options, &created, &source.sql, writer, &pipeline, Some(&to_copy)).await?;
+        copy_under(options, &created, writer, &pipeline, Some(&to_copy)).await?;
     }
     ready(options, &source.sql, writer).await
 }
@@ -257,12 +257,17 @@ async fn create<T: OlapEngine + 'static>(
     options: &Options,
     mut source: Source,
     writer: &Writer<T>,
-    before: Option<Pipeline>,
+    before: Option<StoredState>,
     again: &CopyAgain,
 ) -> Result<Attached, EngineError> {
     let info = publication(options, &source.sql).await?;
     wanted_tables(options, &source.sql).await?;
-    let is_ours = before.as_ref().is_some_and(|before| before.slot == options.slot && before.phase != Phase::PlainCopy);
+    // A slot of that name in another cluster is somebody else's.
+    let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
+        pipeline.slot == options.slot
+            && pipeline.system_id == source.identity.system_id
+            && pipeline.phase != Phase::PlainCopy
+    });
     if let Some(found) = catalog::slot(&source.sql, &options.slot).await? {
         if !is_ours {
             return Err(slot::SlotError::NotOurs { slot: options.slot.clone() }.into());
@@ -287,12 +292,15 @@ async fn create<T: OlapEngine + 'static>(
         phase: Phase::Creating,
         checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
     };
-    save(writer, &pipeline, Vec::new()).await?;
+    // What the file held before is history, until it is planned and copied anew.
+    let mut old_tables = before.map(|state| state.tables).unwrap_or_default();
+    old_tables.iter_mut().for_each(|table| table.state = TableState::Dropped);
+    save(writer, &pipeline, old_tables).await?;
     let created = create_slot(options, &source.sql, &mut source.replication, &options.slot, false).await?;
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
-    copy_under(options, &created, &source.sql, writer, &pipeline, None).await?;
+    copy_under(options, &created, writer, &pipeline, None).await?;
     ready(options, &source.sql, writer).await
 }
 
@@ -323,7 +331,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(options: &Options, writer: &Wri
         checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
     };
     let created = CreatedSlot { name: String::new(), consistent_point: Lsn::ZERO, snapshot: Some(snapshot) };
-    copy_under(options, &created, &sql, writer, &pipeline, None).await?;
+    copy_under(options, &created, writer, &pipeline, None).await?;
     drop(holder);
     Ok(())
 }
@@ -370,7 +378,6 @@ async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog
 async fn copy_under<T: OlapEngine + 'static>(
     options: &Options,
     created: &CreatedSlot,
-    sql: &SqlClient,
     writer: &Writer<T>,
     pipeline: &Pipeline,
     only: Option<&BTreeSet<u32>>,
@@ -406,7 +413,6 @@ async fn copy_under<T: OlapEngine + 'static>(
     save(writer, pipeline, rows.clone()).await?;
     let outcomes = backfill::copy_tables(options, snapshot, &to_copy, writer).await?;
     drop(holder);
-    let _ = sql;
     let mut done = Vec::new();
     let mut failed = Vec::new();
     for ((table, outcome), mut row) in to_copy.into_iter().zip(outcomes).zip(rows) {
