@@ -26,6 +26,8 @@ pub mod engine;
 
 pub mod backfill;
 
+pub mod control;
+
 pub mod cli;
 
 pub use checkpoint::Checkpoint;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     Lsn,
     checkpoint::reachable_target,
+    control::Control,
     source::{
         CdcConsumer, catalog,
         connect::connect_sql,
@@ -167,6 +168,7 @@ async fn session(options: &Options, stop: &CancellationToken, is_streaming: &mut
         attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
     };
     let mut engine = stream(options, &writer, attached).await?;
+    let _control = Control::listen(&options.target.path, writer.clone());
     *is_streaming = true;
     let mut ticks = tokio::time::interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);

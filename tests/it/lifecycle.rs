@@ -204,3 +204,17 @@ fn a_table_that_rhei_did_not_make_is_never_replaced() {
     assert!(output.stderr.contains("public.t") && output.stderr.contains("did not put it there"), "{}", output.stderr);
     assert_eq!(query_copy(following.copy(), "SELECT mine::VARCHAR FROM public.t"), [[Some("42".to_owned())]]);
 }
+
+/// The file is locked by the replicator, so the replicator itself answers.
+#[test]
+fn status_asks_the_running_replicator() {
+    let following = Following::new("status_running");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut running = following.run();
+    running.wait_for_log("following", SOON);
+    let status: serde_json::Value = serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
+    assert_eq!((&status["replicator"], &status["tables"][0]["state"]), (&"running".into(), &"live".into()));
+    running.stop(SOON).assert_code(0);
+    let status: serde_json::Value = serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
+    assert_eq!(status["replicator"], "stopped");
+}

@@ -12,4 +12,5 @@ mod pgbench_runs;
 mod recorded;
 mod refusals;
 mod rows;
+mod tidy;
 mod values;
