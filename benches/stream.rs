@@ -13,8 +13,8 @@ use std::{
 use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
-    source::{BatchLimits, CdcConsumer, pgoutput::Message, recorded::RecordedConsumer},
-    target::{DuckDb, OlapEngine, Phase, Pipeline, TableState, duckdb::TargetOptions},
+    source::{BatchLimits, CdcConsumer, Delivery, pgoutput::Message, recorded::RecordedConsumer},
+    target::{DuckDb, OlapEngine, Phase, Pipeline, StoredTable, TableState, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
@@ -45,6 +45,8 @@ fn spec() -> Arc<TableSpec> {
         key: Key::Columns(vec![0]),
         columns: COLUMNS.into_iter().enumerate().map(column).collect(),
         excluded: Vec::new(),
+        fingerprint: String::new(),
+        null_unrepresentable: false,
         copy_lsn: Lsn::ZERO,
     })
 }
@@ -93,7 +95,7 @@ async fn replay(messages: &[Vec<u8>], mut each: impl FnMut(&rhei::change::Change
     let limits =
         BatchLimits { max_rows: 100_000, max_bytes: usize::MAX, linger: Duration::ZERO, stop_at: None, hurry: false };
     let started = Instant::now();
-    while let Some(batch) = consumer.next_batch(&limits).await.unwrap() {
+    while let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() {
         each(&batch);
     }
     started.elapsed()
@@ -114,7 +116,7 @@ fn target(folder: &std::path::Path) -> DuckDb {
         checkpoint: Checkpoint { lsn: Lsn(1), commit_time_us: None },
     };
     let spec = spec();
-    target.put_state(&pipeline, &[rhei::engine::tables::to_stored(&spec, TableState::Pending, 0)]).unwrap();
+    target.put_state(&pipeline, &[StoredTable::of(&spec, TableState::Pending)]).unwrap();
     target.start_copy(&[&spec]).unwrap();
     target.finish_copy(&[&spec], &pipeline).unwrap();
     target

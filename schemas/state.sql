@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS _rhei.tables (
     epoch UINTEGER NOT NULL,
     replica_identity VARCHAR NOT NULL,          -- d, n, f, i as in pg_class.relreplident
     whole_row_key BOOLEAN NOT NULL,
-    relfilenode UINTEGER NOT NULL,
+    fingerprint VARCHAR NOT NULL,               -- JSON; what the catalogs said of the table beside its columns
     excluded VARCHAR NOT NULL,                  -- JSON array of column names
     copied_rows UBIGINT NOT NULL,
     is_ours BOOLEAN NOT NULL                    -- the table of this name in the target was put there by rhei
@@ -45,7 +45,8 @@ CREATE TABLE IF NOT EXISTS _rhei.columns (
     not_null BOOLEAN NOT NULL,
     key_position UINTEGER,
     target_name VARCHAR NOT NULL,
-    target_type VARCHAR NOT NULL
+    target_type VARCHAR NOT NULL,
+    mapping VARCHAR NOT NULL                    -- JSON; how values are decoded
 );
 
 -- Cycles that changed something, newest last; the oldest are pruned.

@@ -186,14 +186,53 @@ pub struct Settings {
 pub struct SourceSettings {
     /// A libpq URL or key=value string.
     pub url: Option<Secret>,
-    /// Made when it is missing and the role may. Default "rhei".
-    pub publication: Option<String>,
+    /// Made when it is missing and the role may. Default "rhei". Several are followed as one.
+    pub publication: Option<Publications>,
     /// Made for this copy. Default "rhei".
     pub slot: Option<String>,
     /// Which tables; default: the publication's.
     pub tables: Vec<TablePattern>,
     /// Which of those not.
     pub exclude: Vec<TablePattern>,
+}
+
+/// One name, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Publications {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl FromStr for Publications {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self::One(text.to_owned()))
+    }
+}
+
+/// What happens to a value that DuckDB has no room for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnrepresentable {
+    /// Its table is paused, with the row named.
+    #[default]
+    Error,
+    /// It becomes NULL, with a warning that counts.
+    Null,
+}
+
+impl FromStr for OnUnrepresentable {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "error" => Ok(Self::Error),
+            "null" => Ok(Self::Null),
+            other => Err(format!("\"{other}\" is neither \"error\" nor \"null\"")),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -216,6 +255,13 @@ pub struct SyncSettings {
     pub max_batch_rows: Option<u64>,
     /// rhei's own buffers. Default "512MB".
     pub memory_limit: Option<ByteSize>,
+    /// A value that DuckDB has no room for pauses its table ("error", the default) or becomes NULL ("null").
+    pub on_unrepresentable: Option<OnUnrepresentable>,
+    /// Takes a rewrite of a table that widened a number (int to bigint) for the plain cast that it most often is, and
+    /// does not copy the table again. Default false.
+    pub trust_widening: Option<bool>,
+    /// How often `rhei run` looks for what the stream never mentions: new tables, rewrites, partitions. Default "10s".
+    pub catalog_interval: Option<Span>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -248,7 +294,7 @@ pub struct ColumnSection {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub source_url: Option<Secret>,
-    pub publication: String,
+    pub publications: Vec<String>,
     pub slot: String,
     pub tables: Vec<TablePattern>,
     pub exclude: Vec<TablePattern>,
@@ -258,6 +304,9 @@ pub struct Config {
     pub interval: Duration,
     pub max_batch_rows: u64,
     pub memory_limit: ByteSize,
+    pub on_unrepresentable: OnUnrepresentable,
+    pub trust_widening: bool,
+    pub catalog_interval: Duration,
     pub workers: usize,
     pub table_settings: BTreeMap<String, TableSection>,
 }
@@ -309,6 +358,14 @@ impl Config {
         if target.threads == Some(0) {
             return Err(invalid("target.threads", "must be at least 1"));
         }
+        let publications = match source.publication {
+            None => vec!["rhei".to_owned()],
+            Some(Publications::One(name)) => vec![name],
+            Some(Publications::Many(names)) => names,
+        };
+        if publications.is_empty() || publications.iter().any(String::is_empty) {
+            return Err(invalid("source.publication", "must name a publication"));
+        }
         let memory_limit = sync.memory_limit.unwrap_or(ByteSize(512_000_000));
         if memory_limit.0 < 16_000_000 {
             return Err(invalid("sync.memory_limit", "must be at least 16MB"));
@@ -328,7 +385,7 @@ impl Config {
         }
         Ok(Self {
             source_url: source.url,
-            publication: source.publication.unwrap_or_else(|| "rhei".to_owned()),
+            publications,
             slot,
             tables: source.tables,
             exclude: source.exclude,
@@ -338,6 +395,9 @@ impl Config {
             interval: sync.interval.map_or(Duration::from_secs(1), |span| span.0),
             max_batch_rows: sync.max_batch_rows.unwrap_or(100_000),
             memory_limit,
+            on_unrepresentable: sync.on_unrepresentable.unwrap_or_default(),
+            trust_widening: sync.trust_widening.unwrap_or(false),
+            catalog_interval: sync.catalog_interval.map_or(Duration::from_secs(10), |span| span.0),
             workers: settings.backfill.workers.unwrap_or(2),
             table_settings: settings.tables,
         })
@@ -423,6 +483,9 @@ fn override_from(settings: &mut Settings, environment: &BTreeMap<String, String>
     read(environment, "RHEI_SYNC_INTERVAL", &mut settings.sync.interval)?;
     read(environment, "RHEI_SYNC_MAX_BATCH_ROWS", &mut settings.sync.max_batch_rows)?;
     read(environment, "RHEI_SYNC_MEMORY_LIMIT", &mut settings.sync.memory_limit)?;
+    read(environment, "RHEI_SYNC_ON_UNREPRESENTABLE", &mut settings.sync.on_unrepresentable)?;
+    read(environment, "RHEI_SYNC_TRUST_WIDENING", &mut settings.sync.trust_widening)?;
+    read(environment, "RHEI_SYNC_CATALOG_INTERVAL", &mut settings.sync.catalog_interval)?;
     read(environment, "RHEI_BACKFILL_WORKERS", &mut settings.backfill.workers)
 }
 
@@ -445,7 +508,7 @@ mod tests {
         assert_eq!(
             parsed("[sync]\nintervall = \"1s\"\n"),
             "invalid setting in rhei.toml, line 2, sync.intervall: unknown field `intervall`, expected one of `interval`, `max_batch_rows`, \
-             `memory_limit`\nhint: did you mean `interval`?"
+             `memory_limit`, `on_unrepresentable`, `trust_widening`, `catalog_interval`\nhint: did you mean `interval`?"
         );
     }
 

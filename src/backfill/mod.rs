@@ -7,18 +7,19 @@
 //! The rows of one table commit together in its shadow; a crash before `finish_copy` leaves a shadow that the next
 //! copy drops, never a half table that looks live.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, future::Future, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, mpsc};
+use tokio_postgres::error::SqlState;
 
 use crate::{
-    change::TableSpec,
+    change::{Nulled, TableSpec},
     engine::{EngineError, Event, Options, Writer, with_causes},
     source::{
         SourceError,
-        catalog::{SourceTable, quote_identifier, quote_literal},
+        catalog::{SourceTable, quote_identifier, quote_literal, quote_table},
         connect::{SqlClient, connect_sql},
         copy::CopyReader,
     },
@@ -50,6 +51,8 @@ pub enum Copied {
     Failed {
         reason: String,
     },
+    /// Its shape or its file changed after the snapshot was taken: what the snapshot shows of it means nothing.
+    Changed,
 }
 
 /// A session that sees the snapshot. It must live until the last importer has imported (trap 11).
@@ -65,12 +68,18 @@ pub async fn import_snapshot(options: &Options, snapshot: &str, purpose: &str) -
 /// # Errors
 /// The source or the target broke. Tables that were finished before stay in their shadows, which nobody trusts until
 /// `finish_copy`.
-pub async fn copy_tables<T: OlapEngine + 'static>(
+pub async fn copy_tables<T, F>(
     options: &Options,
     snapshot: &str,
     tables: &[CopyTable],
     writer: &Writer<T>,
-) -> Result<Vec<Copied>, EngineError> {
+    current: impl Fn(u32) -> F,
+) -> Result<Vec<Copied>, EngineError>
+where
+    T: OlapEngine + 'static,
+    F: Future<Output = Result<Option<SourceTable>, EngineError>>,
+{
+    let guard = import_snapshot(options, snapshot, "copy").await?;
     let mut workers = Vec::new();
     for number in 0..options.workers.max(1) {
         workers.push(Arc::new(import_snapshot(options, snapshot, &format!("copy {}", number + 1)).await?));
@@ -83,9 +92,53 @@ pub async fn copy_tables<T: OlapEngine + 'static>(
     let mut outcomes: Vec<Option<Copied>> = tables.iter().map(|_| None).collect();
     for at in order {
         let (Some(table), Some(outcome)) = (tables.get(at), outcomes.get_mut(at)) else { continue };
-        *outcome = Some(copy_table(options, table, &workers, writer).await?);
+        // Held while the table is copied, and no longer: DDL on it waits that long, and all who come after it.
+        *outcome = Some(if guard_table(&guard, table, &current).await? {
+            let copied = copy_table(options, table, &workers, writer).await?;
+            guard.batch_execute("ROLLBACK TO SAVEPOINT rhei_guard; RELEASE SAVEPOINT rhei_guard").await?;
+            copied
+        } else {
+            tracing::info!(table = %table.spec.source, "changed while it waited for its copy; it is copied again");
+            Copied::Changed
+        });
     }
     Ok(outcomes.into_iter().flatten().collect())
+}
+
+/// Locks a table against DDL, and looks whether it still is what the snapshot says. A snapshot does not protect from
+/// that: COPY reads the table's newest shape, and finds it empty after TRUNCATE or a rewrite.
+async fn guard_table<F>(guard: &SqlClient, table: &CopyTable, current: &impl Fn(u32) -> F) -> Result<bool, EngineError>
+where
+    F: Future<Output = Result<Option<SourceTable>, EngineError>>,
+{
+    let only = if table.source.kind == b'r' { "ONLY " } else { "" };
+    let name = quote_table(&table.source.name);
+    let lock = format!("SAVEPOINT rhei_guard; LOCK TABLE {only}{name} IN ACCESS SHARE MODE");
+    if let Err(error) = guard.batch_execute(&lock).await {
+        // Dropped, or called otherwise by now.
+        let is_gone = error.code().is_some_and(|code| {
+            *code == SqlState::UNDEFINED_TABLE
+                || *code == SqlState::INVALID_SCHEMA_NAME
+                || *code == SqlState::UNDEFINED_OBJECT
+        });
+        if !is_gone {
+            return Err(error.into());
+        }
+        guard.batch_execute("ROLLBACK TO SAVEPOINT rhei_guard; RELEASE SAVEPOINT rhei_guard").await?;
+        return Ok(false);
+    }
+    let shape = |table: &SourceTable| {
+        let columns = table
+            .columns
+            .iter()
+            .map(|column| (column.attnum, column.name.clone(), column.type_oid, column.typmod, column.is_generated));
+        (table.name.clone(), columns.collect::<Vec<_>>(), table.fingerprint.files.clone())
+    };
+    let is_same = current(table.source.oid).await?.is_some_and(|now| shape(&now) == shape(&table.source));
+    if !is_same {
+        guard.batch_execute("ROLLBACK TO SAVEPOINT rhei_guard; RELEASE SAVEPOINT rhei_guard").await?;
+    }
+    Ok(is_same)
 }
 
 async fn copy_table<T: OlapEngine + 'static>(
@@ -100,17 +153,27 @@ async fn copy_table<T: OlapEngine + 'static>(
     let queue = Arc::new(Mutex::new(chunks(table)));
     let (batches, mut rows) = mpsc::channel::<Result<RecordBatch, SourceError>>(QUEUED_BATCHES);
     let mut tasks = tokio::task::JoinSet::new();
+    let nulled: Arc<std::sync::Mutex<Vec<Nulled>>> = Arc::default();
     for worker in workers {
         let (worker, queue, batches) = (Arc::clone(worker), Arc::clone(&queue), batches.clone());
+        let nulled = Arc::clone(&nulled);
         let (spec, events) = (Arc::clone(&table.spec), options.events.clone());
         tasks.spawn(async move {
-            loop {
-                let Some(query) = queue.lock().await.pop_front() else { break };
-                if let Err(error) = copy_chunk(&worker, &query, &spec, &batches, &events).await {
-                    // Nobody listens only when the load has ended with an error of its own.
-                    let _ = batches.send(Err(error)).await;
-                    break;
+            let copied = async {
+                // Given back with all its locks when the table is done.
+                worker.batch_execute("SAVEPOINT rhei_copy").await?;
+                loop {
+                    let Some(query) = queue.lock().await.pop_front() else { break };
+                    let of_chunk = copy_chunk(&worker, &query, &spec, &batches, &events).await?;
+                    if let Ok(mut nulled) = nulled.lock() {
+                        Nulled::add(&mut nulled, of_chunk);
+                    }
                 }
+                Ok(worker.batch_execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?)
+            };
+            if let Err(error) = copied.await {
+                // Nobody listens only when the load has ended with an error of its own.
+                let _ = batches.send(Err(error)).await;
             }
         });
     }
@@ -128,7 +191,14 @@ async fn copy_table<T: OlapEngine + 'static>(
     });
     let spec = Arc::clone(&table.spec);
     let loaded = writer.call(move |target| target.load(&spec, Box::new(stream))).await;
+    if loaded.is_ok() {
+        // Every one of them has given its rows away; what is left is to give the locks back.
+        while tasks.join_next().await.is_some() {}
+    }
     tasks.shutdown().await;
+    for nulled in nulled.lock().map(|mut nulled| std::mem::take(&mut *nulled)).unwrap_or_default() {
+        let _ = options.events.send(Event::Nulled { table: name.clone(), nulled });
+    }
     let source_error = source_error.lock().ok().and_then(|mut seen| seen.take());
     match (source_error, loaded) {
         (Some(error), _) if error.is_about_values() => {
@@ -182,13 +252,12 @@ fn chunks(table: &CopyTable) -> VecDeque<String> {
 async fn copy_chunk(
     client: &SqlClient,
     query: &str,
-    spec: &TableSpec,
+    spec: &Arc<TableSpec>,
     batches: &mpsc::Sender<Result<RecordBatch, SourceError>>,
     events: &mpsc::UnboundedSender<Event>,
-) -> Result<(), SourceError> {
+) -> Result<Vec<Nulled>, SourceError> {
     let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
-    let mappings: Vec<_> = spec.columns.iter().map(|column| column.mapping.clone()).collect();
-    let mut reader = CopyReader::new(&mappings);
+    let mut reader = CopyReader::new(Arc::clone(spec));
     let mut stream = Box::pin(client.copy_out(query).await?);
     let mut bytes = 0;
     while let Some(piece) = stream.next().await {
@@ -198,7 +267,7 @@ async fn copy_chunk(
         if reader.rows() >= BATCH_ROWS || reader.buffered_bytes() >= BATCH_BYTES {
             let rows = reader.rows() as u64;
             if batches.send(Ok(reader.take_batch(&schema)?)).await.is_err() {
-                return Ok(());
+                return Ok(Vec::new());
             }
             let _ = events.send(Event::CopyProgress { table: spec.source.to_string(), rows, bytes });
             bytes = 0;
@@ -210,5 +279,5 @@ async fn copy_chunk(
     if rows > 0 && batches.send(Ok(reader.take_batch(&schema)?)).await.is_ok() {
         let _ = events.send(Event::CopyProgress { table: spec.source.to_string(), rows, bytes });
     }
-    Ok(())
+    Ok(reader.take_nulled())
 }

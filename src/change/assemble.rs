@@ -3,6 +3,11 @@
 //!
 //! The only place that knows which changes count: the skip rule of `checkpoint`, the `copy_lsn` of each table
 //! (trap 15), and tables that are paused.
+//!
+//! A Relation message says neither which column is which nor what older rows hold (traps 63-67), so each of them is a
+//! question ([`Assembler::question`]) to somebody who can read the catalogs, and nothing is read on before the
+//! [`Answer`]. Without such a somebody (a recorded stream), a relation that looks the same is the same, and one that
+//! does not pauses its table.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,11 +15,11 @@ use std::{
 };
 
 use super::{
-    ChangeBatch, Key, TableFailure, TableSpec,
+    ChangeBatch, ColumnOrigin, Key, Remedy, Reshape, TableFailure, TableSpec,
     columns::{self},
     net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
     relation::Relation,
-    tuple::{Tuple, write_field},
+    tuple::{Field, Tuple, write_field},
 };
 use crate::{
     Lsn,
@@ -51,6 +56,8 @@ struct OpenTransaction {
     /// In the target already: read and forgotten.
     skip: bool,
     changes: Vec<Change>,
+    /// Shapes that tables took inside it.
+    reshapes: Vec<Reshape>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +84,49 @@ enum Change {
     },
 }
 
+impl Change {
+    fn table(&self) -> u32 {
+        let (Self::Insert { table, .. }
+        | Self::Update { table, .. }
+        | Self::Delete { table, .. }
+        | Self::Truncate { table }
+        | Self::Fail { table }) = *self;
+        table
+    }
+
+    /// Every row that it holds.
+    fn rows(&mut self) -> impl Iterator<Item = &mut Slice> {
+        let (new, old) = match self {
+            Self::Insert { new, .. } => (Some(new), None),
+            Self::Update { new, old, .. } => (Some(new), Some(old)),
+            Self::Delete { old, .. } => (None, Some(old)),
+            Self::Truncate { .. } | Self::Fail { .. } => (None, None),
+        };
+        let old = old.and_then(|old| match old {
+            OldRow::Key(row) | OldRow::Full(row) => Some(row),
+            OldRow::Absent => None,
+        });
+        new.into_iter().chain(old)
+    }
+}
+
+/// What a Relation message turned out to mean.
+#[derive(Debug)]
+pub enum Answer {
+    /// The table as it is followed.
+    Same,
+    /// The table in another shape; rows from here on have it.
+    Reshape(Box<Reshape>),
+}
+
+/// A Relation message that waits for its [`Answer`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    pub relation: Relation,
+    /// The open transaction holds rows of the table in its old shape.
+    pub has_open_rows: bool,
+}
+
 /// A relation as this connection described it last.
 #[derive(Debug)]
 struct Described {
@@ -100,7 +150,7 @@ enum Follow {
 struct Followed {
     spec: Arc<TableSpec>,
     /// Why it is paused; its rows are ignored from then on.
-    failure: Option<String>,
+    failure: Option<(String, Remedy)>,
     reported: bool,
 }
 
@@ -119,6 +169,12 @@ pub struct Assembler {
     commit_time_us: Option<i64>,
     source_transactions: u64,
     untracked: Vec<Relation>,
+    reshapes: Vec<Reshape>,
+    /// Whether relations are questions.
+    asks: bool,
+    question: Option<Question>,
+    /// An answer that waits for the batch before it to be taken.
+    held: Option<(Relation, Box<Reshape>)>,
 }
 
 impl Assembler {
@@ -138,7 +194,97 @@ impl Assembler {
             commit_time_us: None,
             source_transactions: 0,
             untracked: Vec::new(),
+            reshapes: Vec::new(),
+            asks: false,
+            question: None,
+            held: None,
         }
+    }
+
+    /// Every relation becomes a [`Question`].
+    pub fn asking(mut self) -> Self {
+        self.asks = true;
+        self
+    }
+
+    /// What must be answered before the next message is pushed.
+    pub fn question(&self) -> Option<&Question> {
+        self.question.as_ref()
+    }
+
+    /// Answers [`Self::question`]. After a new shape, the batch so far must be taken before anything else
+    /// ([`Self::must_end_batch`]), for it holds rows of the old one.
+    pub fn answer(&mut self, answer: Answer) {
+        let Some(question) = self.question.take() else { return };
+        match answer {
+            Answer::Same => self.settle(question.relation),
+            Answer::Reshape(reshape) => self.held = Some((question.relation, reshape)),
+        }
+    }
+
+    /// A new shape waits, and the batch so far has the old one.
+    pub fn must_end_batch(&self) -> bool {
+        self.held.is_some() && (self.source_transactions > 0 || !self.effects.is_empty())
+    }
+
+    /// Goes on in the shape that was held back for the batch before it.
+    pub fn go_on(&mut self) {
+        if let Some((relation, reshape)) = self.held.take() {
+            let oid = reshape.after.oid;
+            self.adopt(*reshape);
+            debug_assert_eq!(relation.oid, oid);
+            self.settle(relation);
+        }
+    }
+
+    /// A table takes another shape between transactions, unasked: the catalogs say so and no row of it will come in
+    /// the old shape any more. The batch so far must have been taken.
+    pub fn reshape(&mut self, reshape: Reshape) {
+        debug_assert!(self.open.is_none() && self.effects.is_empty());
+        // The server describes it anew before its next row.
+        self.described.remove(&reshape.after.oid);
+        self.adopt(reshape);
+    }
+
+    fn adopt(&mut self, reshape: Reshape) {
+        let oid = reshape.after.oid;
+        let Some(followed) = self.tables.get_mut(&oid) else { return };
+        followed.spec = Arc::clone(&reshape.after);
+        let width = reshape.before.columns.len();
+        let Some(open) = &mut self.open else {
+            self.reshapes.push(reshape);
+            return;
+        };
+        for change in open.changes.iter_mut().filter(|change| change.table() == oid) {
+            for row in change.rows() {
+                let bytes = project(&Tuple::trusted(self.arena.get(*row), width), &reshape.columns);
+                *row = self.arena.store(&bytes);
+            }
+        }
+        open.reshapes.push(reshape);
+    }
+
+    /// Compares a relation with the table that it is.
+    fn settle(&mut self, relation: Relation) {
+        let (oid, columns) = (relation.oid, relation.columns.len());
+        let follow = match self.tables.get_mut(&oid) {
+            Some(followed) if followed.failure.is_none() => match fit(&followed.spec, &relation) {
+                Ok(follow) => follow,
+                Err(difference) => {
+                    let reason = format!("the table changed its shape: {difference}; {}", copy_again(&followed.spec));
+                    followed.failure = Some((reason, Remedy::Operator));
+                    match &mut self.open {
+                        Some(open) => open.changes.push(Change::Fail { table: oid }),
+                        None => {
+                            self.effects.remove(&oid);
+                        }
+                    }
+                    Follow::Ignore
+                }
+            },
+            _ => Follow::Ignore,
+        };
+        self.described.insert(oid, Described { columns, follow });
     }
 
     /// No transaction is open: a batch may end here.
@@ -229,7 +375,7 @@ impl Assembler {
             return Err(AssembleError::OutOfOrder { last: self.last_commit, next: commit_lsn });
         }
         let skip = already_applied(commit_lsn, self.checkpoint);
-        self.open = Some(OpenTransaction { commit_lsn, skip, changes: Vec::new() });
+        self.open = Some(OpenTransaction { commit_lsn, skip, changes: Vec::new(), reshapes: Vec::new() });
         Ok(())
     }
 
@@ -245,6 +391,7 @@ impl Assembler {
         if open.skip {
             return Ok(());
         }
+        self.reshapes.extend(open.reshapes);
         for change in &open.changes {
             self.fold(*change, commit_lsn);
         }
@@ -255,11 +402,7 @@ impl Assembler {
     }
 
     fn fold(&mut self, change: Change, commit_lsn: Lsn) {
-        let (Change::Insert { table: oid, .. }
-        | Change::Update { table: oid, .. }
-        | Change::Delete { table: oid, .. }
-        | Change::Truncate { table: oid }
-        | Change::Fail { table: oid }) = change;
+        let oid = change.table();
         let Some(followed) = self.tables.get_mut(&oid) else { return };
         if followed.failure.is_some() && !matches!(change, Change::Fail { .. }) {
             return;
@@ -286,72 +429,77 @@ impl Assembler {
         };
         self.pending_rows += 1;
         if let Err(error) = folded {
-            followed.failure = Some(net_effect_reason(spec, error, commit_lsn));
+            followed.failure = Some(net_effect_failure(spec, error, commit_lsn));
             self.effects.remove(&oid);
         }
     }
 
-    /// What was folded since the last call, as one batch. Only between transactions.
+    /// What was folded since the last call, as one batch. It ends at a source commit; what is open stays.
     pub fn take_batch(&mut self) -> ChangeBatch {
-        debug_assert!(self.open.is_none(), "a batch ends at a source commit");
         let mut tables = Vec::with_capacity(self.effects.len());
         for (oid, effect) in std::mem::take(&mut self.effects) {
             let Some(followed) = self.tables.get_mut(&oid) else { continue };
             match columns::build(&followed.spec, effect, &self.arena) {
                 Ok(changes) => tables.push(changes),
-                Err(error) => followed.failure = Some(format!("{error}; {}", copy_again(&followed.spec))),
+                Err(error) => {
+                    let reason = format!("{error}; {}", copy_again(&followed.spec));
+                    followed.failure = Some((reason, error.remedy()));
+                }
             }
         }
         let mut failed = Vec::new();
         for followed in self.tables.values_mut() {
-            if let (Some(reason), false) = (&followed.failure, followed.reported) {
+            // What failed inside the open transaction belongs to the batch that holds it.
+            let is_open = self.open.as_ref().is_some_and(|open| {
+                open.changes
+                    .iter()
+                    .any(|change| matches!(change, Change::Fail { table } if *table == followed.spec.oid))
+            });
+            if let (Some((reason, remedy)), false, false) = (&followed.failure, followed.reported, is_open) {
                 followed.reported = true;
                 let (oid, table) = (followed.spec.oid, followed.spec.source.clone());
-                failed.push(TableFailure { oid, table, reason: reason.clone() });
+                failed.push(TableFailure { oid, table, reason: reason.clone(), remedy: *remedy });
             }
         }
-        self.arena = Arena::default();
+        let before = std::mem::take(&mut self.arena);
+        if let Some(open) = &mut self.open {
+            for row in open.changes.iter_mut().flat_map(Change::rows) {
+                *row = self.arena.store(before.get(*row));
+            }
+        }
         self.pending_rows = 0;
         self.checkpoint = self.end_lsn;
         ChangeBatch {
             end_lsn: self.end_lsn,
             commit_time_us: self.commit_time_us.take(),
             source_transactions: std::mem::take(&mut self.source_transactions),
+            reshapes: std::mem::take(&mut self.reshapes),
             tables,
             failed,
         }
     }
 
-    /// Compares what the server says of a relation with the table that is followed. It repeats itself at will
-    /// (trap 63); only a difference means something.
+    /// The server describes a relation, before its first row and again at will (trap 63).
     fn describe(&mut self, relation: Relation) {
-        let (oid, columns) = (relation.oid, relation.columns.len());
-        let follow = match self.tables.get_mut(&oid) {
-            None => {
-                self.untracked.push(relation);
-                Follow::Ignore
-            }
-            Some(followed) if followed.failure.is_some() => Follow::Ignore,
-            Some(followed) => match fit(&followed.spec, &relation) {
-                Ok(follow) => follow,
-                Err(difference) => {
-                    // Inside a transaction that the copy already holds, the shape is an old one and means nothing.
-                    let is_past =
-                        self.open.as_ref().is_some_and(|open| open.skip || open.commit_lsn < followed.spec.copy_lsn);
-                    if !is_past {
-                        followed.failure =
-                            Some(format!("the table changed its shape: {difference}; {}", copy_again(&followed.spec)));
-                        if let Some(open) = &mut self.open {
-                            open.changes.push(Change::Fail { table: oid });
-                        } else {
-                            self.effects.remove(&oid);
-                        }
-                    }
-                    Follow::Ignore
-                }
-            },
+        let oid = relation.oid;
+        let ignored = Described { columns: relation.columns.len(), follow: Follow::Ignore };
+        let Some(followed) = self.tables.get(&oid) else {
+            self.untracked.push(relation);
+            self.described.insert(oid, ignored);
+            return;
         };
-        self.described.insert(oid, Described { columns, follow });
+        // Inside a transaction that the copy already holds, the shape may be an old one: what fits is taken, and a
+        // change after it is described anew.
+        let is_past = self.open.as_ref().is_some_and(|open| open.skip || open.commit_lsn < followed.spec.copy_lsn);
+        if followed.failure.is_some() || (is_past && fit(&followed.spec, &relation).is_err()) {
+            self.described.insert(oid, ignored);
+        } else if self.asks && !is_past {
+            let has_open_rows =
+                self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
+            self.question = Some(Question { relation, has_open_rows });
+        } else {
+            self.settle(relation);
+        }
     }
 
     fn follows(&self, oid: u32) -> Result<bool, AssembleError> {
@@ -400,11 +548,30 @@ impl Assembler {
     }
 }
 
-/// How the rows of a relation become rows of a table, or in what they differ.
-fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, String> {
-    if relation.name != spec.source {
-        return Err(format!("it is now called {}", relation.name));
+/// A row in another shape: columns that went are left out, new ones hold what older rows do.
+fn project(row: &Tuple<'_>, columns: &[ColumnOrigin]) -> Vec<u8> {
+    let fields: Vec<Field<'_>> = row.fields().collect();
+    let mut bytes = Vec::with_capacity(row.bytes().len());
+    for column in columns {
+        write_field(
+            &mut bytes,
+            match column {
+                ColumnOrigin::Kept(at) => fields.get(*at).copied().unwrap_or(Field::Null),
+                ColumnOrigin::Added(Some(text)) => Field::Text(text.as_bytes()),
+                ColumnOrigin::Added(None) => Field::Null,
+            },
+        );
     }
+    bytes
+}
+
+/// Whether a relation looks like the table as it is followed.
+pub fn fits(spec: &TableSpec, relation: &Relation) -> bool {
+    fit(spec, relation).is_ok()
+}
+
+/// How the rows of a relation become rows of a table, or in what they differ. The table's name does not matter here.
+fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, String> {
     let mut kept = Vec::with_capacity(spec.columns.len());
     let mut wanted = spec.columns.iter().enumerate().peekable();
     for (at, column) in relation.columns.iter().enumerate() {
@@ -446,6 +613,7 @@ fn copy_again(spec: &TableSpec) -> String {
     format!("copy it again with `rhei backfill --table {} --force`", spec.source)
 }
 
-fn net_effect_reason(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) -> String {
-    format!("the source transaction committed at {commit_lsn} holds {error}; {}", copy_again(spec))
+fn net_effect_failure(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) -> (String, Remedy) {
+    let reason = format!("the source transaction committed at {commit_lsn} holds {error}; {}", copy_again(spec));
+    (reason, error.remedy())
 }

@@ -12,7 +12,7 @@ use arrow::{
 };
 
 use super::{
-    COUNT_COLUMN, Deletes, ORIGIN_PREFIX, Patch, TableChanges, TableSpec,
+    COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, Patch, Remedy, TableChanges, TableSpec,
     net_effect::{Arena, NetEffect, NetEffectError, Slice, key_tuple},
     tuple::{Field, Tuple},
 };
@@ -29,6 +29,15 @@ pub enum ColumnsError {
     Arrow { table: String, source: arrow::error::ArrowError },
 }
 
+impl ColumnsError {
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::NetEffect { source, .. } => source.remedy(),
+            Self::Value { .. } | Self::Arrow { .. } => Remedy::Operator,
+        }
+    }
+}
+
 /// Decodes what is left of a batch on one table.
 ///
 /// # Errors
@@ -39,11 +48,12 @@ pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result
         .survivors(arena)
         .map_err(|source| ColumnsError::NetEffect { table: table.source.to_string(), source })?;
     let all: Vec<usize> = (0..table.columns.len()).collect();
+    let mut nulled = Vec::new();
 
     let deletes = if left.deleted_rows.is_empty() {
         let width = table.key_columns().len();
         let keys: Vec<Tuple<'_>> = left.deleted_keys.iter().map(|&key| key_tuple(arena.get(key), width)).collect();
-        let batch = record_batch(table, &keys, table.key_columns(), "", Vec::new())?;
+        let batch = record_batch(table, &keys, table.key_columns(), "", Vec::new(), &mut nulled)?;
         match table.key {
             super::Key::Columns(_) => Deletes::ByKey(batch.into_iter().collect()),
             super::Key::WholeRow | super::Key::AppendOnly => Deletes::Rows(Vec::new()),
@@ -53,11 +63,11 @@ pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result
         let counts = Int64Array::from_iter_values(left.deleted_rows.iter().map(|&(_, count)| count));
         let count_field = ArrowField::new(COUNT_COLUMN, DataType::Int64, false);
         let extra = vec![(count_field, Arc::new(counts) as ArrayRef)];
-        Deletes::Rows(record_batch(table, &rows, &all, "", extra)?.into_iter().collect())
+        Deletes::Rows(record_batch(table, &rows, &all, "", extra, &mut Vec::new())?.into_iter().collect())
     };
 
     let rows = tuples(table, arena, left.inserts.iter().copied());
-    let inserts = record_batch(table, &rows, &all, "", Vec::new())?.into_iter().collect();
+    let inserts = record_batch(table, &rows, &all, "", Vec::new(), &mut nulled)?.into_iter().collect();
 
     // Few patterns of open columns occur in one table, so a list is searched rather than a map.
     let mut groups: Vec<(Vec<usize>, Vec<Slice>, Vec<Slice>)> = Vec::new();
@@ -78,18 +88,18 @@ pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result
         let width = table.key_columns().len();
         let keys: Vec<Tuple<'_>> = origins.iter().map(|&key| key_tuple(arena.get(key), width)).collect();
         let mut extra = Vec::new();
-        if let Some(batch) = record_batch(table, &keys, table.key_columns(), ORIGIN_PREFIX, Vec::new())? {
+        if let Some(batch) = record_batch(table, &keys, table.key_columns(), ORIGIN_PREFIX, Vec::new(), &mut nulled)? {
             let fields = batch.schema();
             for (field, array) in fields.fields().iter().zip(batch.columns()) {
                 extra.push((field.as_ref().clone(), Arc::clone(array)));
             }
         }
         let rows = tuples(table, arena, rows.into_iter());
-        if let Some(rows) = record_batch(table, &rows, &all, "", extra)? {
+        if let Some(rows) = record_batch(table, &rows, &all, "", extra, &mut nulled)? {
             patches.push(Patch { unchanged, rows });
         }
     }
-    Ok(TableChanges { table: Arc::clone(table), truncate, deletes, inserts, patches, counts })
+    Ok(TableChanges { table: Arc::clone(table), truncate, deletes, inserts, patches, nulled, counts })
 }
 
 fn tuples<'a>(table: &TableSpec, arena: &'a Arena, slices: impl Iterator<Item = Slice>) -> Vec<Tuple<'a>> {
@@ -104,6 +114,7 @@ fn record_batch(
     columns: &[usize],
     prefix: &str,
     extra: Vec<(ArrowField, ArrayRef)>,
+    nulled: &mut Vec<Nulled>,
 ) -> Result<Option<RecordBatch>, ColumnsError> {
     if rows.is_empty() {
         return Ok(None);
@@ -127,12 +138,19 @@ fn record_batch(
                 Field::Text(text) => Some(text),
                 Field::Null | Field::Unchanged => None,
             };
-            builder.push_text(value).map_err(|source| ColumnsError::Value {
+            let Err(source) = builder.push_text(value) else { continue };
+            let key = rows.get(row).map_or_else(String::new, |tuple| key_text(table, columns, *tuple));
+            // A key that is NULL would tell no rows apart.
+            if table.null_unrepresentable && source.is_unrepresentable() && !table.key_columns().contains(&column) {
+                note_nulled(nulled, &spec.name, || source.at(&key));
+                continue;
+            }
+            return Err(ColumnsError::Value {
                 table: table.source.to_string(),
                 column: spec.name.clone(),
-                key: rows.get(row).map_or_else(String::new, |tuple| key_text(table, columns, *tuple)),
+                key,
                 source,
-            })?;
+            });
         }
         arrow_fields.push(spec.mapping.field(&format!("{prefix}{}", spec.target_name)));
         arrays.push(builder.finish());
@@ -144,6 +162,14 @@ fn record_batch(
     RecordBatch::try_new(Arc::new(Schema::new(arrow_fields)), arrays)
         .map(Some)
         .map_err(|source| ColumnsError::Arrow { table: table.source.to_string(), source })
+}
+
+/// Counts a value that became NULL.
+pub fn note_nulled(nulled: &mut Vec<Nulled>, column: &str, first: impl FnOnce() -> String) {
+    match nulled.iter_mut().find(|other| other.column == column) {
+        Some(known) => known.values += 1,
+        None => nulled.push(Nulled { column: column.to_owned(), values: 1, first: first() }),
+    }
 }
 
 /// ` (key id=7)`, for the operator to find the row; cut where it is long.

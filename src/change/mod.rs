@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-pub use relation::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec};
+pub use relation::{ColumnOrigin, ColumnSpec, Key, QualifiedName, ReplicaIdentity, Reshape, TableSpec};
 
 use crate::Lsn;
 
@@ -29,7 +29,9 @@ pub struct ChangeBatch {
     pub commit_time_us: Option<i64>,
     /// How many source transactions it holds, those that changed nothing of ours included.
     pub source_transactions: u64,
-    /// One entry per table that changed. The order does not matter: they are applied in one transaction.
+    /// Tables that take another shape, in order, before anything else of the batch is applied.
+    pub reshapes: Vec<Reshape>,
+    /// One entry per table that changed, in its last shape. The order does not matter: they are applied in one transaction.
     pub tables: Vec<TableChanges>,
     /// Tables that cannot go on from here. None of their changes in this batch are among `tables`; they are paused
     /// in the same target transaction, and the others go on.
@@ -39,7 +41,7 @@ pub struct ChangeBatch {
 impl ChangeBatch {
     /// Nothing to write but, perhaps, a newer checkpoint.
     pub fn is_idle(&self) -> bool {
-        self.tables.is_empty() && self.failed.is_empty()
+        self.tables.is_empty() && self.failed.is_empty() && self.reshapes.is_empty()
     }
 }
 
@@ -49,6 +51,16 @@ pub struct TableFailure {
     pub oid: u32,
     pub table: QualifiedName,
     pub reason: String,
+    pub remedy: Remedy,
+}
+
+/// Who brings a table back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Only the operator can: the table is paused.
+    Operator,
+    /// A new copy does: it begins at once.
+    CopyAgain,
 }
 
 /// Net effect on one table. Applied in this order: truncate, read `patches` from the target, delete, insert.
@@ -63,8 +75,31 @@ pub struct TableChanges {
     pub inserts: Vec<RecordBatch>,
     /// Rows to insert whose unchanged TOAST values must be read from the target before the deletes (trap 51).
     pub patches: Vec<Patch>,
+    /// Values that the target has no room for and that became NULL, as the settings allow.
+    pub nulled: Vec<Nulled>,
     /// What the source did, for the report.
     pub counts: RowCounts,
+}
+
+/// Values of one column that became NULL because the target has no room for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nulled {
+    pub column: String,
+    pub values: u64,
+    /// The first of them: what it was, and its row.
+    pub first: String,
+}
+
+impl Nulled {
+    /// Adds counts to counts.
+    pub fn add(all: &mut Vec<Self>, more: Vec<Self>) {
+        for nulled in more {
+            match all.iter_mut().find(|known| known.column == nulled.column) {
+                Some(known) => known.values += nulled.values,
+                None => all.push(nulled),
+            }
+        }
+    }
 }
 
 /// Rows to delete.

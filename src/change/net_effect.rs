@@ -16,7 +16,7 @@ use std::hash::BuildHasher;
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
 use super::{
-    RowCounts,
+    Remedy, RowCounts,
     tuple::{Field, Tuple, write_field},
 };
 
@@ -90,6 +90,14 @@ pub enum NetEffectError {
     KeyMissing,
     #[error("an old row that is not whole although the table has REPLICA IDENTITY FULL")]
     OldRowMissing,
+}
+
+impl NetEffectError {
+    /// A value that is nowhere in the stream is at the source; whatever else does not fit means that the copy differs,
+    /// and that is for the operator to look at.
+    pub fn remedy(self) -> Remedy {
+        if self == Self::ValueNowhere { Remedy::CopyAgain } else { Remedy::Operator }
+    }
 }
 
 /// What one UPDATE or DELETE says of the old row, in the order of the table's columns.

@@ -1,6 +1,6 @@
 //! What a table looks like, as the wire says it ([`Relation`]) and as rhei applies it ([`TableSpec`]).
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::{Lsn, types::Mapping};
 
@@ -99,6 +99,10 @@ pub struct TableSpec {
     pub columns: Vec<ColumnSpec>,
     /// Names of the source's columns that the settings leave out (`exclude_columns`).
     pub excluded: Vec<String>,
+    /// What the catalogs said of the table beside its columns, for `engine::schema` to compare; opaque here.
+    pub fingerprint: String,
+    /// Values that the target has no room for become NULL and are counted, rather than pause the table.
+    pub null_unrepresentable: bool,
     /// The snapshot that the table was copied at: its changes in transactions with `commit_lsn < copy_lsn` are
     /// already in the copy and are skipped (trap 15).
     pub copy_lsn: Lsn,
@@ -125,5 +129,38 @@ impl TableSpec {
             Key::Columns(columns) => columns,
             Key::WholeRow | Key::AppendOnly => &[],
         }
+    }
+}
+
+/// A table that goes on in another shape: every stored row can be brought into it without a look at the source.
+#[derive(Debug, Clone)]
+pub struct Reshape {
+    pub before: Arc<TableSpec>,
+    pub after: Arc<TableSpec>,
+    /// For each column of `after`, where the values of older rows come from. Columns of `before` that do not occur
+    /// are dropped.
+    pub columns: Vec<ColumnOrigin>,
+}
+
+/// Where a column's values come from when the shape of its table changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ColumnOrigin {
+    /// Index into the columns before.
+    Kept(usize),
+    /// The column is new; older rows hold this, in the server's text. `None` is NULL.
+    Added(Option<String>),
+}
+
+impl Reshape {
+    /// Rows are told apart by other columns than before.
+    pub fn changes_key(&self) -> bool {
+        let of = |spec: &TableSpec| match &spec.key {
+            Key::Columns(_) => {
+                Some(spec.key_columns().iter().filter_map(|&at| spec.columns.get(at)).map(|c| c.attnum).collect())
+            }
+            Key::WholeRow => Some(Vec::new()),
+            Key::AppendOnly => None,
+        };
+        of(&self.before) != of(&self.after)
     }
 }

@@ -64,7 +64,7 @@ pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliEr
     };
     drop(options);
     progress.finish().await;
-    let in_error: Vec<_> = ended?.into_iter().map(|(table, reason)| (table.to_string(), reason)).collect();
+    let in_error: Vec<_> = ended?.into_iter().map(|(_, table, reason)| (table.to_string(), reason)).collect();
     println!("copied");
     super::report_paused(&in_error)
 }

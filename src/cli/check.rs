@@ -1,10 +1,11 @@
 //! `rhei check`: what stands in the way, and what mends it.
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{collections::BTreeSet, process::ExitCode};
 
 use super::{CliError, Session};
 use crate::{
     change::{QualifiedName, ReplicaIdentity},
+    engine::tables::{PlanOptions, plan, target_name},
     source::{
         catalog::{self, SourceKey, SourceTable, quote_identifier, quote_table},
         connect::{SqlClient, connect_sql},
@@ -51,7 +52,7 @@ pub async fn run(session: Session) -> Result<ExitCode, CliError> {
     for table in &tables {
         check_table(table, &mut findings);
     }
-    check_names(&tables, &mut findings);
+    check_plans(&client, &session, &tables, &mut findings).await?;
     for blocker in catalog::blockers(&client).await? {
         findings.add(Level::Warning, "open transactions", blocker, "slot creation waits for it to end");
     }
@@ -107,28 +108,38 @@ async fn check_publication(
     findings: &mut Findings,
 ) -> Result<Vec<SourceTable>, CliError> {
     let config = &session.config;
-    let name = config.publication.clone();
+    let names = &config.publications;
+    let shown = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
     let is_wanted = |table: &QualifiedName| {
         (config.tables.is_empty() || config.tables.iter().any(|pattern| pattern.matches(table)))
             && !config.exclude.iter().any(|pattern| pattern.matches(table))
     };
-    let names = [name.clone()];
-    let mut tables = match catalog::publication(client, &names).await? {
+    let mut tables = match catalog::publication(client, names).await? {
         Some(info) => {
             match slot::judge_publication(&info) {
-                Ok(()) => findings.ok("publication", format!("\"{name}\" is there")),
+                Ok(()) => findings.ok("publication", format!("{shown} is there")),
                 Err(error) => from_error(findings, "publication", &error.to_string()),
             }
-            catalog::published_tables(client, &names).await?
+            for table in catalog::conflicting_column_lists(client, names).await? {
+                let what = "is in two publications with different column lists: decoding fails at its first change";
+                findings.add(Level::Error, table.to_string(), what, "ALTER PUBLICATION .. SET TABLE with one list");
+            }
+            catalog::published_tables(client, names).await?
+        }
+        None if names.len() > 1 => {
+            let error = slot::SlotError::PublicationMissing { names: names.clone() };
+            from_error(findings, "publication", &error.to_string());
+            return Ok(Vec::new());
         }
         None => {
+            let name = names.first().map_or("rhei", String::as_str);
             let mut candidates = catalog::candidate_tables(client).await?;
             candidates.retain(&is_wanted);
-            let sql = slot::publication_sql(&name, &candidates);
+            let sql = slot::publication_sql(name, &candidates);
             findings.add(
                 Level::Ok,
                 "publication",
-                format!("\"{name}\" will be made for {} tables", candidates.len()),
+                format!("{shown} will be made for {} tables", candidates.len()),
                 sql,
             );
             catalog::all_tables(client).await?
@@ -139,6 +150,15 @@ async fn check_publication(
         findings.add(Level::Error, "tables", "no table matches", "see [source] tables and exclude");
     } else {
         findings.ok("tables", format!("{} to copy", tables.len()));
+    }
+    for table in catalog::unlogged_tables(client).await?.iter().filter(|table| is_wanted(table)) {
+        let mend = format!("ALTER TABLE {} SET LOGGED", quote_table(table));
+        findings.add(
+            Level::Warning,
+            table.to_string(),
+            "is UNLOGGED: its changes are not in the WAL, so it is left out",
+            mend,
+        );
     }
     Ok(tables)
 }
@@ -171,25 +191,44 @@ fn check_table(table: &SourceTable, findings: &mut Findings) {
         let what = "has a row filter and large values: an update that moves a row into the filter may lack a value";
         findings.add(Level::Warning, &subject, what, identity("FULL"));
     }
-    let mut seen: BTreeMap<String, &str> = BTreeMap::new();
-    for column in &table.columns {
-        if let Some(other) = seen.insert(column.name.to_lowercase(), &column.name) {
-            let what = format!("columns \"{other}\" and \"{}\" differ only by case", column.name);
-            findings.add(Level::Error, &subject, what, "leave one out with exclude_columns");
-        }
-    }
 }
 
-/// Trap 59.
-fn check_names(tables: &[SourceTable], findings: &mut Findings) {
-    let mut seen: BTreeMap<String, &QualifiedName> = BTreeMap::new();
-    for table in tables {
-        if let Some(other) = seen.insert(table.name.to_string().to_lowercase(), &table.name) {
-            let what = format!("differs from {other} only by case, which DuckDB does not tell apart");
-            let mend = format!("[tables.\"{}\"] target = \"..\"", table.name);
-            findings.add(Level::Error, table.name.to_string(), what, mend);
+/// Types, settings, and names that DuckDB does not tell apart (trap 59).
+async fn check_plans(
+    client: &SqlClient,
+    session: &Session,
+    tables: &[SourceTable],
+    findings: &mut Findings,
+) -> Result<(), CliError> {
+    let oids: BTreeSet<u32> =
+        tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)).collect();
+    let types = catalog::types(client, &oids.into_iter().collect::<Vec<_>>()).await?;
+    let settings = session.table_settings();
+    let mut by_age: Vec<&SourceTable> = tables.iter().collect();
+    by_age.sort_by_key(|table| table.oid);
+    let mut taken = BTreeSet::new();
+    for table in by_age {
+        let subject = table.name.to_string();
+        let settings = settings.get(&subject).cloned().unwrap_or_default();
+        let options = PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
+        let spec = match plan(table, &types, options) {
+            Ok(spec) => spec,
+            Err(error) => {
+                from_error(findings, &subject, &error.to_string());
+                continue;
+            }
+        };
+        let target = target_name(&spec.target, &mut taken);
+        if target != spec.target {
+            let what = format!("will be called {target}: DuckDB does not tell case apart, and the name is taken");
+            findings.add(Level::Warning, &subject, what, format!("[tables.\"{subject}\"] target = \"..\""));
+        }
+        for column in spec.columns.iter().filter(|column| column.target_name != column.name) {
+            let what = format!("column \"{}\" will be called \"{}\"", column.name, column.target_name);
+            findings.add(Level::Warning, &subject, what, "the name is taken, as DuckDB does not tell case apart");
         }
     }
+    Ok(())
 }
 
 fn check_target(session: &Session, findings: &mut Findings) {

@@ -196,6 +196,9 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         interval: Duration::from_millis(200),
         max_batch_rows: 100_000,
         memory_limit_bytes: 256 << 20,
+        null_unrepresentable: false,
+        trust_widening: false,
+        catalog_interval: Duration::from_secs(10),
         workers: 2,
         events,
     };

@@ -31,7 +31,12 @@ pub async fn run(session: Session, args: InitArgs) -> Result<ExitCode, CliError>
     text.push_str("# The password stays outside of this file: PGPASSWORD, ~/.pgpass or PGSERVICE.\n");
     let target = session.config.target_path.clone().unwrap_or_else(|| format!("{}.duckdb", source.database()).into());
     let _ = writeln!(text, "url = {}", quoted(&source.url_without_password()));
-    let _ = writeln!(text, "publication = {}", quoted(&session.config.publication));
+    let publications: Vec<String> = session.config.publications.iter().map(|name| quoted(name)).collect();
+    let publications = match publications.as_slice() {
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
+    };
+    let _ = writeln!(text, "publication = {publications}");
     let _ = writeln!(text, "slot = {}", quoted(&session.config.slot));
     text.push_str("tables = [\n");
     for table in &tables {

@@ -153,12 +153,10 @@ impl Session {
         })
     }
 
-    /// Options of a pipeline, and the display of its progress.
-    fn options(&self) -> Result<(Options, progress::Progress), CliError> {
-        let config = &self.config;
-        let (source, target) = (self.source()?, self.target()?);
+    /// The settings of each table that has any.
+    fn table_settings(&self) -> BTreeMap<String, TableSettings> {
         let mut table_settings = BTreeMap::new();
-        for (name, section) in &config.table_settings {
+        for (name, section) in &self.config.table_settings {
             let target = section.target.as_ref().map(|target| match target.split_once('.') {
                 Some((schema, name)) => QualifiedName::new(schema, name),
                 None => QualifiedName::new(name.split_once('.').map_or("main", |(schema, _)| schema), target.clone()),
@@ -174,11 +172,19 @@ impl Session {
             };
             table_settings.insert(name.clone(), settings);
         }
+        table_settings
+    }
+
+    /// Options of a pipeline, and the display of its progress.
+    fn options(&self) -> Result<(Options, progress::Progress), CliError> {
+        let config = &self.config;
+        let (source, target) = (self.source()?, self.target()?);
+        let table_settings = self.table_settings();
         let (events, progress) = progress::Progress::start(self.is_quiet);
         let options = Options {
             source,
             target,
-            publications: vec![config.publication.clone()],
+            publications: config.publications.clone(),
             slot: config.slot.clone(),
             tables: config.tables.clone(),
             exclude: config.exclude.clone(),
@@ -186,6 +192,9 @@ impl Session {
             interval: config.interval,
             max_batch_rows: config.max_batch_rows,
             memory_limit_bytes: config.memory_limit.0,
+            null_unrepresentable: config.on_unrepresentable == crate::config::OnUnrepresentable::Null,
+            trust_widening: config.trust_widening,
+            catalog_interval: config.catalog_interval,
             workers: config.workers,
             events,
         };

@@ -72,6 +72,10 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, has_bars: bool) {
                 tracing::info!(table, rows, "copied");
             }
             Event::CopyFailed { table, reason } => tracing::error!(table, reason, "not copied"),
+            Event::Nulled { table, nulled } => {
+                let (column, values, first) = (nulled.column, nulled.values, nulled.first);
+                tracing::warn!(table, column, values, first, "values that DuckDB has no room for were stored as NULL");
+            }
             Event::Streaming { checkpoint } => tracing::info!(%checkpoint, "following the source"),
             Event::Cycle(report) => {
                 transactions += report.source_transactions;

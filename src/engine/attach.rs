@@ -19,7 +19,7 @@ use std::{
 
 use super::{
     EngineError, Event, Options, Writer,
-    tables::{self, TableSettings},
+    tables::{self, PlanOptions, TableSettings},
 };
 use crate::{
     Checkpoint, Lsn,
@@ -46,8 +46,8 @@ pub struct Attached {
     pub tables: Vec<Arc<TableSpec>>,
     /// Copied tables that wait for the checkpoint to reach their `copy_lsn`.
     pub catching_up: BTreeMap<u32, Lsn>,
-    /// Paused tables with their reasons.
-    pub in_error: Vec<(QualifiedName, String)>,
+    /// Paused tables (oid, name) with their reasons.
+    pub in_error: Vec<(u32, QualifiedName, String)>,
 }
 
 /// Which tables to copy although they need not be.
@@ -119,7 +119,8 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
     Ok(info)
 }
 
-fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
+/// Whether the settings choose a table.
+pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
     let is_included = options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
     is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
 }
@@ -179,7 +180,7 @@ async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Resu
     }
 }
 
-/// The start of a running pipeline: compares the publication's tables with ours, copies those that need it.
+/// The start of a running pipeline: compares the source's tables with ours, copies those that need it.
 async fn resume<T: OlapEngine + 'static>(
     options: &Options,
     mut source: Source,
@@ -195,30 +196,6 @@ async fn resume<T: OlapEngine + 'static>(
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
     let published = wanted_tables(options, &source.sql).await?;
-    let mut to_copy: BTreeSet<u32> = BTreeSet::new();
-    let mut changed: Vec<StoredTable> = Vec::new();
-    let mut by_oid: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
-    for table in &published {
-        let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
-        let needs_copy = match by_oid.get(&table.oid).map(|stored| &stored.state) {
-            None | Some(TableState::Pending | TableState::Copying | TableState::Resync | TableState::Dropped) => true,
-            Some(TableState::Error(_)) => is_asked,
-            Some(TableState::Live | TableState::CatchingUp) => {
-                is_asked || slot::relation_changed(&pipeline.publication_fingerprint, &info.fingerprint, table.oid)
-            }
-        };
-        if needs_copy {
-            to_copy.insert(table.oid);
-        }
-    }
-    for stored in by_oid.values_mut() {
-        let is_gone = !published.iter().any(|table| table.oid == stored.oid);
-        if is_gone && stored.state != TableState::Dropped {
-            tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it is");
-            stored.state = TableState::Dropped;
-            changed.push(stored.clone());
-        }
-    }
     if let CopyAgain::Tables(names) = again
         && let Some(missing) = names.iter().find(|name| !published.iter().any(|table| table.name == **name))
     {
@@ -228,28 +205,158 @@ async fn resume<T: OlapEngine + 'static>(
             options.publications.join(", ")
         )));
     }
-    let is_new_timeline = pipeline.timeline != source.identity.timeline;
-    if !changed.is_empty() || info.fingerprint != pipeline.publication_fingerprint || is_new_timeline {
-        pipeline.timeline = source.identity.timeline;
-        // Tables that the new fingerprint wants copied again are marked in the same transaction, so that a crash
-        // before their copy does not forget them.
-        for oid in &to_copy {
-            if let Some(stored) = by_oid.get_mut(oid).filter(|stored| stored.state == TableState::Live) {
-                stored.state = TableState::Resync;
-                changed.push(stored.clone());
-            }
+    let mut by_oid: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
+    let mut changed: BTreeSet<u32> = BTreeSet::new();
+    for stored in by_oid.values_mut() {
+        let is_gone = !published.iter().any(|table| table.oid == stored.oid);
+        if is_gone && stored.state != TableState::Dropped {
+            tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it is");
+            stored.state = TableState::Dropped;
+            changed.insert(stored.oid);
         }
-        pipeline.publication_fingerprint.clone_from(&info.fingerprint);
-        save(writer, &pipeline, changed).await?;
     }
-    if !to_copy.is_empty() {
+    let types = types_of(&source.sql, &published).await?;
+    let mut to_copy: BTreeSet<u32> = BTreeSet::new();
+    for table in &published {
+        let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
+        let needs_copy = match by_oid.get(&table.oid) {
+            None => true,
+            Some(stored) => match &stored.state {
+                TableState::Pending | TableState::Copying | TableState::Resync | TableState::Dropped => true,
+                TableState::Error(_) | TableState::Live | TableState::CatchingUp => {
+                    is_asked || wants_another_copy(options, table, stored, &types)
+                }
+            },
+        };
+        if needs_copy {
+            to_copy.insert(table.oid);
+        }
+    }
+    pipeline.timeline = source.identity.timeline;
+    pipeline.publication_fingerprint = info.fingerprint;
+    // What is to be copied again is marked before anything is done about it, so that a crash does not forget it.
+    for oid in &to_copy {
+        if let Some(stored) = by_oid.get_mut(oid).filter(|stored| stored.state == TableState::Live) {
+            stored.state = TableState::Resync;
+            changed.insert(*oid);
+        }
+    }
+    let rows = changed.iter().filter_map(|oid| by_oid.get(oid).cloned()).collect();
+    save(writer, &pipeline, rows).await?;
+    rename(options, writer, &published, &mut by_oid, &mut to_copy).await?;
+    copy_rounds(options, &mut source, writer, &pipeline, to_copy).await?;
+    ready(options, writer).await
+}
+
+/// Gives tables the names that they have at the source by now, or that the settings want.
+async fn rename<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    published: &[SourceTable],
+    by_oid: &mut BTreeMap<u32, StoredTable>,
+    to_copy: &mut BTreeSet<u32>,
+) -> Result<(), EngineError> {
+    let targets = target_names(options, published, by_oid);
+    let mut moves = Vec::new();
+    for table in published {
+        let (Some(stored), Some(target)) = (by_oid.get_mut(&table.oid), targets.get(&table.oid)) else { continue };
+        if stored.state == TableState::Dropped || (stored.source == table.name && stored.target == *target) {
+            continue;
+        }
+        tracing::info!(from = %stored.source, to = %table.name, target = %target, "table renamed");
+        let from = std::mem::replace(&mut stored.target, target.clone());
+        stored.source = table.name.clone();
+        // Its shadow has the old name.
+        if stored.state == TableState::CatchingUp {
+            stored.state = TableState::Resync;
+            to_copy.insert(table.oid);
+        }
+        moves.push((from, stored.clone()));
+    }
+    if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
+}
+
+/// What each published table is to be called. A name that a table has is kept as long as it still is what is wanted.
+fn target_names(
+    options: &Options,
+    published: &[SourceTable],
+    stored: &BTreeMap<u32, StoredTable>,
+) -> BTreeMap<u32, QualifiedName> {
+    let wanted =
+        |table: &SourceTable| table_settings(options, &table.name).target.unwrap_or_else(|| table.name.clone());
+    let kept = |table: &SourceTable| {
+        let stored = stored.get(&table.oid).filter(|stored| stored.state != TableState::Dropped)?;
+        tables::is_name_for(&stored.target, &wanted(table)).then(|| stored.target.clone())
+    };
+    let mut by_age: Vec<&SourceTable> = published.iter().collect();
+    by_age.sort_by_key(|table| table.oid);
+    let mut names: BTreeMap<u32, QualifiedName> = BTreeMap::new();
+    let mut taken = BTreeSet::new();
+    for table in &by_age {
+        if let Some(name) = kept(table) {
+            names.insert(table.oid, tables::target_name(&name, &mut taken));
+        }
+    }
+    for table in by_age {
+        names.entry(table.oid).or_insert_with(|| tables::target_name(&wanted(table), &mut taken));
+    }
+    names
+}
+
+/// The settings of a table.
+pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings {
+    options.table_settings.get(&table.to_string()).cloned().unwrap_or_default()
+}
+
+/// Whether the settings ask for another copy than there is: other columns, or other types. A change of shape at the
+/// source is no reason: the stream will come to it.
+fn wants_another_copy(options: &Options, table: &SourceTable, stored: &StoredTable, types: &TypeCatalog) -> bool {
+    let settings = table_settings(options, &table.name);
+    let plan_options = PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
+    let is_paused = matches!(stored.state, TableState::Error(_));
+    match tables::plan(table, types, plan_options) {
+        // What keeps it from being planned is said by the copy.
+        Err(_) => !is_paused,
+        Ok(spec) => {
+            let is_other = |stored: &crate::target::StoredColumn| {
+                spec.columns.iter().any(|column| {
+                    (column.attnum, column.type_oid, column.typmod) == (stored.attnum, stored.type_oid, stored.typmod)
+                        && column.mapping != stored.mapping
+                })
+            };
+            stored.columns.is_empty() || spec.excluded != stored.excluded || stored.columns.iter().any(is_other)
+        }
+    }
+}
+
+/// Copies tables, each under a new snapshot, until all are done: one that changed its shape just then is copied again.
+async fn copy_rounds<T: OlapEngine + 'static>(
+    options: &Options,
+    source: &mut Source,
+    writer: &Writer<T>,
+    pipeline: &Pipeline,
+    mut to_copy: BTreeSet<u32>,
+) -> Result<(), EngineError> {
+    const ROUNDS: u32 = 10;
+    for round in 1.. {
+        if to_copy.is_empty() {
+            break;
+        }
+        if round > ROUNDS {
+            return Err(EngineError::Setup(format!(
+                "{} tables changed their shape during each of {ROUNDS} copies\nhint: run it again when fewer schema changes \
+                 are made",
+                to_copy.len()
+            )));
+        }
         // Slot names have 63 bytes at most.
         let prefix = options.slot.get(..40).unwrap_or(&options.slot);
         let temporary = format!("{prefix}_copy_{}", std::process::id());
         let created = create_slot(options, &source.sql, &mut source.replication, &temporary, true).await?;
-        copy_under(options, &created, writer, &pipeline, Some(&to_copy)).await?;
+        to_copy = copy_under(options, &source.sql, &created, writer, pipeline, Some(&to_copy)).await?;
+        source.replication.drop_slot(&temporary).await?;
     }
-    ready(options, &source.sql, writer).await
+    Ok(())
 }
 
 /// A new slot, a first copy.
@@ -300,8 +407,9 @@ async fn create<T: OlapEngine + 'static>(
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
-    copy_under(options, &created, writer, &pipeline, None).await?;
-    ready(options, &source.sql, writer).await
+    let changed = copy_under(options, &source.sql, &created, writer, &pipeline, None).await?;
+    copy_rounds(options, &mut source, writer, &pipeline, changed).await?;
+    ready(options, writer).await
 }
 
 /// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it.
@@ -331,9 +439,15 @@ pub async fn plain_copy<T: OlapEngine + 'static>(options: &Options, writer: &Wri
         checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
     };
     let created = CreatedSlot { name: String::new(), consistent_point: Lsn::ZERO, snapshot: Some(snapshot) };
-    copy_under(options, &created, writer, &pipeline, None).await?;
+    let changed = copy_under(options, &sql, &created, writer, &pipeline, None).await?;
     drop(holder);
-    Ok(())
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(EngineError::Setup(format!(
+        "{} tables changed their shape while they were being copied; the others are copied\nhint: run it again",
+        changed.len()
+    )))
 }
 
 /// Creates a slot that exports its snapshot. That waits for every open transaction, and says so (trap 12).
@@ -374,20 +488,22 @@ async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog
 }
 
 /// Plans and copies tables (all, or those named by oid) as they are in the snapshot of `created`, and writes what
-/// became of them.
+/// became of them. Returns those that changed their shape after the snapshot was taken, and have to be copied under a
+/// newer one.
 async fn copy_under<T: OlapEngine + 'static>(
     options: &Options,
+    control: &SqlClient,
     created: &CreatedSlot,
     writer: &Writer<T>,
     pipeline: &Pipeline,
     only: Option<&BTreeSet<u32>>,
-) -> Result<(), EngineError> {
+) -> Result<BTreeSet<u32>, EngineError> {
     let Some(snapshot) = &created.snapshot else {
         return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
     };
     // The catalogs are read as the snapshot sees them, so that plan and rows are of one moment.
     let holder = backfill::import_snapshot(options, snapshot, "snapshot").await?;
-    let mut published = if pipeline.phase == Phase::PlainCopy {
+    let published = if pipeline.phase == Phase::PlainCopy {
         let mut tables = catalog::all_tables(&holder).await?;
         tables.retain(|table| is_wanted(options, &table.name));
         if tables.is_empty() {
@@ -397,24 +513,59 @@ async fn copy_under<T: OlapEngine + 'static>(
     } else {
         wanted_tables(options, &holder).await?
     };
-    published.retain(|table| only.is_none_or(|only| only.contains(&table.oid)));
+    let stored = writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
+    let stored: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
+    let targets = target_names(options, &published, &stored);
     let types = types_of(&holder, &published).await?;
-    let default = TableSettings::default();
     let mut to_copy = Vec::new();
     let mut rows = Vec::new();
-    for table in published {
-        let settings = options.table_settings.get(&table.name.to_string()).unwrap_or(&default);
-        let mut spec = tables::plan(&table, &types, settings)?;
-        spec.copy_lsn = created.consistent_point;
-        rows.push(tables::to_stored(&spec, TableState::Pending, table.relfilenode));
-        to_copy.push(CopyTable { spec: Arc::new(spec), source: table });
+    for table in published.into_iter().filter(|table| only.is_none_or(|only| only.contains(&table.oid))) {
+        let settings = table_settings(options, &table.name);
+        let null_unrepresentable = options.null_unrepresentable;
+        let before = stored.get(&table.oid).map(|stored| tables::from_stored(stored, null_unrepresentable));
+        let plan_options = PlanOptions { settings: &settings, null_unrepresentable, before: before.as_ref() };
+        let target = targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone());
+        match tables::plan(&table, &types, plan_options) {
+            Ok(spec) => {
+                let spec = TableSpec { copy_lsn: created.consistent_point, target, ..spec };
+                rows.push(StoredTable::of(&spec, TableState::Pending));
+                to_copy.push(CopyTable { spec: Arc::new(spec), source: table });
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let _ =
+                    options.events.send(Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() });
+                rows.push(StoredTable {
+                    oid: table.oid,
+                    source: table.name.clone(),
+                    target,
+                    state: TableState::Error(reason),
+                    copy_lsn: created.consistent_point,
+                    epoch: 0,
+                    replica_identity: table.replica_identity,
+                    whole_row_key: false,
+                    fingerprint: String::new(),
+                    columns: Vec::new(),
+                    excluded: Vec::new(),
+                    copied_rows: 0,
+                });
+            }
+        }
     }
-    tables::refuse_collisions(to_copy.iter().map(|table| table.spec.as_ref()))?;
     save(writer, pipeline, rows.clone()).await?;
-    let outcomes = backfill::copy_tables(options, snapshot, &to_copy, writer).await?;
+    rows.retain(|row| row.state == TableState::Pending);
+    let is_current = |oid| async move {
+        let is_plain = pipeline.phase == Phase::PlainCopy;
+        let now = if is_plain {
+            catalog::all_tables(control).await?.into_iter().find(|table| table.oid == oid)
+        } else {
+            catalog::published_table(control, &options.publications, oid).await?.pop()
+        };
+        Ok::<_, EngineError>(now)
+    };
+    let outcomes = backfill::copy_tables(options, snapshot, &to_copy, writer, is_current).await?;
     drop(holder);
-    let mut done = Vec::new();
-    let mut failed = Vec::new();
+    let (mut done, mut failed, mut changed) = (Vec::new(), Vec::new(), BTreeSet::new());
     for ((table, outcome), mut row) in to_copy.into_iter().zip(outcomes).zip(rows) {
         match outcome {
             Copied::Done { .. } => done.push(table.spec),
@@ -422,13 +573,17 @@ async fn copy_under<T: OlapEngine + 'static>(
                 row.state = TableState::Error(reason);
                 failed.push(row);
             }
+            Copied::Changed => {
+                changed.insert(row.oid);
+            }
         }
     }
     if !failed.is_empty() {
         save(writer, pipeline, failed).await?;
     }
     let pipeline = pipeline.clone();
-    writer.call(move |target| target.finish_copy(&done.iter().map(Arc::as_ref).collect::<Vec<_>>(), &pipeline)).await
+    writer.call(move |target| target.finish_copy(&done.iter().map(Arc::as_ref).collect::<Vec<_>>(), &pipeline)).await?;
+    Ok(changed)
 }
 
 async fn save<T: OlapEngine + 'static>(
@@ -441,32 +596,23 @@ async fn save<T: OlapEngine + 'static>(
 }
 
 /// Reads back what is to be followed.
-async fn ready<T: OlapEngine + 'static>(
-    options: &Options,
-    sql: &SqlClient,
-    writer: &Writer<T>,
-) -> Result<Attached, EngineError> {
+async fn ready<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<Attached, EngineError> {
     let Some(state) = writer.call(|target| target.state()).await? else {
         return Err(EngineError::Setup(format!("{} has lost its state", options.target.path.display())));
     };
-    let published = catalog::published_tables(sql, &options.publications).await?;
-    let mut oids: BTreeSet<u32> = published.iter().flat_map(|table| table.columns.iter().map(|c| c.type_oid)).collect();
-    oids.extend(state.tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)));
-    let types = catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?;
     let mut attached =
         Attached { pipeline: state.pipeline, tables: Vec::new(), catching_up: BTreeMap::new(), in_error: Vec::new() };
     for stored in &state.tables {
-        let now = published.iter().find(|table| table.oid == stored.oid);
         match &stored.state {
             TableState::Live | TableState::CatchingUp => {
                 if stored.state == TableState::CatchingUp {
                     attached.catching_up.insert(stored.oid, stored.copy_lsn);
                 }
-                attached.tables.push(Arc::new(tables::from_stored(stored, &types, now)?));
+                attached.tables.push(Arc::new(tables::from_stored(stored, options.null_unrepresentable)));
             }
             TableState::Error(reason) => {
                 tracing::warn!(table = %stored.source, reason, "paused");
-                attached.in_error.push((stored.source.clone(), reason.clone()));
+                attached.in_error.push((stored.oid, stored.source.clone(), reason.clone()));
             }
             TableState::Pending | TableState::Copying | TableState::Resync | TableState::Dropped => {}
         }

@@ -1,10 +1,11 @@
 //! Decides what happens next.
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
-//! this file holds one cycle, `replicate` the long run and the catch-up.
+//! `schema` judges what became of a table's shape, this file holds one cycle, `replicate` the long run and the catch-up.
 
 pub mod attach;
 pub mod replicate;
+pub mod schema;
 pub mod tables;
 
 use std::{
@@ -17,12 +18,16 @@ use serde::Serialize;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
+use self::schema::{Catalogs, Look, Verdict};
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, RowCounts, TableFailure},
+    change::{
+        ChangeBatch, Nulled, Remedy, RowCounts, TableFailure,
+        assemble::{Answer, Question},
+    },
     config::TablePattern,
-    source::{BatchLimits, CdcConsumer, SourceError, connect::SourceOptions},
-    target::{Applied, OlapEngine, TargetError, duckdb::TargetOptions},
+    source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions},
+    target::{Applied, OlapEngine, StoredTable, TableState, TargetError, duckdb::TargetOptions},
 };
 
 /// What a pipeline needs to know of the settings.
@@ -38,6 +43,11 @@ pub struct Options {
     pub interval: Duration,
     pub max_batch_rows: u64,
     pub memory_limit_bytes: usize,
+    /// `[sync] on_unrepresentable = "null"`.
+    pub null_unrepresentable: bool,
+    pub trust_widening: bool,
+    /// How often the catalogs are looked at.
+    pub catalog_interval: Duration,
     pub workers: usize,
     /// Where progress goes; who listens draws it.
     pub events: tokio::sync::mpsc::UnboundedSender<Event>,
@@ -66,6 +76,11 @@ pub enum Event {
     CopyFailed {
         table: String,
         reason: String,
+    },
+    /// Values that DuckDB has no room for became NULL, as the settings allow.
+    Nulled {
+        table: String,
+        nulled: Nulled,
     },
     Cycle(CycleReport),
     /// A stream has begun or begun again at this checkpoint.
@@ -105,6 +120,8 @@ pub struct CycleReport {
     pub is_ended: bool,
     /// The stop signal came before anything was applied.
     pub is_stopped: bool,
+    /// Why the session has to attach anew before it goes on: tables came, went, or have to be copied again.
+    pub attach_anew: Option<String>,
 }
 
 /// Anything that ends a session.
@@ -114,8 +131,6 @@ pub enum EngineError {
     Source(#[from] SourceError),
     #[error(transparent)]
     Target(#[from] TargetError),
-    #[error(transparent)]
-    Plan(#[from] tables::TablePlanError),
     #[error("{0}")]
     Setup(String),
     #[error("{what} ended without a result")]
@@ -128,7 +143,7 @@ impl EngineError {
         match self {
             Self::Source(error) => error.is_transient(),
             Self::TaskLost { .. } => true,
-            Self::Target(_) | Self::Plan(_) | Self::Setup(_) => false,
+            Self::Target(_) | Self::Setup(_) => false,
         }
     }
 }
@@ -200,6 +215,24 @@ pub struct SyncEngine<C, T> {
     paused: BTreeSet<u32>,
     limits: BatchLimits,
     last_saved: Instant,
+    /// Who can judge what the stream describes; a recorded stream has nobody and does not ask.
+    catalogs: Option<Catalogs>,
+    /// What the catalogs showed, until the stream has passed it.
+    look: Option<Look>,
+    has_shapes: bool,
+    events: tokio::sync::mpsc::UnboundedSender<Event>,
+}
+
+/// What came of [`SyncEngine::settle`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settling {
+    /// The stream has not come so far.
+    Waiting,
+    Done,
+    /// The next cycle brings tables into new shapes.
+    NewShapes,
+    /// For this reason.
+    AttachAnew(String),
 }
 
 /// How a cycle is to be run.
@@ -230,8 +263,26 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             stop_at: None,
             hurry: false,
         };
-        let (paused, last_saved) = (BTreeSet::new(), Instant::now());
-        Self { consumer, target, ddl_lock, checkpoint, catching_up, paused, limits, last_saved }
+        Self {
+            consumer,
+            target,
+            ddl_lock,
+            checkpoint,
+            catching_up,
+            paused: BTreeSet::new(),
+            limits,
+            last_saved: Instant::now(),
+            catalogs: None,
+            look: None,
+            has_shapes: false,
+            events: options.events.clone(),
+        }
+    }
+
+    /// With somebody who answers what the stream cannot say.
+    pub fn with_catalogs(mut self, catalogs: Catalogs) -> Self {
+        self.catalogs = Some(catalogs);
+        self
     }
 
     pub fn checkpoint(&self) -> Checkpoint {
@@ -249,19 +300,32 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     ) -> Result<CycleReport, EngineError> {
         let started = Instant::now();
         let stop_at = self.catching_up.values().copied().filter(|&lsn| lsn > self.checkpoint.lsn).min();
-        let limits = BatchLimits { linger: cycle.linger, hurry: cycle.hurry, stop_at, ..self.limits.clone() };
-        let batch = tokio::select! {
-            biased;
-            // What was read and not applied comes again: the checkpoint has not moved.
-            () = stop.cancelled() => {
-                return Ok(CycleReport { is_stopped: true, checkpoint: self.checkpoint.lsn, ..CycleReport::default() });
+        let mut limits = BatchLimits { linger: cycle.linger, hurry: cycle.hurry, stop_at, ..self.limits.clone() };
+        if stop_at.is_some() {
+            // The old copy of the table that waits stands still while the others move on, so what lies between is one
+            // batch as long as memory allows.
+            limits.max_rows = u64::MAX;
+        }
+        let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
+        let mut batch = loop {
+            let delivery = tokio::select! {
+                biased;
+                // What was read and not applied comes again: the checkpoint has not moved.
+                () = stop.cancelled() => return Ok(CycleReport { is_stopped: true, ..nothing(&self.checkpoint) }),
+                delivery = self.consumer.next_batch(&limits) => delivery?,
+            };
+            match delivery {
+                Delivery::Batch(batch) => break batch,
+                Delivery::Ended => return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) }),
+                Delivery::Question(question) => {
+                    if let Some(reason) = self.judge(&question).await? {
+                        return Ok(CycleReport { attach_anew: Some(reason), ..nothing(&self.checkpoint) });
+                    }
+                }
             }
-            batch = self.consumer.next_batch(&limits) => batch?,
-        };
-        let Some(mut batch) = batch else {
-            return Ok(CycleReport { is_ended: true, checkpoint: self.checkpoint.lsn, ..CycleReport::default() });
         };
         batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
+        batch.reshapes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
         let position = self.consumer.position();
         let mut report = CycleReport {
             checkpoint: self.checkpoint.lsn,
@@ -270,6 +334,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             ..CycleReport::default()
         };
         if !self.is_worth_a_commit(&batch, cycle, position.reply_requested) {
+            report.attach_anew = self.new_table().await?;
             return Ok(report);
         }
         let is_full = batch
@@ -279,6 +344,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             .fold(0, |rows, counts: RowCounts| rows + counts.inserted + counts.updated + counts.deleted)
             >= self.limits.max_rows;
         let before = self.checkpoint.lsn;
+        self.has_shapes = false;
         let (applied, batch) = self.apply(batch).await?;
         self.consumer.acknowledge(applied.durable);
         for oid in &applied.went_live {
@@ -298,9 +364,119 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         report.went_live = applied.went_live;
         report.paused = batch.failed.clone();
         // A batch that was cut for a swap, or was full, has more behind it.
+        for changes in &batch.tables {
+            if let (true, Some(catalogs)) = (changes.truncate, &mut self.catalogs) {
+                catalogs.truncated(changes.table.oid);
+            }
+            for nulled in &changes.nulled {
+                let event = Event::Nulled { table: changes.table.source.to_string(), nulled: nulled.clone() };
+                let _ = self.events.send(event);
+            }
+        }
+        let lost = batch.failed.iter().find(|failure| failure.remedy == Remedy::CopyAgain);
+        report.attach_anew = match lost {
+            Some(failure) => Some(format!("table {}: {}", failure.table, failure.reason)),
+            None => self.new_table().await?,
+        };
         report.is_behind = is_full || stop_at.is_some_and(|stop_at| self.checkpoint.lsn >= stop_at);
         report.duration_ms = started.elapsed().as_millis() as u64;
         Ok(report)
+    }
+
+    /// Answers what the stream asks. A reason to attach anew: the table can only be followed after another copy.
+    async fn judge(&mut self, question: &Question) -> Result<Option<String>, EngineError> {
+        let Some(catalogs) = &mut self.catalogs else {
+            self.consumer.answer(Answer::Same);
+            return Ok(None);
+        };
+        match catalogs.relation(question).await? {
+            Verdict::Same | Verdict::Noted(_) => self.consumer.answer(Answer::Same),
+            Verdict::Reshape(reshape) => {
+                tracing::info!(table = %reshape.after.source, "the table has another shape from here on");
+                catalogs.adopted(&reshape.after);
+                self.consumer.answer(Answer::Reshape(reshape));
+            }
+            Verdict::Copy(reason) => return Ok(Some(self.copy_again(question.relation.oid, reason).await?)),
+        }
+        Ok(None)
+    }
+
+    /// Marks a table: the next session copies it. Its old copy stays readable until then.
+    async fn copy_again(&mut self, oid: u32, reason: String) -> Result<String, EngineError> {
+        let Some(spec) = self.catalogs.as_ref().and_then(|catalogs| catalogs.spec(oid)) else { return Ok(reason) };
+        let reason = format!("table {} is copied again: {reason}", spec.source);
+        let row = StoredTable::of(spec, TableState::Resync);
+        self.target.call(move |target| target.note(&[row])).await?;
+        Ok(reason)
+    }
+
+    /// A published table of which the stream has spoken, and that nobody follows.
+    async fn new_table(&mut self) -> Result<Option<String>, EngineError> {
+        let Some(catalogs) = &self.catalogs else { return Ok(None) };
+        for relation in self.consumer.take_untracked() {
+            if catalogs.is_new(&relation).await? {
+                return Ok(Some(format!("table {} is new", relation.name)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to come before
+    /// [`Self::settle`] can act upon it, or `None` when nothing has changed since the last time.
+    pub async fn look(&mut self) -> Result<Option<Lsn>, EngineError> {
+        if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
+            self.look = catalogs.look().await?;
+        }
+        Ok(self.look.as_ref().map(|look| look.at))
+    }
+
+    /// The next batch brings tables into new shapes.
+    pub fn has_shapes(&self) -> bool {
+        self.has_shapes
+    }
+
+    /// What was looked at waits for the stream.
+    pub fn is_looking(&self) -> bool {
+        self.look.is_some()
+    }
+
+    /// Acts upon the last look once the stream has passed it. Shapes that it found are in the next cycle's batch.
+    pub async fn settle(&mut self) -> Result<Settling, EngineError> {
+        let position = self.consumer.position();
+        let passed = position.decoded.max(self.checkpoint.lsn);
+        let is_passed = |look: &mut Look| look.at <= passed;
+        let (true, true, Some(catalogs)) =
+            (position.is_between_transactions, self.catching_up.is_empty(), &mut self.catalogs)
+        else {
+            return Ok(Settling::Waiting);
+        };
+        let Some(look) = self.look.take_if(is_passed) else { return Ok(Settling::Waiting) };
+        let settled = catalogs.settle(look);
+        let has_shapes = !settled.reshapes.is_empty();
+        self.has_shapes = has_shapes;
+        for reshape in settled.reshapes {
+            tracing::info!(table = %reshape.after.source, "the table has another shape");
+            catalogs.adopted(&reshape.after);
+            self.consumer.reshape(reshape);
+        }
+        let mut rows = Vec::new();
+        for spec in settled.noted {
+            rows.push(StoredTable::of(&spec, TableState::Live));
+            catalogs.adopted(&Arc::new(spec));
+        }
+        if !rows.is_empty() {
+            self.target.call(move |target| target.note(&rows)).await?;
+        }
+        let mut reasons = Vec::new();
+        for (oid, reason) in settled.copies {
+            reasons.push(self.copy_again(oid, reason).await?);
+        }
+        reasons.extend(settled.set_changed);
+        Ok(match reasons.is_empty() {
+            false => Settling::AttachAnew(reasons.join("; ")),
+            true if has_shapes => Settling::NewShapes,
+            true => Settling::Done,
+        })
     }
 
     /// An idle position is saved now and then, not at every look (traps 10, 25, 26).
@@ -320,7 +496,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             commit_time_us: batch.commit_time_us.or(self.checkpoint.commit_time_us),
         };
         let mut batch = Arc::new(batch);
-        let swaps = self.catching_up.values().any(|&lsn| lsn <= checkpoint.lsn);
+        let swaps = !batch.reshapes.is_empty() || self.catching_up.values().any(|&lsn| lsn <= checkpoint.lsn);
         loop {
             let applied = {
                 let (_cycle, _shape);
@@ -341,7 +517,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
                 Err(EngineError::Target(error)) => {
                     let failed = error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {
-                        batch.tables.iter().find(|changes| changes.table.oid == oid).map(|changes| &changes.table)
+                        let changed = batch.tables.iter().map(|changes| &changes.table);
+                        changed
+                            .chain(batch.reshapes.iter().map(|reshape| &reshape.after))
+                            .find(|table| table.oid == oid)
                     });
                     let Some(table) = failed else { return Err(error.into()) };
                     let reason = format!(
@@ -350,10 +529,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         table.source
                     );
                     tracing::error!(table = %table.source, reason, "table paused");
-                    let failure = TableFailure { oid: table.oid, table: table.source.clone(), reason };
+                    let (oid, table) = (table.oid, table.source.clone());
+                    let failure = TableFailure { oid, table, reason, remedy: Remedy::Operator };
                     self.paused.insert(failure.oid);
                     let mut rest = (*batch).clone();
                     rest.tables.retain(|changes| changes.table.oid != failure.oid);
+                    rest.reshapes.retain(|reshape| reshape.after.oid != failure.oid);
                     rest.failed.push(failure);
                     batch = Arc::new(rest);
                 }

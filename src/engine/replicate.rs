@@ -7,8 +7,9 @@ use tokio::{sync::RwLock, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CycleOptions, CycleReport, EngineError, Event, Options, SyncEngine, Writer,
+    CycleOptions, CycleReport, EngineError, Event, Options, Settling, SyncEngine, Writer,
     attach::{Attached, CopyAgain, attach},
+    schema::Catalogs,
 };
 use crate::{
     Lsn,
@@ -54,6 +55,9 @@ impl SyncReport {
     }
 }
 
+/// How often `sync` attaches anew before it gives up: each time a table was found that had to be copied again.
+const ATTACH_LIMIT: u32 = 30;
+
 /// Catches up with what the source had committed when it was called, then stops. Tables that need it are copied.
 ///
 /// # Errors
@@ -61,37 +65,88 @@ impl SyncReport {
 pub async fn sync(options: &Options, stop: &CancellationToken) -> Result<SyncReport, EngineError> {
     let goal = wal_position(options).await?;
     let writer = Writer::new(DuckDb::open(&options.target)?);
-    let attached = tokio::select! {
-        () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..SyncReport::default() }),
-        attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
-    };
-    // A table copied at a later snapshot is exact from there on only.
-    let goal = attached.catching_up.values().copied().fold(goal, Lsn::max);
-    let mut report =
-        SyncReport { reached: goal, checkpoint: attached.pipeline.checkpoint.lsn, ..SyncReport::default() };
-    for (table, reason) in &attached.in_error {
-        report.in_error.push((table.to_string(), reason.clone()));
-    }
-    let mut engine = stream(options, &writer, attached).await?;
-    while engine.checkpoint().lsn < goal {
-        let decoded = engine.consumer.position().decoded;
-        let cycle = CycleOptions {
-            linger: Duration::from_millis(100),
-            hurry: true,
-            // Only the last position needs to be saved.
-            save_idle: decoded >= goal,
+    let mut report = SyncReport { reached: goal, ..SyncReport::default() };
+    for _ in 0..ATTACH_LIMIT {
+        let attached = tokio::select! {
+            () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
+            attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
         };
-        let cycle = engine.sync_once(cycle, stop).await?;
-        let _ = options.events.send(Event::Cycle(cycle.clone()));
-        if cycle.is_stopped {
-            report.is_stopped = true;
-            break;
+        // A table copied at a later snapshot is exact from there on only.
+        report.reached = attached.catching_up.values().copied().fold(goal, Lsn::max);
+        report.checkpoint = attached.pipeline.checkpoint.lsn;
+        report.in_error =
+            attached.in_error.iter().map(|(_, table, reason)| (table.to_string(), reason.clone())).collect();
+        let mut engine = stream(options, &writer, attached).await?;
+        let ended = catch_up(&mut engine, &mut report, options, stop).await?;
+        engine.into_consumer().shutdown().await?;
+        match ended {
+            Ended::AttachAnew(reason) => tracing::info!(reason, "attaching anew"),
+            ended => {
+                report.is_stopped = ended == Ended::Stopped;
+                writer.call(|target| target.tidy(true)).await?;
+                return Ok(report);
+            }
         }
-        report.add(&cycle);
     }
-    engine.into_consumer().shutdown().await?;
-    writer.call(|target| target.tidy(true)).await?;
-    Ok(report)
+    Err(EngineError::Setup(
+        "tables changed their shape again and again while they were copied\nhint: run it again when fewer schema changes \
+         are made"
+            .to_owned(),
+    ))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Done,
+    Stopped,
+    AttachAnew(String),
+}
+
+/// To the report's goal, and then to the shapes that the catalogs have by then.
+async fn catch_up<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    report: &mut SyncReport,
+    options: &Options,
+    stop: &CancellationToken,
+) -> Result<Ended, EngineError> {
+    let mut is_settled = false;
+    loop {
+        while engine.checkpoint().lsn < report.reached || engine.has_shapes() {
+            let decoded = engine.consumer.position().decoded;
+            let cycle = CycleOptions {
+                linger: Duration::from_millis(100),
+                hurry: true,
+                // Only the last position needs to be saved.
+                save_idle: decoded >= report.reached,
+            };
+            let cycle = engine.sync_once(cycle, stop).await?;
+            let _ = options.events.send(Event::Cycle(cycle.clone()));
+            if cycle.is_stopped {
+                return Ok(Ended::Stopped);
+            }
+            report.add(&cycle);
+            if let Some(reason) = cycle.attach_anew {
+                return Ok(Ended::AttachAnew(reason));
+            }
+        }
+        if is_settled {
+            return Ok(Ended::Done);
+        }
+        if !engine.is_looking() {
+            match engine.look().await? {
+                None => return Ok(Ended::Done),
+                Some(at) => report.reached = report.reached.max(at),
+            }
+            continue;
+        }
+        match engine.settle().await? {
+            Settling::AttachAnew(reason) => return Ok(Ended::AttachAnew(reason)),
+            Settling::Done => return Ok(Ended::Done),
+            Settling::NewShapes => is_settled = true,
+            // A transaction is half read, or a copy waits: one more cycle.
+            Settling::Waiting => report.reached = Lsn(report.reached.0.max(engine.checkpoint().lsn.0 + 1)),
+        }
+    }
 }
 
 /// The end of the source's WAL, as far as a slot can follow it.
@@ -114,10 +169,14 @@ async fn stream<T: OlapEngine + 'static>(
         checkpoint: checkpoint.lsn,
         tables: attached.tables,
     };
+    let others = attached.in_error.iter().map(|(oid, ..)| *oid).collect();
+    let fingerprint = attached.pipeline.publication_fingerprint;
+    let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint).await?;
     let consumer = PgConsumer::start(&options.source, stream).await?;
     let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
     let ddl_lock = Arc::new(RwLock::new(()));
-    Ok(SyncEngine::new(consumer, writer.clone(), ddl_lock, checkpoint, attached.catching_up, options))
+    let engine = SyncEngine::new(consumer, writer.clone(), ddl_lock, checkpoint, attached.catching_up, options);
+    Ok(engine.with_catalogs(catalogs))
 }
 
 /// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again from the
@@ -136,7 +195,11 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
         let ended = session(options, stop, &mut is_streaming).await;
         has_streamed |= is_streaming;
         let error = match ended {
-            Ok(()) => return Ok(()),
+            Ok(Ended::AttachAnew(reason)) => {
+                tracing::info!(reason, "attaching anew");
+                continue;
+            }
+            Ok(_) => return Ok(()),
             // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
             Err(error) if !has_streamed || !error.is_transient() => return Err(error),
             Err(error) => error,
@@ -161,10 +224,10 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
 }
 
 /// One session: open the file, attach, stream until `stop` or an error.
-async fn session(options: &Options, stop: &CancellationToken, is_streaming: &mut bool) -> Result<(), EngineError> {
+async fn session(options: &Options, stop: &CancellationToken, is_streaming: &mut bool) -> Result<Ended, EngineError> {
     let writer = Writer::new(DuckDb::open(&options.target)?);
     let attached = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(Ended::Stopped),
         attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
     };
     let mut engine = stream(options, &writer, attached).await?;
@@ -174,38 +237,53 @@ async fn session(options: &Options, stop: &CancellationToken, is_streaming: &mut
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut is_tidy = true;
     let mut idle_since = tokio::time::Instant::now();
-    'running: loop {
+    let mut look_at = tokio::time::Instant::now();
+    let ended = 'running: loop {
         tokio::select! {
-            () = stop.cancelled() => break 'running,
+            () = stop.cancelled() => break Ended::Stopped,
             _ = ticks.tick() => {}
         }
+        if look_at.elapsed() > Duration::ZERO {
+            engine.look().await?;
+            look_at = tokio::time::Instant::now() + options.catalog_interval;
+        }
         loop {
-            let report = engine.sync_once(CycleOptions::default(), stop).await?;
+            // What was looked at waits for the stream to pass it: the server is asked how far it is.
+            let cycle = CycleOptions { hurry: engine.is_looking(), ..CycleOptions::default() };
+            let report = engine.sync_once(cycle, stop).await?;
             if report.is_stopped {
-                break 'running;
+                break 'running Ended::Stopped;
             }
             let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
             if has_rows || report.source_transactions > 0 {
                 (is_tidy, idle_since) = (false, tokio::time::Instant::now());
             }
-            for relation in engine.consumer.take_untracked() {
-                tracing::debug!(table = %relation.name, "published, but not part of this copy until the next start");
-            }
-            let is_behind = report.is_behind;
+            let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
             log_cycle(&report);
             let _ = options.events.send(Event::Cycle(report));
+            if let Some(reason) = attach_anew {
+                break 'running Ended::AttachAnew(reason);
+            }
             if !is_behind {
                 break;
             }
+        }
+        if let Settling::AttachAnew(reason) = engine.settle().await? {
+            break Ended::AttachAnew(reason);
         }
         if !is_tidy && idle_since.elapsed() > Duration::from_secs(5) {
             writer.call(|target| target.tidy(false)).await?;
             is_tidy = true;
         }
+    };
+    if let Ended::AttachAnew(_) = ended {
+        engine.into_consumer().shutdown().await?;
+        return Ok(ended);
     }
     tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, acknowledging");
     engine.into_consumer().shutdown().await?;
-    writer.call(|target| target.tidy(false)).await
+    writer.call(|target| target.tidy(false)).await?;
+    Ok(ended)
 }
 
 fn log_cycle(report: &CycleReport) {

@@ -1,12 +1,12 @@
 //! From what the source has to what is copied: one [`TableSpec`] per table, and back from what is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     Lsn,
     change::{ColumnSpec, Key, QualifiedName, TableSpec},
-    source::catalog::{self, SourceTable},
-    target::{StoredColumn, StoredTable, TableState, ddl::SHADOW_ENDING},
+    source::catalog::{self, Fingerprint, SourceColumn, SourceTable},
+    target::{StoredTable, ddl::SHADOW_ENDING},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
@@ -30,23 +30,25 @@ pub enum TablePlanError {
     #[error("column \"{column}\" of table {table} is part of its replica identity and cannot be left out")]
     KeyExcluded { table: QualifiedName, column: String },
     #[error(
-        "columns \"{first}\" and \"{second}\" of table {table} differ only by case, which DuckDB does not tell apart\nhint: leave one out with exclude_columns"
-    )]
-    ColumnCollision { table: QualifiedName, first: String, second: String },
-    #[error(
         "table {table} would be called {target} in DuckDB, an ending that rhei needs for itself\nhint: give it another name with `target` in its [tables.\"..\"] section"
     )]
     ReservedName { table: QualifiedName, target: String },
     #[error("column \"{column}\" of table {table}: {reason}")]
     Type { table: QualifiedName, column: String, reason: String },
-    #[error(
-        "tables {first} and {second} would both become {target} in DuckDB, which does not tell case apart\nhint: give one another name with `target` in its [tables.\"..\"] section"
-    )]
-    TableCollision { first: String, second: String, target: String },
 }
 
-/// Decides how a table is copied and followed.
-pub fn plan(table: &SourceTable, types: &TypeCatalog, settings: &TableSettings) -> Result<TableSpec, TablePlanError> {
+/// How columns and names are chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanOptions<'a> {
+    pub settings: &'a TableSettings,
+    pub null_unrepresentable: bool,
+    /// The table as it is copied now: columns keep the names that they have.
+    pub before: Option<&'a TableSpec>,
+}
+
+/// Decides how a table is copied and followed. Its target is called as the settings say, or like the source.
+pub fn plan(table: &SourceTable, types: &TypeCatalog, options: PlanOptions<'_>) -> Result<TableSpec, TablePlanError> {
+    let settings = options.settings;
     let name = || table.name.clone();
     let named = settings.exclude_columns.iter().chain(settings.column_types.keys());
     for column in named {
@@ -58,12 +60,9 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, settings: &TableSettings) 
     if kept.is_empty() {
         return Err(TablePlanError::NoColumns { table: name() });
     }
+    let target_names = column_names(&kept, options.before);
     let mut columns: Vec<ColumnSpec> = Vec::with_capacity(kept.len());
-    for column in &kept {
-        if let Some(other) = columns.iter().find(|other| other.target_name.eq_ignore_ascii_case(&column.name)) {
-            let (first, second) = (other.name.clone(), column.name.clone());
-            return Err(TablePlanError::ColumnCollision { table: name(), first, second });
-        }
+    for (column, target_name) in kept.iter().zip(target_names) {
         let column_type = ColumnType {
             type_oid: column.type_oid,
             typmod: column.typmod,
@@ -81,7 +80,7 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, settings: &TableSettings) 
             type_oid: column.type_oid,
             typmod: column.typmod,
             not_null: column.not_null,
-            target_name: column.name.clone(),
+            target_name,
             mapping,
         });
     }
@@ -118,89 +117,79 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, settings: &TableSettings) 
         key,
         columns,
         excluded: settings.exclude_columns.clone(),
+        fingerprint: fingerprint_text(&table.fingerprint),
+        null_unrepresentable: options.null_unrepresentable,
         copy_lsn: Lsn::ZERO,
     })
 }
 
-/// Two tables must not become one: DuckDB's names do not tell case apart (trap 59).
-pub fn refuse_collisions<'a>(tables: impl Iterator<Item = &'a TableSpec>) -> Result<(), TablePlanError> {
-    let mut seen: BTreeMap<String, &TableSpec> = BTreeMap::new();
-    for table in tables {
-        if let Some(other) = seen.insert(table.target.to_string().to_lowercase(), table) {
-            return Err(TablePlanError::TableCollision {
-                first: other.source.to_string(),
-                second: table.source.to_string(),
-                target: table.target.to_string(),
-            });
-        }
-    }
-    Ok(())
+/// A fingerprint as it is stored.
+pub fn fingerprint_text(fingerprint: &Fingerprint) -> String {
+    // A map of numbers and texts always has a JSON form.
+    serde_json::to_string(fingerprint).unwrap_or_default()
 }
 
-/// What is stored of a table.
-pub fn to_stored(spec: &TableSpec, state: TableState, relfilenode: u32) -> StoredTable {
-    let column = |(index, column): (usize, &ColumnSpec)| StoredColumn {
-        attnum: column.attnum,
-        name: column.name.clone(),
-        type_oid: column.type_oid,
-        typmod: column.typmod,
-        not_null: column.not_null,
-        key_position: spec.key_columns().iter().position(|&key| key == index).map(|position| position as u32),
-        target_name: column.target_name.clone(),
-        target_type: column.mapping.target_type.clone(),
+/// DuckDB does not tell `"Id"` from `id` (trap 59), and `rowid` is its own: the column that came first keeps its name,
+/// others get their `attnum` behind it, which never changes. Columns that have a name keep it.
+fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<String> {
+    let folded = |name: &str| name.to_ascii_lowercase();
+    let mut taken = BTreeSet::from(["rowid".to_owned()]);
+    let kept = |column: &SourceColumn| {
+        let before = before?.columns.iter().find(|old| old.attnum == column.attnum && old.name == column.name)?;
+        Some(before.target_name.clone())
     };
-    StoredTable {
-        oid: spec.oid,
-        source: spec.source.clone(),
-        target: spec.target.clone(),
-        state,
-        copy_lsn: spec.copy_lsn,
-        epoch: spec.epoch,
-        replica_identity: spec.replica_identity,
-        whole_row_key: spec.key == Key::WholeRow,
-        relfilenode,
-        columns: spec.columns.iter().enumerate().map(column).collect(),
-        excluded: spec.excluded.clone(),
-        copied_rows: 0,
+    let mut names: Vec<Option<String>> = columns.iter().map(|column| kept(column)).collect();
+    taken.extend(names.iter().flatten().map(|name| folded(name)));
+    for (name, column) in names.iter_mut().zip(columns) {
+        if name.is_some() {
+            continue;
+        }
+        let mut wanted = column.name.clone();
+        if taken.contains(&folded(&wanted)) {
+            wanted = format!("{wanted}_{}", column.attnum);
+        }
+        while !taken.insert(folded(&wanted)) {
+            wanted.push('_');
+        }
+        *name = Some(wanted);
     }
+    names.into_iter().flatten().collect()
 }
 
-/// The table as it was planned when it was copied: what the stream is compared with. `ndims` says how a column was
-/// declared; it is not stored, since the stored target type decides.
-pub fn from_stored(
-    stored: &StoredTable,
-    types: &TypeCatalog,
-    now: Option<&SourceTable>,
-) -> Result<TableSpec, TablePlanError> {
-    let mut columns = Vec::with_capacity(stored.columns.len());
-    for column in &stored.columns {
-        let declared = now.and_then(|now| now.columns.iter().find(|other| other.attnum == column.attnum));
-        let plain = ColumnType {
-            type_oid: column.type_oid,
-            typmod: column.typmod,
-            ndims: declared.map_or(0, |declared| declared.ndims),
-            override_type: None,
-        };
-        let type_error = |error: crate::types::MappingError| TablePlanError::Type {
-            table: stored.source.clone(),
-            column: column.name.clone(),
-            reason: error.to_string(),
-        };
-        let mut mapping = map_column(&plain, types).map_err(type_error)?;
-        if mapping.target_type != column.target_type {
-            let overridden = ColumnType { override_type: Some(&column.target_type), ..plain };
-            mapping = map_column(&overridden, types).map_err(type_error)?;
-        }
-        columns.push(ColumnSpec {
+/// What a table is called in the target: as it is now, when nobody wants another name, else as it wants to be; and
+/// where that is taken (DuckDB's names do not tell case apart, trap 59), with a number behind it. `taken` holds the
+/// names of the tables before it, folded; ask in the order of the tables' age (oid), so that the older one keeps its name.
+pub fn target_name(wanted: &QualifiedName, taken: &mut BTreeSet<String>) -> QualifiedName {
+    let folded = |name: &QualifiedName| format!("{}.{}", name.schema, name.name).to_ascii_lowercase();
+    let mut name = wanted.clone();
+    // rhei's own schema.
+    if name.schema.eq_ignore_ascii_case("_rhei") {
+        name.schema.push_str("_source");
+    }
+    let base = name.name.clone();
+    let mut number = 1;
+    while !taken.insert(folded(&name)) {
+        number += 1;
+        name.name = format!("{base}_{number}");
+    }
+    name
+}
+
+/// The table as it was planned when it was copied: what the stream is compared with.
+pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpec {
+    let columns: Vec<ColumnSpec> = stored
+        .columns
+        .iter()
+        .map(|column| ColumnSpec {
             name: column.name.clone(),
             attnum: column.attnum,
             type_oid: column.type_oid,
             typmod: column.typmod,
             not_null: column.not_null,
             target_name: column.target_name.clone(),
-            mapping,
-        });
-    }
+            mapping: column.mapping.clone(),
+        })
+        .collect();
     let mut key: Vec<(u32, usize)> = stored
         .columns
         .iter()
@@ -213,7 +202,7 @@ pub fn from_stored(
         (true, true) => Key::WholeRow,
         (true, false) => Key::AppendOnly,
     };
-    Ok(TableSpec {
+    TableSpec {
         oid: stored.oid,
         source: stored.source.clone(),
         target: stored.target.clone(),
@@ -222,6 +211,47 @@ pub fn from_stored(
         key,
         columns,
         excluded: stored.excluded.clone(),
+        fingerprint: stored.fingerprint.clone(),
+        null_unrepresentable,
         copy_lsn: stored.copy_lsn,
-    })
+    }
+}
+
+/// Whether `name` is what [`target_name`] may have made of `wanted`.
+pub fn is_name_for(name: &QualifiedName, wanted: &QualifiedName) -> bool {
+    let first = target_name(wanted, &mut BTreeSet::new());
+    let number = name.name.strip_prefix(&first.name).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
+    name.schema == first.schema
+        && number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        && (name.name.len() == first.name.len() || name.name.as_bytes().get(first.name.len()) == Some(&b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_differ_by_case_are_told_apart_by_a_stable_rule() {
+        let column = |attnum, name: &str| SourceColumn {
+            attnum,
+            name: name.to_owned(),
+            type_oid: 23,
+            typmod: -1,
+            ndims: 0,
+            not_null: false,
+            toastable: false,
+            is_generated: false,
+            missing: None,
+        };
+        let columns = [column(1, "Id"), column(2, "id"), column(4, "ID"), column(5, "id_2"), column(6, "rowid")];
+        let names = column_names(&columns.iter().collect::<Vec<_>>(), None);
+        assert_eq!(names, ["Id", "id_2", "ID_4", "id_2_5", "rowid_6"]);
+
+        let mut taken = BTreeSet::new();
+        let names = ["public.T", "public.t", "Public.t", "_rhei.tables"].map(|name| {
+            let (schema, name) = name.split_once('.').unwrap();
+            target_name(&QualifiedName::new(schema, name), &mut taken).to_string()
+        });
+        assert_eq!(names, ["public.T", "public.t_2", "Public.t_3", "_rhei_source.tables"]);
+    }
 }

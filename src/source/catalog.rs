@@ -1,14 +1,15 @@
 //! Every question to the source's catalogs, for PostgreSQL 14 to 18. The only place that quotes the source's
 //! identifiers. Queries run with `search_path = pg_catalog`, so what the server prints is schema-qualified.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use crate::{
     Lsn,
     change::{QualifiedName, ReplicaIdentity},
-    types::{TypeCatalog, TypeInfo},
+    types::{FieldInfo, TypeCatalog, TypeInfo},
 };
 
 /// A question that the source did not answer, or not as expected.
@@ -166,7 +167,6 @@ pub struct SourceTable {
     /// `pg_class.relkind`: `r` or `p`.
     pub kind: u8,
     pub replica_identity: ReplicaIdentity,
-    pub relfilenode: u32,
     pub estimated_rows: u64,
     /// Heap bytes, over all leaves.
     pub size_bytes: u64,
@@ -182,6 +182,31 @@ pub struct SourceTable {
     pub primary_key: Vec<i16>,
     /// A deferrable key cannot identify rows (trap 53).
     pub is_primary_key_immediate: bool,
+    /// What the wire never says.
+    pub fingerprint: Fingerprint,
+}
+
+/// What can change the rows of a table, or what we are told of them, without a word on the wire (postgres.md 2.11).
+/// Kept as it was when the table was copied, and compared with what is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Of each table that holds rows (itself, or its leaf partitions), by oid: `relfilenode`. A rewrite gives a new
+    /// one; so do TRUNCATE, VACUUM FULL and CLUSTER.
+    pub files: BTreeMap<u32, u32>,
+    /// Changes with each ALTER of a column (the `xmin`s of its rows in pg_attribute), not with VACUUM FULL.
+    pub attributes: String,
+    /// The highest `attnum` ever given out: columns above it are new.
+    pub last_attnum: i16,
+    /// Labels of the enums that its columns use, by oid. A renamed label changes old rows (trap 70).
+    pub labels: BTreeMap<u32, String>,
+    /// Fields of the composites that its columns use, by the oid in pg_class: adding or dropping one changes how old rows print.
+    pub composites: BTreeMap<u32, String>,
+    pub row_filter: Option<String>,
+    /// The rows of pg_publication_rel that name it or a root of it. A table that left its publication and came back
+    /// has another one (trap 41). One that is named cannot be made UNLOGGED for a while; see `judge`.
+    pub listed: String,
+    /// Likewise for its schema (`FOR TABLES IN SCHEMA`).
+    pub schema: String,
 }
 
 #[derive(Debug, Clone)]
@@ -195,11 +220,18 @@ pub struct SourceColumn {
     pub not_null: bool,
     /// `attstorage` is one that TOASTs.
     pub toastable: bool,
+    /// `GENERATED ALWAYS AS (..) STORED`.
+    pub is_generated: bool,
+    /// What rows hold that are older than the column, in the server's text (`attmissingval`); `None` is NULL (trap 66).
+    pub missing: Option<String>,
 }
 
 #[derive(Debug, Clone)]
 pub struct LeafTable {
+    pub oid: u32,
     pub name: QualifiedName,
+    /// `relfilenode`.
+    pub file: u32,
     /// Pages of 8 KiB.
     pub pages: u64,
 }
@@ -224,6 +256,12 @@ pub fn key_of(table: &SourceTable) -> SourceKey {
     }
 }
 
+/// Row filters, column lists and schemas in publications came with 15.
+async fn knows_details(client: &Client) -> Result<bool, CatalogError> {
+    let row = client.query_one("SELECT current_setting('server_version_num')::int >= 150000", &[]).await?;
+    Ok(row.try_get(0)?)
+}
+
 /// What a publication brings of each table.
 struct Member {
     oid: u32,
@@ -231,21 +269,42 @@ struct Member {
     row_filter: Option<String>,
 }
 
+/// Oids and names of the tables of the publications.
+pub async fn published_names(client: &Client, names: &[String]) -> Result<Vec<(u32, QualifiedName)>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT DISTINCT c.oid, p.schemaname::text, p.tablename::text FROM pg_publication_tables p \
+             JOIN pg_namespace n ON n.nspname = p.schemaname \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = ANY($1::text[])",
+            &[&names],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? })))
+        .collect()
+}
+
 /// The tables of the publications.
 pub async fn published_tables(client: &Client, names: &[String]) -> Result<Vec<SourceTable>, CatalogError> {
-    let version = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
-    let details = if version.try_get::<_, i32>(0)? >= 150_000 {
-        "p.attnames::text[], p.rowfilter"
-    } else {
-        "NULL::text[], NULL::text"
-    };
+    published(client, names, None).await
+}
+
+/// One of them; empty when it is not published.
+pub async fn published_table(client: &Client, names: &[String], oid: u32) -> Result<Vec<SourceTable>, CatalogError> {
+    published(client, names, Some(oid)).await
+}
+
+async fn published(client: &Client, names: &[String], only: Option<u32>) -> Result<Vec<SourceTable>, CatalogError> {
+    let details =
+        if knows_details(client).await? { "p.attnames::text[], p.rowfilter" } else { "NULL::text[], NULL::text" };
     let rows = client
         .query(
             &format!(
                 "SELECT c.oid, {details} FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname \
-                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = ANY($1::text[])"
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = ANY($1::text[]) \
+                 AND ($2::oid IS NULL OR c.oid = $2)"
             ),
-            &[&names],
+            &[&names, &only],
         )
         .await?;
     let mut members: Vec<Member> = Vec::new();
@@ -263,7 +322,7 @@ pub async fn published_tables(client: &Client, names: &[String]) -> Result<Vec<S
             None => members.push(member),
         }
     }
-    describe(client, members).await
+    describe(client, members, names).await
 }
 
 /// All tables that could be copied, for a copy without a publication.
@@ -273,7 +332,7 @@ pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogErro
         Ok::<_, CatalogError>(Member { oid: row.try_get(0)?, columns: None, row_filter: None })
     };
     let members = rows.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
-    describe(client, members).await
+    describe(client, members, &[]).await
 }
 
 /// Ordinary tables and roots of partition trees, of users, permanent.
@@ -289,19 +348,65 @@ pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, Cat
     rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
 }
 
-async fn describe(client: &Client, members: Vec<Member>) -> Result<Vec<SourceTable>, CatalogError> {
-    let oids: Vec<u32> = members.iter().map(|member| member.oid).collect();
-    let mut columns = columns_of(client, &oids).await?;
-    let mut leaves = leaves_of(client, &oids).await?;
+/// Tables of users whose changes are not in the WAL.
+pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
     let rows = client
         .query(
-            "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, c.relfilenode, \
+            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
+            &[],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
+}
+
+/// Tables that two of the publications bring with different columns: decoding their changes is an error (trap 19).
+pub async fn conflicting_column_lists(client: &Client, names: &[String]) -> Result<Vec<QualifiedName>, CatalogError> {
+    if !knows_details(client).await? {
+        return Ok(Vec::new());
+    }
+    let rows = client
+        .query(
+            "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = ANY($1::text[]) \
+             GROUP BY 1, 2 HAVING count(DISTINCT attnames::text) > 1 ORDER BY 1, 2",
+            &[&names],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
+}
+
+async fn describe(
+    client: &Client,
+    members: Vec<Member>,
+    publications: &[String],
+) -> Result<Vec<SourceTable>, CatalogError> {
+    let oids: Vec<u32> = members.iter().map(|member| member.oid).collect();
+    let mut columns = columns_of(client, &oids).await?;
+    let mut parts = type_parts(client, &columns).await?;
+    let mut leaves = leaves_of(client, &oids).await?;
+    // pg_publication_namespace is there since 15.
+    let schemas = if knows_details(client).await? {
+        "(SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_namespace p \
+          JOIN pg_publication q ON q.oid = p.pnpubid WHERE q.pubname = ANY($2::text[]) AND p.pnnspid IN \
+          (SELECT relnamespace FROM pg_class WHERE oid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))))"
+    } else {
+        "NULL::text"
+    };
+    let rows = client
+        .query(
+            &format!("SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, c.relnatts, \
              has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'), \
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident LIMIT 1), \
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
-             (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1) \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3",
-            &[&oids],
+             (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
+             (SELECT md5(string_agg(format('%s:%s:%s', a.attrelid, a.attnum, a.xmin), ',' ORDER BY a.attrelid, a.attnum)) \
+              FROM pg_attribute a WHERE a.attnum > 0 AND (a.attrelid = c.oid OR a.attrelid IN \
+                (SELECT relid FROM pg_partition_tree(c.oid) WHERE c.relkind = 'p' AND isleaf))), \
+             (SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_rel p \
+               JOIN pg_publication q ON q.oid = p.prpubid WHERE q.pubname = ANY($2::text[]) \
+               AND p.prrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))), \
+             {schemas} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"),
+            &[&oids, &publications],
         )
         .await?;
     let mut tables = Vec::with_capacity(rows.len());
@@ -309,10 +414,12 @@ async fn describe(client: &Client, members: Vec<Member>) -> Result<Vec<SourceTab
         let oid: u32 = row.try_get(0)?;
         let Some(member) = members.iter().find(|member| member.oid == oid) else { continue };
         let mut published = columns.remove(&oid).unwrap_or_default();
-        if let Some(names) = &member.columns {
-            published.retain(|column| names.contains(&column.name));
-        }
+        published.retain(|column| match &member.columns {
+            Some(names) => names.contains(&column.name),
+            None => !column.is_generated,
+        });
         let code = row.try_get::<_, i8>(4)? as u8;
+        let parts_of_types = parts.remove(&oid).unwrap_or_default();
         let parts = leaves.remove(&oid).unwrap_or_default();
         tables.push(SourceTable {
             oid,
@@ -322,27 +429,37 @@ async fn describe(client: &Client, members: Vec<Member>) -> Result<Vec<SourceTab
                 what: "a replica identity",
                 found: char::from(code).to_string(),
             })?,
-            relfilenode: row.try_get(5)?,
             estimated_rows: parts.iter().map(|(_, rows)| rows).sum(),
             size_bytes: parts.iter().map(|(leaf, _)| leaf.pages * 8192).sum(),
             row_filter: member.row_filter.clone(),
             columns: published,
-            leaves: parts.into_iter().map(|(leaf, _)| leaf).collect(),
             can_select: row.try_get(6)?,
             identity_index: row.try_get::<_, Option<Vec<i16>>>(7)?.unwrap_or_default(),
             primary_key: row.try_get::<_, Option<Vec<i16>>>(8)?.unwrap_or_default(),
             is_primary_key_immediate: row.try_get::<_, Option<bool>>(9)?.unwrap_or_default(),
+            fingerprint: Fingerprint {
+                files: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.file)).collect(),
+                attributes: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
+                last_attnum: row.try_get(5)?,
+                labels: parts_of_types.labels,
+                composites: parts_of_types.composites,
+                row_filter: member.row_filter.clone(),
+                listed: row.try_get::<_, Option<String>>(11)?.unwrap_or_default(),
+                schema: row.try_get::<_, Option<String>>(12)?.unwrap_or_default(),
+            },
+            leaves: parts.into_iter().map(|(leaf, _)| leaf).collect(),
         });
     }
     Ok(tables)
 }
 
-/// Generated columns are left out: the stream does not bring them (trap 20).
+/// Columns, those generated included: whether the stream brings these is the publication's choice (trap 20).
 async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, CatalogError> {
     let rows = client
         .query(
-            "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, attnotnull, attstorage <> 'p' \
-             FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' \
+            "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, attnotnull, attstorage <> 'p', \
+             attmissingval::text, attgenerated <> '' \
+             FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
              ORDER BY attrelid, attnum",
             &[&oids],
         )
@@ -357,9 +474,74 @@ async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<So
             ndims: row.try_get(5)?,
             not_null: row.try_get(6)?,
             toastable: row.try_get(7)?,
+            missing: row.try_get::<_, Option<String>>(8)?.and_then(|array| only_element(&array)),
+            is_generated: row.try_get(9)?,
         });
     }
     Ok(columns)
+}
+
+/// The one element of an array as `array_out` prints it.
+fn only_element(array: &str) -> Option<String> {
+    let inner = array.strip_prefix('{')?.strip_suffix('}')?;
+    let Some(quoted) = inner.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')) else {
+        return (!inner.eq_ignore_ascii_case("NULL")).then(|| inner.to_owned());
+    };
+    let mut element = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        element.push(if character == '\\' { characters.next()? } else { character });
+    }
+    Some(element)
+}
+
+/// What the types of a table's columns are made of that can change under old rows.
+#[derive(Default)]
+struct TypeParts {
+    labels: BTreeMap<u32, String>,
+    composites: BTreeMap<u32, String>,
+}
+
+async fn type_parts(
+    client: &Client,
+    columns: &HashMap<u32, Vec<SourceColumn>>,
+) -> Result<HashMap<u32, TypeParts>, CatalogError> {
+    let mut parts: HashMap<u32, TypeParts> = HashMap::new();
+    // Types of users only; those of the system do not change.
+    const FIRST_USER_OID: u32 = 16384;
+    let (mut tables, mut types): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+    for (&table, columns) in columns {
+        for column in columns.iter().filter(|column| column.type_oid >= FIRST_USER_OID) {
+            tables.push(table);
+            types.push(column.type_oid);
+        }
+    }
+    if types.is_empty() {
+        return Ok(parts);
+    }
+    let rows = client
+        .query(
+            &format!(
+                "WITH RECURSIVE uses(tab, oid) AS (SELECT * FROM unnest($2::oid[], $1::oid[]) UNION \
+                 SELECT uses.tab, part FROM uses JOIN pg_type t ON t.oid = uses.oid {TYPE_PARTS}) \
+                 SELECT uses.tab, true, e.oid, e.enumlabel::text FROM uses JOIN pg_enum e ON e.enumtypid = uses.oid \
+                 UNION ALL SELECT uses.tab, false, a.attrelid, string_agg(format('%s %s %s', a.attnum, a.attname, a.atttypid), ',' \
+                 ORDER BY a.attnum) FROM uses JOIN pg_type t ON t.oid = uses.oid JOIN pg_attribute a \
+                 ON a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped GROUP BY uses.tab, a.attrelid"
+            ),
+            &[&types, &tables],
+        )
+        .await?;
+    for row in rows {
+        let entry = parts.entry(row.try_get(0)?).or_default();
+        let (oid, text): (u32, String) = (row.try_get(2)?, row.try_get(3)?);
+        if row.try_get(1)? {
+            entry.labels.insert(oid, text);
+        } else {
+            entry.composites.insert(oid, text);
+        }
+    }
+    Ok(parts)
 }
 
 /// Leaves with their estimated rows. `pg_partition_tree` of an ordinary table is the table itself.
@@ -367,7 +549,7 @@ async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(Le
     let rows = client
         .query(
             "SELECT root.oid, n.nspname::text, c.relname::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint, \
-             greatest(c.reltuples, 0)::bigint \
+             greatest(c.reltuples, 0)::bigint, c.oid, c.relfilenode \
              FROM unnest($1::oid[]) AS root(oid) CROSS JOIN LATERAL ( \
                SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf \
                UNION SELECT root.oid WHERE EXISTS (SELECT 1 FROM pg_class WHERE oid = root.oid AND relkind = 'r')) leaf \
@@ -381,26 +563,54 @@ async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(Le
         let name = QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? };
         let pages = row.try_get::<_, i64>(3)?.unsigned_abs();
         let rows = row.try_get::<_, i64>(4)?.unsigned_abs();
-        leaves.entry(row.try_get(0)?).or_default().push((LeafTable { name, pages }, rows));
+        let leaf = LeafTable { oid: row.try_get(5)?, name, file: row.try_get(6)?, pages };
+        leaves.entry(row.try_get(0)?).or_default().push((leaf, rows));
     }
     Ok(leaves)
 }
+
+/// What a type is made of: elements, bases of domains, bounds of ranges, fields of composites.
+const TYPE_PARTS: &str = "CROSS JOIN LATERAL (SELECT unnest(ARRAY[t.typelem, t.typbasetype]) \
+       UNION ALL SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid \
+       UNION ALL SELECT rngtypid FROM pg_range WHERE rngmultitypid = t.oid \
+       UNION ALL SELECT a.atttypid FROM pg_attribute a \
+         WHERE a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped) parts(part) \
+     WHERE part <> 0";
 
 /// These types, and all that they are made of.
 pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, CatalogError> {
     let rows = client
         .query(
-            "WITH RECURSIVE needed(oid) AS (SELECT unnest($1::oid[]) UNION \
-             SELECT part FROM needed JOIN pg_type t ON t.oid = needed.oid \
-             CROSS JOIN LATERAL unnest(ARRAY[t.typelem, t.typbasetype]) part WHERE part <> 0) \
-             SELECT t.oid, n.nspname::text, t.typname::text, t.typtype, t.typcategory, \
-             CASE WHEN t.typlen = -1 AND t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem ELSE 0::oid END, \
-             t.typdelim, t.typbasetype, t.typtypmod, t.typndims \
-             FROM needed JOIN pg_type t ON t.oid = needed.oid JOIN pg_namespace n ON n.oid = t.typnamespace",
+            &format!(
+                "WITH RECURSIVE needed(oid) AS (SELECT unnest($1::oid[]) UNION \
+                 SELECT part FROM needed JOIN pg_type t ON t.oid = needed.oid {TYPE_PARTS}) \
+                 SELECT t.oid, n.nspname::text, t.typname::text, t.typtype, t.typcategory, \
+                 CASE WHEN t.typlen = -1 AND t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem ELSE 0::oid END, \
+                 t.typdelim, t.typbasetype, t.typtypmod, t.typndims, coalesce(r.rngsubtype, 0::oid), t.typrelid \
+                 FROM needed JOIN pg_type t ON t.oid = needed.oid JOIN pg_namespace n ON n.oid = t.typnamespace \
+                 LEFT JOIN pg_range r ON r.rngtypid = t.oid"
+            ),
             &[&oids],
         )
         .await?;
     let mut catalog = TypeCatalog { money_scale: 2, ..TypeCatalog::default() };
+    let composites: Vec<u32> = rows.iter().map(|row| row.try_get::<_, u32>(11)).collect::<Result<_, _>>()?;
+    let mut fields: HashMap<u32, Vec<FieldInfo>> = HashMap::new();
+    for row in client
+        .query(
+            "SELECT attrelid, attname::text, atttypid, atttypmod, attndims::int FROM pg_attribute \
+             WHERE attrelid = ANY($1) AND attrelid <> 0 AND attnum > 0 AND NOT attisdropped ORDER BY attrelid, attnum",
+            &[&composites],
+        )
+        .await?
+    {
+        fields.entry(row.try_get(0)?).or_default().push(FieldInfo {
+            name: row.try_get(1)?,
+            type_oid: row.try_get(2)?,
+            typmod: row.try_get(3)?,
+            ndims: row.try_get(4)?,
+        });
+    }
     for row in rows {
         let info = TypeInfo {
             oid: row.try_get(0)?,
@@ -413,6 +623,8 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
             base_oid: row.try_get(7)?,
             base_typmod: row.try_get(8)?,
             base_ndims: row.try_get(9)?,
+            range_of: row.try_get(10)?,
+            fields: fields.remove(&row.try_get(11)?).unwrap_or_default(),
         };
         catalog.types.insert(info.oid, info);
     }

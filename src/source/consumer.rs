@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    BatchLimits, CdcConsumer, SourceError, SourcePosition,
+    BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition,
     connect::SourceOptions,
     feedback::Feedback,
     pgoutput::Message,
@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     Lsn,
-    change::{ChangeBatch, TableSpec, assemble::Assembler, relation::Relation},
+    change::{
+        ChangeBatch, Reshape, TableSpec,
+        assemble::{Answer, Assembler},
+        relation::Relation,
+    },
     checkpoint::DurableLsn,
 };
 
@@ -48,15 +52,10 @@ impl PgConsumer {
         Ok(Self {
             reader,
             feedback,
-            assembler: Assembler::new(options.checkpoint, options.tables),
+            assembler: Assembler::new(options.checkpoint, options.tables).asking(),
             held: None,
             position: SourcePosition { acknowledged: options.checkpoint, ..SourcePosition::default() },
         })
-    }
-
-    /// Published relations that are not followed, as seen since the last call.
-    pub fn take_untracked(&mut self) -> Vec<Relation> {
-        self.assembler.take_untracked()
     }
 
     /// Sends the last acknowledgement and leaves the slot.
@@ -117,19 +116,26 @@ fn check_notice(notice: &ServerMessage) -> Result<(), SourceError> {
 }
 
 impl CdcConsumer for PgConsumer {
-    async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Option<ChangeBatch>, SourceError> {
+    async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
         self.position.reply_requested = false;
         let started = Instant::now();
+        if self.assembler.must_end_batch() {
+            return Ok(Delivery::Batch(self.batch()));
+        }
+        self.assembler.go_on();
         if let Some(held) = self.held.take()
             && self.take(held, limits)?
         {
-            return Ok(Some(self.batch()));
+            return Ok(Delivery::Batch(self.batch()));
         }
         loop {
+            if let Some(question) = self.assembler.question() {
+                return Ok(Delivery::Question(question.clone()));
+            }
             let is_full =
                 self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
             if is_full && self.assembler.is_between_transactions() {
-                return Ok(Some(self.batch()));
+                return Ok(Delivery::Batch(self.batch()));
             }
             let message = match self.reader.try_next()? {
                 Some(message) => message,
@@ -138,7 +144,7 @@ impl CdcConsumer for PgConsumer {
                 None => {
                     let is_over = started.elapsed() >= limits.linger;
                     if self.assembler.is_between_transactions() && (is_over || self.position.reply_requested) {
-                        return Ok(Some(self.batch()));
+                        return Ok(Delivery::Batch(self.batch()));
                     }
                     if limits.hurry {
                         self.feedback.ping();
@@ -154,9 +160,21 @@ impl CdcConsumer for PgConsumer {
                 }
             };
             if self.take(message, limits)? {
-                return Ok(Some(self.batch()));
+                return Ok(Delivery::Batch(self.batch()));
             }
         }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        self.assembler.answer(answer);
+    }
+
+    fn reshape(&mut self, reshape: Reshape) {
+        self.assembler.reshape(reshape);
+    }
+
+    fn take_untracked(&mut self) -> Vec<Relation> {
+        self.assembler.take_untracked()
     }
 
     fn acknowledge(&self, durable: DurableLsn) {
@@ -164,6 +182,10 @@ impl CdcConsumer for PgConsumer {
     }
 
     fn position(&self) -> SourcePosition {
-        SourcePosition { acknowledged: self.feedback.acknowledged(), ..self.position }
+        SourcePosition {
+            acknowledged: self.feedback.acknowledged(),
+            is_between_transactions: self.assembler.is_between_transactions(),
+            ..self.position
+        }
     }
 }

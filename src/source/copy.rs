@@ -1,8 +1,13 @@
 //! COPY BINARY, cut anywhere, into Arrow.
 
-use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
+use std::sync::Arc;
 
-use crate::types::{ColumnBuilder, Mapping, ValueError};
+use arrow::{datatypes::SchemaRef, record_batch::RecordBatch, util::display::array_value_to_string};
+
+use crate::{
+    change::{Nulled, TableSpec, columns::note_nulled},
+    types::{ColumnBuilder, ValueError},
+};
 
 /// The bytes are no COPY BINARY, or hold a value that cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +22,8 @@ pub enum CopyError {
     NoTrailer,
     #[error("the copy goes on after its end")]
     AfterTrailer,
-    #[error("column {column}: {source}")]
-    Value { column: String, source: ValueError },
+    #[error("column \"{column}\" of table {table}{row}: {source}")]
+    Value { table: String, column: String, row: String, source: Box<ValueError> },
     #[error("copied columns do not fit together")]
     Arrow(#[from] arrow::error::ArrowError),
 }
@@ -29,7 +34,8 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 #[derive(Debug)]
 pub struct CopyReader {
     columns: Vec<ColumnBuilder>,
-    mappings: Vec<Mapping>,
+    table: Arc<TableSpec>,
+    nulled: Vec<Nulled>,
     /// The beginning of a row whose end has not come.
     partial: Vec<u8>,
     has_header: bool,
@@ -39,10 +45,12 @@ pub struct CopyReader {
 }
 
 impl CopyReader {
-    pub fn new(mappings: &[Mapping]) -> Self {
+    /// For rows with the columns of `table`, in its order.
+    pub fn new(table: Arc<TableSpec>) -> Self {
         Self {
-            columns: mappings.iter().map(|mapping| ColumnBuilder::new(mapping, 1024)).collect(),
-            mappings: mappings.to_vec(),
+            columns: table.columns.iter().map(|column| ColumnBuilder::new(&column.mapping, 1024)).collect(),
+            nulled: Vec::new(),
+            table,
             partial: Vec::new(),
             has_header: false,
             has_trailer: false,
@@ -121,8 +129,21 @@ impl CopyReader {
         let mut values = fields;
         for (at, column) in self.columns.iter_mut().enumerate() {
             let Some((value, after)) = field(values)? else { return Ok(None) };
-            column.push_binary(value).map_err(|source| CopyError::Value { column: (at + 1).to_string(), source })?;
             values = after;
+            let Err(source) = column.push_binary(value) else { continue };
+            let name = self.table.columns.get(at).map_or_else(String::new, |column| column.name.clone());
+            let row = row_text(&self.table, fields);
+            let is_key = self.table.key_columns().contains(&at);
+            if self.table.null_unrepresentable && source.is_unrepresentable() && !is_key {
+                note_nulled(&mut self.nulled, &name, || source.at(&row));
+                continue;
+            }
+            return Err(CopyError::Value {
+                table: self.table.source.to_string(),
+                column: name,
+                row,
+                source: source.into(),
+            });
         }
         self.rows += 1;
         self.bytes += bytes.len() - rest.len();
@@ -132,9 +153,14 @@ impl CopyReader {
     /// The rows so far, as one batch.
     pub fn take_batch(&mut self, schema: &SchemaRef) -> Result<RecordBatch, CopyError> {
         let arrays = self.columns.iter_mut().map(ColumnBuilder::finish).collect();
-        self.columns = self.mappings.iter().map(|mapping| ColumnBuilder::new(mapping, self.rows)).collect();
+        self.columns = self.table.columns.iter().map(|column| ColumnBuilder::new(&column.mapping, self.rows)).collect();
         (self.rows, self.bytes) = (0, 0);
         Ok(RecordBatch::try_new(schema.clone(), arrays)?)
+    }
+
+    /// Values that became NULL since the last call, as the settings allow.
+    pub fn take_nulled(&mut self) -> Vec<Nulled> {
+        std::mem::take(&mut self.nulled)
     }
 
     /// Nothing more comes.
@@ -159,17 +185,62 @@ fn field(bytes: &[u8]) -> Result<Option<FieldAndRest<'_>>, CopyError> {
     }
 }
 
+/// ` (row id=7)`, for the operator to find the row.
+fn row_text(table: &TableSpec, fields: &[u8]) -> String {
+    const LONGEST: usize = 60;
+    let mut parts = Vec::new();
+    let mut rest = fields;
+    for (at, column) in table.columns.iter().enumerate() {
+        let Ok(Some((value, after))) = field(rest) else { break };
+        rest = after;
+        if !table.key_columns().contains(&at) {
+            continue;
+        }
+        let mut cell = ColumnBuilder::new(&column.mapping, 1);
+        let shown = match cell.push_binary(value) {
+            Ok(()) => array_value_to_string(&cell.finish(), 0).unwrap_or_default(),
+            Err(_) => "?".to_owned(),
+        };
+        parts.push(format!("{}={}", column.name, shown.chars().take(LONGEST).collect::<String>()));
+    }
+    if parts.is_empty() { String::new() } else { format!(" (row {})", parts.join(", ")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ColumnType, TypeCatalog, map_column, schema_of};
+    use crate::{
+        Lsn,
+        change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity},
+        types::{ColumnType, TypeCatalog, map_column, schema_of},
+    };
 
-    fn columns() -> Vec<Mapping> {
-        let of = |type_oid| {
+    fn table() -> Arc<TableSpec> {
+        let column = |(at, type_oid): (usize, u32)| {
             let column = ColumnType { type_oid, typmod: -1, ndims: 0, override_type: None };
-            map_column(&column, &TypeCatalog::default()).unwrap()
+            ColumnSpec {
+                name: ["a", "b"][at].to_owned(),
+                attnum: 1 + at as i16,
+                type_oid,
+                typmod: -1,
+                not_null: false,
+                target_name: ["a", "b"][at].to_owned(),
+                mapping: map_column(&column, &TypeCatalog::default()).unwrap(),
+            }
         };
-        vec![of(23), of(25)]
+        Arc::new(TableSpec {
+            oid: 1,
+            source: QualifiedName::new("public", "t"),
+            target: QualifiedName::new("public", "t"),
+            epoch: 0,
+            replica_identity: ReplicaIdentity::Default,
+            key: Key::Columns(vec![0]),
+            columns: [23, 25].into_iter().enumerate().map(column).collect(),
+            excluded: Vec::new(),
+            fingerprint: String::new(),
+            null_unrepresentable: false,
+            copy_lsn: Lsn::ZERO,
+        })
     }
 
     fn copy() -> Vec<u8> {
@@ -192,12 +263,12 @@ mod tests {
 
     #[test]
     fn a_copy_cut_at_any_byte_gives_the_same_rows() {
-        let columns = columns();
-        let schema = schema_of(["a", "b"].into_iter().zip(&columns));
+        let table = table();
+        let schema = schema_of(table.columns.iter().map(|column| (column.name.as_str(), &column.mapping)));
         let bytes = copy();
         let mut expected = None;
         for cut in 0..=bytes.len() {
-            let mut reader = CopyReader::new(&columns);
+            let mut reader = CopyReader::new(Arc::clone(&table));
             reader.push(&bytes[..cut]).unwrap();
             reader.push(&bytes[cut..]).unwrap();
             reader.finish().unwrap();
@@ -211,11 +282,11 @@ mod tests {
     fn a_copy_without_its_end_never_passes() {
         let bytes = copy();
         for length in 0..bytes.len() {
-            let mut reader = CopyReader::new(&columns());
+            let mut reader = CopyReader::new(table());
             reader.push(&bytes[..length]).unwrap();
             assert!(matches!(reader.finish(), Err(CopyError::NoTrailer)), "{length} bytes");
         }
-        let mut reader = CopyReader::new(&columns());
+        let mut reader = CopyReader::new(table());
         assert!(matches!(reader.push(&[bytes.as_slice(), b"x"].concat()), Err(CopyError::AfterTrailer)));
     }
 }

@@ -17,7 +17,15 @@ pub mod wire;
 
 use std::{future::Future, time::Duration};
 
-use crate::{Lsn, change::ChangeBatch, checkpoint::DurableLsn};
+use crate::{
+    Lsn,
+    change::{
+        ChangeBatch, Reshape,
+        assemble::{Answer, Question},
+        relation::Relation,
+    },
+    checkpoint::DurableLsn,
+};
 
 /// Where a change batch has to end.
 #[derive(Debug, Clone)]
@@ -35,20 +43,37 @@ pub struct BatchLimits {
     pub hurry: bool,
 }
 
+/// What a consumer hands over.
+#[derive(Debug)]
+pub enum Delivery {
+    Batch(ChangeBatch),
+    /// The stream describes a relation: nothing is read on before [`CdcConsumer::answer`].
+    Question(Question),
+    /// The stream has ended for good (a recorded stream that was read to its end).
+    Ended,
+}
+
 /// Reads whole source transactions, in commit order, from the checkpoint on.
 ///
 /// Guaranteed delivery: the position at the source moves only past what was acknowledged, and only a durable
 /// checkpoint can be acknowledged. A consumer that is dropped and made anew from the checkpoint goes on without a gap.
 pub trait CdcConsumer: Send {
-    /// The next batch. `None`: the stream has ended for good (a recorded stream that was read to its end).
+    /// The next batch, or a question that comes before it.
     /// An idle batch (no tables) still carries the position that the source has reached.
     ///
     /// # Errors
     /// The stream broke or made no sense. Nothing was lost: make a new consumer from the checkpoint.
-    fn next_batch(
-        &mut self,
-        limits: &BatchLimits,
-    ) -> impl Future<Output = Result<Option<ChangeBatch>, SourceError>> + Send;
+    fn next_batch(&mut self, limits: &BatchLimits) -> impl Future<Output = Result<Delivery, SourceError>> + Send;
+
+    /// Says what the relation of the last question is.
+    fn answer(&mut self, answer: Answer);
+
+    /// A table takes another shape without a word of the stream. Only after a batch was taken and before the next
+    /// call of [`Self::next_batch`], whose batch brings it to the target.
+    fn reshape(&mut self, reshape: Reshape);
+
+    /// Relations that the stream described since the last call and that nobody follows.
+    fn take_untracked(&mut self) -> Vec<Relation>;
 
     /// Tells the source what is durable. Does not wait.
     fn acknowledge(&self, durable: DurableLsn);
@@ -66,6 +91,8 @@ pub struct SourcePosition {
     pub decoded: Lsn,
     /// What the server was told to be durable.
     pub acknowledged: Lsn,
+    /// No source transaction is half read.
+    pub is_between_transactions: bool,
     /// The server waits for an acknowledgement, as it does before it can shut down (trap 25).
     pub reply_requested: bool,
 }

@@ -5,10 +5,14 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{BatchLimits, CdcConsumer, SourceError, SourcePosition, pgoutput::Message};
+use super::{BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition, pgoutput::Message};
 use crate::{
     Lsn,
-    change::{ChangeBatch, TableSpec, assemble::Assembler},
+    change::{
+        Reshape, TableSpec,
+        assemble::{Answer, Assembler},
+        relation::Relation,
+    },
     checkpoint::DurableLsn,
 };
 
@@ -61,26 +65,39 @@ impl RecordedConsumer {
 }
 
 impl CdcConsumer for RecordedConsumer {
-    async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Option<ChangeBatch>, SourceError> {
+    async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
         while let Some(bytes) = self.messages.get(self.next) {
             let message = Message::decode(bytes)?;
             if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&message, limits.stop_at)
                 && *commit_lsn >= stop_at
             {
                 self.assembler.reached(stop_at);
-                return Ok(Some(self.assembler.take_batch()));
+                return Ok(Delivery::Batch(self.assembler.take_batch()));
             }
             self.assembler.push(message)?;
             self.next += 1;
             let is_full =
                 self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
             if is_full && self.assembler.is_between_transactions() {
-                return Ok(Some(self.assembler.take_batch()));
+                return Ok(Delivery::Batch(self.assembler.take_batch()));
             }
         }
         // A transaction that breaks off leaves no trace.
         let is_something_left = self.assembler.is_between_transactions() && self.assembler.pending_transactions() > 0;
-        Ok(is_something_left.then(|| self.assembler.take_batch()))
+        Ok(if is_something_left { Delivery::Batch(self.assembler.take_batch()) } else { Delivery::Ended })
+    }
+
+    /// A recording has no catalogs beside it, so it never asks.
+    fn answer(&mut self, answer: Answer) {
+        self.assembler.answer(answer);
+    }
+
+    fn reshape(&mut self, reshape: Reshape) {
+        self.assembler.reshape(reshape);
+    }
+
+    fn take_untracked(&mut self) -> Vec<Relation> {
+        self.assembler.take_untracked()
     }
 
     fn acknowledge(&self, durable: DurableLsn) {
@@ -92,6 +109,7 @@ impl CdcConsumer for RecordedConsumer {
     fn position(&self) -> SourcePosition {
         let acknowledged = self.acknowledged.lock().map_or(Lsn::ZERO, |acknowledged| *acknowledged);
         let decoded = self.assembler.end_lsn();
-        SourcePosition { head: decoded, decoded, acknowledged, reply_requested: false }
+        let is_between_transactions = self.assembler.is_between_transactions();
+        SourcePosition { head: decoded, decoded, acknowledged, is_between_transactions, reply_requested: false }
     }
 }

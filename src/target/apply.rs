@@ -3,9 +3,14 @@
 //! Staged keys are unique and each must hit exactly one row. DuckDB would let any other number pass in silence, so the
 //! counts are compared; a difference means that the copy has diverged, and nothing of the batch is kept.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
-use arrow::{array::UInt64Array, compute::take_record_batch, datatypes::DataType, record_batch::RecordBatch};
+use arrow::{
+    array::UInt64Array,
+    compute::take_record_batch,
+    datatypes::{DataType, Schema},
+    record_batch::RecordBatch,
+};
 use duckdb::Connection;
 
 use super::{
@@ -14,8 +19,12 @@ use super::{
 };
 use crate::{
     Checkpoint,
-    change::{COUNT_COLUMN, ChangeBatch, Deletes, ORIGIN_PREFIX, RowCounts, TableChanges, TableSpec},
+    change::{
+        COUNT_COLUMN, ChangeBatch, ColumnOrigin, Deletes, ORIGIN_PREFIX, Remedy, Reshape, RowCounts, TableChanges,
+        TableSpec,
+    },
     checkpoint::DurableLsn,
+    types::ColumnBuilder,
 };
 
 /// Name of the staging table; made and dropped inside the transaction, so that an error leaves none behind.
@@ -34,6 +43,10 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Check
     }
     let (mut deleted_rows, mut inserted_rows) = (0, 0);
     let mut counts = RowCounts::default();
+    // ALTER comes before any other statement on a table of this transaction (trap 69).
+    for reshape in &batch.reshapes {
+        bring_into_shape(&target.connection, reshape).map_err(|source| source.of(&reshape.after))?;
+    }
     for changes in &batch.tables {
         let (deleted, inserted) =
             apply_table(&target.connection, changes).map_err(|source| source.of(&changes.table))?;
@@ -42,12 +55,17 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Check
         counts += changes.counts;
     }
     for failure in &batch.failed {
-        state::set_state(&target.connection, failure.oid, &TableState::Error(failure.reason.clone()), None)?;
+        let state = match failure.remedy {
+            Remedy::Operator => TableState::Error(failure.reason.clone()),
+            Remedy::CopyAgain => TableState::Resync,
+        };
+        state::set_state(&target.connection, failure.oid, &state, None)?;
     }
     let mut went_live = Vec::new();
     for table in target.catching_up.iter().filter(|table| table.copy_lsn <= checkpoint.lsn) {
         target.refuse_foreign(&table.target)?;
         target.connection.execute_batch(&ddl::swap(&table.target))?;
+        state::give_way(&target.connection, &table.target, table.oid)?;
         state::set_state(&target.connection, table.oid, &TableState::Live, None)?;
         went_live.push(table.oid);
     }
@@ -62,6 +80,34 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Check
     target.pipeline = Some(pipeline);
     // Handed out by `OlapEngine::apply` only after COMMIT has returned.
     Ok(Applied { durable: DurableLsn::committed(checkpoint.lsn), deleted_rows, inserted_rows, went_live, pruned })
+}
+
+/// Alters a table, and says so in `_rhei`.
+fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), TargetError> {
+    let variable = |at: usize| format!("_rhei_missing_{at}");
+    let mut filled = Vec::new();
+    for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
+        let ColumnOrigin::Added(Some(text)) = origin else { continue };
+        let mut cell = ColumnBuilder::new(&column.mapping, 1);
+        cell.push_text(Some(text.as_bytes())).map_err(|error| TargetError::Rows { source: error.into() })?;
+        let schema = Arc::new(Schema::new(vec![column.mapping.field("value")]));
+        let row = RecordBatch::try_new(schema, vec![cell.finish()])
+            .map_err(|error| TargetError::Rows { source: error.into() })?;
+        stage(connection, &[("value".to_owned(), column.mapping.stage_type())], &[row])?;
+        connection.execute_batch(&format!(
+            "SET VARIABLE {} = (SELECT {} FROM {STAGE} s); DROP TABLE {STAGE};",
+            variable(at),
+            column.mapping.stage_expr("s.value")
+        ))?;
+        filled.push(at);
+    }
+    for statement in ddl::reshape(reshape, |at| filled.contains(&at).then(|| variable(at))) {
+        connection.execute_batch(&statement)?;
+    }
+    for at in filled {
+        connection.execute_batch(&format!("RESET VARIABLE {}", variable(at)))?;
+    }
+    state::put_shape(connection, &reshape.after)
 }
 
 /// Returns rows deleted and inserted.
@@ -246,7 +292,8 @@ fn stage(connection: &Connection, columns: &[(String, String)], batches: &[Recor
 /// are cut to size first; else the cost would grow with the square of the batch.
 fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<(), TargetError> {
     const VECTOR_ROWS: usize = 2048;
-    let has_lists = batch.columns().iter().any(|column| matches!(column.data_type(), DataType::List(_)));
+    let is_nested = |kind: &DataType| matches!(kind, DataType::List(_) | DataType::Struct(_));
+    let has_lists = batch.columns().iter().any(|column| is_nested(column.data_type()));
     if !has_lists || batch.num_rows() <= VECTOR_ROWS {
         return Ok(appender.append_record_batch(batch.clone())?);
     }
@@ -263,10 +310,10 @@ fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<()
 pub(super) fn load(connection: &Connection, spec: &TableSpec, rows: RowStream) -> Result<u64, TargetError> {
     let shadow = ddl::shadow_of(&spec.target);
     let all: Vec<usize> = (0..spec.columns.len()).collect();
-    let is_direct = spec.columns.iter().all(|column| column.mapping.stage_type() == column.mapping.target_type);
+    let is_direct = spec.columns.iter().all(|column| column.mapping.is_staged_as_it_is());
     let mut loaded = 0;
     if is_direct {
-        let mut appender = connection.appender_to_db(&shadow.name, &shadow.schema)?;
+        let mut appender = connection.appender_to_catalog_and_db(&shadow.name, ddl::CATALOG, &shadow.schema)?;
         for batch in rows {
             let batch = batch.map_err(|source| TargetError::Rows { source })?;
             loaded += batch.num_rows() as u64;

@@ -1,6 +1,6 @@
 //! Names and shapes in DuckDB. The only place that quotes the target's identifiers.
 
-use crate::change::{QualifiedName, TableSpec};
+use crate::change::{ColumnOrigin, QualifiedName, Reshape, TableSpec};
 
 /// An identifier, quoted.
 pub fn quoted(name: &str) -> String {
@@ -12,9 +12,16 @@ pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// A table's full name, quoted.
+/// What the target's database is called while rhei has it open.
+pub const CATALOG: &str = "rhei_target";
+
+/// A table's full name, quoted. With the database, since a schema may be called `temp` or like the file.
 pub fn table(name: &QualifiedName) -> String {
-    format!("{}.{}", quoted(&name.schema), quoted(&name.name))
+    format!("{CATALOG}.{}.{}", quoted(&name.schema), quoted(&name.name))
+}
+
+fn schema(name: &QualifiedName) -> String {
+    format!("{CATALOG}.{}", quoted(&name.schema))
 }
 
 /// How the names of shadows end.
@@ -36,7 +43,7 @@ pub fn create_shadow(spec: &TableSpec) -> String {
     let shadow = table(&shadow_of(&spec.target));
     format!(
         "CREATE SCHEMA IF NOT EXISTS {}; DROP TABLE IF EXISTS {shadow}; CREATE TABLE {shadow} ({});",
-        quoted(&spec.target.schema),
+        schema(&spec.target),
         columns.join(", ")
     )
 }
@@ -51,6 +58,82 @@ pub fn swap(target: &QualifiedName) -> String {
     )
 }
 
+pub fn drop_table(target: &QualifiedName) -> String {
+    format!("DROP TABLE IF EXISTS {};", table(target))
+}
+
+/// A name that no table of a source has, for the time of one transaction.
+fn aside(name: &QualifiedName, oid: u32) -> QualifiedName {
+    QualifiedName::new(name.schema.clone(), format!("{oid}__rhei_moving"))
+}
+
+/// Takes a table off its name.
+pub fn set_aside(from: &QualifiedName, oid: u32) -> String {
+    format!("ALTER TABLE {} RENAME TO {};", table(from), quoted(&aside(from, oid).name))
+}
+
+/// Gives a table that was set aside its new name. DuckDB cannot move a table to another schema, so that is a copy.
+pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String {
+    let moving = table(&aside(from, oid));
+    if from.schema == to.schema {
+        return format!("ALTER TABLE {moving} RENAME TO {};", quoted(&to.name));
+    }
+    format!(
+        "CREATE SCHEMA IF NOT EXISTS {}; CREATE TABLE {} AS FROM {moving}; DROP TABLE {moving};",
+        schema(to),
+        table(to)
+    )
+}
+
+/// Statements that bring a table into another shape. `value` names a DuckDB variable that holds what older rows have in
+/// the new column with this index, where that is not NULL.
+///
+/// Columns that go or change their names are taken off them first, so that names can be swapped and used again; the last
+/// column of a table cannot be dropped, so new ones come before.
+pub fn reshape(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Vec<String> {
+    let target = table(&reshape.after.target);
+    let alter = |what: String| format!("ALTER TABLE {target} {what}");
+    let parked = |at: usize| quoted(&format!("{at}__rhei_moving"));
+    let kept_as = |at: usize| {
+        let place = reshape.columns.iter().position(|column| *column == ColumnOrigin::Kept(at))?;
+        reshape.after.columns.get(place)
+    };
+    let (mut park, mut change, mut add, mut name, mut drop) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (at, before) in reshape.before.columns.iter().enumerate() {
+        let old_name = quoted(&before.target_name);
+        match kept_as(at) {
+            Some(after) => {
+                if after.mapping.target_type != before.mapping.target_type {
+                    change.push(alter(format!("ALTER COLUMN {old_name} TYPE {}", after.mapping.target_type)));
+                }
+                if after.target_name != before.target_name {
+                    park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
+                    name.push(alter(format!("RENAME COLUMN {} TO {}", parked(at), quoted(&after.target_name))));
+                }
+            }
+            None => {
+                park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
+                drop.push(alter(format!("DROP COLUMN {}", parked(at))));
+            }
+        }
+    }
+    for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
+        if matches!(origin, ColumnOrigin::Added(_)) {
+            let new = quoted(&column.target_name);
+            let what = format!("ADD COLUMN {new} {}", column.mapping.target_type);
+            match value(at) {
+                Some(variable) => {
+                    add.push(alter(format!("{what} DEFAULT getvariable({})", literal(&variable))));
+                    add.push(alter(format!("ALTER COLUMN {new} DROP DEFAULT")));
+                }
+                None => add.push(alter(what)),
+            }
+        }
+    }
+    [change, park, name, add, drop].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,7 +141,7 @@ mod tests {
     #[test]
     fn hostile_names_are_quoted() {
         let name = QualifiedName::new("a\"b", "select; DROP TABLE x --");
-        assert_eq!(table(&name), "\"a\"\"b\".\"select; DROP TABLE x --\"");
+        assert_eq!(table(&name), "rhei_target.\"a\"\"b\".\"select; DROP TABLE x --\"");
         assert_eq!(literal("it's"), "'it''s'");
     }
 }

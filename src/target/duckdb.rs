@@ -45,7 +45,7 @@ impl DuckDb {
         {
             return Err(TargetError::NoFolder { path: path.clone(), folder: folder.to_owned() });
         }
-        let connection = open(path, config(options, AccessMode::ReadWrite)?)?;
+        let connection = open(path, config(options)?, AccessMode::ReadWrite)?;
         // Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s
         // (duckdb.md 1.5).
         connection.execute_batch("SET GLOBAL checkpoint_threshold = '64MB'; SET GLOBAL max_vacuum_tasks = 8;")?;
@@ -62,7 +62,7 @@ impl DuckDb {
             return Err(TargetError::NoFile { path: path.to_owned() });
         }
         let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
-        state::read(&open(path, config(&options, AccessMode::ReadOnly)?)?)
+        state::read(&open(path, config(&options)?, AccessMode::ReadOnly)?)
     }
 
     /// Runs `work` in one transaction: all of it or nothing.
@@ -96,11 +96,9 @@ impl DuckDb {
     }
 }
 
-fn config(options: &TargetOptions, mode: AccessMode) -> Result<Config, TargetError> {
-    let mut config = Config::default()
-        .access_mode(mode)?
-        .with("autoinstall_known_extensions", "false")?
-        .with("autoload_known_extensions", "false")?;
+fn config(options: &TargetOptions) -> Result<Config, TargetError> {
+    let mut config =
+        Config::default().with("autoinstall_known_extensions", "false")?.with("autoload_known_extensions", "false")?;
     if let Some(limit) = &options.duckdb_memory_limit {
         config = config.max_memory(limit)?;
     }
@@ -110,8 +108,18 @@ fn config(options: &TargetOptions, mode: AccessMode) -> Result<Config, TargetErr
     Ok(config)
 }
 
-fn open(path: &Path, config: Config) -> Result<Connection, TargetError> {
-    Connection::open_with_flags(path, config).map_err(|source| {
+/// Attaches the file under a name of our own: DuckDB calls a database after its file, and `shop.orders` is ambiguous in
+/// `shop.duckdb`. A new file gets the newest storage version, which VARIANT needs.
+fn open(path: &Path, config: Config, mode: AccessMode) -> Result<Connection, TargetError> {
+    let connection = Connection::open_in_memory_with_flags(config)?;
+    let how = match mode {
+        AccessMode::ReadOnly => "READ_ONLY",
+        _ => "STORAGE_VERSION 'latest'",
+    };
+    let file = ddl::literal(&path.display().to_string());
+    let attached =
+        connection.execute_batch(&format!("ATTACH {file} AS {} ({how}); USE {};", ddl::CATALOG, ddl::CATALOG));
+    attached.map(|()| connection).map_err(|source| {
         let text = source.to_string();
         let path = path.to_owned();
         if text.contains("Could not set lock") {
@@ -142,6 +150,45 @@ impl OlapEngine for DuckDb {
             state::create(&target.connection)?;
             state::put_pipeline(&target.connection, pipeline)?;
             tables.iter().try_for_each(|table| state::put_table(&target.connection, table))
+        })?;
+        self.state().map(|_| ())
+    }
+
+    fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
+        self.transaction(|target| tables.iter().try_for_each(|table| state::put_table(&target.connection, table)))?;
+        self.state().map(|_| ())
+    }
+
+    fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError> {
+        self.transaction(|target| {
+            let connection = &target.connection;
+            let (mut moving, mut ours) = (Vec::new(), Vec::new());
+            for (from, table) in moves {
+                let is_ours = state::is_ours(connection, from)?;
+                ours.push(is_ours);
+                if is_ours && *from != table.target && state::table_exists(connection, from)? {
+                    moving.push((from, table));
+                }
+            }
+            // All at once, so that two tables can swap their names.
+            for (from, table) in &moving {
+                connection.execute_batch(&ddl::set_aside(from, table.oid))?;
+            }
+            for (from, table) in &moving {
+                // A copy that is only kept gives way.
+                if state::give_way(connection, &table.target, table.oid)? {
+                    connection.execute_batch(&ddl::drop_table(&table.target))?;
+                }
+                target.refuse_foreign(&table.target)?;
+                connection.execute_batch(&ddl::bring_back(from, table.oid, &table.target))?;
+            }
+            for ((_, table), is_ours) in moves.iter().zip(ours) {
+                state::put_table(connection, table)?;
+                if is_ours {
+                    state::set_ours(connection, table.oid)?;
+                }
+            }
+            Ok(())
         })?;
         self.state().map(|_| ())
     }
@@ -177,6 +224,7 @@ impl OlapEngine for DuckDb {
                 state::set_state(&target.connection, spec.oid, &state, Some(copied))?;
                 if is_live {
                     target.connection.execute_batch(&ddl::swap(&spec.target))?;
+                    state::give_way(&target.connection, &spec.target, spec.oid)?;
                 }
             }
             state::put_pipeline(&target.connection, pipeline)

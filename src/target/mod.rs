@@ -15,8 +15,9 @@ use arrow::record_batch::RecordBatch;
 pub use self::duckdb::DuckDb;
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, TableSpec},
+    change::{ChangeBatch, Key, QualifiedName, TableSpec},
     checkpoint::DurableLsn,
+    types::Mapping,
 };
 
 /// The target. Plain blocking calls, made from one writer thread.
@@ -30,6 +31,12 @@ pub trait OlapEngine: Send {
     /// Replaces the pipeline row (slot, identities, phase, checkpoint) and, when given, the rows of these tables.
     fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable]) -> Result<(), TargetError>;
 
+    /// Replaces the rows of these tables; nothing of their data changes.
+    fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError>;
+
+    /// Renames tables, all at once, from the name given to the target that their new row says, and replaces their rows.
+    fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError>;
+
     /// Makes an empty shadow for each table (dropping an older one) and marks it `copying`.
     fn start_copy(&mut self, tables: &[&TableSpec]) -> Result<(), TargetError>;
 
@@ -41,7 +48,7 @@ pub trait OlapEngine: Send {
     /// and become `live`; the others become `catching_up` and stay in the shadow until [`Self::apply`] swaps them in.
     fn finish_copy(&mut self, tables: &[&TableSpec], pipeline: &Pipeline) -> Result<(), TargetError>;
 
-    /// Applies a batch, swaps in every `catching_up` table with `copy_lsn <= checkpoint`, marks the batch's failed
+    /// Brings tables into their new shapes, applies a batch, swaps in every `catching_up` table with `copy_lsn <= checkpoint`, marks the batch's failed
     /// tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
 
@@ -105,15 +112,16 @@ pub enum Phase {
 #[derive(Debug, Clone)]
 pub struct StoredTable {
     pub oid: u32,
-    pub source: crate::change::QualifiedName,
-    pub target: crate::change::QualifiedName,
+    pub source: QualifiedName,
+    pub target: QualifiedName,
     pub state: TableState,
     pub copy_lsn: Lsn,
     pub epoch: u32,
     pub replica_identity: crate::change::ReplicaIdentity,
     /// `WholeRow` and `AppendOnly` tables have no key columns; this tells them apart.
     pub whole_row_key: bool,
-    pub relfilenode: u32,
+    /// Opaque; what the catalogs said of the table beside its columns.
+    pub fingerprint: String,
     pub columns: Vec<StoredColumn>,
     pub excluded: Vec<String>,
     /// Rows that the last copy loaded.
@@ -130,7 +138,37 @@ pub struct StoredColumn {
     /// Position in the key, from 0; none when it is no key column.
     pub key_position: Option<u32>,
     pub target_name: String,
-    pub target_type: String,
+    pub mapping: Mapping,
+}
+
+impl StoredTable {
+    /// What is stored of a table.
+    pub fn of(spec: &TableSpec, state: TableState) -> Self {
+        let column = |(index, column): (usize, &crate::change::ColumnSpec)| StoredColumn {
+            attnum: column.attnum,
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            typmod: column.typmod,
+            not_null: column.not_null,
+            key_position: spec.key_columns().iter().position(|&key| key == index).map(|position| position as u32),
+            target_name: column.target_name.clone(),
+            mapping: column.mapping.clone(),
+        };
+        Self {
+            oid: spec.oid,
+            source: spec.source.clone(),
+            target: spec.target.clone(),
+            state,
+            copy_lsn: spec.copy_lsn,
+            epoch: spec.epoch,
+            replica_identity: spec.replica_identity,
+            whole_row_key: spec.key == Key::WholeRow,
+            fingerprint: spec.fingerprint.clone(),
+            columns: spec.columns.iter().enumerate().map(column).collect(),
+            excluded: spec.excluded.clone(),
+            copied_rows: 0,
+        }
+    }
 }
 
 /// State of a table, as users see it in `status` and in `_rhei.tables`.
@@ -190,6 +228,10 @@ pub enum TargetError {
         "the copy was written by rhei {written_by} in format {found}, and this rhei knows formats up to {known}\nhint: use that version or a newer one"
     )]
     NewerFormat { found: i32, written_by: String, known: i32 },
+    #[error(
+        "the copy was written by rhei {written_by} in format {found}, which this rhei no longer reads\nhint: name a new file with --target, and drop the old one with its slot"
+    )]
+    OlderFormat { found: i32, written_by: String },
     #[error("the copy's state makes no sense: {reason}\nhint: copy again with `rhei backfill --force`")]
     Corrupt { reason: String },
     #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy another name with `target` in its [tables.\"..\"] section, or another file", .path.display())]

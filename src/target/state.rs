@@ -5,11 +5,11 @@ use duckdb::{Connection, params};
 use super::{Phase, Pipeline, StoredColumn, StoredState, StoredTable, TableState, TargetError};
 use crate::{
     Checkpoint, Lsn,
-    change::{QualifiedName, ReplicaIdentity},
+    change::{QualifiedName, ReplicaIdentity, TableSpec},
 };
 
 /// Version of the layout of `_rhei`. A newer one is refused, since its meaning is not known here.
-pub const FORMAT_VERSION: i32 = 1;
+pub const FORMAT_VERSION: i32 = 2;
 const SCHEMA: &str = include_str!("../../schemas/state.sql");
 /// Cycles that are kept.
 const KEPT_CYCLES: u64 = 1000;
@@ -32,7 +32,7 @@ pub(super) fn create(connection: &Connection) -> Result<(), TargetError> {
 
 /// Whether rhei has ever written to the file.
 pub(super) fn exists(connection: &Connection) -> Result<bool, TargetError> {
-    let query = "SELECT count(*) FROM duckdb_tables() WHERE schema_name = '_rhei' AND table_name = 'pipeline'";
+    let query = "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = '_rhei' AND table_name = 'pipeline'";
     Ok(connection.query_row(query, [], |row| row.get::<_, i64>(0))? > 0)
 }
 
@@ -49,6 +49,9 @@ pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, Targe
     let found: i32 = row.get(0)?;
     if found > FORMAT_VERSION {
         return Err(TargetError::NewerFormat { found, written_by: row.get(1)?, known: FORMAT_VERSION });
+    }
+    if found < FORMAT_VERSION {
+        return Err(TargetError::OlderFormat { found, written_by: row.get(1)? });
     }
     let phase: String = row.get(9)?;
     let pipeline = Pipeline {
@@ -77,7 +80,7 @@ pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, Targe
 pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
-         whole_row_key, relfilenode, excluded, copied_rows FROM _rhei.tables ORDER BY source_schema, source_name, oid",
+         whole_row_key, fingerprint, excluded, copied_rows FROM _rhei.tables ORDER BY source_schema, source_name, oid",
     )?;
     let mut rows = statement.query([])?;
     let mut tables = Vec::new();
@@ -103,7 +106,7 @@ pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, Target
             epoch: row.get(8)?,
             replica_identity: identity.ok_or_else(|| corrupt("a replica identity is unknown".to_owned()))?,
             whole_row_key: row.get(10)?,
-            relfilenode: row.get(11)?,
+            fingerprint: row.get(11)?,
             columns: Vec::new(),
             excluded: from_json(&row.get::<_, String>(12)?)?,
             copied_rows: row.get(13)?,
@@ -111,7 +114,7 @@ pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, Target
     }
     drop(rows);
     let mut statement = connection.prepare(
-        "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, target_type \
+        "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, mapping \
          FROM _rhei.columns ORDER BY table_oid, attnum",
     )?;
     let mut rows = statement.query([])?;
@@ -125,7 +128,7 @@ pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, Target
             not_null: row.get(5)?,
             key_position: row.get(6)?,
             target_name: row.get(7)?,
-            target_type: row.get(8)?,
+            mapping: serde_json::from_str(&row.get::<_, String>(8)?).map_err(|error| corrupt(error.to_string()))?,
         };
         if let Some(table) = tables.iter_mut().find(|table| table.oid == oid) {
             table.columns.push(column);
@@ -193,7 +196,7 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
             table.epoch,
             char::from(table.replica_identity.code()).to_string(),
             table.whole_row_key,
-            table.relfilenode,
+            table.fingerprint,
             to_json(&table.excluded),
             table.copied_rows,
             is_ours,
@@ -201,7 +204,7 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
     )?;
     for column in &table.columns {
         connection.execute(
-            "INSERT INTO _rhei.columns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO _rhei.columns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 table.oid,
                 column.attnum,
@@ -211,7 +214,8 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
                 column.not_null,
                 column.key_position,
                 column.target_name,
-                column.target_type,
+                column.mapping.target_type,
+                serde_json::to_string(&column.mapping).map_err(|error| corrupt(error.to_string()))?,
             ],
         )?;
     }
@@ -225,6 +229,47 @@ pub(super) fn is_ours(connection: &Connection, target: &QualifiedName) -> Result
         params![target.schema, target.name],
         |row| row.get(0),
     )?)
+}
+
+/// A table that takes another shape: its row and columns anew, in the state that it is in.
+pub(super) fn put_shape(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
+    let copied_rows: u64 = connection.query_row(
+        "SELECT coalesce(max(copied_rows), 0) FROM _rhei.tables WHERE oid = ?",
+        params![spec.oid],
+        |row| row.get(0),
+    )?;
+    put_table(connection, &StoredTable { copied_rows, ..StoredTable::of(spec, TableState::Live) })
+}
+
+/// Forgets other tables of this name, which are only kept: their copy is replaced or dropped. Returns whether there were
+/// any.
+pub(super) fn give_way(connection: &Connection, target: &QualifiedName, oid: u32) -> Result<bool, TargetError> {
+    let others =
+        "SELECT oid FROM _rhei.tables WHERE state = 'dropped' AND oid <> ? AND target_schema = ? AND target_name = ?";
+    let given = params![oid, target.schema, target.name];
+    connection.execute(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({others})"), given)?;
+    Ok(connection.execute(&format!("DELETE FROM _rhei.tables WHERE oid IN ({others})"), given)? > 0)
+}
+
+/// Whether the target has a table of this name.
+pub(super) fn table_exists(connection: &Connection, name: &QualifiedName) -> Result<bool, TargetError> {
+    Ok(connection.query_row(
+        "SELECT count(*) > 0 FROM duckdb_tables() WHERE database_name = current_database() \
+         AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?)",
+        params![name.schema, name.name],
+        |row| row.get(0),
+    )?)
+}
+
+/// Remembers that the table in the target was put there by rhei.
+pub(super) fn set_ours(connection: &Connection, oid: u32) -> Result<(), TargetError> {
+    connection.execute_batch("CREATE OR REPLACE TEMP TABLE _rhei_moved AS SELECT * FROM _rhei.tables LIMIT 0")?;
+    connection.execute("INSERT INTO _rhei_moved SELECT * FROM _rhei.tables WHERE oid = ?", params![oid])?;
+    connection.execute("DELETE FROM _rhei.tables WHERE oid = ?", params![oid])?;
+    connection.execute_batch(
+        "INSERT INTO _rhei.tables SELECT * REPLACE (true AS is_ours) FROM _rhei_moved; DROP TABLE _rhei_moved;",
+    )?;
+    Ok(())
 }
 
 /// Moves a table to another state. Rows of `_rhei.tables` are few and rarely change, so DELETE and INSERT it is here

@@ -1,25 +1,21 @@
 //! One Postgres type = one row of the mapping + one decoder.
 //!
 //! [`map_column`] decides, from the catalog's description of a type and an optional override, how a column is
-//! staged (Arrow), stored (DuckDB) and decoded (text from the stream, binary from COPY). [`ColumnBuilder`] decodes
-//! one column; both formats give the same cell. What has no decoder of its own is kept as the text that the server
-//! prints, which loses nothing.
+//! staged (Arrow), stored (DuckDB) and decoded (text from the stream, binary from COPY). `builder` decodes one column;
+//! both formats give the same cell. What has no decoder of its own is kept as the text that the server prints, which
+//! loses nothing.
 
+mod builder;
 pub mod datetime;
 pub mod numeric;
 mod text;
 
 use std::{collections::HashMap, sync::Arc};
 
-use arrow::{
-    array::{
-        Array, ArrayRef, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder,
-        Float32Builder, Float64Builder, Int16Builder, Int32Builder, Int64Builder, ListArray, StringBuilder,
-        StructArray, Time64MicrosecondBuilder, TimestampMicrosecondBuilder, UInt32Builder, UInt64Builder,
-    },
-    buffer::{NullBuffer, OffsetBuffer},
-    datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit},
-};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+use serde::{Deserialize, Serialize};
+
+pub use builder::ColumnBuilder;
 
 /// `pg_type`, as far as a value's text and binary form depend on it.
 #[derive(Debug, Clone)]
@@ -41,6 +37,19 @@ pub struct TypeInfo {
     pub base_typmod: i32,
     /// `typndims` of a domain over an array, else 0.
     pub base_ndims: i32,
+    /// `rngsubtype` of a range, else 0.
+    pub range_of: u32,
+    /// Attributes of a composite, in order.
+    pub fields: Vec<FieldInfo>,
+}
+
+/// One attribute of a composite type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldInfo {
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+    pub ndims: i32,
 }
 
 /// The types that the published columns use, and all that those are made of.
@@ -71,16 +80,20 @@ pub struct MappingError {
     pub possible: String,
 }
 
-/// How a value is decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How a value is decoded. Stored in `_rhei.columns`, so that a copy is read as it was written even when the type
+/// is gone at the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Kind {
     Bool,
     Int2,
     Int4,
     Int8,
     /// oid, xid, cid.
+    #[serde(rename = "uint4")]
     UInt4,
     /// xid8.
+    #[serde(rename = "uint8")]
     UInt8,
     Float4,
     Float8,
@@ -108,14 +121,28 @@ enum Kind {
     Jsonb,
     /// What only the type's output function can print.
     Printed,
+    /// Printed, then cast by DuckDB from this type: VARIANT and TIMETZ have no Arrow form.
+    Cast {
+        from: String,
+    },
     List {
         element: Box<Mapping>,
         delimiter: u8,
     },
+    /// A composite as STRUCT, on request.
+    Struct {
+        fields: Vec<(String, Mapping)>,
+    },
+    /// A range as STRUCT, on request.
+    Range {
+        bound: Box<Mapping>,
+    },
+    /// hstore as MAP, on request.
+    Hstore,
 }
 
 /// How one column is staged, stored and decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// The column's type in DuckDB, as it is written in CREATE TABLE.
     pub target_type: String,
@@ -129,7 +156,7 @@ pub enum ValueError {
     #[error("\"{shown}\" is not a value of {expected}")]
     Malformed { expected: &'static str, shown: String },
     #[error(
-        "{what} cannot be stored as {target_type}\nhint: set type = \"VARCHAR\" for this column in its [tables.\"..\".columns] section"
+        "{what} cannot be stored as {target_type}\nhint: set type = \"VARCHAR\" for this column in its [tables.\"..\".columns] section, or [sync] on_unrepresentable = \"null\""
     )]
     NotRepresentable { what: String, target_type: String },
     #[error("a value is not valid UTF-8")]
@@ -141,6 +168,16 @@ impl ValueError {
         const SHOWN: usize = 40;
         let shown = String::from_utf8_lossy(bytes.get(..SHOWN).unwrap_or(bytes)).into_owned();
         Self::Malformed { expected, shown }
+    }
+
+    /// On one line, with the row it is of.
+    pub fn at(&self, row: &str) -> String {
+        format!("{}{row}", self.to_string().lines().next().unwrap_or_default())
+    }
+
+    /// A legal value that the target's type has no room for: what `[sync] on_unrepresentable` is about.
+    pub fn is_unrepresentable(&self) -> bool {
+        matches!(self, Self::NotRepresentable { .. })
     }
 }
 
@@ -164,33 +201,86 @@ pub fn map_column(column: &ColumnType<'_>, catalog: &TypeCatalog) -> Result<Mapp
     if folded == natural.target_type {
         return Ok(natural);
     }
+    let (chosen, possible) = on_request(&folded, oid, &natural, catalog);
+    chosen.ok_or_else(|| {
+        let named = catalog.types.get(&column.type_oid).map(|info| info.name.clone());
+        MappingError {
+            from: named.unwrap_or_else(|| format!("with oid {oid}")),
+            wanted: wanted.to_owned(),
+            possible: possible.join(", "),
+        }
+    })
+}
+
+/// The mapping that an override asks for, and all that could be asked for.
+fn on_request(wanted: &str, oid: u32, natural: &Mapping, catalog: &TypeCatalog) -> (Option<Mapping>, Vec<String>) {
     let as_text = match natural.kind {
-        Kind::Text | Kind::Printed => natural.kind.clone(),
         // Both forms of json are text on the stream; the binary form of jsonb is not.
-        Kind::Jsonb => Kind::Jsonb,
+        Kind::Text | Kind::Printed | Kind::Jsonb => natural.kind.clone(),
         _ => Kind::Printed,
     };
-    match (folded.as_str(), oid) {
-        ("VARCHAR" | "TEXT", _) => Ok(mapping("VARCHAR", as_text)),
-        ("DOUBLE", NUMERIC) => Ok(mapping("DOUBLE", Kind::NumericDouble)),
-        (_, NUMERIC) if decimal_type(&folded).is_some() => {
-            let (precision, scale) = decimal_type(&folded).unwrap_or_default();
-            Ok(mapping(format!("DECIMAL({precision},{scale})"), Kind::Decimal { precision, scale }))
-        }
-        _ => {
-            let possible = if oid == NUMERIC {
-                "VARCHAR, DOUBLE and DECIMAL(p,s)".to_owned()
-            } else {
-                format!("{} and VARCHAR", natural.target_type)
-            };
-            let from =
-                catalog.types.get(&column.type_oid).map_or_else(|| format!("with oid {oid}"), |info| info.name.clone());
-            Err(MappingError { from, wanted: wanted.to_owned(), possible })
-        }
+    let mut possible = vec![natural.target_type.clone()];
+    if natural.target_type != "VARCHAR" {
+        possible.push("VARCHAR".to_owned());
     }
+    if matches!(wanted, "VARCHAR" | "TEXT") {
+        return (Some(mapping("VARCHAR", as_text)), possible);
+    }
+    let info = catalog.types.get(&oid);
+    let richer: Option<(&str, Mapping)> = match (oid, info) {
+        (NUMERIC, _) => {
+            possible.push("DECIMAL(p,s)".to_owned());
+            if let Some((precision, scale)) = decimal_type(wanted) {
+                let decimal = mapping(format!("DECIMAL({precision},{scale})"), Kind::Decimal { precision, scale });
+                return (Some(decimal), possible);
+            }
+            Some(("DOUBLE", mapping("DOUBLE", Kind::NumericDouble)))
+        }
+        (JSON | JSONB, _) => Some(("VARIANT", mapping("VARIANT", Kind::Cast { from: "JSON".to_owned() }))),
+        (TIMETZ, _) => Some(("TIMETZ", mapping("TIME WITH TIME ZONE", Kind::Cast { from: "VARCHAR".to_owned() }))),
+        (_, Some(info)) if info.kind == b'c' && !info.fields.is_empty() => {
+            let fields: Vec<(String, Mapping)> = info
+                .fields
+                .iter()
+                .map(|field| (field.name.clone(), inner(field.type_oid, field.typmod, field.ndims, catalog)))
+                .collect();
+            let list = fields.iter().map(|(name, field)| format!("{} {}", quoted(name), field.target_type));
+            let target_type = format!("STRUCT({})", list.collect::<Vec<_>>().join(", "));
+            Some(("STRUCT", mapping(target_type, Kind::Struct { fields })))
+        }
+        (_, Some(info)) if info.kind == b'r' && info.range_of != 0 => {
+            let bound = inner(info.range_of, -1, 0, catalog);
+            let of = &bound.target_type;
+            let target_type = format!(
+                "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive BOOLEAN, is_empty BOOLEAN)"
+            );
+            Some(("STRUCT", mapping(target_type, Kind::Range { bound: Box::new(bound) })))
+        }
+        (_, Some(info)) if info.name == "hstore" => Some(("MAP", mapping("MAP(VARCHAR, VARCHAR)", Kind::Hstore))),
+        _ => None,
+    };
+    let chosen = richer.and_then(|(word, richer)| {
+        possible.push(word.to_owned());
+        (word == wanted || richer.target_type.to_uppercase() == wanted).then_some(richer)
+    });
+    (chosen, possible)
+}
+
+/// The natural mapping of what a type is made of.
+fn inner(type_oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog) -> Mapping {
+    let column = ColumnType { type_oid, typmod, ndims, override_type: None };
+    // Without an override there is nothing to refuse.
+    map_column(&column, catalog).unwrap_or_else(|_| mapping("VARCHAR", Kind::Printed))
 }
 
 const NUMERIC: u32 = 1700;
+const JSON: u32 = 114;
+const JSONB: u32 = 3802;
+const TIMETZ: u32 = 1266;
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
 
 fn decimal_type(text: &str) -> Option<(u8, i8)> {
     let inner = text.strip_prefix("DECIMAL(")?.strip_suffix(')')?;
@@ -228,19 +318,18 @@ fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog) -> Mapping 
         1186 => mapping("INTERVAL", Kind::Interval),
         2950 => mapping("UUID", Kind::Uuid),
         17 => mapping("BLOB", Kind::Bytes),
-        // text, varchar, bpchar (padding kept), name, xml, unknown.
-        25 | 1043 | 1042 | 19 | 142 | 705 => mapping("VARCHAR", Kind::Text),
+        // text, varchar, bpchar (padding kept), name, unknown. Not xml: its binary form adds an encoding.
+        25 | 1043 | 1042 | 19 | 705 => mapping("VARCHAR", Kind::Text),
         // int2vector and oidvector are arrays to the catalog, but print without braces.
         22 | 30 => mapping("VARCHAR", Kind::Printed),
-        114 => mapping("JSON", Kind::Text),
-        3802 => mapping("JSON", Kind::Jsonb),
+        JSON => mapping("JSON", Kind::Text),
+        JSONB => mapping("JSON", Kind::Jsonb),
         _ => match catalog.types.get(&oid) {
             // Labels are sent as they are.
             Some(info) if info.kind == b'e' => mapping("VARCHAR", Kind::Text),
             Some(info) if info.element_oid != 0 => {
-                let element = ColumnType { type_oid: info.element_oid, typmod, ndims: 0, override_type: None };
                 let delimiter = catalog.types.get(&info.element_oid).map_or(b',', |element| element.delimiter);
-                let mut list = map_column(&element, catalog).unwrap_or_else(|_| mapping("VARCHAR", Kind::Printed));
+                let mut list = inner(info.element_oid, typmod, 0, catalog);
                 for _ in 0..ndims.clamp(1, 6) {
                     list =
                         mapping(format!("{}[]", list.target_type), Kind::List { element: Box::new(list), delimiter });
@@ -275,8 +364,11 @@ impl Mapping {
             Kind::Interval => DataType::Struct(interval_fields()),
             Kind::Uuid => DataType::FixedSizeBinary(16),
             Kind::Bytes => DataType::Binary,
-            Kind::Text | Kind::Jsonb | Kind::Printed => DataType::Utf8,
+            Kind::Text | Kind::Jsonb | Kind::Printed | Kind::Cast { .. } => DataType::Utf8,
             Kind::List { element, .. } => DataType::List(Arc::new(element.field("item"))),
+            Kind::Struct { fields } => DataType::Struct(fields.iter().map(|(name, field)| field.field(name)).collect()),
+            Kind::Range { bound } => DataType::Struct(range_fields(bound)),
+            Kind::Hstore => DataType::List(Arc::new(Field::new("item", DataType::Struct(entry_fields()), true))),
         }
     }
 
@@ -292,42 +384,88 @@ impl Mapping {
         }
     }
 
-    fn holds_interval(&self) -> bool {
+    /// Whether a staged value is the target's value as it is.
+    pub fn is_staged_as_it_is(&self) -> bool {
         match &self.kind {
-            Kind::Interval => true,
-            Kind::List { element, .. } => element.holds_interval(),
-            _ => false,
+            Kind::Interval | Kind::Cast { .. } | Kind::Hstore => false,
+            Kind::List { element, .. } | Kind::Range { bound: element } => element.is_staged_as_it_is(),
+            Kind::Struct { fields } => fields.iter().all(|(_, field)| field.is_staged_as_it_is()),
+            _ => true,
         }
     }
 
-    /// Type of a staging column. Only intervals differ from the target: as Arrow intervals, NULLs would arrive as zero
+    /// Type of a staging column. Intervals differ from the target: as Arrow intervals, NULLs would arrive as zero
     /// (trap 77).
     pub fn stage_type(&self) -> String {
         match &self.kind {
             Kind::Interval => "STRUCT(months INTEGER, days INTEGER, micros BIGINT)".to_owned(),
-            Kind::List { element, .. } if element.holds_interval() => format!("{}[]", element.stage_type()),
+            Kind::Cast { from } => from.clone(),
+            Kind::Hstore => "STRUCT(key VARCHAR, value VARCHAR)[]".to_owned(),
+            _ if self.is_staged_as_it_is() => self.target_type.clone(),
+            Kind::List { element, .. } => format!("{}[]", element.stage_type()),
+            Kind::Range { bound } => {
+                let of = bound.stage_type();
+                format!(
+                    "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive BOOLEAN, is_empty BOOLEAN)"
+                )
+            }
+            Kind::Struct { fields } => {
+                let list = fields.iter().map(|(name, field)| format!("{} {}", quoted(name), field.stage_type()));
+                format!("STRUCT({})", list.collect::<Vec<_>>().join(", "))
+            }
             _ => self.target_type.clone(),
         }
     }
 
     /// SQL that turns a staging column into the target's type.
     pub fn stage_expr(&self, column: &str) -> String {
+        let part = |name: &str| format!("struct_extract({column}, '{}')", name.replace('\'', "''"));
+        let packed = |parts: Vec<String>| {
+            format!("CASE WHEN {column} IS NULL THEN NULL ELSE struct_pack({}) END", parts.join(", "))
+        };
         match &self.kind {
+            _ if self.is_staged_as_it_is() => column.to_owned(),
             // `months` is never NULL inside a value.
             Kind::Interval => format!(
                 "CASE WHEN {column}.months IS NULL THEN NULL ELSE to_months({column}.months) + to_days({column}.days) + \
                  to_microseconds({column}.micros) END"
             ),
-            Kind::List { element, .. } if element.holds_interval() => {
-                format!("list_transform({column}, lambda e: {})", element.stage_expr("e"))
+            Kind::Cast { .. } => format!("CAST({column} AS {})", self.target_type),
+            Kind::Hstore => format!("map_from_entries({column})"),
+            Kind::List { element, .. } => {
+                // Nested lists need a name of their own each.
+                let item = format!("e{}", self.target_type.matches("[]").count());
+                format!("list_transform({column}, lambda {item}: {})", element.stage_expr(&item))
             }
+            Kind::Struct { fields } => packed(
+                fields
+                    .iter()
+                    .map(|(name, field)| format!("{} := {}", quoted(name), field.stage_expr(&part(name))))
+                    .collect(),
+            ),
+            Kind::Range { bound } => packed(
+                ["lower", "upper"]
+                    .iter()
+                    .map(|name| format!("{} := {}", quoted(name), bound.stage_expr(&part(name))))
+                    .chain(RANGE_FLAGS.iter().map(|name| format!("{name} := {}", part(name))))
+                    .collect(),
+            ),
             _ => column.to_owned(),
         }
     }
 
     /// Whether COPY BINARY's form of the type is decoded here.
     pub fn has_binary(&self) -> bool {
-        !matches!(self.kind, Kind::Printed | Kind::List { .. } | Kind::NumericDouble)
+        !matches!(
+            self.kind,
+            Kind::Printed
+                | Kind::List { .. }
+                | Kind::NumericDouble
+                | Kind::Cast { .. }
+                | Kind::Struct { .. }
+                | Kind::Range { .. }
+                | Kind::Hstore
+        )
     }
 
     /// What COPY selects. Where only the output function can print the type, its text: `format('%s')` calls it, a cast
@@ -340,6 +478,46 @@ impl Mapping {
             format!("CASE WHEN {column} IS NOT DISTINCT FROM NULL THEN NULL ELSE pg_catalog.format('%s', {column}) END")
         }
     }
+
+    /// Whether DuckDB turns every stored value of this mapping into what `other` would have stored, when the source
+    /// changed the column's type without rewriting the table: `ALTER COLUMN TYPE` is exact then.
+    pub fn converts_to(&self, other: &Self) -> bool {
+        if self == other {
+            return true;
+        }
+        match (&self.kind, &other.kind) {
+            (Kind::Decimal { scale: from, precision: narrow }, Kind::Decimal { scale: to, precision: wide }) => {
+                from == to && narrow <= wide
+            }
+            // Both print all places of the scale.
+            (Kind::Decimal { .. }, Kind::Printed) => true,
+            // Without a rewrite only under TimeZone = UTC, where both are one instant.
+            (Kind::Timestamp { with_zone: false }, Kind::Timestamp { with_zone: true }) => true,
+            (Kind::List { element: from, delimiter: a }, Kind::List { element: to, delimiter: b }) => {
+                a == b && from.converts_to(to)
+            }
+            _ => self.is_text() && other.is_text() && self.target_type == other.target_type,
+        }
+    }
+
+    /// Whether every value has one exact counterpart in `other`, were the source's table rewritten by a plain cast:
+    /// what `[sync] trust_widening` is about.
+    pub fn widens_to(&self, other: &Self) -> bool {
+        let rank = |kind: &Kind| match kind {
+            Kind::Int2 => Some(1),
+            Kind::Int4 => Some(2),
+            Kind::Int8 => Some(3),
+            _ => None,
+        };
+        match (rank(&self.kind), rank(&other.kind)) {
+            (Some(from), Some(to)) => from <= to,
+            _ => matches!((&self.kind, &other.kind), (Kind::Float4, Kind::Float8)) || self.converts_to(other),
+        }
+    }
+
+    fn is_text(&self) -> bool {
+        matches!(self.kind, Kind::Text | Kind::Printed)
+    }
 }
 
 fn interval_fields() -> Fields {
@@ -350,290 +528,18 @@ fn interval_fields() -> Fields {
     ])
 }
 
+const RANGE_FLAGS: [&str; 3] = ["lower_inclusive", "upper_inclusive", "is_empty"];
+
+fn range_fields(bound: &Mapping) -> Fields {
+    let flags = RANGE_FLAGS.iter().map(|name| Field::new(*name, DataType::Boolean, true));
+    [bound.field("lower"), bound.field("upper")].into_iter().chain(flags).collect()
+}
+
+fn entry_fields() -> Fields {
+    Fields::from(vec![Field::new("key", DataType::Utf8, true), Field::new("value", DataType::Utf8, true)])
+}
+
 /// The Arrow schema of a table's columns.
 pub fn schema_of<'a>(columns: impl Iterator<Item = (&'a str, &'a Mapping)>) -> SchemaRef {
     Arc::new(Schema::new(columns.map(|(name, mapping)| mapping.field(name)).collect::<Vec<_>>()))
-}
-
-/// Decodes the values of one column into one Arrow array.
-#[derive(Debug)]
-pub struct ColumnBuilder {
-    target_type: String,
-    kind: Kind,
-    values: Values,
-}
-
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one per column, and it stays where it is")]
-enum Values {
-    Bool(BooleanBuilder),
-    Int2(Int16Builder),
-    Int4(Int32Builder),
-    Int8(Int64Builder),
-    UInt4(UInt32Builder),
-    UInt8(UInt64Builder),
-    Float4(Float32Builder),
-    Float8(Float64Builder),
-    Decimal(Decimal128Builder),
-    Date(Date32Builder),
-    Timestamp(TimestampMicrosecondBuilder),
-    Time(Time64MicrosecondBuilder),
-    Interval { months: Int32Builder, days: Int32Builder, micros: Int64Builder, valid: Vec<bool> },
-    Fixed(FixedSizeBinaryBuilder),
-    Bytes(BinaryBuilder),
-    Text(StringBuilder),
-    List { field: Arc<Field>, ends: Vec<i32>, valid: Vec<bool>, element: Box<ColumnBuilder> },
-}
-
-impl ColumnBuilder {
-    /// For about `capacity` values.
-    pub fn new(mapping: &Mapping, capacity: usize) -> Self {
-        let values = match &mapping.kind {
-            Kind::Bool => Values::Bool(BooleanBuilder::with_capacity(capacity)),
-            Kind::Int2 => Values::Int2(Int16Builder::with_capacity(capacity)),
-            Kind::Int4 => Values::Int4(Int32Builder::with_capacity(capacity)),
-            Kind::Int8 => Values::Int8(Int64Builder::with_capacity(capacity)),
-            Kind::UInt4 => Values::UInt4(UInt32Builder::with_capacity(capacity)),
-            Kind::UInt8 => Values::UInt8(UInt64Builder::with_capacity(capacity)),
-            Kind::Float4 => Values::Float4(Float32Builder::with_capacity(capacity)),
-            Kind::Float8 | Kind::NumericDouble => Values::Float8(Float64Builder::with_capacity(capacity)),
-            Kind::Decimal { .. } | Kind::Money { .. } => {
-                Values::Decimal(Decimal128Builder::with_capacity(capacity).with_data_type(mapping.arrow_type()))
-            }
-            Kind::Date => Values::Date(Date32Builder::with_capacity(capacity)),
-            Kind::Timestamp { .. } => Values::Timestamp(
-                TimestampMicrosecondBuilder::with_capacity(capacity).with_data_type(mapping.arrow_type()),
-            ),
-            Kind::Time => Values::Time(Time64MicrosecondBuilder::with_capacity(capacity)),
-            Kind::Interval => Values::Interval {
-                months: Int32Builder::with_capacity(capacity),
-                days: Int32Builder::with_capacity(capacity),
-                micros: Int64Builder::with_capacity(capacity),
-                valid: Vec::with_capacity(capacity),
-            },
-            Kind::Uuid => Values::Fixed(FixedSizeBinaryBuilder::with_capacity(capacity, 16)),
-            Kind::Bytes => Values::Bytes(BinaryBuilder::with_capacity(capacity, capacity * 16)),
-            Kind::Text | Kind::Jsonb | Kind::Printed => {
-                Values::Text(StringBuilder::with_capacity(capacity, capacity * 16))
-            }
-            Kind::List { element, .. } => Values::List {
-                field: Arc::new(element.field("item")),
-                ends: Vec::with_capacity(capacity),
-                valid: Vec::with_capacity(capacity),
-                element: Box::new(ColumnBuilder::new(element, capacity)),
-            },
-        };
-        Self { target_type: mapping.target_type.clone(), kind: mapping.kind.clone(), values }
-    }
-
-    pub fn push_null(&mut self) {
-        match &mut self.values {
-            Values::Bool(builder) => builder.append_null(),
-            Values::Int2(builder) => builder.append_null(),
-            Values::Int4(builder) => builder.append_null(),
-            Values::Int8(builder) => builder.append_null(),
-            Values::UInt4(builder) => builder.append_null(),
-            Values::UInt8(builder) => builder.append_null(),
-            Values::Float4(builder) => builder.append_null(),
-            Values::Float8(builder) => builder.append_null(),
-            Values::Decimal(builder) => builder.append_null(),
-            Values::Date(builder) => builder.append_null(),
-            Values::Timestamp(builder) => builder.append_null(),
-            Values::Time(builder) => builder.append_null(),
-            Values::Interval { months, days, micros, valid } => {
-                months.append_null();
-                days.append_null();
-                micros.append_null();
-                valid.push(false);
-            }
-            Values::Fixed(builder) => builder.append_null(),
-            Values::Bytes(builder) => builder.append_null(),
-            Values::Text(builder) => builder.append_null(),
-            Values::List { ends, valid, element, .. } => {
-                ends.push(i32::try_from(element.len()).unwrap_or(i32::MAX));
-                valid.push(false);
-            }
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        use arrow::array::ArrayBuilder;
-        match &self.values {
-            Values::Bool(builder) => builder.len(),
-            Values::Int2(builder) => builder.len(),
-            Values::Int4(builder) => builder.len(),
-            Values::Int8(builder) => builder.len(),
-            Values::UInt4(builder) => builder.len(),
-            Values::UInt8(builder) => builder.len(),
-            Values::Float4(builder) => builder.len(),
-            Values::Float8(builder) => builder.len(),
-            Values::Decimal(builder) => builder.len(),
-            Values::Date(builder) => builder.len(),
-            Values::Timestamp(builder) => builder.len(),
-            Values::Time(builder) => builder.len(),
-            Values::Interval { valid, .. } | Values::List { valid, .. } => valid.len(),
-            Values::Fixed(builder) => builder.len(),
-            Values::Bytes(builder) => builder.len(),
-            Values::Text(builder) => builder.len(),
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Appends a value in the server's text form.
-    ///
-    /// # Errors
-    /// It is no such value, or the target's type cannot hold it. Nothing was appended.
-    pub fn push_text(&mut self, value: Option<&[u8]>) -> Result<(), ValueError> {
-        let Some(value) = value else {
-            self.push_null();
-            return Ok(());
-        };
-        let (kind, target_type) = (&self.kind, self.target_type.as_str());
-        match &mut self.values {
-            Values::Bool(builder) => builder.append_value(match value {
-                b"t" => true,
-                b"f" => false,
-                _ => return Err(ValueError::malformed("boolean", value)),
-            }),
-            Values::Int2(builder) => builder.append_value(text::number(value, "smallint")?),
-            Values::Int4(builder) => builder.append_value(text::number(value, "integer")?),
-            Values::Int8(builder) => builder.append_value(text::number(value, "bigint")?),
-            Values::UInt4(builder) => builder.append_value(text::number(value, "oid")?),
-            Values::UInt8(builder) => builder.append_value(text::number(value, "xid8")?),
-            Values::Float4(builder) => builder.append_value(text::number(value, "real")?),
-            Values::Float8(builder) => builder.append_value(text::number(value, "double precision")?),
-            Values::Decimal(builder) => builder.append_value(match kind {
-                Kind::Decimal { precision, scale } => numeric::from_text(value, *precision, *scale, target_type)?,
-                _ => numeric::money_from_text(value, scale_of(kind))?,
-            }),
-            Values::Date(builder) => builder.append_value(datetime::date(value, target_type)?),
-            Values::Timestamp(builder) => builder.append_value(datetime::timestamp(value, target_type)?),
-            Values::Time(builder) => builder.append_value(datetime::time(value)?),
-            Values::Interval { months, days, micros, valid } => {
-                let interval = datetime::interval(value)?;
-                months.append_value(interval.months);
-                days.append_value(interval.days);
-                micros.append_value(interval.micros);
-                valid.push(true);
-            }
-            Values::Fixed(builder) => {
-                let uuid = text::uuid(value)?;
-                builder.append_value(uuid).map_err(|_| ValueError::malformed("uuid", value))?;
-            }
-            Values::Bytes(builder) => builder.append_value(text::bytea(value)?),
-            Values::Text(builder) => builder.append_value(std::str::from_utf8(value).map_err(|_| ValueError::NotUtf8)?),
-            Values::List { ends, valid, element, .. } => {
-                let Kind::List { delimiter, .. } = kind else { return Err(ValueError::malformed("array", value)) };
-                text::array(value, *delimiter, element, target_type)?;
-                ends.push(i32::try_from(element.len()).map_err(|_| ValueError::malformed("array", value))?);
-                valid.push(true);
-            }
-        }
-        Ok(())
-    }
-
-    /// Appends a field of COPY BINARY; text for those that [`Mapping::copy_select`] had printed.
-    ///
-    /// # Errors
-    /// As [`Self::push_text`].
-    pub fn push_binary(&mut self, value: Option<&[u8]>) -> Result<(), ValueError> {
-        let Some(value) = value else {
-            self.push_null();
-            return Ok(());
-        };
-        fn fixed<const N: usize>(value: &[u8], expected: &'static str) -> Result<[u8; N], ValueError> {
-            value.try_into().map_err(|_| ValueError::malformed(expected, value))
-        }
-        let (kind, target_type) = (&self.kind, self.target_type.as_str());
-        match (&mut self.values, kind) {
-            (_, Kind::List { .. } | Kind::NumericDouble | Kind::Printed | Kind::Text) => {
-                return self.push_text(Some(value));
-            }
-            (Values::Bool(builder), _) => builder.append_value(fixed::<1>(value, "boolean")? != [0]),
-            (Values::Int2(builder), _) => builder.append_value(i16::from_be_bytes(fixed(value, "smallint")?)),
-            (Values::Int4(builder), _) => builder.append_value(i32::from_be_bytes(fixed(value, "integer")?)),
-            (Values::Int8(builder), _) => builder.append_value(i64::from_be_bytes(fixed(value, "bigint")?)),
-            (Values::UInt4(builder), _) => builder.append_value(u32::from_be_bytes(fixed(value, "oid")?)),
-            (Values::UInt8(builder), _) => builder.append_value(u64::from_be_bytes(fixed(value, "xid8")?)),
-            (Values::Float4(builder), _) => builder.append_value(f32::from_be_bytes(fixed(value, "real")?)),
-            (Values::Float8(builder), _) => builder.append_value(f64::from_be_bytes(fixed(value, "double precision")?)),
-            (Values::Decimal(builder), Kind::Decimal { precision, scale }) => {
-                builder.append_value(numeric::from_binary(value, *precision, *scale, target_type)?);
-            }
-            (Values::Decimal(builder), _) => {
-                builder.append_value(i128::from(i64::from_be_bytes(fixed(value, "money")?)));
-            }
-            (Values::Date(builder), _) => {
-                builder.append_value(datetime::date_from_days(i32::from_be_bytes(fixed(value, "date")?), target_type)?);
-            }
-            (Values::Timestamp(builder), _) => builder.append_value(datetime::timestamp_from_micros(
-                i64::from_be_bytes(fixed(value, "timestamp")?),
-                target_type,
-            )?),
-            (Values::Time(builder), _) => builder.append_value(i64::from_be_bytes(fixed(value, "time")?)),
-            (Values::Interval { months, days, micros, valid }, _) => {
-                let interval = datetime::interval_from_binary(&fixed(value, "interval")?, target_type)?;
-                months.append_value(interval.months);
-                days.append_value(interval.days);
-                micros.append_value(interval.micros);
-                valid.push(true);
-            }
-            (Values::Fixed(builder), _) => {
-                builder.append_value(fixed::<16>(value, "uuid")?).map_err(|_| ValueError::malformed("uuid", value))?;
-            }
-            (Values::Bytes(builder), _) => builder.append_value(value),
-            (Values::Text(builder), _) => {
-                // jsonb: one version byte, then text.
-                let Some((1, text)) = value.split_first() else { return Err(ValueError::malformed("jsonb", value)) };
-                builder.append_value(std::str::from_utf8(text).map_err(|_| ValueError::NotUtf8)?);
-            }
-            (Values::List { .. }, _) => return Err(ValueError::malformed("array", value)),
-        }
-        Ok(())
-    }
-
-    /// The array of what was appended; begins anew.
-    pub fn finish(&mut self) -> ArrayRef {
-        match &mut self.values {
-            Values::Bool(builder) => Arc::new(builder.finish()),
-            Values::Int2(builder) => Arc::new(builder.finish()),
-            Values::Int4(builder) => Arc::new(builder.finish()),
-            Values::Int8(builder) => Arc::new(builder.finish()),
-            Values::UInt4(builder) => Arc::new(builder.finish()),
-            Values::UInt8(builder) => Arc::new(builder.finish()),
-            Values::Float4(builder) => Arc::new(builder.finish()),
-            Values::Float8(builder) => Arc::new(builder.finish()),
-            Values::Decimal(builder) => Arc::new(builder.finish()),
-            Values::Date(builder) => Arc::new(builder.finish()),
-            Values::Timestamp(builder) => Arc::new(builder.finish()),
-            Values::Time(builder) => Arc::new(builder.finish()),
-            Values::Interval { months, days, micros, valid } => {
-                let nulls = NullBuffer::from(std::mem::take(valid));
-                let columns: Vec<ArrayRef> =
-                    vec![Arc::new(months.finish()), Arc::new(days.finish()), Arc::new(micros.finish())];
-                Arc::new(StructArray::new(interval_fields(), columns, Some(nulls)))
-            }
-            Values::Fixed(builder) => Arc::new(builder.finish()),
-            Values::Bytes(builder) => Arc::new(builder.finish()),
-            Values::Text(builder) => Arc::new(builder.finish()),
-            Values::List { field, ends, valid, element } => {
-                let offsets: Vec<i32> = std::iter::once(0).chain(std::mem::take(ends)).collect();
-                let nulls = NullBuffer::from(std::mem::take(valid));
-                let items = element.finish();
-                // Ends only grow, and the last is the number of items.
-                debug_assert_eq!(offsets.last().copied(), i32::try_from(items.len()).ok());
-                Arc::new(ListArray::new(Arc::clone(field), OffsetBuffer::new(offsets.into()), items, Some(nulls)))
-            }
-        }
-    }
-}
-
-fn scale_of(kind: &Kind) -> i8 {
-    match kind {
-        Kind::Money { scale } | Kind::Decimal { scale, .. } => *scale,
-        _ => 0,
-    }
 }

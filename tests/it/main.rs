@@ -6,9 +6,11 @@
 mod bed;
 mod bed_works;
 mod connections;
+mod every_value;
 mod following;
 mod lifecycle;
 mod pgbench_runs;
+mod random_history;
 mod recorded;
 mod refusals;
 mod rows;

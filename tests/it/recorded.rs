@@ -11,11 +11,11 @@ use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
     source::{
-        BatchLimits, CdcConsumer,
+        BatchLimits, CdcConsumer, Delivery,
         pgoutput::{Message, OldTuple},
         recorded::{RecordedConsumer, split},
     },
-    target::{DuckDb, OlapEngine, Phase, Pipeline, TableState, duckdb::TargetOptions},
+    target::{DuckDb, OlapEngine, Phase, Pipeline, StoredTable, TableState, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
@@ -150,6 +150,8 @@ fn spec(oid: u32, name: &str, identity: ReplicaIdentity, key: Key, columns: &[(&
         key,
         columns: columns.iter().enumerate().map(column).collect(),
         excluded: Vec::new(),
+        fingerprint: String::new(),
+        null_unrepresentable: false,
         copy_lsn: Lsn::ZERO,
     })
 }
@@ -193,8 +195,7 @@ async fn replayed(max_rows: u64) -> Vec<Vec<Option<String>>> {
     let options = TargetOptions { path: path.clone(), ..TargetOptions::default() };
     let specs = tables(&recording);
     let mut target = DuckDb::open(&options).unwrap();
-    let stored: Vec<_> =
-        specs.iter().map(|spec| rhei::engine::tables::to_stored(spec, TableState::Pending, 0)).collect();
+    let stored: Vec<_> = specs.iter().map(|spec| StoredTable::of(spec, TableState::Pending)).collect();
     target.put_state(&pipeline(Lsn(1)), &stored).unwrap();
     let all: Vec<&TableSpec> = specs.iter().map(Arc::as_ref).collect();
     target.start_copy(&all).unwrap();
@@ -211,7 +212,7 @@ async fn replayed(max_rows: u64) -> Vec<Vec<Option<String>>> {
             stop_at: None,
             hurry: false,
         };
-        let Some(batch) = consumer.next_batch(&limits).await.unwrap() else { break };
+        let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else { break };
         assert!(batch.failed.is_empty(), "{:?}", batch.failed);
         let checkpoint = Checkpoint { lsn: batch.end_lsn, commit_time_us: batch.commit_time_us };
         consumer.acknowledge(target.apply(&batch, &checkpoint).unwrap().durable);

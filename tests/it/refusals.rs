@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use crate::{
-    bed::{Cluster, ClusterOptions, Db, Rhei, oracle::query_copy, temp_dir},
+    bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir},
     following::Following,
 };
 
@@ -229,23 +229,4 @@ fn a_publication_without_deletes_is_refused() {
     let following = with_table("half_publication");
     following.db.execute("CREATE PUBLICATION rhei FOR TABLE t WITH (publish = 'insert, update')");
     refused(&following.rhei, &["sync"], 1, &["publication", "delete"]);
-}
-
-#[test]
-fn a_table_whose_shape_changed_is_paused_while_the_others_go_on() {
-    let following = with_table("shape_changed");
-    following.db.execute("CREATE TABLE other (id int PRIMARY KEY)");
-    following.sync();
-    following.db.execute("ALTER TABLE t ADD extra int; INSERT INTO t VALUES (2, 'b', 3); INSERT INTO other VALUES (1)");
-    let output = following.rhei.run(["sync"]);
-    output.assert_code(1);
-    assert!(output.stderr.contains("public.t") && output.stderr.contains("extra"), "{}", output.stderr);
-    following.assert_same(&["public.other"]);
-    let state = query_copy(following.copy(), "SELECT state FROM _rhei.tables ORDER BY source_name");
-    assert_eq!(state, [[Some("live".to_owned())], [Some("error".to_owned())]]);
-    following.db.execute("INSERT INTO t VALUES (3, 'c', 4); DELETE FROM t WHERE id = 1");
-    following.rhei.run_ok(["backfill", "--table", "public.t", "--force"]);
-    following.db.execute("INSERT INTO t VALUES (4, 'd', 5)");
-    following.sync();
-    following.assert_same(&["public.t", "public.other"]);
 }

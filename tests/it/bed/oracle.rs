@@ -336,7 +336,7 @@ impl Form {
                     source: format!(
                         "CASE WHEN {name} IS NOT NULL THEN coalesce(array_dims({name}), '') || ' ' || \
                          (SELECT coalesce(json_agg({source} ORDER BY i)::text, '[]') \
-                          FROM unnest({name}) WITH ORDINALITY u(e, i)) END"
+                          FROM (SELECT e, row_number() OVER () AS i FROM (SELECT unnest({name}) AS e) f) u) END"
                     ),
                     target: format!(
                         "CASE WHEN {name} IS NOT NULL THEN CAST(to_json(list_transform({name}, {lambda})) AS VARCHAR) END"

@@ -1,0 +1,398 @@
+//! What became of a table's shape: the same, another one that its copy can be brought into, or one that only a new
+//! copy reaches.
+//!
+//! The wire describes a relation by names and types (trap 64); which column is which, what older rows hold and whether
+//! the table was rewritten, only the catalogs know, and they speak of now, not of then. So [`judge`] answers `Reshape`
+//! only where both agree, and `Copy` wherever something could have happened in between: a copy is always exact.
+//! Every relation of the stream is judged before its rows are read on ([`Catalogs::relation`]); what the wire never
+//! mentions is found by looking at the catalogs now and then ([`Catalogs::look`]), and judged once the stream has
+//! passed that look ([`Catalogs::settle`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    EngineError, Options,
+    attach::{is_wanted, table_settings},
+    tables::{self, PlanOptions, TableSettings},
+};
+use crate::{
+    Lsn,
+    change::{
+        ColumnOrigin, ReplicaIdentity, Reshape, TableSpec,
+        assemble::{Question, fits},
+        relation::Relation,
+    },
+    source::{
+        catalog::{self, Fingerprint, SourceColumn, SourceKey, SourceTable},
+        connect::{SqlClient, connect_sql},
+        slot,
+    },
+    types::TypeCatalog,
+};
+
+/// What became of a table's shape.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    Same,
+    /// The same shape; what is noted about it (NOT NULL, the fingerprint) is newer.
+    Noted(Box<TableSpec>),
+    Reshape(Box<Reshape>),
+    /// Only a new copy is exact, for this reason.
+    Copy(String),
+}
+
+/// How [`judge`] decides.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy<'a> {
+    pub settings: &'a TableSettings,
+    pub null_unrepresentable: bool,
+    /// A rewrite that turned `int` into `bigint` is taken for the plain cast that it most often is (trap 67).
+    pub trust_widening: bool,
+    /// The stream has brought a TRUNCATE, which explains a new file.
+    pub is_truncated: bool,
+}
+
+/// Judges a table that is followed as `spec` by what the catalogs say `now`, and by what the stream says, if it does.
+pub fn judge(
+    spec: &Arc<TableSpec>,
+    now: &SourceTable,
+    question: Option<&Question>,
+    types: &TypeCatalog,
+    policy: Policy<'_>,
+) -> Verdict {
+    decide(spec, now, question, types, policy).unwrap_or_else(Verdict::Copy)
+}
+
+fn decide(
+    spec: &Arc<TableSpec>,
+    now: &SourceTable,
+    question: Option<&Question>,
+    types: &TypeCatalog,
+    policy: Policy<'_>,
+) -> Result<Verdict, String> {
+    let known: Fingerprint =
+        serde_json::from_str(&spec.fingerprint).map_err(|_| "nothing is known of its last copy".to_owned())?;
+    let rewritten = compare(&known, now, question.is_none(), policy.is_truncated)?;
+    if rewritten && !policy.trust_widening {
+        return Err("it was rewritten, as by ALTER COLUMN .. TYPE or a default that differs by row".to_owned());
+    }
+    let table = match question {
+        None => now.clone(),
+        Some(question) => match described(spec, &known, now, &question.relation)? {
+            Some(table) => table,
+            None => return Ok(Verdict::Same),
+        },
+    };
+    let options = PlanOptions {
+        settings: policy.settings,
+        null_unrepresentable: policy.null_unrepresentable,
+        before: Some(spec.as_ref()),
+    };
+    let mut after = tables::plan(&table, types, options).map_err(|error| error.to_string())?;
+    // Names of tables are the catalog's, and changed elsewhere; the copy's LSN stays.
+    (after.source, after.target, after.copy_lsn) = (spec.source.clone(), spec.target.clone(), spec.copy_lsn);
+    after.epoch = spec.epoch + 1;
+    let last = after.columns.iter().map(|column| column.attnum).max().unwrap_or(0).max(known.last_attnum);
+    after.fingerprint = tables::fingerprint_text(&Fingerprint {
+        // Columns that came after those the stream speaks of are still new to it.
+        last_attnum: if question.is_some() { last } else { now.fingerprint.last_attnum },
+        ..now.fingerprint.clone()
+    });
+
+    let mut columns = Vec::with_capacity(after.columns.len());
+    for column in &after.columns {
+        let declared = table.columns.iter().find(|declared| declared.attnum == column.attnum);
+        match spec.columns.iter().position(|before| before.attnum == column.attnum) {
+            Some(at) => {
+                if let Some(before) = spec.columns.get(at) {
+                    let is_exact = before.mapping.converts_to(&column.mapping)
+                        || (policy.trust_widening && before.mapping.widens_to(&column.mapping));
+                    if !is_exact {
+                        return Err(format!("column \"{}\" has another type", column.name));
+                    }
+                }
+                columns.push(ColumnOrigin::Kept(at));
+            }
+            None if column.attnum > known.last_attnum => {
+                columns.push(ColumnOrigin::Added(declared.and_then(|declared| declared.missing.clone())));
+            }
+            None => return Err(format!("column \"{}\" was there before, but was not copied", column.name)),
+        }
+    }
+    if rewritten && columns.iter().any(|column| matches!(column, ColumnOrigin::Added(_))) {
+        return Err("it was rewritten when a column was added".to_owned());
+    }
+    let is_same_shape = after.columns.len() == spec.columns.len()
+        && after.replica_identity == spec.replica_identity
+        && after.key == spec.key
+        && after.columns.iter().zip(&spec.columns).all(|(after, before)| {
+            (after.attnum, &after.name, after.type_oid, after.typmod, &after.mapping)
+                == (before.attnum, &before.name, before.type_oid, before.typmod, &before.mapping)
+        });
+    if is_same_shape {
+        let is_noted = after.fingerprint != spec.fingerprint
+            || after.columns.iter().zip(&spec.columns).any(|(after, before)| after.not_null != before.not_null);
+        return Ok(if is_noted { Verdict::Noted(Box::new(after)) } else { Verdict::Same });
+    }
+    let reshape = Reshape { before: Arc::clone(spec), after: Arc::new(after), columns };
+    if reshape.changes_key() && question.is_some_and(|question| question.has_open_rows) {
+        return Err("its key changed inside a transaction that had changed rows before".to_owned());
+    }
+    Ok(Verdict::Reshape(Box::new(reshape)))
+}
+
+/// What happened without a word on the wire. `Ok(true)`: the table was rewritten, perhaps with other values.
+fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: bool) -> Result<bool, String> {
+    let found = &now.fingerprint;
+    if (&known.listed, &known.schema) != (&found.listed, &found.schema) {
+        return Err("it left its publication and came back, or is published in another way".to_owned());
+    }
+    if known.row_filter != found.row_filter {
+        return Err("its row filter is another one".to_owned());
+    }
+    if known.files.keys().any(|oid| !found.files.contains_key(oid)) {
+        return Err("a partition was detached or dropped".to_owned());
+    }
+    // Born empty, as partitions mostly are: whatever came into it came by the stream (trap 71).
+    if now.leaves.iter().any(|leaf| !known.files.contains_key(&leaf.oid) && leaf.pages > 0) {
+        return Err("a partition that holds rows was attached".to_owned());
+    }
+    if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label)) {
+        return Err("a label of an enum was renamed".to_owned());
+    }
+    if known.composites.iter().any(|(oid, fields)| found.composites.get(oid).is_some_and(|now| now != fields)) {
+        return Err("a composite type has other fields".to_owned());
+    }
+    let is_other_file = known.files.iter().any(|(oid, file)| found.files.get(oid).is_some_and(|now| now != file));
+    let is_altered = known.attributes != found.attributes;
+    if is_other_file && !is_altered && is_look && !is_truncated {
+        // VACUUM FULL and CLUSTER change no row, and a table that a publication names can do nothing else to its file.
+        // A partition can be truncated without a word (trap 61), and a table that is published with all others can
+        // have been UNLOGGED for a while (trap 46).
+        if now.kind == b'p' {
+            return Err("the file of a partition was replaced, as by TRUNCATE".to_owned());
+        }
+        if found.listed.is_empty() {
+            return Err("its file was replaced, as by SET UNLOGGED and SET LOGGED".to_owned());
+        }
+    }
+    Ok(is_other_file && is_altered)
+}
+
+/// The table as the stream describes it, with what the catalogs know of its columns. `None`: as it is followed.
+fn described(
+    spec: &TableSpec,
+    known: &Fingerprint,
+    now: &SourceTable,
+    relation: &Relation,
+) -> Result<Option<SourceTable>, String> {
+    if fits(spec, relation) {
+        // A column that is gone now may have been replaced by one of the same name before this relation was described.
+        let is_gone = |attnum: i16| !now.columns.iter().any(|column| column.attnum == attnum);
+        let may_be_another = now.fingerprint.last_attnum > known.last_attnum;
+        if may_be_another && spec.columns.iter().any(|column| is_gone(column.attnum)) {
+            return Err("a column was dropped and another one added".to_owned());
+        }
+        return Ok(None);
+    }
+    let changed_again = || "it changed again before it could be followed".to_owned();
+    let mut columns: Vec<SourceColumn> = Vec::with_capacity(relation.columns.len());
+    let mut flagged = Vec::new();
+    let mut candidates = now.columns.iter();
+    for wire in relation.columns.iter() {
+        let is_it = |column: &&SourceColumn| {
+            (&column.name, column.type_oid, column.typmod) == (&wire.name, wire.type_oid, wire.typmod)
+        };
+        let column = candidates.find(is_it).ok_or_else(changed_again)?;
+        if wire.is_key {
+            flagged.push(column.attnum);
+        }
+        columns.push(column.clone());
+    }
+    let mut table = SourceTable { columns, ..now.clone() };
+    if relation.replica_identity == ReplicaIdentity::Full {
+        // Every column is flagged; only the catalogs know the key (trap 49).
+        if now.replica_identity != ReplicaIdentity::Full {
+            return Err(changed_again());
+        }
+    } else {
+        table.replica_identity = relation.replica_identity;
+        match relation.replica_identity {
+            ReplicaIdentity::Index => table.identity_index = flagged,
+            _ => {
+                table.is_primary_key_immediate = true;
+                table.primary_key = flagged;
+            }
+        }
+        debug_assert!(!matches!(catalog::key_of(&table), SourceKey::WholeRow));
+    }
+    Ok(Some(table))
+}
+
+/// The catalogs as they were at a moment.
+#[derive(Debug)]
+pub struct Look {
+    /// Whatever they show had been committed before this.
+    pub at: Lsn,
+    tables: Vec<SourceTable>,
+    types: TypeCatalog,
+}
+
+/// What settling a look comes to.
+#[derive(Debug, Default)]
+pub struct Settled {
+    pub reshapes: Vec<Reshape>,
+    pub noted: Vec<TableSpec>,
+    /// Tables to copy again, with the reason.
+    pub copies: Vec<(u32, String)>,
+    /// Tables came, went, or changed their names: attach anew.
+    pub set_changed: Option<String>,
+}
+
+/// The one who looks into the source's catalogs while the stream runs.
+pub struct Catalogs {
+    options: Options,
+    sql: SqlClient,
+    specs: BTreeMap<u32, Arc<TableSpec>>,
+    /// Published tables that are not followed, because they are paused.
+    others: BTreeSet<u32>,
+    publication: String,
+    /// What the last settled look showed, to tell in a moment that nothing has changed.
+    settled: Option<String>,
+    truncated: BTreeSet<u32>,
+}
+
+impl Catalogs {
+    pub async fn new(
+        options: &Options,
+        tables: &[Arc<TableSpec>],
+        others: BTreeSet<u32>,
+        publication: String,
+    ) -> Result<Self, EngineError> {
+        let sql = connect_sql(&options.source, "catalogs").await?;
+        let specs = tables.iter().map(|table| (table.oid, Arc::clone(table))).collect();
+        let (settled, truncated) = (None, BTreeSet::new());
+        Ok(Self { options: options.clone(), sql, specs, others, publication, settled, truncated })
+    }
+
+    /// A TRUNCATE of the table was applied.
+    pub fn truncated(&mut self, oid: u32) {
+        self.truncated.insert(oid);
+    }
+
+    /// The table goes on in this shape.
+    pub fn adopted(&mut self, spec: &Arc<TableSpec>) {
+        self.specs.insert(spec.oid, Arc::clone(spec));
+    }
+
+    pub fn spec(&self, oid: u32) -> Option<&Arc<TableSpec>> {
+        self.specs.get(&oid)
+    }
+
+    /// Whether a relation that is not followed should be: it is published, wanted, and not paused.
+    pub async fn is_new(&self, relation: &Relation) -> Result<bool, EngineError> {
+        if self.specs.contains_key(&relation.oid) || self.others.contains(&relation.oid) {
+            return Ok(false);
+        }
+        let published = catalog::published_names(&self.sql, &self.options.publications).await?;
+        Ok(published.iter().any(|(oid, name)| *oid == relation.oid && is_wanted(&self.options, name)))
+    }
+
+    /// Judges a relation that the stream describes.
+    pub async fn relation(&mut self, question: &Question) -> Result<Verdict, EngineError> {
+        let oid = question.relation.oid;
+        let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Verdict::Same) };
+        let mut tables = catalog::published_table(&self.sql, &self.options.publications, oid).await?;
+        let Some(now) = tables.pop() else {
+            // Gone by now. What the stream still brings of it fits, or is nobody's business any more.
+            return Ok(if fits(&spec, &question.relation) {
+                Verdict::Same
+            } else {
+                Verdict::Copy("it changed, and is no longer published".to_owned())
+            });
+        };
+        let types = types_of(&self.sql, std::slice::from_ref(&now)).await?;
+        let settings = table_settings(&self.options, &now.name);
+        let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid));
+        Ok(verdict)
+    }
+
+    fn policy<'a>(&self, settings: &'a TableSettings, oid: u32) -> Policy<'a> {
+        Policy {
+            settings,
+            null_unrepresentable: self.options.null_unrepresentable,
+            trust_widening: self.options.trust_widening,
+            is_truncated: self.truncated.contains(&oid),
+        }
+    }
+
+    /// Looks. `None`: nothing has changed since the look that was settled last.
+    pub async fn look(&mut self) -> Result<Option<Look>, EngineError> {
+        let mut tables = catalog::published_tables(&self.sql, &self.options.publications).await?;
+        tables.retain(|table| is_wanted(&self.options, &table.name));
+        let shown = shown(&tables);
+        if self.settled.as_ref() == Some(&shown) {
+            return Ok(None);
+        }
+        let Some(publication) = catalog::publication(&self.sql, &self.options.publications).await? else {
+            return Err(slot::SlotError::PublicationMissing { names: self.options.publications.clone() }.into());
+        };
+        slot::judge_publication(&publication)?;
+        slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
+        let types = types_of(&self.sql, &tables).await?;
+        let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
+        Ok(Some(Look { at, tables, types }))
+    }
+
+    /// What a look comes to, once everything before it has been applied.
+    pub fn settle(&mut self, look: Look) -> Settled {
+        let mut settled = Settled::default();
+        for table in &look.tables {
+            let Some(spec) = self.specs.get(&table.oid) else {
+                if !self.others.contains(&table.oid) {
+                    settled.set_changed = Some(format!("table {} is published", table.name));
+                }
+                continue;
+            };
+            if spec.source != table.name {
+                settled.set_changed = Some(format!("table {} is now called {}", spec.source, table.name));
+                continue;
+            }
+            let settings = table_settings(&self.options, &table.name);
+            match judge(spec, table, None, &look.types, self.policy(&settings, table.oid)) {
+                Verdict::Same => {}
+                Verdict::Noted(after) => settled.noted.push(*after),
+                Verdict::Reshape(reshape) => settled.reshapes.push(*reshape),
+                Verdict::Copy(reason) => settled.copies.push((table.oid, reason)),
+            }
+        }
+        for (oid, spec) in &self.specs {
+            if !look.tables.iter().any(|table| table.oid == *oid) {
+                settled.set_changed = Some(format!("table {} is no longer published", spec.source));
+            }
+        }
+        self.truncated.clear();
+        self.settled = Some(shown(&look.tables));
+        settled
+    }
+}
+
+/// What a look is compared by: everything but sizes and row counts.
+fn shown(tables: &[SourceTable]) -> String {
+    let mut text = String::new();
+    for table in tables {
+        let SourceTable { oid, name, replica_identity, columns, fingerprint, .. } = table;
+        let key = catalog::key_of(table);
+        text.push_str(&format!("{oid} {name:?} {replica_identity:?} {key:?} {columns:?} {fingerprint:?}\n"));
+    }
+    text
+}
+
+async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
+    let oids: BTreeSet<u32> =
+        tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)).collect();
+    Ok(catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?)
+}
