@@ -117,7 +117,14 @@ fn decide(
                 columns.push(ColumnOrigin::Kept(at));
             }
             None if column.attnum > known.last_attnum => {
-                columns.push(ColumnOrigin::Added(declared.and_then(|declared| declared.missing.clone())));
+                // Partitions that came later hold no older rows.
+                let missing = declared.map(|declared| &declared.missing).into_iter().flatten();
+                let mut values = missing.filter(|(oid, _)| known.files.contains_key(oid)).map(|(_, value)| value);
+                let first = values.next().cloned().flatten();
+                if values.any(|value| *value != first) {
+                    return Err(format!("older rows of its partitions differ in column \"{}\"", column.name));
+                }
+                columns.push(ColumnOrigin::Added(first));
             }
             None => return Err(format!("column \"{}\" was there before, but was not copied", column.name)),
         }
@@ -189,6 +196,15 @@ fn described(
     now: &SourceTable,
     relation: &Relation,
 ) -> Result<Option<SourceTable>, String> {
+    // With REPLICA IDENTITY FULL every column is flagged, and only the catalogs know the key (trap 49), as it is now. One
+    // that has come since cannot be relied on before the stream has passed it: until then rows are matched whole.
+    let key: Vec<i16> =
+        spec.key_columns().iter().filter_map(|&at| spec.columns.get(at)).map(|column| column.attnum).collect();
+    let key_holds = !key.is_empty()
+        && known.key_index != 0
+        && known.key_index == now.fingerprint.key_index
+        && key.iter().all(|attnum| now.primary_key.contains(attnum))
+        && key.len() == now.primary_key.len();
     if fits(spec, relation) {
         // A column that is gone now may have been replaced by one of the same name before this relation was described.
         let is_gone = |attnum: i16| !now.columns.iter().any(|column| column.attnum == attnum);
@@ -196,7 +212,9 @@ fn described(
         if may_be_another && spec.columns.iter().any(|column| is_gone(column.attnum)) {
             return Err("a column was dropped and another one added".to_owned());
         }
-        return Ok(None);
+        if key_holds || relation.replica_identity != ReplicaIdentity::Full || spec.key_columns().is_empty() {
+            return Ok(None);
+        }
     }
     let changed_again = || "it changed again before it could be followed".to_owned();
     let mut columns: Vec<SourceColumn> = Vec::with_capacity(relation.columns.len());
@@ -213,13 +231,12 @@ fn described(
         columns.push(column.clone());
     }
     let mut table = SourceTable { columns, ..now.clone() };
+    table.replica_identity = relation.replica_identity;
     if relation.replica_identity == ReplicaIdentity::Full {
-        // Every column is flagged; only the catalogs know the key (trap 49).
-        if now.replica_identity != ReplicaIdentity::Full {
-            return Err(changed_again());
+        if !key_holds {
+            table.primary_key.clear();
         }
     } else {
-        table.replica_identity = relation.replica_identity;
         match relation.replica_identity {
             ReplicaIdentity::Index => table.identity_index = flagged,
             _ => {

@@ -241,7 +241,7 @@ mod tests {
             not_null: false,
             toastable: false,
             is_generated: false,
-            missing: None,
+            missing: BTreeMap::new(),
         };
         let columns = [column(1, "Id"), column(2, "id"), column(4, "ID"), column(5, "id_2"), column(6, "rowid")];
         let names = column_names(&columns.iter().collect::<Vec<_>>(), None);

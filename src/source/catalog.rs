@@ -197,6 +197,8 @@ pub struct Fingerprint {
     pub attributes: String,
     /// The highest `attnum` ever given out: columns above it are new.
     pub last_attnum: i16,
+    /// Oid of the index of its primary key, if that is immediate, else 0.
+    pub key_index: u32,
     /// Labels of the enums that its columns use, by oid. A renamed label changes old rows (trap 70).
     pub labels: BTreeMap<u32, String>,
     /// Fields of the composites that its columns use, by the oid in pg_class: adding or dropping one changes how old rows print.
@@ -222,8 +224,9 @@ pub struct SourceColumn {
     pub toastable: bool,
     /// `GENERATED ALWAYS AS (..) STORED`.
     pub is_generated: bool,
-    /// What rows hold that are older than the column, in the server's text (`attmissingval`); `None` is NULL (trap 66).
-    pub missing: Option<String>,
+    /// What rows hold that are older than the column (trap 66), by the oid of each table that holds rows: in the server's
+    /// text (`attmissingval`); `None` is NULL.
+    pub missing: BTreeMap<u32, Option<String>>,
 }
 
 #[derive(Debug, Clone)]
@@ -405,7 +408,8 @@ async fn describe(
              (SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_rel p \
                JOIN pg_publication q ON q.oid = p.prpubid WHERE q.pubname = ANY($2::text[]) \
                AND p.prrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))), \
-             {schemas} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"),
+             {schemas}, (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"),
             &[&oids, &publications],
         )
         .await?;
@@ -441,6 +445,7 @@ async fn describe(
                 files: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.file)).collect(),
                 attributes: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
                 last_attnum: row.try_get(5)?,
+                key_index: row.try_get::<_, Option<u32>>(13)?.unwrap_or_default(),
                 labels: parts_of_types.labels,
                 composites: parts_of_types.composites,
                 row_filter: member.row_filter.clone(),
@@ -458,7 +463,7 @@ async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<So
     let rows = client
         .query(
             "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, attnotnull, attstorage <> 'p', \
-             attmissingval::text, attgenerated <> '' \
+             attgenerated <> '' \
              FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
              ORDER BY attrelid, attnum",
             &[&oids],
@@ -474,9 +479,28 @@ async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<So
             ndims: row.try_get(5)?,
             not_null: row.try_get(6)?,
             toastable: row.try_get(7)?,
-            missing: row.try_get::<_, Option<String>>(8)?.and_then(|array| only_element(&array)),
-            is_generated: row.try_get(9)?,
+            missing: BTreeMap::new(),
+            is_generated: row.try_get(8)?,
         });
+    }
+    // A partitioned table holds no rows, so its leaves say what is missing, each under a number of its own.
+    let rows = client
+        .query(
+            "SELECT root.oid, a.attname::text, leaf.relid::oid, a.attmissingval::text \
+             FROM unnest($1::oid[]) AS root(oid) CROSS JOIN LATERAL ( \
+               SELECT root.oid AS relid UNION SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf) leaf \
+             JOIN pg_class c ON c.oid = leaf.relid AND c.relkind = 'r' \
+             JOIN pg_attribute a ON a.attrelid = leaf.relid AND a.attnum > 0 AND NOT a.attisdropped",
+            &[&oids],
+        )
+        .await?;
+    for row in rows {
+        let (name, leaf): (String, u32) = (row.try_get(1)?, row.try_get(2)?);
+        let missing = row.try_get::<_, Option<String>>(3)?.and_then(|array| only_element(&array));
+        let of_table = columns.entry(row.try_get(0)?).or_default();
+        if let Some(column) = of_table.iter_mut().find(|column| column.name == name) {
+            column.missing.insert(leaf, missing);
+        }
     }
     Ok(columns)
 }
