@@ -189,6 +189,7 @@ async fn resume<T: OlapEngine + 'static>(
     stored: Vec<StoredTable>,
     again: &CopyAgain,
 ) -> Result<Attached, EngineError> {
+    catalog::begin_moment(&source.sql).await?;
     let info = catalog::publication(&source.sql, &options.publications).await?;
     let Some(info) = info else {
         return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
@@ -196,6 +197,8 @@ async fn resume<T: OlapEngine + 'static>(
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
     let published = wanted_tables(options, &source.sql).await?;
+    let types = types_of(&source.sql, &published).await?;
+    catalog::end_moment(&source.sql).await?;
     if let CopyAgain::Tables(names) = again
         && let Some(missing) = names.iter().find(|name| !published.iter().any(|table| table.name == **name))
     {
@@ -215,7 +218,6 @@ async fn resume<T: OlapEngine + 'static>(
             changed.insert(stored.oid);
         }
     }
-    let types = types_of(&source.sql, &published).await?;
     let mut to_copy: BTreeSet<u32> = BTreeSet::new();
     for table in &published {
         let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
@@ -556,11 +558,13 @@ async fn copy_under<T: OlapEngine + 'static>(
     rows.retain(|row| row.state == TableState::Pending);
     let is_current = |oid| async move {
         let is_plain = pipeline.phase == Phase::PlainCopy;
+        catalog::begin_moment(control).await?;
         let now = if is_plain {
             catalog::all_tables(control).await?.into_iter().find(|table| table.oid == oid)
         } else {
             catalog::published_table(control, &options.publications, oid).await?.pop()
         };
+        catalog::end_moment(control).await?;
         Ok::<_, EngineError>(now)
     };
     let outcomes = backfill::copy_tables(options, snapshot, &to_copy, writer, is_current).await?;

@@ -190,9 +190,12 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     let mut pause = FIRST_PAUSE;
     let mut failures = 0_u32;
     let mut has_streamed = false;
+    // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
+    let writer = Writer::new(DuckDb::open(&options.target)?);
+    let _control = Control::listen(&options.target.path, writer.clone());
     loop {
         let mut is_streaming = false;
-        let ended = session(options, stop, &mut is_streaming).await;
+        let ended = session(options, &writer, stop, &mut is_streaming).await;
         has_streamed |= is_streaming;
         let error = match ended {
             Ok(Ended::AttachAnew(reason)) => {
@@ -223,15 +226,18 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     }
 }
 
-/// One session: open the file, attach, stream until `stop` or an error.
-async fn session(options: &Options, stop: &CancellationToken, is_streaming: &mut bool) -> Result<Ended, EngineError> {
-    let writer = Writer::new(DuckDb::open(&options.target)?);
+/// One session: attach, stream until `stop`, an error, or a reason to attach anew.
+async fn session<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    stop: &CancellationToken,
+    is_streaming: &mut bool,
+) -> Result<Ended, EngineError> {
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(Ended::Stopped),
-        attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
+        attached = attach(options, writer, &CopyAgain::Nothing) => attached?,
     };
-    let mut engine = stream(options, &writer, attached).await?;
-    let _control = Control::listen(&options.target.path, writer.clone());
+    let mut engine = stream(options, writer, attached).await?;
     *is_streaming = true;
     let mut ticks = tokio::time::interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);

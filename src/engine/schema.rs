@@ -26,7 +26,7 @@ use crate::{
         relation::Relation,
     },
     source::{
-        catalog::{self, Fingerprint, SourceColumn, SourceKey, SourceTable},
+        catalog::{self, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable},
         connect::{SqlClient, connect_sql},
         slot,
     },
@@ -140,6 +140,7 @@ fn decide(
                 == (before.attnum, &before.name, before.type_oid, before.typmod, &before.mapping)
         });
     if is_same_shape {
+        after.epoch = spec.epoch;
         let is_noted = after.fingerprint != spec.fingerprint
             || after.columns.iter().zip(&spec.columns).any(|(after, before)| after.not_null != before.not_null);
         return Ok(if is_noted { Verdict::Noted(Box::new(after)) } else { Verdict::Same });
@@ -163,8 +164,10 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     if known.files.keys().any(|oid| !found.files.contains_key(oid)) {
         return Err("a partition was detached or dropped".to_owned());
     }
-    // Born empty, as partitions mostly are: whatever came into it came by the stream (trap 71).
-    if now.leaves.iter().any(|leaf| !known.files.contains_key(&leaf.oid) && leaf.pages > 0) {
+    // Born empty, as partitions mostly are: whatever came into it came by the stream (trap 71). A file has its table's
+    // oid until the first TRUNCATE, so this one has never held a row.
+    let was_ever_filled = |leaf: &LeafTable| leaf.pages > 0 || leaf.file != leaf.oid;
+    if now.leaves.iter().any(|leaf| !known.files.contains_key(&leaf.oid) && was_ever_filled(leaf)) {
         return Err("a partition that holds rows was attached".to_owned());
     }
     if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label)) {
@@ -322,7 +325,10 @@ impl Catalogs {
     pub async fn relation(&mut self, question: &Question) -> Result<Verdict, EngineError> {
         let oid = question.relation.oid;
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Verdict::Same) };
+        catalog::begin_moment(&self.sql).await?;
         let mut tables = catalog::published_table(&self.sql, &self.options.publications, oid).await?;
+        let types = types_of(&self.sql, &tables).await?;
+        catalog::end_moment(&self.sql).await?;
         let Some(now) = tables.pop() else {
             // Gone by now. What the stream still brings of it fits, or is nobody's business any more.
             return Ok(if fits(&spec, &question.relation) {
@@ -331,7 +337,6 @@ impl Catalogs {
                 Verdict::Copy("it changed, and is no longer published".to_owned())
             });
         };
-        let types = types_of(&self.sql, std::slice::from_ref(&now)).await?;
         let settings = table_settings(&self.options, &now.name);
         let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid));
         Ok(verdict)
@@ -348,18 +353,20 @@ impl Catalogs {
 
     /// Looks. `None`: nothing has changed since the look that was settled last.
     pub async fn look(&mut self) -> Result<Option<Look>, EngineError> {
+        catalog::begin_moment(&self.sql).await?;
         let mut tables = catalog::published_tables(&self.sql, &self.options.publications).await?;
         tables.retain(|table| is_wanted(&self.options, &table.name));
-        let shown = shown(&tables);
-        if self.settled.as_ref() == Some(&shown) {
-            return Ok(None);
-        }
-        let Some(publication) = catalog::publication(&self.sql, &self.options.publications).await? else {
+        let types = types_of(&self.sql, &tables).await?;
+        let publication = catalog::publication(&self.sql, &self.options.publications).await?;
+        catalog::end_moment(&self.sql).await?;
+        let Some(publication) = publication else {
             return Err(slot::SlotError::PublicationMissing { names: self.options.publications.clone() }.into());
         };
         slot::judge_publication(&publication)?;
         slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
-        let types = types_of(&self.sql, &tables).await?;
+        if self.settled.as_ref() == Some(&shown(&tables)) {
+            return Ok(None);
+        }
         let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
         Ok(Some(Look { at, tables, types }))
     }

@@ -36,6 +36,16 @@ pub fn quote_table(name: &QualifiedName) -> String {
     format!("{}.{}", quote_identifier(&name.schema), quote_identifier(&name.name))
 }
 
+/// Begins a moment in which all questions are answered from one state of the catalogs: a table is described by several of
+/// them. Ends with [`end_moment`].
+pub async fn begin_moment(client: &Client) -> Result<(), CatalogError> {
+    Ok(client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?)
+}
+
+pub async fn end_moment(client: &Client) -> Result<(), CatalogError> {
+    Ok(client.batch_execute("COMMIT").await?)
+}
+
 /// What the server is, and what this role may do there.
 #[derive(Debug, Clone)]
 pub struct ServerInfo {

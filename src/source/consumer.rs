@@ -142,12 +142,12 @@ impl CdcConsumer for PgConsumer {
                 // Nothing waits: what is complete goes out once the time is up. A transaction that has begun is
                 // waited for, since a batch ends at a source commit.
                 None => {
+                    if limits.hurry {
+                        self.feedback.ping();
+                    }
                     let is_over = started.elapsed() >= limits.linger;
                     if self.assembler.is_between_transactions() && (is_over || self.position.reply_requested) {
                         return Ok(Delivery::Batch(self.batch()));
-                    }
-                    if limits.hurry {
-                        self.feedback.ping();
                     }
                     let left = limits.linger.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
                     let wait = if limits.hurry { left.min(HURRY) } else { left.min(Duration::from_secs(1)) };

@@ -14,5 +14,6 @@ mod random_history;
 mod recorded;
 mod refusals;
 mod rows;
+mod schema_changes;
 mod tidy;
 mod values;

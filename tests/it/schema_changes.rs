@@ -1,0 +1,325 @@
+//! Schema changes while it follows: in place where that is exact, else by a new copy; never a wrong row.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    bed::{
+        oracle::{Pair, assert_same_pairs, query_copy},
+        wait_until,
+    },
+    following::Following,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// What `_rhei` says of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Known {
+    target: String,
+    state: String,
+    copy_lsn: String,
+    epoch: u32,
+}
+
+/// By `schema.name` at the source when it was last seen, and oid.
+fn known(following: &Following) -> BTreeMap<(String, String), Known> {
+    let rows = query_copy(
+        following.copy(),
+        "SELECT source_schema, oid::VARCHAR, target_schema || '.' || target_name, state, copy_lsn, epoch::VARCHAR FROM _rhei.tables",
+    );
+    rows.into_iter()
+        .map(|row| {
+            let cell = |at: usize| row[at].clone().unwrap();
+            let known = Known { target: cell(2), state: cell(3), copy_lsn: cell(4), epoch: cell(5).parse().unwrap() };
+            ((cell(0), cell(1)), known)
+        })
+        .collect()
+}
+
+/// Everything that is published must be the same.
+#[track_caller]
+fn assert_all_same(following: &Following) {
+    let published = following.db.query("SELECT schemaname || '.' || tablename FROM pg_publication_tables ORDER BY 1");
+    let pairs: Vec<Pair> = published.iter().map(|row| Pair::new(row[0].as_deref().unwrap())).collect();
+    assert_same_pairs(&following.db, following.copy(), &pairs);
+}
+
+/// The page for operators is executed line by line.
+#[test]
+fn each_change_does_what_the_documentation_says() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema-changes.md")).unwrap();
+    let setup = page.split("```sql").nth(1).unwrap().split("```").next().unwrap();
+    let (all, named): (Vec<_>, Vec<_>) = page
+        .split("\n### ")
+        .flat_map(|section| {
+            let is_named = section.starts_with("Tables that a publication names");
+            let lines = section.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
+            lines.map(move |line| (line.split_once("` | ").unwrap(), is_named))
+        })
+        .partition(|(_, is_named)| !is_named);
+    assert!(all.len() > 40 && named.len() > 3, "{} and {} lines were found", all.len(), named.len());
+    for (name, lines) in [("documented", all), ("documented_named", named)] {
+        let following = Following::new(name);
+        let schema = |number: usize| format!("c{number}");
+        for number in 0..lines.len() {
+            let schema = schema(number);
+            following.db.execute(&format!("CREATE SCHEMA {schema}; SET search_path = {schema}; {setup}"));
+        }
+        if name == "documented" {
+            following.db.execute("CREATE PUBLICATION rhei FOR ALL TABLES");
+        }
+        following.sync();
+        assert_all_same(&following);
+        let before = known(&following);
+        for (number, ((sql, _), _)) in lines.iter().enumerate() {
+            let session = following.db.session();
+            session.execute(&format!("SET search_path = {}", schema(number)));
+            for statement in sql.replace("{schema}", &number.to_string()).split("; ") {
+                session.execute(statement);
+            }
+        }
+        following.sync();
+        assert_all_same(&following);
+        let after = known(&following);
+        for (number, ((sql, outcome), _)) in lines.iter().enumerate() {
+            let of_line = before.iter().find(|((schema, _), _)| *schema == format!("c{number}"));
+            let ((_, oid), was) = of_line.unwrap();
+            let (_, is) = after.iter().find(|((_, other), _)| other == oid).unwrap_or_else(|| {
+                after
+                    .iter()
+                    .find(|(_, other)| other.target == was.target)
+                    .unwrap_or_else(|| panic!("{sql}: it is lost"))
+            });
+            let happened = match (was, is) {
+                _ if is.state == "dropped" => "dropped",
+                _ if is.copy_lsn != was.copy_lsn => "copied again",
+                _ if is.target != was.target => "renamed",
+                _ if is.epoch != was.epoch => "in place",
+                _ => "nothing",
+            };
+            assert!(outcome.starts_with(happened), "{sql}: {happened}, documented: {outcome}");
+            assert!(["live", "dropped"].contains(&is.state.as_str()), "{sql}: {is:?}");
+        }
+        // And goes on from there.
+        for (number, ((sql, outcome), _)) in lines.iter().enumerate() {
+            let session = following.db.session();
+            let is_refused = sql.contains("NOTHING");
+            if !outcome.starts_with("dropped")
+                && !outcome.starts_with("renamed")
+                && !sql.contains("DROP TABLE")
+                && !is_refused
+            {
+                session.execute(&format!("UPDATE c{number}.t SET at = now() WHERE true"));
+            }
+        }
+        following.sync();
+        assert_all_same(&following);
+    }
+}
+
+/// Traps 63, 68: every row comes in the shape that it has by then, and all of them arrive in the last one.
+#[test]
+fn a_transaction_that_changes_the_shape_between_its_rows_arrives_whole() {
+    Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, a int, b text);
+         CREATE TABLE other (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT i, i, 'b' || i FROM generate_series(1, 10) i",
+        &["public.t", "public.other"],
+        &[
+            "INSERT INTO other VALUES (1, 'before')",
+            "BEGIN; INSERT INTO t VALUES (11, 11, 'old'); UPDATE t SET a = 0 WHERE id = 1;
+             ALTER TABLE t ADD COLUMN c text DEFAULT 'c'; INSERT INTO t VALUES (12, 12, 'mid', 'mine');
+             ALTER TABLE t DROP COLUMN a; UPDATE t SET b = 'x' WHERE id IN (2, 11); ALTER TABLE t RENAME b TO a;
+             INSERT INTO t VALUES (13, 'new', NULL); DELETE FROM t WHERE id = 3; INSERT INTO other VALUES (2, 'inside'); COMMIT",
+            "UPDATE t SET a = 'after' WHERE id = 12",
+        ],
+    );
+}
+
+/// Trap 69: DuckDB wants ALTER before DELETE in a transaction, and TRUNCATE is a DELETE to it.
+#[test]
+fn every_order_of_rows_and_alter_in_one_batch_arrives() {
+    let orders = [
+        ["UPDATE t SET v = 'u' WHERE id = 1", "ALTER TABLE t ADD x int", "DELETE FROM t WHERE id = 2"],
+        ["TRUNCATE t", "ALTER TABLE t ADD x int DEFAULT 4", "INSERT INTO t VALUES (9, 'n', 1)"],
+        ["INSERT INTO t VALUES (9, 'n')", "ALTER TABLE t RENAME v TO w", "TRUNCATE t"],
+        ["DELETE FROM t", "ALTER TABLE t DROP v", "INSERT INTO t VALUES (9)"],
+        ["ALTER TABLE t ALTER v TYPE text", "UPDATE t SET id = id + 10", "ALTER TABLE t ADD x int"],
+    ];
+    let following = Following::new("orders");
+    let mut tables = Vec::new();
+    for number in 0..orders.len() * 2 {
+        following.db.execute(&format!(
+            "CREATE SCHEMA o{number}; CREATE TABLE o{number}.t (id int PRIMARY KEY, v varchar(9));
+             INSERT INTO o{number}.t VALUES (1, 'a'), (2, 'b'), (3, 'c')"
+        ));
+        tables.push(format!("o{number}.t"));
+    }
+    following.sync();
+    for (number, order) in orders.iter().flat_map(|order| [order, order]).enumerate() {
+        let session = following.db.session();
+        session.execute(&format!("SET search_path = o{number}"));
+        let is_one = number % 2 == 0;
+        if is_one {
+            session.execute("BEGIN");
+        }
+        order.iter().for_each(|statement| session.execute(statement));
+        if is_one {
+            session.execute("COMMIT");
+        }
+    }
+    following.sync();
+    following.assert_same(&tables.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Names swapped between two live tables, and back.
+#[test]
+fn tables_that_swap_their_names_keep_their_rows() {
+    Following::follows(
+        "CREATE TABLE a (id int PRIMARY KEY, of_a int); CREATE TABLE b (id int PRIMARY KEY, of_b text);
+         INSERT INTO a VALUES (1, 1); INSERT INTO b VALUES (1, 'b')",
+        &["public.a", "public.b"],
+        &[
+            "BEGIN; ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; ALTER TABLE x RENAME TO b; COMMIT",
+            "INSERT INTO a VALUES (2, 'in a'); INSERT INTO b VALUES (2, 22)",
+        ],
+    );
+}
+
+/// Trap 64: what the stream says is older than what the catalogs say.
+#[test]
+fn several_changes_before_a_look_are_followed() {
+    let following = Following::follows(
+        "CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t VALUES (1, 1), (2, 2)",
+        &["public.t"],
+        &[
+            "ALTER TABLE t ADD b text DEFAULT 'b'",
+            "INSERT INTO t VALUES (3, 3, 'three')",
+            "ALTER TABLE t ADD c int; UPDATE t SET c = id WHERE id < 3",
+            "ALTER TABLE t DROP a; INSERT INTO t VALUES (4, 'four', 4)",
+        ],
+    );
+    // A column of the same name and type in the place of another one: the wire does not tell them apart.
+    following.db.execute(
+        "ALTER TABLE t DROP c; ALTER TABLE t ADD c int; INSERT INTO t VALUES (5, 'five', 5); UPDATE t SET b = 'x' WHERE id = 1",
+    );
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+/// Traps 43, 44, 70, 71: what the stream never mentions, found while it runs.
+#[test]
+fn a_run_finds_what_the_stream_never_mentions() {
+    let following = Following::new("silent");
+    following.db.execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok');
+         CREATE TABLE t (id int PRIMARY KEY, m mood, n int); INSERT INTO t VALUES (1, 'sad', 1), (2, 'ok', 2);
+         CREATE TABLE gone (id int PRIMARY KEY);
+         CREATE TABLE tree (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one');
+         CREATE PUBLICATION rhei FOR ALL TABLES WITH (publish_via_partition_root = true)",
+    );
+    let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms");
+    let mut running = rhei.spawn(["run"]);
+    running.wait_for_log("following", SOON);
+    let changes = [
+        ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "a label of an enum was renamed"),
+        ("ALTER TABLE t ALTER n TYPE int USING n * 100", "it was rewritten"),
+        ("CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (7)", "fresh"),
+        ("DROP TABLE gone", "no longer published"),
+        (
+            "CREATE TABLE full_leaf (id int NOT NULL, v text); INSERT INTO full_leaf VALUES (11, 'came along');
+          ALTER TABLE tree ATTACH PARTITION full_leaf FOR VALUES FROM (10) TO (20)",
+            "a partition that holds rows was attached",
+        ),
+        ("TRUNCATE leaf", "the file of a partition was replaced"),
+        ("ALTER TABLE tree DETACH PARTITION full_leaf", "a partition was detached"),
+        ("ALTER TABLE t RENAME TO renamed", "is now called public.renamed"),
+        ("ALTER TABLE renamed ADD late text DEFAULT 'late'", "the table has another shape"),
+    ];
+    for (sql, said) in changes {
+        let mark = running.log_mark();
+        following.db.execute(sql);
+        running.wait_for_log_after(mark, said, SOON);
+        // Each of them is settled before the next one comes.
+        if said != "the table has another shape" {
+            running.wait_for_log_after(mark, "following the source", SOON);
+        }
+    }
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.renamed", "public.fresh", "public.tree", "public.full_leaf"]);
+}
+
+/// Daily partitions made in advance must not cost a copy of the tree each.
+#[test]
+fn an_empty_partition_changes_nothing() {
+    let following = Following::new("empty_partition");
+    following.db.execute(
+        "CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one')",
+    );
+    following.sync();
+    following.db.execute("CREATE TABLE next PARTITION OF tree FOR VALUES FROM (10) TO (20)");
+    let output = following.sync();
+    assert!(!output.stderr.contains("copied"), "{}", output.stderr);
+    following.db.execute("INSERT INTO tree VALUES (11, 'eleven'); UPDATE tree SET id = 12 WHERE id = 1");
+    let output = following.sync();
+    assert!(!output.stderr.contains("copied"), "{}", output.stderr);
+    following.assert_same(&["public.tree"]);
+}
+
+/// Trap 67, and the setting that trusts.
+#[test]
+fn a_widened_number_is_not_copied_again_when_the_settings_trust_it() {
+    let following = Following::new("widened");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n int2, f float4); INSERT INTO t VALUES (1, 1, 0.1), (2, 2, 1e10)",
+    );
+    following.sync();
+    following.db.execute(
+        "ALTER TABLE t ALTER id TYPE bigint, ALTER n TYPE int, ALTER f TYPE float8; INSERT INTO t VALUES (3000000000, 70000, 0.1)",
+    );
+    let output = following.rhei.clone().env("RHEI_SYNC_TRUST_WIDENING", "true").run_ok(["sync"]);
+    assert!(!output.stderr.contains("copied"), "{}", output.stderr);
+    following.assert_same(&["public.t"]);
+}
+
+/// A stop at any moment of a schema change: the next start goes on from the checkpoint.
+#[test]
+fn a_kill_during_schema_changes_loses_nothing() {
+    let following = Following::new("killed_ddl");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i",
+    );
+    following.sync();
+    for round in 0..8 {
+        let running = following.run();
+        let column = format!("c{round}");
+        following.db.execute(&format!(
+            "ALTER TABLE t ADD {column} int DEFAULT {round}; UPDATE t SET v = v + 1 WHERE id % 7 = {};
+             BEGIN; INSERT INTO t (id, v) VALUES ({}, 0); ALTER TABLE t RENAME {column} TO d{round}; DELETE FROM t WHERE id = {}; COMMIT",
+            round % 7,
+            10_000 + round,
+            round + 1
+        ));
+        if round % 3 == 2 {
+            following.db.execute(&format!("ALTER TABLE t ALTER d{round} TYPE bigint"));
+        }
+        let wanted = following.db.wal_lsn();
+        if round % 2 == 0 {
+            // Somewhere in the middle of it.
+            running.kill9();
+        } else {
+            let slot = following.slot().to_owned();
+            wait_until(SOON, "the slot passes the change", || {
+                following.db.value(&format!(
+                    "SELECT confirmed_flush_lsn >= '{wanted}'::pg_lsn - 4096 FROM pg_replication_slots WHERE slot_name = '{slot}'"
+                )) == "t"
+            });
+            running.kill9();
+        }
+    }
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
