@@ -120,14 +120,12 @@ pub fn reshape(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Ve
     }
     for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
         if matches!(origin, ColumnOrigin::Added(_)) {
-            let new = quoted(&column.target_name);
-            let what = format!("ADD COLUMN {new} {}", column.mapping.target_type);
-            match value(at) {
-                Some(variable) => {
-                    add.push(alter(format!("{what} DEFAULT getvariable({})", literal(&variable))));
-                    add.push(alter(format!("ALTER COLUMN {new} DROP DEFAULT")));
-                }
-                None => add.push(alter(what)),
+            let (new, kind) = (quoted(&column.target_name), &column.mapping.target_type);
+            add.push(alter(format!("ADD COLUMN {new} {kind}")));
+            // Not by DEFAULT: another ALTER after that, then rows, and COMMIT fails.
+            if let Some(variable) = value(at) {
+                let filled = format!("ALTER COLUMN {new} TYPE {kind} USING (getvariable({}))", literal(&variable));
+                add.push(alter(filled));
             }
         }
     }

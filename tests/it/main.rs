@@ -10,6 +10,7 @@ mod every_value;
 mod following;
 mod lifecycle;
 mod pgbench_runs;
+mod publications;
 mod random_history;
 mod recorded;
 mod refusals;

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use duckdb::{AccessMode, Config, Connection};
+use duckdb::Connection;
 
 use super::cluster::{Db, Session, quote};
 
@@ -78,8 +78,9 @@ pub fn query_copy(file: &Path, sql: &str) -> Vec<Row> {
 }
 
 fn open_copy(file: &Path) -> duckdb::Result<Connection> {
-    let copy = Connection::open_with_flags(file, Config::default().access_mode(AccessMode::ReadOnly)?)?;
-    copy.execute_batch("SET TimeZone = 'UTC'")?;
+    let copy = Connection::open_in_memory()?;
+    let path = file.display().to_string().replace('\'', "''");
+    copy.execute_batch(&format!("ATTACH '{path}' AS copied (READ_ONLY); USE copied; SET TimeZone = 'UTC'"))?;
     Ok(copy)
 }
 
@@ -123,7 +124,8 @@ fn compare_table(source: &Session, copy: &Connection, pair: &Pair) -> Vec<String
     let list = |side: fn(&Form) -> &str| forms.iter().map(side).collect::<Vec<_>>().join(", ");
     let qualified = |name: &(String, String)| format!("{}.{}", quote(&name.0), quote(&name.1));
     let source_rows = source.try_query(&format!("SELECT {} FROM {}", list(|f| &f.source), qualified(&pair.source)));
-    let copy_rows = read_copy(copy, &format!("SELECT {} FROM {}", list(|f| &f.target), qualified(&pair.target)));
+    // With the database in front: a schema may be called `temp`, or like the file.
+    let copy_rows = read_copy(copy, &format!("SELECT {} FROM copied.{}", list(|f| &f.target), qualified(&pair.target)));
     let (source_rows, copy_rows) = match (source_rows, copy_rows) {
         (Ok(source_rows), Ok(copy_rows)) => (source_rows, copy_rows),
         (Err(error), _) => return vec![format!("{label}: reading the source: {error}")],
