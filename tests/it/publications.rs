@@ -418,5 +418,7 @@ fn composites_ranges_hstores_and_json_may_be_nested_types_on_request() {
         "{}",
         output.stderr
     );
-    rhei.run_ok(["sync"]);
+    // With settings that can be, it is copied without being asked for.
+    following.rhei.clone().config(&settings).run_ok(["sync"]);
+    assert_eq!(read(1), copied);
 }

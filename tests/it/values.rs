@@ -113,3 +113,32 @@ fn a_value_that_cannot_be_kept_pauses_its_table_and_no_other() {
     }
     following.assert_same(&["public.other"]);
 }
+
+/// The page for operators says what each type becomes.
+#[test]
+fn each_type_becomes_what_the_documentation_says() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/types.md")).unwrap();
+    let lines: Vec<(&str, &str)> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .map(|(kind, rest)| (kind, rest.split(" |").next().unwrap()))
+        .collect();
+    assert!(lines.len() > 50, "{} lines were found", lines.len());
+    let following = Following::new("documented_types");
+    following.db.execute(
+        "CREATE TYPE an_enum AS ENUM ('a'); CREATE DOMAIN a_domain AS int CHECK (VALUE > 0); CREATE TYPE a_composite AS (a int, b text)",
+    );
+    let columns: Vec<String> = lines.iter().enumerate().map(|(at, (kind, _))| format!("c{at} {kind}")).collect();
+    following
+        .db
+        .execute(&format!("CREATE TABLE t (id int PRIMARY KEY, {}); INSERT INTO t VALUES (1)", columns.join(", ")));
+    following.sync();
+    following.assert_same(&["public.t"]);
+    let found = query_copy(
+        following.copy(),
+        "SELECT data_type FROM duckdb_columns() WHERE schema_name = 'public' AND column_name LIKE 'c%' ORDER BY column_index",
+    );
+    let found: Vec<&str> = found.iter().map(|row| row[0].as_deref().unwrap()).collect();
+    let documented: Vec<&str> = lines.iter().map(|(_, kind)| *kind).collect();
+    assert_eq!(found, documented);
+}
