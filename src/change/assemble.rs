@@ -17,6 +17,7 @@ use std::{
 use super::{
     ChangeBatch, ColumnOrigin, Key, Remedy, Reshape, TableFailure, TableSpec,
     columns::{self},
+    ddl::{self, Description},
     net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
     relation::Relation,
     tuple::{Field, Tuple, write_field},
@@ -123,6 +124,8 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     pub relation: Relation,
+    /// What the source's event trigger said of the table at this place of the stream, if it has one.
+    pub description: Option<Description>,
     /// The open transaction holds rows of the table in its old shape.
     pub has_open_rows: bool,
 }
@@ -169,6 +172,7 @@ pub struct Assembler {
     commit_time_us: Option<i64>,
     source_transactions: u64,
     untracked: Vec<Relation>,
+    descriptions: HashMap<u32, Description>,
     reshapes: Vec<Reshape>,
     /// Whether relations are questions.
     asks: bool,
@@ -194,6 +198,7 @@ impl Assembler {
             commit_time_us: None,
             source_transactions: 0,
             untracked: Vec::new(),
+            descriptions: HashMap::new(),
             reshapes: Vec::new(),
             asks: false,
             question: None,
@@ -363,6 +368,13 @@ impl Assembler {
                 }
                 Ok(())
             }
+            // Those of rhei's own trigger are transactional, so they stand where the change is.
+            Message::Logical { transactional: true, prefix: ddl::PREFIX, content, .. } => {
+                if let Some(description) = Description::parse(content) {
+                    self.descriptions.insert(description.oid, description);
+                }
+                Ok(())
+            }
             Message::Origin { .. } | Message::Type { .. } | Message::Logical { .. } => Ok(()),
         }
     }
@@ -496,7 +508,8 @@ impl Assembler {
         } else if self.asks && !is_past {
             let has_open_rows =
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
-            self.question = Some(Question { relation, has_open_rows });
+            let description = self.descriptions.get(&oid).cloned();
+            self.question = Some(Question { relation, description, has_open_rows });
         } else {
             self.settle(relation);
         }

@@ -1,10 +1,11 @@
 //! What happened at the source: the words that `source` and `target` share. No I/O, no clock.
 //!
-//! `relation` says what a table looks like, `assemble` turns messages into whole source transactions,
+//! `relation` says what a table looks like (and `ddl`, where the source has the trigger for it), `assemble` turns messages into whole source transactions,
 //! `net_effect` keeps at most one delete and one insert per key, `columns` turns survivors into Arrow.
 
 pub mod assemble;
 pub mod columns;
+pub mod ddl;
 pub mod net_effect;
 pub mod relation;
 pub mod tuple;

@@ -41,11 +41,33 @@ impl Findings {
     }
 }
 
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// Installs an event trigger at the source that describes each change of a table in the stream itself. Needs a
+    /// superuser. Without it rhei reads the catalogs, and copies a table again where these leave a doubt.
+    #[arg(long)]
+    install_ddl_trigger: bool,
+}
+
 /// Runs the command.
-pub async fn run(session: Session) -> Result<ExitCode, CliError> {
+pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError> {
     let source = session.source()?;
     let client = connect_sql(&source, "check").await?;
     let mut findings = Findings::default();
+    if args.install_ddl_trigger {
+        let sql = format!("BEGIN; {} COMMIT;", catalog::DDL_TRIGGER);
+        if let Err(error) = client.batch_execute(&sql).await {
+            let reason = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
+            return Err(CliError::Failed(format!(
+                "the event trigger could not be installed: {reason}\nhint: it takes a superuser; the SQL is in \
+                 schemas/ddl_trigger.sql"
+            )));
+        }
+    }
+    match catalog::has_ddl_trigger(&client).await? {
+        true => findings.ok("event trigger", "rhei_ddl describes schema changes in the stream"),
+        false => findings.ok("event trigger", "not installed (--install-ddl-trigger); the catalogs are read instead"),
+    }
     findings.ok("connection", source.redacted());
     check_server(&client, &session, &mut findings).await?;
     let tables = check_publication(&client, &session, &mut findings).await?;
@@ -150,6 +172,19 @@ async fn check_publication(
         findings.add(Level::Error, "tables", "no table matches", "see [source] tables and exclude");
     } else {
         findings.ok("tables", format!("{} to copy", tables.len()));
+    }
+    if catalog::publication(client, names).await?.is_some() {
+        let published = catalog::published_names(client, names).await?;
+        let mut others = catalog::candidate_tables(client).await?;
+        others.retain(|table| is_wanted(table) && !published.iter().any(|(_, name)| name == table));
+        for table in others.iter().filter(|_| !config.tables.is_empty()) {
+            let mend = format!(
+                "ALTER PUBLICATION {} ADD TABLE {}",
+                names.first().map_or_else(String::new, |name| quote_identifier(name)),
+                quote_table(table)
+            );
+            findings.add(Level::Warning, table.to_string(), "is in [source] tables, but not published", mend);
+        }
     }
     for table in catalog::unlogged_tables(client).await?.iter().filter(|table| is_wanted(table)) {
         let mend = format!("ALTER TABLE {} SET LOGGED", quote_table(table));

@@ -85,8 +85,10 @@ enum Command {
     )]
     Backfill(backfill::BackfillArgs),
     /// Look for what stands in the way, with the SQL or setting that mends it
-    #[command(after_help = "Example:\n  rhei check --source postgresql://rhei@db.example.com/shop")]
-    Check,
+    #[command(
+        after_help = "Examples:\n  rhei check --source postgresql://rhei@db.example.com/shop\n  rhei check --source postgresql://postgres@db.example.com/shop --install-ddl-trigger"
+    )]
+    Check(check::CheckArgs),
     /// Say how far the copy is
     #[command(after_help = "Examples:\n  rhei status\n  rhei status --json | jq .checkpoint.lsn")]
     Status(status::StatusArgs),
@@ -287,7 +289,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Sync => Box::pin(sync::run(session)).await,
         Command::Run => Box::pin(run::run(session)).await,
         Command::Backfill(args) => Box::pin(backfill::run(session, args)).await,
-        Command::Check => Box::pin(check::run(session)).await,
+        Command::Check(args) => Box::pin(check::run(session, args)).await,
         Command::Status(args) => Box::pin(status::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),

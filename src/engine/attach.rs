@@ -48,6 +48,8 @@ pub struct Attached {
     pub catching_up: BTreeMap<u32, Lsn>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
+    /// The source says itself what its tables look like after each change.
+    pub has_ddl_trigger: bool,
 }
 
 /// Which tables to copy although they need not be.
@@ -247,7 +249,7 @@ async fn resume<T: OlapEngine + 'static>(
     save(writer, &pipeline, rows).await?;
     rename(options, writer, &published, &mut by_oid, &mut to_copy).await?;
     copy_rounds(options, &mut source, writer, &pipeline, to_copy).await?;
-    ready(options, writer).await
+    ready(options, &source.sql, writer).await
 }
 
 /// Gives tables the names that they have at the source by now, or that the settings want.
@@ -411,7 +413,7 @@ async fn create<T: OlapEngine + 'static>(
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
     let changed = copy_under(options, &source.sql, &created, writer, &pipeline, None).await?;
     copy_rounds(options, &mut source, writer, &pipeline, changed).await?;
-    ready(options, writer).await
+    ready(options, &source.sql, writer).await
 }
 
 /// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it.
@@ -600,12 +602,21 @@ async fn save<T: OlapEngine + 'static>(
 }
 
 /// Reads back what is to be followed.
-async fn ready<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<Attached, EngineError> {
+async fn ready<T: OlapEngine + 'static>(
+    options: &Options,
+    sql: &SqlClient,
+    writer: &Writer<T>,
+) -> Result<Attached, EngineError> {
     let Some(state) = writer.call(|target| target.state()).await? else {
         return Err(EngineError::Setup(format!("{} has lost its state", options.target.path.display())));
     };
-    let mut attached =
-        Attached { pipeline: state.pipeline, tables: Vec::new(), catching_up: BTreeMap::new(), in_error: Vec::new() };
+    let mut attached = Attached {
+        pipeline: state.pipeline,
+        tables: Vec::new(),
+        catching_up: BTreeMap::new(),
+        in_error: Vec::new(),
+        has_ddl_trigger: catalog::has_ddl_trigger(sql).await?,
+    };
     for stored in &state.tables {
         match &stored.state {
             TableState::Live | TableState::CatchingUp => {

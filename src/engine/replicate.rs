@@ -168,6 +168,7 @@ async fn stream<T: OlapEngine + 'static>(
         publications: options.publications.clone(),
         checkpoint: checkpoint.lsn,
         tables: attached.tables,
+        with_messages: attached.has_ddl_trigger,
     };
     let others = attached.in_error.iter().map(|(oid, ..)| *oid).collect();
     let fingerprint = attached.pipeline.publication_fingerprint;

@@ -23,6 +23,7 @@ use crate::{
     change::{
         ColumnOrigin, ReplicaIdentity, Reshape, TableSpec,
         assemble::{Question, fits},
+        ddl::{DescribedColumn, Description},
         relation::Relation,
     },
     source::{
@@ -81,7 +82,7 @@ fn decide(
     }
     let table = match question {
         None => now.clone(),
-        Some(question) => match described(spec, &known, now, &question.relation)? {
+        Some(question) => match described(spec, &known, now, question)? {
             Some(table) => table,
             None => return Ok(Verdict::Same),
         },
@@ -197,8 +198,14 @@ fn described(
     spec: &TableSpec,
     known: &Fingerprint,
     now: &SourceTable,
-    relation: &Relation,
+    question: &Question,
 ) -> Result<Option<SourceTable>, String> {
+    let relation = &question.relation;
+    // Where the source says itself what the table was at this place of the stream, nothing is in doubt.
+    let (candidates, last_attnum) = match &question.description {
+        Some(description) => (of_description(description), description.last_attnum),
+        None => (now.columns.clone(), now.fingerprint.last_attnum),
+    };
     // With REPLICA IDENTITY FULL every column is flagged, and only the catalogs know the key (trap 49), as it is now. One
     // that has come since cannot be relied on before the stream has passed it: until then rows are matched whole.
     let key: Vec<i16> =
@@ -210,19 +217,21 @@ fn described(
         && key.len() == now.primary_key.len();
     if fits(spec, relation) {
         // A column that is gone now may have been replaced by one of the same name before this relation was described.
-        let is_gone = |attnum: i16| !now.columns.iter().any(|column| column.attnum == attnum);
-        let may_be_another = now.fingerprint.last_attnum > known.last_attnum;
-        if may_be_another && spec.columns.iter().any(|column| is_gone(column.attnum)) {
+        let is_gone = |attnum: i16| !candidates.iter().any(|column| column.attnum == attnum);
+        let is_another = last_attnum > known.last_attnum && spec.columns.iter().any(|column| is_gone(column.attnum));
+        if is_another && question.description.is_none() {
             return Err("a column was dropped and another one added".to_owned());
         }
-        if key_holds || relation.replica_identity != ReplicaIdentity::Full || spec.key_columns().is_empty() {
+        let is_same = !is_another;
+        if is_same && (key_holds || relation.replica_identity != ReplicaIdentity::Full || spec.key_columns().is_empty())
+        {
             return Ok(None);
         }
     }
     let changed_again = || "it changed again before it could be followed".to_owned();
     let mut columns: Vec<SourceColumn> = Vec::with_capacity(relation.columns.len());
     let mut flagged = Vec::new();
-    let mut candidates = now.columns.iter();
+    let mut candidates = candidates.iter();
     for wire in relation.columns.iter() {
         let is_it = |column: &&SourceColumn| {
             (&column.name, column.type_oid, column.typmod) == (&wire.name, wire.type_oid, wire.typmod)
@@ -250,6 +259,25 @@ fn described(
         debug_assert!(!matches!(catalog::key_of(&table), SourceKey::WholeRow));
     }
     Ok(Some(table))
+}
+
+fn of_description(description: &Description) -> Vec<SourceColumn> {
+    let column = |column: &DescribedColumn| SourceColumn {
+        attnum: column.attnum,
+        name: column.name.clone(),
+        type_oid: column.type_oid,
+        typmod: column.typmod,
+        ndims: column.ndims,
+        not_null: column.not_null,
+        toastable: true,
+        is_generated: column.is_generated,
+        missing: column
+            .missing
+            .iter()
+            .map(|(&oid, value)| (oid, value.as_deref().and_then(catalog::only_element)))
+            .collect(),
+    };
+    description.columns.iter().map(column).collect()
 }
 
 /// The catalogs as they were at a moment.
@@ -327,7 +355,10 @@ impl Catalogs {
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Verdict::Same) };
         catalog::begin_moment(&self.sql).await?;
         let mut tables = catalog::published_table(&self.sql, &self.options.publications, oid).await?;
-        let types = types_of(&self.sql, &tables).await?;
+        let described = question.relation.columns.iter().map(|column| column.type_oid);
+        let declared = tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid));
+        let oids: BTreeSet<u32> = described.chain(declared).collect();
+        let types = catalog::types(&self.sql, &oids.into_iter().collect::<Vec<_>>()).await?;
         catalog::end_moment(&self.sql).await?;
         let Some(now) = tables.pop() else {
             // Gone by now. What the stream still brings of it fits, or is nobody's business any more.

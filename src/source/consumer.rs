@@ -41,14 +41,17 @@ pub struct StreamOptions {
     pub publications: Vec<String>,
     pub checkpoint: Lsn,
     pub tables: Vec<Arc<TableSpec>>,
+    /// Ask for logical messages: the source has rhei's event trigger.
+    pub with_messages: bool,
 }
 
 impl PgConsumer {
     /// Connects and starts the stream at the checkpoint.
     pub async fn start(source: &SourceOptions, options: StreamOptions) -> Result<Self, SourceError> {
         let client = ReplicationClient::connect(source, "stream").await?;
-        let (reader, feedback) =
-            client.start_replication(&options.slot, options.checkpoint, &options.publications).await?;
+        let (reader, feedback) = client
+            .start_replication(&options.slot, options.checkpoint, &options.publications, options.with_messages)
+            .await?;
         Ok(Self {
             reader,
             feedback,

@@ -498,14 +498,16 @@ impl ReplicationClient {
         slot: &str,
         start: Lsn,
         publications: &[String],
+        with_messages: bool,
     ) -> Result<(StreamReader, Feedback), WireError> {
         let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
         let timeout = timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
         let mut out = BytesMut::new();
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {})",
+            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {}{})",
             identifier(slot),
-            publication_names(publications)
+            publication_names(publications),
+            if with_messages { ", messages 'true'" } else { "" }
         );
         frontend::query(&command, &mut out)?;
         self.send(&out).await?;

@@ -323,3 +323,40 @@ fn a_kill_during_schema_changes_loses_nothing() {
     following.sync();
     following.assert_same(&["public.t"]);
 }
+
+/// Trap 64: with the trigger the stream says itself which column is which, so changes that the catalogs no longer show are
+/// followed in place.
+#[test]
+fn with_the_event_trigger_changes_in_a_row_are_followed_in_place() {
+    let changes = [
+        "ALTER TABLE t ADD b text DEFAULT 'b'; INSERT INTO t VALUES (3, 3, 'three')",
+        "ALTER TABLE t RENAME b TO c; UPDATE t SET c = 'x' WHERE id = 1",
+        "ALTER TABLE t DROP c; ALTER TABLE t ADD c text; INSERT INTO t VALUES (4, 4, 'four')",
+        "ALTER TABLE t DROP c; ALTER TABLE t ADD d int DEFAULT 5; DELETE FROM t WHERE id = 2",
+        "ALTER TABLE tree ADD v text DEFAULT 'v'; UPDATE tree SET v = 'w' WHERE id = 1; ALTER TABLE tree RENAME v TO w; UPDATE tree SET w = 'y' WHERE id = 2",
+    ];
+    for with_trigger in [true, false] {
+        let following = Following::new("ddl_trigger");
+        following.db.execute(
+            "CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t VALUES (1, 1), (2, 2);
+             CREATE TABLE tree (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1), (2), (3)",
+        );
+        if with_trigger {
+            let checked = following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+            assert!(checked.stdout.contains("rhei_ddl describes"), "{}", checked.stdout);
+        }
+        following.sync();
+        for change in changes {
+            following.db.execute(change);
+        }
+        // Rolled back, and somebody else's: neither is a description.
+        following.db.execute(
+            "BEGIN; ALTER TABLE t ADD never int; ROLLBACK;
+             SELECT pg_logical_emit_message(true, 'rhei.ddl', 'nonsense'), pg_logical_emit_message(true, 'other', 'x')",
+        );
+        let output = following.sync();
+        assert_eq!(output.stderr.contains("is copied again"), !with_trigger, "{}", output.stderr);
+        following.assert_same(&["public.t", "public.tree"]);
+    }
+}
