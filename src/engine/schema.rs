@@ -202,7 +202,7 @@ fn described(
 ) -> Result<Option<SourceTable>, String> {
     let relation = &question.relation;
     // Where the source says itself what the table was at this place of the stream, nothing is in doubt.
-    let (candidates, last_attnum) = match &question.description {
+    let (mut candidates, last_attnum) = match &question.description {
         Some(description) => (of_description(description), description.last_attnum),
         None => (now.columns.clone(), now.fingerprint.last_attnum),
     };
@@ -229,6 +229,18 @@ fn described(
         }
     }
     let changed_again = || "it changed again before it could be followed".to_owned();
+    if question.description.is_none() {
+        // Columns that are there now and were there at the last copy were there in between. Whatever else the relation has
+        // must be the first of those that came since; if any column went since as well, it could be that one.
+        let (old, new): (Vec<_>, Vec<_>) = candidates.iter().partition(|column| column.attnum <= known.last_attnum);
+        let went = spec.columns.iter().any(|column| !old.iter().any(|other| other.attnum == column.attnum))
+            || new.len() < usize::try_from(last_attnum - known.last_attnum).unwrap_or(usize::MAX);
+        let (wanted, kept) = (relation.columns.len(), old.len());
+        if wanted < kept || (wanted > kept && went) || wanted > candidates.len() {
+            return Err(changed_again());
+        }
+        candidates.truncate(wanted);
+    }
     let mut columns: Vec<SourceColumn> = Vec::with_capacity(relation.columns.len());
     let mut flagged = Vec::new();
     let mut candidates = candidates.iter();
@@ -236,7 +248,12 @@ fn described(
         let is_it = |column: &&SourceColumn| {
             (&column.name, column.type_oid, column.typmod) == (&wire.name, wire.type_oid, wire.typmod)
         };
-        let column = candidates.find(is_it).ok_or_else(changed_again)?;
+        // The trigger describes what is not published too.
+        let column = match question.description {
+            Some(_) => candidates.find(is_it),
+            None => candidates.next().filter(is_it),
+        };
+        let column = column.ok_or_else(changed_again)?;
         if wire.is_key {
             flagged.push(column.attnum);
         }
