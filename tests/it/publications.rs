@@ -236,6 +236,43 @@ fn a_dropped_publication_ends_the_run_with_its_name() {
     following.assert_same(&["public.t"]);
 }
 
+/// Trap 41, while it runs: a new table, a table that left and came back, one that only left, another filter.
+#[test]
+fn edits_of_a_publication_are_noticed_by_a_run() {
+    let following = Following::new("publication_edits");
+    following.db.execute(
+        "CREATE TABLE stays (id int PRIMARY KEY); CREATE TABLE back (id int PRIMARY KEY); CREATE TABLE leaves (id int PRIMARY KEY);
+         CREATE TABLE joins (id int PRIMARY KEY); INSERT INTO joins VALUES (1); CREATE PUBLICATION rhei FOR TABLE stays, back, leaves",
+    );
+    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+    running.wait_for_log("following", SOON);
+    let mut edits = vec![
+        ("ALTER PUBLICATION rhei ADD TABLE joins", "public.joins"),
+        (
+            "ALTER PUBLICATION rhei DROP TABLE back; INSERT INTO back VALUES (1); ALTER PUBLICATION rhei ADD TABLE back",
+            "table public.back is copied again",
+        ),
+        ("ALTER PUBLICATION rhei DROP TABLE leaves", "leaves is no longer published"),
+    ];
+    if knows_filters() {
+        edits.push((
+            "BEGIN; ALTER PUBLICATION rhei DROP TABLE joins; ALTER PUBLICATION rhei ADD TABLE joins WHERE (id > 0); COMMIT",
+            "table public.joins is copied again",
+        ));
+    }
+    for (sql, said) in edits {
+        let mark = running.log_mark();
+        following.db.execute(sql);
+        running.wait_for_log_after(mark, said, SOON);
+        running.wait_for_log_after(mark, "following the source", SOON);
+        following.db.execute("INSERT INTO stays SELECT coalesce(max(id), 0) + 1 FROM stays");
+    }
+    running.stop(SOON).assert_code(0);
+    following.db.execute("INSERT INTO joins VALUES (2); INSERT INTO back VALUES (2)");
+    following.sync();
+    following.assert_same(&["public.stays", "public.back", "public.joins"]);
+}
+
 /// Traps 20, 46: what is in the stream is copied, and nothing else.
 #[test]
 fn generated_identity_inherited_unlogged_and_temporary_are_told_apart() {

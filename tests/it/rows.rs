@@ -109,27 +109,45 @@ fn a_table_with_replica_identity_nothing_is_appended_to_and_truncated() {
     );
 }
 
-/// Trap 51, the matrix: {no key change, key change, new value, both} x {row in the target, in the same batch, in the
-/// same transaction}.
+/// Trap 51, the whole matrix: replica identity x what changes x where the row stood before.
 #[test]
 fn unchanged_toast_keeps_its_value_wherever_the_row_stood() {
-    Following::follows(
-        "CREATE TABLE t (id int PRIMARY KEY, doc text, n int);
-         ALTER TABLE t ALTER doc SET STORAGE EXTERNAL;
-         INSERT INTO t SELECT i, repeat(md5(i::text), 200), i FROM generate_series(1, 60) i",
-        &["public.t"],
-        &[
-            "UPDATE t SET n = -n WHERE id < 10",
-            "UPDATE t SET id = id + 1000 WHERE id BETWEEN 10 AND 19",
-            "UPDATE t SET doc = repeat('z', 4000) WHERE id BETWEEN 20 AND 29",
-            "UPDATE t SET doc = repeat('y', 4000), id = id + 1000 WHERE id BETWEEN 30 AND 39",
-            "UPDATE t SET n = 7 WHERE id BETWEEN 1010 AND 1019",
-            "BEGIN; INSERT INTO t VALUES (900, repeat('q', 5000), 1); UPDATE t SET n = 2 WHERE id = 900;
-             UPDATE t SET id = 901 WHERE id = 900; COMMIT",
-            "BEGIN; UPDATE t SET doc = repeat('w', 5000) WHERE id = 50; UPDATE t SET n = 0 WHERE id = 50; COMMIT",
-            "UPDATE t SET n = n + 1 WHERE id = 901",
-        ],
-    );
+    let identities = ["DEFAULT", "USING INDEX code_of", "FULL", "keyless"];
+    let changes = [
+        "n = n + 1",
+        "id = id + 1000, code = code || 'k'",
+        "doc = repeat('z', 4000)",
+        "doc = repeat('y', 4000), id = id + 1000, code = code || 'k'",
+    ];
+    let (mut schema, mut target, mut batch, mut last) = (String::new(), String::new(), String::new(), String::new());
+    let mut tables = Vec::new();
+    for (number, identity) in identities.iter().enumerate() {
+        let key = if *identity == "keyless" { "" } else { " PRIMARY KEY" };
+        let identity = identity.replace("keyless", "FULL").replace("code_of", &format!("code_of_{number}"));
+        schema.push_str(&format!(
+            "CREATE TABLE t{number} (id int{key}, code text NOT NULL, doc text, n int);
+             CREATE UNIQUE INDEX code_of_{number} ON t{number} (code);
+             ALTER TABLE t{number} ALTER doc SET STORAGE EXTERNAL, REPLICA IDENTITY {identity};"
+        ));
+        tables.push(format!("public.t{number}"));
+        for (at, change) in changes.iter().enumerate() {
+            let row = |id: usize| format!("INSERT INTO t{number} VALUES ({id}, 'c{id}', repeat(md5('{id}'), 200), 0);");
+            let update = |id: usize| format!("UPDATE t{number} SET {change} WHERE code = 'c{id}';");
+            let (stood, earlier, same, inserted) = (at, 10 + at, 20 + at, 30 + at);
+            // In the target; in the same batch; in the same transaction; inserted in the same transaction.
+            target.push_str(&format!("{}{}{}", row(stood), row(earlier), row(same)));
+            batch.push_str(&format!("UPDATE t{number} SET n = 5 WHERE code = 'c{earlier}';"));
+            last.push_str(&format!("{}{}", update(stood), update(earlier)));
+            last.push_str(&format!(
+                "BEGIN; UPDATE t{number} SET n = 7 WHERE code = 'c{same}'; {} COMMIT; BEGIN; {}{} COMMIT;",
+                update(same),
+                row(inserted),
+                update(inserted)
+            ));
+        }
+    }
+    let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
+    Following::follows(&format!("{schema} {target}"), &tables, &[&batch, &last]);
 }
 
 /// Trap 50: a TOASTed key sends an old key on every update, and the new row leaves the key out.
