@@ -191,16 +191,28 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     let mut pause = FIRST_PAUSE;
     let mut failures = 0_u32;
     let mut has_streamed = false;
+    const CALM: Duration = Duration::from_secs(10);
+    const IN_A_ROW: u32 = 20;
+    let mut in_a_row = 0_u32;
     // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
     let writer = Writer::new(DuckDb::open(&options.target)?);
     let _control = Control::listen(&options.target.path, writer.clone());
     loop {
         let mut is_streaming = false;
+        let began = tokio::time::Instant::now();
         let ended = session(options, &writer, stop, &mut is_streaming).await;
         has_streamed |= is_streaming;
         let error = match ended {
             Ok(Ended::AttachAnew(reason)) => {
                 tracing::info!(reason, "attaching anew");
+                // Many changes in a row, or one that a new session does not settle: not as fast as possible.
+                in_a_row = if began.elapsed() < CALM { in_a_row + 1 } else { 0 };
+                if in_a_row > IN_A_ROW {
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(FIRST_PAUSE * (in_a_row - IN_A_ROW).min(20)) => {}
+                    }
+                }
                 continue;
             }
             Ok(_) => return Ok(()),
