@@ -63,15 +63,16 @@ CREATE TABLE IF NOT EXISTS _rhei.cycles (
     duration_ms UBIGINT NOT NULL
 );
 
--- The durable job queue.
+-- The durable job queue: chunks of copies. A job is done in the transaction that holds its rows.
 CREATE TABLE IF NOT EXISTS _rhei.jobs (
     id UBIGINT NOT NULL,
     type VARCHAR NOT NULL,
     payload VARCHAR NOT NULL,
-    status VARCHAR NOT NULL,
+    status VARCHAR NOT NULL,                    -- pending, running, done, failed, cancelled
     attempts UINTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    error VARCHAR,
+    priority INTEGER NOT NULL,                  -- lower ones are taken first
+    error VARCHAR,                              -- of the last attempt
+    rows UBIGINT,                               -- that it loaded
     created_at TIMESTAMPTZ NOT NULL,
     started_at TIMESTAMPTZ,
     finished_at TIMESTAMPTZ

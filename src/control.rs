@@ -1,17 +1,22 @@
 //! A running replicator answers questions on a unix socket beside its file, since nobody else can open the file
-//! meanwhile. Both ends are here. One connection, one answer: a JSON document.
+//! meanwhile. Both ends are here. One connection, one question (a line), one answer (a JSON document).
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
+    sync::Notify,
 };
 
 use crate::{
     engine::Writer,
-    target::{OlapEngine, Phase, StoredState, TableState},
+    target::{OlapEngine, Phase, StoredState, StoredTable, TableState, TargetError},
 };
 
 /// Where the replicator of a file listens.
@@ -37,7 +42,8 @@ impl Drop for Control {
 impl Control {
     /// Begins to listen. The file's lock is held by the caller, so a socket that is there is left over from a crash.
     /// Without a socket the replicator works all the same; then the reason is logged.
-    pub fn listen<T: OlapEngine + 'static>(target: &Path, writer: Writer<T>) -> Option<Self> {
+    /// `attach_anew` is told when a table is to be copied again.
+    pub fn listen<T: OlapEngine + 'static>(target: &Path, writer: Writer<T>, attach_anew: Arc<Notify>) -> Option<Self> {
         let path = socket_path(target);
         let _ = std::fs::remove_file(&path);
         let bound = UnixListener::bind(&path).and_then(|listener| {
@@ -53,23 +59,72 @@ impl Control {
             }
         };
         let task = tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let answer = match writer.call(|target| target.state()).await {
-                    Ok(Some(state)) => describe(&state),
-                    Ok(None) => json!({ "error": "nothing was copied yet" }),
-                    Err(error) => json!({ "error": crate::engine::with_causes(&error) }),
-                };
-                // A client that went away is no concern.
-                let _ = client.write_all(answer.to_string().as_bytes()).await;
+            while let Ok((client, _)) = listener.accept().await {
+                let (writer, attach_anew) = (writer.clone(), Arc::clone(&attach_anew));
+                // One that says nothing keeps nobody waiting but itself.
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, attach_anew)).await;
+                });
             }
         });
         Some(Self { path, task })
     }
 }
 
+/// How long a question and its answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A question is one line, and not longer than this.
+const LONGEST_QUESTION: u64 = 64 << 10;
+
+/// Reads one line, `status`, `jobs` or `resync SCHEMA.TABLE`, and answers it.
+async fn serve<T: OlapEngine + 'static>(mut client: UnixStream, writer: Writer<T>, attach_anew: Arc<Notify>) {
+    let mut question = String::new();
+    let (read, mut write) = client.split();
+    if BufReader::new(read.take(LONGEST_QUESTION)).read_line(&mut question).await.is_err() {
+        return;
+    }
+    let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
+        ("status", _) => writer.call(|target| target.state()).await.map(|state| match state {
+            Some(state) => describe(&state),
+            None => json!({ "error": "nothing was copied yet" }),
+        }),
+        ("jobs", _) => writer.call(|target| target.jobs()).await.map(|jobs| json!(jobs)),
+        ("resync", table) => resync(table.to_owned(), &writer, &attach_anew).await,
+        (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
+    };
+    let answer = answer.unwrap_or_else(|error| json!({ "error": crate::engine::with_causes(&error) }));
+    // A client that went away is no concern.
+    let _ = write.write_all(answer.to_string().as_bytes()).await;
+}
+
+/// Marks a table to be copied again, and has the session begin with it.
+async fn resync<T: OlapEngine + 'static>(
+    name: String,
+    writer: &Writer<T>,
+    attach_anew: &Notify,
+) -> Result<Value, crate::engine::EngineError> {
+    let wanted = name.clone();
+    let is_marked = writer
+        .call(move |target| {
+            let Some(state) = target.state()? else { return Ok(false) };
+            let Some(table) = state.tables.into_iter().find(|table| table.source.to_string() == wanted) else {
+                return Ok::<_, TargetError>(false);
+            };
+            target.note(&[StoredTable { state: TableState::Resync, ..table }])?;
+            Ok(true)
+        })
+        .await?;
+    if !is_marked {
+        return Ok(json!({ "error": format!("there is no table {name} in this copy") }));
+    }
+    attach_anew.notify_one();
+    Ok(json!({ "resync": name }))
+}
+
 /// Asks the replicator of a file. None: nobody answers.
-pub async fn ask(target: &Path) -> Option<Value> {
+pub async fn ask(target: &Path, question: &str) -> Option<Value> {
     let mut stream = UnixStream::connect(socket_path(target)).await.ok()?;
+    stream.write_all(format!("{question}\n").as_bytes()).await.ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await.ok()?;
     serde_json::from_str(&text).ok()

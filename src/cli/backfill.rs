@@ -35,6 +35,29 @@ fn qualified_name(text: &str) -> Result<QualifiedName, String> {
     }
 }
 
+/// Flags of `rhei resync`.
+#[derive(Debug, Clone, Args)]
+pub struct ResyncArgs {
+    /// The table at the source
+    #[arg(value_name = "SCHEMA.TABLE", value_parser = qualified_name)]
+    pub table: QualifiedName,
+}
+
+/// `rhei resync`: a running replicator is asked to copy a table again; without one it is done here.
+pub async fn resync(session: Session, args: ResyncArgs) -> Result<ExitCode, CliError> {
+    let path = session.target()?.path;
+    match crate::control::ask(&path, &format!("resync {}", args.table)).await {
+        Some(answer) => match answer["error"].as_str() {
+            Some(error) => Err(CliError::Failed(error.to_owned())),
+            None => {
+                println!("the running replicator copies {} again; see `rhei status`", args.table);
+                Ok(ExitCode::SUCCESS)
+            }
+        },
+        None => run(session, BackfillArgs { tables: vec![args.table], force: true, no_slot: false }).await,
+    }
+}
+
 /// Runs the command.
 pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliError> {
     let (options, progress) = session.options()?;

@@ -4,6 +4,7 @@ mod backfill;
 mod check;
 mod demo;
 mod init;
+mod jobs;
 mod progress;
 mod report;
 mod run;
@@ -92,6 +93,12 @@ enum Command {
     /// Say how far the copy is
     #[command(after_help = "Examples:\n  rhei status\n  rhei status --json | jq .checkpoint.lsn")]
     Status(status::StatusArgs),
+    /// Copy a table again while its old copy stays readable
+    #[command(after_help = "Example:\n  rhei resync public.orders")]
+    Resync(backfill::ResyncArgs),
+    /// List the pieces of copies: what is open, what failed and why
+    #[command(after_help = "Examples:\n  rhei jobs\n  rhei jobs --all\n  rhei jobs --json | jq '.[] | select(.error)'")]
+    Jobs(jobs::JobsArgs),
     /// Write a commented rhei.toml from what is found at the source
     #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop --target shop.duckdb")]
     Init(init::InitArgs),
@@ -291,6 +298,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Backfill(args) => Box::pin(backfill::run(session, args)).await,
         Command::Check(args) => Box::pin(check::run(session, args)).await,
         Command::Status(args) => Box::pin(status::run(session, args)).await,
+        Command::Resync(args) => Box::pin(backfill::resync(session, args)).await,
+        Command::Jobs(args) => Box::pin(jobs::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
     }

@@ -24,7 +24,7 @@ pub struct StatusArgs {
 /// reached, what the slot holds stays unknown.
 pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
-    let mut status = match control::ask(&path).await {
+    let mut status = match control::ask(&path, "status").await {
         Some(answer) => {
             if let Some(error) = answer["error"].as_str() {
                 return Err(CliError::Failed(format!("the running replicator answered: {error}")));

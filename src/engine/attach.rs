@@ -569,8 +569,14 @@ async fn copy_under<T: OlapEngine + 'static>(
         catalog::end_moment(control).await?;
         Ok::<_, EngineError>(now)
     };
-    let outcomes = backfill::copy_tables(options, snapshot, &to_copy, writer, is_current).await?;
-    drop(holder);
+    // Two sessions hold the snapshot beside the one that made it, so that a worker that lost its connection can come back.
+    let second = backfill::import_snapshot(options, snapshot, "snapshot").await?;
+    let mut snapshots = vec![snapshot.clone()];
+    for session in [&holder, &second] {
+        snapshots.push(session.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?.try_get(0)?);
+    }
+    let outcomes = backfill::copy_tables(options, &snapshots, &to_copy, writer, is_current).await?;
+    drop((holder, second));
     let (mut done, mut failed, mut changed) = (Vec::new(), Vec::new(), BTreeSet::new());
     for ((table, outcome), mut row) in to_copy.into_iter().zip(outcomes).zip(rows) {
         match outcome {

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use rand::RngExt;
-use tokio::{sync::RwLock, time::MissedTickBehavior};
+use tokio::{
+    sync::{Notify, RwLock},
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -196,11 +199,12 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     let mut in_a_row = 0_u32;
     // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
     let writer = Writer::new(DuckDb::open(&options.target)?);
-    let _control = Control::listen(&options.target.path, writer.clone());
+    let asked = Arc::new(Notify::new());
+    let _control = Control::listen(&options.target.path, writer.clone(), Arc::clone(&asked));
     loop {
         let mut is_streaming = false;
         let began = tokio::time::Instant::now();
-        let ended = session(options, &writer, stop, &mut is_streaming).await;
+        let ended = session(options, &writer, &asked, stop, &mut is_streaming).await;
         has_streamed |= is_streaming;
         let error = match ended {
             Ok(Ended::AttachAnew(reason)) => {
@@ -243,6 +247,7 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
 async fn session<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
+    asked: &Notify,
     stop: &CancellationToken,
     is_streaming: &mut bool,
 ) -> Result<Ended, EngineError> {
@@ -260,6 +265,7 @@ async fn session<T: OlapEngine + 'static>(
     let ended = 'running: loop {
         tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
+            () = asked.notified() => break Ended::AttachAnew("a table is to be copied again, as asked".to_owned()),
             _ = ticks.tick() => {}
         }
         if look_at.elapsed() > Duration::ZERO {

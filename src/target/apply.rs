@@ -306,7 +306,7 @@ fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<()
     Ok(())
 }
 
-/// The body of the transaction of [`super::OlapEngine::load`].
+/// Appends rows to a table's shadow; the body of [`super::Loader::load`].
 pub(super) fn load(connection: &Connection, spec: &TableSpec, rows: RowStream) -> Result<u64, TargetError> {
     let shadow = ddl::shadow_of(&spec.target);
     let all: Vec<usize> = (0..spec.columns.len()).collect();

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use duckdb::{AccessMode, Config, Connection};
 
 use super::{
-    Applied, OlapEngine, Pipeline, RowStream, StoredState, StoredTable, TableState, TargetError, apply, ddl, state,
+    Applied, Loader, NewJob, OlapEngine, Pipeline, StoredJob, StoredState, StoredTable, TableState, TargetError, apply,
+    ddl, jobs, state,
 };
 use crate::{
     Checkpoint,
@@ -63,6 +64,16 @@ impl DuckDb {
         }
         let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
         state::read(&open(path, config(&options)?, AccessMode::ReadOnly)?)
+    }
+
+    /// The jobs in a file, without writing to it; for `jobs`.
+    pub fn look_at_jobs(path: &Path) -> Result<Vec<StoredJob>, TargetError> {
+        if !path.is_file() {
+            return Err(TargetError::NoFile { path: path.to_owned() });
+        }
+        let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
+        let connection = open(path, config(&options)?, AccessMode::ReadOnly)?;
+        if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
     }
 
     /// Runs `work` in one transaction: all of it or nothing.
@@ -204,8 +215,19 @@ impl OlapEngine for DuckDb {
         })
     }
 
-    fn load(&mut self, table: &TableSpec, rows: RowStream) -> Result<u64, TargetError> {
-        self.transaction(|target| apply::load(&target.connection, table, rows))
+    fn add_jobs(&mut self, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError> {
+        self.transaction(|target| jobs::add(&target.connection, jobs))
+    }
+
+    fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
+        jobs::all(&self.connection)
+    }
+
+    fn loader(&mut self) -> Result<Loader, TargetError> {
+        let connection = self.connection.try_clone()?;
+        connection.execute_batch(&format!("USE {}", ddl::CATALOG))?;
+        let _ = connection.execute_batch("SET TimeZone = 'UTC'");
+        Ok(Loader::new(connection))
     }
 
     fn finish_copy(&mut self, tables: &[&TableSpec], pipeline: &Pipeline) -> Result<(), TargetError> {

@@ -1,18 +1,22 @@
 //! DuckDB: transactions, apply, state.
 //!
 //! `duckdb` opens and locks the file and holds the one writer, `apply` turns a change batch into statements, `ddl` is
-//! the only place that quotes the target's identifiers, `state` is the only place that touches `_rhei`.
+//! the only place that quotes the target's identifiers, `state` and `jobs` are the only places that touch `_rhei`.
 
 pub mod apply;
 pub mod ddl;
 pub mod duckdb;
+pub mod jobs;
 pub mod state;
 
 use std::path::PathBuf;
 
 use arrow::record_batch::RecordBatch;
 
-pub use self::duckdb::DuckDb;
+pub use self::{
+    duckdb::DuckDb,
+    jobs::{Loader, NewJob, StoredJob},
+};
 use crate::{
     Checkpoint, Lsn,
     change::{ChangeBatch, Key, QualifiedName, TableSpec},
@@ -40,9 +44,14 @@ pub trait OlapEngine: Send {
     /// Makes an empty shadow for each table (dropping an older one) and marks it `copying`.
     fn start_copy(&mut self, tables: &[&TableSpec]) -> Result<(), TargetError>;
 
-    /// Appends rows to the shadow of a table. Rows have the order and the target names of `table.columns`.
-    /// Returns how many rows were loaded. The rows commit together or not at all.
-    fn load(&mut self, table: &TableSpec, rows: RowStream) -> Result<u64, TargetError>;
+    /// Writes jobs, returns their ids in order. Open jobs of an earlier round are cancelled.
+    fn add_jobs(&mut self, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError>;
+
+    /// All jobs that are kept, oldest first.
+    fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError>;
+
+    /// Somebody who loads chunks into shadows, beside this writer and others.
+    fn loader(&mut self) -> Result<Loader, TargetError>;
 
     /// The copy of these tables is complete at their `copy_lsn`. Those with `copy_lsn <= checkpoint` are swapped in
     /// and become `live`; the others become `catching_up` and stay in the shadow until [`Self::apply`] swaps them in.

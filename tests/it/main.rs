@@ -2,6 +2,7 @@
 //! file would cost minutes.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing test")]
 
+mod backfill;
 #[allow(dead_code, reason = "the bed offers more than each test of the day needs")]
 mod bed;
 mod bed_works;

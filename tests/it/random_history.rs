@@ -1302,6 +1302,11 @@ impl History {
     }
 
     fn detach(&mut self) -> Done {
+        // 14 goes on decoding the rows of a partition that was detached as those of its former root, and fails once their
+        // shapes differ ("could not convert row type"): a bug of the server, for which there is no way around.
+        if self.via_root && Cluster::shared().major() == 14 {
+            return Ok(());
+        }
         let Some((at, leaf)) = self.take_leaf() else { return Ok(()) };
         let root = self.world.tables[at].clone();
         self.run(format!("ALTER TABLE {} DETACH PARTITION {}", root.qualified(), leaf.qualified()))?;

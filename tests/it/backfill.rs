@@ -1,0 +1,119 @@
+//! The first copy, and copies again: pieces of work that are seen, tried again, and never trusted in part.
+
+use std::time::Duration;
+
+use crate::{
+    bed::{oracle::query_copy, wait_until},
+    following::Following,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn jobs(following: &Following) -> Vec<serde_json::Value> {
+    let output = following.rhei.run_ok(["jobs", "--json"]);
+    serde_json::from_str::<serde_json::Value>(&output.stdout).unwrap().as_array().unwrap().clone()
+}
+
+/// Large enough to be copied in several pieces, for a second or so.
+fn with_large_table(name: &str) -> Following {
+    let following = Following::new(name);
+    following.db.execute(
+        "CREATE TABLE large (id int PRIMARY KEY, v text, n numeric(12,2)) WITH (autovacuum_enabled = off);
+         INSERT INTO large SELECT i, repeat(md5(i::text), 12), i / 7.0 FROM generate_series(1, 300000) i;
+         CREATE TABLE small (id int PRIMARY KEY); INSERT INTO small VALUES (1)",
+    );
+    following
+}
+
+/// Trap 11: whoever lost its connection comes back to the same snapshot.
+#[test]
+fn a_worker_that_loses_its_connection_tries_its_piece_again() {
+    let following = with_large_table("lost_worker");
+    let mut running = following.rhei.spawn(["backfill"]);
+    wait_until(SOON, "a worker that copies", || {
+        following.db.value(
+            "SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM (SELECT pid FROM pg_stat_activity \
+             WHERE datname = current_database() AND query LIKE 'COPY%large%' AND state = 'active' LIMIT 1) s",
+        ) == "t"
+    });
+    let log = running.wait_for_log("a chunk is tried again", SOON);
+    assert!(log.contains("public.large"), "{log}");
+    running.wait(SOON).assert_code(0);
+    following.assert_same(&["public.large", "public.small"]);
+    let jobs = jobs(&following);
+    assert!(jobs.len() > 3, "{} jobs", jobs.len());
+    assert!(jobs.iter().all(|job| job["status"] == "done"), "{jobs:?}");
+    assert!(jobs.iter().any(|job| job["attempts"].as_u64() > Some(1)), "{jobs:?}");
+    let rows: u64 = jobs.iter().map(|job| job["rows"].as_u64().unwrap()).sum();
+    assert_eq!(rows, 300_001);
+    // The same by SQL.
+    let by_sql =
+        query_copy(following.copy(), "SELECT sum(rows)::VARCHAR, count(DISTINCT status)::VARCHAR FROM _rhei.jobs");
+    assert_eq!(by_sql, [[Some("300001".to_owned()), Some("1".to_owned())]]);
+    following.db.execute("DELETE FROM large WHERE id % 1000 = 0; INSERT INTO small VALUES (2)");
+    following.sync();
+    following.assert_same(&["public.large", "public.small"]);
+}
+
+/// A piece that was cut short is not done, and nothing of it is trusted.
+#[test]
+fn a_copy_that_was_killed_starts_over_and_ends_equal() {
+    let following = with_large_table("killed_copy");
+    for _ in 0..3 {
+        let running = following.rhei.spawn(["backfill"]);
+        wait_until(SOON, "a worker that copies", || {
+            following.db.value(
+                "SELECT count(*) > 0 FROM pg_stat_activity \
+                 WHERE datname = current_database() AND query LIKE 'COPY%large%' AND state = 'active'",
+            ) == "t"
+        });
+        running.kill9();
+        following.db.execute(
+            "UPDATE large SET v = 'changed' WHERE id = (SELECT min(id) FROM large); DELETE FROM large WHERE id = 77",
+        );
+    }
+    following.sync();
+    following.assert_same(&["public.large", "public.small"]);
+    let jobs = jobs(&following);
+    assert!(jobs.iter().any(|job| job["status"] == "cancelled"), "{jobs:?}");
+    assert!(!jobs.iter().any(|job| job["status"] == "running" || job["status"] == "pending"), "{jobs:?}");
+}
+
+/// The reason stands in the job too.
+#[test]
+fn a_piece_that_holds_a_value_which_cannot_be_kept_fails_with_the_reason() {
+    let following = Following::new("failed_job");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, 1), (7, 'NaN')");
+    following.rhei.run(["sync"]).assert_code(1);
+    let jobs = jobs(&following);
+    let error = jobs[0]["error"].as_str().unwrap();
+    assert_eq!(jobs[0]["status"], "failed");
+    assert!(error.contains("NaN") && error.contains("id=7"), "{error}");
+    let shown = following.rhei.run_ok(["jobs"]);
+    assert!(shown.stdout.contains("1 failed") && shown.stdout.contains("NaN"), "{}", shown.stdout);
+}
+
+/// The old copy stays until the new one is swapped in; the replicator does it without a restart.
+#[test]
+fn resync_has_the_running_replicator_copy_a_table_again() {
+    let following = Following::new("resync");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut running = following.run();
+    running.wait_for_log("following", SOON);
+    let mark = running.log_mark();
+    let output = following.rhei.run_ok(["resync", "public.t"]);
+    assert!(output.stdout.contains("copies public.t again"), "{}", output.stdout);
+    running.wait_for_log_after(mark, "copied", SOON);
+    running.wait_for_log_after(mark, "following", SOON);
+    following.rhei.run(["resync", "public.nowhere"]).assert_code(1);
+    let listed = following.rhei.run_ok(["jobs", "--all"]);
+    assert!(listed.stdout.contains("public.t pages 0.."), "{}", listed.stdout);
+    following.db.execute("INSERT INTO t VALUES (2)");
+    running.stop(SOON).assert_code(0);
+    // Without a replicator the command does it itself.
+    following.rhei.run_ok(["resync", "public.t"]);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
