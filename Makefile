@@ -10,7 +10,7 @@ export RHEI_DEMO_STARTED_AT := $(shell date +%s)
 ENV := . scripts/env.sh;
 TEST ?=
 
-.PHONY: help setup build test test-matrix demo bench fmt lint deny docs clean
+.PHONY: help setup build test test-matrix demo bench bench-backfill fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,8 +30,11 @@ test-matrix: setup ## run the integration tests on Postgres 14 to 18
 demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure
 	@$(ENV) exec "$$CARGO_TARGET_DIR/debug/rhei" demo
 
-bench: setup ## run the benchmarks
-	@$(ENV) cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES
+bench: setup ## measure the stream without a server
+	@$(ENV) cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench stream
+
+bench-backfill: setup ## measure the first copy against its floor and against DuckDB's postgres extension
+	@$(ENV) scripts/bench-backfill.sh
 
 fmt: ## format the code
 	@cargo fmt

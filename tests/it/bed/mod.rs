@@ -11,6 +11,7 @@ pub mod rhei;
 pub use cluster::{Cluster, ClusterOptions, Db, Session};
 #[allow(unused_imports)]
 pub use oracle::{assert_same, compare};
+#[allow(unused_imports)]
 pub use pgbench::{Load, Pgbench};
 #[allow(unused_imports)]
 pub use rhei::{Output, Rhei, Running};

@@ -1,0 +1,274 @@
+//! The first copy against its floor, side by side in one run: `make bench-backfill`.
+//!
+//! One mixed table (RHEI_BENCH_ROWS, default 2,000,000 rows). Measured: COPY BINARY to nothing with as many connections as
+//! rhei has workers; DuckDB loading the same rows from memory, decoded before; rhei; and, where it was fetched, DuckDB's
+//! own postgres extension. CPU-seconds are the whole machine's, the server's share included, so keep it quiet.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
+
+#[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
+#[path = "../tests/it/bed/mod.rs"]
+mod bed;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow::record_batch::RecordBatch;
+use bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir};
+use rhei::{
+    Checkpoint, Lsn,
+    change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
+    source::copy::CopyReader,
+    target::{DuckDb, NewJob, OlapEngine, Phase, Pipeline, StoredTable, TableState, duckdb::TargetOptions},
+    types::{ColumnType, TypeCatalog, map_column, schema_of},
+};
+
+const WORKERS: u64 = 2;
+
+struct Measured {
+    what: &'static str,
+    wall: f64,
+    cpu: f64,
+    peak_mb: Option<f64>,
+}
+
+/// Busy seconds of all cores since boot.
+fn machine_cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap();
+    let ticks: Vec<u64> =
+        stat.lines().next().unwrap().split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) as f64 / 100.0
+}
+
+fn measured(what: &'static str, work: impl FnOnce() -> Option<f64>) -> Measured {
+    let (cpu, started) = (machine_cpu(), Instant::now());
+    let peak_mb = work();
+    Measured { what, wall: started.elapsed().as_secs_f64(), cpu: machine_cpu() - cpu, peak_mb }
+}
+
+fn copy_queries(db: &Db) -> Vec<String> {
+    let pages: u64 = db.value("SELECT pg_relation_size('t') / 8192").parse().unwrap();
+    let size = (pages / (WORKERS * 4)).clamp(2048, 16384);
+    (0..pages.div_ceil(size))
+        .map(|at| {
+            format!(
+                "COPY (SELECT * FROM t WHERE ctid >= '({},0)' AND ctid < '({},0)') TO STDOUT (FORMAT binary)",
+                at * size,
+                (at + 1) * size
+            )
+        })
+        .collect()
+}
+
+/// Runs the queries over as many connections as rhei has workers; returns what they print.
+fn copied(db: &Db, keep: bool) -> Vec<Vec<u8>> {
+    let queries = Arc::new(std::sync::Mutex::new(copy_queries(db)));
+    let threads: Vec<_> = (0..WORKERS)
+        .map(|_| {
+            let (queries, url) = (Arc::clone(&queries), db.url());
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async move {
+                    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+                    tokio::spawn(connection);
+                    let mut kept = Vec::new();
+                    loop {
+                        let Some(query) = queries.lock().unwrap().pop() else { return kept };
+                        let mut stream = Box::pin(client.copy_out(&query).await.unwrap());
+                        let mut all = Vec::new();
+                        while let Some(piece) = futures_util::StreamExt::next(&mut stream).await {
+                            let piece = piece.unwrap();
+                            if keep {
+                                all.extend_from_slice(&piece);
+                            }
+                        }
+                        kept.push(all);
+                    }
+                })
+            })
+        })
+        .collect();
+    threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+}
+
+fn spec() -> TableSpec {
+    let columns = [
+        ("id", 20, -1),
+        ("name", 25, -1),
+        ("status", 1043, 24),
+        ("qty", 23, -1),
+        ("amount", 1700, (12 << 16 | 2) + 4),
+        ("at", 1184, -1),
+        ("ok", 16, -1),
+        ("doc", 3802, -1),
+        ("u", 2950, -1),
+        ("d", 701, -1),
+    ];
+    let column = |(at, (name, type_oid, typmod)): (usize, (&str, u32, i32))| ColumnSpec {
+        name: name.to_owned(),
+        attnum: at as i16 + 1,
+        type_oid,
+        typmod,
+        not_null: false,
+        target_name: name.to_owned(),
+        mapping: map_column(&ColumnType { type_oid, typmod, ndims: 0, override_type: None }, &TypeCatalog::default())
+            .unwrap(),
+    };
+    TableSpec {
+        oid: 1,
+        source: QualifiedName::new("public", "t"),
+        target: QualifiedName::new("public", "t"),
+        epoch: 0,
+        replica_identity: ReplicaIdentity::Default,
+        key: Key::Columns(vec![0]),
+        columns: columns.into_iter().enumerate().map(column).collect(),
+        excluded: Vec::new(),
+        fingerprint: String::new(),
+        null_unrepresentable: false,
+        copy_lsn: Lsn(1),
+    }
+}
+
+fn decode(spec: &Arc<TableSpec>, bytes: &[u8]) -> Vec<RecordBatch> {
+    let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+    let mut reader = CopyReader::new(Arc::clone(spec));
+    let mut batches = Vec::new();
+    for piece in bytes.chunks(65_536) {
+        reader.push(piece).unwrap();
+        if reader.rows() >= 122_880 {
+            batches.push(reader.take_batch(&schema).unwrap());
+        }
+    }
+    reader.finish().unwrap();
+    batches.push(reader.take_batch(&schema).unwrap());
+    batches
+}
+
+/// By as many loaders at a time as rhei has workers.
+fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::PathBuf) {
+    let mut target = DuckDb::open(&TargetOptions { path, ..TargetOptions::default() }).unwrap();
+    let pipeline = Pipeline {
+        slot: "bench".to_owned(),
+        publications: Vec::new(),
+        publication_fingerprint: String::new(),
+        system_id: "1".to_owned(),
+        database: "d".to_owned(),
+        database_oid: 1,
+        timeline: 1,
+        phase: Phase::Running,
+        checkpoint: Checkpoint { lsn: Lsn(1), commit_time_us: None },
+    };
+    target.put_state(&pipeline, &[StoredTable::of(spec, TableState::Pending)]).unwrap();
+    target.start_copy(&[spec]).unwrap();
+    let new = |_: &Vec<RecordBatch>| NewJob { kind: "copy_chunk", payload: serde_json::json!({}), priority: 0 };
+    let jobs = target.add_jobs(&chunks.iter().map(new).collect::<Vec<_>>()).unwrap();
+    let queue: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(jobs.into_iter().zip(chunks).collect()));
+    let threads: Vec<_> = (0..WORKERS)
+        .map(|_| {
+            let (loader, queue, spec) = (target.loader().unwrap(), Arc::clone(&queue), Arc::clone(spec));
+            std::thread::spawn(move || {
+                loop {
+                    let Some((job, batches)) = queue.lock().unwrap().pop() else { return };
+                    loader.load(&spec, job, Box::new(batches.into_iter().map(Ok))).unwrap();
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    target.finish_copy(&[spec], &pipeline).unwrap();
+    target.tidy(false).unwrap();
+}
+
+fn with_rhei(rhei: &Rhei) -> Option<f64> {
+    let mut running = rhei.spawn(["backfill"]);
+    let mut peak_kb = 0.0_f64;
+    while running.is_running() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap_or_default();
+        let hwm = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+        peak_kb = peak_kb.max(hwm.unwrap_or_default());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.wait(Duration::from_secs(60)).assert_code(0);
+    Some(peak_kb / 1024.0)
+}
+
+/// In a process of its own, as the extension's copy of libpq is.
+fn with_extension(db: &Db, extension: &str, path: &std::path::Path) {
+    let copy = duckdb::Connection::open(path).unwrap();
+    copy.execute_batch(&format!(
+        "LOAD '{extension}'; SET threads = {WORKERS}; ATTACH '{}' AS source (TYPE postgres, READ_ONLY);
+         CREATE TABLE t AS FROM source.public.t; CHECKPOINT;",
+        db.url()
+    ))
+    .unwrap();
+}
+
+fn main() {
+    let rows: u64 = std::env::var("RHEI_BENCH_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(2_000_000);
+    let cluster = Cluster::start(ClusterOptions::default().conf("max_wal_size = 8GB").conf("autovacuum = off"));
+    let db = cluster.database("bench_backfill");
+    db.execute(
+        "CREATE TABLE t (id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount numeric(12,2), at timestamptz, \
+         ok bool, doc jsonb, u uuid, d double precision)",
+    );
+    for statement in [
+        format!(
+            "INSERT INTO t SELECT i, 'customer number ' || i % 5000, (ARRAY['new','paid','shipped','returned'])[1 + i % 4], i % 97, \
+             (i * 7 % 1000000) / 100.0, timestamptz '2026-01-01' + i * interval '1 second', i % 3 = 0, \
+             jsonb_build_object('tier', 'gold', 'points', i % 1000, 'tags', jsonb_build_array('a', i % 7)), md5(i::text)::uuid, sqrt(i) \
+             FROM generate_series(1, {rows}) i"
+        ),
+        "VACUUM ANALYZE t".to_owned(),
+        "CHECKPOINT".to_owned(),
+    ] {
+        db.execute(&statement);
+    }
+    let folder = temp_dir();
+    let spec = Arc::new(spec());
+    // Warm the caches of the server.
+    copied(&db, false);
+    let mut all = Vec::new();
+    all.push(measured("COPY BINARY to nothing", || {
+        copied(&db, false);
+        None
+    }));
+    let chunks: Vec<Vec<RecordBatch>> = copied(&db, true).iter().map(|bytes| decode(&spec, bytes)).collect();
+    all.push(measured("DuckDB loads the same Arrow", || {
+        load(&spec, chunks, folder.path().join("load.duckdb"));
+        None
+    }));
+    let rhei = Rhei::new(folder.path())
+        .source(db.url())
+        .target("rhei.duckdb")
+        .config(&format!("[backfill]\nworkers = {WORKERS}\n[source]\nslot = \"bench_backfill\"\n"));
+    all.push(measured("rhei backfill", || with_rhei(&rhei)));
+    if let Ok(extension) = std::env::var("RHEI_POSTGRES_EXTENSION") {
+        all.push(measured("DuckDB's postgres extension", || {
+            with_extension(&db, &extension, &folder.path().join("extension.duckdb"));
+            None
+        }));
+    }
+    let size = db.value("SELECT pg_size_pretty(pg_relation_size('t'))");
+    println!("{rows} rows, {size} of heap, {WORKERS} workers");
+    for Measured { what, wall, cpu, peak_mb } in &all {
+        let peak = peak_mb.map_or_else(String::new, |peak| format!("   peak {peak:.0} MB"));
+        println!("{what:28} {wall:6.2} s {:9.0} rows/s {cpu:6.2} CPU-s{peak}", rows as f64 / wall);
+    }
+    let cores = std::thread::available_parallelism().map_or(2.0, |cores| cores.get() as f64);
+    let floor = (all[0].cpu + all[1].cpu) / cores;
+    println!(
+        "floor: {floor:.2} s ((CPU of COPY + CPU of the load) / cores); rhei takes {:.2} of it",
+        all[2].wall / floor
+    );
+    if let Some(extension) = all.get(3) {
+        println!(
+            "the extension takes {:.2} of rhei's time, rhei {:.2} of the bare COPY's",
+            extension.wall / all[2].wall,
+            all[2].wall / all[0].wall
+        );
+    }
+}
