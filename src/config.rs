@@ -269,6 +269,11 @@ pub struct SyncSettings {
 pub struct BackfillSettings {
     /// Connections that copy at the same time. Default 2.
     pub workers: Option<usize>,
+    /// Bytes a second that all of them together take from the source at most. Default: no limit.
+    pub rate_limit: Option<ByteSize>,
+    /// A copy that holds its snapshot for longer is warned about: until it ends, VACUUM at the source cannot remove what
+    /// the snapshot still sees. Default "1h".
+    pub snapshot_warning: Option<Span>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -308,6 +313,8 @@ pub struct Config {
     pub trust_widening: bool,
     pub catalog_interval: Duration,
     pub workers: usize,
+    pub rate_limit: Option<ByteSize>,
+    pub snapshot_warning: Duration,
     pub table_settings: BTreeMap<String, TableSection>,
 }
 
@@ -355,6 +362,9 @@ impl Config {
         if settings.backfill.workers == Some(0) {
             return Err(invalid("backfill.workers", "must be at least 1"));
         }
+        if settings.backfill.rate_limit.is_some_and(|limit| limit.0 < 100_000) {
+            return Err(invalid("backfill.rate_limit", "must be at least 100KB"));
+        }
         if target.threads == Some(0) {
             return Err(invalid("target.threads", "must be at least 1"));
         }
@@ -399,6 +409,8 @@ impl Config {
             trust_widening: sync.trust_widening.unwrap_or(false),
             catalog_interval: sync.catalog_interval.map_or(Duration::from_secs(10), |span| span.0),
             workers: settings.backfill.workers.unwrap_or(2),
+            rate_limit: settings.backfill.rate_limit,
+            snapshot_warning: settings.backfill.snapshot_warning.map_or(Duration::from_secs(3600), |span| span.0),
             table_settings: settings.tables,
         })
     }
@@ -486,6 +498,8 @@ fn override_from(settings: &mut Settings, environment: &BTreeMap<String, String>
     read(environment, "RHEI_SYNC_ON_UNREPRESENTABLE", &mut settings.sync.on_unrepresentable)?;
     read(environment, "RHEI_SYNC_TRUST_WIDENING", &mut settings.sync.trust_widening)?;
     read(environment, "RHEI_SYNC_CATALOG_INTERVAL", &mut settings.sync.catalog_interval)?;
+    read(environment, "RHEI_BACKFILL_RATE_LIMIT", &mut settings.backfill.rate_limit)?;
+    read(environment, "RHEI_BACKFILL_SNAPSHOT_WARNING", &mut settings.backfill.snapshot_warning)?;
     read(environment, "RHEI_BACKFILL_WORKERS", &mut settings.backfill.workers)
 }
 

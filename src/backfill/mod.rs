@@ -153,6 +153,7 @@ where
     }
     let queue = Arc::new(Mutex::new(queue));
     // A table whose last chunk is done is looked at once more before it counts.
+    let pace = options.rate_limit_bytes.map(|limit| Arc::new(Pace::new(limit)));
     let (done, mut tables_done) = mpsc::unbounded_channel::<usize>();
     let mut workers = tokio::task::JoinSet::new();
     for number in 1..=options.workers.max(1) {
@@ -164,13 +165,29 @@ where
             estimates: tables.iter().map(|table| table.source.estimated_rows).collect(),
             queue: Arc::clone(&queue),
             progress: Arc::clone(&progress),
+            pace: pace.clone(),
             done: done.clone(),
         };
         let loader = writer.call(|target| target.loader()).await?;
         workers.spawn(worker.run(loader));
     }
     drop(done);
-    while let Some(at) = tables_done.recv().await {
+    let began = tokio::time::Instant::now();
+    let mut warnings = tokio::time::interval_at(began + options.snapshot_warning, options.snapshot_warning);
+    loop {
+        let at = tokio::select! {
+            done = tables_done.recv() => match done {
+                Some(at) => at,
+                None => break,
+            },
+            _ = warnings.tick() => {
+                tracing::warn!(
+                    minutes = began.elapsed().as_secs() / 60,
+                    "the copy still holds its snapshot: VACUUM at the source cannot remove rows that it sees, and the slot keeps WAL"
+                );
+                continue;
+            }
+        };
         let (Some(table), Some(progress)) = (tables.get(at), progress.get(at)) else { continue };
         if progress.lock().ended.is_some() {
             continue;
@@ -222,7 +239,33 @@ struct Worker {
     estimates: Vec<u64>,
     queue: Arc<Mutex<VecDeque<Chunk>>>,
     progress: Arc<Vec<Progress>>,
+    pace: Option<Arc<Pace>>,
     done: mpsc::UnboundedSender<usize>,
+}
+
+/// Keeps all workers together under so many bytes a second.
+struct Pace {
+    bytes_per_second: f64,
+    /// When the bytes that were taken so far are paid for.
+    free_at: Mutex<tokio::time::Instant>,
+}
+
+impl Pace {
+    fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: bytes_per_second as f64, free_at: Mutex::new(tokio::time::Instant::now()) }
+    }
+
+    async fn take(&self, bytes: usize) {
+        let mut free_at = self.free_at.lock().await;
+        let now = tokio::time::Instant::now();
+        *free_at = (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
+        let until = *free_at;
+        drop(free_at);
+        // Short debts are not worth a sleep each.
+        if until.duration_since(now) > Duration::from_millis(20) {
+            tokio::time::sleep_until(until).await;
+        }
+    }
 }
 
 /// What goes from the source to the load of a chunk.
@@ -372,7 +415,7 @@ impl Worker {
         let copied = async {
             // Given back with its locks when the chunk is done: DDL does not wait for the whole copy.
             connected.batch_execute("SAVEPOINT rhei_copy").await?;
-            let nulled = copy_chunk(connected, &chunk.query, spec, &batches, &self.options.events).await?;
+            let nulled = copy_chunk(connected, &chunk.query, spec, &batches, self).await?;
             connected.batch_execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
             Ok::<_, SourceError>(nulled)
         };
@@ -505,7 +548,7 @@ async fn copy_chunk(
     query: &str,
     spec: &Arc<TableSpec>,
     batches: &mpsc::Sender<Piece>,
-    events: &mpsc::UnboundedSender<Event>,
+    worker: &Worker,
 ) -> Result<Vec<Nulled>, SourceError> {
     let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut reader = CopyReader::new(Arc::clone(spec));
@@ -514,13 +557,16 @@ async fn copy_chunk(
     while let Some(piece) = stream.next().await {
         let piece = piece?;
         bytes += piece.len() as u64;
+        if let Some(pace) = &worker.pace {
+            pace.take(piece.len()).await;
+        }
         reader.push(&piece)?;
         if reader.rows() >= BATCH_ROWS || reader.buffered_bytes() >= BATCH_BYTES {
             let rows = reader.rows() as u64;
             if batches.send(Piece::Rows(reader.take_batch(&schema)?)).await.is_err() {
                 return Ok(Vec::new());
             }
-            let _ = events.send(Event::CopyProgress { table: spec.source.to_string(), rows, bytes });
+            let _ = worker.options.events.send(Event::CopyProgress { table: spec.source.to_string(), rows, bytes });
             bytes = 0;
         }
     }
@@ -528,7 +574,7 @@ async fn copy_chunk(
     reader.finish()?;
     let rows = reader.rows() as u64;
     if rows > 0 && batches.send(Piece::Rows(reader.take_batch(&schema)?)).await.is_ok() {
-        let _ = events.send(Event::CopyProgress { table: spec.source.to_string(), rows, bytes });
+        let _ = worker.options.events.send(Event::CopyProgress { table: spec.source.to_string(), rows, bytes });
     }
     Ok(reader.take_nulled())
 }

@@ -200,6 +200,8 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         trust_widening: false,
         catalog_interval: Duration::from_secs(10),
         workers: 2,
+        rate_limit_bytes: None,
+        snapshot_warning: Duration::from_secs(3600),
         events,
     };
     let writer_stop = stop.child_token();

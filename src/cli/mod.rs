@@ -205,6 +205,8 @@ impl Session {
             trust_widening: config.trust_widening,
             catalog_interval: config.catalog_interval,
             workers: config.workers,
+            rate_limit_bytes: config.rate_limit.map(|limit| limit.0 as u64),
+            snapshot_warning: config.snapshot_warning,
             events,
         };
         Ok((options, progress))

@@ -318,6 +318,13 @@ fn wants_another_copy(options: &Options, table: &SourceTable, stored: &StoredTab
     let settings = table_settings(options, &table.name);
     let plan_options = PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
     let is_paused = matches!(stored.state, TableState::Error(_));
+    // A value that may become NULL by now is no reason to stay paused.
+    if let TableState::Error(reason) = &stored.state
+        && options.null_unrepresentable
+        && reason.contains(crate::types::NO_ROOM)
+    {
+        return true;
+    }
     match tables::plan(table, types, plan_options) {
         // What keeps it from being planned is said by the copy.
         Err(_) => !is_paused,

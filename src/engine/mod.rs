@@ -49,6 +49,10 @@ pub struct Options {
     /// How often the catalogs are looked at.
     pub catalog_interval: Duration,
     pub workers: usize,
+    /// Bytes a second that all copy workers together take from the source at most.
+    pub rate_limit_bytes: Option<u64>,
+    /// After how long a snapshot that is held is warned about.
+    pub snapshot_warning: Duration,
     /// Where progress goes; who listens draws it.
     pub events: tokio::sync::mpsc::UnboundedSender<Event>,
 }

@@ -117,3 +117,31 @@ fn resync_has_the_running_replicator_copy_a_table_again() {
     following.sync();
     following.assert_same(&["public.t"]);
 }
+
+/// The limit is of all workers together. Only its lower bound is a matter of time: as much as it says cannot have been
+/// taken sooner.
+#[test]
+fn a_rate_limit_holds_for_all_workers_together() {
+    let following = Following::new("rate_limit");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 8000) i",
+    );
+    let started = std::time::Instant::now();
+    following.rhei.clone().env("RHEI_BACKFILL_RATE_LIMIT", "2MB").run_ok(["backfill"]);
+    assert!(started.elapsed() >= Duration::from_secs(2), "5 MB at 2 MB/s took {:?}", started.elapsed());
+    following.assert_same(&["public.t"]);
+}
+
+/// What the operator was told to do is enough: nothing else has to be run.
+#[test]
+fn a_paused_table_is_copied_again_once_the_settings_allow_it() {
+    let following = Following::new("unpaused");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, 1), (7, 'NaN')");
+    following.rhei.run(["sync"]).assert_code(1);
+    following.rhei.clone().env("RHEI_SYNC_ON_UNREPRESENTABLE", "null").run_ok(["sync"]);
+    let rows = query_copy(following.copy(), "SELECT n::VARCHAR FROM public.t ORDER BY id");
+    assert_eq!(rows, [[Some("1.00".to_owned())], [None]]);
+}
