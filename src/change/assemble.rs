@@ -253,7 +253,8 @@ impl Assembler {
 
     fn adopt(&mut self, reshape: Reshape) {
         let oid = reshape.after.oid;
-        let Some(followed) = self.tables.get_mut(&oid) else { return };
+        // One that failed in the batch before has no shape to take: its copy stands still.
+        let Some(followed) = self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none()) else { return };
         followed.spec = Arc::clone(&reshape.after);
         let width = reshape.before.columns.len();
         let Some(open) = &mut self.open else {

@@ -328,6 +328,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
             }
         };
+        // Taken with this batch, or dropped with their table.
+        self.has_shapes = false;
         batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
         batch.reshapes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
         let position = self.consumer.position();
@@ -348,7 +350,6 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             .fold(0, |rows, counts: RowCounts| rows + counts.inserted + counts.updated + counts.deleted)
             >= self.limits.max_rows;
         let before = self.checkpoint.lsn;
-        self.has_shapes = false;
         let (applied, batch) = self.apply(batch).await?;
         self.consumer.acknowledge(applied.durable);
         for oid in &applied.went_live {
@@ -376,6 +377,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 let event = Event::Nulled { table: changes.table.source.to_string(), nulled: nulled.clone() };
                 let _ = self.events.send(event);
             }
+        }
+        if let Some(catalogs) = &mut self.catalogs {
+            batch.failed.iter().for_each(|failure| catalogs.forget(failure.oid));
         }
         let lost = batch.failed.iter().find(|failure| failure.remedy == Remedy::CopyAgain);
         report.attach_anew = match lost {

@@ -348,6 +348,12 @@ impl Catalogs {
         self.truncated.insert(oid);
     }
 
+    /// The table is paused: whatever becomes of its shape is the next copy's business.
+    pub fn forget(&mut self, oid: u32) {
+        self.specs.remove(&oid);
+        self.others.insert(oid);
+    }
+
     /// The table goes on in this shape.
     pub fn adopted(&mut self, spec: &Arc<TableSpec>) {
         self.specs.insert(spec.oid, Arc::clone(spec));
@@ -369,6 +375,7 @@ impl Catalogs {
     /// Judges a relation that the stream describes.
     pub async fn relation(&mut self, question: &Question) -> Result<Verdict, EngineError> {
         let oid = question.relation.oid;
+        // A paused table's rows are dropped in any shape.
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Verdict::Same) };
         catalog::begin_moment(&self.sql).await?;
         let mut tables = catalog::published_table(&self.sql, &self.options.publications, oid).await?;

@@ -360,3 +360,38 @@ fn with_the_event_trigger_changes_in_a_row_are_followed_in_place() {
         following.assert_same(&["public.t", "public.tree"]);
     }
 }
+
+/// A pause is lifted by a copy only: no look at the catalogs makes the table look live.
+#[test]
+fn a_paused_table_stays_paused_whatever_becomes_of_its_shape() {
+    let following = Following::new("paused_shape");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2), v text); CREATE TABLE other (id int PRIMARY KEY)",
+    );
+    following.sync();
+    let state = || query_copy(following.copy(), "SELECT state FROM _rhei.tables WHERE source_name = 't'");
+    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "50ms").spawn(["run"]);
+    running.wait_for_log("following", SOON);
+    following.db.execute("INSERT INTO t VALUES (7, 'NaN', 'x')");
+    following.db.execute("ALTER TABLE t ALTER v SET STORAGE EXTERNAL; ALTER TABLE t ALTER v SET NOT NULL");
+    following
+        .db
+        .execute("ALTER TABLE t ADD more int; INSERT INTO t VALUES (8, 1, 'y', 2); INSERT INTO other VALUES (1)");
+    let slot = following.slot().to_owned();
+    let end = following.db.wal_lsn();
+    wait_until(SOON, "the slot passes all of it", || {
+        following.db.execute("SELECT pg_logical_emit_message(false, 'rhei.test', 'go on')");
+        following.db.value(&format!(
+            "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        )) == "t"
+    });
+    running.stop(SOON).assert_code(0);
+    assert_eq!(state(), [[Some("error".to_owned())]]);
+    following.rhei.run(["sync"]).assert_code(1);
+    assert_eq!(state(), [[Some("error".to_owned())]]);
+    following.assert_same(&["public.other"]);
+    following.db.execute("DELETE FROM t WHERE id = 7");
+    following.rhei.run_ok(["resync", "public.t"]);
+    following.sync();
+    following.assert_same(&["public.t", "public.other"]);
+}
