@@ -3,7 +3,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -11,12 +10,13 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::Notify,
+    sync::mpsc::UnboundedSender,
 };
 
 use crate::{
+    change::QualifiedName,
     engine::Writer,
-    target::{OlapEngine, Phase, StoredState, StoredTable, TableState, TargetError},
+    target::{OlapEngine, Phase, StoredState, TableState},
 };
 
 /// Where the replicator of a file listens.
@@ -42,8 +42,12 @@ impl Drop for Control {
 impl Control {
     /// Begins to listen. The file's lock is held by the caller, so a socket that is there is left over from a crash.
     /// Without a socket the replicator works all the same; then the reason is logged.
-    /// `attach_anew` is told when a table is to be copied again.
-    pub fn listen<T: OlapEngine + 'static>(target: &Path, writer: Writer<T>, attach_anew: Arc<Notify>) -> Option<Self> {
+    /// `resyncs` takes the tables that are to be copied again.
+    pub fn listen<T: OlapEngine + 'static>(
+        target: &Path,
+        writer: Writer<T>,
+        resyncs: UnboundedSender<QualifiedName>,
+    ) -> Option<Self> {
         let path = socket_path(target);
         let _ = std::fs::remove_file(&path);
         let bound = UnixListener::bind(&path).and_then(|listener| {
@@ -60,10 +64,10 @@ impl Control {
         };
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (writer, attach_anew) = (writer.clone(), Arc::clone(&attach_anew));
+                let (writer, resyncs) = (writer.clone(), resyncs.clone());
                 // One that says nothing keeps nobody waiting but itself.
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, attach_anew)).await;
+                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, resyncs)).await;
                 });
             }
         });
@@ -77,7 +81,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LONGEST_QUESTION: u64 = 64 << 10;
 
 /// Reads one line, `status`, `jobs` or `resync SCHEMA.TABLE`, and answers it.
-async fn serve<T: OlapEngine + 'static>(mut client: UnixStream, writer: Writer<T>, attach_anew: Arc<Notify>) {
+async fn serve<T: OlapEngine + 'static>(
+    mut client: UnixStream,
+    writer: Writer<T>,
+    resyncs: UnboundedSender<QualifiedName>,
+) {
     let mut question = String::new();
     let (read, mut write) = client.split();
     if BufReader::new(read.take(LONGEST_QUESTION)).read_line(&mut question).await.is_err() {
@@ -89,7 +97,7 @@ async fn serve<T: OlapEngine + 'static>(mut client: UnixStream, writer: Writer<T
             None => json!({ "error": "nothing was copied yet" }),
         }),
         ("jobs", _) => writer.call(|target| target.jobs()).await.map(|jobs| json!(jobs)),
-        ("resync", table) => resync(table.to_owned(), &writer, &attach_anew).await,
+        ("resync", table) => resync(table.to_owned(), &writer, &resyncs).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
     let answer = answer.unwrap_or_else(|error| json!({ "error": crate::engine::with_causes(&error) }));
@@ -97,27 +105,20 @@ async fn serve<T: OlapEngine + 'static>(mut client: UnixStream, writer: Writer<T
     let _ = write.write_all(answer.to_string().as_bytes()).await;
 }
 
-/// Marks a table to be copied again, and has the session begin with it.
+/// Has the session copy a table again.
 async fn resync<T: OlapEngine + 'static>(
     name: String,
     writer: &Writer<T>,
-    attach_anew: &Notify,
+    resyncs: &UnboundedSender<QualifiedName>,
 ) -> Result<Value, crate::engine::EngineError> {
-    let wanted = name.clone();
-    let is_marked = writer
-        .call(move |target| {
-            let Some(state) = target.state()? else { return Ok(false) };
-            let Some(table) = state.tables.into_iter().find(|table| table.source.to_string() == wanted) else {
-                return Ok::<_, TargetError>(false);
-            };
-            target.note(&[StoredTable { state: TableState::Resync, ..table }])?;
-            Ok(true)
-        })
-        .await?;
-    if !is_marked {
+    let state = writer.call(|target| target.state()).await?;
+    let known = state.into_iter().flat_map(|state| state.tables);
+    let mut known = known.filter(|table| table.state != TableState::Dropped);
+    let Some(table) = known.find(|table| table.source.to_string() == name) else {
         return Ok(json!({ "error": format!("there is no table {name} in this copy") }));
-    }
-    attach_anew.notify_one();
+    };
+    // Nobody listens only when the replicator is about to end.
+    let _ = resyncs.send(table.source);
     Ok(json!({ "resync": name }))
 }
 

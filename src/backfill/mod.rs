@@ -180,6 +180,16 @@ where
                 Some(at) => at,
                 None => break,
             },
+            Some(ended) = workers.join_next() => {
+                let ended = ended.map_err(|_| EngineError::TaskLost { what: "a copy worker" }).and_then(|ended| ended);
+                if let Err(error) = ended {
+                    // The others finish what they have begun, and begin nothing more.
+                    queue.lock().await.clear();
+                    while workers.join_next().await.is_some() {}
+                    return Err(error);
+                }
+                continue;
+            }
             _ = warnings.tick() => {
                 tracing::warn!(
                     minutes = began.elapsed().as_secs() / 60,
@@ -192,7 +202,15 @@ where
         if progress.lock().ended.is_some() {
             continue;
         }
-        let is_same = current(table.source.oid).await?.is_some_and(|now| is_same(&table.source, &now));
+        let now = match current(table.source.oid).await {
+            Ok(now) => now,
+            Err(error) => {
+                queue.lock().await.clear();
+                while workers.join_next().await.is_some() {}
+                return Err(error);
+            }
+        };
+        let is_same = now.is_some_and(|now| is_same(&table.source, &now));
         let name = table.spec.source.to_string();
         let mut progress = progress.lock();
         progress.ended = Some(if is_same {
@@ -226,6 +244,7 @@ fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
     then.name == now.name
         && columns(then) == columns(now)
         && was.files == is.files
+        && was.inherits == is.inherits
         && was.composites == is.composites
         && was.labels.iter().all(|(oid, label)| is.labels.get(oid).is_none_or(|now| now == label))
 }

@@ -133,7 +133,7 @@ pub struct Question {
 /// A relation as this connection described it last.
 #[derive(Debug)]
 struct Described {
-    columns: usize,
+    relation: Relation,
     /// What to do with its rows.
     follow: Follow,
 }
@@ -246,9 +246,16 @@ impl Assembler {
     /// the old shape any more. The batch so far must have been taken.
     pub fn reshape(&mut self, reshape: Reshape) {
         debug_assert!(self.open.is_none() && self.effects.is_empty());
-        // The server describes it anew before its next row.
-        self.described.remove(&reshape.after.oid);
+        let oid = reshape.after.oid;
         self.adopt(reshape);
+        // The server may have described this shape already, and will not do so again (a new key under REPLICA IDENTITY
+        // FULL); else it does before the table's next row.
+        if let Some(described) = self.described.remove(&oid) {
+            let fitting = self.tables.get(&oid).and_then(|followed| fit(&followed.spec, &described.relation).ok());
+            if let Some(follow) = fitting {
+                self.described.insert(oid, Described { follow, ..described });
+            }
+        }
     }
 
     fn adopt(&mut self, reshape: Reshape) {
@@ -272,7 +279,7 @@ impl Assembler {
 
     /// Compares a relation with the table that it is.
     fn settle(&mut self, relation: Relation) {
-        let (oid, columns) = (relation.oid, relation.columns.len());
+        let oid = relation.oid;
         let follow = match self.tables.get_mut(&oid) {
             Some(followed) if followed.failure.is_none() => match fit(&followed.spec, &relation) {
                 Ok(follow) => follow,
@@ -290,7 +297,7 @@ impl Assembler {
             },
             _ => Follow::Ignore,
         };
-        self.described.insert(oid, Described { columns, follow });
+        self.described.insert(oid, Described { relation, follow });
     }
 
     /// No transaction is open: a batch may end here.
@@ -495,17 +502,16 @@ impl Assembler {
     /// The server describes a relation, before its first row and again at will (trap 63).
     fn describe(&mut self, relation: Relation) {
         let oid = relation.oid;
-        let ignored = Described { columns: relation.columns.len(), follow: Follow::Ignore };
         let Some(followed) = self.tables.get(&oid) else {
-            self.untracked.push(relation);
-            self.described.insert(oid, ignored);
+            self.untracked.push(relation.clone());
+            self.described.insert(oid, Described { relation, follow: Follow::Ignore });
             return;
         };
         // Inside a transaction that the copy already holds, the shape may be an old one: what fits is taken, and a
         // change after it is described anew.
         let is_past = self.open.as_ref().is_some_and(|open| open.skip || open.commit_lsn < followed.spec.copy_lsn);
         if followed.failure.is_some() || (is_past && fit(&followed.spec, &relation).is_err()) {
-            self.described.insert(oid, ignored);
+            self.described.insert(oid, Described { relation, follow: Follow::Ignore });
         } else if self.asks && !is_past {
             let has_open_rows =
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
@@ -534,8 +540,9 @@ impl Assembler {
     fn row(&mut self, oid: u32, tuple: Tuple<'_>) -> Result<Option<Slice>, AssembleError> {
         let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
         let Some(described) = self.described.get(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
-        if tuple.len() != described.columns {
-            return Err(AssembleError::ColumnCount { oid, found: tuple.len(), expected: described.columns });
+        let expected = described.relation.columns.len();
+        if tuple.len() != expected {
+            return Err(AssembleError::ColumnCount { oid, found: tuple.len(), expected });
         }
         if open.skip {
             return Ok(None);

@@ -13,7 +13,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -198,7 +202,9 @@ async fn resume<T: OlapEngine + 'static>(
     };
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
-    let published = wanted_tables(options, &source.sql).await?;
+    // Listing what is published takes a lock on each table, in newer majors.
+    let what = "waiting for a lock that somebody holds on a published table, to read its shape";
+    let published = patiently(what, wanted_tables(options, &source.sql)).await?;
     let types = types_of(&source.sql, &published).await?;
     catalog::end_moment(&source.sql).await?;
     if let CopyAgain::Tables(names) = again
@@ -240,7 +246,10 @@ async fn resume<T: OlapEngine + 'static>(
     pipeline.publication_fingerprint = info.fingerprint;
     // What is to be copied again is marked before anything is done about it, so that a crash does not forget it.
     for oid in &to_copy {
-        if let Some(stored) = by_oid.get_mut(oid).filter(|stored| stored.state == TableState::Live) {
+        if let Some(stored) = by_oid
+            .get_mut(oid)
+            .filter(|stored| matches!(stored.state, TableState::Live | TableState::CatchingUp | TableState::Error(_)))
+        {
             stored.state = TableState::Resync;
             changed.insert(*oid);
         }
@@ -250,6 +259,17 @@ async fn resume<T: OlapEngine + 'static>(
     rename(options, writer, &published, &mut by_oid, &mut to_copy).await?;
     copy_rounds(options, &mut source, writer, &pipeline, to_copy).await?;
     ready(options, &source.sql, writer).await
+}
+
+/// Says now and then what it waits for.
+async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(Duration::from_secs(3)) => tracing::warn!("{what}"),
+        }
+    }
 }
 
 /// Gives tables the names that they have at the source by now, or that the settings want.
@@ -362,7 +382,10 @@ async fn copy_rounds<T: OlapEngine + 'static>(
         }
         // Slot names have 63 bytes at most.
         let prefix = options.slot.get(..40).unwrap_or(&options.slot);
-        let temporary = format!("{prefix}_copy_{}", std::process::id());
+        // A new name each time: a walsender that still waits to make the last one keeps that name for a while.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!("{prefix}_copy_{}_{number}", std::process::id());
         let created = create_slot(options, &source.sql, &mut source.replication, &temporary, true).await?;
         to_copy = copy_under(options, &source.sql, &created, writer, pipeline, Some(&to_copy)).await?;
         source.replication.drop_slot(&temporary).await?;

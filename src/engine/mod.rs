@@ -18,11 +18,11 @@ use serde::Serialize;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use self::schema::{Catalogs, Look, Verdict};
+use self::schema::{Catalogs, Look, Looked, Verdict};
 use crate::{
     Checkpoint, Lsn,
     change::{
-        ChangeBatch, Nulled, Remedy, RowCounts, TableFailure,
+        ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
         assemble::{Answer, Question},
     },
     config::TablePattern,
@@ -227,6 +227,10 @@ pub struct SyncEngine<C, T> {
     events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
 
+/// A published table is locked at the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locked;
+
 /// What came of [`SyncEngine::settle`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settling {
@@ -322,7 +326,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Delivery::Batch(batch) => break batch,
                 Delivery::Ended => return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) }),
                 Delivery::Question(question) => {
-                    if let Some(reason) = self.judge(&question).await? {
+                    if let Some(reason) = self.judge(&question, stop).await? {
                         return Ok(CycleReport { attach_anew: Some(reason), ..nothing(&self.checkpoint) });
                     }
                 }
@@ -392,16 +396,36 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// Answers what the stream asks. A reason to attach anew: the table can only be followed after another copy.
-    async fn judge(&mut self, question: &Question) -> Result<Option<String>, EngineError> {
+    async fn judge(&mut self, question: &Question, stop: &CancellationToken) -> Result<Option<String>, EngineError> {
         let Some(catalogs) = &mut self.catalogs else {
             self.consumer.answer(Answer::Same);
             return Ok(None);
         };
-        match catalogs.relation(question).await? {
+        let mut is_said = false;
+        let verdict = loop {
+            // Dropping the question half asked is safe: after a stop the connection is not used again.
+            let verdict = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(None),
+                verdict = catalogs.relation(question) => verdict?,
+            };
+            match verdict {
+                Some(verdict) => break verdict,
+                None if is_said => {}
+                None => {
+                    is_said = true;
+                    let table = &question.relation.name;
+                    tracing::warn!(%table, "waiting for a lock that somebody holds on a published table, to read its shape");
+                }
+            }
+        };
+        match verdict {
             Verdict::Same | Verdict::Noted(_) => self.consumer.answer(Answer::Same),
             Verdict::Reshape(reshape) => {
                 tracing::info!(table = %reshape.after.source, "the table has another shape from here on");
                 catalogs.adopted(&reshape.after);
+                // What was looked at before may be older than this shape.
+                self.look = None;
                 self.consumer.answer(Answer::Reshape(reshape));
             }
             Verdict::Copy(reason) => return Ok(Some(self.copy_again(question.relation.oid, reason).await?)),
@@ -430,12 +454,17 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to come before
-    /// [`Self::settle`] can act upon it, or `None` when nothing has changed since the last time.
-    pub async fn look(&mut self) -> Result<Option<Lsn>, EngineError> {
+    /// [`Self::settle`] can act upon it, or `None` when nothing has changed since the last time. `Err(Locked)`: a published
+    /// table is locked, and has to be looked at later.
+    pub async fn look(&mut self) -> Result<Result<Option<Lsn>, Locked>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
-            self.look = catalogs.look().await?;
+            match catalogs.look().await? {
+                Looked::Unchanged => {}
+                Looked::Changed(look) => self.look = Some(look),
+                Looked::Locked => return Ok(Err(Locked)),
+            }
         }
-        Ok(self.look.as_ref().map(|look| look.at))
+        Ok(Ok(self.look.as_ref().map(|look| look.at)))
     }
 
     /// The next batch brings tables into new shapes.
@@ -467,13 +496,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             catalogs.adopted(&reshape.after);
             self.consumer.reshape(reshape);
         }
-        let mut rows = Vec::new();
-        for spec in settled.noted {
-            rows.push(StoredTable::of(&spec, TableState::Live));
-            catalogs.adopted(&Arc::new(spec));
-        }
-        if !rows.is_empty() {
-            self.target.call(move |target| target.note(&rows)).await?;
+        let noted: Vec<Arc<TableSpec>> = settled.noted.into_iter().map(Arc::new).collect();
+        noted.iter().for_each(|spec| catalogs.adopted(spec));
+        if !noted.is_empty() {
+            self.target.call(move |target| target.note_shapes(&noted)).await?;
         }
         let mut reasons = Vec::new();
         for (oid, reason) in settled.copies {

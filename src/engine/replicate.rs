@@ -4,18 +4,19 @@ use std::{sync::Arc, time::Duration};
 
 use rand::RngExt;
 use tokio::{
-    sync::{Notify, RwLock},
+    sync::{RwLock, mpsc},
     time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CycleOptions, CycleReport, EngineError, Event, Options, Settling, SyncEngine, Writer,
+    CycleOptions, CycleReport, EngineError, Event, Locked, Options, Settling, SyncEngine, Writer,
     attach::{Attached, CopyAgain, attach},
     schema::Catalogs,
 };
 use crate::{
     Lsn,
+    change::QualifiedName,
     checkpoint::reachable_target,
     control::Control,
     source::{
@@ -103,6 +104,8 @@ enum Ended {
     Done,
     Stopped,
     AttachAnew(String),
+    /// These tables are to be copied again, as somebody asked.
+    Resync(Vec<QualifiedName>),
 }
 
 /// To the report's goal, and then to the shapes that the catalogs have by then.
@@ -136,9 +139,16 @@ async fn catch_up<T: OlapEngine + 'static>(
             return Ok(Ended::Done);
         }
         if !engine.is_looking() {
-            match engine.look().await? {
-                None => return Ok(Ended::Done),
-                Some(at) => report.reached = report.reached.max(at),
+            let looked = tokio::select! {
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                looked = engine.look() => looked?,
+            };
+            match looked {
+                Ok(None) => return Ok(Ended::Done),
+                Ok(Some(at)) => report.reached = report.reached.max(at),
+                Err(Locked) => {
+                    tracing::warn!("waiting for a lock that somebody holds on a published table, to read its shape")
+                }
             }
             continue;
         }
@@ -199,14 +209,24 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     let mut in_a_row = 0_u32;
     // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
     let writer = Writer::new(DuckDb::open(&options.target)?);
-    let asked = Arc::new(Notify::new());
-    let _control = Control::listen(&options.target.path, writer.clone(), Arc::clone(&asked));
+    let (resyncs, mut asked) = mpsc::unbounded_channel();
+    let _control = Control::listen(&options.target.path, writer.clone(), resyncs);
+    let mut again = CopyAgain::Nothing;
     loop {
         let mut is_streaming = false;
         let began = tokio::time::Instant::now();
-        let ended = session(options, &writer, &asked, stop, &mut is_streaming).await;
+        let ended = session(options, &writer, &again, &mut asked, stop, &mut is_streaming).await;
+        // Once it has streamed, what was asked for is written down.
+        if is_streaming {
+            again = CopyAgain::Nothing;
+        }
         has_streamed |= is_streaming;
         let error = match ended {
+            Ok(Ended::Resync(tables)) => {
+                tracing::info!(?tables, "copying again, as asked");
+                again = CopyAgain::Tables(tables);
+                continue;
+            }
             Ok(Ended::AttachAnew(reason)) => {
                 tracing::info!(reason, "attaching anew");
                 // Many changes in a row, or one that a new session does not settle: not as fast as possible.
@@ -220,6 +240,12 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
                 continue;
             }
             Ok(_) => return Ok(()),
+            // A table that was to be copied again is gone by now; everything else goes on.
+            Err(EngineError::Setup(reason)) if has_streamed && again != CopyAgain::Nothing => {
+                tracing::error!(reason, "not copied again");
+                again = CopyAgain::Nothing;
+                continue;
+            }
             // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
             Err(error) if !has_streamed || !error.is_transient() => return Err(error),
             Err(error) => error,
@@ -247,13 +273,14 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
 async fn session<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
-    asked: &Notify,
+    again: &CopyAgain,
+    asked: &mut mpsc::UnboundedReceiver<QualifiedName>,
     stop: &CancellationToken,
     is_streaming: &mut bool,
 ) -> Result<Ended, EngineError> {
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(Ended::Stopped),
-        attached = attach(options, writer, &CopyAgain::Nothing) => attached?,
+        attached = attach(options, writer, again) => attached?,
     };
     let mut engine = stream(options, writer, attached).await?;
     *is_streaming = true;
@@ -265,11 +292,23 @@ async fn session<T: OlapEngine + 'static>(
     let ended = 'running: loop {
         tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
-            () = asked.notified() => break Ended::AttachAnew("a table is to be copied again, as asked".to_owned()),
+            Some(table) = asked.recv() => {
+                let mut tables = vec![table];
+                while let Ok(table) = asked.try_recv() {
+                    tables.push(table);
+                }
+                break Ended::Resync(tables);
+            }
             _ = ticks.tick() => {}
         }
         if look_at.elapsed() > Duration::ZERO {
-            engine.look().await?;
+            let looked = tokio::select! {
+                () = stop.cancelled() => break Ended::Stopped,
+                looked = engine.look() => looked?,
+            };
+            if looked == Err(Locked) {
+                tracing::debug!("a published table is locked; its shape is looked at later");
+            }
             look_at = tokio::time::Instant::now() + options.catalog_interval;
         }
         loop {
@@ -289,7 +328,7 @@ async fn session<T: OlapEngine + 'static>(
             if let Some(reason) = attach_anew {
                 break 'running Ended::AttachAnew(reason);
             }
-            if !is_behind {
+            if !is_behind || !asked.is_empty() {
                 break;
             }
         }
@@ -301,7 +340,7 @@ async fn session<T: OlapEngine + 'static>(
             is_tidy = true;
         }
     };
-    if let Ended::AttachAnew(_) = ended {
+    if ended != Ended::Stopped {
         engine.into_consumer().shutdown().await?;
         return Ok(ended);
     }

@@ -11,6 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
@@ -100,6 +101,9 @@ fn decide(
     after.fingerprint = tables::fingerprint_text(&Fingerprint {
         // Columns that came after those the stream speaks of are still new to it.
         last_attnum: if question.is_some() { last } else { now.fingerprint.last_attnum },
+        // A new file is for the next look to judge, and so are new partitions.
+        files: if question.is_some() { known.files.clone() } else { now.fingerprint.files.clone() },
+        inherits: if question.is_some() { known.inherits.clone() } else { now.fingerprint.inherits.clone() },
         ..now.fingerprint.clone()
     });
 
@@ -130,8 +134,13 @@ fn decide(
             None => return Err(format!("column \"{}\" was there before, but was not copied", column.name)),
         }
     }
-    if rewritten && columns.iter().any(|column| matches!(column, ColumnOrigin::Added(_))) {
-        return Err("it was rewritten when a column was added".to_owned());
+    // Trusted is a widening that is there to be seen, and nothing else that rewrites.
+    let is_widened = after.columns.iter().zip(&columns).any(|(column, origin)| {
+        matches!(origin, ColumnOrigin::Kept(at) if spec.columns.get(*at).is_some_and(|before| before.mapping != column.mapping))
+    });
+    let is_added = columns.iter().any(|column| matches!(column, ColumnOrigin::Added(_)));
+    if rewritten && (is_added || !is_widened || now.kind == b'p') {
+        return Err("it was rewritten".to_owned());
     }
     let is_same_shape = after.columns.len() == spec.columns.len()
         && after.replica_identity == spec.replica_identity
@@ -165,6 +174,9 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     if known.files.keys().any(|oid| !found.files.contains_key(oid)) {
         return Err("a partition was detached or dropped".to_owned());
     }
+    if known.inherits.iter().any(|(oid, rows)| found.inherits.get(oid).is_some_and(|now| now != rows)) {
+        return Err("a partition was detached and attached again".to_owned());
+    }
     // Born empty, as partitions mostly are: whatever came into it came by the stream (trap 71). A file has its table's
     // oid until the first TRUNCATE, so this one has never held a row.
     let was_ever_filled = |leaf: &LeafTable| leaf.pages > 0 || leaf.file != leaf.oid;
@@ -179,14 +191,14 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     }
     let is_other_file = known.files.iter().any(|(oid, file)| found.files.get(oid).is_some_and(|now| now != file));
     let is_altered = known.attributes != found.attributes;
-    if is_other_file && !is_altered && is_look && !is_truncated {
+    if is_other_file && !is_altered && is_look {
         // VACUUM FULL and CLUSTER change no row, and a table that a publication names can do nothing else to its file.
         // A partition can be truncated without a word (trap 61), and a table that is published with all others can
         // have been UNLOGGED for a while (trap 46).
         if now.kind == b'p' {
             return Err("the file of a partition was replaced, as by TRUNCATE".to_owned());
         }
-        if found.listed.is_empty() {
+        if found.listed.is_empty() && !is_truncated {
             return Err("its file was replaced, as by SET UNLOGGED and SET LOGGED".to_owned());
         }
     }
@@ -306,6 +318,19 @@ pub struct Look {
     types: TypeCatalog,
 }
 
+/// How long a question waits for a lock that somebody holds on a published table.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What came of looking.
+#[derive(Debug)]
+pub enum Looked {
+    /// As when it was settled last.
+    Unchanged,
+    Changed(Look),
+    /// A published table is locked: look again later.
+    Locked,
+}
+
 /// What settling a look comes to.
 #[derive(Debug, Default)]
 pub struct Settled {
@@ -338,6 +363,7 @@ impl Catalogs {
         publication: String,
     ) -> Result<Self, EngineError> {
         let sql = connect_sql(&options.source, "catalogs").await?;
+        sql.batch_execute(&format!("SET lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
         let specs = tables.iter().map(|table| (table.oid, Arc::clone(table))).collect();
         let (settled, truncated) = (None, BTreeSet::new());
         Ok(Self { options: options.clone(), sql, specs, others, publication, settled, truncated })
@@ -372,13 +398,19 @@ impl Catalogs {
         Ok(published.iter().any(|(oid, name)| *oid == relation.oid && is_wanted(&self.options, name)))
     }
 
-    /// Judges a relation that the stream describes.
-    pub async fn relation(&mut self, question: &Question) -> Result<Verdict, EngineError> {
+    /// Judges a relation that the stream describes. `None`: a published table is locked; ask again.
+    pub async fn relation(&mut self, question: &Question) -> Result<Option<Verdict>, EngineError> {
         let oid = question.relation.oid;
         // A paused table's rows are dropped in any shape.
-        let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Verdict::Same) };
+        let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Some(Verdict::Same)) };
         catalog::begin_moment(&self.sql).await?;
-        let mut tables = catalog::published_table(&self.sql, &self.options.publications, oid).await?;
+        let mut tables = match catalog::published_table(&self.sql, &self.options.publications, oid).await {
+            Err(error) if error.is_locked() => {
+                catalog::break_moment(&self.sql).await?;
+                return Ok(None);
+            }
+            tables => tables?,
+        };
         let described = question.relation.columns.iter().map(|column| column.type_oid);
         let declared = tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid));
         let oids: BTreeSet<u32> = described.chain(declared).collect();
@@ -386,15 +418,15 @@ impl Catalogs {
         catalog::end_moment(&self.sql).await?;
         let Some(now) = tables.pop() else {
             // Gone by now. What the stream still brings of it fits, or is nobody's business any more.
-            return Ok(if fits(&spec, &question.relation) {
+            return Ok(Some(if fits(&spec, &question.relation) {
                 Verdict::Same
             } else {
                 Verdict::Copy("it changed, and is no longer published".to_owned())
-            });
+            }));
         };
         let settings = table_settings(&self.options, &now.name);
         let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid));
-        Ok(verdict)
+        Ok(Some(verdict))
     }
 
     fn policy<'a>(&self, settings: &'a TableSettings, oid: u32) -> Policy<'a> {
@@ -406,10 +438,16 @@ impl Catalogs {
         }
     }
 
-    /// Looks. `None`: nothing has changed since the look that was settled last.
-    pub async fn look(&mut self) -> Result<Option<Look>, EngineError> {
+    /// Looks.
+    pub async fn look(&mut self) -> Result<Looked, EngineError> {
         catalog::begin_moment(&self.sql).await?;
-        let mut tables = catalog::published_tables(&self.sql, &self.options.publications).await?;
+        let mut tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
+            Err(error) if error.is_locked() => {
+                catalog::break_moment(&self.sql).await?;
+                return Ok(Looked::Locked);
+            }
+            tables => tables?,
+        };
         tables.retain(|table| is_wanted(&self.options, &table.name));
         let types = types_of(&self.sql, &tables).await?;
         let publication = catalog::publication(&self.sql, &self.options.publications).await?;
@@ -420,10 +458,10 @@ impl Catalogs {
         slot::judge_publication(&publication)?;
         slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
         if self.settled.as_ref() == Some(&shown(&tables)) {
-            return Ok(None);
+            return Ok(Looked::Unchanged);
         }
         let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
-        Ok(Some(Look { at, tables, types }))
+        Ok(Looked::Changed(Look { at, tables, types }))
     }
 
     /// What a look comes to, once everything before it has been applied.

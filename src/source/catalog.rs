@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
     Lsn,
@@ -19,6 +19,15 @@ pub enum CatalogError {
     Query(#[from] tokio_postgres::Error),
     #[error("the source answered {what} in a form that rhei does not know: {found}")]
     Answer { what: &'static str, found: String },
+}
+
+impl CatalogError {
+    /// Somebody holds a lock on a table of the publication (VACUUM FULL, an ALTER in an open transaction), and listing it
+    /// would wait for that.
+    pub fn is_locked(&self) -> bool {
+        let Self::Query(error) = self else { return false };
+        error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
 }
 
 pub fn quote_identifier(name: &str) -> String {
@@ -40,6 +49,11 @@ pub fn quote_table(name: &QualifiedName) -> String {
 /// them. Ends with [`end_moment`].
 pub async fn begin_moment(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?)
+}
+
+/// Forgets a moment in which a question failed.
+pub async fn break_moment(client: &Client) -> Result<(), CatalogError> {
+    Ok(client.batch_execute("ROLLBACK").await?)
 }
 
 pub async fn end_moment(client: &Client) -> Result<(), CatalogError> {
@@ -213,6 +227,9 @@ pub struct Fingerprint {
     /// Of each table that holds rows (itself, or its leaf partitions), by oid: `relfilenode`. A rewrite gives a new
     /// one; so do TRUNCATE, VACUUM FULL and CLUSTER.
     pub files: BTreeMap<u32, u32>,
+    /// Of each leaf partition: the rows of pg_inherits that tie it to its root. A leaf that was detached and attached again
+    /// has others.
+    pub inherits: BTreeMap<u32, String>,
     /// Changes with each ALTER of a column (the `xmin`s of its rows in pg_attribute), not with VACUUM FULL.
     pub attributes: String,
     /// The highest `attnum` ever given out: columns above it are new.
@@ -255,6 +272,8 @@ pub struct LeafTable {
     pub name: QualifiedName,
     /// `relfilenode`.
     pub file: u32,
+    /// See [`Fingerprint::inherits`].
+    pub inherits: String,
     /// Pages of 8 KiB.
     pub pages: u64,
 }
@@ -463,6 +482,7 @@ async fn describe(
             is_primary_key_immediate: row.try_get::<_, Option<bool>>(9)?.unwrap_or_default(),
             fingerprint: Fingerprint {
                 files: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.file)).collect(),
+                inherits: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.inherits.clone())).collect(),
                 attributes: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
                 last_attnum: row.try_get(5)?,
                 key_index: row.try_get::<_, Option<u32>>(13)?.unwrap_or_default(),
@@ -593,7 +613,9 @@ async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(Le
     let rows = client
         .query(
             "SELECT root.oid, n.nspname::text, c.relname::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint, \
-             greatest(c.reltuples, 0)::bigint, c.oid, c.relfilenode \
+             greatest(c.reltuples, 0)::bigint, c.oid, c.relfilenode, \
+             (SELECT string_agg(format('%s:%s', i.inhrelid, i.xmin), ',' ORDER BY i.inhrelid) FROM pg_inherits i \
+              WHERE c.relispartition AND i.inhrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid))) \
              FROM unnest($1::oid[]) AS root(oid) CROSS JOIN LATERAL ( \
                SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf \
                UNION SELECT root.oid WHERE EXISTS (SELECT 1 FROM pg_class WHERE oid = root.oid AND relkind = 'r')) leaf \
@@ -607,7 +629,8 @@ async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(Le
         let name = QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? };
         let pages = row.try_get::<_, i64>(3)?.unsigned_abs();
         let rows = row.try_get::<_, i64>(4)?.unsigned_abs();
-        let leaf = LeafTable { oid: row.try_get(5)?, name, file: row.try_get(6)?, pages };
+        let inherits = row.try_get::<_, Option<String>>(7)?.unwrap_or_default();
+        let leaf = LeafTable { oid: row.try_get(5)?, name, file: row.try_get(6)?, inherits, pages };
         leaves.entry(row.try_get(0)?).or_default().push((leaf, rows));
     }
     Ok(leaves)

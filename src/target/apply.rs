@@ -89,7 +89,11 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
     for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
         let ColumnOrigin::Added(Some(text)) = origin else { continue };
         let mut cell = ColumnBuilder::new(&column.mapping, 1);
-        cell.push_text(Some(text.as_bytes())).map_err(|error| TargetError::Rows { source: error.into() })?;
+        match cell.push_text(Some(text.as_bytes())) {
+            // NULL stands in its place, as the settings allow.
+            Err(error) if error.is_unrepresentable() && reshape.after.null_unrepresentable => continue,
+            pushed => pushed.map_err(|error| TargetError::Rows { source: error.into() })?,
+        }
         let schema = Arc::new(Schema::new(vec![column.mapping.field("value")]));
         let row = RecordBatch::try_new(schema, vec![cell.finish()])
             .map_err(|error| TargetError::Rows { source: error.into() })?;

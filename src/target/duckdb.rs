@@ -1,6 +1,9 @@
 //! `DuckDb`: opens and locks the file, keeps its settings, and is the one writer.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use duckdb::{AccessMode, Config, Connection};
 
@@ -167,6 +170,11 @@ impl OlapEngine for DuckDb {
 
     fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
         self.transaction(|target| tables.iter().try_for_each(|table| state::put_table(&target.connection, table)))?;
+        self.state().map(|_| ())
+    }
+
+    fn note_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
+        self.transaction(|target| tables.iter().try_for_each(|table| state::put_shape(&target.connection, table)))?;
         self.state().map(|_| ())
     }
 

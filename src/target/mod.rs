@@ -9,7 +9,7 @@ pub mod duckdb;
 pub mod jobs;
 pub mod state;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 
@@ -37,6 +37,9 @@ pub trait OlapEngine: Send {
 
     /// Replaces the rows of these tables; nothing of their data changes.
     fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError>;
+
+    /// Replaces what is stored of the shape of these tables, which are otherwise as they were.
+    fn note_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
     /// Renames tables, all at once, from the name given to the target that their new row says, and replaces their rows.
     fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError>;
@@ -263,7 +266,7 @@ impl TargetError {
                 let text = error.to_string();
                 ["IO Error", "Out of Memory", "FATAL", "INTERNAL", "INTERRUPT"].iter().any(|kind| text.contains(kind))
             }
-            Self::Diverged { .. } => false,
+            Self::Diverged { .. } | Self::Rows { .. } => false,
             _ => true,
         };
         if is_of_file {

@@ -225,7 +225,8 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
 /// Whether the table of this name was put there by rhei.
 pub(super) fn is_ours(connection: &Connection, target: &QualifiedName) -> Result<bool, TargetError> {
     Ok(connection.query_row(
-        "SELECT coalesce(bool_or(is_ours), false) FROM _rhei.tables WHERE target_schema = ? AND target_name = ?",
+        "SELECT coalesce(bool_or(is_ours), false) FROM _rhei.tables \
+         WHERE lower(target_schema) = lower(?) AND lower(target_name) = lower(?)",
         params![target.schema, target.name],
         |row| row.get(0),
     )?)
@@ -233,19 +234,16 @@ pub(super) fn is_ours(connection: &Connection, target: &QualifiedName) -> Result
 
 /// A table that takes another shape: its row and columns anew, in the state that it is in.
 pub(super) fn put_shape(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
-    let copied_rows: u64 = connection.query_row(
-        "SELECT coalesce(max(copied_rows), 0) FROM _rhei.tables WHERE oid = ?",
-        params![spec.oid],
-        |row| row.get(0),
-    )?;
-    put_table(connection, &StoredTable { copied_rows, ..StoredTable::of(spec, TableState::Live) })
+    let Some(stored) = tables(connection)?.into_iter().find(|table| table.oid == spec.oid) else { return Ok(()) };
+    let (state, copied_rows) = (stored.state, stored.copied_rows);
+    put_table(connection, &StoredTable { copied_rows, ..StoredTable::of(spec, state) })
 }
 
 /// Forgets other tables of this name, which are only kept: their copy is replaced or dropped. Returns whether there were
 /// any.
 pub(super) fn give_way(connection: &Connection, target: &QualifiedName, oid: u32) -> Result<bool, TargetError> {
-    let others =
-        "SELECT oid FROM _rhei.tables WHERE state = 'dropped' AND oid <> ? AND target_schema = ? AND target_name = ?";
+    let others = "SELECT oid FROM _rhei.tables WHERE state = 'dropped' AND oid <> ? \
+                  AND lower(target_schema) = lower(?) AND lower(target_name) = lower(?)";
     let given = params![oid, target.schema, target.name];
     connection.execute(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({others})"), given)?;
     Ok(connection.execute(&format!("DELETE FROM _rhei.tables WHERE oid IN ({others})"), given)? > 0)

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     bed::{
+        Cluster,
         oracle::{Pair, assert_same_pairs, query_copy},
         wait_until,
     },
@@ -392,6 +393,101 @@ fn a_paused_table_stays_paused_whatever_becomes_of_its_shape() {
     following.assert_same(&["public.other"]);
     following.db.execute("DELETE FROM t WHERE id = 7");
     following.rhei.run_ok(["resync", "public.t"]);
+    following.sync();
+    following.assert_same(&["public.t", "public.other"]);
+}
+
+/// A key that comes under REPLICA IDENTITY FULL is adopted by a look, and the server does not describe the table again.
+#[test]
+fn a_key_that_comes_under_replica_identity_full_is_used_from_the_look_on() {
+    let following = Following::new("late_key");
+    following.db.execute(
+        "CREATE TABLE t (id int NOT NULL, v text); ALTER TABLE t REPLICA IDENTITY FULL;
+         INSERT INTO t SELECT i, 'v' FROM generate_series(1, 20) i",
+    );
+    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "50ms").spawn(["run"]);
+    running.wait_for_log("following", SOON);
+    let mark = running.log_mark();
+    following.db.execute("ALTER TABLE t ADD PRIMARY KEY (id); INSERT INTO t VALUES (100, 'first')");
+    running.wait_for_log_after(mark, "the table has another shape", SOON);
+    for id in 101..120 {
+        following
+            .db
+            .execute(&format!("INSERT INTO t VALUES ({id}, 'more'); UPDATE t SET v = 'u' WHERE id = {} - 100", id));
+    }
+    following.db.execute("TRUNCATE t; INSERT INTO t VALUES (1, 'last'); UPDATE t SET id = 2");
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+/// Changes of a leaf while it was detached are nowhere in the stream.
+#[test]
+fn a_leaf_that_was_detached_and_attached_again_is_noticed() {
+    let following = Following::new("reattached");
+    following.db.execute(
+        "CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one'), (2, 'two')",
+    );
+    following.sync();
+    following.db.execute("ALTER TABLE tree DETACH PARTITION leaf; UPDATE leaf SET v = 'silent' WHERE id = 1; DELETE FROM leaf WHERE id = 2");
+    following.db.execute("ALTER TABLE tree ATTACH PARTITION leaf FOR VALUES FROM (0) TO (10)");
+    following.sync();
+    following.assert_same(&["public.tree"]);
+}
+
+/// Whatever the column's older rows hold concerns its table only.
+#[test]
+fn a_default_that_duckdb_cannot_hold_pauses_its_table_and_no_other() {
+    let following = Following::new("bad_default");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+    );
+    following.sync();
+    following.db.execute(
+        "ALTER TABLE t ADD n numeric(5,2) DEFAULT 'NaN'; INSERT INTO t VALUES (2, 1); INSERT INTO other VALUES (1)",
+    );
+    let output = following.rhei.run(["sync"]);
+    output.assert_code(1);
+    assert!(output.stderr.contains("public.t") && output.stderr.contains("NaN"), "{}", output.stderr);
+    following.assert_same(&["public.other"]);
+    following.rhei.clone().env("RHEI_SYNC_ON_UNREPRESENTABLE", "null").run_ok(["sync"]);
+    let rows = query_copy(following.copy(), "SELECT n::VARCHAR FROM public.t ORDER BY id");
+    assert_eq!(rows, [[None], [Some("1.00".to_owned())]]);
+}
+
+/// DuckDB takes `"T"` and `t` for one name; the copy that is only kept gives way.
+#[test]
+fn a_table_may_take_the_name_of_a_dropped_one_that_differs_by_case() {
+    let following = Following::new("kept_case");
+    following.db.execute(
+        "CREATE TABLE \"T\" (id int PRIMARY KEY); INSERT INTO \"T\" VALUES (1); CREATE PUBLICATION rhei FOR ALL TABLES",
+    );
+    following.sync();
+    following
+        .db
+        .execute("DROP TABLE \"T\"; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'new')");
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+/// A lock at the source holds up what needs it, and neither the stop nor the end.
+#[test]
+fn a_locked_table_is_waited_for_and_a_stop_is_heard_meanwhile() {
+    let following = Following::new("locked");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)");
+    following.sync();
+    following.db.execute("INSERT INTO other VALUES (1)");
+    let locker = following.db.session();
+    locker.execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
+    let mut syncing = following.rhei.spawn(["sync"]);
+    let is_held_up = Cluster::shared().major() >= 15;
+    if is_held_up {
+        syncing.wait_for_log("waiting for a lock", SOON);
+        syncing.sigterm();
+    }
+    syncing.wait(SOON);
+    locker.execute("COMMIT");
     following.sync();
     following.assert_same(&["public.t", "public.other"]);
 }
