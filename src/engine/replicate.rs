@@ -62,6 +62,9 @@ impl SyncReport {
 /// How often `sync` attaches anew before it gives up: each time a table was found that had to be copied again.
 const ATTACH_LIMIT: u32 = 30;
 
+/// How often `sync` goes on after its stream broke.
+const BREAKS: u32 = 3;
+
 /// Catches up with what the source had committed when it was called, then stops. Tables that need it are copied.
 ///
 /// # Errors
@@ -70,6 +73,7 @@ pub async fn sync(options: &Options, stop: &CancellationToken) -> Result<SyncRep
     let goal = wal_position(options).await?;
     let writer = Writer::new(DuckDb::open(&options.target)?);
     let mut report = SyncReport { reached: goal, ..SyncReport::default() };
+    let mut breaks = 0;
     for _ in 0..ATTACH_LIMIT {
         let attached = tokio::select! {
             () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
@@ -81,7 +85,16 @@ pub async fn sync(options: &Options, stop: &CancellationToken) -> Result<SyncRep
         report.in_error =
             attached.in_error.iter().map(|(_, table, reason)| (table.to_string(), reason.clone())).collect();
         let mut engine = stream(options, &writer, attached).await?;
-        let ended = catch_up(&mut engine, &mut report, options, stop).await?;
+        let ended = match catch_up(&mut engine, &mut report, options, stop).await {
+            // What broke after it had begun may heal: the checkpoint says where to go on.
+            Err(error) if error.is_transient() && breaks < BREAKS => {
+                breaks += 1;
+                tracing::warn!(error = super::with_causes(&error), "the stream broke; going on from the checkpoint");
+                tokio::time::sleep(Duration::from_millis(500) * breaks).await;
+                continue;
+            }
+            ended => ended?,
+        };
         engine.into_consumer().shutdown().await?;
         match ended {
             Ended::AttachAnew(reason) => tracing::info!(reason, "attaching anew"),
