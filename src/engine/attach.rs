@@ -202,7 +202,7 @@ async fn resume<T: OlapEngine + 'static>(
     };
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
-    // Listing what is published takes a lock on each table, in newer majors.
+    // Sizes, and in newer majors the list of what is published, take a lock on each table.
     let what = "waiting for a lock that somebody holds on a published table, to read its shape";
     let published = patiently(what, wanted_tables(options, &source.sql)).await?;
     let types = types_of(&source.sql, &published).await?;

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     bed::{
-        Cluster,
         oracle::{Pair, assert_same_pairs, query_copy},
         wait_until,
     },
@@ -481,11 +480,8 @@ fn a_locked_table_is_waited_for_and_a_stop_is_heard_meanwhile() {
     let locker = following.db.session();
     locker.execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
     let mut syncing = following.rhei.spawn(["sync"]);
-    let is_held_up = Cluster::shared().major() >= 15;
-    if is_held_up {
-        syncing.wait_for_log("waiting for a lock", SOON);
-        syncing.sigterm();
-    }
+    syncing.wait_for_log("waiting for a lock", SOON);
+    syncing.sigterm();
     syncing.wait(SOON);
     locker.execute("COMMIT");
     following.sync();
