@@ -20,7 +20,7 @@ use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
     source::copy::CopyReader,
-    target::{DuckDb, NewJob, OlapEngine, Phase, Pipeline, StoredTable, TableState, duckdb::TargetOptions},
+    target::{DuckDb, NewCopy, NewJob, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column, schema_of},
 };
 
@@ -160,10 +160,11 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
         phase: Phase::Running,
         checkpoint: Checkpoint { lsn: Lsn(1), commit_time_us: None },
     };
-    target.put_state(&pipeline, &[StoredTable::of(spec, TableState::Pending)]).unwrap();
-    target.start_copy(&[spec]).unwrap();
+    target.put_state(&pipeline, &[]).unwrap();
     let new = |_: &Vec<RecordBatch>| NewJob { kind: "copy_chunk", payload: serde_json::json!({}), priority: 0 };
-    let jobs = target.add_jobs(&chunks.iter().map(new).collect::<Vec<_>>()).unwrap();
+    let jobs = chunks.iter().map(new).collect();
+    let mut jobs = target.begin_copies(&[NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs }]).unwrap();
+    let jobs = jobs.remove(0);
     let queue: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(jobs.into_iter().zip(chunks).collect()));
     let threads: Vec<_> = (0..WORKERS)
         .map(|_| {
@@ -177,7 +178,8 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    target.finish_copy(&[spec], &pipeline).unwrap();
+    target.finish_load(spec).unwrap();
+    assert!(target.merge(spec, 1).unwrap());
     target.tidy(false).unwrap();
 }
 

@@ -14,7 +14,7 @@ use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
     source::{BatchLimits, CdcConsumer, Delivery, pgoutput::Message, recorded::RecordedConsumer},
-    target::{DuckDb, OlapEngine, Phase, Pipeline, StoredTable, TableState, duckdb::TargetOptions},
+    target::{DuckDb, NewCopy, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
@@ -92,8 +92,7 @@ fn messages() -> Vec<Vec<u8>> {
 /// Replays everything; `each` gets every batch.
 async fn replay(messages: &[Vec<u8>], mut each: impl FnMut(&rhei::change::ChangeBatch)) -> Duration {
     let mut consumer = RecordedConsumer::new(messages.to_vec(), Lsn(1), vec![spec()]);
-    let limits =
-        BatchLimits { max_rows: 100_000, max_bytes: usize::MAX, linger: Duration::ZERO, stop_at: None, hurry: false };
+    let limits = BatchLimits { max_rows: 100_000, max_bytes: usize::MAX, linger: Duration::ZERO, hurry: false };
     let started = Instant::now();
     while let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() {
         each(&batch);
@@ -116,9 +115,10 @@ fn target(folder: &std::path::Path) -> DuckDb {
         checkpoint: Checkpoint { lsn: Lsn(1), commit_time_us: None },
     };
     let spec = spec();
-    target.put_state(&pipeline, &[StoredTable::of(&spec, TableState::Pending)]).unwrap();
-    target.start_copy(&[&spec]).unwrap();
-    target.finish_copy(&[&spec], &pipeline).unwrap();
+    target.put_state(&pipeline, &[]).unwrap();
+    target.begin_copies(&[NewCopy { spec: Arc::clone(&spec), is_resumed: false, jobs: Vec::new() }]).unwrap();
+    target.finish_load(&spec).unwrap();
+    assert!(target.merge(&spec, 1).unwrap());
     target
 }
 

@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS _rhei.tables (
     fingerprint VARCHAR NOT NULL,               -- JSON; what the catalogs said of the table beside its columns
     excluded VARCHAR NOT NULL,                  -- JSON array of column names
     copied_rows UBIGINT NOT NULL,
-    is_ours BOOLEAN NOT NULL                    -- the table of this name in the target was put there by rhei
+    is_ours BOOLEAN NOT NULL,                   -- the table of this name in the target was put there by rhei
+    has_shadow BOOLEAN NOT NULL                 -- a copy is on its way; changes are kept in _rhei.pending_<oid>
 );
 
 CREATE TABLE IF NOT EXISTS _rhei.columns (
@@ -66,6 +67,7 @@ CREATE TABLE IF NOT EXISTS _rhei.cycles (
 -- The durable job queue: chunks of copies. A job is done in the transaction that holds its rows.
 CREATE TABLE IF NOT EXISTS _rhei.jobs (
     id UBIGINT NOT NULL,
+    table_oid UINTEGER NOT NULL,
     type VARCHAR NOT NULL,
     payload VARCHAR NOT NULL,
     status VARCHAR NOT NULL,                    -- pending, running, done, failed, cancelled

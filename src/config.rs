@@ -271,6 +271,8 @@ pub struct BackfillSettings {
     pub workers: Option<usize>,
     /// Bytes a second that all of them together take from the source at most. Default: no limit.
     pub rate_limit: Option<ByteSize>,
+    /// Size of the pieces in which tables are copied; 16 to 128 MB unless set.
+    pub chunk_size: Option<ByteSize>,
     /// A copy that holds its snapshot for longer is warned about: until it ends, VACUUM at the source cannot remove what
     /// the snapshot still sees. Default "1h".
     pub snapshot_warning: Option<Span>,
@@ -283,6 +285,9 @@ pub struct TableSection {
     pub target: Option<String>,
     /// Columns that are not copied.
     pub exclude_columns: Vec<String>,
+    /// Tables with a higher one are copied first; 0 unless set.
+    #[serde(default)]
+    pub copy_priority: i32,
     /// Per column.
     pub columns: BTreeMap<String, ColumnSection>,
 }
@@ -314,6 +319,7 @@ pub struct Config {
     pub catalog_interval: Duration,
     pub workers: usize,
     pub rate_limit: Option<ByteSize>,
+    pub chunk_size: Option<ByteSize>,
     pub snapshot_warning: Duration,
     pub table_settings: BTreeMap<String, TableSection>,
 }
@@ -365,6 +371,9 @@ impl Config {
         if settings.backfill.rate_limit.is_some_and(|limit| limit.0 < 100_000) {
             return Err(invalid("backfill.rate_limit", "must be at least 100KB"));
         }
+        if settings.backfill.chunk_size.is_some_and(|size| size.0 < 1_000_000) {
+            return Err(invalid("backfill.chunk_size", "must be at least 1MB"));
+        }
         if target.threads == Some(0) {
             return Err(invalid("target.threads", "must be at least 1"));
         }
@@ -410,6 +419,7 @@ impl Config {
             catalog_interval: sync.catalog_interval.map_or(Duration::from_secs(10), |span| span.0),
             workers: settings.backfill.workers.unwrap_or(2),
             rate_limit: settings.backfill.rate_limit,
+            chunk_size: settings.backfill.chunk_size,
             snapshot_warning: settings.backfill.snapshot_warning.map_or(Duration::from_secs(3600), |span| span.0),
             table_settings: settings.tables,
         })
@@ -499,6 +509,7 @@ fn override_from(settings: &mut Settings, environment: &BTreeMap<String, String>
     read(environment, "RHEI_SYNC_TRUST_WIDENING", &mut settings.sync.trust_widening)?;
     read(environment, "RHEI_SYNC_CATALOG_INTERVAL", &mut settings.sync.catalog_interval)?;
     read(environment, "RHEI_BACKFILL_RATE_LIMIT", &mut settings.backfill.rate_limit)?;
+    read(environment, "RHEI_BACKFILL_CHUNK_SIZE", &mut settings.backfill.chunk_size)?;
     read(environment, "RHEI_BACKFILL_SNAPSHOT_WARNING", &mut settings.backfill.snapshot_warning)?;
     read(environment, "RHEI_BACKFILL_WORKERS", &mut settings.backfill.workers)
 }

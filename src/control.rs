@@ -14,10 +14,20 @@ use tokio::{
 };
 
 use crate::{
+    backfill::board::Board,
     change::QualifiedName,
     engine::Writer,
     target::{OlapEngine, Phase, StoredState, TableState},
 };
+
+/// What the running session is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// Copy this table again.
+    Resync(QualifiedName),
+    /// Begin no more chunks and give the snapshot back, or go on.
+    Pause(bool),
+}
 
 /// Where the replicator of a file listens.
 pub fn socket_path(target: &Path) -> PathBuf {
@@ -42,11 +52,11 @@ impl Drop for Control {
 impl Control {
     /// Begins to listen. The file's lock is held by the caller, so a socket that is there is left over from a crash.
     /// Without a socket the replicator works all the same; then the reason is logged.
-    /// `resyncs` takes the tables that are to be copied again.
     pub fn listen<T: OlapEngine + 'static>(
         target: &Path,
         writer: Writer<T>,
-        resyncs: UnboundedSender<QualifiedName>,
+        board: Board,
+        ask: UnboundedSender<Asked>,
     ) -> Option<Self> {
         let path = socket_path(target);
         let _ = std::fs::remove_file(&path);
@@ -64,10 +74,10 @@ impl Control {
         };
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (writer, resyncs) = (writer.clone(), resyncs.clone());
+                let (writer, board, ask) = (writer.clone(), board.clone(), ask.clone());
                 // One that says nothing keeps nobody waiting but itself.
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, resyncs)).await;
+                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, board, ask)).await;
                 });
             }
         });
@@ -80,11 +90,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
 const LONGEST_QUESTION: u64 = 64 << 10;
 
-/// Reads one line, `status`, `jobs` or `resync SCHEMA.TABLE`, and answers it.
+/// Reads one line, `status`, `jobs`, `pause`, `resume` or `resync SCHEMA.TABLE`, and answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     writer: Writer<T>,
-    resyncs: UnboundedSender<QualifiedName>,
+    board: Board,
+    ask: UnboundedSender<Asked>,
 ) {
     let mut question = String::new();
     let (read, mut write) = client.split();
@@ -93,11 +104,14 @@ async fn serve<T: OlapEngine + 'static>(
     }
     let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
         ("status", _) => writer.call(|target| target.state()).await.map(|state| match state {
-            Some(state) => describe(&state),
+            Some(state) => describe(&state, &board),
             None => json!({ "error": "nothing was copied yet" }),
         }),
         ("jobs", _) => writer.call(|target| target.jobs()).await.map(|jobs| json!(jobs)),
-        ("resync", table) => resync(table.to_owned(), &writer, &resyncs).await,
+        // Nobody listens only when the replicator is about to end.
+        ("pause", _) => Ok(json!({ "asked": ask.send(Asked::Pause(true)).is_ok() })),
+        ("resume", _) => Ok(json!({ "asked": ask.send(Asked::Pause(false)).is_ok() })),
+        ("resync", table) => resync(table.to_owned(), &writer, &ask).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
     let answer = answer.unwrap_or_else(|error| json!({ "error": crate::engine::with_causes(&error) }));
@@ -109,7 +123,7 @@ async fn serve<T: OlapEngine + 'static>(
 async fn resync<T: OlapEngine + 'static>(
     name: String,
     writer: &Writer<T>,
-    resyncs: &UnboundedSender<QualifiedName>,
+    ask: &UnboundedSender<Asked>,
 ) -> Result<Value, crate::engine::EngineError> {
     let state = writer.call(|target| target.state()).await?;
     let known = state.into_iter().flat_map(|state| state.tables);
@@ -117,8 +131,7 @@ async fn resync<T: OlapEngine + 'static>(
     let Some(table) = known.find(|table| table.source.to_string() == name) else {
         return Ok(json!({ "error": format!("there is no table {name} in this copy") }));
     };
-    // Nobody listens only when the replicator is about to end.
-    let _ = resyncs.send(table.source);
+    let _ = ask.send(Asked::Resync(table.source));
     Ok(json!({ "resync": name }))
 }
 
@@ -132,13 +145,14 @@ pub async fn ask(target: &Path, question: &str) -> Option<Value> {
 }
 
 /// The state of a copy, as `rhei status --json` shows it.
-pub fn describe(state: &StoredState) -> Value {
+pub fn describe(state: &StoredState, board: &Board) -> Value {
     let pipeline = &state.pipeline;
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
         Phase::Running => "running",
         Phase::PlainCopy => "plain_copy",
     };
+    let (copies, total) = board.progress().unwrap_or_default();
     let tables: Vec<Value> = state
         .tables
         .iter()
@@ -150,6 +164,7 @@ pub fn describe(state: &StoredState) -> Value {
             json!({
                 "source": table.source.to_string(), "target": table.target.to_string(), "state": table.state.word(),
                 "error": error, "copied_rows": table.copied_rows, "copy_lsn": table.copy_lsn,
+                "copy": copies.get(&table.source.to_string()),
             })
         })
         .collect();
@@ -157,7 +172,8 @@ pub fn describe(state: &StoredState) -> Value {
         "phase": phase, "slot": pipeline.slot, "publications": pipeline.publications, "database": pipeline.database,
         "system_id": pipeline.system_id, "timeline": pipeline.timeline,
         "checkpoint": { "lsn": pipeline.checkpoint.lsn, "seconds_since_commit": seconds_since_commit(state) },
-        "tables": tables,
+        "tables": tables, "copy": (!copies.is_empty()).then_some(total),
+        "paused": board.is_paused(),
     })
 }
 

@@ -136,6 +136,8 @@ struct Described {
     relation: Relation,
     /// What to do with its rows.
     follow: Follow,
+    /// Commit LSN of the last source transaction that changed it, whether anybody wanted it or not.
+    seen: Lsn,
 }
 
 #[derive(Debug)]
@@ -160,6 +162,8 @@ struct Followed {
 /// Messages in, change batches out. Knows no socket and no clock.
 #[derive(Debug)]
 pub struct Assembler {
+    /// Nothing is known of what came before.
+    started_at: Lsn,
     checkpoint: Lsn,
     tables: HashMap<u32, Followed>,
     described: HashMap<u32, Described>,
@@ -186,6 +190,7 @@ impl Assembler {
     pub fn new(checkpoint: Lsn, tables: impl IntoIterator<Item = Arc<TableSpec>>) -> Self {
         let followed = |spec: Arc<TableSpec>| (spec.oid, Followed { spec, failure: None, reported: false });
         Self {
+            started_at: checkpoint,
             checkpoint,
             tables: tables.into_iter().map(followed).collect(),
             described: HashMap::new(),
@@ -258,6 +263,31 @@ impl Assembler {
         }
     }
 
+    /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have gone by.
+    pub fn has_seen(&self, oid: u32, since: Lsn) -> bool {
+        self.started_at > since || self.described.get(&oid).is_some_and(|described| described.seen >= since)
+    }
+
+    /// Follows a table from its `copy_lsn` on, which nothing of it has passed ([`Self::has_seen`]).
+    pub fn follow(&mut self, spec: Arc<TableSpec>) {
+        let oid = spec.oid;
+        self.untracked.retain(|relation| relation.oid != oid);
+        // What the server has described already it does not describe again, unless it has changed since.
+        if let Some(described) = self.described.get_mut(&oid) {
+            described.follow = fit(&spec, &described.relation).unwrap_or(Follow::Ignore);
+        }
+        self.tables.insert(oid, Followed { spec, failure: None, reported: false });
+    }
+
+    /// Follows a table no longer; what was folded of it and not taken yet is dropped.
+    pub fn unfollow(&mut self, oid: u32) {
+        self.tables.remove(&oid);
+        self.effects.remove(&oid);
+        if let Some(described) = self.described.get_mut(&oid) {
+            described.follow = Follow::Ignore;
+        }
+    }
+
     fn adopt(&mut self, reshape: Reshape) {
         let oid = reshape.after.oid;
         // One that failed in the batch before has no shape to take: its copy stands still.
@@ -297,7 +327,13 @@ impl Assembler {
             },
             _ => Follow::Ignore,
         };
-        self.described.insert(oid, Described { relation, follow });
+        self.describe_as(relation, follow);
+    }
+
+    fn describe_as(&mut self, relation: Relation, follow: Follow) {
+        let oid = relation.oid;
+        let seen = self.described.get(&oid).map_or(Lsn::ZERO, |described| described.seen);
+        self.described.insert(oid, Described { relation, follow, seen });
     }
 
     /// No transaction is open: a batch may end here.
@@ -504,14 +540,14 @@ impl Assembler {
         let oid = relation.oid;
         let Some(followed) = self.tables.get(&oid) else {
             self.untracked.push(relation.clone());
-            self.described.insert(oid, Described { relation, follow: Follow::Ignore });
+            self.describe_as(relation, Follow::Ignore);
             return;
         };
         // Inside a transaction that the copy already holds, the shape may be an old one: what fits is taken, and a
         // change after it is described anew.
         let is_past = self.open.as_ref().is_some_and(|open| open.skip || open.commit_lsn < followed.spec.copy_lsn);
         if followed.failure.is_some() || (is_past && fit(&followed.spec, &relation).is_err()) {
-            self.described.insert(oid, Described { relation, follow: Follow::Ignore });
+            self.describe_as(relation, Follow::Ignore);
         } else if self.asks && !is_past {
             let has_open_rows =
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
@@ -522,8 +558,9 @@ impl Assembler {
         }
     }
 
-    fn follows(&self, oid: u32) -> Result<bool, AssembleError> {
-        let Some(described) = self.described.get(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+    fn follows(&mut self, oid: u32) -> Result<bool, AssembleError> {
+        let Some(described) = self.described.get_mut(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+        described.seen = self.open.as_ref().map_or(described.seen, |open| open.commit_lsn);
         Ok(!matches!(described.follow, Follow::Ignore) && self.open.as_ref().is_some_and(|open| !open.skip))
     }
 
@@ -539,7 +576,8 @@ impl Assembler {
     /// Stores a row, reduced to the columns that are kept. `None`: nobody wants it.
     fn row(&mut self, oid: u32, tuple: Tuple<'_>) -> Result<Option<Slice>, AssembleError> {
         let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
-        let Some(described) = self.described.get(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+        let Some(described) = self.described.get_mut(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+        described.seen = open.commit_lsn;
         let expected = described.relation.columns.len();
         if tuple.len() != expected {
             return Err(AssembleError::ColumnCount { oid, found: tuple.len(), expected });

@@ -9,7 +9,8 @@ use crate::{
     change::QualifiedName,
     engine::{
         Writer,
-        attach::{CopyAgain, attach, plain_copy},
+        attach::{CopyAgain, plain_copy},
+        replicate::sync,
     },
     target::{DuckDb, OlapEngine},
 };
@@ -58,6 +59,20 @@ pub async fn resync(session: Session, args: ResyncArgs) -> Result<ExitCode, CliE
     }
 }
 
+/// `rhei pause` and `rhei resume`: only a running replicator has copies that could be paused.
+pub async fn pause(session: Session, is_paused: bool) -> Result<ExitCode, CliError> {
+    let path = session.target()?.path;
+    let question = if is_paused { "pause" } else { "resume" };
+    if crate::control::ask(&path, question).await.is_none() {
+        return Err(CliError::Failed(format!(
+            "no replicator of {} is running\nhint: start one with `rhei run`",
+            path.display()
+        )));
+    }
+    println!("{}", if is_paused { "copies are paused; `rhei resume` goes on" } else { "copies go on" });
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs the command.
 pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliError> {
     let (options, progress) = session.options()?;
@@ -67,27 +82,21 @@ pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliEr
         (true, true) => CopyAgain::Everything,
         (true, false) => CopyAgain::Nothing,
     };
-    let work = async {
+    let copied = if args.no_slot {
         let writer = Writer::new(DuckDb::open(&options.target)?);
-        let in_error = if args.no_slot {
-            plain_copy(&options, &writer).await?;
-            Vec::new()
-        } else {
-            attach(&options, &writer, &again).await?.in_error
-        };
+        let copied = plain_copy(&options, &writer, &stop).await;
         writer.call(|target| target.tidy(false)).await?;
-        Ok::<_, CliError>(in_error)
-    };
-    let ended = tokio::select! {
-        () = stop.cancelled() => {
-            eprintln!("stopped; tables that were not finished are copied again by the next backfill, sync or run");
-            return Ok(ExitCode::from(1));
-        }
-        ended = work => ended,
+        copied.map_err(CliError::from)
+    } else {
+        sync(&options, again, &stop).await.map(|report| report.in_error).map_err(CliError::from)
     };
     drop(options);
     progress.finish().await;
-    let in_error: Vec<_> = ended?.into_iter().map(|(_, table, reason)| (table.to_string(), reason)).collect();
+    let in_error = copied?;
+    if stop.is_cancelled() {
+        eprintln!("stopped; what is copied stays, and the next backfill, sync or run goes on from there");
+        return Ok(ExitCode::from(1));
+    }
     println!("copied");
     super::report_paused(&in_error)
 }

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::CliError;
 use crate::{
-    engine::{Event, Options, replicate},
+    backfill::board::Board,
+    engine::{Event, Options, attach::CopyAgain, replicate},
     source::connect::{Environment, SourceOptions, connect_sql},
     target::duckdb::TargetOptions,
 };
@@ -155,7 +156,8 @@ struct Seen {
     changes: AtomicU64,
     copied: AtomicU64,
     lag_bytes: AtomicU64,
-    is_streaming: AtomicU64,
+    /// Tables that are live.
+    live: AtomicU64,
 }
 
 /// Runs the command.
@@ -201,7 +203,9 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         catalog_interval: Duration::from_secs(10),
         workers: 2,
         rate_limit_bytes: None,
+        chunk_bytes: None,
         snapshot_warning: Duration::from_secs(3600),
+        board: Board::default(),
         events,
     };
     let writer_stop = stop.child_token();
@@ -214,10 +218,12 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         tokio::spawn(async move {
             while let Some(event) = heard.recv().await {
                 match event {
-                    Event::CopyProgress { rows, .. } => {
+                    Event::CopyFinished { rows, .. } => {
                         seen.copied.fetch_add(rows, Ordering::Relaxed);
                     }
-                    Event::Streaming { .. } => seen.is_streaming.store(1, Ordering::Relaxed),
+                    Event::WentLive { .. } => {
+                        seen.live.fetch_add(1, Ordering::Relaxed);
+                    }
                     Event::Cycle(report) => {
                         seen.transactions.fetch_add(report.source_transactions, Ordering::Relaxed);
                         let changes = report.inserted + report.updated + report.deleted;
@@ -229,12 +235,11 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
             }
         })
     };
-    let copying = Instant::now();
     let replicator = {
         let (options, run_stop) = (options.clone(), run_stop.clone());
         tokio::spawn(async move { replicate::run(&options, &run_stop).await })
     };
-    let outcome = follow(&args, &stop, &seen, &written, &replicator, copying).await;
+    let outcome = follow(&args, &stop, &seen, &written, &replicator, &options.board).await;
     writer_stop.cancel();
     let _ = writer.await;
     // The last writes are caught up with before the queries, so that both sides show the same moment.
@@ -246,7 +251,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         println!("stopped");
         return Ok(ExitCode::from(130));
     }
-    let caught_up = replicate::sync(&options, &stop).await?;
+    let caught_up = replicate::sync(&options, CopyAgain::Nothing, &stop).await?;
     drop(options);
     let _ = listener.await;
     println!(
@@ -270,8 +275,10 @@ async fn follow(
     seen: &Seen,
     written: &AtomicU64,
     replicator: &tokio::task::JoinHandle<Result<(), crate::engine::EngineError>>,
-    copying: Instant,
+    board: &Board,
 ) -> Result<(), CliError> {
+    let copying = Instant::now();
+    let tables = SCHEMA.matches("CREATE TABLE").count() as u64;
     let bar = indicatif::ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut streaming_since = None;
@@ -283,7 +290,7 @@ async fn follow(
         if replicator.is_finished() {
             break;
         }
-        if streaming_since.is_none() && seen.is_streaming.load(Ordering::Relaxed) == 1 {
+        if streaming_since.is_none() && seen.live.load(Ordering::Relaxed) == tables {
             streaming_since = Some(Instant::now());
             let copied = seen.copied.load(Ordering::Relaxed);
             bar.suspend(|| {
@@ -291,7 +298,10 @@ async fn follow(
             });
         }
         match streaming_since {
-            None => bar.set_message(format!("copying: {} rows", thousands(seen.copied.load(Ordering::Relaxed)))),
+            None => {
+                let rows = board.progress().map_or(0, |(_, total)| total.rows);
+                bar.set_message(format!("copying: {} rows", thousands(rows)));
+            }
             Some(since) => {
                 bar.set_message(format!(
                     "following: {} transactions, {} row changes applied of {} written, {} bytes of WAL behind",

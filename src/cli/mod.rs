@@ -17,6 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backfill::board::Board,
     change::QualifiedName,
     config::{Config, ConfigError, Inputs, Secret},
     engine::{Options, tables::TableSettings},
@@ -96,6 +97,12 @@ enum Command {
     /// Copy a table again while its old copy stays readable
     #[command(after_help = "Example:\n  rhei resync public.orders")]
     Resync(backfill::ResyncArgs),
+    /// Pause copies: no more pieces are begun, the snapshot is given back, the stream goes on
+    #[command(after_help = "Example:\n  rhei pause && sleep 3600 && rhei resume")]
+    Pause,
+    /// Go on with copies that were paused, from where they were
+    #[command(after_help = "Example:\n  rhei resume")]
+    Resume,
     /// List the pieces of copies: what is open, what failed and why
     #[command(after_help = "Examples:\n  rhei jobs\n  rhei jobs --all\n  rhei jobs --json | jq '.[] | select(.error)'")]
     Jobs(jobs::JobsArgs),
@@ -178,6 +185,7 @@ impl Session {
                 target,
                 exclude_columns: section.exclude_columns.clone(),
                 column_types: types.collect(),
+                copy_priority: section.copy_priority,
             };
             table_settings.insert(name.clone(), settings);
         }
@@ -189,7 +197,8 @@ impl Session {
         let config = &self.config;
         let (source, target) = (self.source()?, self.target()?);
         let table_settings = self.table_settings();
-        let (events, progress) = progress::Progress::start(self.is_quiet);
+        let board = Board::default();
+        let (events, progress) = progress::Progress::start(self.is_quiet, board.clone());
         let options = Options {
             source,
             target,
@@ -206,7 +215,9 @@ impl Session {
             catalog_interval: config.catalog_interval,
             workers: config.workers,
             rate_limit_bytes: config.rate_limit.map(|limit| limit.0 as u64),
+            chunk_bytes: config.chunk_size.map(|size| size.0 as u64),
             snapshot_warning: config.snapshot_warning,
+            board: board.clone(),
             events,
         };
         Ok((options, progress))
@@ -301,6 +312,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Check(args) => Box::pin(check::run(session, args)).await,
         Command::Status(args) => Box::pin(status::run(session, args)).await,
         Command::Resync(args) => Box::pin(backfill::resync(session, args)).await,
+        Command::Pause => Box::pin(backfill::pause(session, true)).await,
+        Command::Resume => Box::pin(backfill::pause(session, false)).await,
         Command::Jobs(args) => Box::pin(jobs::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),

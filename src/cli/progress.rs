@@ -6,10 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use crate::engine::Event;
+use crate::{
+    backfill::board::{Board, Progress as CopyProgress},
+    engine::Event,
+};
 
 /// Listens to a pipeline until it is gone.
 pub struct Progress {
@@ -21,10 +24,10 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 impl Progress {
     /// The sending end goes into the pipeline's options.
-    pub fn start(is_quiet: bool) -> (mpsc::UnboundedSender<Event>, Self) {
+    pub fn start(is_quiet: bool, board: Board) -> (mpsc::UnboundedSender<Event>, Self) {
         let (events, heard) = mpsc::unbounded_channel();
         let has_bars = !is_quiet && std::io::stderr().is_terminal();
-        (events, Self { task: tokio::spawn(listen(heard, has_bars)) })
+        (events, Self { task: tokio::spawn(listen(heard, board, has_bars)) })
     }
 
     /// Waits until everything was shown. The pipeline's options must be gone.
@@ -33,9 +36,62 @@ impl Progress {
     }
 }
 
-async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, has_bars: bool) {
-    let bars = has_bars.then(MultiProgress::new);
-    let mut open: HashMap<String, (Option<ProgressBar>, u64, Instant)> = HashMap::new();
+/// A bar per table that is being copied, and one for all of them.
+struct Bars {
+    all: MultiProgress,
+    total: ProgressBar,
+    tables: HashMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn new() -> Self {
+        let all = MultiProgress::new();
+        let total = all.add(bar("total"));
+        Self { all, total, tables: HashMap::new() }
+    }
+
+    fn show(&mut self, board: &Board) {
+        let (tables, total) = board.progress().unwrap_or_default();
+        self.tables.retain(|table, bar| {
+            let is_open = tables.contains_key(table);
+            if !is_open {
+                bar.finish_and_clear();
+            }
+            is_open
+        });
+        for (table, progress) in &tables {
+            let bar =
+                self.tables.entry(table.clone()).or_insert_with(|| self.all.insert_before(&self.total, bar(table)));
+            set(bar, progress);
+        }
+        if tables.is_empty() {
+            self.total.finish_and_clear();
+        } else {
+            set(&self.total, &total);
+        }
+    }
+}
+
+fn bar(name: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let style = "{msg:30!} {bar:30} {human_pos}/{human_len} rows, {prefix}";
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(name.to_owned());
+    bar
+}
+
+fn set(bar: &ProgressBar, progress: &CopyProgress) {
+    bar.set_length(progress.estimated_rows.max(progress.rows));
+    bar.set_position(progress.rows);
+    let left = progress.seconds_left.map_or_else(String::new, |seconds| {
+        format!(", {} left", HumanDuration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))))
+    });
+    bar.set_prefix(format!("{:.1} MB/s{left}", progress.megabytes_per_second));
+}
+
+async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: Board, has_bars: bool) {
+    let mut bars = has_bars.then(Bars::new);
+    let mut last_line = Instant::now();
     let mut last_cycle = None::<Instant>;
     let (mut transactions, mut changes) = (0, 0);
     while let Some(event) = heard.recv().await {
@@ -43,34 +99,27 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, has_bars: bool) {
             Event::WaitingForTransactions { what } => {
                 tracing::info!("waiting for transactions at the source that are still open: {what}");
             }
-            Event::CopyStarted { table, estimated_rows } => {
-                let bar = bars.as_ref().map(|bars| {
-                    let bar = bars.add(ProgressBar::new(estimated_rows));
-                    let style = "{msg:30!} {bar:30} {human_pos}/{human_len} rows, {per_sec}, {eta} left";
-                    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-                    bar.set_message(table.clone());
-                    bar
-                });
-                open.insert(table, (bar, 0, Instant::now()));
-            }
-            Event::CopyProgress { table, rows, .. } => {
-                let Some((bar, copied, shown)) = open.get_mut(&table) else { continue };
-                *copied += rows;
-                match bar {
-                    Some(bar) => bar.inc(rows),
-                    None if shown.elapsed() >= PAUSE => {
-                        *shown = Instant::now();
-                        tracing::info!(table, rows = copied, "copying");
-                    }
-                    None => {}
+            Event::CopyStarted { table, estimated_rows } => tracing::debug!(table, estimated_rows, "copying"),
+            Event::CopyProgress => match &mut bars {
+                Some(bars) => bars.show(&board),
+                None if last_line.elapsed() >= PAUSE => {
+                    last_line = Instant::now();
+                    let (tables, total) = board.progress().unwrap_or_default();
+                    let seconds_left = total.seconds_left.map(f64::round);
+                    let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
+                    let (rows, of_about) = (total.rows, total.estimated_rows);
+                    tracing::info!(tables = tables.len(), rows, of_about, mb_per_second, seconds_left, "copying");
                 }
-            }
+                None => {}
+            },
             Event::CopyFinished { table, rows } => {
-                if let Some((Some(bar), ..)) = open.remove(&table) {
-                    bar.finish_and_clear();
+                if let Some(bars) = &mut bars {
+                    bars.show(&board);
                 }
                 tracing::info!(table, rows, "copied");
             }
+            Event::WentLive { table } => tracing::info!(table, "live"),
+            Event::AllLive => tracing::info!("all tables are live"),
             Event::CopyFailed { table, reason } => tracing::error!(table, reason, "not copied"),
             Event::Nulled { table, nulled } => {
                 let (column, values, first) = (nulled.column, nulled.values, nulled.first);

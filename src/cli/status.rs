@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use super::{CliError, Session};
 use crate::{
-    Lsn, control,
+    Lsn,
+    backfill::board::Board,
+    control,
     source::{catalog, connect::connect_sql},
     target::DuckDb,
 };
@@ -36,7 +38,7 @@ pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliErro
         None => {
             let state = DuckDb::look(&path)?
                 .ok_or_else(|| CliError::Failed(format!("{} is not a copy that rhei made", path.display())))?;
-            let mut status = control::describe(&state);
+            let mut status = control::describe(&state, &Board::default());
             status["replicator"] = json!("stopped");
             status
         }

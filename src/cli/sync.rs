@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use super::{CliError, Session};
+use crate::engine::attach::CopyAgain;
 
 /// Runs the command.
 pub async fn run(session: Session) -> Result<ExitCode, CliError> {
     let (options, progress) = session.options()?;
     let stop = session.stop_on_signal();
-    let report = crate::engine::replicate::sync(&options, &stop).await;
+    let report = crate::engine::replicate::sync(&options, CopyAgain::Nothing, &stop).await;
     drop(options);
     progress.finish().await;
     let report = report?;

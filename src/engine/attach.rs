@@ -9,31 +9,34 @@
 //! 4. Pipeline row with phase `running`, checkpoint = the slot's consistent point, all tables `pending`. A crash
 //!    loses the snapshot, not the slot: the tables are copied under a new snapshot, and what the stream holds of them
 //!    from before is skipped (`copy_lsn`).
-//! 5. The copy into shadows, then the swap, in one transaction with the states. A crash before leaves shadows.
+//!
+//! Copies begin beside the stream (`super::copying`): their shadows and what changes meanwhile are written down in the
+//! transactions of the checkpoint, so a crash loses no more than the chunks that were not done.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
 use super::{
-    EngineError, Event, Options, Writer,
+    EngineError, Options, Writer,
     tables::{self, PlanOptions, TableSettings},
 };
 use crate::{
     Checkpoint, Lsn,
-    backfill::{self, Copied, CopyTable},
+    backfill::{self, Copied, FirstSlot, Planned, Round, Told, create_slot},
     change::{QualifiedName, TableSpec},
     source::{
+        Hold,
         catalog::{self, PublicationInfo, SourceTable},
         connect::{SqlClient, connect_sql},
         slot,
-        wire::{CreatedSlot, IdentifySystem, ReplicationClient},
+        wire::{IdentifySystem, ReplicationClient},
     },
     target::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
     types::TypeCatalog,
@@ -43,13 +46,18 @@ use crate::{
 const SLOT_BUSY: Duration = Duration::from_secs(10);
 
 /// A pipeline that is ready to stream.
-#[derive(Debug, Clone)]
 pub struct Attached {
     pub pipeline: Pipeline,
-    /// Tables to follow.
+    /// Tables to follow, those that are being copied included.
     pub tables: Vec<Arc<TableSpec>>,
-    /// Copied tables that wait for the checkpoint to reach their `copy_lsn`.
-    pub catching_up: BTreeMap<u32, Lsn>,
+    /// Those of them whose shadows are being filled,
+    pub copying: BTreeMap<u32, Arc<TableSpec>>,
+    /// and those whose shadows are whole.
+    pub catching_up: BTreeMap<u32, Arc<TableSpec>>,
+    /// Tables that need a copy which nobody is at.
+    pub to_copy: BTreeSet<u32>,
+    /// The slot, when it was just made.
+    pub first: Option<FirstSlot>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
     /// The source says itself what its tables look like after each change.
@@ -75,7 +83,7 @@ struct Source {
     server: catalog::ServerInfo,
 }
 
-/// Checks, creates what is missing, copies what needs it.
+/// Checks, creates what is missing, and finds out what has to be copied. `is_active`: somebody is at the table's copy.
 ///
 /// # Errors
 /// Refusals say what does not belong together and what to do.
@@ -83,13 +91,14 @@ pub async fn attach<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
     again: &CopyAgain,
+    is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
     let source = connect(options).await?;
     let stored = writer.call(|target| target.state()).await?;
     match stored {
         Some(state) if state.pipeline.phase == Phase::Running && *again != CopyAgain::Everything => {
             verify(options, &source, &state.pipeline).await?;
-            resume(options, source, writer, state.pipeline, state.tables, again).await
+            resume(options, source, writer, state.pipeline, state.tables, again, is_active).await
         }
         stored => create(options, source, writer, stored, again).await,
     }
@@ -131,7 +140,7 @@ pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
     is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
 }
 
-fn no_tables(options: &Options) -> EngineError {
+pub fn no_tables(options: &Options) -> EngineError {
     let patterns: Vec<String> = options.tables.iter().map(ToString::to_string).collect();
     let asked = if patterns.is_empty() { "any table".to_owned() } else { patterns.join(", ") };
     EngineError::Setup(format!(
@@ -186,14 +195,15 @@ async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Resu
     }
 }
 
-/// The start of a running pipeline: compares the source's tables with ours, copies those that need it.
+/// The start of a running pipeline: compares the source's tables with ours.
 async fn resume<T: OlapEngine + 'static>(
     options: &Options,
-    mut source: Source,
+    source: Source,
     writer: &Writer<T>,
     mut pipeline: Pipeline,
     stored: Vec<StoredTable>,
     again: &CopyAgain,
+    is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
     catalog::begin_moment(&source.sql).await?;
     let info = catalog::publication(&source.sql, &options.publications).await?;
@@ -217,48 +227,94 @@ async fn resume<T: OlapEngine + 'static>(
         )));
     }
     let mut by_oid: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
-    let mut changed: BTreeSet<u32> = BTreeSet::new();
+    let (mut changed, mut to_copy, mut abandoned) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for stored in by_oid.values_mut() {
         let is_gone = !published.iter().any(|table| table.oid == stored.oid);
         if is_gone && stored.state != TableState::Dropped {
             tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it is");
-            stored.state = TableState::Dropped;
+            if stored.has_shadow {
+                abandoned.insert(stored.oid);
+            }
+            (stored.state, stored.has_shadow) = (TableState::Dropped, false);
             changed.insert(stored.oid);
         }
     }
-    let mut to_copy: BTreeSet<u32> = BTreeSet::new();
+    let targets = target_names(options, &published, &by_oid);
     for table in &published {
         let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
         let needs_copy = match by_oid.get(&table.oid) {
             None => true,
+            Some(stored) if stored.has_shadow => {
+                // A shadow has the name and the columns that it was begun with.
+                let is_renamed =
+                    stored.source != table.name || targets.get(&table.oid).is_some_and(|name| *name != stored.target);
+                let is_other = is_renamed || wants_another_copy(options, table, stored, &types);
+                if is_other {
+                    abandoned.insert(table.oid);
+                }
+                is_other || (stored.state != TableState::CatchingUp && !is_active(table.oid))
+            }
             Some(stored) => match &stored.state {
-                TableState::Pending | TableState::Copying | TableState::Resync | TableState::Dropped => true,
-                TableState::Error(_) | TableState::Live | TableState::CatchingUp => {
+                TableState::Error(_) | TableState::Live => {
                     is_asked || wants_another_copy(options, table, stored, &types)
                 }
+                TableState::Pending
+                | TableState::Copying
+                | TableState::CatchingUp
+                | TableState::Resync
+                | TableState::Dropped => true,
             },
         };
         if needs_copy {
             to_copy.insert(table.oid);
         }
     }
+    for &oid in &abandoned {
+        writer.call(move |target| target.abandon_copy(oid, None)).await?;
+        if let Some(stored) = by_oid.get_mut(&oid).filter(|stored| stored.state != TableState::Dropped) {
+            (stored.state, stored.has_shadow) = (TableState::Resync, false);
+        }
+    }
     pipeline.timeline = source.identity.timeline;
     pipeline.publication_fingerprint = info.fingerprint;
     // What is to be copied again is marked before anything is done about it, so that a crash does not forget it.
     for oid in &to_copy {
-        if let Some(stored) = by_oid
-            .get_mut(oid)
-            .filter(|stored| matches!(stored.state, TableState::Live | TableState::CatchingUp | TableState::Error(_)))
+        if let Some(stored) =
+            by_oid.get_mut(oid).filter(|stored| matches!(stored.state, TableState::Live | TableState::Error(_)))
         {
             stored.state = TableState::Resync;
             changed.insert(*oid);
         }
     }
-    let rows = changed.iter().filter_map(|oid| by_oid.get(oid).cloned()).collect();
+    let mut rows: Vec<StoredTable> = changed.iter().filter_map(|oid| by_oid.get(oid).cloned()).collect();
+    let is_new = |table: &&SourceTable| !by_oid.contains_key(&table.oid);
+    rows.extend(published.iter().filter(is_new).map(|table| pending(table, &targets)));
     save(writer, &pipeline, rows).await?;
-    rename(options, writer, &published, &mut by_oid, &mut to_copy).await?;
-    copy_rounds(options, &mut source, writer, &pipeline, to_copy).await?;
-    ready(options, &source.sql, writer).await
+    rename(writer, &targets, &published, &mut by_oid).await?;
+    ready(options, &source.sql, writer, to_copy).await
+}
+
+fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName>) -> StoredTable {
+    unplanned(table, targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone()))
+}
+
+/// A table of which nothing is copied yet.
+pub fn unplanned(table: &SourceTable, target: QualifiedName) -> StoredTable {
+    StoredTable {
+        oid: table.oid,
+        source: table.name.clone(),
+        target,
+        state: TableState::Pending,
+        copy_lsn: Lsn::ZERO,
+        epoch: 0,
+        replica_identity: table.replica_identity,
+        whole_row_key: false,
+        fingerprint: String::new(),
+        columns: Vec::new(),
+        excluded: Vec::new(),
+        copied_rows: 0,
+        has_shadow: false,
+    }
 }
 
 /// Says now and then what it waits for.
@@ -274,13 +330,11 @@ async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
 
 /// Gives tables the names that they have at the source by now, or that the settings want.
 async fn rename<T: OlapEngine + 'static>(
-    options: &Options,
     writer: &Writer<T>,
+    targets: &BTreeMap<u32, QualifiedName>,
     published: &[SourceTable],
     by_oid: &mut BTreeMap<u32, StoredTable>,
-    to_copy: &mut BTreeSet<u32>,
 ) -> Result<(), EngineError> {
-    let targets = target_names(options, published, by_oid);
     let mut moves = Vec::new();
     for table in published {
         let (Some(stored), Some(target)) = (by_oid.get_mut(&table.oid), targets.get(&table.oid)) else { continue };
@@ -290,18 +344,13 @@ async fn rename<T: OlapEngine + 'static>(
         tracing::info!(from = %stored.source, to = %table.name, target = %target, "table renamed");
         let from = std::mem::replace(&mut stored.target, target.clone());
         stored.source = table.name.clone();
-        // Its shadow has the old name.
-        if stored.state == TableState::CatchingUp {
-            stored.state = TableState::Resync;
-            to_copy.insert(table.oid);
-        }
         moves.push((from, stored.clone()));
     }
     if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
 }
 
 /// What each published table is to be called. A name that a table has is kept as long as it still is what is wanted.
-fn target_names(
+pub fn target_names(
     options: &Options,
     published: &[SourceTable],
     stored: &BTreeMap<u32, StoredTable>,
@@ -360,40 +409,7 @@ fn wants_another_copy(options: &Options, table: &SourceTable, stored: &StoredTab
     }
 }
 
-/// Copies tables, each under a new snapshot, until all are done: one that changed its shape just then is copied again.
-async fn copy_rounds<T: OlapEngine + 'static>(
-    options: &Options,
-    source: &mut Source,
-    writer: &Writer<T>,
-    pipeline: &Pipeline,
-    mut to_copy: BTreeSet<u32>,
-) -> Result<(), EngineError> {
-    const ROUNDS: u32 = 10;
-    for round in 1.. {
-        if to_copy.is_empty() {
-            break;
-        }
-        if round > ROUNDS {
-            return Err(EngineError::Setup(format!(
-                "{} tables changed their shape during each of {ROUNDS} copies\nhint: run it again when fewer schema changes \
-                 are made",
-                to_copy.len()
-            )));
-        }
-        // Slot names have 63 bytes at most.
-        let prefix = options.slot.get(..40).unwrap_or(&options.slot);
-        // A new name each time: a walsender that still waits to make the last one keeps that name for a while.
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!("{prefix}_copy_{}_{number}", std::process::id());
-        let created = create_slot(options, &source.sql, &mut source.replication, &temporary, true).await?;
-        to_copy = copy_under(options, &source.sql, &created, writer, pipeline, Some(&to_copy)).await?;
-        source.replication.drop_slot(&temporary).await?;
-    }
-    Ok(())
-}
-
-/// A new slot, a first copy.
+/// A new slot; everything has to be copied.
 async fn create<T: OlapEngine + 'static>(
     options: &Options,
     mut source: Source,
@@ -402,7 +418,7 @@ async fn create<T: OlapEngine + 'static>(
     again: &CopyAgain,
 ) -> Result<Attached, EngineError> {
     let info = publication(options, &source.sql).await?;
-    wanted_tables(options, &source.sql).await?;
+    let tables = wanted_tables(options, &source.sql).await?;
     // A slot of that name in another cluster is somebody else's.
     let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
         pipeline.slot == options.slot
@@ -435,19 +451,36 @@ async fn create<T: OlapEngine + 'static>(
     };
     // What the file held before is history, until it is planned and copied anew.
     let mut old_tables = before.map(|state| state.tables).unwrap_or_default();
-    old_tables.iter_mut().for_each(|table| table.state = TableState::Dropped);
+    let known: BTreeSet<u32> = old_tables.iter().map(|table| table.oid).collect();
+    for table in &mut old_tables {
+        if std::mem::take(&mut table.has_shadow) {
+            let oid = table.oid;
+            writer.call(move |target| target.abandon_copy(oid, None)).await?;
+        }
+        table.state = TableState::Dropped;
+    }
     save(writer, &pipeline, old_tables).await?;
     let created = create_slot(options, &source.sql, &mut source.replication, &options.slot, false).await?;
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
+    let targets = target_names(options, &tables, &BTreeMap::new());
+    let rows =
+        tables.iter().filter(|table| !known.contains(&table.oid)).map(|table| pending(table, &targets)).collect();
+    save(writer, &pipeline, rows).await?;
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
-    let changed = copy_under(options, &source.sql, &created, writer, &pipeline, None).await?;
-    copy_rounds(options, &mut source, writer, &pipeline, changed).await?;
-    ready(options, &source.sql, writer).await
+    let first = FirstSlot { replication: source.replication, created };
+    let to_copy = tables.into_iter().map(|table| table.oid).collect();
+    let attached = ready(options, &source.sql, writer, to_copy).await?;
+    Ok(Attached { first: Some(first), ..attached })
 }
 
-/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it.
-pub async fn plain_copy<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<(), EngineError> {
+/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it. Returns the tables
+/// that cannot be copied, with their reasons.
+pub async fn plain_copy<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    stop: &CancellationToken,
+) -> Result<Vec<(String, String)>, EngineError> {
     let stored = writer.call(|target| target.state()).await?;
     if stored.is_some_and(|state| state.pipeline.phase == Phase::Running) {
         return Err(EngineError::Setup(format!(
@@ -456,10 +489,6 @@ pub async fn plain_copy<T: OlapEngine + 'static>(options: &Options, writer: &Wri
         )));
     }
     let sql = connect_sql(&options.source, "control").await?;
-    let holder = connect_sql(&options.source, "snapshot").await?;
-    holder.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
-    let row = holder.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
-    let snapshot: String = row.try_get(0)?;
     let server = catalog::server(&sql).await?;
     let pipeline = Pipeline {
         slot: String::new(),
@@ -472,41 +501,64 @@ pub async fn plain_copy<T: OlapEngine + 'static>(options: &Options, writer: &Wri
         phase: Phase::PlainCopy,
         checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
     };
-    let created = CreatedSlot { name: String::new(), consistent_point: Lsn::ZERO, snapshot: Some(snapshot) };
-    let changed = copy_under(options, &sql, &created, writer, &pipeline, None).await?;
-    drop(holder);
-    if changed.is_empty() {
-        return Ok(());
-    }
-    Err(EngineError::Setup(format!(
-        "{} tables changed their shape while they were being copied; the others are copied\nhint: run it again",
-        changed.len()
-    )))
-}
-
-/// Creates a slot that exports its snapshot. That waits for every open transaction, and says so (trap 12).
-async fn create_slot(
-    options: &Options,
-    sql: &SqlClient,
-    replication: &mut ReplicationClient,
-    name: &str,
-    temporary: bool,
-) -> Result<CreatedSlot, EngineError> {
-    let mut creation = Box::pin(replication.create_slot(name, temporary, true));
-    let mut patience = tokio::time::interval(Duration::from_secs(2));
-    patience.tick().await;
-    loop {
-        tokio::select! {
-            created = &mut creation => return Ok(created?),
-            _ = patience.tick() => {
-                let what = catalog::blockers(sql).await?.join("; ");
-                let _ = options.events.send(Event::WaitingForTransactions { what });
+    drop(sql);
+    let (tell, mut told) = mpsc::channel(16);
+    let round = Round {
+        wanted: None,
+        first: None,
+        hold_first: false,
+        is_plain: true,
+        hold: Hold::default(),
+        told: tell,
+        stop: stop.clone(),
+    };
+    let mut specs: BTreeMap<u32, Arc<TableSpec>> = BTreeMap::new();
+    let mut changed = 0;
+    let follow = async {
+        while let Some(told) = told.recv().await {
+            match told {
+                Told::Planned { tables, refused, adopted, .. } => {
+                    save(writer, &pipeline, refused).await?;
+                    let new: Vec<_> = tables.iter().map(Planned::new_copy).collect();
+                    specs.extend(tables.into_iter().map(|table| (table.spec.oid, table.spec)));
+                    let ids = writer.call(move |target| target.begin_copies(&new)).await?;
+                    let _ = adopted.send(ids.into_iter().map(Some).collect());
+                }
+                Told::Copied { oid, copied: Copied::Done, .. } => {
+                    let Some(spec) = specs.get(&oid).cloned() else { continue };
+                    let merge = move |target: &mut T| {
+                        target.finish_load(&spec)?;
+                        target.merge(&spec, i64::MAX.unsigned_abs()).map(|_| ())
+                    };
+                    writer.call(merge).await?;
+                }
+                Told::Copied { oid, copied: Copied::Failed { reason }, .. } => {
+                    writer.call(move |target| target.abandon_copy(oid, Some(&reason))).await?;
+                }
+                Told::Copied { copied: Copied::Changed, .. } => changed += 1,
             }
         }
+        Ok::<_, EngineError>(())
+    };
+    let (copied, followed) = tokio::join!(backfill::run(options, writer, round), follow);
+    followed?;
+    copied?;
+    if changed > 0 {
+        return Err(EngineError::Setup(format!(
+            "{changed} tables changed their shape while they were being copied; the others are copied\nhint: run it again"
+        )));
     }
+    let state = writer.call(|target| target.state()).await?;
+    let tables = state.into_iter().flat_map(|state| state.tables);
+    Ok(tables
+        .filter_map(|table| match table.state {
+            TableState::Error(reason) => Some((table.source.to_string(), reason)),
+            _ => None,
+        })
+        .collect())
 }
 
-async fn wanted_tables(options: &Options, sql: &SqlClient) -> Result<Vec<SourceTable>, EngineError> {
+pub async fn wanted_tables(options: &Options, sql: &SqlClient) -> Result<Vec<SourceTable>, EngineError> {
     let mut published = catalog::published_tables(sql, &options.publications).await?;
     published.retain(|table| is_wanted(options, &table.name));
     if published.is_empty() {
@@ -515,117 +567,10 @@ async fn wanted_tables(options: &Options, sql: &SqlClient) -> Result<Vec<SourceT
     Ok(published)
 }
 
-async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
+pub async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
     let oids: BTreeSet<u32> =
         tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)).collect();
     Ok(catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?)
-}
-
-/// Plans and copies tables (all, or those named by oid) as they are in the snapshot of `created`, and writes what
-/// became of them. Returns those that changed their shape after the snapshot was taken, and have to be copied under a
-/// newer one.
-async fn copy_under<T: OlapEngine + 'static>(
-    options: &Options,
-    control: &SqlClient,
-    created: &CreatedSlot,
-    writer: &Writer<T>,
-    pipeline: &Pipeline,
-    only: Option<&BTreeSet<u32>>,
-) -> Result<BTreeSet<u32>, EngineError> {
-    let Some(snapshot) = &created.snapshot else {
-        return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
-    };
-    // The catalogs are read as the snapshot sees them, so that plan and rows are of one moment.
-    let holder = backfill::import_snapshot(options, snapshot, "snapshot").await?;
-    let published = if pipeline.phase == Phase::PlainCopy {
-        let mut tables = catalog::all_tables(&holder).await?;
-        tables.retain(|table| is_wanted(options, &table.name));
-        if tables.is_empty() {
-            return Err(no_tables(options));
-        }
-        tables
-    } else {
-        wanted_tables(options, &holder).await?
-    };
-    let stored = writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
-    let stored: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
-    let targets = target_names(options, &published, &stored);
-    let types = types_of(&holder, &published).await?;
-    let mut to_copy = Vec::new();
-    let mut rows = Vec::new();
-    for table in published.into_iter().filter(|table| only.is_none_or(|only| only.contains(&table.oid))) {
-        let settings = table_settings(options, &table.name);
-        let null_unrepresentable = options.null_unrepresentable;
-        let before = stored.get(&table.oid).map(|stored| tables::from_stored(stored, null_unrepresentable));
-        let plan_options = PlanOptions { settings: &settings, null_unrepresentable, before: before.as_ref() };
-        let target = targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone());
-        match tables::plan(&table, &types, plan_options) {
-            Ok(spec) => {
-                let spec = TableSpec { copy_lsn: created.consistent_point, target, ..spec };
-                rows.push(StoredTable::of(&spec, TableState::Pending));
-                to_copy.push(CopyTable { spec: Arc::new(spec), source: table });
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                let _ =
-                    options.events.send(Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() });
-                rows.push(StoredTable {
-                    oid: table.oid,
-                    source: table.name.clone(),
-                    target,
-                    state: TableState::Error(reason),
-                    copy_lsn: created.consistent_point,
-                    epoch: 0,
-                    replica_identity: table.replica_identity,
-                    whole_row_key: false,
-                    fingerprint: String::new(),
-                    columns: Vec::new(),
-                    excluded: Vec::new(),
-                    copied_rows: 0,
-                });
-            }
-        }
-    }
-    save(writer, pipeline, rows.clone()).await?;
-    rows.retain(|row| row.state == TableState::Pending);
-    let is_current = |oid| async move {
-        let is_plain = pipeline.phase == Phase::PlainCopy;
-        catalog::begin_moment(control).await?;
-        let now = if is_plain {
-            catalog::all_tables(control).await?.into_iter().find(|table| table.oid == oid)
-        } else {
-            catalog::published_table(control, &options.publications, oid).await?.pop()
-        };
-        catalog::end_moment(control).await?;
-        Ok::<_, EngineError>(now)
-    };
-    // Two sessions hold the snapshot beside the one that made it, so that a worker that lost its connection can come back.
-    let second = backfill::import_snapshot(options, snapshot, "snapshot").await?;
-    let mut snapshots = vec![snapshot.clone()];
-    for session in [&holder, &second] {
-        snapshots.push(session.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?.try_get(0)?);
-    }
-    let outcomes = backfill::copy_tables(options, &snapshots, &to_copy, writer, is_current).await?;
-    drop((holder, second));
-    let (mut done, mut failed, mut changed) = (Vec::new(), Vec::new(), BTreeSet::new());
-    for ((table, outcome), mut row) in to_copy.into_iter().zip(outcomes).zip(rows) {
-        match outcome {
-            Copied::Done { .. } => done.push(table.spec),
-            Copied::Failed { reason } => {
-                row.state = TableState::Error(reason);
-                failed.push(row);
-            }
-            Copied::Changed => {
-                changed.insert(row.oid);
-            }
-        }
-    }
-    if !failed.is_empty() {
-        save(writer, pipeline, failed).await?;
-    }
-    let pipeline = pipeline.clone();
-    writer.call(move |target| target.finish_copy(&done.iter().map(Arc::as_ref).collect::<Vec<_>>(), &pipeline)).await?;
-    Ok(changed)
 }
 
 async fn save<T: OlapEngine + 'static>(
@@ -642,6 +587,7 @@ async fn ready<T: OlapEngine + 'static>(
     options: &Options,
     sql: &SqlClient,
     writer: &Writer<T>,
+    to_copy: BTreeSet<u32>,
 ) -> Result<Attached, EngineError> {
     let Some(state) = writer.call(|target| target.state()).await? else {
         return Err(EngineError::Setup(format!("{} has lost its state", options.target.path.display())));
@@ -649,23 +595,33 @@ async fn ready<T: OlapEngine + 'static>(
     let mut attached = Attached {
         pipeline: state.pipeline,
         tables: Vec::new(),
+        copying: BTreeMap::new(),
         catching_up: BTreeMap::new(),
+        to_copy,
+        first: None,
         in_error: Vec::new(),
         has_ddl_trigger: catalog::has_ddl_trigger(sql).await?,
     };
     for stored in &state.tables {
+        let spec = || Arc::new(tables::from_stored(stored, options.null_unrepresentable));
         match &stored.state {
-            TableState::Live | TableState::CatchingUp => {
-                if stored.state == TableState::CatchingUp {
-                    attached.catching_up.insert(stored.oid, stored.copy_lsn);
-                }
-                attached.tables.push(Arc::new(tables::from_stored(stored, options.null_unrepresentable)));
+            _ if stored.has_shadow => {
+                let spec = spec();
+                let is_whole = stored.state == TableState::CatchingUp;
+                let copies = if is_whole { &mut attached.catching_up } else { &mut attached.copying };
+                copies.insert(stored.oid, Arc::clone(&spec));
+                attached.tables.push(spec);
             }
+            TableState::Live => attached.tables.push(spec()),
             TableState::Error(reason) => {
                 tracing::warn!(table = %stored.source, reason, "paused");
                 attached.in_error.push((stored.oid, stored.source.clone(), reason.clone()));
             }
-            TableState::Pending | TableState::Copying | TableState::Resync | TableState::Dropped => {}
+            TableState::Pending
+            | TableState::Copying
+            | TableState::CatchingUp
+            | TableState::Resync
+            | TableState::Dropped => {}
         }
     }
     Ok(attached)

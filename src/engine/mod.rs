@@ -1,9 +1,11 @@
 //! Decides what happens next.
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
-//! `schema` judges what became of a table's shape, this file holds one cycle, `replicate` the long run and the catch-up.
+//! `copying` runs copies beside the stream, `schema` judges what became of a table's shape, this file holds one cycle,
+//! `replicate` the long run and the catch-up.
 
 pub mod attach;
+pub mod copying;
 pub mod replicate;
 pub mod schema;
 pub mod tables;
@@ -18,16 +20,24 @@ use serde::Serialize;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use self::schema::{Catalogs, Look, Looked, Verdict};
+use self::{
+    copying::{Copies, News},
+    schema::{Catalogs, Look, Looked, Verdict},
+};
 use crate::{
     Checkpoint, Lsn,
+    backfill::{self, Copied, Planned, Told},
     change::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
         assemble::{Answer, Question},
     },
+    checkpoint::reachable_target,
     config::TablePattern,
-    source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions},
-    target::{Applied, OlapEngine, StoredTable, TableState, TargetError, duckdb::TargetOptions},
+    source::{
+        BatchLimits, CdcConsumer, Delivery, SourceError,
+        connect::{SourceOptions, SqlClient},
+    },
+    target::{Applied, OlapEngine, StoredTable, TargetError, duckdb::TargetOptions},
 };
 
 /// What a pipeline needs to know of the settings.
@@ -51,8 +61,12 @@ pub struct Options {
     pub workers: usize,
     /// Bytes a second that all copy workers together take from the source at most.
     pub rate_limit_bytes: Option<u64>,
+    /// Heap bytes of one chunk; none: by the size of the table.
+    pub chunk_bytes: Option<u64>,
     /// After how long a snapshot that is held is warned about.
     pub snapshot_warning: Duration,
+    /// How far copies are.
+    pub board: backfill::board::Board,
     /// Where progress goes; who listens draws it.
     pub events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
@@ -68,11 +82,8 @@ pub enum Event {
         table: String,
         estimated_rows: u64,
     },
-    CopyProgress {
-        table: String,
-        rows: u64,
-        bytes: u64,
-    },
+    /// The board has moved on.
+    CopyProgress,
     CopyFinished {
         table: String,
         rows: u64,
@@ -81,6 +92,12 @@ pub enum Event {
         table: String,
         reason: String,
     },
+    /// What changed while it was copied is in it.
+    WentLive {
+        table: String,
+    },
+    /// No copy is on its way any more.
+    AllLive,
     /// Values that DuckDB has no room for became NULL, as the settings allow.
     Nulled {
         table: String,
@@ -116,8 +133,7 @@ pub struct CycleReport {
     pub duration_ms: u64,
     /// More was waiting: the next cycle should follow at once.
     pub is_behind: bool,
-    /// Tables that went live, and tables that were paused with the reason.
-    pub went_live: Vec<u32>,
+    /// Tables that were paused, with the reason.
     #[serde(skip)]
     pub paused: Vec<TableFailure>,
     /// The consumer has nothing more and never will (a recorded stream).
@@ -139,6 +155,8 @@ pub enum EngineError {
     Setup(String),
     #[error("{what} ended without a result")]
     TaskLost { what: &'static str },
+    #[error("the snapshot of the copy is lost")]
+    SnapshotLost,
 }
 
 impl EngineError {
@@ -146,7 +164,7 @@ impl EngineError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source(error) => error.is_transient(),
-            Self::TaskLost { .. } => true,
+            Self::TaskLost { .. } | Self::SnapshotLost => true,
             Self::Target(_) | Self::Setup(_) => false,
         }
     }
@@ -213,8 +231,10 @@ pub struct SyncEngine<C, T> {
     target: Writer<T>,
     ddl_lock: DdlLock,
     checkpoint: Checkpoint,
-    /// Copied tables that wait for the checkpoint to reach their `copy_lsn`.
-    catching_up: BTreeMap<u32, Lsn>,
+    /// Tables whose shadows are being filled.
+    copying: BTreeMap<u32, Arc<TableSpec>>,
+    /// Tables whose shadows are whole; what changed meanwhile is merged once the checkpoint is at their `copy_lsn`.
+    catching_up: BTreeMap<u32, Arc<TableSpec>>,
     /// Tables that DuckDB refused to go on with; their changes are dropped until they are copied again.
     paused: BTreeSet<u32>,
     limits: BatchLimits,
@@ -255,20 +275,12 @@ pub struct CycleOptions {
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
-    pub fn new(
-        consumer: C,
-        target: Writer<T>,
-        ddl_lock: DdlLock,
-        checkpoint: Checkpoint,
-        catching_up: BTreeMap<u32, Lsn>,
-        options: &Options,
-    ) -> Self {
+    pub fn new(consumer: C, target: Writer<T>, ddl_lock: DdlLock, checkpoint: Checkpoint, options: &Options) -> Self {
         let limits = BatchLimits {
             max_rows: options.max_batch_rows,
             // Decoding needs about as much again as what is buffered.
             max_bytes: options.memory_limit_bytes / 2,
             linger: Duration::ZERO,
-            stop_at: None,
             hurry: false,
         };
         Self {
@@ -276,7 +288,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             target,
             ddl_lock,
             checkpoint,
-            catching_up,
+            copying: BTreeMap::new(),
+            catching_up: BTreeMap::new(),
             paused: BTreeSet::new(),
             limits,
             last_saved: Instant::now(),
@@ -285,6 +298,16 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             has_shapes: false,
             events: options.events.clone(),
         }
+    }
+
+    /// With tables whose copies are on their way.
+    pub fn with_copies(
+        mut self,
+        copying: BTreeMap<u32, Arc<TableSpec>>,
+        catching_up: BTreeMap<u32, Arc<TableSpec>>,
+    ) -> Self {
+        (self.copying, self.catching_up) = (copying, catching_up);
+        self
     }
 
     /// With somebody who answers what the stream cannot say.
@@ -307,13 +330,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         stop: &CancellationToken,
     ) -> Result<CycleReport, EngineError> {
         let started = Instant::now();
-        let stop_at = self.catching_up.values().copied().filter(|&lsn| lsn > self.checkpoint.lsn).min();
-        let mut limits = BatchLimits { linger: cycle.linger, hurry: cycle.hurry, stop_at, ..self.limits.clone() };
-        if stop_at.is_some() {
-            // The old copy of the table that waits stands still while the others move on, so what lies between is one
-            // batch as long as memory allows.
-            limits.max_rows = u64::MAX;
-        }
+        let limits = BatchLimits { linger: cycle.linger, hurry: cycle.hurry, ..self.limits.clone() };
         let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
         let mut batch = loop {
             let delivery = tokio::select! {
@@ -356,8 +373,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let before = self.checkpoint.lsn;
         let (applied, batch) = self.apply(batch).await?;
         self.consumer.acknowledge(applied.durable);
-        for oid in &applied.went_live {
-            self.catching_up.remove(oid);
+        for failure in &batch.failed {
+            self.copying.remove(&failure.oid);
+            self.catching_up.remove(&failure.oid);
         }
         let mut counts = RowCounts::default();
         batch.tables.iter().for_each(|changes| counts += changes.counts);
@@ -370,12 +388,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         report.pruned = applied.pruned;
         report.checkpoint = self.checkpoint.lsn;
         report.wal_released_bytes = self.checkpoint.lsn.bytes_since(before);
-        report.went_live = applied.went_live;
         report.paused = batch.failed.clone();
-        // A batch that was cut for a swap, or was full, has more behind it.
         for changes in &batch.tables {
-            if let (true, Some(catalogs)) = (changes.truncate, &mut self.catalogs) {
-                catalogs.truncated(changes.table.oid);
+            if changes.truncate {
+                // Its copy has ended with it.
+                let spec = self.copying.remove(&changes.table.oid);
+                self.catching_up.extend(spec.map(|spec| (spec.oid, spec)));
+                if let Some(catalogs) = &mut self.catalogs {
+                    catalogs.truncated(changes.table.oid);
+                }
             }
             for nulled in &changes.nulled {
                 let event = Event::Nulled { table: changes.table.source.to_string(), nulled: nulled.clone() };
@@ -390,7 +411,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             Some(failure) => Some(format!("table {}: {}", failure.table, failure.reason)),
             None => self.new_table().await?,
         };
-        report.is_behind = is_full || stop_at.is_some_and(|stop_at| self.checkpoint.lsn >= stop_at);
+        report.is_behind = is_full;
         report.duration_ms = started.elapsed().as_millis() as u64;
         Ok(report)
     }
@@ -402,7 +423,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             return Ok(None);
         };
         let mut is_said = false;
-        let verdict = loop {
+        let mut verdict = loop {
             // Dropping the question half asked is safe: after a stop the connection is not used again.
             let verdict = tokio::select! {
                 biased;
@@ -419,6 +440,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
             }
         };
+        let oid = question.relation.oid;
+        let is_being_copied = self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
+        if let (Verdict::Reshape(_), true) = (&verdict, is_being_copied) {
+            verdict = Verdict::Copy("it changed its shape while it was copied".to_owned());
+        }
         match verdict {
             Verdict::Same | Verdict::Noted(_) => self.consumer.answer(Answer::Same),
             Verdict::Reshape(reshape) => {
@@ -428,7 +454,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.look = None;
                 self.consumer.answer(Answer::Reshape(reshape));
             }
-            Verdict::Copy(reason) => return Ok(Some(self.copy_again(question.relation.oid, reason).await?)),
+            Verdict::Copy(reason) => return Ok(Some(self.copy_again(oid, reason).await?)),
         }
         Ok(None)
     }
@@ -437,8 +463,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn copy_again(&mut self, oid: u32, reason: String) -> Result<String, EngineError> {
         let Some(spec) = self.catalogs.as_ref().and_then(|catalogs| catalogs.spec(oid)) else { return Ok(reason) };
         let reason = format!("table {} is copied again: {reason}", spec.source);
-        let row = StoredTable::of(spec, TableState::Resync);
-        self.target.call(move |target| target.note(&[row])).await?;
+        self.target.call(move |target| target.abandon_copy(oid, None)).await?;
         Ok(reason)
     }
 
@@ -482,13 +507,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let position = self.consumer.position();
         let passed = position.decoded.max(self.checkpoint.lsn);
         let is_passed = |look: &mut Look| look.at <= passed;
-        let (true, true, Some(catalogs)) =
-            (position.is_between_transactions, self.catching_up.is_empty(), &mut self.catalogs)
-        else {
+        let (true, Some(catalogs)) = (position.is_between_transactions, &mut self.catalogs) else {
             return Ok(Settling::Waiting);
         };
         let Some(look) = self.look.take_if(is_passed) else { return Ok(Settling::Waiting) };
-        let settled = catalogs.settle(look);
+        // Those that are being copied are compared with the catalogs when they are done.
+        let settled =
+            catalogs.settle(look, |oid| self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid));
         let has_shapes = !settled.reshapes.is_empty();
         self.has_shapes = has_shapes;
         for reshape in settled.reshapes {
@@ -516,9 +541,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// An idle position is saved now and then, not at every look (traps 10, 25, 26).
     fn is_worth_a_commit(&self, batch: &ChangeBatch, cycle: CycleOptions, reply_requested: bool) -> bool {
         let ahead = batch.end_lsn.bytes_since(self.checkpoint.lsn);
-        let is_swap_due = self.catching_up.values().any(|&lsn| lsn <= batch.end_lsn);
         !batch.is_idle()
-            || is_swap_due
             || ahead > 0
                 && (cycle.save_idle || reply_requested || ahead >= IDLE_BYTES || self.last_saved.elapsed() >= IDLE_TIME)
     }
@@ -530,7 +553,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             commit_time_us: batch.commit_time_us.or(self.checkpoint.commit_time_us),
         };
         let mut batch = Arc::new(batch);
-        let swaps = !batch.reshapes.is_empty() || self.catching_up.values().any(|&lsn| lsn <= checkpoint.lsn);
+        let swaps = !batch.reshapes.is_empty();
         loop {
             let applied = {
                 let (_cycle, _shape);
@@ -562,9 +585,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         with_causes(&error),
                         table.source
                     );
-                    tracing::error!(table = %table.source, reason, "table paused");
                     let (oid, table) = (table.oid, table.source.clone());
-                    let failure = TableFailure { oid, table, reason, remedy: Remedy::Operator };
+                    // A copy that is on its way is begun again; one that was whole is for the operator to look at.
+                    let is_copied = self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
+                    let remedy = if is_copied { Remedy::CopyAgain } else { Remedy::Operator };
+                    tracing::error!(%table, reason, "table paused");
+                    let failure = TableFailure { oid, table, reason, remedy };
                     self.paused.insert(failure.oid);
                     let mut rest = (*batch).clone();
                     rest.tables.retain(|changes| changes.table.oid != failure.oid);
@@ -575,6 +601,188 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// How far the checkpoint has to come for all copies to be merged.
+    pub fn copies_reach(&self) -> Lsn {
+        let tables = self.copying.values().chain(self.catching_up.values());
+        tables.map(|spec| reachable_target(spec.copy_lsn)).max().unwrap_or(Lsn::ZERO)
+    }
+
+    /// Whether a table is being copied, or waits to be merged.
+    pub fn is_copying(&self) -> bool {
+        !self.copying.is_empty() || !self.catching_up.is_empty()
+    }
+
+    /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach anew.
+    ///
+    /// # Errors
+    /// Whatever the source and the target say. The round is begun again by the next session.
+    pub async fn tend(
+        &mut self,
+        news: News,
+        copies: &mut Copies<T>,
+        stop: &CancellationToken,
+    ) -> Result<Option<String>, EngineError> {
+        match news {
+            News::Told(Told::Planned { lsn, tables, refused, holder, adopted }) => {
+                // The rows of those that go on have to be known as the snapshot sees them.
+                while tables.iter().any(|table| table.is_resumed) && self.checkpoint.lsn < reachable_target(lsn) {
+                    let linger = Duration::from_millis(20);
+                    let report = self.sync_once(CycleOptions { linger, hurry: true, save_idle: true }, stop).await?;
+                    if report.is_stopped || report.attach_anew.is_some() {
+                        return Ok(report.attach_anew);
+                    }
+                }
+                let ids = self.adopt(lsn, &tables, refused, &holder, copies).await?;
+                // Gone only when the round broke off, which it says itself.
+                let _ = adopted.send(ids);
+            }
+            News::Told(Told::Copied { oid, copied, .. }) => {
+                copies.done(oid);
+                let Some(spec) = self.copying.remove(&oid) else { return Ok(None) };
+                match copied {
+                    Copied::Done => {
+                        let loaded = Arc::clone(&spec);
+                        match self.target.call(move |target| target.finish_load(&loaded)).await {
+                            Ok(()) => drop(self.catching_up.insert(oid, spec)),
+                            Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
+                                tracing::warn!(table = %spec.source, error = %error, "the copy does not fit; it begins anew");
+                                self.give_up_copy(&spec, None).await?;
+                                copies.want([oid]);
+                            }
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    Copied::Failed { reason } => self.give_up_copy(&spec, Some(reason)).await?,
+                    Copied::Changed => {
+                        self.give_up_copy(&spec, None).await?;
+                        copies.want([oid]);
+                    }
+                }
+            }
+            News::Over { unfinished } => {
+                copies.want(unfinished.into_iter().filter(|oid| self.copying.contains_key(oid)))
+            }
+        }
+        Ok(None)
+    }
+
+    /// Begins to keep changes of tables that are copied from `lsn` on. Per table the ids of its jobs.
+    async fn adopt(
+        &mut self,
+        lsn: Lsn,
+        tables: &[Planned],
+        refused: Vec<StoredTable>,
+        holder: &SqlClient,
+        copies: &mut Copies<T>,
+    ) -> Result<Vec<Option<Vec<u64>>>, EngineError> {
+        let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
+        for table in tables {
+            let oid = table.spec.oid;
+            if self.consumer.has_seen(oid, lsn) {
+                too_late.insert(oid);
+            } else if !table.is_resumed {
+                adopted.insert(oid);
+            } else if self.copying.contains_key(&oid) {
+                // Truncated meanwhile, it would be catching up.
+                if self.fill_open(table, holder).await? {
+                    adopted.insert(oid);
+                } else {
+                    self.give_up_copy(&table.spec, None).await?;
+                    too_late.insert(oid);
+                }
+            }
+        }
+        let begun: Vec<_> = tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
+        let new: Vec<_> = begun.iter().map(|table| table.new_copy()).collect();
+        for row in &refused {
+            self.unfollow(row.oid);
+        }
+        let ids = self
+            .target
+            .call(move |target| {
+                target.note(&refused)?;
+                target.begin_copies(&new)
+            })
+            .await?;
+        for table in begun.iter().filter(|table| !table.is_resumed) {
+            let spec = &table.spec;
+            self.paused.remove(&spec.oid);
+            self.consumer.follow(Arc::clone(spec));
+            if let Some(catalogs) = &mut self.catalogs {
+                catalogs.adopted(spec);
+            }
+            self.catching_up.remove(&spec.oid);
+            self.copying.insert(spec.oid, Arc::clone(spec));
+        }
+        copies.planned(&adopted, &too_late);
+        let mut ids = ids.into_iter();
+        Ok(tables.iter().map(|table| adopted.contains(&table.spec.oid).then(|| ids.next()).flatten()).collect())
+    }
+
+    /// Fetches what kept changes leave open. `false`: that cannot be done, and the copy has to begin anew.
+    async fn fill_open(&self, table: &Planned, holder: &SqlClient) -> Result<bool, EngineError> {
+        let spec = Arc::clone(&table.spec);
+        let keys = self.target.call(move |target| target.open_keys(&spec)).await?;
+        if keys.is_empty() {
+            return Ok(true);
+        }
+        if !backfill::is_fetchable(&table.spec) {
+            return Ok(false);
+        }
+        let rows = backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await?;
+        let spec = Arc::clone(&table.spec);
+        match self.target.call(move |target| target.fill_open(&spec, &rows)).await {
+            Ok(()) => Ok(true),
+            Err(EngineError::Target(TargetError::Diverged { .. })) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn give_up_copy(&mut self, spec: &TableSpec, reason: Option<String>) -> Result<(), EngineError> {
+        let oid = spec.oid;
+        self.unfollow(oid);
+        self.target.call(move |target| target.abandon_copy(oid, reason.as_deref())).await
+    }
+
+    fn unfollow(&mut self, oid: u32) {
+        self.copying.remove(&oid);
+        self.catching_up.remove(&oid);
+        self.consumer.unfollow(oid);
+        if let Some(catalogs) = &mut self.catalogs {
+            catalogs.forget(oid);
+        }
+    }
+
+    /// Merges some of what changed while a table was copied. `false`: there is nothing to merge, for now.
+    pub async fn merge_step(&mut self, copies: &mut Copies<T>) -> Result<bool, EngineError> {
+        const MOST_ROWS: u64 = 200_000;
+        let checkpoint = self.checkpoint.lsn;
+        let due = self.catching_up.values().find(|spec| reachable_target(spec.copy_lsn) <= checkpoint);
+        let Some(spec) = due.cloned() else { return Ok(false) };
+        let merged = {
+            let _shape = self.ddl_lock.write().await;
+            let spec = Arc::clone(&spec);
+            self.target.call(move |target| target.merge(&spec, MOST_ROWS)).await
+        };
+        match merged {
+            Ok(false) => {}
+            Ok(true) => {
+                self.catching_up.remove(&spec.oid);
+                let _ = self.events.send(Event::WentLive { table: spec.source.to_string() });
+                if !self.is_copying() && copies.has_all() {
+                    let _ = self.events.send(Event::AllLive);
+                }
+            }
+            Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
+                tracing::warn!(table = %spec.source, error = %error, "the copy does not fit; it begins anew");
+                self.give_up_copy(&spec, None).await?;
+                copies.want([spec.oid]);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(true)
     }
 
     /// Gives the consumer back, for its shutdown.

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use rand::RngExt;
 use tokio::{
     sync::{RwLock, mpsc},
@@ -12,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CycleOptions, CycleReport, EngineError, Event, Locked, Options, Settling, SyncEngine, Writer,
     attach::{Attached, CopyAgain, attach},
+    copying::Copies,
     schema::Catalogs,
 };
 use crate::{
     Lsn,
     change::QualifiedName,
     checkpoint::reachable_target,
-    control::Control,
+    control::{Asked, Control},
     source::{
         CdcConsumer, catalog,
         connect::connect_sql,
@@ -65,32 +67,52 @@ const ATTACH_LIMIT: u32 = 30;
 /// How often `sync` goes on after its stream broke.
 const BREAKS: u32 = 3;
 
-/// Catches up with what the source had committed when it was called, then stops. Tables that need it are copied.
+/// Catches up with what the source had committed when it was called, then stops. Tables that need it are copied, and
+/// those of `again`.
 ///
 /// # Errors
 /// See [`EngineError`]. What was applied stays; a second call goes on from there.
-pub async fn sync(options: &Options, stop: &CancellationToken) -> Result<SyncReport, EngineError> {
+pub async fn sync(options: &Options, again: CopyAgain, stop: &CancellationToken) -> Result<SyncReport, EngineError> {
     let goal = wal_position(options).await?;
     let writer = Writer::new(DuckDb::open(&options.target)?);
+    let mut copies = Copies::new(options, &writer, BREAKS);
+    let ended = sync_sessions(options, again, stop, goal, &writer, &mut copies).await;
+    copies.shutdown().await;
+    let report = ended?;
+    writer.call(|target| target.tidy(true)).await?;
+    Ok(report)
+}
+
+async fn sync_sessions<T: OlapEngine + 'static>(
+    options: &Options,
+    mut again: CopyAgain,
+    stop: &CancellationToken,
+    goal: Lsn,
+    writer: &Writer<T>,
+    copies: &mut Copies<T>,
+) -> Result<SyncReport, EngineError> {
     let mut report = SyncReport { reached: goal, ..SyncReport::default() };
     let mut breaks = 0;
     for _ in 0..ATTACH_LIMIT {
         let attached = tokio::select! {
             () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
-            attached = attach(options, &writer, &CopyAgain::Nothing) => attached?,
+            attached = attach(options, writer, &again, |oid| copies.is_active(oid)) => attached?,
         };
-        // A table copied at a later snapshot is exact from there on only.
-        report.reached = attached.catching_up.values().copied().fold(goal, Lsn::max);
+        // Written down by now.
+        again = CopyAgain::Nothing;
         report.checkpoint = attached.pipeline.checkpoint.lsn;
         report.in_error =
             attached.in_error.iter().map(|(_, table, reason)| (table.to_string(), reason.clone())).collect();
-        let mut engine = stream(options, &writer, attached).await?;
-        let ended = match catch_up(&mut engine, &mut report, options, stop).await {
+        let mut engine = stream(options, writer, attached, copies).await?;
+        let ended = match catch_up(&mut engine, &mut report, options, copies, stop).await {
             // What broke after it had begun may heal: the checkpoint says where to go on.
             Err(error) if error.is_transient() && breaks < BREAKS => {
                 breaks += 1;
                 tracing::warn!(error = super::with_causes(&error), "the stream broke; going on from the checkpoint");
-                tokio::time::sleep(Duration::from_millis(500) * breaks).await;
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
+                    () = tokio::time::sleep(Duration::from_millis(500) * breaks) => {}
+                }
                 continue;
             }
             ended => ended?,
@@ -100,7 +122,6 @@ pub async fn sync(options: &Options, stop: &CancellationToken) -> Result<SyncRep
             Ended::AttachAnew(reason) => tracing::info!(reason, "attaching anew"),
             ended => {
                 report.is_stopped = ended == Ended::Stopped;
-                writer.call(|target| target.tidy(true)).await?;
                 return Ok(report);
             }
         }
@@ -126,10 +147,14 @@ async fn catch_up<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     report: &mut SyncReport,
     options: &Options,
+    copies: &mut Copies<T>,
     stop: &CancellationToken,
 ) -> Result<Ended, EngineError> {
     let mut is_settled = false;
     loop {
+        if let Some(ended) = finish_copies(engine, report, options, copies, stop).await? {
+            return Ok(ended);
+        }
         while engine.checkpoint().lsn < report.reached || engine.has_shapes() {
             let decoded = engine.consumer.position().decoded;
             let cycle = CycleOptions {
@@ -175,6 +200,53 @@ async fn catch_up<T: OlapEngine + 'static>(
     }
 }
 
+/// Until every copy is merged. The stream goes on meanwhile.
+async fn finish_copies<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    report: &mut SyncReport,
+    options: &Options,
+    copies: &mut Copies<T>,
+    stop: &CancellationToken,
+) -> Result<Option<Ended>, EngineError> {
+    let mut ticks = tokio::time::interval(options.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    while engine.is_copying() || !copies.is_idle() {
+        if engine.merge_step(copies).await? {
+            continue;
+        }
+        let is_waiting = !copies.is_idle() || engine.checkpoint().lsn >= engine.copies_reach();
+        if is_waiting {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(Some(Ended::Stopped)),
+                news = copies.next() => {
+                    let news = news?;
+                    report.in_error.extend(news.failures());
+                    if let Some(reason) = engine.tend(news, copies, stop).await? {
+                        return Ok(Some(Ended::AttachAnew(reason)));
+                    }
+                    continue;
+                }
+                _ = ticks.tick() => {}
+            }
+        }
+        let cycle = CycleOptions {
+            linger: if is_waiting { Duration::ZERO } else { Duration::from_millis(100) },
+            hurry: !is_waiting,
+            save_idle: !is_waiting,
+        };
+        let cycle = engine.sync_once(cycle, stop).await?;
+        let _ = options.events.send(Event::Cycle(cycle.clone()));
+        if cycle.is_stopped {
+            return Ok(Some(Ended::Stopped));
+        }
+        report.add(&cycle);
+        if let Some(reason) = cycle.attach_anew {
+            return Ok(Some(Ended::AttachAnew(reason)));
+        }
+    }
+    Ok(None)
+}
+
 /// The end of the source's WAL, as far as a slot can follow it.
 async fn wal_position(options: &Options) -> Result<Lsn, EngineError> {
     let sql = connect_sql(&options.source, "control").await?;
@@ -187,7 +259,13 @@ async fn stream<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
     attached: Attached,
+    copies: &mut Copies<T>,
 ) -> Result<SyncEngine<PgConsumer, T>, EngineError> {
+    let others = attached.in_error.iter().map(|(oid, ..)| *oid);
+    let others =
+        others.chain(attached.to_copy.iter().copied().filter(|oid| !attached.copying.contains_key(oid))).collect();
+    copies.want(attached.to_copy);
+    copies.use_first(attached.first);
     let checkpoint = attached.pipeline.checkpoint;
     let stream = StreamOptions {
         slot: options.slot.clone(),
@@ -195,15 +273,15 @@ async fn stream<T: OlapEngine + 'static>(
         checkpoint: checkpoint.lsn,
         tables: attached.tables,
         with_messages: attached.has_ddl_trigger,
+        hold: copies.hold(),
     };
-    let others = attached.in_error.iter().map(|(oid, ..)| *oid).collect();
     let fingerprint = attached.pipeline.publication_fingerprint;
     let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint).await?;
     let consumer = PgConsumer::start(&options.source, stream).await?;
     let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
     let ddl_lock = Arc::new(RwLock::new(()));
-    let engine = SyncEngine::new(consumer, writer.clone(), ddl_lock, checkpoint, attached.catching_up, options);
-    Ok(engine.with_catalogs(catalogs))
+    let engine = SyncEngine::new(consumer, writer.clone(), ddl_lock, checkpoint, options);
+    Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))
 }
 
 /// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again from the
@@ -212,23 +290,37 @@ async fn stream<T: OlapEngine + 'static>(
 /// # Errors
 /// The first session could not begin, or a later one met something that no retry mends.
 pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), EngineError> {
+    // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
+    let writer = Writer::new(DuckDb::open(&options.target)?);
+    let (ask, mut asked) = mpsc::unbounded_channel();
+    let _control = Control::listen(&options.target.path, writer.clone(), options.board.clone(), ask);
+    let mut copies = Copies::new(options, &writer, u32::MAX);
+    let ended = run_sessions(options, &writer, &mut asked, &mut copies, stop).await;
+    copies.shutdown().await;
+    ended?;
+    writer.call(|target| target.tidy(false)).await
+}
+
+async fn run_sessions<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
+    copies: &mut Copies<T>,
+    stop: &CancellationToken,
+) -> Result<(), EngineError> {
     const FIRST_PAUSE: Duration = Duration::from_millis(500);
     const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+    const CALM: Duration = Duration::from_secs(10);
+    const IN_A_ROW: u32 = 20;
     let mut pause = FIRST_PAUSE;
     let mut failures = 0_u32;
     let mut has_streamed = false;
-    const CALM: Duration = Duration::from_secs(10);
-    const IN_A_ROW: u32 = 20;
     let mut in_a_row = 0_u32;
-    // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
-    let writer = Writer::new(DuckDb::open(&options.target)?);
-    let (resyncs, mut asked) = mpsc::unbounded_channel();
-    let _control = Control::listen(&options.target.path, writer.clone(), resyncs);
     let mut again = CopyAgain::Nothing;
     loop {
         let mut is_streaming = false;
         let began = tokio::time::Instant::now();
-        let ended = session(options, &writer, &again, &mut asked, stop, &mut is_streaming).await;
+        let ended = session(options, writer, &again, asked, copies, stop, &mut is_streaming).await;
         // Once it has streamed, what was asked for is written down.
         if is_streaming {
             again = CopyAgain::Nothing;
@@ -287,15 +379,16 @@ async fn session<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
     again: &CopyAgain,
-    asked: &mut mpsc::UnboundedReceiver<QualifiedName>,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
+    copies: &mut Copies<T>,
     stop: &CancellationToken,
     is_streaming: &mut bool,
 ) -> Result<Ended, EngineError> {
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(Ended::Stopped),
-        attached = attach(options, writer, again) => attached?,
+        attached = attach(options, writer, again, |oid| copies.is_active(oid)) => attached?,
     };
-    let mut engine = stream(options, writer, attached).await?;
+    let mut engine = stream(options, writer, attached, copies).await?;
     *is_streaming = true;
     let mut ticks = tokio::time::interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -305,14 +398,22 @@ async fn session<T: OlapEngine + 'static>(
     let ended = 'running: loop {
         tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
-            Some(table) = asked.recv() => {
-                let mut tables = vec![table];
-                while let Ok(table) = asked.try_recv() {
-                    tables.push(table);
+            Some(asked) = asked.recv() => match asked {
+                Asked::Resync(table) => break Ended::Resync(vec![table]),
+                Asked::Pause(is_paused) => copies.pause(is_paused),
+            },
+            news = copies.next() => {
+                if let Some(reason) = engine.tend(news?, copies, stop).await? {
+                    break Ended::AttachAnew(reason);
                 }
-                break Ended::Resync(tables);
             }
             _ = ticks.tick() => {}
+        }
+        while engine.merge_step(copies).await? {
+            // What is merged in steps does not keep the others waiting.
+            if ticks.tick().now_or_never().is_some() {
+                break;
+            }
         }
         if look_at.elapsed() > Duration::ZERO {
             let looked = tokio::select! {
@@ -341,7 +442,7 @@ async fn session<T: OlapEngine + 'static>(
             if let Some(reason) = attach_anew {
                 break 'running Ended::AttachAnew(reason);
             }
-            if !is_behind || !asked.is_empty() {
+            if !is_behind || !asked.is_empty() || copies.is_holding() {
                 break;
             }
         }
@@ -359,12 +460,11 @@ async fn session<T: OlapEngine + 'static>(
     }
     tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, acknowledging");
     engine.into_consumer().shutdown().await?;
-    writer.call(|target| target.tidy(false)).await?;
     Ok(ended)
 }
 
 fn log_cycle(report: &CycleReport) {
-    if report.source_transactions == 0 && report.went_live.is_empty() {
+    if report.source_transactions == 0 {
         return;
     }
     tracing::debug!(

@@ -382,6 +382,7 @@ impl Catalogs {
 
     /// The table goes on in this shape.
     pub fn adopted(&mut self, spec: &Arc<TableSpec>) {
+        self.others.remove(&spec.oid);
         self.specs.insert(spec.oid, Arc::clone(spec));
     }
 
@@ -465,8 +466,10 @@ impl Catalogs {
     }
 
     /// What a look comes to, once everything before it has been applied.
-    pub fn settle(&mut self, look: Look) -> Settled {
+    /// Shapes of tables for which `is_skipped` says so are left for another look.
+    pub fn settle(&mut self, look: Look, is_skipped: impl Fn(u32) -> bool) -> Settled {
         let mut settled = Settled::default();
+        let mut is_whole = true;
         for table in &look.tables {
             let Some(spec) = self.specs.get(&table.oid) else {
                 if !self.others.contains(&table.oid) {
@@ -476,6 +479,10 @@ impl Catalogs {
             };
             if spec.source != table.name {
                 settled.set_changed = Some(format!("table {} is now called {}", spec.source, table.name));
+                continue;
+            }
+            if is_skipped(table.oid) {
+                is_whole = false;
                 continue;
             }
             let settings = table_settings(&self.options, &table.name);
@@ -492,7 +499,7 @@ impl Catalogs {
             }
         }
         self.truncated.clear();
-        self.settled = Some(shown(&look.tables));
+        self.settled = is_whole.then(|| shown(&look.tables));
         settled
     }
 }

@@ -18,6 +18,8 @@ pub struct TableSettings {
     pub exclude_columns: Vec<String>,
     /// Column name to DuckDB type.
     pub column_types: BTreeMap<String, String>,
+    /// Tables with a higher one are copied first.
+    pub copy_priority: i32,
 }
 
 /// A table that cannot be copied as it is set up. Concerns this table only.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition,
+    BatchLimits, CdcConsumer, Delivery, Hold, SourceError, SourcePosition,
     connect::SourceOptions,
     feedback::Feedback,
     pgoutput::Message,
@@ -33,6 +33,7 @@ pub struct PgConsumer {
     /// A Begin that belongs to the next batch.
     held: Option<StreamMessage>,
     position: SourcePosition,
+    hold: Hold,
 }
 
 /// What to read.
@@ -43,6 +44,7 @@ pub struct StreamOptions {
     pub tables: Vec<Arc<TableSpec>>,
     /// Ask for logical messages: the source has rhei's event trigger.
     pub with_messages: bool,
+    pub hold: Hold,
 }
 
 impl PgConsumer {
@@ -58,6 +60,7 @@ impl PgConsumer {
             assembler: Assembler::new(options.checkpoint, options.tables).asking(),
             held: None,
             position: SourcePosition { acknowledged: options.checkpoint, ..SourcePosition::default() },
+            hold: options.hold,
         })
     }
 
@@ -68,11 +71,12 @@ impl PgConsumer {
     }
 
     /// Takes one message in. `true`: the batch ends before it.
-    fn take(&mut self, message: StreamMessage, limits: &BatchLimits) -> Result<bool, SourceError> {
+    fn take(&mut self, message: StreamMessage) -> Result<bool, SourceError> {
+        let hold = self.hold.get();
         match &message {
             StreamMessage::Data { payload } => {
                 let decoded = Message::decode(payload)?;
-                if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&decoded, limits.stop_at)
+                if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&decoded, hold)
                     && *commit_lsn >= stop_at
                 {
                     self.assembler.reached(stop_at);
@@ -86,7 +90,7 @@ impl PgConsumer {
                 self.position.head = self.position.head.max(*wal_end);
                 self.position.reply_requested |= *reply_requested;
                 if self.assembler.is_between_transactions() {
-                    if let Some(stop_at) = limits.stop_at.filter(|stop_at| wal_end >= stop_at) {
+                    if let Some(stop_at) = hold.filter(|stop_at| wal_end >= stop_at) {
                         self.assembler.reached(stop_at);
                         self.held = Some(message);
                         return Ok(true);
@@ -127,7 +131,7 @@ impl CdcConsumer for PgConsumer {
         }
         self.assembler.go_on();
         if let Some(held) = self.held.take()
-            && self.take(held, limits)?
+            && self.take(held)?
         {
             return Ok(Delivery::Batch(self.batch()));
         }
@@ -162,7 +166,7 @@ impl CdcConsumer for PgConsumer {
                     }
                 }
             };
-            if self.take(message, limits)? {
+            if self.take(message)? {
                 return Ok(Delivery::Batch(self.batch()));
             }
         }
@@ -178,6 +182,18 @@ impl CdcConsumer for PgConsumer {
 
     fn take_untracked(&mut self) -> Vec<Relation> {
         self.assembler.take_untracked()
+    }
+
+    fn has_seen(&self, oid: u32, since: Lsn) -> bool {
+        self.assembler.has_seen(oid, since)
+    }
+
+    fn follow(&mut self, table: Arc<TableSpec>) {
+        self.assembler.follow(table);
+    }
+
+    fn unfollow(&mut self, oid: u32) {
+        self.assembler.unfollow(oid);
     }
 
     fn acknowledge(&self, durable: DurableLsn) {

@@ -15,12 +15,19 @@ pub mod slot;
 pub mod tls;
 pub mod wire;
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::{
     Lsn,
     change::{
-        ChangeBatch, Reshape,
+        ChangeBatch, Reshape, TableSpec,
         assemble::{Answer, Question},
         relation::Relation,
     },
@@ -36,11 +43,33 @@ pub struct BatchLimits {
     pub max_bytes: usize,
     /// How long to collect once something arrived, and how long to wait for something to arrive.
     pub linger: Duration,
-    /// Let no source transaction with `commit_lsn >= stop_at` into the batch: a copied table is swapped in there.
-    /// A batch that was cut there, or an idle one, has `end_lsn = stop_at` once the stream is known to be past it.
-    pub stop_at: Option<Lsn>,
     /// Ask the server at short intervals how far it is, so that the end of the WAL is noticed at once.
     pub hurry: bool,
+}
+
+/// Where the stream has to wait for somebody else: no source transaction with `commit_lsn >= hold` is taken up. A batch
+/// that was cut there, or an idle one, has `end_lsn = hold` once the stream is known to be past it.
+#[derive(Debug, Clone)]
+pub struct Hold(Arc<AtomicU64>);
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU64::new(u64::MAX)))
+    }
+}
+
+impl Hold {
+    pub fn set(&self, lsn: Lsn) {
+        self.0.store(lsn.0, Ordering::Release);
+    }
+
+    pub fn release(&self) {
+        self.0.store(u64::MAX, Ordering::Release);
+    }
+
+    pub fn get(&self) -> Option<Lsn> {
+        Some(Lsn(self.0.load(Ordering::Acquire))).filter(|lsn| lsn.0 < u64::MAX)
+    }
 }
 
 /// What a consumer hands over.
@@ -77,6 +106,15 @@ pub trait CdcConsumer: Send {
 
     /// Tells the source what is durable. Does not wait.
     fn acknowledge(&self, durable: DurableLsn);
+
+    /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have gone by, followed or not.
+    fn has_seen(&self, oid: u32, since: Lsn) -> bool;
+
+    /// Follows one more table, from its `copy_lsn` on. Between batches only.
+    fn follow(&mut self, table: Arc<TableSpec>);
+
+    /// Follows a table no longer. Between batches only.
+    fn unfollow(&mut self, oid: u32);
 
     /// The rungs of the lag ladder that lie on this side.
     fn position(&self) -> SourcePosition;

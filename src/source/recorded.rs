@@ -68,12 +68,6 @@ impl CdcConsumer for RecordedConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
         while let Some(bytes) = self.messages.get(self.next) {
             let message = Message::decode(bytes)?;
-            if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&message, limits.stop_at)
-                && *commit_lsn >= stop_at
-            {
-                self.assembler.reached(stop_at);
-                return Ok(Delivery::Batch(self.assembler.take_batch()));
-            }
             self.assembler.push(message)?;
             self.next += 1;
             let is_full =
@@ -98,6 +92,18 @@ impl CdcConsumer for RecordedConsumer {
 
     fn take_untracked(&mut self) -> Vec<Relation> {
         self.assembler.take_untracked()
+    }
+
+    fn has_seen(&self, oid: u32, since: Lsn) -> bool {
+        self.assembler.has_seen(oid, since)
+    }
+
+    fn follow(&mut self, table: Arc<TableSpec>) {
+        self.assembler.follow(table);
+    }
+
+    fn unfollow(&mut self, oid: u32) {
+        self.assembler.unfollow(oid);
     }
 
     fn acknowledge(&self, durable: DurableLsn) {

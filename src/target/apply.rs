@@ -14,7 +14,7 @@ use arrow::{
 use duckdb::Connection;
 
 use super::{
-    Applied, DuckDb, RowStream, TableState, TargetError, ddl,
+    Applied, DuckDb, RowStream, TableState, TargetError, ddl, jobs, pending,
     state::{self, Cycle},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Name of the staging table; made and dropped inside the transaction, so that an error leaves none behind.
-const STAGE: &str = "_rhei_stage";
+pub(super) const STAGE: &str = "_rhei_stage";
 const PATCHED: &str = "_rhei_patched";
 
 /// The body of the transaction of [`super::OlapEngine::apply`].
@@ -48,26 +48,25 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Check
         bring_into_shape(&target.connection, reshape).map_err(|source| source.of(&reshape.after))?;
     }
     for changes in &batch.tables {
+        counts += changes.counts;
+        if let Some(is_loaded) = target.copying.get(&changes.table.oid) {
+            keep_for_later(&target.connection, changes, *is_loaded).map_err(|source| source.of(&changes.table))?;
+            continue;
+        }
         let (deleted, inserted) =
             apply_table(&target.connection, changes).map_err(|source| source.of(&changes.table))?;
         deleted_rows += deleted;
         inserted_rows += inserted;
-        counts += changes.counts;
     }
     for failure in &batch.failed {
         let state = match failure.remedy {
             Remedy::Operator => TableState::Error(failure.reason.clone()),
             Remedy::CopyAgain => TableState::Resync,
         };
+        if target.copying.contains_key(&failure.oid) {
+            state::drop_shadow(&target.connection, failure.oid)?;
+        }
         state::set_state(&target.connection, failure.oid, &state, None)?;
-    }
-    let mut went_live = Vec::new();
-    for table in target.catching_up.iter().filter(|table| table.copy_lsn <= checkpoint.lsn) {
-        target.refuse_foreign(&table.target)?;
-        target.connection.execute_batch(&ddl::swap(&table.target))?;
-        state::give_way(&target.connection, &table.target, table.oid)?;
-        state::set_state(&target.connection, table.oid, &TableState::Live, None)?;
-        went_live.push(table.oid);
     }
     state::put_checkpoint(&target.connection, &mut pipeline, checkpoint)?;
     let mut pruned = 0;
@@ -79,7 +78,21 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Check
     }
     target.pipeline = Some(pipeline);
     // Handed out by `OlapEngine::apply` only after COMMIT has returned.
-    Ok(Applied { durable: DurableLsn::committed(checkpoint.lsn), deleted_rows, inserted_rows, went_live, pruned })
+    Ok(Applied { durable: DurableLsn::committed(checkpoint.lsn), deleted_rows, inserted_rows, pruned })
+}
+
+/// Changes of a table that is still being copied. A TRUNCATE ends its copy: whatever the snapshot holds is gone, and all
+/// that there is comes by the stream.
+fn keep_for_later(connection: &Connection, changes: &TableChanges, is_loaded: bool) -> Result<(), TargetError> {
+    let spec = &changes.table;
+    if changes.truncate {
+        // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
+        connection.execute_batch(&ddl::create_shadow(spec))?;
+        connection.execute_batch(&pending::create_statement(spec))?;
+        jobs::cancel(connection, spec.oid, "the table was truncated")?;
+        state::set_state(connection, spec.oid, &TableState::CatchingUp, Some(0))?;
+    }
+    pending::capture(connection, changes, is_loaded || changes.truncate)
 }
 
 /// Alters a table, and says so in `_rhei`.
@@ -191,7 +204,7 @@ fn apply_table(connection: &Connection, changes: &TableChanges) -> Result<(u64, 
     Ok((deleted, inserted))
 }
 
-fn total(batches: &[RecordBatch]) -> u64 {
+pub(super) fn total(batches: &[RecordBatch]) -> u64 {
     batches.iter().map(|batch| batch.num_rows() as u64).sum()
 }
 
@@ -225,29 +238,54 @@ fn delete_rows(
     let mut columns = stage_columns(spec, &all, "");
     columns.push((ddl::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
     stage(connection, &columns, batches)?;
-    let matches: Vec<String> = spec
-        .columns
-        .iter()
-        .map(|column| {
-            let name = ddl::quoted(&column.target_name);
-            format!("t.{name} IS NOT DISTINCT FROM {}", column.mapping.stage_expr(&format!("s.{name}")))
-        })
-        .collect();
     let count = ddl::quoted(COUNT_COLUMN);
     let staged: i64 =
         connection.query_row(&format!("SELECT sum({count})::BIGINT FROM {STAGE}"), [], |row| row.get(0))?;
-    // Rows that are staged apart may be one in the target's eyes (0 and -0): they are numbered together.
+    let staged_value = |at: usize| {
+        spec.columns.get(at).map_or_else(String::new, |column| {
+            column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&column.target_name)))
+        })
+    };
+    let deleted = delete_counted(connection, spec, target, STAGE, &count, staged_value)?;
+    connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
+    Ok((u64::try_from(staged).unwrap_or_default(), deleted))
+}
+
+/// Deletes for each row `s` of `staged` so many rows `t` that equal it; `value` gives the expression of a column of `s`.
+/// Equal rows that are staged apart are numbered together.
+///
+/// 0 and -0 are equal to DuckDB, and two rows to the source: those that are the same to the last bit go first. The others
+/// are not refused, since DuckDB keeps one of the two where a stretch of a column holds nothing else.
+pub(super) fn delete_counted(
+    connection: &Connection,
+    spec: &TableSpec,
+    target: &str,
+    staged: &str,
+    count: &str,
+    value: impl Fn(usize) -> String,
+) -> Result<u64, TargetError> {
+    let (mut equal, mut bits, mut staged_bits) = (Vec::new(), Vec::new(), Vec::new());
+    for (at, column) in spec.columns.iter().enumerate() {
+        let (stored, staged) = (format!("t.{}", ddl::quoted(&column.target_name)), value(at));
+        if ["REAL", "FLOAT", "DOUBLE"].iter().any(|float| column.mapping.target_type.contains(float)) {
+            bits.push(format!("{stored}::VARCHAR"));
+            staged_bits.push(format!("{staged}::VARCHAR"));
+        }
+        equal.push(format!("{stored} IS NOT DISTINCT FROM {staged}"));
+    }
+    let (bits, staged_bits) = (format!("[{}]", bits.join(", ")), format!("[{}]", staged_bits.join(", ")));
     let deleted = connection.execute(
         &format!(
-            "DELETE FROM {target} WHERE rowid IN (SELECT row FROM (SELECT t.rowid AS row, sum(s.{count}) AS wanted, \
-             row_number() OVER (PARTITION BY min(s.rowid) ORDER BY t.rowid) AS number FROM {target} t JOIN {STAGE} s \
-             ON {} GROUP BY t.rowid) WHERE number <= wanted)",
-            matches.join(" AND ")
+            "DELETE FROM {target} WHERE rowid IN (SELECT row FROM (SELECT row, wanted, row_number() OVER (PARTITION BY equals \
+             ORDER BY is_other, row) AS number FROM (SELECT t.rowid AS row, sum(s.{count}) AS wanted, min(s.rowid) AS equals, \
+             row_number() OVER (PARTITION BY min(s.rowid), {bits} ORDER BY t.rowid) \
+             > coalesce(sum(s.{count}) FILTER ({bits} = {staged_bits}), 0) AS is_other \
+             FROM {target} t JOIN {staged} s ON {} GROUP BY t.rowid, {bits})) WHERE number <= wanted)",
+            equal.join(" AND ")
         ),
         [],
     )?;
-    connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
-    Ok((u64::try_from(staged).unwrap_or_default(), deleted as u64))
+    Ok(deleted as u64)
 }
 
 /// `t.key = s.key AND ..`. Key columns are NOT NULL (trap 55).
@@ -274,14 +312,18 @@ fn stage_values(spec: &TableSpec, columns: &[usize]) -> String {
 }
 
 /// Quoted name and type of staging columns.
-fn stage_columns(spec: &TableSpec, columns: &[usize], prefix: &str) -> Vec<(String, String)> {
+pub(super) fn stage_columns(spec: &TableSpec, columns: &[usize], prefix: &str) -> Vec<(String, String)> {
     let columns = columns.iter().filter_map(|&at| spec.columns.get(at));
     columns
         .map(|column| (ddl::quoted(&format!("{prefix}{}", column.target_name)), column.mapping.stage_type()))
         .collect()
 }
 
-fn stage(connection: &Connection, columns: &[(String, String)], batches: &[RecordBatch]) -> Result<(), TargetError> {
+pub(super) fn stage(
+    connection: &Connection,
+    columns: &[(String, String)],
+    batches: &[RecordBatch],
+) -> Result<(), TargetError> {
     let columns: Vec<String> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
     connection.execute_batch(&format!("CREATE TEMP TABLE {STAGE} ({})", columns.join(", ")))?;
     let mut appender = connection.appender_to_catalog_and_db(STAGE, "temp", "main")?;

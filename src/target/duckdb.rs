@@ -1,18 +1,20 @@
 //! `DuckDb`: opens and locks the file, keeps its settings, and is the one writer.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use arrow::record_batch::RecordBatch;
 use duckdb::{AccessMode, Config, Connection};
 
 use super::{
-    Applied, Loader, NewJob, OlapEngine, Pipeline, StoredJob, StoredState, StoredTable, TableState, TargetError, apply,
-    ddl, jobs, state,
+    Applied, Loader, NewCopy, OlapEngine, Pipeline, StoredJob, StoredState, StoredTable, TableState, TargetError,
+    apply, ddl, jobs, pending, state,
 };
 use crate::{
-    Checkpoint,
+    Checkpoint, Lsn,
     change::{ChangeBatch, QualifiedName, TableSpec},
 };
 
@@ -30,8 +32,8 @@ pub struct DuckDb {
     pub(super) connection: Connection,
     path: PathBuf,
     pub(super) pipeline: Option<Pipeline>,
-    /// Tables that wait in their shadows for the checkpoint.
-    pub(super) catching_up: Vec<StoredTable>,
+    /// Tables that are being copied, and whether their shadows are loaded.
+    pub(super) copying: BTreeMap<u32, bool>,
 }
 
 impl DuckDb {
@@ -55,7 +57,7 @@ impl DuckDb {
         connection.execute_batch("SET GLOBAL checkpoint_threshold = '64MB'; SET GLOBAL max_vacuum_tasks = 8;")?;
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        let mut opened = Self { connection, path: path.clone(), pipeline: None, catching_up: Vec::new() };
+        let mut opened = Self { connection, path: path.clone(), pipeline: None, copying: BTreeMap::new() };
         opened.state()?;
         Ok(opened)
     }
@@ -79,20 +81,26 @@ impl DuckDb {
         if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
     }
 
-    /// Runs `work` in one transaction: all of it or nothing.
-    fn transaction<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R, TargetError>) -> Result<R, TargetError> {
-        self.connection.execute_batch("BEGIN TRANSACTION")?;
+    /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the same row of `_rhei.jobs`,
+    /// which it is for a moment only.
+    fn transaction<R>(&mut self, work: impl Fn(&mut Self) -> Result<R, TargetError>) -> Result<R, TargetError> {
         let before = self.pipeline.clone();
-        let done = work(self).and_then(|done| {
-            self.connection.execute_batch("COMMIT")?;
-            Ok(done)
-        });
-        if done.is_err() {
-            self.pipeline = before;
+        for attempt in 1.. {
+            self.connection.execute_batch("BEGIN TRANSACTION")?;
+            let done = work(self).and_then(|done| {
+                self.connection.execute_batch("COMMIT")?;
+                Ok(done)
+            });
+            let Err(error) = done else { return done };
+            self.pipeline.clone_from(&before);
             // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
             let _ = self.connection.execute_batch("ROLLBACK");
+            if !error.is_conflict() || attempt >= jobs::CONFLICTS {
+                return Err(error);
+            }
+            std::thread::sleep(jobs::CONFLICT_PAUSE);
         }
-        done
+        unreachable!("the last attempt returns")
     }
 
     /// A table of that name that rhei did not make is somebody's work.
@@ -155,7 +163,8 @@ impl OlapEngine for DuckDb {
         let stored = state::read(&self.connection)?;
         self.pipeline = stored.as_ref().map(|stored| stored.pipeline.clone());
         let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
-        self.catching_up = tables.iter().filter(|table| table.state == TableState::CatchingUp).cloned().collect();
+        let copying = tables.iter().filter(|table| table.has_shadow);
+        self.copying = copying.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect();
         Ok(stored)
     }
 
@@ -212,19 +221,85 @@ impl OlapEngine for DuckDb {
         self.state().map(|_| ())
     }
 
-    fn start_copy(&mut self, tables: &[&TableSpec]) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            for spec in tables {
-                target.refuse_foreign(&spec.target)?;
-                target.connection.execute_batch(&ddl::create_shadow(spec))?;
-                state::set_state(&target.connection, spec.oid, &TableState::Copying, None)?;
+    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Vec<u64>>, TargetError> {
+        let ids = self.transaction(|target| {
+            let connection = &target.connection;
+            let mut ids = Vec::with_capacity(copies.len());
+            for NewCopy { spec, is_resumed, jobs } in copies {
+                jobs::cancel(connection, spec.oid, "its snapshot was lost")?;
+                if !is_resumed {
+                    target.refuse_foreign(&spec.target)?;
+                    connection.execute_batch(&ddl::create_shadow(spec))?;
+                    connection.execute_batch(&pending::create_statement(spec))?;
+                    let has_old = state::is_ours(connection, &spec.target)?;
+                    let state = if has_old { TableState::Resync } else { TableState::Copying };
+                    state::put_table(connection, &StoredTable { has_shadow: true, ..StoredTable::of(spec, state) })?;
+                }
+                ids.push(jobs::add(connection, spec.oid, jobs)?);
             }
-            Ok(())
-        })
+            Ok(ids)
+        })?;
+        self.state()?;
+        Ok(ids)
     }
 
-    fn add_jobs(&mut self, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError> {
-        self.transaction(|target| jobs::add(&target.connection, jobs))
+    fn done_chunks(&mut self, oid: u32, copy_lsn: Lsn) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
+        jobs::done(&self.connection, oid, copy_lsn)
+    }
+
+    fn open_keys(&mut self, table: &TableSpec) -> Result<Vec<Vec<String>>, TargetError> {
+        pending::open_keys(&self.connection, table)
+    }
+
+    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch]) -> Result<(), TargetError> {
+        self.transaction(|target| pending::fill(&target.connection, table, rows))
+    }
+
+    fn finish_load(&mut self, table: &TableSpec) -> Result<(), TargetError> {
+        self.transaction(|target| {
+            let connection = &target.connection;
+            pending::close_open_values(connection, table)?;
+            let shadow = ddl::table(&ddl::shadow_of(&table.target));
+            let copied = connection.query_row(&format!("SELECT count(*) FROM {shadow}"), [], |row| row.get(0))?;
+            state::set_state(connection, table.oid, &TableState::CatchingUp, Some(copied))
+        })?;
+        self.state().map(|_| ())
+    }
+
+    fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError> {
+        if !self.transaction(|target| pending::merge(&target.connection, table, most_rows))? {
+            return Ok(false);
+        }
+        // In a transaction of its own. DuckDB writes rows into its log under the name that their table has at the end of
+        // the transaction, and before the renaming: a log with both cannot be replayed after a crash. Nothing can come
+        // between the two: this is the one writer, and a crash leaves a shadow with nothing more to merge.
+        self.transaction(|target| {
+            let connection = &target.connection;
+            target.refuse_foreign(&table.target)?;
+            connection.execute_batch(&ddl::swap(&table.target))?;
+            connection.execute_batch(&pending::drop_statement(table.oid))?;
+            state::give_way(connection, &table.target, table.oid)?;
+            state::set_live(connection, table.oid)
+        })?;
+        self.state()?;
+        Ok(true)
+    }
+
+    fn abandon_copy(&mut self, oid: u32, reason: Option<&str>) -> Result<(), TargetError> {
+        self.transaction(|target| {
+            let connection = &target.connection;
+            let Some(stored) = state::tables(connection)?.into_iter().find(|table| table.oid == oid) else {
+                return Ok(());
+            };
+            let state = match reason {
+                Some(reason) => TableState::Error(reason.to_owned()),
+                None if state::is_ours(connection, &stored.target)? => TableState::Resync,
+                None => TableState::Pending,
+            };
+            state::drop_shadow(connection, oid)?;
+            state::set_state(connection, oid, &state, None)
+        })?;
+        self.state().map(|_| ())
     }
 
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
@@ -238,34 +313,12 @@ impl OlapEngine for DuckDb {
         Ok(Loader::new(connection))
     }
 
-    fn finish_copy(&mut self, tables: &[&TableSpec], pipeline: &Pipeline) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            for spec in tables {
-                let copied: u64 = target.connection.query_row(
-                    &format!("SELECT count(*) FROM {}", ddl::table(&ddl::shadow_of(&spec.target))),
-                    [],
-                    |row| row.get(0),
-                )?;
-                let is_live = spec.copy_lsn <= pipeline.checkpoint.lsn;
-                let state = if is_live { TableState::Live } else { TableState::CatchingUp };
-                if is_live {
-                    target.refuse_foreign(&spec.target)?;
-                }
-                state::set_state(&target.connection, spec.oid, &state, Some(copied))?;
-                if is_live {
-                    target.connection.execute_batch(&ddl::swap(&spec.target))?;
-                    state::give_way(&target.connection, &spec.target, spec.oid)?;
-                }
-            }
-            state::put_pipeline(&target.connection, pipeline)
-        })?;
-        self.state().map(|_| ())
-    }
-
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
         let applied = self.transaction(|target| apply::apply(target, batch, checkpoint))?;
-        let swapped = &applied.went_live;
-        self.catching_up.retain(|table| !swapped.contains(&table.oid));
+        let ends_a_copy = batch.tables.iter().any(|changes| changes.truncate) || !batch.failed.is_empty();
+        if ends_a_copy && !self.copying.is_empty() {
+            self.state()?;
+        }
         Ok(applied)
     }
 

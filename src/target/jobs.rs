@@ -3,11 +3,13 @@
 //! A job is written before it is begun, and is `done` in the very transaction that holds what it did, so that no piece of
 //! work is lost or done twice without a trace. Rows are replaced by DELETE and INSERT, never updated.
 
+use std::time::Duration;
+
 use duckdb::{Connection, params};
 use serde::Serialize;
 
 use super::{RowStream, TargetError, apply};
-use crate::change::TableSpec;
+use crate::{Lsn, change::TableSpec};
 
 /// A job that is to be written.
 #[derive(Debug, Clone)]
@@ -38,29 +40,64 @@ pub struct StoredJob {
     pub seconds: Option<f64>,
 }
 
+/// How often a transaction that met another one at a row of this table is tried, and how long it waits before.
+pub(super) const CONFLICTS: u32 = 100;
+pub(super) const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
+
 /// Jobs that ended are kept this long.
 const KEPT: &str = "7 days";
 
-/// Writes jobs; returns their ids, in order. Those of earlier rounds that never ended are cancelled: their snapshot is
-/// gone. Ended ones are pruned by age.
-pub(super) fn add(connection: &Connection, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError> {
+/// Writes the jobs of a table; returns their ids, in order. Jobs that ended long ago are pruned, except those of copies
+/// that are still on their way: a resume asks for them.
+pub(super) fn add(connection: &Connection, oid: u32, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError> {
     connection.execute_batch(&format!(
-        "DELETE FROM _rhei.jobs WHERE finished_at < now() - INTERVAL '{KEPT}';
-         CREATE OR REPLACE TEMP TABLE _rhei_open AS SELECT * FROM _rhei.jobs WHERE status IN ('pending', 'running');
-         DELETE FROM _rhei.jobs WHERE status IN ('pending', 'running');
-         INSERT INTO _rhei.jobs SELECT * REPLACE ('cancelled' AS status, now() AS finished_at) FROM _rhei_open;
-         DROP TABLE _rhei_open;"
+        "DELETE FROM _rhei.jobs WHERE finished_at < now() - INTERVAL '{KEPT}' \
+         AND table_oid NOT IN (SELECT oid FROM _rhei.tables WHERE has_shadow)"
     ))?;
     let last: u64 = connection.query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
     let mut ids = Vec::with_capacity(jobs.len());
     for (id, job) in (last + 1..).zip(jobs) {
         connection.execute(
-            "INSERT INTO _rhei.jobs VALUES (?, ?, ?, 'pending', 0, ?, NULL, NULL, now(), NULL, NULL)",
-            params![id, job.kind, job.payload.to_string(), job.priority],
+            "INSERT INTO _rhei.jobs VALUES (?, ?, ?, ?, 'pending', 0, ?, NULL, NULL, now(), NULL, NULL)",
+            params![id, oid, job.kind, job.payload.to_string(), job.priority],
         )?;
         ids.push(id);
     }
     Ok(ids)
+}
+
+/// Ends the open jobs of a table.
+pub(super) fn cancel(connection: &Connection, oid: u32, why: &str) -> Result<(), TargetError> {
+    connection.execute_batch("CREATE OR REPLACE TEMP TABLE _rhei_open AS SELECT * FROM _rhei.jobs LIMIT 0")?;
+    let open = "table_oid = ? AND status IN ('pending', 'running')";
+    connection.execute(&format!("INSERT INTO _rhei_open SELECT * FROM _rhei.jobs WHERE {open}"), params![oid])?;
+    connection.execute(&format!("DELETE FROM _rhei.jobs WHERE {open}"), params![oid])?;
+    connection.execute(
+        "INSERT INTO _rhei.jobs SELECT * REPLACE ('cancelled' AS status, coalesce(error, ?::VARCHAR) AS error, \
+         now() AS finished_at) FROM _rhei_open",
+        params![why],
+    )?;
+    Ok(connection.execute_batch("DROP TABLE _rhei_open")?)
+}
+
+/// What is in the shadow that was begun at this LSN.
+pub(super) fn done(
+    connection: &Connection,
+    oid: u32,
+    copy_lsn: Lsn,
+) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
+    let mut statement = connection.prepare(
+        "SELECT payload, coalesce(rows, 0) FROM _rhei.jobs WHERE table_oid = ? AND type = 'copy_chunk' AND status = 'done' \
+         AND (payload::JSON ->> 'copy_lsn') = ?",
+    )?;
+    let mut rows = statement.query(params![oid, copy_lsn.to_string()])?;
+    let mut done = Vec::new();
+    while let Some(row) = rows.next()? {
+        let payload: String = row.get(0)?;
+        let corrupt = |error: serde_json::Error| TargetError::Corrupt { reason: format!("a job: {error}") };
+        done.push((serde_json::from_str(&payload).map_err(corrupt)?, row.get(1)?));
+    }
+    Ok(done)
 }
 
 /// Replaces a job's row. `set` is a REPLACE list.
@@ -97,6 +134,11 @@ pub(super) fn all(connection: &Connection) -> Result<Vec<StoredJob>, TargetError
     Ok(jobs)
 }
 
+fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, TargetError> {
+    let sql = "SELECT count(*) = 0 FROM _rhei.jobs WHERE id = ? AND status <> 'cancelled'";
+    Ok(connection.query_row(sql, params![job], |row| row.get(0))?)
+}
+
 /// Loads chunks beside the writer and beside other loaders, through a connection of its own. DuckDB lets several of them
 /// append to one table at a time.
 pub struct Loader {
@@ -121,22 +163,48 @@ impl Loader {
         done
     }
 
-    /// A job is begun, once more.
-    pub fn begin(&self, job: u64) -> Result<(), TargetError> {
-        self.transaction(|connection| {
+    /// Once more when the writer was at the same row.
+    fn patiently<R>(&self, work: impl Fn(&Connection) -> Result<R, TargetError>) -> Result<R, TargetError> {
+        for _ in 1..CONFLICTS {
+            match self.transaction(&work) {
+                Err(error) if error.is_conflict() => std::thread::sleep(CONFLICT_PAUSE),
+                done => return done,
+            }
+        }
+        self.transaction(work)
+    }
+
+    /// A job is begun, once more. `false`: it was cancelled meanwhile.
+    pub fn begin(&self, job: u64) -> Result<bool, TargetError> {
+        self.patiently(|connection| {
+            if is_cancelled(connection, job)? {
+                return Ok(false);
+            }
             change(
                 connection,
                 job,
                 "'running' AS status, attempts + 1 AS attempts, now() AS started_at, NULL::TIMESTAMPTZ AS finished_at",
                 &[],
-            )
+            )?;
+            Ok(true)
         })
+    }
+
+    /// Whether nobody wants the job to be done any more.
+    pub fn is_cancelled(&self, job: u64) -> Result<bool, TargetError> {
+        is_cancelled(&self.connection, job)
     }
 
     /// Appends rows to the shadow of a table and marks the job as done, in one transaction. Rows have the order and the
     /// target names of `table.columns`.
+    ///
+    /// # Errors
+    /// Also when the job was cancelled, or is while it is loaded: its shadow is another one then.
     pub fn load(&self, table: &TableSpec, job: u64, rows: RowStream) -> Result<u64, TargetError> {
         self.transaction(|connection| {
+            if is_cancelled(connection, job)? {
+                return Err(TargetError::Cancelled);
+            }
             let loaded = apply::load(connection, table, rows)?;
             change(
                 connection,
@@ -150,7 +218,7 @@ impl Loader {
 
     /// A job could not be done, this time (`pending`) or for good (`failed`, `cancelled`).
     pub fn give_up(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {
-        self.transaction(|connection| {
+        self.patiently(|connection| {
             change(
                 connection,
                 job,

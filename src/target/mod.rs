@@ -1,12 +1,14 @@
 //! DuckDB: transactions, apply, state.
 //!
 //! `duckdb` opens and locks the file and holds the one writer, `apply` turns a change batch into statements, `ddl` is
-//! the only place that quotes the target's identifiers, `state` and `jobs` are the only places that touch `_rhei`.
+//! the only place that quotes the target's identifiers, `state`, `jobs` and `pending` (changes of tables that are still
+//! being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
 pub mod ddl;
 pub mod duckdb;
 pub mod jobs;
+mod pending;
 pub mod state;
 
 use std::{path::PathBuf, sync::Arc};
@@ -44,11 +46,29 @@ pub trait OlapEngine: Send {
     /// Renames tables, all at once, from the name given to the target that their new row says, and replaces their rows.
     fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError>;
 
-    /// Makes an empty shadow for each table (dropping an older one) and marks it `copying`.
-    fn start_copy(&mut self, tables: &[&TableSpec]) -> Result<(), TargetError>;
+    /// Begins copies. One that is not resumed gets an empty shadow, keeps changes from now on, and becomes `copying`, or
+    /// `resync` when an older copy of it is there. Jobs of an earlier begin that are still open are cancelled. Returns
+    /// the ids of each copy's jobs, in order.
+    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Vec<u64>>, TargetError>;
 
-    /// Writes jobs, returns their ids in order. Open jobs of an earlier round are cancelled.
-    fn add_jobs(&mut self, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError>;
+    /// The chunks that are in the shadow of a table, as their jobs describe them, and their rows.
+    fn done_chunks(&mut self, oid: u32, copy_lsn: Lsn) -> Result<Vec<(serde_json::Value, u64)>, TargetError>;
+
+    /// Keys of rows that changed while the table was copied and have values that only the source can tell.
+    fn open_keys(&mut self, table: &TableSpec) -> Result<Vec<Vec<String>>, TargetError>;
+
+    /// The rows under those keys, as the source has them at the checkpoint.
+    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch]) -> Result<(), TargetError>;
+
+    /// Every chunk is in the shadow: the table is `catching_up`.
+    fn finish_load(&mut self, table: &TableSpec) -> Result<(), TargetError>;
+
+    /// Merges some of what changed meanwhile into a shadow that is loaded. When nothing is left, the shadow takes the
+    /// table's place, and the table is `live` as of the checkpoint; says whether it is.
+    fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError>;
+
+    /// Throws a copy away. With a reason the table is in `error`; else it waits to be copied anew.
+    fn abandon_copy(&mut self, oid: u32, reason: Option<&str>) -> Result<(), TargetError>;
 
     /// All jobs that are kept, oldest first.
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError>;
@@ -56,17 +76,22 @@ pub trait OlapEngine: Send {
     /// Somebody who loads chunks into shadows, beside this writer and others.
     fn loader(&mut self) -> Result<Loader, TargetError>;
 
-    /// The copy of these tables is complete at their `copy_lsn`. Those with `copy_lsn <= checkpoint` are swapped in
-    /// and become `live`; the others become `catching_up` and stay in the shadow until [`Self::apply`] swaps them in.
-    fn finish_copy(&mut self, tables: &[&TableSpec], pipeline: &Pipeline) -> Result<(), TargetError>;
-
-    /// Brings tables into their new shapes, applies a batch, swaps in every `catching_up` table with `copy_lsn <= checkpoint`, marks the batch's failed
-    /// tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
+    /// Brings tables into their new shapes, applies a batch (or keeps it for later, for tables that are being copied),
+    /// marks the batch's failed tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
 
     /// Writes DuckDB's write-ahead log into the file, and compacts when `idle`. May be refused by an old reader;
     /// that is no error.
     fn tidy(&mut self, idle: bool) -> Result<(), TargetError>;
+}
+
+/// A copy that is to begin, or to go on.
+#[derive(Debug, Clone)]
+pub struct NewCopy {
+    pub spec: Arc<TableSpec>,
+    /// Its shadow, and what it kept of changes, stay.
+    pub is_resumed: bool,
+    pub jobs: Vec<NewJob>,
 }
 
 /// Rows on their way into a shadow. An error ends the load and rolls it back.
@@ -80,8 +105,6 @@ pub struct Applied {
     /// Rows deleted from and inserted into target tables.
     pub deleted_rows: u64,
     pub inserted_rows: u64,
-    /// Oids of the tables that were swapped in.
-    pub went_live: Vec<u32>,
     /// Rows of `_rhei.cycles` dropped by retention.
     pub pruned: u64,
 }
@@ -138,6 +161,8 @@ pub struct StoredTable {
     pub excluded: Vec<String>,
     /// Rows that the last copy loaded.
     pub copied_rows: u64,
+    /// A shadow is being filled, and changes from `copy_lsn` on are kept for it.
+    pub has_shadow: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,6 +204,7 @@ impl StoredTable {
             columns: spec.columns.iter().enumerate().map(column).collect(),
             excluded: spec.excluded.clone(),
             copied_rows: 0,
+            has_shadow: false,
         }
     }
 }
@@ -186,15 +212,15 @@ impl StoredTable {
 /// State of a table, as users see it in `status` and in `_rhei.tables`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TableState {
-    /// Known, nothing copied yet. Entered when the table is first seen; left by `start_copy`.
+    /// Known, nothing copied yet. Entered when the table is first seen; left by `begin_copies`.
     Pending,
-    /// Rows are being loaded into the shadow; a restart starts this table over. Left by `finish_copy`.
+    /// Rows are being loaded into the shadow, and changes are kept beside it. Left by `finish_load`.
     Copying,
-    /// The shadow is complete at `copy_lsn > checkpoint`; swapped in when the checkpoint reaches it.
+    /// Every row of the snapshot is in the shadow; the changes that were kept are being merged into it. Left by `merge`.
     CatchingUp,
     /// The table is the source at the checkpoint.
     Live,
-    /// A live table that is being copied again; the old copy stays readable and is kept up until the swap.
+    /// As `Copying` (or about to be), with an old copy that stays as it is and readable until the swap.
     Resync,
     /// Paused with a reason; the other tables go on. Left by a new copy.
     Error(String),
@@ -252,6 +278,8 @@ pub enum TargetError {
     Backwards { from: Lsn, to: Lsn },
     #[error("the copy differs from the source: {expected} {what}, {found} found")]
     Diverged { what: &'static str, expected: u64, found: u64 },
+    #[error("the work was cancelled")]
+    Cancelled,
     #[error("the rows to load broke off")]
     Rows { source: Box<dyn std::error::Error + Send + Sync> },
     #[error("table {table} cannot be applied")]
@@ -273,6 +301,15 @@ impl TargetError {
             return self;
         }
         Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
+    }
+
+    /// Another transaction was at the same row, or has replaced the table.
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::Query(error) => error.to_string().contains("TransactionContext Error"),
+            Self::Table { source, .. } => source.is_conflict(),
+            _ => false,
+        }
     }
 
     /// The oid of the one table that this error concerns, if it does.

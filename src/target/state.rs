@@ -2,14 +2,14 @@
 
 use duckdb::{Connection, params};
 
-use super::{Phase, Pipeline, StoredColumn, StoredState, StoredTable, TableState, TargetError};
+use super::{Phase, Pipeline, StoredColumn, StoredState, StoredTable, TableState, TargetError, ddl, jobs, pending};
 use crate::{
     Checkpoint, Lsn,
     change::{QualifiedName, ReplicaIdentity, TableSpec},
 };
 
 /// Version of the layout of `_rhei`. A newer one is refused, since its meaning is not known here.
-pub const FORMAT_VERSION: i32 = 2;
+pub const FORMAT_VERSION: i32 = 3;
 const SCHEMA: &str = include_str!("../../schemas/state.sql");
 /// Cycles that are kept.
 const KEPT_CYCLES: u64 = 1000;
@@ -80,7 +80,7 @@ pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, Targe
 pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
-         whole_row_key, fingerprint, excluded, copied_rows FROM _rhei.tables ORDER BY source_schema, source_name, oid",
+         whole_row_key, fingerprint, excluded, copied_rows, has_shadow FROM _rhei.tables ORDER BY source_schema, source_name, oid",
     )?;
     let mut rows = statement.query([])?;
     let mut tables = Vec::new();
@@ -110,6 +110,7 @@ pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, Target
             columns: Vec::new(),
             excluded: from_json(&row.get::<_, String>(12)?)?,
             copied_rows: row.get(13)?,
+            has_shadow: row.get(14)?,
         });
     }
     drop(rows);
@@ -183,7 +184,7 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
         _ => None,
     };
     connection.execute(
-        "INSERT INTO _rhei.tables VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO _rhei.tables VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             table.oid,
             table.source.schema,
@@ -200,6 +201,7 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
             to_json(&table.excluded),
             table.copied_rows,
             is_ours,
+            table.has_shadow,
         ],
     )?;
     for column in &table.columns {
@@ -235,8 +237,8 @@ pub(super) fn is_ours(connection: &Connection, target: &QualifiedName) -> Result
 /// A table that takes another shape: its row and columns anew, in the state that it is in.
 pub(super) fn put_shape(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
     let Some(stored) = tables(connection)?.into_iter().find(|table| table.oid == spec.oid) else { return Ok(()) };
-    let (state, copied_rows) = (stored.state, stored.copied_rows);
-    put_table(connection, &StoredTable { copied_rows, ..StoredTable::of(spec, state) })
+    let (state, copied_rows, has_shadow) = (stored.state, stored.copied_rows, stored.has_shadow);
+    put_table(connection, &StoredTable { copied_rows, has_shadow, ..StoredTable::of(spec, state) })
 }
 
 /// Forgets other tables of this name, which are only kept: their copy is replaced or dropped. Returns whether there were
@@ -247,6 +249,15 @@ pub(super) fn give_way(connection: &Connection, target: &QualifiedName, oid: u32
     let given = params![oid, target.schema, target.name];
     connection.execute(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({others})"), given)?;
     Ok(connection.execute(&format!("DELETE FROM _rhei.tables WHERE oid IN ({others})"), given)? > 0)
+}
+
+/// Drops what a copy on its way has gathered.
+pub(super) fn drop_shadow(connection: &Connection, oid: u32) -> Result<(), TargetError> {
+    let Some(stored) = tables(connection)?.into_iter().find(|table| table.oid == oid) else { return Ok(()) };
+    connection.execute_batch(&ddl::drop_table(&ddl::shadow_of(&stored.target)))?;
+    connection.execute_batch(&pending::drop_statement(oid))?;
+    jobs::cancel(connection, oid, "its copy was given up")?;
+    change_table(connection, oid, "false AS has_shadow", &[])
 }
 
 /// Whether the target has a table of this name.
@@ -261,17 +272,10 @@ pub(super) fn table_exists(connection: &Connection, name: &QualifiedName) -> Res
 
 /// Remembers that the table in the target was put there by rhei.
 pub(super) fn set_ours(connection: &Connection, oid: u32) -> Result<(), TargetError> {
-    connection.execute_batch("CREATE OR REPLACE TEMP TABLE _rhei_moved AS SELECT * FROM _rhei.tables LIMIT 0")?;
-    connection.execute("INSERT INTO _rhei_moved SELECT * FROM _rhei.tables WHERE oid = ?", params![oid])?;
-    connection.execute("DELETE FROM _rhei.tables WHERE oid = ?", params![oid])?;
-    connection.execute_batch(
-        "INSERT INTO _rhei.tables SELECT * REPLACE (true AS is_ours) FROM _rhei_moved; DROP TABLE _rhei_moved;",
-    )?;
-    Ok(())
+    change_table(connection, oid, "true AS is_ours", &[])
 }
 
-/// Moves a table to another state. Rows of `_rhei.tables` are few and rarely change, so DELETE and INSERT it is here
-/// too: an UPDATE would block CHECKPOINT under an open reader.
+/// Moves a table to another state.
 pub(super) fn set_state(
     connection: &Connection,
     oid: u32,
@@ -282,16 +286,23 @@ pub(super) fn set_state(
         TableState::Error(reason) => Some(reason.as_str()),
         _ => None,
     };
+    let set = "?::VARCHAR AS state, ?::VARCHAR AS error, coalesce(?::UBIGINT, copied_rows) AS copied_rows";
+    change_table(connection, oid, set, &[&state.word(), &error, &copied])
+}
+
+/// The shadow has become the table.
+pub(super) fn set_live(connection: &Connection, oid: u32) -> Result<(), TargetError> {
+    change_table(connection, oid, "'live' AS state, NULL AS error, true AS is_ours, false AS has_shadow", &[])
+}
+
+/// Replaces the row of a table; `set` is a REPLACE list. Rows are few and rarely change, so DELETE and INSERT it is here
+/// too: an UPDATE would block CHECKPOINT under an open reader.
+fn change_table(connection: &Connection, oid: u32, set: &str, given: &[&dyn duckdb::ToSql]) -> Result<(), TargetError> {
     connection.execute_batch("CREATE OR REPLACE TEMP TABLE _rhei_moved AS SELECT * FROM _rhei.tables LIMIT 0")?;
     connection.execute("INSERT INTO _rhei_moved SELECT * FROM _rhei.tables WHERE oid = ?", params![oid])?;
     connection.execute("DELETE FROM _rhei.tables WHERE oid = ?", params![oid])?;
-    connection.execute(
-        "INSERT INTO _rhei.tables SELECT * REPLACE (?::VARCHAR AS state, ?::VARCHAR AS error, (is_ours OR ?::BOOLEAN) AS is_ours, \
-         coalesce(?::UBIGINT, copied_rows) AS copied_rows) FROM _rhei_moved",
-        params![state.word(), error, *state == TableState::Live, copied],
-    )?;
-    connection.execute_batch("DROP TABLE _rhei_moved")?;
-    Ok(())
+    connection.execute(&format!("INSERT INTO _rhei.tables SELECT * REPLACE ({set}) FROM _rhei_moved"), given)?;
+    Ok(connection.execute_batch("DROP TABLE _rhei_moved")?)
 }
 
 /// Records a cycle; returns how many old ones were pruned.

@@ -55,30 +55,6 @@ fn a_worker_that_loses_its_connection_tries_its_piece_again() {
     following.assert_same(&["public.large", "public.small"]);
 }
 
-/// A piece that was cut short is not done, and nothing of it is trusted.
-#[test]
-fn a_copy_that_was_killed_starts_over_and_ends_equal() {
-    let following = with_large_table("killed_copy");
-    for _ in 0..3 {
-        let running = following.rhei.spawn(["backfill"]);
-        wait_until(SOON, "a worker that copies", || {
-            following.db.value(
-                "SELECT count(*) > 0 FROM pg_stat_activity \
-                 WHERE datname = current_database() AND query LIKE 'COPY%large%' AND state = 'active'",
-            ) == "t"
-        });
-        running.kill9();
-        following.db.execute(
-            "UPDATE large SET v = 'changed' WHERE id = (SELECT min(id) FROM large); DELETE FROM large WHERE id = 77",
-        );
-    }
-    following.sync();
-    following.assert_same(&["public.large", "public.small"]);
-    let jobs = jobs(&following);
-    assert!(jobs.iter().any(|job| job["status"] == "cancelled"), "{jobs:?}");
-    assert!(!jobs.iter().any(|job| job["status"] == "running" || job["status"] == "pending"), "{jobs:?}");
-}
-
 /// The reason stands in the job too.
 #[test]
 fn a_piece_that_holds_a_value_which_cannot_be_kept_fails_with_the_reason() {
@@ -101,12 +77,11 @@ fn resync_has_the_running_replicator_copy_a_table_again() {
     let following = Following::new("resync");
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     let mark = running.log_mark();
     let output = following.rhei.run_ok(["resync", "public.t"]);
     assert!(output.stdout.contains("copies public.t again"), "{}", output.stdout);
-    running.wait_for_log_after(mark, "copied", SOON);
-    running.wait_for_log_after(mark, "following", SOON);
+    running.wait_for_log_after(mark, "all tables are live", SOON);
     following.rhei.run(["resync", "public.nowhere"]).assert_code(1);
     let listed = following.rhei.run_ok(["jobs", "--all"]);
     assert!(listed.stdout.contains("public.t pages 0.."), "{}", listed.stdout);

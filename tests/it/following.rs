@@ -66,3 +66,7 @@ impl Following {
         following
     }
 }
+
+pub fn from_env(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}

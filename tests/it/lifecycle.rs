@@ -78,7 +78,7 @@ fn an_idle_publication_does_not_pin_wal() {
     following.db.execute("CREATE PUBLICATION rhei FOR TABLE t");
     following.sync();
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("following the source", SOON);
     following.db.execute("INSERT INTO unpublished SELECT repeat('x', 1000) FROM generate_series(1, 40000)");
     let end = following.db.wal_lsn();
     let slot = following.slot();
@@ -99,7 +99,7 @@ fn a_clean_shutdown_of_the_source_is_not_held_up_and_the_run_goes_on_after_it() 
         "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE unpublished (v int); CREATE PUBLICATION rhei FOR TABLE t",
     );
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     following.db.execute("INSERT INTO t VALUES (1); INSERT INTO unpublished VALUES (1)");
     let mark = running.log_mark();
     // Panics when the server does not stop in time.
@@ -119,7 +119,7 @@ fn a_killed_source_repeats_nothing() {
     let following = Following::of(cluster.database("killed_source"));
     following.db.execute("CREATE TABLE t (v int); ALTER TABLE t REPLICA IDENTITY FULL");
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     for round in 0..3 {
         following.db.execute(&format!("INSERT INTO t SELECT {round} FROM generate_series(1, 100)"));
         let mark = running.log_mark();
@@ -211,7 +211,7 @@ fn status_asks_the_running_replicator() {
     let following = Following::new("status_running");
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     let status: serde_json::Value = serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
     assert_eq!((&status["replicator"], &status["tables"][0]["state"]), (&"running".into(), &"live".into()));
     running.stop(SOON).assert_code(0);

@@ -7,6 +7,7 @@ mod backfill;
 mod bed;
 mod bed_works;
 mod connections;
+mod copying;
 mod every_value;
 mod following;
 mod lifecycle;

@@ -4,17 +4,13 @@ use std::time::Duration;
 
 use crate::{
     bed::{Load, Pgbench, oracle::query_copy},
-    following::Following,
+    following::{Following, from_env},
 };
 
 const SOON: Duration = Duration::from_secs(120);
 
 const TABLES: [&str; 4] =
     ["public.pgbench_accounts", "public.pgbench_branches", "public.pgbench_history", "public.pgbench_tellers"];
-
-fn from_env(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 #[test]
 fn four_tables_are_equal_row_for_row_after_tpcb() {
@@ -79,7 +75,7 @@ fn a_terminated_run_has_saved_and_acknowledged_its_checkpoint() {
     let following = Following::new("terminated_run");
     Pgbench::init(&following.db, 1);
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     Pgbench::start(&following.db, &Load::transactions(100)).wait(SOON);
     let ended = running.stop(SOON);
     ended.assert_code(0);

@@ -222,7 +222,7 @@ fn a_dropped_publication_ends_the_run_with_its_name() {
     let following = Following::new("publication_gone");
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR TABLE t");
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     following.db.execute("DROP PUBLICATION rhei; INSERT INTO t VALUES (1)");
     let output = running.wait(SOON);
     output.assert_code(1);
@@ -245,7 +245,7 @@ fn edits_of_a_publication_are_noticed_by_a_run() {
          CREATE TABLE joins (id int PRIMARY KEY); INSERT INTO joins VALUES (1); CREATE PUBLICATION rhei FOR TABLE stays, back, leaves",
     );
     let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     let mut edits = vec![
         ("ALTER PUBLICATION rhei ADD TABLE joins", "public.joins"),
         (

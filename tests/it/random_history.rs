@@ -70,7 +70,7 @@ fn a_random_history_is_followed_by_a_run_in_the_background() {
     history.in_background = true;
     history.begin();
     let mut running = history.rhei.spawn(["run"]);
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     for _ in 0..60 {
         history.transaction();
     }

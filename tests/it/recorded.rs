@@ -15,7 +15,7 @@ use rhei::{
         pgoutput::{Message, OldTuple},
         recorded::{RecordedConsumer, split},
     },
-    target::{DuckDb, OlapEngine, Phase, Pipeline, StoredTable, TableState, duckdb::TargetOptions},
+    target::{DuckDb, NewCopy, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
@@ -172,6 +172,27 @@ fn tables(recording: &[u8]) -> Vec<Arc<TableSpec>> {
     tables
 }
 
+/// What a crash would leave now: the file and its log as they are. DuckDB does not write every transaction into its log
+/// in an order that it can replay.
+fn opens_after_a_crash(path: &std::path::Path) {
+    let folder = temp_dir();
+    for ending in ["", ".wal"] {
+        let name = format!("{}{ending}", path.display());
+        if std::path::Path::new(&name).exists() {
+            std::fs::copy(name, folder.path().join(format!("crashed.duckdb{ending}"))).unwrap();
+        }
+    }
+    let path = folder.path().join("crashed.duckdb");
+    DuckDb::open(&TargetOptions { path, ..TargetOptions::default() }).unwrap().state().unwrap().unwrap();
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Before,
+    Between,
+    After,
+}
+
 fn pipeline(lsn: Lsn) -> Pipeline {
     Pipeline {
         slot: "recorded".to_owned(),
@@ -187,36 +208,48 @@ fn pipeline(lsn: Lsn) -> Pipeline {
 }
 
 /// Replays in batches of at least `max_rows` row changes, stopping and starting again from the file's checkpoint after
-/// each batch; returns what the three tables hold.
-async fn replayed(max_rows: u64) -> Vec<Vec<Option<String>>> {
+/// each batch; returns what the three tables hold. Tables go live before the replay, in the middle of it, or after it:
+/// until then what changes is kept beside their shadows.
+async fn replayed(max_rows: u64, live: When) -> Vec<Vec<Option<String>>> {
     let recording = golden();
     let folder = temp_dir();
     let path = folder.path().join("copy.duckdb");
     let options = TargetOptions { path: path.clone(), ..TargetOptions::default() };
     let specs = tables(&recording);
     let mut target = DuckDb::open(&options).unwrap();
-    let stored: Vec<_> = specs.iter().map(|spec| StoredTable::of(spec, TableState::Pending)).collect();
-    target.put_state(&pipeline(Lsn(1)), &stored).unwrap();
-    let all: Vec<&TableSpec> = specs.iter().map(Arc::as_ref).collect();
-    target.start_copy(&all).unwrap();
-    target.finish_copy(&all, &pipeline(Lsn(1))).unwrap();
+    target.put_state(&pipeline(Lsn(1)), &[]).unwrap();
+    let new = |spec: &Arc<TableSpec>| NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs: Vec::new() };
+    target.begin_copies(&specs.iter().map(new).collect::<Vec<_>>()).unwrap();
+    let go_live = |target: &mut DuckDb| {
+        for spec in &specs {
+            target.finish_load(spec).unwrap();
+            while !target.merge(spec, 1).unwrap() {}
+        }
+        opens_after_a_crash(&path);
+    };
+    if live == When::Before {
+        go_live(&mut target);
+    }
     drop(target);
-    loop {
+    for number in 0.. {
         let mut target = DuckDb::open(&options).unwrap();
+        if number == 2 && live == When::Between {
+            go_live(&mut target);
+        }
         let checkpoint = target.state().unwrap().unwrap().pipeline.checkpoint;
         let mut consumer = RecordedConsumer::new(split(&recording).unwrap(), checkpoint.lsn, specs.clone());
-        let limits = BatchLimits {
-            max_rows,
-            max_bytes: usize::MAX,
-            linger: std::time::Duration::ZERO,
-            stop_at: None,
-            hurry: false,
+        let limits = BatchLimits { max_rows, max_bytes: usize::MAX, linger: std::time::Duration::ZERO, hurry: false };
+        let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else {
+            if live == When::After || (live == When::Between && number <= 2) {
+                go_live(&mut target);
+            }
+            break;
         };
-        let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else { break };
         assert!(batch.failed.is_empty(), "{:?}", batch.failed);
         let checkpoint = Checkpoint { lsn: batch.end_lsn, commit_time_us: batch.commit_time_us };
         consumer.acknowledge(target.apply(&batch, &checkpoint).unwrap().durable);
         assert_eq!(consumer.position().acknowledged, batch.end_lsn);
+        opens_after_a_crash(&path);
     }
     query_copy(
         &path,
@@ -238,6 +271,27 @@ async fn the_recorded_stream_replays_to_the_same_rows_in_batches_of_any_size() {
         row([Some("whole"), Some("2"), Some("y"), None]),
     ];
     for max_rows in [1, 2, 5, 1000] {
-        assert_eq!(replayed(max_rows).await, expected, "batches of {max_rows}");
+        for live in [When::Before, When::Between, When::After] {
+            assert_eq!(replayed(max_rows, live).await, expected, "batches of {max_rows}, live {live:?}");
+        }
     }
+}
+
+/// What the apply relies on: a table that is made anew in a transaction has the rows of that transaction after a crash.
+#[test]
+fn rows_of_a_table_that_was_replaced_in_their_transaction_survive_a_crash() {
+    let folder = temp_dir();
+    let path = folder.path().join("replaced.duckdb");
+    let connection = duckdb::Connection::open(&path).unwrap();
+    connection.execute_batch("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)").unwrap();
+    connection
+        .execute_batch("BEGIN; DROP TABLE t; CREATE TABLE t (a int, b int); INSERT INTO t VALUES (3, 4); DELETE FROM t WHERE a = 1; COMMIT")
+        .unwrap();
+    let copy = folder.path().join("crashed.duckdb");
+    std::fs::copy(&path, &copy).unwrap();
+    std::fs::copy(folder.path().join("replaced.duckdb.wal"), folder.path().join("crashed.duckdb.wal")).unwrap();
+    assert_eq!(
+        query_copy(&copy, "SELECT a::VARCHAR, b::VARCHAR FROM t"),
+        [[Some("3".to_owned()), Some("4".to_owned())]]
+    );
 }

@@ -87,7 +87,7 @@ fn a_slot_in_use_is_refused() {
     following.sync();
     fs::copy(following.copy(), following.folder.path().join("second.duckdb")).unwrap();
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("following the source", SOON);
     let second = following.rhei.clone().target("second.duckdb");
     refused(&second, &["sync"], 1, &[following.slot(), "in use"]);
     running.stop(SOON).assert_code(0);
@@ -130,7 +130,7 @@ fn a_target_that_is_a_folder_or_no_database_is_refused() {
 fn a_target_locked_by_another_process_is_refused() {
     let following = with_table("locked_target");
     let mut running = following.run();
-    running.wait_for_log("following", SOON);
+    running.wait_for_log("all tables are live", SOON);
     refused(&following.rhei, &["sync"], 1, &["copy.duckdb", &running.pid().to_string()]);
     running.stop(SOON).assert_code(0);
 }

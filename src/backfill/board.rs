@@ -1,0 +1,136 @@
+//! How far copies are, for all who look: bars, logs, `status`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use serde::Serialize;
+
+use crate::change::TableSpec;
+
+/// Shared by workers, which write, and displays, which read.
+#[derive(Debug, Clone, Default)]
+pub struct Board {
+    copies: Arc<Mutex<BTreeMap<u32, Copying>>>,
+    is_paused: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Clone)]
+struct Copying {
+    table: String,
+    began: Instant,
+    estimated_rows: u64,
+    /// Of an earlier round.
+    kept_rows: u64,
+    rows: u64,
+    bytes: u64,
+    chunks: usize,
+    chunks_done: usize,
+}
+
+/// How far one copy is, or all of them together.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Progress {
+    pub rows: u64,
+    /// What the source's statistics say; may be off.
+    pub estimated_rows: u64,
+    /// As they came over the wire.
+    pub bytes: u64,
+    pub chunks: usize,
+    pub chunks_done: usize,
+    pub seconds: f64,
+    pub megabytes_per_second: f64,
+    /// None until there is something to go by.
+    pub seconds_left: Option<f64>,
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Copying>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_paused(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, Ordering::Relaxed);
+    }
+
+    /// No copies are begun, as somebody asked.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Relaxed)
+    }
+
+    /// The copy of a table begins, or goes on with rows that an earlier round has copied.
+    pub fn begin(&self, spec: &TableSpec, estimated_rows: u64, chunks: usize, kept_rows: u64) {
+        let (table, began) = (spec.source.to_string(), Instant::now());
+        let copying = Copying { table, began, estimated_rows, kept_rows, rows: 0, bytes: 0, chunks, chunks_done: 0 };
+        self.lock().insert(spec.oid, copying);
+    }
+
+    pub fn add(&self, oid: u32, rows: u64, bytes: u64) {
+        if let Some(copying) = self.lock().get_mut(&oid) {
+            copying.rows += rows;
+            copying.bytes += bytes;
+        }
+    }
+
+    pub fn chunk_done(&self, oid: u32) {
+        if let Some(copying) = self.lock().get_mut(&oid) {
+            copying.chunks_done += 1;
+        }
+    }
+
+    pub fn end(&self, oid: u32) {
+        self.lock().remove(&oid);
+    }
+
+    /// By table, and in total; none when nothing is being copied.
+    pub fn progress(&self) -> Option<(BTreeMap<String, Progress>, Progress)> {
+        let all = self.lock().clone();
+        let first = all.values().map(|copying| copying.began).min()?;
+        let total = all.values().fold(
+            Copying {
+                table: String::new(),
+                began: first,
+                estimated_rows: 0,
+                kept_rows: 0,
+                rows: 0,
+                bytes: 0,
+                chunks: 0,
+                chunks_done: 0,
+            },
+            |total, copying| Copying {
+                estimated_rows: total.estimated_rows + copying.estimated_rows.max(copying.kept_rows + copying.rows),
+                kept_rows: total.kept_rows + copying.kept_rows,
+                rows: total.rows + copying.rows,
+                bytes: total.bytes + copying.bytes,
+                chunks: total.chunks + copying.chunks,
+                chunks_done: total.chunks_done + copying.chunks_done,
+                ..total
+            },
+        );
+        let tables = all.values().map(|copying| (copying.table.clone(), copying.progress())).collect();
+        Some((tables, total.progress()))
+    }
+}
+
+impl Copying {
+    fn progress(&self) -> Progress {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let rows = self.kept_rows + self.rows;
+        let left = self.estimated_rows.saturating_sub(rows) as f64;
+        Progress {
+            rows,
+            estimated_rows: self.estimated_rows,
+            bytes: self.bytes,
+            chunks: self.chunks,
+            chunks_done: self.chunks_done,
+            seconds,
+            megabytes_per_second: if seconds > 0.0 { self.bytes as f64 / 1e6 / seconds } else { 0.0 },
+            seconds_left: (self.rows > 0).then(|| left * seconds / self.rows as f64),
+        }
+    }
+}

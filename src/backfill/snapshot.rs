@@ -1,0 +1,175 @@
+//! A snapshot of the source, and the sessions that keep it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use arrow::record_batch::RecordBatch;
+use futures_util::StreamExt;
+
+use crate::{
+    Lsn,
+    change::TableSpec,
+    engine::{EngineError, Event, Options},
+    source::{
+        Hold, SourceError,
+        catalog::{self, quote_identifier, quote_literal, quote_table},
+        connect::{SqlClient, connect_sql},
+        copy::CopyReader,
+        wire::{CreatedSlot, ReplicationClient},
+    },
+    types::schema_of,
+};
+
+/// A slot that was just made, on the connection that keeps its snapshot: nothing more may be said on it.
+pub struct FirstSlot {
+    pub replication: ReplicationClient,
+    pub created: CreatedSlot,
+}
+
+/// A snapshot that two sessions hold, so that a worker that lost its connection can come back.
+pub struct Snapshot {
+    /// It sees exactly the transactions with `commit_lsn` before this.
+    pub lsn: Lsn,
+    /// Any of these will do.
+    pub ids: Vec<String>,
+    holders: Vec<Arc<SqlClient>>,
+}
+
+impl Snapshot {
+    /// The snapshot that came with a slot. The slot's connection is of no more use then, and goes, and with it a temporary
+    /// slot: it would keep WAL for as long as the copy takes.
+    pub async fn of_slot(options: &Options, first: FirstSlot, hold: Option<&Hold>) -> Result<Self, EngineError> {
+        let FirstSlot { mut replication, created } = first;
+        let lsn = created.consistent_point;
+        if let Some(hold) = hold {
+            hold.set(lsn);
+        }
+        let Some(exported) = &created.snapshot else {
+            return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
+        };
+        let snapshot = Self::held(options, lsn, exported).await?;
+        if hold.is_some() {
+            replication.drop_slot(&created.name).await?;
+        }
+        Ok(snapshot)
+    }
+
+    /// Makes a slot for as long as it takes to take its snapshot over. The stream is held where the snapshot is.
+    pub async fn of_temporary_slot(options: &Options, hold: &Hold) -> Result<Self, EngineError> {
+        // Slot names have 63 bytes at most.
+        let prefix = options.slot.get(..40).unwrap_or(&options.slot);
+        // A new name each time: a walsender that still waits to make the last one keeps that name for a while.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{prefix}_copy_{}_{number}", std::process::id());
+        let control = connect_sql(&options.source, "copy control").await?;
+        let mut replication = ReplicationClient::connect(&options.source, "copy").await?;
+        let created = create_slot(options, &control, &mut replication, &name, true).await?;
+        Self::of_slot(options, FirstSlot { replication, created }, Some(hold)).await
+    }
+
+    /// An ordinary one, which no place in the WAL belongs to. A standby can give it too.
+    pub async fn plain(options: &Options) -> Result<Self, EngineError> {
+        let first = connect_sql(&options.source, "snapshot").await?;
+        first.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
+        let exported = export(&first).await?;
+        Self::held(options, Lsn::ZERO, &exported).await
+    }
+
+    async fn held(options: &Options, lsn: Lsn, exported: &str) -> Result<Self, EngineError> {
+        let (mut ids, mut holders) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let holder = import(options, exported, "snapshot").await?;
+            ids.push(export(&holder).await?);
+            holders.push(Arc::new(holder));
+        }
+        Ok(Self { lsn, ids, holders })
+    }
+
+    /// A session that sees it, for questions to the catalogs: plan and rows are of one moment.
+    pub fn holder(&self) -> Arc<SqlClient> {
+        Arc::clone(&self.holders[0])
+    }
+}
+
+async fn export(holder: &SqlClient) -> Result<String, EngineError> {
+    Ok(holder.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?.try_get(0)?)
+}
+
+/// A session that sees the snapshot. A holder of it must live until it has imported (trap 11).
+pub async fn import(options: &Options, snapshot: &str, purpose: &str) -> Result<SqlClient, EngineError> {
+    let client = connect_sql(&options.source, purpose).await?;
+    client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
+    client.batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot))).await?;
+    Ok(client)
+}
+
+/// Creates a slot that exports its snapshot. That waits for every open transaction, and says so (trap 12).
+pub async fn create_slot(
+    options: &Options,
+    sql: &SqlClient,
+    replication: &mut ReplicationClient,
+    name: &str,
+    temporary: bool,
+) -> Result<CreatedSlot, EngineError> {
+    let mut creation = Box::pin(replication.create_slot(name, temporary, true));
+    let mut patience = tokio::time::interval(Duration::from_secs(2));
+    patience.tick().await;
+    loop {
+        tokio::select! {
+            created = &mut creation => return Ok(created?),
+            _ = patience.tick() => {
+                let what = catalog::blockers(sql).await?.join("; ");
+                let _ = options.events.send(Event::WaitingForTransactions { what });
+            }
+        }
+    }
+}
+
+/// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder` sees them.
+pub async fn fetch_rows(
+    holder: &SqlClient,
+    spec: &std::sync::Arc<TableSpec>,
+    is_partitioned: bool,
+    keys: &[Vec<String>],
+) -> Result<Vec<RecordBatch>, EngineError> {
+    const KEYS_A_QUERY: usize = 1000;
+    let columns: Vec<String> =
+        spec.columns.iter().map(|column| column.mapping.copy_select(&quote_identifier(&column.name))).collect();
+    let key: Vec<String> = spec
+        .key_columns()
+        .iter()
+        .filter_map(|&at| spec.columns.get(at))
+        .map(|column| quote_identifier(&column.name))
+        .collect();
+    let only = if is_partitioned { "" } else { "ONLY " };
+    let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+    let mut batches = Vec::new();
+    for keys in keys.chunks(KEYS_A_QUERY) {
+        let tuple = |key: &Vec<String>| {
+            let parts: Vec<String> = key.iter().map(|part| quote_literal(part)).collect();
+            format!("({})", parts.join(", "))
+        };
+        let tuples: Vec<String> = keys.iter().map(tuple).collect();
+        let query = format!(
+            "COPY (SELECT {} FROM {only}{} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
+            columns.join(", "),
+            quote_table(&spec.source),
+            key.join(", "),
+            tuples.join(", ")
+        );
+        let mut reader = CopyReader::new(std::sync::Arc::clone(spec));
+        let mut stream = Box::pin(holder.copy_out(&query).await?);
+        while let Some(piece) = stream.next().await {
+            reader.push(&piece?).map_err(SourceError::from)?;
+        }
+        reader.finish().map_err(SourceError::from)?;
+        batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
+    }
+    Ok(batches)
+}

@@ -1,0 +1,446 @@
+//! A worker has one connection to the source and one to the target, and copies, decodes and loads a chunk at a time, so
+//! that all cores are used by one table as well as by many.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use arrow::record_batch::RecordBatch;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+
+use super::{Copied, snapshot::import};
+use crate::{
+    change::{Nulled, TableSpec},
+    engine::{EngineError, Event, Options, with_causes},
+    source::{SourceError, connect::SqlClient, copy::CopyReader},
+    target::{Loader, TargetError},
+    types::schema_of,
+};
+
+/// One row group of DuckDB; a load wants at least two of them.
+const BATCH_ROWS: usize = 122_880;
+/// Wide rows end a batch earlier, so that memory is bounded in bytes.
+const BATCH_BYTES: usize = 32 << 20;
+/// Record batches between the workers and DuckDB.
+const QUEUED_BATCHES: usize = 2;
+
+/// How often a chunk is tried before its table is given up.
+const ATTEMPTS: u32 = 5;
+/// Before a chunk is tried again; doubled each time.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// A chunk that has brought nothing for so long is said to be stuck,
+const SILENCE: Duration = Duration::from_secs(30);
+/// and after so many of those it is tried again on another connection.
+const SILENCES: u32 = 20;
+
+/// One job: a range of pages of one table that holds rows.
+pub(super) struct Chunk {
+    /// Index into the tables.
+    pub table: usize,
+    pub query: String,
+    pub job: u64,
+}
+
+/// What all workers share.
+pub(super) struct Work {
+    pub options: Options,
+    pub snapshots: Vec<String>,
+    pub specs: Vec<Arc<TableSpec>>,
+    pub estimates: Vec<u64>,
+    pub queue: tokio::sync::Mutex<VecDeque<Chunk>>,
+    pub state: Mutex<State>,
+    pub pace: Option<Pace>,
+    pub stop: CancellationToken,
+}
+
+/// How far the tables are.
+pub(super) struct State {
+    tables: Vec<TableState>,
+}
+
+#[derive(Default)]
+struct TableState {
+    is_started: bool,
+    chunks_left: usize,
+    rows: u64,
+    nulled: Vec<Nulled>,
+    /// Its other chunks are not begun any more.
+    is_over: bool,
+}
+
+impl State {
+    /// With so many chunks of each table.
+    pub fn new(chunks: Vec<usize>) -> Self {
+        let table = |chunks_left| TableState { chunks_left, ..TableState::default() };
+        Self { tables: chunks.into_iter().map(table).collect() }
+    }
+}
+
+/// Keeps all workers together under so many bytes a second.
+pub(super) struct Pace {
+    bytes_per_second: f64,
+    /// When the bytes that were taken so far are paid for.
+    free_at: tokio::sync::Mutex<tokio::time::Instant>,
+}
+
+impl Pace {
+    pub fn new(bytes_per_second: u64) -> Self {
+        let free_at = tokio::sync::Mutex::new(tokio::time::Instant::now());
+        Self { bytes_per_second: bytes_per_second as f64, free_at }
+    }
+
+    async fn take(&self, bytes: usize) {
+        let mut free_at = self.free_at.lock().await;
+        let now = tokio::time::Instant::now();
+        *free_at = (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
+        let until = *free_at;
+        drop(free_at);
+        // Short debts are not worth a sleep each.
+        if until.duration_since(now) > Duration::from_millis(20) {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+/// What goes from the source to the load of a chunk.
+enum Piece {
+    Rows(RecordBatch),
+    /// That was all of it. Without this the chunk is not whole.
+    End,
+    Failed(SourceError),
+}
+
+/// What came of one attempt at a chunk.
+enum Attempt {
+    Done {
+        rows: u64,
+        nulled: Vec<Nulled>,
+    },
+    Ended(Copied),
+    /// Nobody wants the table any more.
+    Cancelled,
+    /// Another attempt may succeed.
+    Retry(SourceError),
+    /// Another attempt will tell.
+    Conflict(TargetError),
+}
+
+/// One connection to the source, one to the target.
+pub(super) struct Worker {
+    number: usize,
+    work: Arc<Work>,
+    /// Where tables go that are over.
+    done: mpsc::UnboundedSender<(usize, Copied)>,
+    client: Option<SqlClient>,
+    loader: Option<Loader>,
+}
+
+impl Worker {
+    pub fn new(number: usize, work: Arc<Work>, done: mpsc::UnboundedSender<(usize, Copied)>, loader: Loader) -> Self {
+        Self { number, work, done, client: None, loader: Some(loader) }
+    }
+
+    fn table(&self, at: usize) -> Option<(Arc<TableSpec>, MutexGuard<'_, State>)> {
+        let spec = Arc::clone(self.work.specs.get(at)?);
+        Some((spec, self.work.state.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn is_over(&self, at: usize) -> bool {
+        self.table(at).is_none_or(|(_, state)| state.tables.get(at).is_none_or(|table| table.is_over))
+    }
+
+    /// Takes chunks until none are left.
+    pub async fn run(mut self) -> Result<(), EngineError> {
+        let work = Arc::clone(&self.work);
+        while !work.stop.is_cancelled() {
+            let Some(chunk) = work.queue.lock().await.pop_front() else { break };
+            if self.is_over(chunk.table) {
+                let job = chunk.job;
+                self.on_thread(move |loader| loader.give_up(job, "cancelled", "its table ended")).await?;
+                continue;
+            }
+            self.begin(chunk.table);
+            if let Some(copied) = self.copy(&chunk).await? {
+                if let Some((_, mut state)) = self.table(chunk.table)
+                    && let Some(table) = state.tables.get_mut(chunk.table)
+                {
+                    table.is_over = true;
+                }
+                let _ = self.done.send((chunk.table, copied));
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, at: usize) {
+        let Some((spec, mut state)) = self.table(at) else { return };
+        let Some(table) = state.tables.get_mut(at) else { return };
+        if !std::mem::replace(&mut table.is_started, true) {
+            let estimated_rows = self.work.estimates.get(at).copied().unwrap_or_default();
+            let event = Event::CopyStarted { table: spec.source.to_string(), estimated_rows };
+            let _ = self.work.options.events.send(event);
+        }
+    }
+
+    /// A chunk, with all its attempts. What it makes of its table, if it is the last one of it or has failed.
+    async fn copy(&mut self, chunk: &Chunk) -> Result<Option<Copied>, EngineError> {
+        let (job, mut pause) = (chunk.job, RETRY_AFTER);
+        for attempt in 1.. {
+            match self.attempt(chunk).await? {
+                Attempt::Done { rows, nulled } => return Ok(self.chunk_done(chunk.table, rows, nulled)),
+                Attempt::Cancelled => break,
+                Attempt::Conflict(error) if attempt >= ATTEMPTS => return Err(error.into()),
+                Attempt::Conflict(error) => {
+                    tracing::debug!(error = with_causes(&error), "a chunk met another transaction");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Attempt::Ended(copied) => {
+                    let why = match &copied {
+                        Copied::Failed { reason } => reason.clone(),
+                        Copied::Changed | Copied::Done => "the table changed its shape".to_owned(),
+                    };
+                    self.on_thread(move |loader| loader.give_up(job, "failed", &why)).await?;
+                    return Ok(Some(copied));
+                }
+                Attempt::Retry(error) => {
+                    let why = with_causes(&error);
+                    let is_last = attempt >= ATTEMPTS;
+                    let (status, noted) = (if is_last { "failed" } else { "pending" }, why.clone());
+                    self.on_thread(move |loader| loader.give_up(job, status, &noted)).await?;
+                    let Some(spec) = self.work.specs.get(chunk.table) else { break };
+                    if is_last && error.is_transient() {
+                        return Err(error.into());
+                    }
+                    if is_last {
+                        let table = &spec.source;
+                        let reason = format!("{why}; then copy it with `rhei backfill --table {table}`");
+                        return Ok(Some(Copied::Failed { reason }));
+                    }
+                    tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried again");
+                    self.client = None;
+                    tokio::select! {
+                        () = self.work.stop.cancelled() => break,
+                        () = tokio::time::sleep(pause) => pause *= 2,
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds a chunk to its table. `Done` when it was the last one.
+    fn chunk_done(&self, at: usize, rows: u64, nulled: Vec<Nulled>) -> Option<Copied> {
+        let (spec, mut state) = self.table(at)?;
+        let table = state.tables.get_mut(at)?;
+        table.rows += rows;
+        table.chunks_left = table.chunks_left.saturating_sub(1);
+        Nulled::add(&mut table.nulled, nulled);
+        self.work.options.board.chunk_done(spec.oid);
+        if table.chunks_left > 0 {
+            return None;
+        }
+        let events = &self.work.options.events;
+        for nulled in std::mem::take(&mut table.nulled) {
+            let _ = events.send(Event::Nulled { table: spec.source.to_string(), nulled });
+        }
+        let _ = events.send(Event::CopyFinished { table: spec.source.to_string(), rows: table.rows });
+        Some(Copied::Done)
+    }
+
+    async fn attempt(&mut self, chunk: &Chunk) -> Result<Attempt, EngineError> {
+        let job = chunk.job;
+        let Some(spec) = self.work.specs.get(chunk.table).cloned() else { return Ok(Attempt::Cancelled) };
+        if !self.on_thread(move |loader| loader.begin(job)).await? {
+            return Ok(Attempt::Cancelled);
+        }
+        if self.client.is_none() {
+            match connect(&self.work, self.number).await {
+                Ok(connected) => self.client = Some(connected),
+                Err(EngineError::Source(error)) if error.is_transient() => return Ok(Attempt::Retry(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        // Put back only when all went well: a transaction that has failed is of no more use.
+        let Some(client) = self.client.take() else { return Ok(Attempt::Cancelled) };
+        let work = Arc::clone(&self.work);
+        let (batches, mut pieces) = mpsc::channel::<Piece>(QUEUED_BATCHES);
+        let failure = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&failure);
+        let mut is_over = false;
+        let stream = std::iter::from_fn(move || {
+            if is_over {
+                return None;
+            }
+            match pieces.blocking_recv() {
+                Some(Piece::Rows(batch)) => Some(Ok(batch)),
+                Some(Piece::End) => None,
+                Some(Piece::Failed(error)) => {
+                    is_over = true;
+                    let text = with_causes(&error);
+                    if let Ok(mut seen) = seen.lock() {
+                        *seen = Some(error);
+                    }
+                    Some(Err(text.into()))
+                }
+                // Whoever read was stopped: what came is not the whole chunk.
+                None => {
+                    is_over = true;
+                    Some(Err("the copy was stopped".into()))
+                }
+            }
+        });
+        let Some(taken) = self.loader.take() else { return Err(EngineError::TaskLost { what: "a loader" }) };
+        let table = Arc::clone(&spec);
+        let load = tokio::task::spawn_blocking(move || {
+            let loaded = taken.load(&table, job, Box::new(stream));
+            let is_cancelled = loaded.is_err() && taken.is_cancelled(job).unwrap_or(false);
+            (taken, loaded, is_cancelled)
+        });
+        let copied = async {
+            // Given back with its locks when the chunk is done: DDL does not wait for the whole copy.
+            client.batch_execute("SAVEPOINT rhei_copy").await?;
+            let nulled = read_chunk(&work, &client, &chunk.query, &spec, &batches).await?;
+            client.batch_execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
+            Ok::<_, SourceError>(nulled)
+        };
+        let nulled = match copied.await {
+            Ok(nulled) => {
+                let _ = batches.send(Piece::End).await;
+                nulled
+            }
+            Err(error) => {
+                // Ends the load, and with it the transaction; nobody listens only when the load has failed by itself.
+                let _ = batches.send(Piece::Failed(error)).await;
+                Vec::new()
+            }
+        };
+        drop(batches);
+        let (returned, loaded, is_cancelled) = load.await.map_err(|_| EngineError::TaskLost { what: "a load" })?;
+        self.loader = Some(returned);
+        let failure = failure.lock().ok().and_then(|mut seen| seen.take());
+        let error = match (failure, loaded) {
+            (None, Ok(rows)) => {
+                self.client = Some(client);
+                return Ok(Attempt::Done { rows, nulled });
+            }
+            (None, Err(_)) if is_cancelled => return Ok(Attempt::Cancelled),
+            // Whoever took the shadow away cancels the job in the same transaction, which may not have ended.
+            (None, Err(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
+            (None, Err(error)) => return Err(error.into()),
+            (Some(error), _) => error,
+        };
+        if error.is_about_values() {
+            let table = &spec.source;
+            let reason = format!("{}; then copy it with `rhei backfill --table {table}`", with_causes(&error));
+            Ok(Attempt::Ended(Copied::Failed { reason }))
+        } else if is_gone(&error) {
+            Ok(Attempt::Ended(Copied::Changed))
+        } else if matches!(error, SourceError::Query(_)) || error.is_transient() {
+            Ok(Attempt::Retry(error))
+        } else {
+            Err(error.into())
+        }
+    }
+
+    /// Runs a call of the loader where it may block.
+    async fn on_thread<R: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Loader) -> Result<R, TargetError> + Send + 'static,
+    ) -> Result<R, EngineError> {
+        let Some(taken) = self.loader.take() else { return Err(EngineError::TaskLost { what: "a loader" }) };
+        let called = tokio::task::spawn_blocking(move || {
+            let done = work(&taken);
+            (taken, done)
+        });
+        let (returned, done) = called.await.map_err(|_| EngineError::TaskLost { what: "a loader" })?;
+        self.loader = Some(returned);
+        Ok(done?)
+    }
+}
+
+async fn read_chunk(
+    work: &Work,
+    client: &SqlClient,
+    query: &str,
+    spec: &Arc<TableSpec>,
+    batches: &mpsc::Sender<Piece>,
+) -> Result<Vec<Nulled>, SourceError> {
+    let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+    let mut reader = CopyReader::new(Arc::clone(spec));
+    let mut stream = Box::pin(client.copy_out(query).await?);
+    let (mut bytes, mut silences) = (0, 0);
+    let board = |rows: usize, bytes: u64| {
+        work.options.board.add(spec.oid, rows as u64, bytes);
+        let _ = work.options.events.send(Event::CopyProgress);
+    };
+    loop {
+        let piece = match tokio::time::timeout(SILENCE, stream.next()).await {
+            Ok(Some(piece)) => piece?,
+            Ok(None) => break,
+            Err(_) if silences < SILENCES => {
+                silences += 1;
+                let seconds = SILENCE.as_secs() * u64::from(silences);
+                tracing::warn!(table = %spec.source, seconds, "a chunk is stuck: the source sends nothing of it");
+                continue;
+            }
+            Err(_) => return Err(SourceError::StreamEnded),
+        };
+        silences = 0;
+        bytes += piece.len() as u64;
+        if let Some(pace) = &work.pace {
+            pace.take(piece.len()).await;
+        }
+        reader.push(&piece)?;
+        if reader.rows() >= BATCH_ROWS || reader.buffered_bytes() >= BATCH_BYTES {
+            let rows = reader.rows();
+            if batches.send(Piece::Rows(reader.take_batch(&schema)?)).await.is_err() {
+                return Ok(Vec::new());
+            }
+            board(rows, std::mem::take(&mut bytes));
+        }
+    }
+    // Without the trailer the copy was cut short.
+    reader.finish()?;
+    let rows = reader.rows();
+    if rows > 0 && batches.send(Piece::Rows(reader.take_batch(&schema)?)).await.is_ok() {
+        board(rows, bytes);
+    }
+    Ok(reader.take_nulled())
+}
+
+/// Any session that holds the snapshot will do (trap 11).
+async fn connect(work: &Work, number: usize) -> Result<SqlClient, EngineError> {
+    let mut failed = None;
+    for snapshot in &work.snapshots {
+        match import(&work.options, snapshot, &format!("copy {}", number)).await {
+            Ok(client) => return Ok(client),
+            // The server knows no such snapshot: whoever held it is gone.
+            Err(EngineError::Source(SourceError::Query(error))) if error.as_db_error().is_some() => {
+                failed = Some(EngineError::SnapshotLost);
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or(EngineError::SnapshotLost))
+}
+
+/// The table, or a column of it, is not there any more.
+fn is_gone(error: &SourceError) -> bool {
+    let SourceError::Query(error) = error else { return false };
+    error.code().is_some_and(|code| {
+        [
+            SqlState::UNDEFINED_TABLE,
+            SqlState::UNDEFINED_COLUMN,
+            SqlState::INVALID_SCHEMA_NAME,
+            SqlState::WRONG_OBJECT_TYPE,
+        ]
+        .contains(code)
+    })
+}

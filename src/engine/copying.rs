@@ -1,0 +1,228 @@
+//! Copies that run beside the stream and outlive its sessions, one round after the other.
+//!
+//! A round tells what it has done ([`News`]), and whoever follows the stream acts upon it between two batches
+//! ([`super::SyncEngine::tend`]).
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{EngineError, Options, Writer, with_causes};
+use crate::{
+    backfill::{self, Copied, FirstSlot, Round, Told},
+    source::Hold,
+    target::{OlapEngine, TableState},
+};
+
+/// After so many rounds in a row that came too late for a table, the stream is held before the next one begins.
+const RACES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a stop waits for chunks that have begun.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Something that came of a round.
+pub enum News {
+    Told(Told),
+    /// It has ended, and these tables were not done.
+    Over {
+        unfinished: BTreeSet<u32>,
+    },
+}
+
+impl News {
+    /// Tables that cannot be copied, with their reasons.
+    pub fn failures(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Told(Told::Planned { refused, .. }) => {
+                let refused = refused.iter().filter_map(|table| match &table.state {
+                    TableState::Error(reason) => Some((table.source.to_string(), reason.clone())),
+                    _ => None,
+                });
+                refused.collect()
+            }
+            Self::Told(Told::Copied { table, copied: Copied::Failed { reason }, .. }) => {
+                vec![(table.to_string(), reason.clone())]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The tables that have to be copied, and the round that copies some of them.
+pub struct Copies<T> {
+    options: Options,
+    writer: Writer<T>,
+    hold: Hold,
+    wanted: BTreeSet<u32>,
+    first: Option<FirstSlot>,
+    running: Option<Running>,
+    /// Rounds in a row that came too late for a table.
+    races: u32,
+    failures: u32,
+    /// How often in a row a round may fail before that is an error.
+    patience: u32,
+    not_before: Option<Instant>,
+    is_paused: bool,
+}
+
+struct Running {
+    task: JoinHandle<Result<(), EngineError>>,
+    told: mpsc::Receiver<Told>,
+    stop: CancellationToken,
+    /// What it was begun for.
+    asked: BTreeSet<u32>,
+    /// Those that were adopted and are not done.
+    tables: BTreeSet<u32>,
+}
+
+impl<T: OlapEngine + 'static> Copies<T> {
+    /// `patience`: how often in a row a round may fail before that is an error.
+    pub fn new(options: &Options, writer: &Writer<T>, patience: u32) -> Self {
+        Self {
+            options: options.clone(),
+            writer: writer.clone(),
+            hold: Hold::default(),
+            wanted: BTreeSet::new(),
+            first: None,
+            running: None,
+            races: 0,
+            failures: 0,
+            patience,
+            not_before: None,
+            is_paused: false,
+        }
+    }
+
+    /// Where rounds hold the stream.
+    pub fn hold(&self) -> Hold {
+        self.hold.clone()
+    }
+
+    /// The stream stands at a snapshot until it is known what is copied under it.
+    pub fn is_holding(&self) -> bool {
+        self.hold.get().is_some()
+    }
+
+    pub fn want(&mut self, oids: impl IntoIterator<Item = u32>) {
+        self.wanted.extend(oids);
+    }
+
+    /// The slot of the pipeline, whose snapshot the next round uses.
+    pub fn use_first(&mut self, first: Option<FirstSlot>) {
+        if first.is_some() {
+            self.first = first;
+        }
+    }
+
+    /// Whether a round is at this table.
+    pub fn is_active(&self, oid: u32) -> bool {
+        self.running.as_ref().is_some_and(|running| running.tables.contains(&oid))
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.running.is_none() && (self.wanted.is_empty() || self.is_paused)
+    }
+
+    /// Nothing is left to copy, though the round may still have to end.
+    pub fn has_all(&self) -> bool {
+        self.wanted.is_empty() && self.running.as_ref().is_none_or(|running| running.tables.is_empty())
+    }
+
+    /// No more chunks are begun, and the snapshot is given back; or both again. What is done stays.
+    pub fn pause(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
+        self.options.board.set_paused(is_paused);
+        tracing::info!("{}", if is_paused { "copies are paused" } else { "copies go on" });
+        if let (true, Some(running)) = (is_paused, &self.running) {
+            running.stop.cancel();
+        }
+    }
+
+    /// What a round has planned was looked at: these tables are being copied now, those need no copy, and for some it
+    /// came too late.
+    pub fn planned(&mut self, adopted: &BTreeSet<u32>, too_late: &BTreeSet<u32>) {
+        if let Some(running) = &self.running {
+            self.wanted.retain(|oid| !running.asked.contains(oid));
+        }
+        self.wanted.extend(too_late);
+        self.races = if too_late.is_empty() { 0 } else { self.races + 1 };
+        self.failures = 0;
+        if let Some(running) = &mut self.running {
+            running.tables.extend(adopted);
+        }
+    }
+
+    /// The table is done, or failed.
+    pub fn done(&mut self, oid: u32) {
+        if let Some(running) = &mut self.running {
+            running.tables.remove(&oid);
+        }
+    }
+
+    fn begin(&mut self) {
+        let (tell, told) = mpsc::channel(16);
+        let stop = CancellationToken::new();
+        let round = Round {
+            wanted: Some(self.wanted.clone()),
+            first: self.first.take(),
+            hold_first: self.races >= RACES,
+            is_plain: false,
+            hold: self.hold.clone(),
+            told: tell,
+            stop: stop.clone(),
+        };
+        let (options, writer) = (self.options.clone(), self.writer.clone());
+        let task = tokio::spawn(async move { backfill::run(&options, &writer, round).await });
+        self.running = Some(Running { task, told, stop, asked: self.wanted.clone(), tables: BTreeSet::new() });
+    }
+
+    /// Begins a round when one is due, and waits for news of it; forever when there is nothing to copy. May be dropped at
+    /// any time.
+    ///
+    /// # Errors
+    /// A round met something that no retry mends, or failed too often.
+    pub async fn next(&mut self) -> Result<News, EngineError> {
+        loop {
+            let Some(running) = &mut self.running else {
+                if self.wanted.is_empty() || self.is_paused {
+                    std::future::pending::<()>().await;
+                }
+                if let Some(not_before) = self.not_before {
+                    tokio::time::sleep_until(not_before).await;
+                    self.not_before = None;
+                }
+                self.begin();
+                continue;
+            };
+            if let Some(told) = running.told.recv().await {
+                return Ok(News::Told(told));
+            }
+            let ended = (&mut running.task).await.unwrap_or(Err(EngineError::TaskLost { what: "a copy" }));
+            let unfinished = self.running.take().map(|running| running.tables).unwrap_or_default();
+            if let Err(error) = ended {
+                self.failures += 1;
+                if !error.is_transient() || self.failures > self.patience {
+                    return Err(error);
+                }
+                let pause = (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(LONGEST_PAUSE);
+                let retry_in_ms = pause.as_millis() as u64;
+                tracing::warn!(error = with_causes(&error), retry_in_ms, "a copy broke off; it goes on where it was");
+                self.not_before = Some(Instant::now() + pause);
+            }
+            return Ok(News::Over { unfinished });
+        }
+    }
+
+    /// Lets chunks that have begun come to their end, within a grace period.
+    pub async fn shutdown(mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        running.stop.cancel();
+        drop(running.told);
+        if tokio::time::timeout(GRACE, &mut running.task).await.is_err() {
+            tracing::warn!("chunks that were being copied are given up; they are copied again");
+            running.task.abort();
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! `_rhei.pending_<oid>`: what became of rows of a table while it was being copied.
+//!
+//! The stream never waits for a copy. Changes to a table whose shadow is still being loaded are kept here, in the
+//! transaction of the checkpoint, and are merged into the shadow when its last chunk is in it.
+//!
+//! **Keyed tables.** One row per key that changed since the snapshot: what it is now, or that it is gone. Merging is then
+//! delete by key and insert, in any order and in steps of any size, and it does not matter whether the shadow holds a
+//! row as it was before a change, after it, twice or not at all: that is what makes chunks of two snapshots fit together.
+//! A value that the wire left out (unchanged TOAST, trap 51) is taken from this table where the row is here already;
+//! else it stays open, and names the key (origin) under which the shadow's snapshot has it.
+//!
+//! **Tables without a key** are multisets: rows that came (`n` = 1) and rows that went (`n` < 0), in any order.
+//!
+//! Columns are called by position, so that no name of the source can be in the way.
+
+use duckdb::Connection;
+
+use super::{
+    TargetError,
+    apply::{self, STAGE},
+    ddl,
+};
+use crate::change::{COUNT_COLUMN, Deletes, Key, ORIGIN_PREFIX, TableChanges, TableSpec};
+
+const PATCHED: &str = "_rhei_pending_patched";
+const STEP: &str = "_rhei_pending_step";
+
+/// Full name of a table's pending changes.
+fn name(oid: u32) -> String {
+    format!("{}._rhei.pending_{oid}", ddl::CATALOG)
+}
+
+pub(super) fn drop_statement(oid: u32) -> String {
+    format!("DROP TABLE IF EXISTS {};", name(oid))
+}
+
+/// Statements that leave an empty one.
+pub(super) fn create_statement(spec: &TableSpec) -> String {
+    let mut columns: Vec<String> =
+        spec.columns.iter().enumerate().map(|(at, column)| format!("c{at} {}", column.mapping.target_type)).collect();
+    if is_keyed(spec) {
+        columns.push("gone BOOLEAN".to_owned());
+        // Indexes of columns whose values the shadow has to supply.
+        columns.push("open UINTEGER[]".to_owned());
+        for (at, column) in key(spec) {
+            columns.push(format!("o{at} {}", column.mapping.target_type));
+        }
+    } else {
+        columns.push("n BIGINT".to_owned());
+    }
+    format!("{} CREATE TABLE {} ({});", drop_statement(spec.oid), name(spec.oid), columns.join(", "))
+}
+
+fn is_keyed(spec: &TableSpec) -> bool {
+    matches!(spec.key, Key::Columns(_))
+}
+
+fn key(spec: &TableSpec) -> impl Iterator<Item = (usize, &crate::change::ColumnSpec)> {
+    spec.key_columns().iter().filter_map(|&at| Some((at, spec.columns.get(at)?)))
+}
+
+fn all(spec: &TableSpec) -> Vec<usize> {
+    (0..spec.columns.len()).collect()
+}
+
+/// `a.<prefix>0 = b.<prefix>0 AND ..`, over the key columns.
+fn on(spec: &TableSpec, left: impl Fn(usize) -> String, right: impl Fn(usize) -> String) -> String {
+    key(spec).map(|(at, _)| format!("{} = {}", left(at), right(at))).collect::<Vec<_>>().join(" AND ")
+}
+
+/// A staged value of the column as it is stored.
+fn staged(spec: &TableSpec, at: usize, prefix: &str) -> String {
+    spec.columns.get(at).map_or_else(String::new, |column| {
+        column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&format!("{prefix}{}", column.target_name))))
+    })
+}
+
+fn target_column(spec: &TableSpec, at: usize) -> String {
+    spec.columns.get(at).map_or_else(String::new, |column| ddl::quoted(&column.target_name))
+}
+
+fn listed(open: &[usize]) -> String {
+    let open: Vec<String> = open.iter().map(ToString::to_string).collect();
+    format!("[{}]::UINTEGER[]", open.join(", "))
+}
+
+/// Keeps the changes of one batch. `is_loaded`: every chunk is in the shadow, so nothing has to stay open.
+pub(super) fn capture(connection: &Connection, changes: &TableChanges, is_loaded: bool) -> Result<(), TargetError> {
+    let spec = changes.table.as_ref();
+    if is_keyed(spec) {
+        capture_keyed(connection, spec, changes, is_loaded)
+    } else {
+        capture_rows(connection, spec, changes)
+    }
+}
+
+fn capture_rows(connection: &Connection, spec: &TableSpec, changes: &TableChanges) -> Result<(), TargetError> {
+    let values: Vec<String> = all(spec).into_iter().map(|at| staged(spec, at, "")).collect();
+    let values = values.join(", ");
+    if let Deletes::Rows(batches) = &changes.deletes
+        && apply::total(batches) > 0
+    {
+        let mut columns = apply::stage_columns(spec, &all(spec), "");
+        columns.push((ddl::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
+        apply::stage(connection, &columns, batches)?;
+        connection.execute_batch(&format!(
+            "INSERT INTO {} SELECT {values}, -s.{} FROM {STAGE} s; DROP TABLE {STAGE};",
+            name(spec.oid),
+            ddl::quoted(COUNT_COLUMN)
+        ))?;
+    }
+    if apply::total(&changes.inserts) > 0 {
+        apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
+        connection.execute_batch(&format!(
+            "INSERT INTO {} SELECT {values}, 1 FROM {STAGE} s; DROP TABLE {STAGE};",
+            name(spec.oid)
+        ))?;
+    }
+    Ok(())
+}
+
+fn capture_keyed(
+    connection: &Connection,
+    spec: &TableSpec,
+    changes: &TableChanges,
+    is_loaded: bool,
+) -> Result<(), TargetError> {
+    let pending = name(spec.oid);
+    let shadow = ddl::table(&ddl::shadow_of(&spec.target));
+    let nothing = listed(&[]);
+    // Read before anything is deleted, under the keys that the rows had before the batch.
+    for (number, patch) in changes.patches.iter().enumerate() {
+        let mut columns = apply::stage_columns(spec, &all(spec), "");
+        columns.extend(apply::stage_columns(spec, spec.key_columns(), ORIGIN_PREFIX));
+        apply::stage(connection, &columns, std::slice::from_ref(&patch.rows))?;
+        let mut values: Vec<String> = Vec::with_capacity(spec.columns.len() + 4);
+        for at in 0..spec.columns.len() {
+            values.push(match (patch.unchanged.contains(&at), is_loaded) {
+                (false, _) => format!("{} AS c{at}", staged(spec, at, "")),
+                (true, false) => format!("p.c{at} AS c{at}"),
+                (true, true) => {
+                    format!("CASE WHEN p.gone IS NULL THEN t.{} ELSE p.c{at} END AS c{at}", target_column(spec, at))
+                }
+            });
+        }
+        values.push("false AS gone".to_owned());
+        let open = listed(&patch.unchanged);
+        values.push(if is_loaded {
+            format!("{nothing} AS open")
+        } else {
+            format!("CASE WHEN p.gone IS NULL THEN {open} ELSE list_intersect(p.open, {open}) END AS open")
+        });
+        for (at, _) in key(spec) {
+            values.push(format!(
+                "CASE WHEN p.gone IS NULL THEN {} ELSE p.o{at} END AS o{at}",
+                staged(spec, at, ORIGIN_PREFIX)
+            ));
+        }
+        let from_pending = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ORIGIN_PREFIX));
+        let from_shadow = if is_loaded {
+            let matched = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| staged(spec, at, ORIGIN_PREFIX));
+            format!("LEFT JOIN {shadow} t ON p.gone IS NULL AND {matched}")
+        } else {
+            String::new()
+        };
+        let is_lost = match (is_loaded, spec.key_columns().first()) {
+            (true, Some(&first)) => format!("p.gone IS NULL AND t.{} IS NULL", target_column(spec, first)),
+            _ => "false".to_owned(),
+        };
+        connection.execute_batch(&format!(
+            "CREATE TEMP TABLE {PATCHED}{number} AS SELECT {}, {is_lost} AS lost FROM {STAGE} s \
+             LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {from_shadow}; DROP TABLE {STAGE};",
+            values.join(", ")
+        ))?;
+        let found: u64 =
+            connection.query_row(&format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}{number}"), [], |row| {
+                row.get(0)
+            })?;
+        let expected = patch.rows.num_rows() as u64;
+        if found != expected {
+            return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
+        }
+    }
+    if let Deletes::ByKey(batches) = &changes.deletes
+        && apply::total(batches) > 0
+    {
+        apply::stage(connection, &apply::stage_columns(spec, spec.key_columns(), ""), batches)?;
+        forget_staged(connection, spec)?;
+        let keys: Vec<String> = key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+        connection.execute_batch(&format!(
+            "INSERT INTO {pending} BY NAME SELECT {}, true AS gone, {nothing} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
+            keys.join(", ")
+        ))?;
+    }
+    if apply::total(&changes.inserts) > 0 {
+        apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
+        forget_staged(connection, spec)?;
+        let values: Vec<String> =
+            all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+        connection.execute_batch(&format!(
+            "INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {nothing} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
+            values.join(", ")
+        ))?;
+    }
+    for number in 0..changes.patches.len() {
+        let matched = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
+        connection.execute_batch(&format!(
+            "DELETE FROM {pending} p USING {PATCHED}{number} s WHERE {matched};
+             INSERT INTO {pending} BY NAME SELECT * EXCLUDE (lost) FROM {PATCHED}{number}; DROP TABLE {PATCHED}{number};"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Removes what is known of the keys that are staged.
+fn forget_staged(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
+    let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
+    connection.execute_batch(&format!("DELETE FROM {} p USING {STAGE} s WHERE {matched}", name(spec.oid)))?;
+    Ok(())
+}
+
+/// Gives open values what the shadow has of them; every chunk is in it.
+///
+/// # Errors
+/// A row that should have them is not there, or twice: the copy cannot be finished.
+pub(super) fn close_open_values(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
+    if !is_keyed(spec) {
+        return Ok(());
+    }
+    let pending = name(spec.oid);
+    let expected = open_rows(connection, spec)?;
+    if expected == 0 {
+        return Ok(());
+    }
+    let values: Vec<String> = (0..spec.columns.len())
+        .map(|at| {
+            format!(
+                "CASE WHEN list_contains(p.open, {at}) THEN t.{} ELSE p.c{at} END AS c{at}",
+                target_column(spec, at)
+            )
+        })
+        .collect();
+    let matched = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("p.o{at}"));
+    connection.execute_batch(&format!(
+        "CREATE TEMP TABLE {STEP} AS SELECT {}, false AS gone, {} AS open FROM {pending} p JOIN {} t ON {matched} \
+         WHERE len(p.open) > 0;",
+        values.join(", "),
+        listed(&[]),
+        ddl::table(&ddl::shadow_of(&spec.target)),
+    ))?;
+    let found: u64 = connection.query_row(&format!("SELECT count(*) FROM {STEP}"), [], |row| row.get(0))?;
+    if found != expected {
+        return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
+    }
+    connection.execute_batch(&format!(
+        "DELETE FROM {pending} WHERE len(open) > 0; INSERT INTO {pending} BY NAME SELECT * FROM {STEP}; DROP TABLE {STEP};"
+    ))?;
+    Ok(())
+}
+
+/// Rows whose values are not all known.
+pub(super) fn open_rows(connection: &Connection, spec: &TableSpec) -> Result<u64, TargetError> {
+    if !is_keyed(spec) {
+        return Ok(0);
+    }
+    let sql = format!("SELECT count(*) FROM {} WHERE len(open) > 0", name(spec.oid));
+    Ok(connection.query_row(&sql, [], |row| row.get(0))?)
+}
+
+/// Keys of those rows, as text that PostgreSQL reads, in the order of the key columns.
+pub(super) fn open_keys(connection: &Connection, spec: &TableSpec) -> Result<Vec<Vec<String>>, TargetError> {
+    let keys: Vec<String> = key(spec).map(|(at, _)| format!("c{at}::VARCHAR")).collect();
+    let width = keys.len();
+    let mut statement =
+        connection.prepare(&format!("SELECT {} FROM {} WHERE len(open) > 0", keys.join(", "), name(spec.oid)))?;
+    let mut rows = statement.query([])?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        all.push((0..width).map(|at| row.get(at)).collect::<Result<Vec<String>, _>>()?);
+    }
+    Ok(all)
+}
+
+/// Replaces rows with open values by what the source has under their keys, at the moment that the changes here have
+/// reached. Every such row must be among `batches`, whose columns are those of the table.
+///
+/// # Errors
+/// One is missing.
+pub(super) fn fill(
+    connection: &Connection,
+    spec: &TableSpec,
+    batches: &[arrow::record_batch::RecordBatch],
+) -> Result<(), TargetError> {
+    let pending = name(spec.oid);
+    apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), batches)?;
+    let expected = open_rows(connection, spec)?;
+    let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
+    let found: u64 = connection.query_row(
+        &format!("SELECT count(*) FROM {pending} p JOIN {STAGE} s ON {matched} WHERE len(p.open) > 0"),
+        [],
+        |row| row.get(0),
+    )?;
+    if found != expected {
+        return Err(TargetError::Diverged { what: "rows to fetch again", expected, found });
+    }
+    let values: Vec<String> = all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+    connection.execute_batch(&format!(
+        "DELETE FROM {pending} p USING {STAGE} s WHERE len(p.open) > 0 AND {matched};
+         INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
+        values.join(", "),
+        listed(&[]),
+    ))?;
+    Ok(())
+}
+
+/// Merges at most so many rows (those of a multiset that went all at once, at the end) into the shadow. Returns whether
+/// nothing is left.
+pub(super) fn merge(connection: &Connection, spec: &TableSpec, most: u64) -> Result<bool, TargetError> {
+    let (pending, shadow) = (name(spec.oid), ddl::table(&ddl::shadow_of(&spec.target)));
+    let names: Vec<String> = all(spec).into_iter().map(|at| target_column(spec, at)).collect();
+    let values: Vec<String> = all(spec).into_iter().map(|at| format!("s.c{at}")).collect();
+    let (names, values) = (names.join(", "), values.join(", "));
+    let count = |what: &str| -> Result<u64, TargetError> {
+        Ok(connection.query_row(&format!("SELECT count(*) FROM {pending} {what}"), [], |row| row.get(0))?)
+    };
+    if is_keyed(spec) {
+        let is_last = count("")? <= most;
+        let from_shadow = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("s.c{at}"));
+        let from_pending = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
+        connection.execute_batch(&format!(
+            "CREATE TEMP TABLE {STEP} AS SELECT * FROM {pending} LIMIT {most};
+             DELETE FROM {shadow} t USING {STEP} s WHERE {from_shadow};
+             INSERT INTO {shadow} ({names}) SELECT {values} FROM {STEP} s WHERE NOT s.gone;
+             DELETE FROM {pending} p USING {STEP} s WHERE {from_pending}; DROP TABLE {STEP};"
+        ))?;
+        return Ok(is_last);
+    }
+    let is_last = count("WHERE n > 0")? <= most;
+    connection.execute_batch(&format!(
+        "CREATE TEMP TABLE {STEP} AS SELECT rowid AS number, * FROM {pending} WHERE n > 0 LIMIT {most};
+         INSERT INTO {shadow} ({names}) SELECT {values} FROM {STEP} s;
+         DELETE FROM {pending} WHERE rowid IN (SELECT number FROM {STEP}); DROP TABLE {STEP};"
+    ))?;
+    if is_last && count("")? > 0 {
+        connection.execute_batch(&format!("CREATE TEMP TABLE {STEP} AS SELECT * REPLACE (-n AS n) FROM {pending}"))?;
+        let expected: u64 =
+            connection.query_row(&format!("SELECT sum(n)::UBIGINT FROM {STEP}"), [], |row| row.get(0))?;
+        let found = apply::delete_counted(connection, spec, &shadow, STEP, "n", |at| format!("s.c{at}"))?;
+        if found != expected {
+            return Err(TargetError::Diverged { what: "rows to delete", expected, found });
+        }
+        connection.execute_batch(&format!("DROP TABLE {STEP}; DELETE FROM {pending};"))?;
+    }
+    Ok(is_last)
+}
