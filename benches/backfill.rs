@@ -3,6 +3,9 @@
 //! One mixed table (RHEI_BENCH_ROWS, default 2,000,000 rows). Measured: COPY BINARY to nothing with as many connections as
 //! rhei has workers; DuckDB loading the same rows from memory, decoded before; rhei; and, where it was fetched, DuckDB's
 //! own postgres extension. CPU-seconds are the whole machine's, the server's share included, so keep it quiet.
+//!
+//! With RHEI_BENCH_LARGE=1 also what takes minutes: a table of ten times as many rows is copied beside 20 MB/s of writes to
+//! another one, and measured are rhei's memory and the WAL that the slot holds.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
 
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
@@ -10,7 +13,10 @@
 mod bed;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +26,7 @@ use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
     source::copy::CopyReader,
-    target::{DuckDb, NewCopy, NewJob, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
+    target::{Compaction, DuckDb, NewCopy, NewJob, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column, schema_of},
 };
 
@@ -30,7 +36,29 @@ struct Measured {
     what: &'static str,
     wall: f64,
     cpu: f64,
+    client: Client,
+}
+
+/// What the client's process took of it.
+#[derive(Default)]
+struct Client {
+    cpu: f64,
     peak_mb: Option<f64>,
+}
+
+/// CPU-seconds of a process, that is, of this one or of one it started.
+fn process_cpu(pid: &str) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut words = stat.rsplit(") ").next()?.split_whitespace().skip(11);
+    let ticks = words.next()?.parse::<f64>().ok()? + words.next()?.parse::<f64>().ok()?;
+    Some(ticks / 100.0)
+}
+
+/// Runs work of this process.
+fn here(work: impl FnOnce()) -> Client {
+    let before = process_cpu("self").unwrap();
+    work();
+    Client { cpu: process_cpu("self").unwrap() - before, peak_mb: None }
 }
 
 /// Busy seconds of all cores since boot.
@@ -42,10 +70,10 @@ fn machine_cpu() -> f64 {
     (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) as f64 / 100.0
 }
 
-fn measured(what: &'static str, work: impl FnOnce() -> Option<f64>) -> Measured {
+fn measured(what: &'static str, work: impl FnOnce() -> Client) -> Measured {
     let (cpu, started) = (machine_cpu(), Instant::now());
-    let peak_mb = work();
-    Measured { what, wall: started.elapsed().as_secs_f64(), cpu: machine_cpu() - cpu, peak_mb }
+    let client = work();
+    Measured { what, wall: started.elapsed().as_secs_f64(), cpu: machine_cpu() - cpu, client }
 }
 
 fn copy_queries(db: &Db) -> Vec<String> {
@@ -168,7 +196,7 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
     let queue: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(jobs.into_iter().zip(chunks).collect()));
     let threads: Vec<_> = (0..WORKERS)
         .map(|_| {
-            let (loader, queue, spec) = (target.loader().unwrap(), Arc::clone(&queue), Arc::clone(spec));
+            let (mut loader, queue, spec) = (target.loader().unwrap(), Arc::clone(&queue), Arc::clone(spec));
             std::thread::spawn(move || {
                 loop {
                     let Some((job, batches)) = queue.lock().unwrap().pop() else { return };
@@ -180,22 +208,27 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     target.finish_load(spec).unwrap();
     assert!(target.merge(spec, 1).unwrap());
-    target.tidy(false).unwrap();
+    target.tidy(Compaction::None).unwrap();
 }
 
-fn with_rhei(rhei: &Rhei) -> Option<f64> {
+/// The most memory that a process has had, in kB.
+fn peak_of(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mut lines = status.lines();
+    let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    peak.unwrap_or_default()
+}
+
+fn with_rhei(rhei: &Rhei) -> Client {
     let mut running = rhei.spawn(["backfill"]);
-    let mut peak_kb = 0.0_f64;
+    let (mut peak_kb, mut cpu) = (0.0_f64, 0.0);
     while running.is_running() {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap_or_default();
-        let hwm = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-        peak_kb = peak_kb.max(hwm.unwrap_or_default());
+        peak_kb = peak_kb.max(peak_of(running.pid()));
+        cpu = process_cpu(&running.pid().to_string()).unwrap_or(cpu);
         std::thread::sleep(Duration::from_millis(5));
     }
     running.wait(Duration::from_secs(60)).assert_code(0);
-    Some(peak_kb / 1024.0)
+    Client { cpu, peak_mb: Some(peak_kb / 1024.0) }
 }
 
 /// In a process of its own, as the extension's copy of libpq is.
@@ -209,10 +242,79 @@ fn with_extension(db: &Db, extension: &str, path: &std::path::Path) {
     .unwrap();
 }
 
-fn main() {
-    let rows: u64 = std::env::var("RHEI_BENCH_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(2_000_000);
-    let cluster = Cluster::start(ClusterOptions::default().conf("max_wal_size = 8GB").conf("autovacuum = off"));
-    let db = cluster.database("bench_backfill");
+/// Writes about so many bytes of WAL a second to a table of its own, until it is told to stop.
+fn write_wal(db: &Db, bytes_per_second: u64, stop: &AtomicBool) -> u64 {
+    let (started, begin) = (Instant::now(), db.wal_lsn());
+    let written =
+        || db.value(&format!("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{begin}')::bigint")).parse().unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        let due = (started.elapsed().as_secs_f64() * bytes_per_second as f64) as u64;
+        if written() < due {
+            db.execute(
+                "INSERT INTO written SELECT nextval('written_ids'), repeat(md5(random()::text), 30) FROM generate_series(1, 500)",
+            );
+        } else {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    written()
+}
+
+/// `rhei run` until every table is live, beside the writer.
+fn large(cluster: &Cluster, rows: u64) {
+    const MEMORY_MB: u64 = 256;
+    const DUCKDB_MB: u64 = 512;
+    let db = cluster.database("bench_large");
+    create(&db, rows);
+    db.execute("CREATE TABLE written (id bigint PRIMARY KEY, v text); CREATE SEQUENCE written_ids");
+    let folder = temp_dir();
+    let rhei = Rhei::new(folder.path()).source(db.url()).target("large.duckdb").config(&format!(
+        "[backfill]\nworkers = {WORKERS}\n[source]\nslot = \"bench_large\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
+         [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
+    ));
+    let stop = AtomicBool::new(false);
+    let (mut unconfirmed, mut held, mut peak_kb) = (0_u64, 0_u64, 0.0_f64);
+    let (wall, written) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_wal(&db, 20_000_000, &stop));
+        let started = Instant::now();
+        let mut running = rhei.spawn(["run"]);
+        while running.is_running() && !running.logs().contains("all tables are live") {
+            let now = db.value(
+                "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)), 0)::bigint || ' ' || \
+                 coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::bigint \
+                 FROM pg_replication_slots WHERE slot_name = 'bench_large'",
+            );
+            let (not_confirmed, not_free) = now.split_once(' ').unwrap();
+            unconfirmed = unconfirmed.max(not_confirmed.parse().unwrap());
+            held = held.max(not_free.parse().unwrap());
+            peak_kb = peak_kb.max(peak_of(running.pid()));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let wall = started.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        running.stop(Duration::from_secs(120)).assert_code(0);
+        (wall, writer.join().unwrap())
+    });
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    println!(
+        "{rows} rows copied in {wall:.1} s ({:.0} rows/s) beside {:.0} MB of WAL ({:.1} MB/s) of another table",
+        rows as f64 / wall,
+        mb(written),
+        mb(written) / wall
+    );
+    println!(
+        "WAL that rhei had not confirmed: at most {:.1} MB; that the slot held (it is freed in steps, as the server logs \
+         running transactions): at most {:.1} MB",
+        mb(unconfirmed),
+        mb(held)
+    );
+    println!(
+        "peak memory {:.0} MB, with memory_limit = {MEMORY_MB} MB and DuckDB limited to {DUCKDB_MB} MB",
+        peak_kb / 1024.0
+    );
+}
+
+fn create(db: &Db, rows: u64) {
     db.execute(
         "CREATE TABLE t (id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount numeric(12,2), at timestamptz, \
          ok bool, doc jsonb, u uuid, d double precision)",
@@ -229,19 +331,22 @@ fn main() {
     ] {
         db.execute(&statement);
     }
+}
+
+fn main() {
+    let rows: u64 = std::env::var("RHEI_BENCH_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(2_000_000);
+    let cluster = Cluster::start(ClusterOptions::default().conf("max_wal_size = 8GB").conf("autovacuum = off"));
+    let db = cluster.database("bench_backfill");
+    create(&db, rows);
     let folder = temp_dir();
     let spec = Arc::new(spec());
     // Warm the caches of the server.
     copied(&db, false);
     let mut all = Vec::new();
-    all.push(measured("COPY BINARY to nothing", || {
-        copied(&db, false);
-        None
-    }));
+    all.push(measured("COPY BINARY to nothing", || here(|| drop(copied(&db, false)))));
     let chunks: Vec<Vec<RecordBatch>> = copied(&db, true).iter().map(|bytes| decode(&spec, bytes)).collect();
     all.push(measured("DuckDB loads the same Arrow", || {
-        load(&spec, chunks, folder.path().join("load.duckdb"));
-        None
+        here(|| load(&spec, chunks, folder.path().join("load.duckdb")))
     }));
     let rhei = Rhei::new(folder.path())
         .source(db.url())
@@ -250,15 +355,18 @@ fn main() {
     all.push(measured("rhei backfill", || with_rhei(&rhei)));
     if let Ok(extension) = std::env::var("RHEI_POSTGRES_EXTENSION") {
         all.push(measured("DuckDB's postgres extension", || {
-            with_extension(&db, &extension, &folder.path().join("extension.duckdb"));
-            None
+            here(|| with_extension(&db, &extension, &folder.path().join("extension.duckdb")))
         }));
     }
     let size = db.value("SELECT pg_size_pretty(pg_relation_size('t'))");
     println!("{rows} rows, {size} of heap, {WORKERS} workers");
-    for Measured { what, wall, cpu, peak_mb } in &all {
-        let peak = peak_mb.map_or_else(String::new, |peak| format!("   peak {peak:.0} MB"));
-        println!("{what:28} {wall:6.2} s {:9.0} rows/s {cpu:6.2} CPU-s{peak}", rows as f64 / wall);
+    for Measured { what, wall, cpu, client } in &all {
+        let peak = client.peak_mb.map_or_else(String::new, |peak| format!("   peak {peak:.0} MB"));
+        println!(
+            "{what:28} {wall:6.2} s {:9.0} rows/s {cpu:6.2} CPU-s, of which {:5.2} in the client{peak}",
+            rows as f64 / wall,
+            client.cpu
+        );
     }
     let cores = std::thread::available_parallelism().map_or(2.0, |cores| cores.get() as f64);
     let floor = (all[0].cpu + all[1].cpu) / cores;
@@ -272,5 +380,9 @@ fn main() {
             extension.wall / all[2].wall,
             all[2].wall / all[0].wall
         );
+    }
+    if std::env::var_os("RHEI_BENCH_LARGE").is_some() {
+        drop(db);
+        large(&cluster, rows * 10);
     }
 }

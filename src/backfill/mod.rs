@@ -177,6 +177,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             queue: tokio::sync::Mutex::new(queue),
             state: Mutex::new(worker::State::new(left)),
             pace: self.options.rate_limit_bytes.map(Pace::new),
+            batch_bytes: worker::batch_bytes(self.options.memory_limit_bytes, self.options.workers.max(1)),
             stop: self.stop.clone(),
         });
         let control = connect_sql(&self.options.source, "copy control").await?;

@@ -20,7 +20,8 @@ use crate::{
         catalog::{self, quote_identifier, quote_literal, quote_table},
         connect::{SqlClient, connect_sql},
         copy::CopyReader,
-        wire::{CreatedSlot, ReplicationClient},
+        copy_out::CopyClient,
+        wire::{CreatedSlot, ReplicationClient, WireError},
     },
     types::schema_of,
 };
@@ -102,10 +103,20 @@ async fn export(holder: &SqlClient) -> Result<String, EngineError> {
 }
 
 /// A session that sees the snapshot. A holder of it must live until it has imported (trap 11).
-pub async fn import(options: &Options, snapshot: &str, purpose: &str) -> Result<SqlClient, EngineError> {
+async fn import(options: &Options, snapshot: &str, purpose: &str) -> Result<SqlClient, EngineError> {
     let client = connect_sql(&options.source, purpose).await?;
     client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
     client.batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot))).await?;
+    Ok(client)
+}
+
+/// The same for a session that copies.
+pub async fn import_for_copy(options: &Options, snapshot: &str, purpose: &str) -> Result<CopyClient, WireError> {
+    let mut client = CopyClient::connect(&options.source, purpose).await?;
+    let snapshot = quote_literal(snapshot);
+    client
+        .execute(&format!("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT {snapshot}"))
+        .await?;
     Ok(client)
 }
 

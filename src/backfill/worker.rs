@@ -8,26 +8,27 @@ use std::{
 };
 
 use arrow::record_batch::RecordBatch;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::{Copied, snapshot::import};
+use super::{Copied, snapshot::import_for_copy};
 use crate::{
     change::{Nulled, TableSpec},
     engine::{EngineError, Event, Options, with_causes},
-    source::{SourceError, connect::SqlClient, copy::CopyReader},
+    source::{SourceError, copy::CopyReader, copy_out::CopyClient, wire::WireError},
     target::{Loader, TargetError},
     types::schema_of,
 };
 
 /// One row group of DuckDB; a load wants at least two of them.
 const BATCH_ROWS: usize = 122_880;
-/// Wide rows end a batch earlier, so that memory is bounded in bytes.
-const BATCH_BYTES: usize = 32 << 20;
-/// Record batches between the workers and DuckDB.
-const QUEUED_BATCHES: usize = 2;
+/// Wide rows end a batch earlier, so that memory is bounded in bytes; see [`Work::batch_bytes`].
+const MOST_BATCH_BYTES: usize = 32 << 20;
+const FEWEST_BATCH_BYTES: usize = 1 << 20;
+/// Record batches between a worker and DuckDB.
+const QUEUED_BATCHES: usize = 1;
+/// Record batches of one worker: being read, sent, queued, loaded.
+const BATCHES_HELD: usize = QUEUED_BATCHES + 3;
 
 /// How often a chunk is tried before its table is given up.
 const ATTEMPTS: u32 = 5;
@@ -56,7 +57,15 @@ pub(super) struct Work {
     pub queue: tokio::sync::Mutex<VecDeque<Chunk>>,
     pub state: Mutex<State>,
     pub pace: Option<Pace>,
+    /// Bytes of rows, as they come, in one record batch. All batches together are half of the memory that the settings allow;
+    /// the stream has the other half.
+    pub batch_bytes: usize,
     pub stop: CancellationToken,
+}
+
+/// What [`Work::batch_bytes`] is.
+pub(super) fn batch_bytes(memory_limit: usize, workers: usize) -> usize {
+    (memory_limit / 2 / (workers * BATCHES_HELD).max(1)).clamp(FEWEST_BATCH_BYTES, MOST_BATCH_BYTES)
 }
 
 /// How far the tables are.
@@ -137,7 +146,7 @@ pub(super) struct Worker {
     work: Arc<Work>,
     /// Where tables go that are over.
     done: mpsc::UnboundedSender<(usize, Copied)>,
-    client: Option<SqlClient>,
+    client: Option<CopyClient>,
     loader: Option<Loader>,
 }
 
@@ -268,7 +277,7 @@ impl Worker {
             }
         }
         // Put back only when all went well: a transaction that has failed is of no more use.
-        let Some(client) = self.client.take() else { return Ok(Attempt::Cancelled) };
+        let Some(mut client) = self.client.take() else { return Ok(Attempt::Cancelled) };
         let work = Arc::clone(&self.work);
         let (batches, mut pieces) = mpsc::channel::<Piece>(QUEUED_BATCHES);
         let failure = Arc::new(Mutex::new(None));
@@ -296,7 +305,7 @@ impl Worker {
                 }
             }
         });
-        let Some(taken) = self.loader.take() else { return Err(EngineError::TaskLost { what: "a loader" }) };
+        let Some(mut taken) = self.loader.take() else { return Err(EngineError::TaskLost { what: "a loader" }) };
         let table = Arc::clone(&spec);
         let load = tokio::task::spawn_blocking(move || {
             let loaded = taken.load(&table, job, Box::new(stream));
@@ -305,9 +314,9 @@ impl Worker {
         });
         let copied = async {
             // Given back with its locks when the chunk is done: DDL does not wait for the whole copy.
-            client.batch_execute("SAVEPOINT rhei_copy").await?;
-            let nulled = read_chunk(&work, &client, &chunk.query, &spec, &batches).await?;
-            client.batch_execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
+            client.execute("SAVEPOINT rhei_copy").await?;
+            let nulled = read_chunk(&work, &mut client, &chunk.query, &spec, &batches).await?;
+            client.execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
             Ok::<_, SourceError>(nulled)
         };
         let nulled = match copied.await {
@@ -342,7 +351,7 @@ impl Worker {
             Ok(Attempt::Ended(Copied::Failed { reason }))
         } else if is_gone(&error) {
             Ok(Attempt::Ended(Copied::Changed))
-        } else if matches!(error, SourceError::Query(_)) || error.is_transient() {
+        } else if matches!(error, SourceError::Wire(WireError::Server(_))) || error.is_transient() {
             Ok(Attempt::Retry(error))
         } else {
             Err(error.into())
@@ -367,38 +376,36 @@ impl Worker {
 
 async fn read_chunk(
     work: &Work,
-    client: &SqlClient,
+    client: &mut CopyClient,
     query: &str,
     spec: &Arc<TableSpec>,
     batches: &mpsc::Sender<Piece>,
 ) -> Result<Vec<Nulled>, SourceError> {
     let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut reader = CopyReader::new(Arc::clone(spec));
-    let mut stream = Box::pin(client.copy_out(query).await?);
-    let (mut bytes, mut silences) = (0, 0);
+    client.copy_out(query).await?;
+    let mut bytes = 0;
     let board = |rows: usize, bytes: u64| {
         work.options.board.add(spec.oid, rows as u64, bytes);
         let _ = work.options.events.send(Event::CopyProgress);
     };
     loop {
-        let piece = match tokio::time::timeout(SILENCE, stream.next()).await {
-            Ok(Some(piece)) => piece?,
-            Ok(None) => break,
-            Err(_) if silences < SILENCES => {
-                silences += 1;
-                let seconds = SILENCE.as_secs() * u64::from(silences);
-                tracing::warn!(table = %spec.source, seconds, "a chunk is stuck: the source sends nothing of it");
-                continue;
-            }
-            Err(_) => return Err(SourceError::StreamEnded),
+        let mut arrived = 0;
+        let is_more = {
+            let read = client.copied(|piece| {
+                arrived += piece.len();
+                reader.push(piece).map_err(SourceError::from)
+            });
+            patiently(spec, read).await?
         };
-        silences = 0;
-        bytes += piece.len() as u64;
+        bytes += arrived as u64;
         if let Some(pace) = &work.pace {
-            pace.take(piece.len()).await;
+            pace.take(arrived).await;
         }
-        reader.push(&piece)?;
-        if reader.rows() >= BATCH_ROWS || reader.buffered_bytes() >= BATCH_BYTES {
+        if !is_more {
+            break;
+        }
+        if reader.rows() >= BATCH_ROWS || reader.buffered_bytes() >= work.batch_bytes {
             let rows = reader.rows();
             if batches.send(Piece::Rows(reader.take_batch(&schema)?)).await.is_err() {
                 return Ok(Vec::new());
@@ -415,17 +422,28 @@ async fn read_chunk(
     Ok(reader.take_nulled())
 }
 
+/// Waits for the source, and says so when it takes long.
+async fn patiently<R>(spec: &TableSpec, read: impl Future<Output = Result<R, SourceError>>) -> Result<R, SourceError> {
+    let mut read = std::pin::pin!(read);
+    for silences in 1..=SILENCES {
+        if let Ok(done) = tokio::time::timeout(SILENCE, &mut read).await {
+            return done;
+        }
+        let seconds = SILENCE.as_secs() * u64::from(silences);
+        tracing::warn!(table = %spec.source, seconds, "a chunk is stuck: the source sends nothing of it");
+    }
+    Err(WireError::Silent(SILENCE * SILENCES).into())
+}
+
 /// Any session that holds the snapshot will do (trap 11).
-async fn connect(work: &Work, number: usize) -> Result<SqlClient, EngineError> {
+async fn connect(work: &Work, number: usize) -> Result<CopyClient, EngineError> {
     let mut failed = None;
     for snapshot in &work.snapshots {
-        match import(&work.options, snapshot, &format!("copy {}", number)).await {
+        match import_for_copy(&work.options, snapshot, &format!("copy {number}")).await {
             Ok(client) => return Ok(client),
             // The server knows no such snapshot: whoever held it is gone.
-            Err(EngineError::Source(SourceError::Query(error))) if error.as_db_error().is_some() => {
-                failed = Some(EngineError::SnapshotLost);
-            }
-            Err(error) => failed = Some(error),
+            Err(WireError::Server(_)) => failed = Some(EngineError::SnapshotLost),
+            Err(error) => failed = Some(error.into()),
         }
     }
     Err(failed.unwrap_or(EngineError::SnapshotLost))
@@ -433,14 +451,7 @@ async fn connect(work: &Work, number: usize) -> Result<SqlClient, EngineError> {
 
 /// The table, or a column of it, is not there any more.
 fn is_gone(error: &SourceError) -> bool {
-    let SourceError::Query(error) = error else { return false };
-    error.code().is_some_and(|code| {
-        [
-            SqlState::UNDEFINED_TABLE,
-            SqlState::UNDEFINED_COLUMN,
-            SqlState::INVALID_SCHEMA_NAME,
-            SqlState::WRONG_OBJECT_TYPE,
-        ]
-        .contains(code)
-    })
+    let SourceError::Wire(WireError::Server(message)) = error else { return false };
+    // Undefined table, undefined column, invalid schema name, wrong object type.
+    ["42P01", "42703", "3F000", "42809"].contains(&message.code.as_str())
 }

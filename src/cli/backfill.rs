@@ -12,7 +12,7 @@ use crate::{
         attach::{CopyAgain, plain_copy},
         replicate::sync,
     },
-    target::{DuckDb, OlapEngine},
+    target::{Compaction, DuckDb, OlapEngine},
 };
 
 /// Flags of `rhei backfill`.
@@ -85,7 +85,7 @@ pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliEr
     let copied = if args.no_slot {
         let writer = Writer::new(DuckDb::open(&options.target)?);
         let copied = plain_copy(&options, &writer, &stop).await;
-        writer.call(|target| target.tidy(false)).await?;
+        writer.call(|target| target.tidy(Compaction::None)).await?;
         copied.map_err(CliError::from)
     } else {
         sync(&options, again, &stop).await.map(|report| report.in_error).map_err(CliError::from)

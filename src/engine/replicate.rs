@@ -26,7 +26,7 @@ use crate::{
         connect::connect_sql,
         consumer::{PgConsumer, StreamOptions},
     },
-    target::{DuckDb, OlapEngine},
+    target::{Compaction, DuckDb, OlapEngine},
 };
 
 /// What `sync` did.
@@ -79,7 +79,9 @@ pub async fn sync(options: &Options, again: CopyAgain, stop: &CancellationToken)
     let ended = sync_sessions(options, again, stop, goal, &writer, &mut copies).await;
     copies.shutdown().await;
     let report = ended?;
-    writer.call(|target| target.tidy(true)).await?;
+    // What a copy has just written needs none: its last row groups are small, and no more.
+    let compaction = if report.updated + report.deleted > 0 { Compaction::All } else { Compaction::None };
+    writer.call(move |target| target.tidy(compaction)).await?;
     Ok(report)
 }
 
@@ -298,7 +300,7 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     let ended = run_sessions(options, &writer, &mut asked, &mut copies, stop).await;
     copies.shutdown().await;
     ended?;
-    writer.call(|target| target.tidy(false)).await
+    writer.call(|target| target.tidy(Compaction::None)).await
 }
 
 async fn run_sessions<T: OlapEngine + 'static>(
@@ -450,7 +452,7 @@ async fn session<T: OlapEngine + 'static>(
             break Ended::AttachAnew(reason);
         }
         if !is_tidy && idle_since.elapsed() > Duration::from_secs(5) {
-            writer.call(|target| target.tidy(false)).await?;
+            writer.call(|target| target.tidy(Compaction::Some)).await?;
             is_tidy = true;
         }
     };

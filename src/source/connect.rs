@@ -488,6 +488,10 @@ pub(super) const PINNED: [(&str, &str); 13] = [
     ("client_min_messages", "warning"),
 ];
 
+/// A timeout that only newer servers have.
+pub(super) const UNTIMED: &str =
+    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+
 /// A SQL session; its connection ends with it.
 pub struct SqlClient {
     client: tokio_postgres::Client,
@@ -529,10 +533,7 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
     for (name, value) in PINNED {
         pins.push_str(&format!("SET {name} = '{value}'; "));
     }
-    // Newer servers only.
-    pins.push_str(
-        "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'",
-    );
+    pins.push_str(UNTIMED);
     client.batch_execute(&pins).await.map_err(|error| explain(&error, source, &address()))?;
     Ok(client)
 }

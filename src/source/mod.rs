@@ -2,12 +2,13 @@
 //!
 //! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `feedback` is the only writer on that
 //! socket, `pgoutput` reads messages, `consumer` makes change batches of them (`recorded` does so from a file),
-//! `slot` and `catalog` ask and arrange at the source, `copy` reads COPY BINARY.
+//! `slot` and `catalog` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
 
 pub mod catalog;
 pub mod connect;
 pub mod consumer;
 pub mod copy;
+pub mod copy_out;
 pub mod feedback;
 pub mod pgoutput;
 pub mod recorded;

@@ -101,7 +101,7 @@ impl std::fmt::Display for ServerMessage {
 }
 
 impl ServerMessage {
-    fn read(body: &[u8]) -> Self {
+    pub(super) fn read(body: &[u8]) -> Self {
         let mut message = Self::default();
         for field in body.split(|&byte| byte == 0) {
             let Some((&kind, text)) = field.split_first() else { continue };
@@ -140,12 +140,41 @@ impl Default for FrameReader {
 
 impl FrameReader {
     pub fn new(limit: usize) -> Self {
-        Self { buffer: BytesMut::with_capacity(128 << 10), limit }
+        Self { buffer: BytesMut::with_capacity(256 << 10), limit }
+    }
+
+    /// Shows all whole frames to `each`, where they lie, and forgets them. `Ok(true)` from it ends that early.
+    pub(super) fn drain<E: From<WireError>>(
+        &mut self,
+        mut each: impl FnMut(u8, &[u8]) -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        let mut taken = 0;
+        let mut ended = Ok(false);
+        while let Some(rest) = self.buffer.get(taken..) {
+            let (Some(&tag), Some(length)) = (rest.first(), rest.get(1..5).and_then(|rest| rest.first_chunk::<4>()))
+            else {
+                break;
+            };
+            let length = i32::from_be_bytes(*length);
+            let bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
+            let bytes = bytes.ok_or(WireError::BadLength(length))?;
+            if bytes > self.limit {
+                return Err(WireError::TooLong { bytes, limit: self.limit }.into());
+            }
+            let Some(body) = rest.get(5..5 + bytes) else { break };
+            taken += 5 + bytes;
+            ended = each(tag, body);
+            if !matches!(ended, Ok(false)) {
+                break;
+            }
+        }
+        self.buffer.advance(taken);
+        ended
     }
 
     /// Where bytes from the socket go. Asking for more room never moves what is cut already.
     pub fn buffer(&mut self) -> &mut BytesMut {
-        self.buffer.reserve(64 << 10);
+        self.buffer.reserve(128 << 10);
         &mut self.buffer
     }
 
@@ -213,10 +242,17 @@ impl AsyncWrite for Socket {
 
 /// A replication connection that takes commands.
 pub struct ReplicationClient {
-    socket: Socket,
-    frames: FrameReader,
+    pub(super) socket: Socket,
+    pub(super) frames: FrameReader,
     parameters: std::collections::HashMap<String, String>,
     address: String,
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Replication,
+    Sql,
 }
 
 /// Answer of IDENTIFY_SYSTEM.
@@ -242,11 +278,16 @@ pub struct CreatedSlot {
 pub type Row = Vec<Option<String>>;
 
 impl ReplicationClient {
-    /// Tries the addresses in order.
     pub async fn connect(source: &SourceOptions, purpose: &str) -> Result<Self, WireError> {
+        Self::connect_as(source, purpose, Mode::Replication).await
+    }
+
+    /// Tries the addresses in order.
+    pub(super) async fn connect_as(source: &SourceOptions, purpose: &str, mode: Mode) -> Result<Self, WireError> {
         let mut last = None;
         for address in source.addresses() {
-            let attempt = tokio::time::timeout(source.connect_timeout(), Self::connect_to(source, &address, purpose));
+            let attempt =
+                tokio::time::timeout(source.connect_timeout(), Self::connect_to(source, &address, purpose, mode));
             match attempt.await {
                 Ok(Ok(mut client)) => {
                     // Under SQL_ASCII the server cannot convert; invalid bytes would block the slot (trap 74).
@@ -265,7 +306,12 @@ impl ReplicationClient {
         Err(last.unwrap_or_else(|| ConnectError::NoSource.into()))
     }
 
-    async fn connect_to(source: &SourceOptions, address: &Address, purpose: &str) -> Result<Self, WireError> {
+    async fn connect_to(
+        source: &SourceOptions,
+        address: &Address,
+        purpose: &str,
+        mode: Mode,
+    ) -> Result<Self, WireError> {
         let unreachable =
             |error: io::Error| ConnectError::Unreachable { address: address.to_string(), detail: error.to_string() };
         let mut binding = None;
@@ -290,12 +336,12 @@ impl ReplicationClient {
             parameters: std::collections::HashMap::new(),
             address: address.to_string(),
         };
-        client.start_up(source, purpose).await?;
+        client.start_up(source, purpose, mode).await?;
         client.authenticate(source, is_tls, binding).await?;
         Ok(client)
     }
 
-    async fn start_up(&mut self, source: &SourceOptions, purpose: &str) -> Result<(), WireError> {
+    async fn start_up(&mut self, source: &SourceOptions, purpose: &str, mode: Mode) -> Result<(), WireError> {
         let application_name = format!("rhei/{purpose}");
         let mut options = String::new();
         // `row_security` and `search_path` shape queries only, but an exact copy of the SQL sessions is easier to trust.
@@ -307,23 +353,23 @@ impl ReplicationClient {
         let parameters = [
             ("user", source.user()),
             ("database", source.database()),
-            ("replication", "database"),
             ("client_encoding", "UTF8"),
             ("application_name", &application_name),
             ("options", options.trim()),
         ];
-        frontend::startup_message(parameters, &mut out)?;
+        let replication = (mode == Mode::Replication).then_some(("replication", "database"));
+        frontend::startup_message(parameters.into_iter().chain(replication), &mut out)?;
         self.send(&out).await
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.socket.write_all(bytes).await?;
         self.socket.flush().await?;
         Ok(())
     }
 
     /// The next frame that is neither a notice nor a parameter. An error becomes an error.
-    async fn receive(&mut self) -> Result<Frame, WireError> {
+    pub(super) async fn receive(&mut self) -> Result<Frame, WireError> {
         loop {
             let Some(frame) = self.frames.next_frame()? else {
                 if self.socket.read_buf(self.frames.buffer()).await? == 0 {

@@ -14,7 +14,9 @@ use arrow::{
 use duckdb::Connection;
 
 use super::{
-    Applied, DuckDb, RowStream, TableState, TargetError, ddl, jobs, pending,
+    Applied, DuckDb, RowStream, TableState, TargetError,
+    arrow_scan::BatchView,
+    ddl, jobs, pending,
     state::{self, Cycle},
 };
 use crate::{
@@ -352,32 +354,31 @@ fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<()
     Ok(())
 }
 
-/// Appends rows to a table's shadow; the body of [`super::Loader::load`].
-pub(super) fn load(connection: &Connection, spec: &TableSpec, rows: RowStream) -> Result<u64, TargetError> {
-    let shadow = ddl::shadow_of(&spec.target);
+/// Appends rows to a table's shadow; the body of [`super::Loader::load`]. DuckDB reads each batch where it lies.
+pub(super) fn load(
+    connection: &Connection,
+    spec: &TableSpec,
+    rows: RowStream,
+    view: &mut BatchView,
+) -> Result<u64, TargetError> {
     let all: Vec<usize> = (0..spec.columns.len()).collect();
-    let is_direct = spec.columns.iter().all(|column| column.mapping.is_staged_as_it_is());
+    let insert = format!(
+        "INSERT INTO {} ({}) SELECT {} FROM {} s",
+        ddl::table(&ddl::shadow_of(&spec.target)),
+        column_list(spec, &all),
+        stage_values(spec, &all),
+        view.name()
+    );
     let mut loaded = 0;
-    if is_direct {
-        let mut appender = connection.appender_to_catalog_and_db(&shadow.name, ddl::CATALOG, &shadow.schema)?;
-        for batch in rows {
-            let batch = batch.map_err(|source| TargetError::Rows { source })?;
-            loaded += batch.num_rows() as u64;
-            append(&mut appender, &batch)?;
-        }
-        appender.flush()?;
-        return Ok(loaded);
-    }
     for batch in rows {
         let batch = batch.map_err(|source| TargetError::Rows { source })?;
-        loaded += batch.num_rows() as u64;
-        stage(connection, &stage_columns(spec, &all, ""), &[batch])?;
-        connection.execute_batch(&format!(
-            "INSERT INTO {} ({}) SELECT {} FROM {STAGE} s; DROP TABLE {STAGE};",
-            ddl::table(&shadow),
-            column_list(spec, &all),
-            stage_values(spec, &all)
-        ))?;
+        let expected = batch.num_rows() as u64;
+        view.put(batch);
+        let found = connection.execute(&insert, [])? as u64;
+        if found != expected {
+            return Err(TargetError::Diverged { what: "rows to load", expected, found });
+        }
+        loaded += found;
     }
     Ok(loaded)
 }

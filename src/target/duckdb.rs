@@ -7,11 +7,11 @@ use std::{
 };
 
 use arrow::record_batch::RecordBatch;
-use duckdb::{AccessMode, Config, Connection};
+use duckdb::{AccessMode, Connection};
 
 use super::{
-    Applied, Loader, NewCopy, OlapEngine, Pipeline, StoredJob, StoredState, StoredTable, TableState, TargetError,
-    apply, ddl, jobs, pending, state,
+    Applied, Compaction, Loader, NewCopy, OlapEngine, Pipeline, StoredJob, StoredState, StoredTable, TableState,
+    TargetError, apply, arrow_scan::Database, ddl, jobs, pending, state,
 };
 use crate::{
     Checkpoint, Lsn,
@@ -27,9 +27,13 @@ pub struct TargetOptions {
     pub threads: Option<u32>,
 }
 
+/// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s (duckdb.md 1.5).
+const VACUUM_TASKS: u32 = 8;
+
 /// The DuckDB file. Holding it holds the file's lock: one rhei per file.
 pub struct DuckDb {
     pub(super) connection: Connection,
+    database: Arc<Database>,
     path: PathBuf,
     pub(super) pipeline: Option<Pipeline>,
     /// Tables that are being copied, and whether their shadows are loaded.
@@ -51,13 +55,13 @@ impl DuckDb {
         {
             return Err(TargetError::NoFolder { path: path.clone(), folder: folder.to_owned() });
         }
-        let connection = open(path, config(options)?, AccessMode::ReadWrite)?;
-        // Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s
-        // (duckdb.md 1.5).
-        connection.execute_batch("SET GLOBAL checkpoint_threshold = '64MB'; SET GLOBAL max_vacuum_tasks = 8;")?;
+        let (database, connection) = open(options, AccessMode::ReadWrite)?;
+        connection.execute_batch(&format!(
+            "SET GLOBAL checkpoint_threshold = '64MB'; SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS};"
+        ))?;
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        let mut opened = Self { connection, path: path.clone(), pipeline: None, copying: BTreeMap::new() };
+        let mut opened = Self { connection, database, path: path.clone(), pipeline: None, copying: BTreeMap::new() };
         opened.state()?;
         Ok(opened)
     }
@@ -68,7 +72,8 @@ impl DuckDb {
             return Err(TargetError::NoFile { path: path.to_owned() });
         }
         let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
-        state::read(&open(path, config(&options)?, AccessMode::ReadOnly)?)
+        let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
+        state::read(&connection)
     }
 
     /// The jobs in a file, without writing to it; for `jobs`.
@@ -77,7 +82,7 @@ impl DuckDb {
             return Err(TargetError::NoFile { path: path.to_owned() });
         }
         let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
-        let connection = open(path, config(&options)?, AccessMode::ReadOnly)?;
+        let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
         if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
     }
 
@@ -118,22 +123,21 @@ impl DuckDb {
     }
 }
 
-fn config(options: &TargetOptions) -> Result<Config, TargetError> {
-    let mut config =
-        Config::default().with("autoinstall_known_extensions", "false")?.with("autoload_known_extensions", "false")?;
-    if let Some(limit) = &options.duckdb_memory_limit {
-        config = config.max_memory(limit)?;
-    }
-    if let Some(threads) = options.threads {
-        config = config.threads(i64::from(threads))?;
-    }
-    Ok(config)
+/// What DuckDB is told before it starts.
+fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
+    let mut settings =
+        vec![("autoinstall_known_extensions", "false".to_owned()), ("autoload_known_extensions", "false".to_owned())];
+    settings.extend(options.duckdb_memory_limit.clone().map(|limit| ("max_memory", limit)));
+    settings.extend(options.threads.map(|threads| ("threads", threads.to_string())));
+    settings
 }
 
 /// Attaches the file under a name of our own: DuckDB calls a database after its file, and `shop.orders` is ambiguous in
 /// `shop.duckdb`. A new file gets the newest storage version, which VARIANT needs.
-fn open(path: &Path, config: Config, mode: AccessMode) -> Result<Connection, TargetError> {
-    let connection = Connection::open_in_memory_with_flags(config)?;
+fn open(options: &TargetOptions, mode: AccessMode) -> Result<(Arc<Database>, Connection), TargetError> {
+    let path = options.path.as_path();
+    let database = Arc::new(Database::open(&settings(options))?);
+    let connection = database.connect()?;
     let how = match mode {
         AccessMode::ReadOnly => "READ_ONLY",
         _ => "STORAGE_VERSION 'latest'",
@@ -141,7 +145,7 @@ fn open(path: &Path, config: Config, mode: AccessMode) -> Result<Connection, Tar
     let file = ddl::literal(&path.display().to_string());
     let attached =
         connection.execute_batch(&format!("ATTACH {file} AS {} ({how}); USE {};", ddl::CATALOG, ddl::CATALOG));
-    attached.map(|()| connection).map_err(|source| {
+    attached.map(|()| (database, connection)).map_err(|source| {
         let text = source.to_string();
         let path = path.to_owned();
         if text.contains("Could not set lock") {
@@ -310,7 +314,7 @@ impl OlapEngine for DuckDb {
         let connection = self.connection.try_clone()?;
         connection.execute_batch(&format!("USE {}", ddl::CATALOG))?;
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        Ok(Loader::new(connection))
+        Ok(Loader::new(connection, Arc::clone(&self.database)))
     }
 
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
@@ -322,15 +326,17 @@ impl OlapEngine for DuckDb {
         Ok(applied)
     }
 
-    fn tidy(&mut self, idle: bool) -> Result<(), TargetError> {
-        if idle {
-            // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing (duckdb.md 1.5).
-            self.connection.execute_batch("SET GLOBAL max_vacuum_tasks = 100")?;
-        }
+    fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError> {
+        // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing (duckdb.md 1.5).
+        let tasks = match compaction {
+            Compaction::None => 0,
+            Compaction::Some => VACUUM_TASKS,
+            Compaction::All => 100,
+        };
+        let allow = |tasks: u32| format!("SET GLOBAL max_vacuum_tasks = {tasks}");
+        self.connection.execute_batch(&allow(tasks))?;
         let tidied = self.connection.execute_batch("CHECKPOINT");
-        if idle {
-            self.connection.execute_batch("SET GLOBAL max_vacuum_tasks = 8")?;
-        }
+        self.connection.execute_batch(&allow(VACUUM_TASKS))?;
         match tidied {
             // An older reader's snapshot, or a writer; the next one will do.
             Err(error) if error.to_string().contains("Cannot CHECKPOINT") => {

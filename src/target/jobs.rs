@@ -3,13 +3,22 @@
 //! A job is written before it is begun, and is `done` in the very transaction that holds what it did, so that no piece of
 //! work is lost or done twice without a trace. Rows are replaced by DELETE and INSERT, never updated.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use duckdb::{Connection, params};
 use serde::Serialize;
 
-use super::{RowStream, TargetError, apply};
-use crate::{Lsn, change::TableSpec};
+use super::{
+    RowStream, TargetError, apply,
+    arrow_scan::{BatchView, Database},
+};
+use crate::{Lsn, change::TableSpec, types::schema_of};
 
 /// A job that is to be written.
 #[derive(Debug, Clone)]
@@ -143,11 +152,28 @@ fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, TargetError> 
 /// append to one table at a time.
 pub struct Loader {
     connection: Connection,
+    database: Arc<Database>,
+    /// Of the table that was loaded last.
+    view: Option<(Arc<TableSpec>, BatchView)>,
 }
 
 impl Loader {
-    pub(super) fn new(connection: Connection) -> Self {
-        Self { connection }
+    pub(super) fn new(connection: Connection, database: Arc<Database>) -> Self {
+        Self { connection, database, view: None }
+    }
+
+    /// A view of batches of the table. Made before the transaction that loads them, since one transaction writes to one
+    /// database only.
+    fn view_of(&mut self, table: &Arc<TableSpec>) -> Result<BatchView, TargetError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        if let Some((of, view)) = self.view.take()
+            && Arc::ptr_eq(&of, table)
+        {
+            return Ok(view);
+        }
+        let schema = schema_of(table.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+        let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        Ok(BatchView::new(&self.database, &name, schema)?)
     }
 
     fn transaction<R>(&self, work: impl FnOnce(&Connection) -> Result<R, TargetError>) -> Result<R, TargetError> {
@@ -200,12 +226,13 @@ impl Loader {
     ///
     /// # Errors
     /// Also when the job was cancelled, or is while it is loaded: its shadow is another one then.
-    pub fn load(&self, table: &TableSpec, job: u64, rows: RowStream) -> Result<u64, TargetError> {
-        self.transaction(|connection| {
+    pub fn load(&mut self, table: &Arc<TableSpec>, job: u64, rows: RowStream) -> Result<u64, TargetError> {
+        let mut view = self.view_of(table)?;
+        let loaded = self.transaction(|connection| {
             if is_cancelled(connection, job)? {
                 return Err(TargetError::Cancelled);
             }
-            let loaded = apply::load(connection, table, rows)?;
+            let loaded = apply::load(connection, table, rows, &mut view)?;
             change(
                 connection,
                 job,
@@ -213,7 +240,9 @@ impl Loader {
                 &[&loaded],
             )?;
             Ok(loaded)
-        })
+        });
+        self.view = Some((Arc::clone(table), view));
+        loaded
     }
 
     /// A job could not be done, this time (`pending`) or for good (`failed`, `cancelled`).

@@ -1,10 +1,11 @@
 //! DuckDB: transactions, apply, state.
 //!
-//! `duckdb` opens and locks the file and holds the one writer, `apply` turns a change batch into statements, `ddl` is
+//! `duckdb` opens and locks the file and holds the one writer, `arrow_scan` has it read Arrow in place, `apply` turns a change batch into statements, `ddl` is
 //! the only place that quotes the target's identifiers, `state`, `jobs` and `pending` (changes of tables that are still
 //! being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
+mod arrow_scan;
 pub mod ddl;
 pub mod duckdb;
 pub mod jobs;
@@ -80,9 +81,17 @@ pub trait OlapEngine: Send {
     /// marks the batch's failed tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
 
-    /// Writes DuckDB's write-ahead log into the file, and compacts when `idle`. May be refused by an old reader;
-    /// that is no error.
-    fn tidy(&mut self, idle: bool) -> Result<(), TargetError>;
+    /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no error.
+    fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError>;
+}
+
+/// How much of what deletes left behind is tidied up, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compaction {
+    None,
+    /// Some row groups; the commit that does it stays short.
+    Some,
+    All,
 }
 
 /// A copy that is to begin, or to go on.
@@ -260,6 +269,8 @@ pub enum TargetError {
     NotADatabase { path: PathBuf },
     #[error("target {} cannot be written\nhint: check the permissions of the file and its folder", .path.display())]
     NotWritable { path: PathBuf },
+    #[error(transparent)]
+    Raw(#[from] arrow_scan::RawError),
     #[error("cannot open target {}", .path.display())]
     Open { path: PathBuf, source: ::duckdb::Error },
     #[error(

@@ -378,13 +378,15 @@ impl Mapping {
     /// The Arrow field under which values are staged.
     pub fn field(&self, name: &str) -> Field {
         let field = Field::new(name, self.arrow_type(), true);
-        match self.kind {
+        let extension = match &self.kind {
             // Without it a UUID would arrive as BLOB (trap 77).
-            Kind::Uuid => {
-                field.with_metadata(HashMap::from([("ARROW:extension:name".to_owned(), "arrow.uuid".to_owned())]))
-            }
-            _ => field,
-        }
+            Kind::Uuid => "arrow.uuid",
+            // It was JSON at the source, so DuckDB need not parse it to believe it.
+            Kind::Cast { from } if from == "JSON" => "arrow.json",
+            Kind::Text | Kind::Jsonb if self.target_type == "JSON" => "arrow.json",
+            _ => return field,
+        };
+        field.with_metadata(HashMap::from([("ARROW:extension:name".to_owned(), extension.to_owned())]))
     }
 
     /// Whether a staged value is the target's value as it is.

@@ -1,0 +1,79 @@
+//! COPY .. TO STDOUT on our own wire: tokio-postgres hands over row by row, with an allocation and a wake-up each.
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use tokio::io::AsyncReadExt;
+
+use super::{
+    connect::{SourceOptions, UNTIMED},
+    wire::{Frame, Mode, ReplicationClient, ServerMessage, WireError},
+};
+
+/// An ordinary session, for COPY: rows are read where the socket put them. Not cancel-safe: one that was dropped on the way
+/// is of no more use.
+pub struct CopyClient(ReplicationClient);
+
+impl CopyClient {
+    pub async fn connect(source: &SourceOptions, purpose: &str) -> Result<Self, WireError> {
+        let mut client = ReplicationClient::connect_as(source, purpose, Mode::Sql).await?;
+        client.simple_query(UNTIMED).await?;
+        Ok(Self(client))
+    }
+
+    /// Runs statements whose results do not matter.
+    pub async fn execute(&mut self, sql: &str) -> Result<(), WireError> {
+        self.0.simple_query(sql).await.map(|_| ())
+    }
+
+    /// Begins a COPY .. TO STDOUT.
+    pub async fn copy_out(&mut self, query: &str) -> Result<(), WireError> {
+        let mut out = BytesMut::new();
+        frontend::query(query, &mut out)?;
+        self.0.send(&out).await?;
+        match self.0.receive().await {
+            Ok(Frame { tag: b'H', .. }) => Ok(()),
+            Ok(Frame { tag, .. }) => Err(WireError::Unexpected { tag, during: "copying" }),
+            Err(error) => {
+                self.until_ready().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Shows what has arrived of the copy to `each`, and waits when nothing has. `false`: that was all of it.
+    ///
+    /// # Errors
+    /// Also those of `each`; the session is of no more use then.
+    pub async fn copied<E: From<WireError>>(
+        &mut self,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let mut is_done = false;
+        let mut show = |tag: u8, body: &[u8]| match tag {
+            b'd' => each(body).map(|()| false),
+            // CopyDone is followed by CommandComplete and ReadyForQuery.
+            b'c' | b'C' => Ok(false),
+            b'Z' => {
+                is_done = true;
+                Ok(true)
+            }
+            b'E' => Err(WireError::Server(ServerMessage::read(body)).into()),
+            b'N' | b'S' => Ok(false),
+            tag => Err(WireError::Unexpected { tag, during: "copying" }.into()),
+        };
+        if self.0.frames.drain(&mut show)? {
+            return Ok(false);
+        }
+        let read = self.0.socket.read_buf(self.0.frames.buffer()).await.map_err(WireError::from)?;
+        if read == 0 {
+            return Err(WireError::Closed.into());
+        }
+        self.0.frames.drain(&mut show)?;
+        Ok(!is_done)
+    }
+
+    async fn until_ready(&mut self) -> Result<(), WireError> {
+        while self.0.receive().await?.tag != b'Z' {}
+        Ok(())
+    }
+}
