@@ -192,7 +192,7 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
     let new = |_: &Vec<RecordBatch>| NewJob { kind: "copy_chunk", payload: serde_json::json!({}), priority: 0 };
     let jobs = chunks.iter().map(new).collect();
     let mut jobs = target.begin_copies(&[NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs }]).unwrap();
-    let jobs = jobs.remove(0);
+    let jobs = jobs.remove(0).unwrap();
     let queue: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(jobs.into_iter().zip(chunks).collect()));
     let threads: Vec<_> = (0..WORKERS)
         .map(|_| {

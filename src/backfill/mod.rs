@@ -121,12 +121,20 @@ pub async fn run<T: OlapEngine + 'static>(
     if round.hold_first {
         round.hold.set(Lsn(1));
     }
-    let snapshot = match (round.is_plain, round.first) {
-        (true, _) => Snapshot::plain(options).await?,
-        (false, Some(first)) => Snapshot::of_slot(options, first, None).await?,
-        (false, None) => Snapshot::of_temporary_slot(options, &round.hold).await?,
+    let prepare = async {
+        let snapshot = match (round.is_plain, round.first) {
+            (true, _) => Snapshot::plain(options).await?,
+            (false, Some(first)) => Snapshot::of_slot(options, first, false, &round.hold).await?,
+            (false, None) => Snapshot::of_temporary_slot(options, &round.hold).await?,
+        };
+        let planned = plan::plan(options, writer, &snapshot, round.wanted.as_ref(), round.is_plain).await?;
+        Ok::<_, EngineError>((snapshot, planned))
     };
-    let (tables, refused) = plan::plan(options, writer, &snapshot, round.wanted.as_ref(), round.is_plain).await?;
+    let (snapshot, (tables, refused)) = tokio::select! {
+        // Making a slot may wait for hours.
+        () = round.stop.cancelled() => return Ok(()),
+        prepared = prepare => prepared?,
+    };
     let (adopted, is_adopted) = oneshot::channel();
     let planned =
         Told::Planned { lsn: snapshot.lsn, tables: tables.clone(), refused, holder: snapshot.holder(), adopted };
@@ -142,7 +150,11 @@ pub async fn run<T: OlapEngine + 'static>(
         return Ok(());
     }
     let copy = Copy { options, writer, snapshot, tables, is_plain: round.is_plain, told: round.told, stop: round.stop };
-    copy.run().await
+    let ended = copy.run().await;
+    for (table, _) in &copy.tables {
+        options.board.end(table.spec.oid);
+    }
+    ended
 }
 
 struct Copy<'a, T> {
@@ -158,7 +170,7 @@ struct Copy<'a, T> {
 
 impl<T: OlapEngine + 'static> Copy<'_, T> {
     /// All workers take chunks from one queue, those of small tables first.
-    async fn run(self) -> Result<(), EngineError> {
+    async fn run(&self) -> Result<(), EngineError> {
         let mut queue: Vec<(i32, Chunk)> = Vec::new();
         for (at, (table, ids)) in self.tables.iter().enumerate() {
             self.options.board.begin(&table.spec, table.source.estimated_rows, table.ranges.len(), table.done_rows);
@@ -223,9 +235,6 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         while let Some(ended) = workers.join_next().await {
             let lost = |_| EngineError::TaskLost { what: "a copy worker" };
             others = others.and(ended.map_err(lost).and_then(|ended| ended));
-        }
-        for (table, _) in &self.tables {
-            self.options.board.end(table.spec.oid);
         }
         ended.and(others)
     }

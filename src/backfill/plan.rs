@@ -122,6 +122,9 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
     let (mut planned, mut refused) = (Vec::new(), Vec::new());
     let mut chosen: Vec<SourceTable> =
         published.into_iter().filter(|table| wanted.is_none_or(|wanted| wanted.contains(&table.oid))).collect();
+    // A TRUNCATE may have ended a copy since it was asked for.
+    let is_whole = |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
+    chosen.retain(|table| is_plain || !stored.get(&table.oid).is_some_and(is_whole));
     chosen.sort_by_key(|table| {
         let priority = table_settings(options, &table.name).copy_priority;
         (std::cmp::Reverse(priority), table.size_bytes)

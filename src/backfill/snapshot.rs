@@ -44,17 +44,20 @@ pub struct Snapshot {
 impl Snapshot {
     /// The snapshot that came with a slot. The slot's connection is of no more use then, and goes, and with it a temporary
     /// slot: it would keep WAL for as long as the copy takes.
-    pub async fn of_slot(options: &Options, first: FirstSlot, hold: Option<&Hold>) -> Result<Self, EngineError> {
+    pub async fn of_slot(
+        options: &Options,
+        first: FirstSlot,
+        is_temporary: bool,
+        hold: &Hold,
+    ) -> Result<Self, EngineError> {
         let FirstSlot { mut replication, created } = first;
         let lsn = created.consistent_point;
-        if let Some(hold) = hold {
-            hold.set(lsn);
-        }
+        hold.set(lsn);
         let Some(exported) = &created.snapshot else {
             return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
         };
         let snapshot = Self::held(options, lsn, exported).await?;
-        if hold.is_some() {
+        if is_temporary {
             replication.drop_slot(&created.name).await?;
         }
         Ok(snapshot)
@@ -71,7 +74,7 @@ impl Snapshot {
         let control = connect_sql(&options.source, "copy control").await?;
         let mut replication = ReplicationClient::connect(&options.source, "copy").await?;
         let created = create_slot(options, &control, &mut replication, &name, true).await?;
-        Self::of_slot(options, FirstSlot { replication, created }, Some(hold)).await
+        Self::of_slot(options, FirstSlot { replication, created }, true, hold).await
     }
 
     /// An ordinary one, which no place in the WAL belongs to. A standby can give it too.
@@ -85,7 +88,13 @@ impl Snapshot {
     async fn held(options: &Options, lsn: Lsn, exported: &str) -> Result<Self, EngineError> {
         let (mut ids, mut holders) = (Vec::new(), Vec::new());
         for _ in 0..2 {
-            let holder = import(options, exported, "snapshot").await?;
+            let holder = match import(options, exported, "snapshot").await {
+                // Whoever exported it is gone.
+                Err(EngineError::Source(SourceError::Query(error))) if error.as_db_error().is_some() => {
+                    return Err(EngineError::SnapshotLost);
+                }
+                holder => holder?,
+            };
             ids.push(export(&holder).await?);
             holders.push(Arc::new(holder));
         }

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use arrow::record_batch::RecordBatch;
-use tokio::sync::mpsc;
+use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{Copied, snapshot::import_for_copy};
@@ -25,10 +25,8 @@ const BATCH_ROWS: usize = 122_880;
 /// Wide rows end a batch earlier, so that memory is bounded in bytes; see [`Work::batch_bytes`].
 const MOST_BATCH_BYTES: usize = 32 << 20;
 const FEWEST_BATCH_BYTES: usize = 1 << 20;
-/// Record batches between a worker and DuckDB.
-const QUEUED_BATCHES: usize = 1;
-/// Record batches of one worker: being read, sent, queued, loaded.
-const BATCHES_HELD: usize = QUEUED_BATCHES + 3;
+/// Record batches of one worker: one is read while the other is loaded.
+const BATCHES_HELD: usize = 2;
 
 /// How often a chunk is tried before its table is given up.
 const ATTEMPTS: u32 = 5;
@@ -123,6 +121,24 @@ enum Piece {
     /// That was all of it. Without this the chunk is not whole.
     End,
     Failed(SourceError),
+}
+
+/// The way of record batches to the load.
+struct Batches {
+    send: mpsc::Sender<Piece>,
+    /// For one batch that is not loaded.
+    room: Arc<Semaphore>,
+}
+
+impl Batches {
+    /// Hands over what was read, once the load is ready for it. `false`: it has ended by itself.
+    async fn put(&self, reader: &mut CopyReader, schema: &SchemaRef) -> Result<bool, SourceError> {
+        tokio::select! {
+            room = self.room.acquire() => room.map(tokio::sync::SemaphorePermit::forget).unwrap_or_default(),
+            () = self.send.closed() => return Ok(false),
+        }
+        Ok(self.send.send(Piece::Rows(reader.take_batch(schema)?)).await.is_ok())
+    }
 }
 
 /// What came of one attempt at a chunk.
@@ -279,13 +295,20 @@ impl Worker {
         // Put back only when all went well: a transaction that has failed is of no more use.
         let Some(mut client) = self.client.take() else { return Ok(Attempt::Cancelled) };
         let work = Arc::clone(&self.work);
-        let (batches, mut pieces) = mpsc::channel::<Piece>(QUEUED_BATCHES);
+        let (send, mut pieces) = mpsc::channel::<Piece>(1);
+        let batches = Batches { send, room: Arc::new(Semaphore::new(1)) };
+        let room = Arc::clone(&batches.room);
+        let mut is_first = true;
         let failure = Arc::new(Mutex::new(None));
         let seen = Arc::clone(&failure);
         let mut is_over = false;
         let stream = std::iter::from_fn(move || {
             if is_over {
                 return None;
+            }
+            // The batch before this one is loaded.
+            if !std::mem::take(&mut is_first) {
+                room.add_permits(1);
             }
             match pieces.blocking_recv() {
                 Some(Piece::Rows(batch)) => Some(Ok(batch)),
@@ -321,12 +344,12 @@ impl Worker {
         };
         let nulled = match copied.await {
             Ok(nulled) => {
-                let _ = batches.send(Piece::End).await;
+                let _ = batches.send.send(Piece::End).await;
                 nulled
             }
             Err(error) => {
                 // Ends the load, and with it the transaction; nobody listens only when the load has failed by itself.
-                let _ = batches.send(Piece::Failed(error)).await;
+                let _ = batches.send.send(Piece::Failed(error)).await;
                 Vec::new()
             }
         };
@@ -379,11 +402,12 @@ async fn read_chunk(
     client: &mut CopyClient,
     query: &str,
     spec: &Arc<TableSpec>,
-    batches: &mpsc::Sender<Piece>,
+    batches: &Batches,
 ) -> Result<Vec<Nulled>, SourceError> {
     let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut reader = CopyReader::new(Arc::clone(spec));
-    client.copy_out(query).await?;
+    // Waits for the table's lock.
+    patiently(spec, async { Ok(client.copy_out(query).await?) }).await?;
     let mut bytes = 0;
     let board = |rows: usize, bytes: u64| {
         work.options.board.add(spec.oid, rows as u64, bytes);
@@ -407,7 +431,7 @@ async fn read_chunk(
         }
         if reader.rows() >= BATCH_ROWS || reader.buffered_bytes() >= work.batch_bytes {
             let rows = reader.rows();
-            if batches.send(Piece::Rows(reader.take_batch(&schema)?)).await.is_err() {
+            if !batches.put(&mut reader, &schema).await? {
                 return Ok(Vec::new());
             }
             board(rows, std::mem::take(&mut bytes));
@@ -416,7 +440,7 @@ async fn read_chunk(
     // Without the trailer the copy was cut short.
     reader.finish()?;
     let rows = reader.rows();
-    if rows > 0 && batches.send(Piece::Rows(reader.take_batch(&schema)?)).await.is_ok() {
+    if rows > 0 && batches.put(&mut reader, &schema).await? {
         board(rows, bytes);
     }
     Ok(reader.take_nulled())

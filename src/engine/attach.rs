@@ -248,7 +248,7 @@ async fn resume<T: OlapEngine + 'static>(
                 // A shadow has the name and the columns that it was begun with.
                 let is_renamed =
                     stored.source != table.name || targets.get(&table.oid).is_some_and(|name| *name != stored.target);
-                let is_other = is_renamed || wants_another_copy(options, table, stored, &types);
+                let is_other = is_asked || is_renamed || wants_another_copy(options, table, stored, &types);
                 if is_other {
                     abandoned.insert(table.oid);
                 }
@@ -474,6 +474,16 @@ async fn create<T: OlapEngine + 'static>(
     Ok(Attached { first: Some(first), ..attached })
 }
 
+/// Whoever tells something is not kept waiting when nobody listens any more.
+struct Closing<'a>(&'a mut mpsc::Receiver<Told>);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+        while self.0.try_recv().is_ok() {}
+    }
+}
+
 /// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it. Returns the tables
 /// that cannot be copied, with their reasons.
 pub async fn plain_copy<T: OlapEngine + 'static>(
@@ -515,14 +525,15 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     let mut specs: BTreeMap<u32, Arc<TableSpec>> = BTreeMap::new();
     let mut changed = 0;
     let follow = async {
-        while let Some(told) = told.recv().await {
+        let told = Closing(&mut told);
+        while let Some(told) = told.0.recv().await {
             match told {
                 Told::Planned { tables, refused, adopted, .. } => {
                     save(writer, &pipeline, refused).await?;
                     let new: Vec<_> = tables.iter().map(Planned::new_copy).collect();
                     specs.extend(tables.into_iter().map(|table| (table.spec.oid, table.spec)));
                     let ids = writer.call(move |target| target.begin_copies(&new)).await?;
-                    let _ = adopted.send(ids.into_iter().map(Some).collect());
+                    let _ = adopted.send(ids.into_iter().map(Result::ok).collect());
                 }
                 Told::Copied { oid, copied: Copied::Done, .. } => {
                     let Some(spec) = specs.get(&oid).cloned() else { continue };

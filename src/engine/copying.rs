@@ -3,7 +3,10 @@
 //! A round tells what it has done ([`News`]), and whoever follows the stream acts upon it between two batches
 //! ([`super::SyncEngine::tend`]).
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -12,13 +15,17 @@ use super::{EngineError, Options, Writer, with_causes};
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
     source::Hold,
-    target::{OlapEngine, TableState},
+    target::OlapEngine,
 };
 
 /// After so many rounds in a row that came too late for a table, the stream is held before the next one begins.
 const RACES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A round that went well for so long has not failed in a row with the one before.
+const CALM: Duration = Duration::from_secs(60);
+/// How often the copy of one table begins anew because it did not fit or the table changed.
+const ANEW: u32 = 10;
 /// How long a stop waits for chunks that have begun.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -29,25 +36,6 @@ pub enum News {
     Over {
         unfinished: BTreeSet<u32>,
     },
-}
-
-impl News {
-    /// Tables that cannot be copied, with their reasons.
-    pub fn failures(&self) -> Vec<(String, String)> {
-        match self {
-            Self::Told(Told::Planned { refused, .. }) => {
-                let refused = refused.iter().filter_map(|table| match &table.state {
-                    TableState::Error(reason) => Some((table.source.to_string(), reason.clone())),
-                    _ => None,
-                });
-                refused.collect()
-            }
-            Self::Told(Told::Copied { table, copied: Copied::Failed { reason }, .. }) => {
-                vec![(table.to_string(), reason.clone())]
-            }
-            _ => Vec::new(),
-        }
-    }
 }
 
 /// The tables that have to be copied, and the round that copies some of them.
@@ -61,6 +49,8 @@ pub struct Copies<T> {
     /// Rounds in a row that came too late for a table.
     races: u32,
     failures: u32,
+    /// By table.
+    begun_anew: BTreeMap<u32, u32>,
     /// How often in a row a round may fail before that is an error.
     patience: u32,
     not_before: Option<Instant>,
@@ -75,6 +65,7 @@ struct Running {
     asked: BTreeSet<u32>,
     /// Those that were adopted and are not done.
     tables: BTreeSet<u32>,
+    began: Instant,
 }
 
 impl<T: OlapEngine + 'static> Copies<T> {
@@ -89,6 +80,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
             running: None,
             races: 0,
             failures: 0,
+            begun_anew: BTreeMap::new(),
             patience,
             not_before: None,
             is_paused: false,
@@ -148,14 +140,32 @@ impl<T: OlapEngine + 'static> Copies<T> {
         }
         self.wanted.extend(too_late);
         self.races = if too_late.is_empty() { 0 } else { self.races + 1 };
-        self.failures = 0;
         if let Some(running) = &mut self.running {
             running.tables.extend(adopted);
         }
     }
 
+    /// What the round was begun for.
+    pub fn asked(&self) -> BTreeSet<u32> {
+        self.running.as_ref().map(|running| running.asked.clone()).unwrap_or_default()
+    }
+
+    /// The copy of a table came to nothing, and has to begin anew. `false`: too often.
+    pub fn begin_anew(&mut self, oid: u32) -> bool {
+        let count = self.begun_anew.entry(oid).or_default();
+        *count += 1;
+        let is_wanted = *count <= ANEW;
+        if is_wanted {
+            self.wanted.insert(oid);
+        }
+        is_wanted
+    }
+
     /// The table is done, or failed.
-    pub fn done(&mut self, oid: u32) {
+    pub fn done(&mut self, oid: u32, copied: &Copied) {
+        if *copied == Copied::Done {
+            self.failures = 0;
+        }
         if let Some(running) = &mut self.running {
             running.tables.remove(&oid);
         }
@@ -175,7 +185,14 @@ impl<T: OlapEngine + 'static> Copies<T> {
         };
         let (options, writer) = (self.options.clone(), self.writer.clone());
         let task = tokio::spawn(async move { backfill::run(&options, &writer, round).await });
-        self.running = Some(Running { task, told, stop, asked: self.wanted.clone(), tables: BTreeSet::new() });
+        self.running = Some(Running {
+            task,
+            told,
+            stop,
+            asked: self.wanted.clone(),
+            tables: BTreeSet::new(),
+            began: Instant::now(),
+        });
     }
 
     /// Begins a round when one is due, and waits for news of it; forever when there is nothing to copy. May be dropped at
@@ -200,8 +217,14 @@ impl<T: OlapEngine + 'static> Copies<T> {
                 return Ok(News::Told(told));
             }
             let ended = (&mut running.task).await.unwrap_or(Err(EngineError::TaskLost { what: "a copy" }));
-            let unfinished = self.running.take().map(|running| running.tables).unwrap_or_default();
+            let (unfinished, lasted) = match self.running.take() {
+                Some(running) => (running.tables, running.began.elapsed()),
+                None => (BTreeSet::new(), Duration::ZERO),
+            };
             if let Err(error) = ended {
+                if lasted > CALM {
+                    self.failures = 0;
+                }
                 self.failures += 1;
                 if !error.is_transient() || self.failures > self.patience {
                     return Err(error);

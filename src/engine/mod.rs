@@ -37,7 +37,7 @@ use crate::{
         BatchLimits, CdcConsumer, Delivery, SourceError,
         connect::{SourceOptions, SqlClient},
     },
-    target::{Applied, OlapEngine, StoredTable, TargetError, duckdb::TargetOptions},
+    target::{Applied, OlapEngine, StoredTable, TableState, TargetError, duckdb::TargetOptions},
 };
 
 /// What a pipeline needs to know of the settings.
@@ -235,6 +235,7 @@ pub struct SyncEngine<C, T> {
     copying: BTreeMap<u32, Arc<TableSpec>>,
     /// Tables whose shadows are whole; what changed meanwhile is merged once the checkpoint is at their `copy_lsn`.
     catching_up: BTreeMap<u32, Arc<TableSpec>>,
+    not_copied: Vec<(String, String)>,
     /// Tables that DuckDB refused to go on with; their changes are dropped until they are copied again.
     paused: BTreeSet<u32>,
     limits: BatchLimits,
@@ -290,6 +291,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             checkpoint,
             copying: BTreeMap::new(),
             catching_up: BTreeMap::new(),
+            not_copied: Vec::new(),
             paused: BTreeSet::new(),
             limits,
             last_saved: Instant::now(),
@@ -497,6 +499,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.has_shapes
     }
 
+    /// Tables that cannot be copied, with their reasons, since the last call.
+    pub fn take_not_copied(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.not_copied)
+    }
+
     /// What was looked at waits for the stream.
     pub fn is_looking(&self) -> bool {
         self.look.is_some()
@@ -580,11 +587,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                             .find(|table| table.oid == oid)
                     });
                     let Some(table) = failed else { return Err(error.into()) };
-                    let reason = format!(
-                        "{}; copy it again with `rhei backfill --table {} --force`",
-                        with_causes(&error),
-                        table.source
-                    );
+                    let reason = format!("{}; {}", with_causes(&error), copy_it(table));
                     let (oid, table) = (table.oid, table.source.clone());
                     // A copy that is on its way is begun again; one that was whole is for the operator to look at.
                     let is_copied = self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
@@ -614,7 +617,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         !self.copying.is_empty() || !self.catching_up.is_empty()
     }
 
-    /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach anew.
+    /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach anew. Cycles that had
+    /// to be run for it are added to `cycles`.
     ///
     /// # Errors
     /// Whatever the source and the target say. The round is begun again by the next session.
@@ -623,6 +627,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         news: News,
         copies: &mut Copies<T>,
         stop: &CancellationToken,
+        cycles: &mut Vec<CycleReport>,
     ) -> Result<Option<String>, EngineError> {
         match news {
             News::Told(Told::Planned { lsn, tables, refused, holder, adopted }) => {
@@ -630,8 +635,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 while tables.iter().any(|table| table.is_resumed) && self.checkpoint.lsn < reachable_target(lsn) {
                     let linger = Duration::from_millis(20);
                     let report = self.sync_once(CycleOptions { linger, hurry: true, save_idle: true }, stop).await?;
-                    if report.is_stopped || report.attach_anew.is_some() {
-                        return Ok(report.attach_anew);
+                    let (is_stopped, attach_anew) = (report.is_stopped, report.attach_anew.clone());
+                    cycles.push(report);
+                    if is_stopped || attach_anew.is_some() {
+                        return Ok(attach_anew);
                     }
                 }
                 let ids = self.adopt(lsn, &tables, refused, &holder, copies).await?;
@@ -639,7 +646,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 let _ = adopted.send(ids);
             }
             News::Told(Told::Copied { oid, copied, .. }) => {
-                copies.done(oid);
+                copies.done(oid, &copied);
                 let Some(spec) = self.copying.remove(&oid) else { return Ok(None) };
                 match copied {
                     Copied::Done => {
@@ -647,18 +654,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         match self.target.call(move |target| target.finish_load(&loaded)).await {
                             Ok(()) => drop(self.catching_up.insert(oid, spec)),
                             Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
-                                tracing::warn!(table = %spec.source, error = %error, "the copy does not fit; it begins anew");
-                                self.give_up_copy(&spec, None).await?;
-                                copies.want([oid]);
+                                self.begin_anew(&spec, copies, &error.to_string()).await?;
                             }
                             Err(error) => return Err(error),
                         }
                     }
                     Copied::Failed { reason } => self.give_up_copy(&spec, Some(reason)).await?,
-                    Copied::Changed => {
-                        self.give_up_copy(&spec, None).await?;
-                        copies.want([oid]);
-                    }
+                    Copied::Changed => self.begin_anew(&spec, copies, "it changed while it was copied").await?,
                 }
             }
             News::Over { unfinished } => {
@@ -692,12 +694,26 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     self.give_up_copy(&table.spec, None).await?;
                     too_late.insert(oid);
                 }
+            } else if !self.catching_up.contains_key(&oid) {
+                // Its shadow went while the round waited.
+                too_late.insert(oid);
+            }
+        }
+        // Gone from the source or its publication: the catalogs will say so, and nobody is at its copy.
+        let is_planned =
+            |oid: u32| tables.iter().any(|table| table.spec.oid == oid) || refused.iter().any(|row| row.oid == oid);
+        for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
+            if let Some(spec) = self.copying.get(&oid).cloned() {
+                self.give_up_copy(&spec, None).await?;
             }
         }
         let begun: Vec<_> = tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
         let new: Vec<_> = begun.iter().map(|table| table.new_copy()).collect();
         for row in &refused {
             self.unfollow(row.oid);
+            if let TableState::Error(reason) = &row.state {
+                self.not_copied.push((row.source.to_string(), reason.clone()));
+            }
         }
         let ids = self
             .target
@@ -706,8 +722,16 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 target.begin_copies(&new)
             })
             .await?;
-        for table in begun.iter().filter(|table| !table.is_resumed) {
+        for (table, begun) in begun.iter().zip(&ids).filter(|(table, _)| !table.is_resumed) {
             let spec = &table.spec;
+            if let Err(reason) = begun {
+                adopted.remove(&spec.oid);
+                self.unfollow(spec.oid);
+                let event = Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() };
+                let _ = self.events.send(event);
+                self.not_copied.push((spec.source.to_string(), reason.clone()));
+                continue;
+            }
             self.paused.remove(&spec.oid);
             self.consumer.follow(Arc::clone(spec));
             if let Some(catalogs) = &mut self.catalogs {
@@ -717,8 +741,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             self.copying.insert(spec.oid, Arc::clone(spec));
         }
         copies.planned(&adopted, &too_late);
-        let mut ids = ids.into_iter();
-        Ok(tables.iter().map(|table| adopted.contains(&table.spec.oid).then(|| ids.next()).flatten()).collect())
+        let mut ids: BTreeMap<u32, Vec<u64>> =
+            begun.iter().zip(ids).filter_map(|(table, ids)| Some((table.spec.oid, ids.ok()?))).collect();
+        Ok(tables.iter().map(|table| ids.remove(&table.spec.oid)).collect())
     }
 
     /// Fetches what kept changes leave open. `false`: that cannot be done, and the copy has to begin anew.
@@ -731,7 +756,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if !backfill::is_fetchable(&table.spec) {
             return Ok(false);
         }
-        let rows = backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await?;
+        let rows = match backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await {
+            // The table has changed since, as the copy would find out.
+            Err(error @ EngineError::Source(_)) if !error.is_transient() => return Ok(false),
+            rows => rows?,
+        };
         let spec = Arc::clone(&table.spec);
         match self.target.call(move |target| target.fill_open(&spec, &rows)).await {
             Ok(()) => Ok(true),
@@ -740,8 +769,19 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
+    async fn begin_anew(&mut self, spec: &TableSpec, copies: &mut Copies<T>, why: &str) -> Result<(), EngineError> {
+        tracing::info!(table = %spec.source, why, "its copy begins anew");
+        if copies.begin_anew(spec.oid) {
+            return self.give_up_copy(spec, None).await;
+        }
+        let reason = format!("its copy had to begin anew too often, the last time because {why}; {}", copy_it(spec));
+        let _ = self.events.send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
+        self.give_up_copy(spec, Some(reason)).await
+    }
+
     async fn give_up_copy(&mut self, spec: &TableSpec, reason: Option<String>) -> Result<(), EngineError> {
         let oid = spec.oid;
+        self.not_copied.extend(reason.clone().map(|reason| (spec.source.to_string(), reason)));
         self.unfollow(oid);
         self.target.call(move |target| target.abandon_copy(oid, reason.as_deref())).await
     }
@@ -776,9 +816,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
             }
             Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
-                tracing::warn!(table = %spec.source, error = %error, "the copy does not fit; it begins anew");
-                self.give_up_copy(&spec, None).await?;
-                copies.want([spec.oid]);
+                self.begin_anew(&spec, copies, &error.to_string()).await?;
+            }
+            Err(EngineError::Target(error @ TargetError::ForeignTable { .. })) => {
+                self.give_up_copy(&spec, Some(error.to_string())).await?;
             }
             Err(error) => return Err(error),
         }
@@ -789,6 +830,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub fn into_consumer(self) -> C {
         self.consumer
     }
+}
+
+fn copy_it(table: &TableSpec) -> String {
+    format!("copy it again with `rhei backfill --table {} --force`", table.source)
 }
 
 /// An error and its causes on one line.

@@ -213,7 +213,9 @@ async fn finish_copies<T: OlapEngine + 'static>(
     let mut ticks = tokio::time::interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     while engine.is_copying() || !copies.is_idle() {
-        if engine.merge_step(copies).await? {
+        let is_merging = engine.merge_step(copies).await?;
+        report.in_error.extend(engine.take_not_copied());
+        if is_merging {
             continue;
         }
         let is_waiting = !copies.is_idle() || engine.checkpoint().lsn >= engine.copies_reach();
@@ -221,9 +223,14 @@ async fn finish_copies<T: OlapEngine + 'static>(
             tokio::select! {
                 () = stop.cancelled() => return Ok(Some(Ended::Stopped)),
                 news = copies.next() => {
-                    let news = news?;
-                    report.in_error.extend(news.failures());
-                    if let Some(reason) = engine.tend(news, copies, stop).await? {
+                    let mut cycles = Vec::new();
+                    let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
+                    for cycle in cycles {
+                        report.add(&cycle);
+                        let _ = options.events.send(Event::Cycle(cycle));
+                    }
+                    report.in_error.extend(engine.take_not_copied());
+                    if let Some(reason) = attach_anew {
                         return Ok(Some(Ended::AttachAnew(reason)));
                     }
                     continue;
@@ -231,19 +238,24 @@ async fn finish_copies<T: OlapEngine + 'static>(
                 _ = ticks.tick() => {}
             }
         }
-        let cycle = CycleOptions {
+        let options_of_cycle = CycleOptions {
             linger: if is_waiting { Duration::ZERO } else { Duration::from_millis(100) },
             hurry: !is_waiting,
             save_idle: !is_waiting,
         };
-        let cycle = engine.sync_once(cycle, stop).await?;
-        let _ = options.events.send(Event::Cycle(cycle.clone()));
-        if cycle.is_stopped {
-            return Ok(Some(Ended::Stopped));
-        }
-        report.add(&cycle);
-        if let Some(reason) = cycle.attach_anew {
-            return Ok(Some(Ended::AttachAnew(reason)));
+        loop {
+            let cycle = engine.sync_once(options_of_cycle, stop).await?;
+            let _ = options.events.send(Event::Cycle(cycle.clone()));
+            if cycle.is_stopped {
+                return Ok(Some(Ended::Stopped));
+            }
+            report.add(&cycle);
+            if let Some(reason) = cycle.attach_anew {
+                return Ok(Some(Ended::AttachAnew(reason)));
+            }
+            if !cycle.is_behind || copies.is_holding() {
+                break;
+            }
         }
     }
     Ok(None)
@@ -405,7 +417,13 @@ async fn session<T: OlapEngine + 'static>(
                 Asked::Pause(is_paused) => copies.pause(is_paused),
             },
             news = copies.next() => {
-                if let Some(reason) = engine.tend(news?, copies, stop).await? {
+                let mut cycles = Vec::new();
+                let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
+                for cycle in cycles {
+                    log_cycle(&cycle);
+                    let _ = options.events.send(Event::Cycle(cycle));
+                }
+                if let Some(reason) = attach_anew {
                     break Ended::AttachAnew(reason);
                 }
             }

@@ -75,7 +75,10 @@ impl WireError {
                 // XX000 is the server's own slip: PostgreSQL 15 now and then fails to decode rows of a table that was
                 // rewritten ("unexpected duplicate for tablespace 0, relfilenode .."), and can the next time.
                 message.code.starts_with("08")
-                    || matches!(message.code.as_str(), "57P01" | "57P02" | "57P03" | "53300" | "55006" | "XX000")
+                    || matches!(
+                        message.code.as_str(),
+                        "57P01" | "57P02" | "57P03" | "53300" | "53400" | "55006" | "XX000"
+                    )
             }
             _ => false,
         }

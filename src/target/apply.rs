@@ -369,12 +369,14 @@ pub(super) fn load(
         stage_values(spec, &all),
         view.name()
     );
+    // Bound once: DuckDB asks for the stream's schema each time that it binds, and keeps it.
+    let mut insert = connection.prepare(&insert)?;
     let mut loaded = 0;
     for batch in rows {
         let batch = batch.map_err(|source| TargetError::Rows { source })?;
         let expected = batch.num_rows() as u64;
         view.put(batch);
-        let found = connection.execute(&insert, [])? as u64;
+        let found = insert.execute([])? as u64;
         if found != expected {
             return Err(TargetError::Diverged { what: "rows to load", expected, found });
         }

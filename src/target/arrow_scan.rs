@@ -90,13 +90,14 @@ impl Drop for Database {
 /// What the view reads next: one record batch per scan.
 type Waiting = Arc<Mutex<VecDeque<RecordBatch>>>;
 
-/// A view of record batches, in the in-memory database.
+/// A view of record batches, in the in-memory database. To be read whole: all columns, in their order, without a condition,
+/// since the stream takes no notice of what DuckDB would like to leave out.
 pub struct BatchView {
     connection: ffi::duckdb_connection,
     name: String,
     waiting: Waiting,
-    /// The view has its address.
-    stream: Box<FFI_ArrowArrayStream>,
+    /// Our own, by its address, which the view has.
+    stream: *mut FFI_ArrowArrayStream,
     /// Outlives the connection.
     _database: Arc<Database>,
 }
@@ -110,20 +111,18 @@ impl BatchView {
     pub fn new(database: &Arc<Database>, name: &str, schema: SchemaRef) -> Result<Self, RawError> {
         let waiting = Waiting::default();
         let reader = Reader { schema, waiting: Arc::clone(&waiting) };
-        let stream = Box::new(FFI_ArrowArrayStream::new(Box::new(reader)));
+        let stream = Box::into_raw(Box::new(FFI_ArrowArrayStream::new(Box::new(reader))));
         let mut connection: ffi::duckdb_connection = ptr::null_mut();
         // SAFETY: the database is open.
-        if unsafe { ffi::duckdb_connect(database.raw, &mut connection) } != ffi::DuckDBSuccess {
+        let connected = unsafe { ffi::duckdb_connect(database.raw, &mut connection) };
+        let view = Self { connection, name: name.to_owned(), waiting, stream, _database: Arc::clone(database) };
+        if connected != ffi::DuckDBSuccess {
             return Err(RawError("no connection".to_owned()));
         }
-        let mut view = Self { connection, name: name.to_owned(), waiting, stream, _database: Arc::clone(database) };
         let name = CString::new(name).map_err(|error| RawError(error.to_string()))?;
         // SAFETY: connection and stream are alive; the stream stays at its address until the view is gone (see Drop). DuckDB
         // takes a pointer to an ArrowArrayStream here, whatever the type's name says.
-        let made = unsafe {
-            let stream: *mut FFI_ArrowArrayStream = &mut *view.stream;
-            ffi::duckdb_arrow_scan(view.connection, name.as_ptr(), stream.cast())
-        };
+        let made = unsafe { ffi::duckdb_arrow_scan(view.connection, name.as_ptr(), view.stream.cast()) };
         if made == ffi::DuckDBSuccess { Ok(view) } else { Err(RawError("it makes no view of Arrow data".to_owned())) }
     }
 
@@ -142,14 +141,18 @@ impl BatchView {
 
 impl Drop for BatchView {
     fn drop(&mut self) {
-        // SAFETY: connection and result are alive and given back once. Names are our own, without quotes.
+        // SAFETY: connection (which may be null), result and stream are given back once, the stream after the view that
+        // has its address. Names are our own, without quotes.
         unsafe {
-            if let Ok(sql) = CString::new(format!("DROP VIEW IF EXISTS {}", self.name())) {
+            if let (Ok(sql), false) =
+                (CString::new(format!("DROP VIEW IF EXISTS {}", self.name())), self.connection.is_null())
+            {
                 let mut result = std::mem::zeroed();
                 ffi::duckdb_query(self.connection, sql.as_ptr(), &mut result);
                 ffi::duckdb_destroy_result(&mut result);
             }
             ffi::duckdb_disconnect(&mut self.connection);
+            drop(Box::from_raw(self.stream));
         }
     }
 }

@@ -182,7 +182,15 @@ impl OlapEngine for DuckDb {
     }
 
     fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
-        self.transaction(|target| tables.iter().try_for_each(|table| state::put_table(&target.connection, table)))?;
+        self.transaction(|target| {
+            for table in tables {
+                if target.copying.contains_key(&table.oid) && !table.has_shadow {
+                    state::drop_shadow(&target.connection, table.oid)?;
+                }
+                state::put_table(&target.connection, table)?;
+            }
+            Ok(())
+        })?;
         self.state().map(|_| ())
     }
 
@@ -225,21 +233,26 @@ impl OlapEngine for DuckDb {
         self.state().map(|_| ())
     }
 
-    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Vec<u64>>, TargetError> {
+    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Result<Vec<u64>, String>>, TargetError> {
         let ids = self.transaction(|target| {
             let connection = &target.connection;
             let mut ids = Vec::with_capacity(copies.len());
             for NewCopy { spec, is_resumed, jobs } in copies {
                 jobs::cancel(connection, spec.oid, "its snapshot was lost")?;
                 if !is_resumed {
-                    target.refuse_foreign(&spec.target)?;
+                    if let Err(error @ TargetError::ForeignTable { .. }) = target.refuse_foreign(&spec.target) {
+                        let state = TableState::Error(error.to_string());
+                        state::put_table(connection, &StoredTable::of(spec, state))?;
+                        ids.push(Err(error.to_string()));
+                        continue;
+                    }
                     connection.execute_batch(&ddl::create_shadow(spec))?;
                     connection.execute_batch(&pending::create_statement(spec))?;
                     let has_old = state::is_ours(connection, &spec.target)?;
                     let state = if has_old { TableState::Resync } else { TableState::Copying };
                     state::put_table(connection, &StoredTable { has_shadow: true, ..StoredTable::of(spec, state) })?;
                 }
-                ids.push(jobs::add(connection, spec.oid, jobs)?);
+                ids.push(Ok(jobs::add(connection, spec.oid, jobs)?));
             }
             Ok(ids)
         })?;

@@ -248,6 +248,9 @@ impl Loader {
     /// A job could not be done, this time (`pending`) or for good (`failed`, `cancelled`).
     pub fn give_up(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {
         self.patiently(|connection| {
+            if is_cancelled(connection, job)? {
+                return Ok(());
+            }
             change(
                 connection,
                 job,

@@ -49,8 +49,8 @@ pub trait OlapEngine: Send {
 
     /// Begins copies. One that is not resumed gets an empty shadow, keeps changes from now on, and becomes `copying`, or
     /// `resync` when an older copy of it is there. Jobs of an earlier begin that are still open are cancelled. Returns
-    /// the ids of each copy's jobs, in order.
-    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Vec<u64>>, TargetError>;
+    /// the ids of each copy's jobs, in order; or why a table cannot be copied, which is in `error` then.
+    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Result<Vec<u64>, String>>, TargetError>;
 
     /// The chunks that are in the shadow of a table, as their jobs describe them, and their rows.
     fn done_chunks(&mut self, oid: u32, copy_lsn: Lsn) -> Result<Vec<(serde_json::Value, u64)>, TargetError>;
