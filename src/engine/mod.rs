@@ -699,12 +699,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 too_late.insert(oid);
             }
         }
-        // Gone from the source or its publication: the catalogs will say so, and nobody is at its copy.
+        // Gone from the source or its publication, as the next look at the catalogs says; nobody is at its copy.
         let is_planned =
             |oid: u32| tables.iter().any(|table| table.spec.oid == oid) || refused.iter().any(|row| row.oid == oid);
         for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
-            if let Some(spec) = self.copying.get(&oid).cloned() {
-                self.give_up_copy(&spec, None).await?;
+            if self.copying.remove(&oid).is_some() {
+                self.consumer.unfollow(oid);
+                self.target.call(move |target| target.abandon_copy(oid, None)).await?;
             }
         }
         let begun: Vec<_> = tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();

@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    bed::{Rhei, Running, oracle::query_copy, wait_until},
+    bed::{Cluster, ClusterOptions, Rhei, Running, oracle::query_copy, wait_until},
     following::{Following, from_env},
 };
 
@@ -34,7 +34,10 @@ fn rows(jobs: &[&Value]) -> u64 {
 
 /// A table that takes seconds to copy, in many pieces. Its rows have a TOASTed value each.
 fn slowly(name: &str, rows: u32) -> (Following, Rhei) {
-    let following = Following::new(name);
+    slowly_in(Following::new(name), rows)
+}
+
+fn slowly_in(following: Following, rows: u32) -> (Following, Rhei) {
     following.db.execute(&format!(
         "CREATE TABLE large (id int PRIMARY KEY, n int NOT NULL, filler text, doc text) WITH (autovacuum_enabled = off);
          ALTER TABLE large ALTER doc SET STORAGE EXTERNAL; ALTER TABLE large ALTER filler SET STORAGE PLAIN;
@@ -173,6 +176,51 @@ fn a_rewritten_table_is_never_resumed() {
     let output = fast.run_ok(["sync"]);
     assert!(!output.stderr.contains("its copy goes on where it was"), "{}", output.stderr);
     following.assert_same(&["public.large", "public.other"]);
+}
+
+/// Found when it is planned, or by the catalogs after that; nobody waits for it.
+#[test]
+fn a_table_that_is_dropped_before_its_copy_goes_on_keeps_nobody_waiting() {
+    let cluster = Cluster::start(ClusterOptions::default());
+    let (following, rhei) = slowly_in(Following::of(cluster.database("dropped_resume")), 10_000);
+    let running = rhei.spawn(["run"]);
+    wait_for_chunks(&rhei, 3);
+    running.kill9();
+    // The slot of the next snapshot waits for this one.
+    let open = following.db.session();
+    open.execute("BEGIN; INSERT INTO other VALUES (2, 'open')");
+    let mut running = rhei.spawn(["sync"]);
+    running.wait_for_log("waiting for transactions", SOON);
+    following.db.execute("DROP TABLE large");
+    open.execute("COMMIT");
+    running.wait(SOON).assert_code(0);
+    following.assert_same(&["public.other"]);
+    assert_eq!(state_of(&status(&rhei), "public.large"), "dropped");
+    let left = query_copy(
+        following.copy(),
+        "SELECT count(*)::VARCHAR FROM duckdb_tables() WHERE table_name LIKE 'pending_%' OR table_name LIKE '%__rhei_shadow'",
+    );
+    assert_eq!(left, [[Some("0".to_owned())]]);
+}
+
+/// Somebody's table under its name is left alone, and concerns no other table.
+#[test]
+fn a_table_that_cannot_be_copied_does_not_keep_the_others_from_it() {
+    let following = Following::new("one_foreign");
+    following.db.execute(
+        "CREATE TABLE mine (id int PRIMARY KEY); CREATE TABLE good (id int PRIMARY KEY); INSERT INTO good VALUES (1)",
+    );
+    let copy = duckdb::Connection::open(following.copy()).unwrap();
+    copy.execute_batch("CREATE SCHEMA public; CREATE TABLE public.mine AS SELECT 42 AS mine").unwrap();
+    drop(copy);
+    let output = following.rhei.run(["sync"]);
+    output.assert_code(1);
+    assert!(
+        output.stderr.contains("public.mine") && output.stderr.contains("did not put it there"),
+        "{}",
+        output.stderr
+    );
+    following.assert_same(&["public.good"]);
 }
 
 /// The snapshot is given back meanwhile, and the stream goes on.
