@@ -260,18 +260,33 @@ fn write_wal(db: &Db, bytes_per_second: u64, stop: &AtomicBool) -> u64 {
     written()
 }
 
-/// `rhei run` until every table is live, beside the writer.
+/// A copy of many rows, for its memory; then the same beside 20 MB/s of writes to another table, for the WAL that the slot
+/// holds.
 fn large(cluster: &Cluster, rows: u64) {
     const MEMORY_MB: u64 = 256;
     const DUCKDB_MB: u64 = 512;
     let db = cluster.database("bench_large");
     create(&db, rows);
-    db.execute("CREATE TABLE written (id bigint PRIMARY KEY, v text); CREATE SEQUENCE written_ids");
     let folder = temp_dir();
-    let rhei = Rhei::new(folder.path()).source(db.url()).target("large.duckdb").config(&format!(
-        "[backfill]\nworkers = {WORKERS}\n[source]\nslot = \"bench_large\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
-         [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
-    ));
+    let settings = |slot: &str| {
+        format!(
+            "[backfill]\nworkers = {WORKERS}\n[source]\nslot = \"{slot}\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
+             [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
+        )
+    };
+    let rhei = Rhei::new(folder.path()).source(db.url()).target("alone.duckdb").config(&settings("bench_alone"));
+    let alone = measured("alone", || with_rhei(&rhei));
+    println!(
+        "{rows} rows alone: {:.1} s ({:.0} rows/s), peak {:.0} MB with memory_limit = {MEMORY_MB} MB and DuckDB limited to \
+         {DUCKDB_MB} MB",
+        alone.wall,
+        rows as f64 / alone.wall,
+        alone.client.peak_mb.unwrap_or_default()
+    );
+    db.execute("SELECT pg_drop_replication_slot('bench_alone')");
+    db.execute("CREATE TABLE written (id bigint PRIMARY KEY, v text); CREATE SEQUENCE written_ids");
+    db.execute("DROP PUBLICATION rhei");
+    let rhei = Rhei::new(folder.path()).source(db.url()).target("beside.duckdb").config(&settings("bench_beside"));
     let stop = AtomicBool::new(false);
     let (mut unconfirmed, mut held, mut peak_kb) = (0_u64, 0_u64, 0.0_f64);
     let (wall, written) = std::thread::scope(|scope| {
@@ -282,7 +297,7 @@ fn large(cluster: &Cluster, rows: u64) {
             let now = db.value(
                 "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)), 0)::bigint || ' ' || \
                  coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::bigint \
-                 FROM pg_replication_slots WHERE slot_name = 'bench_large'",
+                 FROM pg_replication_slots WHERE slot_name = 'bench_beside'",
             );
             let (not_confirmed, not_free) = now.split_once(' ').unwrap();
             unconfirmed = unconfirmed.max(not_confirmed.parse().unwrap());
@@ -297,20 +312,14 @@ fn large(cluster: &Cluster, rows: u64) {
     });
     let mb = |bytes: u64| bytes as f64 / 1e6;
     println!(
-        "{rows} rows copied in {wall:.1} s ({:.0} rows/s) beside {:.0} MB of WAL ({:.1} MB/s) of another table",
+        "beside {:.1} MB/s of WAL of another table: {wall:.1} s ({:.0} rows/s), peak {:.0} MB; WAL that was not confirmed: at \
+         most {:.1} MB; that the server kept for the slot, which it frees when it logs running transactions, every 15 s: at \
+         most {:.1} MB",
+        mb(written) / wall,
         rows as f64 / wall,
-        mb(written),
-        mb(written) / wall
-    );
-    println!(
-        "WAL that rhei had not confirmed: at most {:.1} MB; that the slot held (it is freed in steps, as the server logs \
-         running transactions): at most {:.1} MB",
+        peak_kb / 1024.0,
         mb(unconfirmed),
         mb(held)
-    );
-    println!(
-        "peak memory {:.0} MB, with memory_limit = {MEMORY_MB} MB and DuckDB limited to {DUCKDB_MB} MB",
-        peak_kb / 1024.0
     );
 }
 

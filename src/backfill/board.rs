@@ -18,6 +18,7 @@ use crate::change::TableSpec;
 pub struct Board {
     copies: Arc<Mutex<BTreeMap<u32, Copying>>>,
     is_paused: Arc<AtomicBool>,
+    is_stream_late: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +62,15 @@ impl Board {
     /// No copies are begun, as somebody asked.
     pub fn is_paused(&self) -> bool {
         self.is_paused.load(Ordering::Relaxed)
+    }
+
+    /// The stream's last cycle took longer than it should: copies use what it needs.
+    pub fn set_stream_late(&self, is_late: bool) {
+        self.is_stream_late.store(is_late, Ordering::Relaxed);
+    }
+
+    pub fn is_stream_late(&self) -> bool {
+        self.is_stream_late.load(Ordering::Relaxed)
     }
 
     /// The copy of a table begins, or goes on with rows that an earlier round has copied.

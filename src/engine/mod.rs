@@ -225,6 +225,9 @@ pub type DdlLock = Arc<RwLock<()>>;
 const IDLE_BYTES: u64 = 16 << 20;
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
+/// A cycle that takes longer lets copies give way.
+const LATE: Duration = Duration::from_millis(300);
+
 /// Applies what a consumer yields. One cycle is one target transaction.
 pub struct SyncEngine<C, T> {
     pub consumer: C,
@@ -245,6 +248,7 @@ pub struct SyncEngine<C, T> {
     /// What the catalogs showed, until the stream has passed it.
     look: Option<Look>,
     has_shapes: bool,
+    board: backfill::board::Board,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
 
@@ -298,6 +302,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             catalogs: None,
             look: None,
             has_shapes: false,
+            board: options.board.clone(),
             events: options.events.clone(),
         }
     }
@@ -363,6 +368,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             ..CycleReport::default()
         };
         if !self.is_worth_a_commit(&batch, cycle, position.reply_requested) {
+            self.board.set_stream_late(false);
             report.attach_anew = self.new_table().await?;
             return Ok(report);
         }
@@ -415,6 +421,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         };
         report.is_behind = is_full;
         report.duration_ms = started.elapsed().as_millis() as u64;
+        self.board.set_stream_late(started.elapsed() > LATE);
         Ok(report)
     }
 

@@ -30,6 +30,11 @@ pub struct TargetOptions {
 /// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s (duckdb.md 1.5).
 const VACUUM_TASKS: u32 = 8;
 
+/// How large DuckDB's log may grow before a commit writes it into the file.
+const CALM_THRESHOLD: &str = "64MB";
+/// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
+const COPYING_THRESHOLD: &str = "512MB";
+
 /// The DuckDB file. Holding it holds the file's lock: one rhei per file.
 pub struct DuckDb {
     pub(super) connection: Connection,
@@ -57,7 +62,7 @@ impl DuckDb {
         }
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
         connection.execute_batch(&format!(
-            "SET GLOBAL checkpoint_threshold = '64MB'; SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS};"
+            "SET GLOBAL checkpoint_threshold = '{CALM_THRESHOLD}'; SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS};"
         ))?;
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
@@ -168,7 +173,12 @@ impl OlapEngine for DuckDb {
         self.pipeline = stored.as_ref().map(|stored| stored.pipeline.clone());
         let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
         let copying = tables.iter().filter(|table| table.has_shadow);
+        let was_copying = !self.copying.is_empty();
         self.copying = copying.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect();
+        if was_copying == self.copying.is_empty() {
+            let threshold = if was_copying { CALM_THRESHOLD } else { COPYING_THRESHOLD };
+            self.connection.execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}'"))?;
+        }
         Ok(stored)
     }
 
