@@ -273,6 +273,8 @@ pub enum Settling {
 pub struct CycleOptions {
     /// How long to wait for something to arrive.
     pub linger: Duration,
+    /// Not for what is behind this.
+    pub until: Option<Lsn>,
     /// Ask the source how far it is, again and again.
     pub hurry: bool,
     /// Save the reached position even when nothing changed and no time has passed.
@@ -286,6 +288,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             // Decoding needs about as much again as what is buffered.
             max_bytes: options.memory_limit_bytes / 2,
             linger: Duration::ZERO,
+            until: None,
             hurry: false,
         };
         Self {
@@ -337,7 +340,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         stop: &CancellationToken,
     ) -> Result<CycleReport, EngineError> {
         let started = Instant::now();
-        let limits = BatchLimits { linger: cycle.linger, hurry: cycle.hurry, ..self.limits.clone() };
+        let limits =
+            BatchLimits { linger: cycle.linger, until: cycle.until, hurry: cycle.hurry, ..self.limits.clone() };
         let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
         let mut batch = loop {
             let delivery = tokio::select! {
@@ -641,7 +645,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 // The rows of those that go on have to be known as the snapshot sees them.
                 while tables.iter().any(|table| table.is_resumed) && self.checkpoint.lsn < reachable_target(lsn) {
                     let linger = Duration::from_millis(20);
-                    let report = self.sync_once(CycleOptions { linger, hurry: true, save_idle: true }, stop).await?;
+                    let until = Some(reachable_target(lsn));
+                    let report =
+                        self.sync_once(CycleOptions { linger, until, hurry: true, save_idle: true }, stop).await?;
                     let (is_stopped, attach_anew) = (report.is_stopped, report.attach_anew.clone());
                     cycles.push(report);
                     if is_stopped || attach_anew.is_some() {

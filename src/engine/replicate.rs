@@ -161,6 +161,7 @@ async fn catch_up<T: OlapEngine + 'static>(
             let decoded = engine.consumer.position().decoded;
             let cycle = CycleOptions {
                 linger: Duration::from_millis(100),
+                until: Some(report.reached),
                 hurry: true,
                 // Only the last position needs to be saved.
                 save_idle: decoded >= report.reached,
@@ -240,6 +241,7 @@ async fn finish_copies<T: OlapEngine + 'static>(
         }
         let options_of_cycle = CycleOptions {
             linger: if is_waiting { Duration::ZERO } else { Duration::from_millis(100) },
+            until: Some(engine.copies_reach()),
             hurry: !is_waiting,
             save_idle: !is_waiting,
         };

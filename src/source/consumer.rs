@@ -152,7 +152,8 @@ impl CdcConsumer for PgConsumer {
                     if limits.hurry {
                         self.feedback.ping();
                     }
-                    let is_over = started.elapsed() >= limits.linger;
+                    let is_there = limits.until.is_some_and(|until| self.assembler.end_lsn() >= until);
+                    let is_over = is_there || started.elapsed() >= limits.linger;
                     if self.assembler.is_between_transactions() && (is_over || self.position.reply_requested) {
                         return Ok(Delivery::Batch(self.batch()));
                     }

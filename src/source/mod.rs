@@ -44,6 +44,8 @@ pub struct BatchLimits {
     pub max_bytes: usize,
     /// How long to collect once something arrived, and how long to wait for something to arrive.
     pub linger: Duration,
+    /// No more than this is waited for: a batch that has come so far goes out.
+    pub until: Option<Lsn>,
     /// Ask the server at short intervals how far it is, so that the end of the WAL is noticed at once.
     pub hurry: bool,
 }

@@ -238,7 +238,13 @@ async fn replayed(max_rows: u64, live: When) -> Vec<Vec<Option<String>>> {
         }
         let checkpoint = target.state().unwrap().unwrap().pipeline.checkpoint;
         let mut consumer = RecordedConsumer::new(split(&recording).unwrap(), checkpoint.lsn, specs.clone());
-        let limits = BatchLimits { max_rows, max_bytes: usize::MAX, linger: std::time::Duration::ZERO, hurry: false };
+        let limits = BatchLimits {
+            max_rows,
+            max_bytes: usize::MAX,
+            linger: std::time::Duration::ZERO,
+            until: None,
+            hurry: false,
+        };
         let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else {
             if live == When::After || (live == When::Between && number <= 2) {
                 go_live(&mut target);
