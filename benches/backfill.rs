@@ -11,6 +11,9 @@
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
 #[path = "../tests/it/bed/mod.rs"]
 mod bed;
+#[allow(dead_code, reason = "as above")]
+#[path = "../tests/it/pipeline.rs"]
+mod pipeline;
 
 use std::{
     sync::{
@@ -23,10 +26,10 @@ use std::{
 use arrow::record_batch::RecordBatch;
 use bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir};
 use rhei::{
-    Checkpoint, Lsn,
+    Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
     source::copy::CopyReader,
-    target::{Compaction, DuckDb, NewCopy, NewJob, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
+    target::{Compaction, DuckDb, NewCopy, NewJob, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column, schema_of},
 };
 
@@ -177,18 +180,7 @@ fn decode(spec: &Arc<TableSpec>, bytes: &[u8]) -> Vec<RecordBatch> {
 /// By as many loaders at a time as rhei has workers.
 fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::PathBuf) {
     let mut target = DuckDb::open(&TargetOptions { path, ..TargetOptions::default() }).unwrap();
-    let pipeline = Pipeline {
-        slot: "bench".to_owned(),
-        publications: Vec::new(),
-        publication_fingerprint: String::new(),
-        system_id: "1".to_owned(),
-        database: "d".to_owned(),
-        database_oid: 1,
-        timeline: 1,
-        phase: Phase::Running,
-        checkpoint: Checkpoint { lsn: Lsn(1), commit_time_us: None },
-    };
-    target.put_state(&pipeline, &[]).unwrap();
+    target.put_state(&pipeline::pipeline(Lsn(1)), &[]).unwrap();
     let new = |_: &Vec<RecordBatch>| NewJob { kind: "copy_chunk", payload: serde_json::json!({}), priority: 0 };
     let jobs = chunks.iter().map(new).collect();
     let mut jobs = target.begin_copies(&[NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs }]).unwrap();

@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails may as well stop")]
 
+#[path = "../tests/it/pipeline.rs"]
+mod pipeline;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -14,9 +17,11 @@ use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
     source::{BatchLimits, CdcConsumer, Delivery, pgoutput::Message, recorded::RecordedConsumer},
-    target::{DuckDb, NewCopy, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
+    target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
+
+use pipeline::begin_empty_copies;
 
 const ROWS: u32 = 500_000;
 const ROWS_PER_TRANSACTION: u32 = 1000;
@@ -104,20 +109,8 @@ async fn replay(messages: &[Vec<u8>], mut each: impl FnMut(&rhei::change::Change
 fn target(folder: &std::path::Path) -> DuckDb {
     let mut target =
         DuckDb::open(&TargetOptions { path: folder.join("bench.duckdb"), ..TargetOptions::default() }).unwrap();
-    let pipeline = Pipeline {
-        slot: "bench".to_owned(),
-        publications: Vec::new(),
-        publication_fingerprint: String::new(),
-        system_id: "1".to_owned(),
-        database: "d".to_owned(),
-        database_oid: 1,
-        timeline: 1,
-        phase: Phase::Running,
-        checkpoint: Checkpoint { lsn: Lsn(1), commit_time_us: None },
-    };
     let spec = spec();
-    target.put_state(&pipeline, &[]).unwrap();
-    target.begin_copies(&[NewCopy { spec: Arc::clone(&spec), is_resumed: false, jobs: Vec::new() }]).unwrap();
+    begin_empty_copies(&mut target, Lsn(1), &[Arc::clone(&spec)]);
     target.finish_load(&spec).unwrap();
     assert!(target.merge(&spec, 1).unwrap());
     target

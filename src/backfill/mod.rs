@@ -41,7 +41,6 @@ pub use self::{
 };
 use crate::{
     Lsn,
-    change::QualifiedName,
     engine::{EngineError, Event, Options, Writer},
     source::{
         Hold,
@@ -65,7 +64,7 @@ pub enum Copied {
 
 /// What a round tells the one who follows the stream.
 pub enum Told {
-    /// The snapshot is there, and what is to be copied under it. The stream is held at `lsn` until this is dropped.
+    /// The snapshot is there, and what is to be copied under it. The stream is held at `lsn` until this is answered.
     Planned {
         lsn: Lsn,
         tables: Vec<Planned>,
@@ -78,7 +77,6 @@ pub enum Told {
     },
     Copied {
         oid: u32,
-        table: QualifiedName,
         copied: Copied,
     },
 }
@@ -190,6 +188,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             state: Mutex::new(worker::State::new(left)),
             pace: self.options.rate_limit_bytes.map(Pace::new),
             batch_bytes: worker::batch_bytes(self.options.memory_limit_bytes, self.options.workers.max(1)),
+            turn: tokio::sync::Mutex::new(()),
             stop: self.stop.clone(),
         });
         let control = connect_sql(&self.options.source, "copy control").await?;
@@ -260,7 +259,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         }
         self.options.board.end(oid);
         // Nobody listens any more when the session is about to end.
-        let _ = self.told.send(Told::Copied { oid, table: table.spec.source.clone(), copied }).await;
+        let _ = self.told.send(Told::Copied { oid, copied }).await;
         Ok(())
     }
 

@@ -38,10 +38,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// and after so many of those it is tried again on another connection.
 const SILENCES: u32 = 20;
 
-/// How long a worker gives way to a stream that is late, at a time. Not for good: a stream may be late for other reasons.
-const WAIT: Duration = Duration::from_millis(50);
-const MOST_WAITS: u32 = 100;
-
 /// One job: a range of pages of one table that holds rows.
 pub(super) struct Chunk {
     /// Index into the tables.
@@ -62,6 +58,8 @@ pub(super) struct Work {
     /// Bytes of rows, as they come, in one record batch. All batches together are half of the memory that the settings allow;
     /// the stream has the other half.
     pub batch_bytes: usize,
+    /// For the worker whose turn it is.
+    pub turn: tokio::sync::Mutex<()>,
     pub stop: CancellationToken,
 }
 
@@ -342,7 +340,7 @@ impl Worker {
         let copied = async {
             // Given back with its locks when the chunk is done: DDL does not wait for the whole copy.
             client.execute("SAVEPOINT rhei_copy").await?;
-            let nulled = read_chunk(&work, self.number, &mut client, &chunk.query, &spec, &batches).await?;
+            let nulled = read_chunk(&work, &mut client, &chunk.query, &spec, &batches).await?;
             client.execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
             Ok::<_, SourceError>(nulled)
         };
@@ -403,7 +401,6 @@ impl Worker {
 
 async fn read_chunk(
     work: &Work,
-    number: usize,
     client: &mut CopyClient,
     query: &str,
     spec: &Arc<TableSpec>,
@@ -420,7 +417,8 @@ async fn read_chunk(
     };
     loop {
         let mut arrived = 0;
-        give_way(work, number).await;
+        // The stream goes first: while it is late, workers take turns.
+        let _turn = if work.options.board.is_stream_late() { Some(work.turn.lock().await) } else { None };
         let is_more = {
             let read = client.copied(|piece| {
                 arrived += piece.len();
@@ -450,15 +448,6 @@ async fn read_chunk(
         board(rows, bytes);
     }
     Ok(reader.take_nulled())
-}
-
-/// The stream goes first: while it is late, the first worker copies alone.
-async fn give_way(work: &Work, number: usize) {
-    let mut waits = 0;
-    while number > 1 && waits < MOST_WAITS && work.options.board.is_stream_late() && !work.stop.is_cancelled() {
-        waits += 1;
-        tokio::time::sleep(WAIT).await;
-    }
 }
 
 /// Waits for the source, and says so when it takes long.

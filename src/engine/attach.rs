@@ -535,7 +535,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     let ids = writer.call(move |target| target.begin_copies(&new)).await?;
                     let _ = adopted.send(ids.into_iter().map(Result::ok).collect());
                 }
-                Told::Copied { oid, copied: Copied::Done, .. } => {
+                Told::Copied { oid, copied: Copied::Done } => {
                     let Some(spec) = specs.get(&oid).cloned() else { continue };
                     let merge = move |target: &mut T| {
                         target.finish_load(&spec)?;
@@ -543,7 +543,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     };
                     writer.call(merge).await?;
                 }
-                Told::Copied { oid, copied: Copied::Failed { reason }, .. } => {
+                Told::Copied { oid, copied: Copied::Failed { reason } } => {
                     writer.call(move |target| target.abandon_copy(oid, Some(&reason))).await?;
                 }
                 Told::Copied { copied: Copied::Changed, .. } => changed += 1,

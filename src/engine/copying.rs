@@ -161,6 +161,11 @@ impl<T: OlapEngine + 'static> Copies<T> {
         is_wanted
     }
 
+    /// The table's copy has come to its end.
+    pub fn live(&mut self, oid: u32) {
+        self.begun_anew.remove(&oid);
+    }
+
     /// The table is done, or failed.
     pub fn done(&mut self, oid: u32, copied: &Copied) {
         if *copied == Copied::Done {

@@ -432,7 +432,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Answers what the stream asks. A reason to attach anew: the table can only be followed after another copy.
     async fn judge(&mut self, question: &Question, stop: &CancellationToken) -> Result<Option<String>, EngineError> {
         let Some(catalogs) = &mut self.catalogs else {
-            self.consumer.answer(Answer::Same);
+            self.consumer.assembler().answer(Answer::Same);
             return Ok(None);
         };
         let mut is_said = false;
@@ -459,13 +459,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             verdict = Verdict::Copy("it changed its shape while it was copied".to_owned());
         }
         match verdict {
-            Verdict::Same | Verdict::Noted(_) => self.consumer.answer(Answer::Same),
+            Verdict::Same | Verdict::Noted(_) => self.consumer.assembler().answer(Answer::Same),
             Verdict::Reshape(reshape) => {
                 tracing::info!(table = %reshape.after.source, "the table has another shape from here on");
                 catalogs.adopted(&reshape.after);
                 // What was looked at before may be older than this shape.
                 self.look = None;
-                self.consumer.answer(Answer::Reshape(reshape));
+                self.consumer.assembler().answer(Answer::Reshape(reshape));
             }
             Verdict::Copy(reason) => return Ok(Some(self.copy_again(oid, reason).await?)),
         }
@@ -483,7 +483,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// A published table of which the stream has spoken, and that nobody follows.
     async fn new_table(&mut self) -> Result<Option<String>, EngineError> {
         let Some(catalogs) = &self.catalogs else { return Ok(None) };
-        for relation in self.consumer.take_untracked() {
+        for relation in self.consumer.assembler().take_untracked() {
             if catalogs.is_new(&relation).await? {
                 return Ok(Some(format!("table {} is new", relation.name)));
             }
@@ -503,6 +503,17 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
         }
         Ok(Ok(self.look.as_ref().map(|look| look.at)))
+    }
+
+    /// What of a position of the source's WAL, read so long ago, is sure to come: see [`Catalogs::flushed`]. What was looked
+    /// at then waits for no more than that either.
+    pub async fn reachable(&mut self, position: Lsn, age: Duration) -> Result<Lsn, EngineError> {
+        let Some(catalogs) = &self.catalogs else { return Ok(position) };
+        let reachable = catalogs.flushed(position, age).await?;
+        if let Some(look) = &mut self.look {
+            look.at = look.at.min(reachable);
+        }
+        Ok(reachable)
     }
 
     /// The next batch brings tables into new shapes.
@@ -537,7 +548,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         for reshape in settled.reshapes {
             tracing::info!(table = %reshape.after.source, "the table has another shape");
             catalogs.adopted(&reshape.after);
-            self.consumer.reshape(reshape);
+            self.consumer.assembler().reshape(reshape);
         }
         let noted: Vec<Arc<TableSpec>> = settled.noted.into_iter().map(Arc::new).collect();
         noted.iter().for_each(|spec| catalogs.adopted(spec));
@@ -658,7 +669,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 // Gone only when the round broke off, which it says itself.
                 let _ = adopted.send(ids);
             }
-            News::Told(Told::Copied { oid, copied, .. }) => {
+            News::Told(Told::Copied { oid, copied }) => {
                 copies.done(oid, &copied);
                 let Some(spec) = self.copying.remove(&oid) else { return Ok(None) };
                 match copied {
@@ -695,7 +706,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
         for table in tables {
             let oid = table.spec.oid;
-            if self.consumer.has_seen(oid, lsn) {
+            if self.consumer.assembler().has_seen(oid, lsn) {
                 too_late.insert(oid);
             } else if !table.is_resumed {
                 adopted.insert(oid);
@@ -717,7 +728,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             |oid: u32| tables.iter().any(|table| table.spec.oid == oid) || refused.iter().any(|row| row.oid == oid);
         for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
             if self.copying.remove(&oid).is_some() {
-                self.consumer.unfollow(oid);
+                self.consumer.assembler().unfollow(oid);
                 self.target.call(move |target| target.abandon_copy(oid, None)).await?;
             }
         }
@@ -747,7 +758,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 continue;
             }
             self.paused.remove(&spec.oid);
-            self.consumer.follow(Arc::clone(spec));
+            self.consumer.assembler().follow(Arc::clone(spec));
             if let Some(catalogs) = &mut self.catalogs {
                 catalogs.adopted(spec);
             }
@@ -803,7 +814,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     fn unfollow(&mut self, oid: u32) {
         self.copying.remove(&oid);
         self.catching_up.remove(&oid);
-        self.consumer.unfollow(oid);
+        self.consumer.assembler().unfollow(oid);
         if let Some(catalogs) = &mut self.catalogs {
             catalogs.forget(oid);
         }
@@ -824,6 +835,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             Ok(false) => {}
             Ok(true) => {
                 self.catching_up.remove(&spec.oid);
+                copies.live(spec.oid);
                 let _ = self.events.send(Event::WentLive { table: spec.source.to_string() });
                 if !self.is_copying() && copies.has_all() {
                     let _ = self.events.send(Event::AllLive);

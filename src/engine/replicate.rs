@@ -153,6 +153,8 @@ async fn catch_up<T: OlapEngine + 'static>(
     stop: &CancellationToken,
 ) -> Result<Ended, EngineError> {
     let mut is_settled = false;
+    // When the position to be reached was read, at the latest.
+    let mut read_at = tokio::time::Instant::now();
     loop {
         if let Some(ended) = finish_copies(engine, report, options, copies, stop).await? {
             return Ok(ended);
@@ -175,6 +177,9 @@ async fn catch_up<T: OlapEngine + 'static>(
             if let Some(reason) = cycle.attach_anew {
                 return Ok(Ended::AttachAnew(reason));
             }
+            if cycle.source_transactions == 0 && engine.checkpoint().lsn < report.reached {
+                report.reached = engine.reachable(report.reached, read_at.elapsed()).await?;
+            }
         }
         if is_settled {
             return Ok(Ended::Done);
@@ -186,7 +191,10 @@ async fn catch_up<T: OlapEngine + 'static>(
             };
             match looked {
                 Ok(None) => return Ok(Ended::Done),
-                Ok(Some(at)) => report.reached = report.reached.max(at),
+                Ok(Some(at)) => {
+                    report.reached = report.reached.max(at);
+                    read_at = tokio::time::Instant::now();
+                }
                 Err(Locked) => {
                     tracing::warn!("waiting for a lock that somebody holds on a published table, to read its shape")
                 }

@@ -1,7 +1,10 @@
 //! Every question to the source's catalogs, for PostgreSQL 14 to 18. The only place that quotes the source's
 //! identifiers. Queries run with `search_path = pg_catalog`, so what the server prints is schema-qualified.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, error::SqlState};
@@ -136,6 +139,12 @@ pub async fn wal_insert_lsn(client: &Client) -> Result<Lsn, CatalogError> {
 
 pub async fn wal_flush_lsn(client: &Client) -> Result<Lsn, CatalogError> {
     lsn(client, "pg_current_wal_flush_lsn()").await
+}
+
+pub async fn wal_writer_delay(client: &Client) -> Result<Duration, CatalogError> {
+    let query = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_writer_delay'";
+    let milliseconds: i64 = client.query_one(query, &[]).await?.try_get(0)?;
+    Ok(Duration::from_millis(milliseconds.unsigned_abs()))
 }
 
 /// `IDENTIFY_SYSTEM.systemid`, for roles that may read it by SQL.

@@ -14,11 +14,7 @@ use super::{
 };
 use crate::{
     Lsn,
-    change::{
-        ChangeBatch, Reshape, TableSpec,
-        assemble::{Answer, Assembler},
-        relation::Relation,
-    },
+    change::{ChangeBatch, TableSpec, assemble::Assembler},
     checkpoint::DurableLsn,
 };
 
@@ -173,28 +169,8 @@ impl CdcConsumer for PgConsumer {
         }
     }
 
-    fn answer(&mut self, answer: Answer) {
-        self.assembler.answer(answer);
-    }
-
-    fn reshape(&mut self, reshape: Reshape) {
-        self.assembler.reshape(reshape);
-    }
-
-    fn take_untracked(&mut self) -> Vec<Relation> {
-        self.assembler.take_untracked()
-    }
-
-    fn has_seen(&self, oid: u32, since: Lsn) -> bool {
-        self.assembler.has_seen(oid, since)
-    }
-
-    fn follow(&mut self, table: Arc<TableSpec>) {
-        self.assembler.follow(table);
-    }
-
-    fn unfollow(&mut self, oid: u32) {
-        self.assembler.unfollow(oid);
+    fn assembler(&mut self) -> &mut Assembler {
+        &mut self.assembler
     }
 
     fn acknowledge(&self, durable: DurableLsn) {

@@ -28,9 +28,8 @@ use std::{
 use crate::{
     Lsn,
     change::{
-        ChangeBatch, Reshape, TableSpec,
-        assemble::{Answer, Question},
-        relation::Relation,
+        ChangeBatch,
+        assemble::{Assembler, Question},
     },
     checkpoint::DurableLsn,
 };
@@ -79,7 +78,7 @@ impl Hold {
 #[derive(Debug)]
 pub enum Delivery {
     Batch(ChangeBatch),
-    /// The stream describes a relation: nothing is read on before [`CdcConsumer::answer`].
+    /// The stream describes a relation: nothing is read on before [`Assembler::answer`].
     Question(Question),
     /// The stream has ended for good (a recorded stream that was read to its end).
     Ended,
@@ -97,27 +96,11 @@ pub trait CdcConsumer: Send {
     /// The stream broke or made no sense. Nothing was lost: make a new consumer from the checkpoint.
     fn next_batch(&mut self, limits: &BatchLimits) -> impl Future<Output = Result<Delivery, SourceError>> + Send;
 
-    /// Says what the relation of the last question is.
-    fn answer(&mut self, answer: Answer);
-
-    /// A table takes another shape without a word of the stream. Only after a batch was taken and before the next
-    /// call of [`Self::next_batch`], whose batch brings it to the target.
-    fn reshape(&mut self, reshape: Reshape);
-
-    /// Relations that the stream described since the last call and that nobody follows.
-    fn take_untracked(&mut self) -> Vec<Relation>;
+    /// What has been read. Answers and new shapes go to it, and tables that are to be followed or no longer.
+    fn assembler(&mut self) -> &mut Assembler;
 
     /// Tells the source what is durable. Does not wait.
     fn acknowledge(&self, durable: DurableLsn);
-
-    /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have gone by, followed or not.
-    fn has_seen(&self, oid: u32, since: Lsn) -> bool;
-
-    /// Follows one more table, from its `copy_lsn` on. Between batches only.
-    fn follow(&mut self, table: Arc<TableSpec>);
-
-    /// Follows a table no longer. Between batches only.
-    fn unfollow(&mut self, oid: u32);
 
     /// The rungs of the lag ladder that lie on this side.
     fn position(&self) -> SourcePosition;

@@ -8,11 +8,7 @@ use std::{path::Path, sync::Arc};
 use super::{BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition, pgoutput::Message};
 use crate::{
     Lsn,
-    change::{
-        Reshape, TableSpec,
-        assemble::{Answer, Assembler},
-        relation::Relation,
-    },
+    change::{TableSpec, assemble::Assembler},
     checkpoint::DurableLsn,
 };
 
@@ -81,29 +77,8 @@ impl CdcConsumer for RecordedConsumer {
         Ok(if is_something_left { Delivery::Batch(self.assembler.take_batch()) } else { Delivery::Ended })
     }
 
-    /// A recording has no catalogs beside it, so it never asks.
-    fn answer(&mut self, answer: Answer) {
-        self.assembler.answer(answer);
-    }
-
-    fn reshape(&mut self, reshape: Reshape) {
-        self.assembler.reshape(reshape);
-    }
-
-    fn take_untracked(&mut self) -> Vec<Relation> {
-        self.assembler.take_untracked()
-    }
-
-    fn has_seen(&self, oid: u32, since: Lsn) -> bool {
-        self.assembler.has_seen(oid, since)
-    }
-
-    fn follow(&mut self, table: Arc<TableSpec>) {
-        self.assembler.follow(table);
-    }
-
-    fn unfollow(&mut self, oid: u32) {
-        self.assembler.unfollow(oid);
+    fn assembler(&mut self) -> &mut Assembler {
+        &mut self.assembler
     }
 
     fn acknowledge(&self, durable: DurableLsn) {

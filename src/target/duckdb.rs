@@ -95,7 +95,8 @@ impl DuckDb {
     /// which it is for a moment only.
     fn transaction<R>(&mut self, work: impl Fn(&mut Self) -> Result<R, TargetError>) -> Result<R, TargetError> {
         let before = self.pipeline.clone();
-        for attempt in 1.. {
+        let mut conflicts = 0;
+        loop {
             self.connection.execute_batch("BEGIN TRANSACTION")?;
             let done = work(self).and_then(|done| {
                 self.connection.execute_batch("COMMIT")?;
@@ -105,12 +106,12 @@ impl DuckDb {
             self.pipeline.clone_from(&before);
             // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
             let _ = self.connection.execute_batch("ROLLBACK");
-            if !error.is_conflict() || attempt >= jobs::CONFLICTS {
+            conflicts += 1;
+            if !error.is_conflict() || conflicts >= jobs::CONFLICTS {
                 return Err(error);
             }
             std::thread::sleep(jobs::CONFLICT_PAUSE);
         }
-        unreachable!("the last attempt returns")
     }
 
     /// A table of that name that rhei did not make is somebody's work.

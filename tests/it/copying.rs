@@ -291,11 +291,15 @@ fn kill_at_random_moments(following: &Following, rhei: &Rhei, kills: u64, seed: 
                      AND application_name LIKE 'rhei/copy%' AND query LIKE 'COPY%large%'",
                 ) == "t"
         });
-        // xorshift: the moment itself is the input here, so this is a wait for nothing else.
+        // xorshift: killed after so many more chunks, whatever is under way then.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        std::thread::sleep(Duration::from_millis(state % 400));
+        let done = || with_status(&jobs(rhei), "public.large", "done").len();
+        let enough = done() + (state % 5) as usize;
+        wait_until(SOON, "chunks that are done", || {
+            done() >= enough || running.logs().contains("live table=\"public.large\"")
+        });
         let is_over = !running.is_running() || running.logs().contains("live table=\"public.large\"");
         running.kill9();
         if is_over {

@@ -90,6 +90,27 @@ fn an_idle_publication_does_not_pin_wal() {
     running.stop(SOON).assert_code(0);
 }
 
+/// What an open transaction writes stays in the server's memory until somebody flushes it, and nobody does for a while.
+#[test]
+fn sync_does_not_wait_for_wal_that_holds_no_commit_and_that_nobody_flushes() {
+    let cluster = Cluster::start(ClusterOptions::durable());
+    let following = Following::of(cluster.database("unflushed"));
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE open (id int PRIMARY KEY)");
+    following.sync();
+    let open = following.db.session();
+    open.execute("BEGIN");
+    // A flush may come in between by chance, but not each time.
+    let has_not_waited = (1..=5).any(|number| {
+        following.db.execute(&format!("INSERT INTO t VALUES ({number})"));
+        open.execute(&format!("INSERT INTO open VALUES ({number})"));
+        let end = following.db.value("SELECT pg_current_wal_insert_lsn()");
+        following.sync();
+        following.assert_same(&["public.t"]);
+        following.db.value(&format!("SELECT pg_current_wal_flush_lsn() < '{end}'")) == "t"
+    });
+    assert!(has_not_waited, "each sync ended after a flush");
+}
+
 /// Trap 25: the server waits at shutdown until all its WAL is acknowledged.
 #[test]
 fn a_clean_shutdown_of_the_source_is_not_held_up_and_the_run_goes_on_after_it() {

@@ -12,6 +12,7 @@ mod every_value;
 mod following;
 mod lifecycle;
 mod pgbench_runs;
+mod pipeline;
 mod publications;
 mod random_history;
 mod recorded;

@@ -15,11 +15,14 @@ use rhei::{
         pgoutput::{Message, OldTuple},
         recorded::{RecordedConsumer, split},
     },
-    target::{DuckDb, NewCopy, OlapEngine, Phase, Pipeline, duckdb::TargetOptions},
+    target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
-use crate::bed::{Cluster, oracle::query_copy, temp_dir};
+use crate::{
+    bed::{Cluster, oracle::query_copy, temp_dir},
+    pipeline::begin_empty_copies,
+};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/streams").join(name)
@@ -193,20 +196,6 @@ enum When {
     After,
 }
 
-fn pipeline(lsn: Lsn) -> Pipeline {
-    Pipeline {
-        slot: "recorded".to_owned(),
-        publications: vec!["all_of_it".to_owned()],
-        publication_fingerprint: String::new(),
-        system_id: "1".to_owned(),
-        database: "d".to_owned(),
-        database_oid: 1,
-        timeline: 1,
-        phase: Phase::Running,
-        checkpoint: Checkpoint { lsn, commit_time_us: None },
-    }
-}
-
 /// Replays in batches of at least `max_rows` row changes, stopping and starting again from the file's checkpoint after
 /// each batch; returns what the three tables hold. Tables go live before the replay, in the middle of it, or after it:
 /// until then what changes is kept beside their shadows.
@@ -217,9 +206,7 @@ async fn replayed(max_rows: u64, live: When) -> Vec<Vec<Option<String>>> {
     let options = TargetOptions { path: path.clone(), ..TargetOptions::default() };
     let specs = tables(&recording);
     let mut target = DuckDb::open(&options).unwrap();
-    target.put_state(&pipeline(Lsn(1)), &[]).unwrap();
-    let new = |spec: &Arc<TableSpec>| NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs: Vec::new() };
-    target.begin_copies(&specs.iter().map(new).collect::<Vec<_>>()).unwrap();
+    begin_empty_copies(&mut target, Lsn(1), &specs);
     let go_live = |target: &mut DuckDb| {
         for spec in &specs {
             target.finish_load(spec).unwrap();

@@ -1,0 +1,31 @@
+//! A target as a test or a benchmark without a server finds it.
+
+use std::sync::Arc;
+
+use rhei::{
+    Checkpoint, Lsn,
+    change::TableSpec,
+    target::{DuckDb, NewCopy, OlapEngine, Phase, Pipeline},
+};
+
+/// A pipeline that stands at `lsn`.
+pub fn pipeline(lsn: Lsn) -> Pipeline {
+    Pipeline {
+        slot: "test".to_owned(),
+        publications: vec!["test".to_owned()],
+        publication_fingerprint: String::new(),
+        system_id: "1".to_owned(),
+        database: "d".to_owned(),
+        database_oid: 1,
+        timeline: 1,
+        phase: Phase::Running,
+        checkpoint: Checkpoint { lsn, commit_time_us: None },
+    }
+}
+
+/// Begins copies of tables without a chunk.
+pub fn begin_empty_copies(target: &mut DuckDb, lsn: Lsn, specs: &[Arc<TableSpec>]) {
+    target.put_state(&pipeline(lsn), &[]).unwrap();
+    let new = |spec: &Arc<TableSpec>| NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs: Vec::new() };
+    target.begin_copies(&specs.iter().map(new).collect::<Vec<_>>()).unwrap();
+}
