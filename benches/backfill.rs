@@ -12,6 +12,8 @@
 #[path = "../tests/it/bed/mod.rs"]
 mod bed;
 #[allow(dead_code, reason = "as above")]
+mod measure;
+#[allow(dead_code, reason = "as above")]
 #[path = "../tests/it/pipeline.rs"]
 mod pipeline;
 
@@ -25,6 +27,7 @@ use std::{
 
 use arrow::record_batch::RecordBatch;
 use bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir};
+use measure::{GLANCE, machine_cpu, peak_mib, process_cpu};
 use rhei::{
     Lsn,
     change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
@@ -49,28 +52,11 @@ struct Client {
     peak_mb: Option<f64>,
 }
 
-/// CPU-seconds of a process, that is, of this one or of one it started.
-fn process_cpu(pid: &str) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut words = stat.rsplit(") ").next()?.split_whitespace().skip(11);
-    let ticks = words.next()?.parse::<f64>().ok()? + words.next()?.parse::<f64>().ok()?;
-    Some(ticks / 100.0)
-}
-
 /// Runs work of this process.
 fn here(work: impl FnOnce()) -> Client {
     let before = process_cpu("self").unwrap();
     work();
     Client { cpu: process_cpu("self").unwrap() - before, peak_mb: None }
-}
-
-/// Busy seconds of all cores since boot.
-fn machine_cpu() -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap();
-    let ticks: Vec<u64> =
-        stat.lines().next().unwrap().split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal
-    (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) as f64 / 100.0
 }
 
 fn measured(what: &'static str, work: impl FnOnce() -> Client) -> Measured {
@@ -203,24 +189,16 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
     target.tidy(Compaction::None).unwrap();
 }
 
-/// The most memory that a process has had, in kB.
-fn peak_of(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let mut lines = status.lines();
-    let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
-    peak.unwrap_or_default()
-}
-
 fn with_rhei(rhei: &Rhei) -> Client {
     let mut running = rhei.spawn(["backfill"]);
-    let (mut peak_kb, mut cpu) = (0.0_f64, 0.0);
+    let (mut peak_mb, mut cpu) = (None, 0.0);
     while running.is_running() {
-        peak_kb = peak_kb.max(peak_of(running.pid()));
+        peak_mb = peak_mib(running.pid()).or(peak_mb);
         cpu = process_cpu(&running.pid().to_string()).unwrap_or(cpu);
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(GLANCE);
     }
     running.wait(Duration::from_secs(60)).assert_code(0);
-    Client { cpu, peak_mb: Some(peak_kb / 1024.0) }
+    Client { cpu, peak_mb }
 }
 
 /// In a process of its own, as the extension's copy of libpq is.
@@ -280,7 +258,7 @@ fn large(cluster: &Cluster, rows: u64) {
     db.execute("DROP PUBLICATION rhei");
     let rhei = Rhei::new(folder.path()).source(db.url()).target("beside.duckdb").config(&settings("bench_beside"));
     let stop = AtomicBool::new(false);
-    let (mut unconfirmed, mut held, mut peak_kb) = (0_u64, 0_u64, 0.0_f64);
+    let (mut unconfirmed, mut held, mut peak_mb) = (0_u64, 0_u64, 0.0_f64);
     let (wall, written) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_wal(&db, 20_000_000, &stop));
         let started = Instant::now();
@@ -294,7 +272,7 @@ fn large(cluster: &Cluster, rows: u64) {
             let (not_confirmed, not_free) = now.split_once(' ').unwrap();
             unconfirmed = unconfirmed.max(not_confirmed.parse().unwrap());
             held = held.max(not_free.parse().unwrap());
-            peak_kb = peak_kb.max(peak_of(running.pid()));
+            peak_mb = peak_mib(running.pid()).unwrap_or(peak_mb);
             std::thread::sleep(Duration::from_millis(50));
         }
         let wall = started.elapsed().as_secs_f64();
@@ -309,7 +287,7 @@ fn large(cluster: &Cluster, rows: u64) {
          most {:.1} MB",
         mb(written) / wall,
         rows as f64 / wall,
-        peak_kb / 1024.0,
+        peak_mb,
         mb(unconfirmed),
         mb(held)
     );

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    bed::{oracle::query_copy, wait_until},
+    bed::{Cluster, ClusterOptions, oracle::query_copy, wait_until},
     following::Following,
 };
 
@@ -119,4 +119,27 @@ fn a_paused_table_is_copied_again_once_the_settings_allow_it() {
     following.rhei.clone().env("RHEI_SYNC_ON_UNREPRESENTABLE", "null").run_ok(["sync"]);
     let rows = query_copy(following.copy(), "SELECT n::VARCHAR FROM public.t ORDER BY id");
     assert_eq!(rows, [[Some("1.00".to_owned())], [None]]);
+}
+
+/// Trap 39: a slot on a standby needs the primary's help, a copy does not.
+#[test]
+fn a_standby_gives_a_plain_copy_and_is_refused_as_a_source_to_follow() {
+    let primary = Cluster::start(ClusterOptions::default());
+    let origin = primary.database("standby");
+    let standby = primary.standby();
+    origin.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat(i::text, 40) FROM generate_series(1, 50000) i;
+         CREATE TABLE p (id int, v date) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+         INSERT INTO p VALUES (7, '2026-11-20'); CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE m (m mood); INSERT INTO m VALUES ('ok')",
+    );
+    let replica = standby.replica_of(&origin);
+    wait_until(SOON, "the standby has replayed", || {
+        replica.try_query("SELECT 1 FROM m").is_ok_and(|rows| rows.len() == 1)
+    });
+    let following = Following::of(replica);
+    following.rhei.run_ok(["backfill", "--no-slot"]);
+    following.assert_same(&["public.t", "public.p", "public.m"]);
+    let output = following.rhei.clone().target("second.duckdb").run(["sync"]);
+    output.assert_code(1);
+    assert!(output.stderr.contains("standby") && output.stderr.contains("hint: "), "{}", output.stderr);
 }

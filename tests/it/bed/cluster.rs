@@ -79,13 +79,7 @@ impl Cluster {
     }
 
     pub fn start_with_bin(bin: &Path, options: &ClusterOptions) -> Cluster {
-        // Not the platform's folder when that is deep: a socket path has room for about 100 bytes.
-        let parent = Some(std::env::temp_dir()).filter(|p| p.as_os_str().len() < 50).unwrap_or_else(|| "/tmp".into());
-        let folder = tempfile::Builder::new().prefix("rhei-pg-").tempdir_in(parent).unwrap().keep();
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-        if is_root() {
-            succeed(Command::new("chown").arg("postgres").arg(&folder));
-        }
+        let folder = new_folder();
         let watchdog = start_watchdog(&folder);
         let mut cluster = Cluster { folder, bin: bin.to_owned(), port: 0, watchdog };
 
@@ -114,17 +108,40 @@ impl Cluster {
         if let Some(hba) = &options.hba {
             cluster.write_data_file("pg_hba.conf", hba);
         }
+        cluster.start_on_a_free_port();
+        cluster
+    }
+
+    /// A hot standby of this cluster, which is stopped and started again for it.
+    pub fn standby(&self) -> Cluster {
+        let folder = new_folder();
+        let mut standby = Cluster { watchdog: start_watchdog(&folder), folder, bin: self.bin.clone(), port: 0 };
+        self.stop_fast();
+        succeed(Command::new("cp").arg("-a").arg(self.data()).arg(standby.data()));
+        self.start_again();
+        let (port, folder) = (self.port, standby.folder.display());
+        let settings = format!(
+            "unix_socket_directories = '{folder}'\nhot_standby = on\n\
+             primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'\n"
+        );
+        standby.append_data_file("bed.conf", &settings);
+        standby.write_data_file("standby.signal", "");
+        standby.start_on_a_free_port();
+        standby
+    }
+
+    fn start_on_a_free_port(&mut self) {
         // Another process may take the port between our look and the server's bind.
         for _ in 0..5 {
-            cluster.port = free_port();
-            cluster.write_data_file("port.conf", &format!("port = {}\n", cluster.port));
-            match cluster.try_start() {
-                Ok(()) => return cluster,
-                Err(_) if cluster.log().contains("could not bind") => {}
-                Err(message) => panic!("{message}\n--- server log ---\n{}", cluster.log()),
+            self.port = free_port();
+            self.write_data_file("port.conf", &format!("port = {}\n", self.port));
+            match self.try_start() {
+                Ok(()) => return,
+                Err(_) if self.log().contains("could not bind") => {}
+                Err(message) => panic!("{message}\n--- server log ---\n{}", self.log()),
             }
         }
-        panic!("no free port found\n--- server log ---\n{}", cluster.log());
+        panic!("no free port found\n--- server log ---\n{}", self.log());
     }
 
     pub fn port(&self) -> u16 {
@@ -174,6 +191,16 @@ impl Cluster {
         let name = format!("{name}_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         self.maintenance().execute(&format!("CREATE DATABASE {} TEMPLATE template0", quote(&name)));
         Db { host: self.folder.display().to_string(), port: self.port, name, dropped_with_value: true }
+    }
+
+    /// A database that came from the primary.
+    pub fn replica_of(&self, db: &Db) -> Db {
+        Db {
+            host: self.folder.display().to_string(),
+            port: self.port,
+            name: db.name.clone(),
+            dropped_with_value: false,
+        }
     }
 
     /// The database `postgres`, which outlives the value.
@@ -267,6 +294,18 @@ impl Drop for Cluster {
         drop(self.watchdog.stdin.take());
         let _ = self.watchdog.wait();
     }
+}
+
+/// Of the user that the server runs as.
+fn new_folder() -> PathBuf {
+    // Not the platform's folder when that is deep: a socket path has room for about 100 bytes.
+    let parent = Some(std::env::temp_dir()).filter(|p| p.as_os_str().len() < 50).unwrap_or_else(|| "/tmp".into());
+    let folder = tempfile::Builder::new().prefix("rhei-pg-").tempdir_in(parent).unwrap().keep();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    if is_root() {
+        succeed(Command::new("chown").arg("postgres").arg(&folder));
+    }
+    folder
 }
 
 fn start_watchdog(folder: &Path) -> Child {
