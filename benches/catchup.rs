@@ -2,7 +2,7 @@
 //!
 //! Each workload writes a backlog; then `pg_recvlogical` reads it to nothing, `rhei sync` catches up with it, and
 //! `pg_recvlogical` reads it once more. Its mean is what a walsender can give on this machine, and rhei's figures are set
-//! against it. RHEI_BENCH_ONLY=name,name runs some of the workloads, RHEI_BENCH_SCALE=0.1 makes them smaller, and
+//! against it. RHEI_BENCH_PERF=folder has perf write a profile of each catching up there, and RHEI_BENCH_LOG=1 shows its log. RHEI_BENCH_ONLY=name,name runs some of the workloads, RHEI_BENCH_SCALE=0.1 makes them smaller, and
 //! RHEI_BENCH_DOCS names a file whose section "Catching up" is replaced by the results.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
 
@@ -71,7 +71,7 @@ fn in_transactions(transactions: u64, statement: &str) -> String {
     format!("DO $$ BEGIN FOR k IN 1..{transactions} LOOP {statement}; COMMIT; END LOOP; END $$")
 }
 
-const CHECK: &str = "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || sum(amount)::text FROM t";
+const CHECK: &str = "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || sum(amount)::text FROM public.t";
 
 fn updates(name: &'static str, table_rows: u64, wanted: Option<f64>) -> Workload {
     let (table_rows, changes) = (scaled(table_rows), scaled(300_000));
@@ -165,8 +165,8 @@ fn workloads() -> Vec<Workload> {
             )],
             rows: single / 2 * 4,
             wanted: Some(0.9),
-            check: "SELECT (SELECT sum(balance)::text FROM accounts) || ' ' || (SELECT sum(balance)::text FROM tellers) || ' ' \
-                    || (SELECT sum(balance)::text FROM branches) || ' ' || (SELECT sum(delta)::text FROM history)"
+            check: "SELECT (SELECT sum(balance)::text FROM public.accounts) || ' ' || (SELECT sum(balance)::text FROM public.tellers) || ' ' \
+                    || (SELECT sum(balance)::text FROM public.branches) || ' ' || (SELECT sum(delta)::text FROM public.history)"
                 .to_owned(),
         },
         Workload {
@@ -192,7 +192,7 @@ fn workloads() -> Vec<Workload> {
             ],
             rows: wide * 2,
             wanted: None,
-            check: "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || sum(length(doc))::text || ' ' || max(md5(doc)) FROM t".to_owned(),
+            check: "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || sum(length(doc))::text || ' ' || max(md5(doc)) FROM public.t".to_owned(),
         },
         Workload {
             name: "tables",
@@ -206,7 +206,7 @@ fn workloads() -> Vec<Workload> {
             )],
             rows: tables * rounds * 5,
             wanted: None,
-            check: "SELECT count(*)::text || ' ' || sum(qty)::text FROM t1".to_owned(),
+            check: "SELECT count(*)::text || ' ' || sum(qty)::text FROM public.t1".to_owned(),
         },
     ]
 }
@@ -214,19 +214,38 @@ fn workloads() -> Vec<Workload> {
 /// What one reading of a backlog took.
 #[derive(Debug, Clone, Copy, Default)]
 struct Reading {
+    /// Until the reader had all of it.
     wall: f64,
     client_cpu: f64,
+    /// Until its process had ended: rhei compacts the file.
+    whole_wall: f64,
+    whole_cpu: f64,
     walsender_cpu: f64,
     peak_mib: f64,
 }
 
+/// What a process is up to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Reading,
+    Done,
+    Ended,
+}
+
 /// Watches a process that reads a slot until it ends.
-fn watch(db: &Db, slot: &str, pid: u32, mut is_running: impl FnMut() -> bool) -> Reading {
+fn watch(db: &Db, slot: &str, pid: u32, mut phase: impl FnMut() -> Phase) -> Reading {
     let session = db.session();
     let started = Instant::now();
     let (mut reading, mut walsenders) = (Reading::default(), BTreeMap::new());
     let mut asked = Instant::now() - Duration::from_secs(1);
-    while is_running() {
+    loop {
+        let phase = phase();
+        if phase != Phase::Reading && reading.wall == 0.0 {
+            (reading.wall, reading.client_cpu) = (started.elapsed().as_secs_f64(), reading.whole_cpu);
+        }
+        if phase == Phase::Ended {
+            break;
+        }
         // Rarely, since it takes time itself; a walsender lives as long as the connection.
         if asked.elapsed() > Duration::from_millis(if walsenders.is_empty() { 10 } else { 1000 }) {
             asked = Instant::now();
@@ -238,11 +257,11 @@ fn watch(db: &Db, slot: &str, pid: u32, mut is_running: impl FnMut() -> bool) ->
         for (pid, cpu) in &mut walsenders {
             *cpu = process_cpu(pid).unwrap_or(*cpu);
         }
-        reading.client_cpu = process_cpu(&pid.to_string()).unwrap_or(reading.client_cpu);
+        reading.whole_cpu = process_cpu(&pid.to_string()).unwrap_or(reading.whole_cpu);
         reading.peak_mib = peak_mib(pid).unwrap_or(reading.peak_mib);
         std::thread::sleep(GLANCE);
     }
-    reading.wall = started.elapsed().as_secs_f64();
+    reading.whole_wall = started.elapsed().as_secs_f64();
     reading.walsender_cpu = walsenders.values().sum();
     reading
 }
@@ -254,11 +273,19 @@ fn recvlogical() -> PathBuf {
     programs.find(|program| program.exists()).expect("pg_recvlogical is installed with the Postgres server")
 }
 
+/// Both readers come the same way: by TCP, as from another machine, or with RHEI_BENCH_SOCKET by the unix socket.
+fn host(cluster: &Cluster) -> String {
+    match std::env::var_os("RHEI_BENCH_SOCKET") {
+        Some(_) => cluster.folder().display().to_string(),
+        None => "127.0.0.1".to_owned(),
+    }
+}
+
 /// Reads a slot to nothing. Returns the bytes that came too.
 fn to_nothing(cluster: &Cluster, db: &Db, slot: &str, end: &str) -> (Reading, u64) {
     let mut child = Command::new(recvlogical())
         .args(["--start", "--no-loop", "-f", "/dev/null", "-U", "postgres", "-d", db.name(), "-S", slot])
-        .args(["-h", &cluster.folder().display().to_string(), "-p", &cluster.port().to_string()])
+        .args(["-h", &host(cluster), "-p", &cluster.port().to_string()])
         .args([&format!("--endpos={end}"), "-o", "proto_version=1", "-o", "publication_names=rhei"])
         .stdin(Stdio::null())
         .spawn()
@@ -267,18 +294,36 @@ fn to_nothing(cluster: &Cluster, db: &Db, slot: &str, end: &str) -> (Reading, u6
     let reading = watch(db, slot, pid, || {
         let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         bytes = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok()).unwrap_or(bytes);
-        child.try_wait().unwrap().is_none()
+        if child.try_wait().unwrap().is_some() { Phase::Ended } else { Phase::Reading }
     });
     assert!(child.wait().unwrap().success());
     (reading, bytes)
 }
 
 /// Catches up.
-fn with_rhei(db: &Db, rhei: &Rhei, slot: &str) -> Reading {
-    let mut running = rhei.spawn(["sync"]);
+fn with_rhei(db: &Db, rhei: &Rhei, slot: &str, profile: Option<&str>) -> Reading {
+    let mut running = rhei.clone().env("RHEI_LOG", "rhei=debug").spawn(["sync"]);
     let pid = running.pid();
-    let reading = watch(db, slot, pid, || running.is_running());
-    running.wait(Duration::from_secs(60)).assert_code(0);
+    let perf = profile.zip(std::env::var_os("RHEI_BENCH_PERF")).map(|(name, folder)| {
+        let path = PathBuf::from(folder).join(format!("{name}.perf"));
+        let mut perf = Command::new("perf");
+        perf.args(["record", "-q", "-a", "-g", "-F", "499", "-o"]).arg(path).spawn().unwrap()
+    });
+    let reading = watch(db, slot, pid, || match running.is_running() {
+        false => Phase::Ended,
+        true if running.logs().contains("caught up") => Phase::Done,
+        true => Phase::Reading,
+    });
+    if let Some(mut perf) = perf {
+        // It writes what it has when it is interrupted.
+        bed::cluster::shell(&format!("kill -INT {}", perf.id()));
+        perf.wait().unwrap();
+    }
+    let output = running.wait(Duration::from_secs(60));
+    output.assert_code(0);
+    if let (true, Some(name)) = (std::env::var_os("RHEI_BENCH_LOG").is_some(), profile) {
+        println!("{name}\n{}", output.stderr);
+    }
     reading
 }
 
@@ -302,20 +347,20 @@ fn run(cluster: &Cluster, workload: Workload) -> Outcome {
     for slot in ["bench_first", "bench_second"] {
         db.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
     }
-    let idle = with_rhei(&db, &rhei, "bench_rhei").wall;
+    let idle = with_rhei(&db, &rhei, "bench_rhei", None).wall;
     workload.changes.iter().for_each(|statement| db.execute(statement));
     db.execute("CHECKPOINT");
     let end = db.wal_lsn();
     db.execute("SELECT pg_logical_emit_message(true, 'bench', 'the end')");
     let (first, bytes) = to_nothing(cluster, &db, "bench_first", &end);
-    let caught_up = with_rhei(&db, &rhei, "bench_rhei");
+    let caught_up = with_rhei(&db, &rhei, "bench_rhei", Some(workload.name));
     let (second, _) = to_nothing(cluster, &db, "bench_second", &end);
     let mean = |of: fn(&Reading) -> f64| (of(&first) + of(&second)) / 2.0;
     let bare = Reading {
         wall: mean(|reading| reading.wall),
         client_cpu: mean(|reading| reading.client_cpu),
         walsender_cpu: mean(|reading| reading.walsender_cpu),
-        peak_mib: 0.0,
+        ..Reading::default()
     };
     let copied = bed::oracle::query_copy(rhei.target_path(), &workload.check.replace("::text", "::VARCHAR"));
     assert_eq!(copied, db.query(&workload.check), "{}", workload.name);
@@ -341,15 +386,17 @@ fn main() {
         let rate = workload.rows as f64 / rhei.wall;
         let ratio = bare.wall / rhei.wall;
         println!(
-            "{:12} {rate:8.0} rows/s ({:.2} s, {:.2} s of it also with nothing to do), {ratio:.2} of pg_recvlogical's {:.0} ({:.2} s){}; CPU-s: rhei {:.2}, its \
+            "{:12} {rate:8.0} rows/s ({:.2} s, {:.2} s of it also with nothing to do, and {:.2} s for compaction), {ratio:.2} of pg_recvlogical's {:.0} ({:.2} s){}; CPU-s: rhei {:.2} (and {:.2} for compaction), its \
              walsender {:.2}, pg_recvlogical's {:.2}; peak {:.0} MB; {:.0} MB on the wire\n             {}",
             workload.name,
             rhei.wall,
             idle,
+            rhei.whole_wall - rhei.wall,
             workload.rows as f64 / bare.wall,
             bare.wall,
             workload.wanted.map_or_else(String::new, |wanted| format!(", wanted {wanted}")),
             rhei.client_cpu,
+            rhei.whole_cpu - rhei.client_cpu,
             rhei.walsender_cpu,
             bare.walsender_cpu,
             rhei.peak_mib,

@@ -97,8 +97,14 @@ fn messages() -> Vec<Vec<u8>> {
 /// Replays everything; `each` gets every batch.
 async fn replay(messages: &[Vec<u8>], mut each: impl FnMut(&rhei::change::ChangeBatch)) -> Duration {
     let mut consumer = RecordedConsumer::new(messages.to_vec(), Lsn(1), vec![spec()]);
-    let limits =
-        BatchLimits { max_rows: 100_000, max_bytes: usize::MAX, linger: Duration::ZERO, until: None, hurry: false };
+    let limits = BatchLimits {
+        max_rows: 100_000,
+        max_bytes: usize::MAX,
+        linger: Duration::ZERO,
+        until: None,
+        any: false,
+        hurry: false,
+    };
     let started = Instant::now();
     while let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() {
         each(&batch);

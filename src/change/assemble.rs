@@ -341,6 +341,11 @@ impl Assembler {
         self.open.is_none()
     }
 
+    /// Nothing is read that was not in a batch.
+    pub fn is_clean(&self) -> bool {
+        self.open.is_none() && self.source_transactions == 0
+    }
+
     /// Row changes of whole transactions that wait for [`Self::take_batch`].
     pub fn pending_rows(&self) -> u64 {
         self.pending_rows

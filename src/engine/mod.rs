@@ -1,7 +1,7 @@
 //! Decides what happens next.
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
-//! `copying` runs copies beside the stream, `schema` judges what became of a table's shape, this file holds one cycle,
+//! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's shape, this file holds one cycle,
 //! `replicate` the long run and the catch-up.
 
 pub mod attach;
@@ -9,6 +9,7 @@ pub mod copying;
 pub mod replicate;
 pub mod schema;
 pub mod tables;
+mod tending;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,24 +21,16 @@ use serde::Serialize;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    copying::{Copies, News},
-    schema::{Catalogs, Look, Looked, Verdict},
-};
+use self::schema::{Catalogs, Look, Looked, Verdict};
 use crate::{
-    Checkpoint, Lsn,
-    backfill::{self, Copied, Planned, Told},
+    Checkpoint, Lsn, backfill,
     change::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
         assemble::{Answer, Question},
     },
-    checkpoint::reachable_target,
     config::TablePattern,
-    source::{
-        BatchLimits, CdcConsumer, Delivery, SourceError,
-        connect::{SourceOptions, SqlClient},
-    },
-    target::{Applied, OlapEngine, StoredTable, TableState, TargetError, duckdb::TargetOptions},
+    source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions},
+    target::{Applied, OlapEngine, TargetError, duckdb::TargetOptions},
 };
 
 /// What a pipeline needs to know of the settings.
@@ -242,6 +235,8 @@ pub struct SyncEngine<C, T> {
     /// Tables that DuckDB refused to go on with; their changes are dropped until they are copied again.
     paused: BTreeSet<u32>,
     limits: BatchLimits,
+    /// What the stream broke with while a batch was applied.
+    broken: Option<SourceError>,
     last_saved: Instant,
     /// Who can judge what the stream describes; a recorded stream has nobody and does not ask.
     catalogs: Option<Catalogs>,
@@ -289,6 +284,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             max_bytes: options.memory_limit_bytes / 2,
             linger: Duration::ZERO,
             until: None,
+            any: false,
             hurry: false,
         };
         Self {
@@ -301,6 +297,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             not_copied: Vec::new(),
             paused: BTreeSet::new(),
             limits,
+            broken: None,
             last_saved: Instant::now(),
             catalogs: None,
             look: None,
@@ -330,6 +327,23 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.checkpoint
     }
 
+    /// Reads on until a whole source transaction is there and the time has come, or a batch is full. May be dropped half
+    /// way. While the catalogs wait for a moment when nothing is half read, it waits for ever.
+    ///
+    /// # Errors
+    /// As [`Self::sync_once`].
+    pub async fn arrival(&mut self, not_before: tokio::time::Instant) -> Result<(), EngineError> {
+        if self.look.is_some() {
+            return std::future::pending().await;
+        }
+        let limits = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
+        tokio::select! {
+            full = self.consumer.gather(&limits) => return Ok(full?),
+            () = tokio::time::sleep_until(not_before) => {}
+        }
+        Ok(self.consumer.gather(&BatchLimits { any: true, ..limits }).await?)
+    }
+
     /// One cycle: take a batch, apply it with its checkpoint, acknowledge.
     ///
     /// # Errors
@@ -340,6 +354,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         stop: &CancellationToken,
     ) -> Result<CycleReport, EngineError> {
         let started = Instant::now();
+        if let Some(error) = self.broken.take() {
+            return Err(error.into());
+        }
         let limits =
             BatchLimits { linger: cycle.linger, until: cycle.until, hurry: cycle.hurry, ..self.limits.clone() };
         let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
@@ -383,6 +400,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             .fold(0, |rows, counts: RowCounts| rows + counts.inserted + counts.updated + counts.deleted)
             >= self.limits.max_rows;
         let before = self.checkpoint.lsn;
+        let read = started.elapsed();
         let (applied, batch) = self.apply(batch).await?;
         self.consumer.acknowledge(applied.durable);
         for failure in &batch.failed {
@@ -425,6 +443,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         };
         report.is_behind = is_full;
         report.duration_ms = started.elapsed().as_millis() as u64;
+        tracing::debug!(
+            transactions = report.source_transactions,
+            changes = report.inserted + report.updated + report.deleted,
+            read_ms = read.as_millis() as u64,
+            apply_ms = report.duration_ms.saturating_sub(read.as_millis() as u64),
+            "cycle"
+        );
         self.board.set_stream_late(started.elapsed() > LATE);
         Ok(report)
     }
@@ -536,7 +561,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let position = self.consumer.position();
         let passed = position.decoded.max(self.checkpoint.lsn);
         let is_passed = |look: &mut Look| look.at <= passed;
-        let (true, Some(catalogs)) = (position.is_between_transactions, &mut self.catalogs) else {
+        let (true, Some(catalogs)) = (position.is_clean, &mut self.catalogs) else {
             return Ok(Settling::Waiting);
         };
         let Some(look) = self.look.take_if(is_passed) else { return Ok(Settling::Waiting) };
@@ -583,6 +608,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         };
         let mut batch = Arc::new(batch);
         let swaps = !batch.reshapes.is_empty();
+        let meanwhile = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
         loop {
             let applied = {
                 let (_cycle, _shape);
@@ -592,7 +618,17 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     _cycle = self.ddl_lock.read().await;
                 }
                 let work = Arc::clone(&batch);
-                self.target.call(move |target| target.apply(&work, &checkpoint)).await
+                let mut applying = std::pin::pin!(self.target.call(move |target| target.apply(&work, &checkpoint)));
+                // The next batch is decoded meanwhile, unless the catalogs wait for a moment when nothing is half read.
+                let may_read = self.look.is_none() && self.broken.is_none();
+                tokio::select! {
+                    biased;
+                    applied = &mut applying => applied,
+                    read = self.consumer.gather(&meanwhile), if may_read => {
+                        self.broken = read.err();
+                        applying.await
+                    }
+                }
             };
             match applied {
                 Ok(applied) => {
@@ -626,230 +662,6 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// How far the checkpoint has to come for all copies to be merged.
-    pub fn copies_reach(&self) -> Lsn {
-        let tables = self.copying.values().chain(self.catching_up.values());
-        tables.map(|spec| reachable_target(spec.copy_lsn)).max().unwrap_or(Lsn::ZERO)
-    }
-
-    /// Whether a table is being copied, or waits to be merged.
-    pub fn is_copying(&self) -> bool {
-        !self.copying.is_empty() || !self.catching_up.is_empty()
-    }
-
-    /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach anew. Cycles that had
-    /// to be run for it are added to `cycles`.
-    ///
-    /// # Errors
-    /// Whatever the source and the target say. The round is begun again by the next session.
-    pub async fn tend(
-        &mut self,
-        news: News,
-        copies: &mut Copies<T>,
-        stop: &CancellationToken,
-        cycles: &mut Vec<CycleReport>,
-    ) -> Result<Option<String>, EngineError> {
-        match news {
-            News::Told(Told::Planned { lsn, tables, refused, holder, adopted }) => {
-                // The rows of those that go on have to be known as the snapshot sees them.
-                while tables.iter().any(|table| table.is_resumed) && self.checkpoint.lsn < reachable_target(lsn) {
-                    let linger = Duration::from_millis(20);
-                    let until = Some(reachable_target(lsn));
-                    let report =
-                        self.sync_once(CycleOptions { linger, until, hurry: true, save_idle: true }, stop).await?;
-                    let (is_stopped, attach_anew) = (report.is_stopped, report.attach_anew.clone());
-                    cycles.push(report);
-                    if is_stopped || attach_anew.is_some() {
-                        return Ok(attach_anew);
-                    }
-                }
-                let ids = self.adopt(lsn, &tables, refused, &holder, copies).await?;
-                // Gone only when the round broke off, which it says itself.
-                let _ = adopted.send(ids);
-            }
-            News::Told(Told::Copied { oid, copied }) => {
-                copies.done(oid, &copied);
-                let Some(spec) = self.copying.remove(&oid) else { return Ok(None) };
-                match copied {
-                    Copied::Done => {
-                        let loaded = Arc::clone(&spec);
-                        match self.target.call(move |target| target.finish_load(&loaded)).await {
-                            Ok(()) => drop(self.catching_up.insert(oid, spec)),
-                            Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
-                                self.begin_anew(&spec, copies, &error.to_string()).await?;
-                            }
-                            Err(error) => return Err(error),
-                        }
-                    }
-                    Copied::Failed { reason } => self.give_up_copy(&spec, Some(reason)).await?,
-                    Copied::Changed => self.begin_anew(&spec, copies, "it changed while it was copied").await?,
-                }
-            }
-            News::Over { unfinished } => {
-                copies.want(unfinished.into_iter().filter(|oid| self.copying.contains_key(oid)))
-            }
-        }
-        Ok(None)
-    }
-
-    /// Begins to keep changes of tables that are copied from `lsn` on. Per table the ids of its jobs.
-    async fn adopt(
-        &mut self,
-        lsn: Lsn,
-        tables: &[Planned],
-        refused: Vec<StoredTable>,
-        holder: &SqlClient,
-        copies: &mut Copies<T>,
-    ) -> Result<Vec<Option<Vec<u64>>>, EngineError> {
-        let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
-        for table in tables {
-            let oid = table.spec.oid;
-            if self.consumer.assembler().has_seen(oid, lsn) {
-                too_late.insert(oid);
-            } else if !table.is_resumed {
-                adopted.insert(oid);
-            } else if self.copying.contains_key(&oid) {
-                // Truncated meanwhile, it would be catching up.
-                if self.fill_open(table, holder).await? {
-                    adopted.insert(oid);
-                } else {
-                    self.give_up_copy(&table.spec, None).await?;
-                    too_late.insert(oid);
-                }
-            } else if !self.catching_up.contains_key(&oid) {
-                // Its shadow went while the round waited.
-                too_late.insert(oid);
-            }
-        }
-        // Gone from the source or its publication, as the next look at the catalogs says; nobody is at its copy.
-        let is_planned =
-            |oid: u32| tables.iter().any(|table| table.spec.oid == oid) || refused.iter().any(|row| row.oid == oid);
-        for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
-            if self.copying.remove(&oid).is_some() {
-                self.consumer.assembler().unfollow(oid);
-                self.target.call(move |target| target.abandon_copy(oid, None)).await?;
-            }
-        }
-        let begun: Vec<_> = tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
-        let new: Vec<_> = begun.iter().map(|table| table.new_copy()).collect();
-        for row in &refused {
-            self.unfollow(row.oid);
-            if let TableState::Error(reason) = &row.state {
-                self.not_copied.push((row.source.to_string(), reason.clone()));
-            }
-        }
-        let ids = self
-            .target
-            .call(move |target| {
-                target.note(&refused)?;
-                target.begin_copies(&new)
-            })
-            .await?;
-        for (table, begun) in begun.iter().zip(&ids).filter(|(table, _)| !table.is_resumed) {
-            let spec = &table.spec;
-            if let Err(reason) = begun {
-                adopted.remove(&spec.oid);
-                self.unfollow(spec.oid);
-                let event = Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() };
-                let _ = self.events.send(event);
-                self.not_copied.push((spec.source.to_string(), reason.clone()));
-                continue;
-            }
-            self.paused.remove(&spec.oid);
-            self.consumer.assembler().follow(Arc::clone(spec));
-            if let Some(catalogs) = &mut self.catalogs {
-                catalogs.adopted(spec);
-            }
-            self.catching_up.remove(&spec.oid);
-            self.copying.insert(spec.oid, Arc::clone(spec));
-        }
-        copies.planned(&adopted, &too_late);
-        let mut ids: BTreeMap<u32, Vec<u64>> =
-            begun.iter().zip(ids).filter_map(|(table, ids)| Some((table.spec.oid, ids.ok()?))).collect();
-        Ok(tables.iter().map(|table| ids.remove(&table.spec.oid)).collect())
-    }
-
-    /// Fetches what kept changes leave open. `false`: that cannot be done, and the copy has to begin anew.
-    async fn fill_open(&self, table: &Planned, holder: &SqlClient) -> Result<bool, EngineError> {
-        let spec = Arc::clone(&table.spec);
-        let keys = self.target.call(move |target| target.open_keys(&spec)).await?;
-        if keys.is_empty() {
-            return Ok(true);
-        }
-        if !backfill::is_fetchable(&table.spec) {
-            return Ok(false);
-        }
-        let rows = match backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await {
-            // The table has changed since, as the copy would find out.
-            Err(error @ EngineError::Source(_)) if !error.is_transient() => return Ok(false),
-            rows => rows?,
-        };
-        let spec = Arc::clone(&table.spec);
-        match self.target.call(move |target| target.fill_open(&spec, &rows)).await {
-            Ok(()) => Ok(true),
-            Err(EngineError::Target(TargetError::Diverged { .. })) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn begin_anew(&mut self, spec: &TableSpec, copies: &mut Copies<T>, why: &str) -> Result<(), EngineError> {
-        tracing::info!(table = %spec.source, why, "its copy begins anew");
-        if copies.begin_anew(spec.oid) {
-            return self.give_up_copy(spec, None).await;
-        }
-        let reason = format!("its copy had to begin anew too often, the last time because {why}; {}", copy_it(spec));
-        let _ = self.events.send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
-        self.give_up_copy(spec, Some(reason)).await
-    }
-
-    async fn give_up_copy(&mut self, spec: &TableSpec, reason: Option<String>) -> Result<(), EngineError> {
-        let oid = spec.oid;
-        self.not_copied.extend(reason.clone().map(|reason| (spec.source.to_string(), reason)));
-        self.unfollow(oid);
-        self.target.call(move |target| target.abandon_copy(oid, reason.as_deref())).await
-    }
-
-    fn unfollow(&mut self, oid: u32) {
-        self.copying.remove(&oid);
-        self.catching_up.remove(&oid);
-        self.consumer.assembler().unfollow(oid);
-        if let Some(catalogs) = &mut self.catalogs {
-            catalogs.forget(oid);
-        }
-    }
-
-    /// Merges some of what changed while a table was copied. `false`: there is nothing to merge, for now.
-    pub async fn merge_step(&mut self, copies: &mut Copies<T>) -> Result<bool, EngineError> {
-        const MOST_ROWS: u64 = 200_000;
-        let checkpoint = self.checkpoint.lsn;
-        let due = self.catching_up.values().find(|spec| reachable_target(spec.copy_lsn) <= checkpoint);
-        let Some(spec) = due.cloned() else { return Ok(false) };
-        let merged = {
-            let _shape = self.ddl_lock.write().await;
-            let spec = Arc::clone(&spec);
-            self.target.call(move |target| target.merge(&spec, MOST_ROWS)).await
-        };
-        match merged {
-            Ok(false) => {}
-            Ok(true) => {
-                self.catching_up.remove(&spec.oid);
-                copies.live(spec.oid);
-                let _ = self.events.send(Event::WentLive { table: spec.source.to_string() });
-                if !self.is_copying() && copies.has_all() {
-                    let _ = self.events.send(Event::AllLive);
-                }
-            }
-            Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
-                self.begin_anew(&spec, copies, &error.to_string()).await?;
-            }
-            Err(EngineError::Target(error @ TargetError::ForeignTable { .. })) => {
-                self.give_up_copy(&spec, Some(error.to_string())).await?;
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(true)
     }
 
     /// Gives the consumer back, for its shutdown.

@@ -79,6 +79,9 @@ pub async fn sync(options: &Options, again: CopyAgain, stop: &CancellationToken)
     let ended = sync_sessions(options, again, stop, goal, &writer, &mut copies).await;
     copies.shutdown().await;
     let report = ended?;
+    if !report.is_stopped {
+        tracing::info!(position = %report.reached, "caught up");
+    }
     // What a copy has just written needs none: its last row groups are small, and no more.
     let compaction = if report.updated + report.deleted > 0 { Compaction::All } else { Compaction::None };
     writer.call(move |target| target.tidy(compaction)).await?;
@@ -162,7 +165,7 @@ async fn catch_up<T: OlapEngine + 'static>(
         while engine.checkpoint().lsn < report.reached || engine.has_shapes() {
             let decoded = engine.consumer.position().decoded;
             let cycle = CycleOptions {
-                linger: Duration::from_millis(100),
+                linger: Duration::from_millis(500),
                 until: Some(report.reached),
                 hurry: true,
                 // Only the last position needs to be saved.
@@ -416,6 +419,8 @@ async fn session<T: OlapEngine + 'static>(
     *is_streaming = true;
     let mut ticks = tokio::time::interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // A cycle begins as soon as something has come, but not sooner than this.
+    let mut not_before = tokio::time::Instant::now();
     let mut is_tidy = true;
     let mut idle_since = tokio::time::Instant::now();
     let mut look_at = tokio::time::Instant::now();
@@ -438,6 +443,7 @@ async fn session<T: OlapEngine + 'static>(
                 }
             }
             _ = ticks.tick() => {}
+            arrived = engine.arrival(not_before), if !copies.is_holding() => arrived?,
         }
         while engine.merge_step(copies).await? {
             // What is merged in steps does not keep the others waiting.
@@ -456,6 +462,8 @@ async fn session<T: OlapEngine + 'static>(
             look_at = tokio::time::Instant::now() + options.catalog_interval;
         }
         loop {
+            not_before = tokio::time::Instant::now() + options.interval;
+            ticks.reset();
             // What was looked at waits for the stream to pass it: the server is asked how far it is.
             let cycle = CycleOptions { hurry: engine.is_looking(), ..CycleOptions::default() };
             let report = engine.sync_once(cycle, stop).await?;

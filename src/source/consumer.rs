@@ -28,6 +28,8 @@ pub struct PgConsumer {
     assembler: Assembler,
     /// A Begin that belongs to the next batch.
     held: Option<StreamMessage>,
+    /// Since the last batch.
+    reply_requested: bool,
     position: SourcePosition,
     hold: Hold,
 }
@@ -55,6 +57,7 @@ impl PgConsumer {
             feedback,
             assembler: Assembler::new(options.checkpoint, options.tables).asking(),
             held: None,
+            reply_requested: false,
             position: SourcePosition { acknowledged: options.checkpoint, ..SourcePosition::default() },
             hold: options.hold,
         })
@@ -84,7 +87,7 @@ impl PgConsumer {
             }
             StreamMessage::Keepalive { wal_end, reply_requested } => {
                 self.position.head = self.position.head.max(*wal_end);
-                self.position.reply_requested |= *reply_requested;
+                self.reply_requested |= *reply_requested;
                 if self.assembler.is_between_transactions() {
                     if let Some(stop_at) = hold.filter(|stop_at| wal_end >= stop_at) {
                         self.assembler.reached(stop_at);
@@ -103,6 +106,7 @@ impl PgConsumer {
     }
 
     fn batch(&mut self) -> ChangeBatch {
+        self.position.reply_requested = std::mem::take(&mut self.reply_requested);
         self.position.decoded = self.assembler.end_lsn();
         self.position.head = self.position.head.max(self.position.decoded);
         self.assembler.take_batch()
@@ -120,25 +124,29 @@ fn check_notice(notice: &ServerMessage) -> Result<(), SourceError> {
 
 impl CdcConsumer for PgConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
-        self.position.reply_requested = false;
+        self.gather(limits).await?;
+        Ok(match self.assembler.question() {
+            Some(question) => Delivery::Question(question.clone()),
+            None => Delivery::Batch(self.batch()),
+        })
+    }
+
+    async fn gather(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {
         let started = Instant::now();
-        if self.assembler.must_end_batch() {
-            return Ok(Delivery::Batch(self.batch()));
+        if self.assembler.question().is_some() || self.assembler.must_end_batch() {
+            return Ok(());
         }
         self.assembler.go_on();
         if let Some(held) = self.held.take()
             && self.take(held)?
         {
-            return Ok(Delivery::Batch(self.batch()));
+            return Ok(());
         }
         loop {
-            if let Some(question) = self.assembler.question() {
-                return Ok(Delivery::Question(question.clone()));
-            }
             let is_full =
                 self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
-            if is_full && self.assembler.is_between_transactions() {
-                return Ok(Delivery::Batch(self.batch()));
+            if self.assembler.question().is_some() || is_full && self.assembler.is_between_transactions() {
+                return Ok(());
             }
             let message = match self.reader.try_next()? {
                 Some(message) => message,
@@ -148,10 +156,11 @@ impl CdcConsumer for PgConsumer {
                     if limits.hurry {
                         self.feedback.ping();
                     }
-                    let is_there = limits.until.is_some_and(|until| self.assembler.end_lsn() >= until);
+                    let is_there = limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)
+                        || limits.any && self.assembler.pending_transactions() > 0;
                     let is_over = is_there || started.elapsed() >= limits.linger;
-                    if self.assembler.is_between_transactions() && (is_over || self.position.reply_requested) {
-                        return Ok(Delivery::Batch(self.batch()));
+                    if self.assembler.is_between_transactions() && (is_over || self.reply_requested) {
+                        return Ok(());
                     }
                     let left = limits.linger.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
                     let wait = if limits.hurry { left.min(HURRY) } else { left.min(Duration::from_secs(1)) };
@@ -164,7 +173,7 @@ impl CdcConsumer for PgConsumer {
                 }
             };
             if self.take(message)? {
-                return Ok(Delivery::Batch(self.batch()));
+                return Ok(());
             }
         }
     }
@@ -180,7 +189,7 @@ impl CdcConsumer for PgConsumer {
     fn position(&self) -> SourcePosition {
         SourcePosition {
             acknowledged: self.feedback.acknowledged(),
-            is_between_transactions: self.assembler.is_between_transactions(),
+            is_clean: self.assembler.is_clean(),
             ..self.position
         }
     }

@@ -45,6 +45,8 @@ pub struct BatchLimits {
     pub linger: Duration,
     /// No more than this is waited for: a batch that has come so far goes out.
     pub until: Option<Lsn>,
+    /// No more than one whole source transaction is waited for.
+    pub any: bool,
     /// Ask the server at short intervals how far it is, so that the end of the WAL is noticed at once.
     pub hurry: bool,
 }
@@ -96,6 +98,12 @@ pub trait CdcConsumer: Send {
     /// The stream broke or made no sense. Nothing was lost: make a new consumer from the checkpoint.
     fn next_batch(&mut self, limits: &BatchLimits) -> impl Future<Output = Result<Delivery, SourceError>> + Send;
 
+    /// Reads on until the next batch, or a question, is there to be taken. May be dropped half way: nothing is lost.
+    ///
+    /// # Errors
+    /// As [`Self::next_batch`].
+    fn gather(&mut self, limits: &BatchLimits) -> impl Future<Output = Result<(), SourceError>> + Send;
+
     /// What has been read. Answers and new shapes go to it, and tables that are to be followed or no longer.
     fn assembler(&mut self) -> &mut Assembler;
 
@@ -115,8 +123,8 @@ pub struct SourcePosition {
     pub decoded: Lsn,
     /// What the server was told to be durable.
     pub acknowledged: Lsn,
-    /// No source transaction is half read.
-    pub is_between_transactions: bool,
+    /// Nothing is read that was not in a batch.
+    pub is_clean: bool,
     /// The server waits for an acknowledgement, as it does before it can shut down (trap 25).
     pub reply_requested: bool,
 }

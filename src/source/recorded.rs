@@ -62,19 +62,24 @@ impl RecordedConsumer {
 
 impl CdcConsumer for RecordedConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
-        while let Some(bytes) = self.messages.get(self.next) {
-            let message = Message::decode(bytes)?;
-            self.assembler.push(message)?;
-            self.next += 1;
-            let is_full =
-                self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
-            if is_full && self.assembler.is_between_transactions() {
-                return Ok(Delivery::Batch(self.assembler.take_batch()));
-            }
-        }
+        self.gather(limits).await?;
         // A transaction that breaks off leaves no trace.
         let is_something_left = self.assembler.is_between_transactions() && self.assembler.pending_transactions() > 0;
         Ok(if is_something_left { Delivery::Batch(self.assembler.take_batch()) } else { Delivery::Ended })
+    }
+
+    async fn gather(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {
+        while let Some(bytes) = self.messages.get(self.next) {
+            let is_full =
+                self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
+            if is_full && self.assembler.is_between_transactions() {
+                break;
+            }
+            let message = Message::decode(bytes)?;
+            self.assembler.push(message)?;
+            self.next += 1;
+        }
+        Ok(())
     }
 
     fn assembler(&mut self) -> &mut Assembler {
@@ -90,7 +95,7 @@ impl CdcConsumer for RecordedConsumer {
     fn position(&self) -> SourcePosition {
         let acknowledged = self.acknowledged.lock().map_or(Lsn::ZERO, |acknowledged| *acknowledged);
         let decoded = self.assembler.end_lsn();
-        let is_between_transactions = self.assembler.is_between_transactions();
-        SourcePosition { head: decoded, decoded, acknowledged, is_between_transactions, reply_requested: false }
+        let is_clean = self.assembler.is_clean();
+        SourcePosition { head: decoded, decoded, acknowledged, is_clean, reply_requested: false }
     }
 }

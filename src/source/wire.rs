@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -153,19 +153,8 @@ impl FrameReader {
     ) -> Result<bool, E> {
         let mut taken = 0;
         let mut ended = Ok(false);
-        while let Some(rest) = self.buffer.get(taken..) {
-            let (Some(&tag), Some(length)) = (rest.first(), rest.get(1..5).and_then(|rest| rest.first_chunk::<4>()))
-            else {
-                break;
-            };
-            let length = i32::from_be_bytes(*length);
-            let bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
-            let bytes = bytes.ok_or(WireError::BadLength(length))?;
-            if bytes > self.limit {
-                return Err(WireError::TooLong { bytes, limit: self.limit }.into());
-            }
-            let Some(body) = rest.get(5..5 + bytes) else { break };
-            taken += 5 + bytes;
+        while let Some((tag, body)) = whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)? {
+            taken += HEADER_BYTES + body.len();
             ended = each(tag, body);
             if !matches!(ended, Ok(false)) {
                 break;
@@ -183,21 +172,36 @@ impl FrameReader {
 
     /// The next whole frame; none when more bytes are needed.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
-        let Some((&tag, rest)) = self.buffer.split_first() else { return Ok(None) };
-        let Some(length) = rest.first_chunk::<4>() else { return Ok(None) };
-        let length = i32::from_be_bytes(*length);
-        let bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
-        let bytes = bytes.ok_or(WireError::BadLength(length))?;
-        if bytes > self.limit {
-            return Err(WireError::TooLong { bytes, limit: self.limit });
-        }
-        if rest.len() < 4 + bytes {
-            // Memory is taken as bytes arrive, not as they are promised.
-            return Ok(None);
-        }
-        self.buffer.advance(5);
+        let Some((tag, body)) = whole_frame(&self.buffer, self.limit)? else { return Ok(None) };
+        let bytes = body.len();
+        self.buffer.advance(HEADER_BYTES);
         Ok(Some(Frame { tag, body: self.buffer.split_to(bytes).freeze() }))
     }
+
+    /// All whole frames, in one piece.
+    fn whole_frames(&mut self) -> Result<Option<Bytes>, WireError> {
+        let mut taken = 0;
+        while let Some((_, body)) = whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)? {
+            taken += HEADER_BYTES + body.len();
+        }
+        Ok((taken > 0).then(|| self.buffer.split_to(taken).freeze()))
+    }
+}
+
+const HEADER_BYTES: usize = 5;
+
+/// Tag and body of the frame that the bytes begin with; none when more bytes are needed. Memory is taken as bytes
+/// arrive, not as they are promised.
+fn whole_frame(bytes: &[u8], limit: usize) -> Result<Option<(u8, &[u8])>, WireError> {
+    let Some((&tag, rest)) = bytes.split_first() else { return Ok(None) };
+    let Some((length, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+    let length = i32::from_be_bytes(*length);
+    let bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
+    let bytes = bytes.ok_or(WireError::BadLength(length))?;
+    if bytes > limit {
+        return Err(WireError::TooLong { bytes, limit });
+    }
+    Ok(rest.get(..bytes).map(|body| (tag, body)))
 }
 
 /// A socket of any kind.
@@ -675,10 +679,13 @@ pub enum StreamMessage {
     Notice(ServerMessage),
 }
 
-/// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes.
+/// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes, and hands over whole
+/// frames many at a time: a queue entry and a wake-up for each message would cost more than decoding it.
 pub struct StreamReader {
-    queue: mpsc::UnboundedReceiver<(Result<StreamMessage, WireError>, u32)>,
+    queue: mpsc::UnboundedReceiver<Result<Bytes, WireError>>,
     budget: Arc<Semaphore>,
+    /// Whole frames that were taken off the queue and not read yet.
+    frames: Bytes,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -687,6 +694,12 @@ impl Drop for StreamReader {
         self.task.abort();
     }
 }
+
+/// A read that gives less than this, soon after the last one, is followed by [`GATHER`].
+const SMALL_READ: usize = 64 << 10;
+/// For how long a busy socket is left to fill. A walsender sends 8 kB at a time, and to be woken for each of them took
+/// two fifths of rhei's time.
+const GATHER: Duration = Duration::from_millis(1);
 
 impl StreamReader {
     fn start(
@@ -701,22 +714,16 @@ impl StreamReader {
         let task = tokio::spawn(async move {
             let pump = async {
                 loop {
-                    while let Some(frame) = frames.next_frame()? {
+                    if let Some(whole) = frames.whole_frames()? {
                         liveness.heard();
-                        let Some(message) = stream_message(frame)? else { return Ok(()) };
-                        let bytes = match &message {
-                            StreamMessage::Data { payload } => payload.len(),
-                            _ => 0,
-                        };
-                        // A message larger than the whole budget takes all of it, and passes.
-                        let cost = bytes.clamp(64, QUEUE_BYTES) as u32;
-                        if let Ok(permit) = room.acquire_many(cost).await {
+                        if let Ok(permit) = room.acquire_many(cost(&whole)).await {
                             permit.forget();
                         }
-                        if send.send((Ok(message), cost)).is_err() {
+                        if send.send(Ok(whole)).is_err() {
                             return Ok(());
                         }
                     }
+                    let asked = Instant::now();
                     let read = read.read_buf(frames.buffer());
                     let count = match timeout {
                         // Whoever is silent for that long although we asked is dead (trap 27). Our own status
@@ -729,38 +736,65 @@ impl StreamReader {
                     if count == 0 {
                         return Err(WireError::Closed);
                     }
+                    if count < SMALL_READ && asked.elapsed() < GATHER {
+                        tokio::time::sleep(GATHER).await;
+                    }
                 }
             };
             let ended: Result<(), WireError> = pump.await;
             if let Err(error) = ended {
-                let _ = send.send((Err(error), 0));
+                let _ = send.send(Err(error));
             }
         });
-        Self { queue, budget, task }
+        Self { queue, budget, frames: Bytes::new(), task }
     }
 
-    fn taken(&self, (message, cost): (Result<StreamMessage, WireError>, u32)) -> Result<StreamMessage, WireError> {
-        self.budget.add_permits(cost as usize);
-        message
+    fn take(&mut self, whole: Result<Bytes, WireError>) -> Result<(), WireError> {
+        let whole = whole?;
+        self.budget.add_permits(cost(&whole) as usize);
+        self.frames = whole;
+        Ok(())
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
+        let Some((tag, body)) = whole_frame(&self.frames, MAX_MESSAGE_BYTES)? else { return Ok(None) };
+        let bytes = body.len();
+        self.frames.advance(HEADER_BYTES);
+        Ok(Some(Frame { tag, body: self.frames.split_to(bytes) }))
     }
 
     /// The next message; none when the server ended the stream in good order. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<StreamMessage>, WireError> {
-        match self.queue.recv().await {
-            Some(item) => self.taken(item).map(Some),
-            None => Ok(None),
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return stream_message(frame);
+            }
+            match self.queue.recv().await {
+                Some(whole) => self.take(whole)?,
+                None => return Ok(None),
+            }
         }
     }
 
     /// The next message if one is here already. That the stream has ended is an error here, since nobody who looks now
     /// and then would notice otherwise.
     pub fn try_next(&mut self) -> Result<Option<StreamMessage>, WireError> {
-        match self.queue.try_recv() {
-            Ok(item) => self.taken(item).map(Some),
-            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
-            Err(mpsc::error::TryRecvError::Disconnected) => Err(WireError::Closed),
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return stream_message(frame)?.map(Some).ok_or(WireError::Closed);
+            }
+            match self.queue.try_recv() {
+                Ok(whole) => self.take(whole)?,
+                Err(mpsc::error::TryRecvError::Empty) => return Ok(None),
+                Err(mpsc::error::TryRecvError::Disconnected) => return Err(WireError::Closed),
+            }
         }
     }
+}
+
+/// Frames that are larger than the whole budget take all of it, and pass.
+fn cost(whole: &Bytes) -> u32 {
+    whole.len().min(QUEUE_BYTES) as u32
 }
 
 /// None: the end of the stream in good order.

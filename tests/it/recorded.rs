@@ -230,6 +230,7 @@ async fn replayed(max_rows: u64, live: When) -> Vec<Vec<Option<String>>> {
             max_bytes: usize::MAX,
             linger: std::time::Duration::ZERO,
             until: None,
+            any: false,
             hurry: false,
         };
         let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else {
