@@ -340,9 +340,13 @@ fn run(cluster: &Cluster, workload: Workload) -> Outcome {
     let db = cluster.database("bench");
     workload.before.iter().for_each(|statement| db.execute(statement));
     let folder = temp_dir();
-    let rhei = Rhei::new(folder.path()).source(db.url()).target("copy.duckdb").deadline(Duration::from_secs(3600)).config(&format!(
-        "[source]\nslot = \"bench_rhei\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n[target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
-    ));
+    let source = if std::env::var_os("RHEI_BENCH_SOCKET").is_some() { db.socket_url() } else { db.url() };
+    let settings = format!(
+        "[source]\nslot = \"bench_rhei\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
+         [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
+    );
+    let rhei = Rhei::new(folder.path()).source(source).target("copy.duckdb").config(&settings);
+    let rhei = rhei.deadline(Duration::from_secs(3600));
     rhei.run_ok(["sync"]);
     for slot in ["bench_first", "bench_second"] {
         db.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));

@@ -178,6 +178,10 @@ impl FrameReader {
         Ok(Some(Frame { tag, body: self.buffer.split_to(bytes).freeze() }))
     }
 
+    fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// All whole frames, in one piece.
     fn whole_frames(&mut self) -> Result<Option<Bytes>, WireError> {
         let mut taken = 0;
@@ -695,10 +699,8 @@ impl Drop for StreamReader {
     }
 }
 
-/// A read that gives less than this, soon after the last one, is followed by [`GATHER`].
-const SMALL_READ: usize = 64 << 10;
-/// For how long a busy socket is left to fill. A walsender sends 8 kB at a time, and to be woken for each of them took
-/// two fifths of rhei's time.
+/// So much is gathered before it is handed over, or for so long.
+const GATHERED_BYTES: usize = 64 << 10;
 const GATHER: Duration = Duration::from_millis(1);
 
 impl StreamReader {
@@ -713,8 +715,16 @@ impl StreamReader {
         let room = Arc::clone(&budget);
         let task = tokio::spawn(async move {
             let pump = async {
+                // When something was read that is not handed over yet.
+                let mut since: Option<Instant> = None;
                 loop {
-                    if let Some(whole) = frames.whole_frames()? {
+                    let is_due = since.is_some_and(|since| since.elapsed() >= GATHER);
+                    if (is_due || frames.buffered() >= GATHERED_BYTES)
+                        && let Some(whole) = {
+                            since = None;
+                            frames.whole_frames()?
+                        }
+                    {
                         liveness.heard();
                         if let Ok(permit) = room.acquire_many(cost(&whole)).await {
                             permit.forget();
@@ -723,22 +733,23 @@ impl StreamReader {
                             return Ok(());
                         }
                     }
-                    let asked = Instant::now();
                     let read = read.read_buf(frames.buffer());
-                    let count = match timeout {
+                    let count = match (since, timeout) {
+                        (Some(_), _) => match tokio::time::timeout(GATHER, read).await {
+                            Ok(count) => count?,
+                            Err(_) => continue,
+                        },
                         // Whoever is silent for that long although we asked is dead (trap 27). Our own status
                         // asks for an answer at half that time.
-                        Some(timeout) => tokio::time::timeout(timeout * 2, read)
+                        (None, Some(timeout)) => tokio::time::timeout(timeout * 2, read)
                             .await
                             .map_err(|_| WireError::Silent(timeout * 2))??,
-                        None => read.await?,
+                        (None, None) => read.await?,
                     };
                     if count == 0 {
                         return Err(WireError::Closed);
                     }
-                    if count < SMALL_READ && asked.elapsed() < GATHER {
-                        tokio::time::sleep(GATHER).await;
-                    }
+                    since = since.or_else(|| Some(Instant::now()));
                 }
             };
             let ended: Result<(), WireError> = pump.await;

@@ -3,7 +3,7 @@
 //! Staged keys are unique and each must hit exactly one row. DuckDB would let any other number pass in silence, so the
 //! counts are compared; a difference means that the copy has diverged, and nothing of the batch is kept.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use arrow::{
     array::UInt64Array,
@@ -33,8 +33,69 @@ use crate::{
 pub(super) const STAGE: &str = "_rhei_stage";
 const PATCHED: &str = "_rhei_patched";
 
+/// From so many rows on DuckDB reads a batch where it lies; below that a temporary table is faster (duckdb.md 2).
+const MANY_ROWS: u64 = 5000;
+
+/// Views of the large batches of a transaction. They are made before it begins, since it sees what the in-memory database
+/// held when it first looked there.
+#[derive(Default)]
+pub(super) struct Views(BTreeMap<(u32, Rows), BatchView>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rows {
+    Inserts,
+    Keys,
+}
+
+impl Views {
+    pub(super) fn of(target: &DuckDb, batch: &ChangeBatch) -> Result<Self, TargetError> {
+        let mut views = Self::default();
+        for changes in batch.tables.iter().filter(|changes| !target.copying.contains_key(&changes.table.oid)) {
+            let keys = match &changes.deletes {
+                Deletes::ByKey(keys) => keys.as_slice(),
+                Deletes::Rows(_) => &[],
+            };
+            for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)] {
+                if let (Some(first), true) = (batches.first(), total(batches) >= MANY_ROWS) {
+                    let view = BatchView::new(&target.database, first.schema())?;
+                    views.0.insert((changes.table.oid, rows), view);
+                }
+            }
+        }
+        Ok(views)
+    }
+
+    /// Has `run` read the rows under the name that it gets.
+    fn read<R>(
+        &self,
+        connection: &Connection,
+        (spec, rows): (&TableSpec, Rows),
+        batches: &[RecordBatch],
+        run: impl FnOnce(&str) -> Result<R, TargetError>,
+    ) -> Result<R, TargetError> {
+        if let Some(view) = self.0.get(&(spec.oid, rows)) {
+            view.put(batches.iter().cloned());
+            return run(&view.name());
+        }
+        let all: Vec<usize> = (0..spec.columns.len()).collect();
+        let columns = match rows {
+            Rows::Inserts => all.as_slice(),
+            Rows::Keys => spec.key_columns(),
+        };
+        stage(connection, &stage_columns(spec, columns, ""), batches)?;
+        let done = run(STAGE)?;
+        connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
+        Ok(done)
+    }
+}
+
 /// The body of the transaction of [`super::OlapEngine::apply`].
-pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
+pub(super) fn apply(
+    target: &mut DuckDb,
+    batch: &ChangeBatch,
+    checkpoint: &Checkpoint,
+    views: &Views,
+) -> Result<Applied, TargetError> {
     let started = Instant::now();
     let Some(mut pipeline) = target.pipeline.clone() else {
         return Err(TargetError::Corrupt { reason: "changes came before the pipeline was set up".to_owned() });
@@ -56,7 +117,7 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, checkpoint: &Check
             continue;
         }
         let (deleted, inserted) =
-            apply_table(&target.connection, changes).map_err(|source| source.of(&changes.table))?;
+            apply_table(&target.connection, changes, views).map_err(|source| source.of(&changes.table))?;
         deleted_rows += deleted;
         inserted_rows += inserted;
     }
@@ -130,7 +191,7 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
 }
 
 /// Returns rows deleted and inserted.
-fn apply_table(connection: &Connection, changes: &TableChanges) -> Result<(u64, u64), TargetError> {
+fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -> Result<(u64, u64), TargetError> {
     let spec = &changes.table;
     let target = ddl::table(&spec.target);
     let all: Vec<usize> = (0..spec.columns.len()).collect();
@@ -178,7 +239,7 @@ fn apply_table(connection: &Connection, changes: &TableChanges) -> Result<(u64, 
         patched += found;
     }
     let (staged, rows) = match &changes.deletes {
-        Deletes::ByKey(batches) => (total(batches), delete_by_key(connection, spec, &target, batches)?),
+        Deletes::ByKey(batches) => (total(batches), delete_by_key(connection, spec, &target, batches, views)?),
         Deletes::Rows(batches) => delete_rows(connection, spec, &target, batches)?,
     };
     if staged != rows {
@@ -187,12 +248,10 @@ fn apply_table(connection: &Connection, changes: &TableChanges) -> Result<(u64, 
     deleted += rows;
     let mut inserted = 0;
     if total(&changes.inserts) > 0 {
-        stage(connection, &stage_columns(spec, &all, ""), &changes.inserts)?;
-        inserted += connection.execute(
-            &format!("INSERT INTO {target} ({names}) SELECT {} FROM {STAGE} s", stage_values(spec, &all)),
-            [],
-        )? as u64;
-        connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
+        inserted += views.read(connection, (spec, Rows::Inserts), &changes.inserts, |rows| {
+            let values = stage_values(spec, &all);
+            Ok(connection.execute(&format!("INSERT INTO {target} ({names}) SELECT {values} FROM {rows} s"), [])? as u64)
+        })?;
     }
     for number in 0..changes.patches.len() {
         let sql = format!("INSERT INTO {target} ({names}) SELECT {names} FROM {PATCHED}{number}");
@@ -215,15 +274,15 @@ fn delete_by_key(
     spec: &TableSpec,
     target: &str,
     batches: &[RecordBatch],
+    views: &Views,
 ) -> Result<u64, TargetError> {
     if total(batches) == 0 {
         return Ok(0);
     }
-    stage(connection, &stage_columns(spec, spec.key_columns(), ""), batches)?;
-    let deleted =
-        connection.execute(&format!("DELETE FROM {target} t USING {STAGE} s WHERE {}", key_match(spec, "")), [])?;
-    connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
-    Ok(deleted as u64)
+    views.read(connection, (spec, Rows::Keys), batches, |keys| {
+        let matched = key_match(spec, "");
+        Ok(connection.execute(&format!("DELETE FROM {target} t USING {keys} s WHERE {matched}"), [])? as u64)
+    })
 }
 
 /// Deletes exactly so many equal rows as each staged row says (trap 54). Returns staged and deleted.
@@ -359,7 +418,7 @@ pub(super) fn load(
     connection: &Connection,
     spec: &TableSpec,
     rows: RowStream,
-    view: &mut BatchView,
+    view: &BatchView,
 ) -> Result<u64, TargetError> {
     let all: Vec<usize> = (0..spec.columns.len()).collect();
     let insert = format!(
@@ -375,7 +434,7 @@ pub(super) fn load(
     for batch in rows {
         let batch = batch.map_err(|source| TargetError::Rows { source })?;
         let expected = batch.num_rows() as u64;
-        view.put(batch);
+        view.put([batch]);
         let found = insert.execute([])? as u64;
         if found != expected {
             return Err(TargetError::Diverged { what: "rows to load", expected, found });

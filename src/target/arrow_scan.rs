@@ -9,7 +9,10 @@ use std::{
     collections::VecDeque,
     ffi::{CStr, CString},
     ptr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arrow::{
@@ -87,7 +90,7 @@ impl Drop for Database {
     }
 }
 
-/// What the view reads next: one record batch per scan.
+/// What the view reads next.
 type Waiting = Arc<Mutex<VecDeque<RecordBatch>>>;
 
 /// A view of record batches, in the in-memory database. To be read whole: all columns, in their order, without a condition,
@@ -107,19 +110,21 @@ pub struct BatchView {
 unsafe impl Send for BatchView {}
 
 impl BatchView {
-    /// Makes the view `memory.main.<name>` of batches with this schema.
-    pub fn new(database: &Arc<Database>, name: &str, schema: SchemaRef) -> Result<Self, RawError> {
+    /// Makes a view of batches with this schema, under a name that no other has.
+    pub fn new(database: &Arc<Database>, schema: SchemaRef) -> Result<Self, RawError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let waiting = Waiting::default();
         let reader = Reader { schema, waiting: Arc::clone(&waiting) };
         let stream = Box::into_raw(Box::new(FFI_ArrowArrayStream::new(Box::new(reader))));
         let mut connection: ffi::duckdb_connection = ptr::null_mut();
         // SAFETY: the database is open.
         let connected = unsafe { ffi::duckdb_connect(database.raw, &mut connection) };
-        let view = Self { connection, name: name.to_owned(), waiting, stream, _database: Arc::clone(database) };
+        let view = Self { connection, name, waiting, stream, _database: Arc::clone(database) };
         if connected != ffi::DuckDBSuccess {
             return Err(RawError("no connection".to_owned()));
         }
-        let name = CString::new(name).map_err(|error| RawError(error.to_string()))?;
+        let name = CString::new(view.name.as_str()).map_err(|error| RawError(error.to_string()))?;
         // SAFETY: connection and stream are alive; the stream stays at its address until the view is gone (see Drop). DuckDB
         // takes a pointer to an ArrowArrayStream here, whatever the type's name says.
         let made = unsafe { ffi::duckdb_arrow_scan(view.connection, name.as_ptr(), view.stream.cast()) };
@@ -131,11 +136,11 @@ impl BatchView {
         format!("memory.main.{}", self.name)
     }
 
-    /// The next scan of the view gives the rows of this batch, once.
-    pub fn put(&mut self, batch: RecordBatch) {
+    /// The next scan of the view gives the rows of these batches, once.
+    pub fn put(&self, batches: impl IntoIterator<Item = RecordBatch>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.clear();
-        waiting.push_back(batch);
+        waiting.extend(batches);
     }
 }
 

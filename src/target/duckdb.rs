@@ -38,7 +38,7 @@ const COPYING_THRESHOLD: &str = "512MB";
 /// The DuckDB file. Holding it holds the file's lock: one rhei per file.
 pub struct DuckDb {
     pub(super) connection: Connection,
-    database: Arc<Database>,
+    pub(super) database: Arc<Database>,
     path: PathBuf,
     pub(super) pipeline: Option<Pipeline>,
     /// Tables that are being copied, and whether their shadows are loaded.
@@ -342,7 +342,8 @@ impl OlapEngine for DuckDb {
     }
 
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
-        let applied = self.transaction(|target| apply::apply(target, batch, checkpoint))?;
+        let views = apply::Views::of(self, batch)?;
+        let applied = self.transaction(|target| apply::apply(target, batch, checkpoint, &views))?;
         let ends_a_copy = batch.tables.iter().any(|changes| changes.truncate) || !batch.failed.is_empty();
         if ends_a_copy && !self.copying.is_empty() {
             self.state()?;

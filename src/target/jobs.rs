@@ -3,13 +3,7 @@
 //! A job is written before it is begun, and is `done` in the very transaction that holds what it did, so that no piece of
 //! work is lost or done twice without a trace. Rows are replaced by DELETE and INSERT, never updated.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use duckdb::{Connection, params};
 use serde::Serialize;
@@ -165,15 +159,13 @@ impl Loader {
     /// A view of batches of the table. Made before the transaction that loads them, since one transaction writes to one
     /// database only.
     fn view_of(&mut self, table: &Arc<TableSpec>) -> Result<BatchView, TargetError> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         if let Some((of, view)) = self.view.take()
             && Arc::ptr_eq(&of, table)
         {
             return Ok(view);
         }
         let schema = schema_of(table.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
-        let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        Ok(BatchView::new(&self.database, &name, schema)?)
+        Ok(BatchView::new(&self.database, schema)?)
     }
 
     fn transaction<R>(&self, work: impl FnOnce(&Connection) -> Result<R, TargetError>) -> Result<R, TargetError> {
@@ -227,12 +219,12 @@ impl Loader {
     /// # Errors
     /// Also when the job was cancelled, or is while it is loaded: its shadow is another one then.
     pub fn load(&mut self, table: &Arc<TableSpec>, job: u64, rows: RowStream) -> Result<u64, TargetError> {
-        let mut view = self.view_of(table)?;
+        let view = self.view_of(table)?;
         let loaded = self.transaction(|connection| {
             if is_cancelled(connection, job)? {
                 return Err(TargetError::Cancelled);
             }
-            let loaded = apply::load(connection, table, rows, &mut view)?;
+            let loaded = apply::load(connection, table, rows, &view)?;
             change(
                 connection,
                 job,
