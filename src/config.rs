@@ -386,8 +386,8 @@ impl Config {
             return Err(invalid("source.publication", "must name a publication"));
         }
         let memory_limit = sync.memory_limit.unwrap_or(ByteSize(512_000_000));
-        if memory_limit.0 < 16_000_000 {
-            return Err(invalid("sync.memory_limit", "must be at least 16MB"));
+        if memory_limit.0 < 64_000 {
+            return Err(invalid("sync.memory_limit", "must be at least 64kB"));
         }
         let slot = source.slot.unwrap_or_else(|| "rhei".to_owned());
         let is_slot_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';

@@ -10,7 +10,7 @@
 //! does not pauses its table.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -59,6 +59,8 @@ struct OpenTransaction {
     changes: Vec<Change>,
     /// Shapes that tables took inside it.
     reshapes: Vec<Reshape>,
+    /// Tables of which rows went out in parts already.
+    parted: BTreeSet<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +130,8 @@ pub struct Question {
     pub description: Option<Description>,
     /// The open transaction holds rows of the table in its old shape.
     pub has_open_rows: bool,
+    /// And some of them went out already, as parts of it.
+    pub has_parts: bool,
 }
 
 /// A relation as this connection described it last.
@@ -341,6 +345,13 @@ impl Assembler {
         self.open.is_none()
     }
 
+    /// Whether the batch has to be taken: it is full and nothing is half read, or what is half read is by itself more than
+    /// may be held, and goes out in parts.
+    pub fn is_due(&self, max_rows: u64, max_bytes: usize) -> bool {
+        let is_large = self.bytes() >= max_bytes;
+        is_large || self.open.is_none() && self.pending_rows >= max_rows
+    }
+
     /// Nothing is read that was not in a batch.
     pub fn is_clean(&self) -> bool {
         self.open.is_none() && self.source_transactions == 0
@@ -359,7 +370,7 @@ impl Assembler {
     /// Bytes held, the open transaction's included.
     pub fn bytes(&self) -> usize {
         let open = self.open.as_ref().map_or(0, |open| open.changes.len() * size_of::<Change>());
-        self.arena.len() + open + self.effects.values().map(NetEffect::overhead_bytes).sum::<usize>()
+        self.arena.len() + open + self.pending_rows as usize * NetEffect::ROW_BYTES
     }
 
     /// End of the last source transaction that arrived whole, or of what the server proved to hold nothing for us.
@@ -436,7 +447,8 @@ impl Assembler {
             return Err(AssembleError::OutOfOrder { last: self.last_commit, next: commit_lsn });
         }
         let skip = already_applied(commit_lsn, self.checkpoint);
-        self.open = Some(OpenTransaction { commit_lsn, skip, changes: Vec::new(), reshapes: Vec::new() });
+        let (changes, reshapes, parted) = (Vec::new(), Vec::new(), BTreeSet::new());
+        self.open = Some(OpenTransaction { commit_lsn, skip, changes, reshapes, parted });
         Ok(())
     }
 
@@ -495,8 +507,18 @@ impl Assembler {
         }
     }
 
-    /// What was folded since the last call, as one batch. It ends at a source commit; what is open stays.
+    /// What was folded since the last call, as one batch. It ends at a source commit; what is open stays. Where there is
+    /// nothing but an open transaction that is due ([`Self::is_due`]), a part of that: the next batch goes on with it.
     pub fn take_batch(&mut self) -> ChangeBatch {
+        let is_part = self.source_transactions == 0 && self.held.is_none() && self.open.is_some();
+        if let (true, Some(mut open)) = (is_part, self.open.take()) {
+            self.reshapes.append(&mut open.reshapes);
+            for change in open.changes.drain(..) {
+                open.parted.insert(change.table());
+                self.fold(change, open.commit_lsn);
+            }
+            self.open = Some(open);
+        }
         let mut tables = Vec::with_capacity(self.effects.len());
         for (oid, effect) in std::mem::take(&mut self.effects) {
             let Some(followed) = self.tables.get_mut(&oid) else { continue };
@@ -531,6 +553,7 @@ impl Assembler {
         self.pending_rows = 0;
         self.checkpoint = self.end_lsn;
         ChangeBatch {
+            is_part,
             end_lsn: self.end_lsn,
             commit_time_us: self.commit_time_us.take(),
             source_transactions: std::mem::take(&mut self.source_transactions),
@@ -557,7 +580,8 @@ impl Assembler {
             let has_open_rows =
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
             let description = self.descriptions.get(&oid).cloned();
-            self.question = Some(Question { relation, description, has_open_rows });
+            let has_parts = self.open.as_ref().is_some_and(|open| open.parted.contains(&oid));
+            self.question = Some(Question { relation, description, has_open_rows, has_parts });
         } else {
             self.settle(relation);
         }

@@ -18,11 +18,14 @@ pub use relation::{ColumnOrigin, ColumnSpec, Key, QualifiedName, ReplicaIdentity
 
 use crate::Lsn;
 
-/// Whole source transactions, reduced to their net effect: what one target transaction applies.
+/// Whole source transactions, reduced to their net effect: what one target transaction applies. Or a part of a source
+/// transaction that is too large for memory: the target transaction stays open until the batch that ends it.
 ///
 /// Applying it to the state at the previous checkpoint gives the source's state at `end_lsn`.
 #[derive(Debug, Clone)]
 pub struct ChangeBatch {
+    /// More of the same source transaction follows: this is neither to be committed nor to move the checkpoint.
+    pub is_part: bool,
     /// The checkpoint that this batch leads to: `end_lsn` of its last source transaction, or, when it is idle, a
     /// position up to which the server has nothing more for us (trap 26).
     pub end_lsn: Lsn,

@@ -174,6 +174,9 @@ fn write_key(out: &mut Vec<u8>, key: &[usize], tuple: Tuple<'_>, old: Option<Tup
 }
 
 impl NetEffect {
+    /// Bytes of bookkeeping beside the arena for one change, for the memory budget.
+    pub const ROW_BYTES: usize = size_of::<RowState>() + 16;
+
     /// `key`: indexes of the key columns; `None` with `whole_row` for multisets, without it for append-only tables.
     pub fn new(key: &super::Key, columns: usize) -> Self {
         let rows = match key {
@@ -323,15 +326,6 @@ impl NetEffect {
                 rows.clear();
             }
             Rows::AppendOnly(rows) => rows.clear(),
-        }
-    }
-
-    /// Bytes of bookkeeping beside the arena, for the memory budget.
-    pub fn overhead_bytes(&self) -> usize {
-        match &self.rows {
-            Rows::Keyed { states, gone, .. } => states.len() * (size_of::<RowState>() + 8) + gone.len() * 12,
-            Rows::WholeRow { rows, .. } => rows.len() * 28,
-            Rows::AppendOnly(rows) => rows.len() * 12,
         }
     }
 

@@ -237,6 +237,8 @@ pub struct SyncEngine<C, T> {
     limits: BatchLimits,
     /// What the stream broke with while a batch was applied.
     broken: Option<SourceError>,
+    /// Parts of a source transaction are applied that is not at its end.
+    in_parts: bool,
     last_saved: Instant,
     /// Who can judge what the stream describes; a recorded stream has nobody and does not ask.
     catalogs: Option<Catalogs>,
@@ -263,6 +265,34 @@ pub enum Settling {
     AttachAnew(String),
 }
 
+/// What became of a batch.
+enum Outcome {
+    Applied(Applied, ChangeBatch),
+    /// Nothing of it is applied, nor of the parts before it.
+    SetBack(TableFailure),
+}
+
+/// What a cycle did, apart from rows.
+#[derive(Default)]
+struct Effects {
+    counts: RowCounts,
+    truncated: Vec<u32>,
+    nulled: Vec<(String, Nulled)>,
+    failed: Vec<TableFailure>,
+}
+
+impl Effects {
+    fn add(&mut self, batch: ChangeBatch) {
+        for changes in batch.tables {
+            self.counts += changes.counts;
+            self.truncated.extend(changes.truncate.then_some(changes.table.oid));
+            let table = changes.table.source.to_string();
+            self.nulled.extend(changes.nulled.into_iter().map(|nulled| (table.clone(), nulled)));
+        }
+        self.failed.extend(batch.failed);
+    }
+}
+
 /// How a cycle is to be run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CycleOptions {
@@ -280,8 +310,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub fn new(consumer: C, target: Writer<T>, ddl_lock: DdlLock, checkpoint: Checkpoint, options: &Options) -> Self {
         let limits = BatchLimits {
             max_rows: options.max_batch_rows,
-            // Decoding needs about as much again as what is buffered.
-            max_bytes: options.memory_limit_bytes / 2,
+            // A quarter each: what is applied, what is decoded to be applied next, what it is decoded from, and the queue.
+            max_bytes: options.memory_limit_bytes / 4,
             linger: Duration::ZERO,
             until: None,
             any: false,
@@ -298,6 +328,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             paused: BTreeSet::new(),
             limits,
             broken: None,
+            in_parts: false,
             last_saved: Instant::now(),
             catalogs: None,
             look: None,
@@ -344,7 +375,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(self.consumer.gather(&BatchLimits { any: true, ..limits }).await?)
     }
 
-    /// One cycle: take a batch, apply it with its checkpoint, acknowledge.
+    /// One cycle: take a batch, apply it with its checkpoint, acknowledge. A source transaction that is too large for memory
+    /// comes in parts, all of them in one cycle and in one target transaction.
     ///
     /// # Errors
     /// The stream broke or the target refused. Nothing was applied in part; start again from the checkpoint.
@@ -353,6 +385,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         cycle: CycleOptions,
         stop: &CancellationToken,
     ) -> Result<CycleReport, EngineError> {
+        let report = self.cycle(cycle, stop).await;
+        if std::mem::take(&mut self.in_parts) {
+            // It did not come to its end.
+            self.target.call(|target| target.take_back()).await?;
+        }
+        report
+    }
+
+    async fn cycle(&mut self, cycle: CycleOptions, stop: &CancellationToken) -> Result<CycleReport, EngineError> {
         let started = Instant::now();
         if let Some(error) = self.broken.take() {
             return Err(error.into());
@@ -360,55 +401,64 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let limits =
             BatchLimits { linger: cycle.linger, until: cycle.until, hurry: cycle.hurry, ..self.limits.clone() };
         let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
-        let mut batch = loop {
+        let mut effects = Effects::default();
+        let mut read = Duration::ZERO;
+        let (mut report, before, applied) = loop {
+            let waiting = Instant::now();
             let delivery = tokio::select! {
                 biased;
                 // What was read and not applied comes again: the checkpoint has not moved.
                 () = stop.cancelled() => return Ok(CycleReport { is_stopped: true, ..nothing(&self.checkpoint) }),
                 delivery = self.consumer.next_batch(&limits) => delivery?,
             };
-            match delivery {
-                Delivery::Batch(batch) => break batch,
+            let mut batch = match delivery {
+                Delivery::Batch(batch) => batch,
                 Delivery::Ended => return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) }),
                 Delivery::Question(question) => {
                     if let Some(reason) = self.judge(&question, stop).await? {
                         return Ok(CycleReport { attach_anew: Some(reason), ..nothing(&self.checkpoint) });
                     }
+                    continue;
                 }
+            };
+            read += waiting.elapsed();
+            // Taken with this batch, or dropped with their table.
+            self.has_shapes = false;
+            batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
+            batch.reshapes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
+            let position = self.consumer.position();
+            let report = CycleReport {
+                source_transactions: batch.source_transactions,
+                lag_bytes: position.head.bytes_since(batch.end_lsn),
+                ..nothing(&self.checkpoint)
+            };
+            if (batch.is_part || self.in_parts) && !batch.failed.is_empty() {
+                return self.set_back(std::mem::take(&mut batch.failed)).await;
+            }
+            if !batch.is_part && !self.in_parts && !self.is_worth_a_commit(&batch, cycle, position.reply_requested) {
+                self.board.set_stream_late(false);
+                return Ok(CycleReport { attach_anew: self.new_table().await?, ..report });
+            }
+            let before = self.checkpoint.lsn;
+            let is_part = batch.is_part;
+            match self.apply(batch).await? {
+                Outcome::Applied(applied, batch) => {
+                    effects.add(batch);
+                    if !is_part {
+                        self.in_parts = false;
+                        break (report, before, applied);
+                    }
+                    self.in_parts = true;
+                }
+                Outcome::SetBack(failure) => return self.set_back(vec![failure]).await,
             }
         };
-        // Taken with this batch, or dropped with their table.
-        self.has_shapes = false;
-        batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
-        batch.reshapes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
-        let position = self.consumer.position();
-        let mut report = CycleReport {
-            checkpoint: self.checkpoint.lsn,
-            source_transactions: batch.source_transactions,
-            lag_bytes: position.head.bytes_since(batch.end_lsn),
-            ..CycleReport::default()
-        };
-        if !self.is_worth_a_commit(&batch, cycle, position.reply_requested) {
-            self.board.set_stream_late(false);
-            report.attach_anew = self.new_table().await?;
-            return Ok(report);
-        }
-        let is_full = batch
-            .tables
-            .iter()
-            .map(|changes| changes.counts)
-            .fold(0, |rows, counts: RowCounts| rows + counts.inserted + counts.updated + counts.deleted)
-            >= self.limits.max_rows;
-        let before = self.checkpoint.lsn;
-        let read = started.elapsed();
-        let (applied, batch) = self.apply(batch).await?;
         self.consumer.acknowledge(applied.durable);
-        for failure in &batch.failed {
+        let Effects { counts, truncated, nulled, failed } = effects;
+        for failure in &failed {
             self.copying.remove(&failure.oid);
             self.catching_up.remove(&failure.oid);
         }
-        let mut counts = RowCounts::default();
-        batch.tables.iter().for_each(|changes| counts += changes.counts);
         report.inserted = counts.inserted;
         report.updated = counts.updated;
         report.deleted = counts.deleted;
@@ -418,40 +468,62 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         report.pruned = applied.pruned;
         report.checkpoint = self.checkpoint.lsn;
         report.wal_released_bytes = self.checkpoint.lsn.bytes_since(before);
-        report.paused = batch.failed.clone();
-        for changes in &batch.tables {
-            if changes.truncate {
-                // Its copy has ended with it.
-                let spec = self.copying.remove(&changes.table.oid);
-                self.catching_up.extend(spec.map(|spec| (spec.oid, spec)));
-                if let Some(catalogs) = &mut self.catalogs {
-                    catalogs.truncated(changes.table.oid);
-                }
+        for oid in truncated {
+            // Its copy has ended with it.
+            let spec = self.copying.remove(&oid);
+            self.catching_up.extend(spec.map(|spec| (spec.oid, spec)));
+            if let Some(catalogs) = &mut self.catalogs {
+                catalogs.truncated(oid);
             }
-            for nulled in &changes.nulled {
-                let event = Event::Nulled { table: changes.table.source.to_string(), nulled: nulled.clone() };
-                let _ = self.events.send(event);
-            }
+        }
+        for (table, nulled) in nulled {
+            let _ = self.events.send(Event::Nulled { table, nulled });
         }
         if let Some(catalogs) = &mut self.catalogs {
-            batch.failed.iter().for_each(|failure| catalogs.forget(failure.oid));
+            failed.iter().for_each(|failure| catalogs.forget(failure.oid));
         }
-        let lost = batch.failed.iter().find(|failure| failure.remedy == Remedy::CopyAgain);
+        let lost = failed.iter().find(|failure| failure.remedy == Remedy::CopyAgain);
         report.attach_anew = match lost {
             Some(failure) => Some(format!("table {}: {}", failure.table, failure.reason)),
             None => self.new_table().await?,
         };
-        report.is_behind = is_full;
+        report.paused = failed;
+        report.is_behind = counts.inserted + counts.updated + counts.deleted >= self.limits.max_rows;
         report.duration_ms = started.elapsed().as_millis() as u64;
         tracing::debug!(
             transactions = report.source_transactions,
             changes = report.inserted + report.updated + report.deleted,
             read_ms = read.as_millis() as u64,
-            apply_ms = report.duration_ms.saturating_sub(read.as_millis() as u64),
+            apply_ms = started.elapsed().saturating_sub(read).as_millis() as u64,
             "cycle"
         );
         self.board.set_stream_late(started.elapsed() > LATE);
         Ok(report)
+    }
+
+    /// Tables cannot go on from within a source transaction of which parts may have been applied: those are taken back, the
+    /// tables paused, and the transaction is read again without them.
+    async fn set_back(&mut self, failed: Vec<TableFailure>) -> Result<CycleReport, EngineError> {
+        self.in_parts = false;
+        let checkpoint = self.checkpoint;
+        let batch = ChangeBatch {
+            is_part: false,
+            end_lsn: checkpoint.lsn,
+            commit_time_us: None,
+            source_transactions: 0,
+            reshapes: Vec::new(),
+            tables: Vec::new(),
+            failed: failed.clone(),
+        };
+        let work = move |target: &mut T| {
+            target.take_back()?;
+            target.apply(&batch, &checkpoint).map(|_| ())
+        };
+        self.target.call(work).await?;
+        let tables: Vec<String> = failed.iter().map(|failure| failure.table.to_string()).collect();
+        let reason = format!("a large transaction is read again without {}", tables.join(", "));
+        let attach_anew = Some(reason);
+        Ok(CycleReport { checkpoint: checkpoint.lsn, paused: failed, attach_anew, ..CycleReport::default() })
     }
 
     /// Answers what the stream asks. A reason to attach anew: the table can only be followed after another copy.
@@ -601,7 +673,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// Applies a batch. A table that DuckDB cannot go on with is paused in the same transaction, and the others go on.
-    async fn apply(&mut self, batch: ChangeBatch) -> Result<(Applied, ChangeBatch), EngineError> {
+    async fn apply(&mut self, batch: ChangeBatch) -> Result<Outcome, EngineError> {
         let checkpoint = Checkpoint {
             lsn: batch.end_lsn.max(self.checkpoint.lsn),
             commit_time_us: batch.commit_time_us.or(self.checkpoint.commit_time_us),
@@ -632,10 +704,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             };
             match applied {
                 Ok(applied) => {
-                    self.checkpoint = checkpoint;
-                    self.last_saved = Instant::now();
+                    if !batch.is_part {
+                        self.checkpoint = checkpoint;
+                        self.last_saved = Instant::now();
+                    }
                     let batch = Arc::try_unwrap(batch).unwrap_or_else(|shared| (*shared).clone());
-                    return Ok((applied, batch));
+                    return Ok(Outcome::Applied(applied, batch));
                 }
                 Err(EngineError::Target(error)) => {
                     let failed = error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {
@@ -653,6 +727,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     tracing::error!(%table, reason, "table paused");
                     let failure = TableFailure { oid, table, reason, remedy };
                     self.paused.insert(failure.oid);
+                    if batch.is_part || self.in_parts {
+                        return Ok(Outcome::SetBack(failure));
+                    }
                     let mut rest = (*batch).clone();
                     rest.tables.retain(|changes| changes.table.oid != failure.oid);
                     rest.reshapes.retain(|reshape| reshape.after.oid != failure.oid);

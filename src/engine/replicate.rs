@@ -301,6 +301,7 @@ async fn stream<T: OlapEngine + 'static>(
         tables: attached.tables,
         with_messages: attached.has_ddl_trigger,
         hold: copies.hold(),
+        queue_bytes: options.memory_limit_bytes / 4,
     };
     let fingerprint = attached.pipeline.publication_fingerprint;
     let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint).await?;

@@ -155,6 +155,11 @@ fn decide(
             || after.columns.iter().zip(&spec.columns).any(|(after, before)| after.not_null != before.not_null);
         return Ok(if is_noted { Verdict::Noted(Box::new(after)) } else { Verdict::Same });
     }
+    if question.is_some_and(|question| question.has_parts) {
+        return Err(
+            "it changed its shape inside a transaction too large for memory that had changed rows before".to_owned()
+        );
+    }
     let reshape = Reshape { before: Arc::clone(spec), after: Arc::new(after), columns };
     if reshape.changes_key() && question.is_some_and(|question| question.has_open_rows) {
         return Err("its key changed inside a transaction that had changed rows before".to_owned());

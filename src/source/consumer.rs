@@ -43,6 +43,8 @@ pub struct StreamOptions {
     /// Ask for logical messages: the source has rhei's event trigger.
     pub with_messages: bool,
     pub hold: Hold,
+    /// Bytes that may wait to be decoded.
+    pub queue_bytes: usize,
 }
 
 impl PgConsumer {
@@ -50,7 +52,13 @@ impl PgConsumer {
     pub async fn start(source: &SourceOptions, options: StreamOptions) -> Result<Self, SourceError> {
         let client = ReplicationClient::connect(source, "stream").await?;
         let (reader, feedback) = client
-            .start_replication(&options.slot, options.checkpoint, &options.publications, options.with_messages)
+            .start_replication(
+                &options.slot,
+                options.checkpoint,
+                &options.publications,
+                options.with_messages,
+                options.queue_bytes,
+            )
             .await?;
         Ok(Self {
             reader,
@@ -143,9 +151,7 @@ impl CdcConsumer for PgConsumer {
             return Ok(());
         }
         loop {
-            let is_full =
-                self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
-            if self.assembler.question().is_some() || is_full && self.assembler.is_between_transactions() {
+            if self.assembler.question().is_some() || self.assembler.is_due(limits.max_rows, limits.max_bytes) {
                 return Ok(());
             }
             let message = match self.reader.try_next()? {

@@ -64,15 +64,14 @@ impl CdcConsumer for RecordedConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
         self.gather(limits).await?;
         // A transaction that breaks off leaves no trace.
-        let is_something_left = self.assembler.is_between_transactions() && self.assembler.pending_transactions() > 0;
+        let is_something_left = self.assembler.is_due(limits.max_rows, limits.max_bytes)
+            || self.assembler.is_between_transactions() && self.assembler.pending_transactions() > 0;
         Ok(if is_something_left { Delivery::Batch(self.assembler.take_batch()) } else { Delivery::Ended })
     }
 
     async fn gather(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {
         while let Some(bytes) = self.messages.get(self.next) {
-            let is_full =
-                self.assembler.pending_rows() >= limits.max_rows || self.assembler.bytes() >= limits.max_bytes;
-            if is_full && self.assembler.is_between_transactions() {
+            if self.assembler.is_due(limits.max_rows, limits.max_bytes) {
                 break;
             }
             let message = Message::decode(bytes)?;

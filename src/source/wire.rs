@@ -35,8 +35,6 @@ use crate::Lsn;
 
 /// A message longer than PostgreSQL can make one is refused before memory is taken for it.
 const MAX_MESSAGE_BYTES: usize = (1 << 30) + (1 << 20);
-/// Bytes between the socket and the decoder.
-const QUEUE_BYTES: usize = 64 << 20;
 
 /// The replication connection broke, or said what it may not say.
 #[derive(Debug, thiserror::Error)]
@@ -551,13 +549,15 @@ impl ReplicationClient {
         Ok(())
     }
 
-    /// Starts the stream at `start`, which must not be before `confirmed_flush_lsn` (trap 2).
+    /// Starts the stream at `start`, which must not be before `confirmed_flush_lsn` (trap 2). So many bytes may wait
+    /// between the socket and the decoder.
     pub async fn start_replication(
         mut self,
         slot: &str,
         start: Lsn,
         publications: &[String],
         with_messages: bool,
+        queue_bytes: usize,
     ) -> Result<(StreamReader, Feedback), WireError> {
         let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
         let timeout = timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
@@ -576,7 +576,7 @@ impl ReplicationClient {
         }
         let (read, write) = tokio::io::split(self.socket);
         let feedback = Feedback::start(write, start, timeout);
-        let reader = StreamReader::start(read, self.frames, feedback.liveness(), timeout);
+        let reader = StreamReader::start(read, self.frames, feedback.liveness(), timeout, queue_bytes);
         Ok((reader, feedback))
     }
 }
@@ -687,6 +687,7 @@ pub enum StreamMessage {
 /// frames many at a time: a queue entry and a wake-up for each message would cost more than decoding it.
 pub struct StreamReader {
     queue: mpsc::UnboundedReceiver<Result<Bytes, WireError>>,
+    queue_bytes: usize,
     budget: Arc<Semaphore>,
     /// Whole frames that were taken off the queue and not read yet.
     frames: Bytes,
@@ -709,9 +710,14 @@ impl StreamReader {
         mut frames: FrameReader,
         liveness: super::feedback::Liveness,
         timeout: Option<Duration>,
+        queue_bytes: usize,
     ) -> Self {
         let (send, queue) = mpsc::unbounded_channel();
-        let budget = Arc::new(Semaphore::new(QUEUE_BYTES));
+        // A permit is a byte.
+        let queue_bytes = queue_bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
+        // Frames that are larger than the whole budget take all of it, and pass.
+        let cost = move |whole: &Bytes| whole.len().min(queue_bytes) as u32;
+        let budget = Arc::new(Semaphore::new(queue_bytes));
         let room = Arc::clone(&budget);
         let task = tokio::spawn(async move {
             let pump = async {
@@ -757,12 +763,12 @@ impl StreamReader {
                 let _ = send.send(Err(error));
             }
         });
-        Self { queue, budget, frames: Bytes::new(), task }
+        Self { queue, queue_bytes, budget, frames: Bytes::new(), task }
     }
 
     fn take(&mut self, whole: Result<Bytes, WireError>) -> Result<(), WireError> {
         let whole = whole?;
-        self.budget.add_permits(cost(&whole) as usize);
+        self.budget.add_permits(whole.len().min(self.queue_bytes));
         self.frames = whole;
         Ok(())
     }
@@ -801,11 +807,6 @@ impl StreamReader {
             }
         }
     }
-}
-
-/// Frames that are larger than the whole budget take all of it, and pass.
-fn cost(whole: &Bytes) -> u32 {
-    whole.len().min(QUEUE_BYTES) as u32
 }
 
 /// None: the end of the stream in good order.

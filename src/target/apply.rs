@@ -15,7 +15,7 @@ use duckdb::Connection;
 
 use super::{
     Applied, DuckDb, RowStream, TableState, TargetError,
-    arrow_scan::BatchView,
+    arrow_scan::{BatchView, Database},
     ddl, jobs, pending,
     state::{self, Cycle},
 };
@@ -36,7 +36,7 @@ const PATCHED: &str = "_rhei_patched";
 /// From so many rows on DuckDB reads a batch where it lies; below that a temporary table is faster (duckdb.md 2).
 const MANY_ROWS: u64 = 5000;
 
-/// Views of the large batches of a transaction. They are made before it begins, since it sees what the in-memory database
+/// Views of large batches, by table. They are made before a transaction begins, since it sees what the in-memory database
 /// held when it first looked there.
 #[derive(Default)]
 pub(super) struct Views(BTreeMap<(u32, Rows), BatchView>);
@@ -48,21 +48,37 @@ enum Rows {
 }
 
 impl Views {
-    pub(super) fn of(target: &DuckDb, batch: &ChangeBatch) -> Result<Self, TargetError> {
-        let mut views = Self::default();
-        for changes in batch.tables.iter().filter(|changes| !target.copying.contains_key(&changes.table.oid)) {
+    /// Views are small, but tables that come and go would leave many behind.
+    const MOST: usize = 256;
+
+    /// Makes those that a batch can use.
+    pub(super) fn prepare<'a>(
+        &mut self,
+        database: &Arc<Database>,
+        changes: impl Iterator<Item = &'a TableChanges>,
+    ) -> Result<(), TargetError> {
+        if self.0.len() > Self::MOST {
+            self.0.clear();
+        }
+        for changes in changes {
             let keys = match &changes.deletes {
                 Deletes::ByKey(keys) => keys.as_slice(),
                 Deletes::Rows(_) => &[],
             };
             for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)] {
-                if let (Some(first), true) = (batches.first(), total(batches) >= MANY_ROWS) {
-                    let view = BatchView::new(&target.database, first.schema())?;
-                    views.0.insert((changes.table.oid, rows), view);
+                if total(batches) >= MANY_ROWS
+                    && let Some(first) = batches.first()
+                    && self.get(&changes.table, rows, first).is_none()
+                {
+                    self.0.insert((changes.table.oid, rows), BatchView::new(database, first.schema())?);
                 }
             }
         }
-        Ok(views)
+        Ok(())
+    }
+
+    fn get(&self, spec: &TableSpec, rows: Rows, batch: &RecordBatch) -> Option<&BatchView> {
+        self.0.get(&(spec.oid, rows)).filter(|view| view.schema() == batch.schema_ref())
     }
 
     /// Has `run` read the rows under the name that it gets.
@@ -73,7 +89,9 @@ impl Views {
         batches: &[RecordBatch],
         run: impl FnOnce(&str) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
-        if let Some(view) = self.0.get(&(spec.oid, rows)) {
+        if total(batches) >= MANY_ROWS
+            && let Some(view) = batches.first().and_then(|first| self.get(spec, rows, first))
+        {
             view.put(batches.iter().cloned());
             return run(&view.name());
         }
@@ -89,37 +107,37 @@ impl Views {
     }
 }
 
-/// The body of the transaction of [`super::OlapEngine::apply`].
-pub(super) fn apply(
-    target: &mut DuckDb,
-    batch: &ChangeBatch,
-    checkpoint: &Checkpoint,
-    views: &Views,
-) -> Result<Applied, TargetError> {
-    let started = Instant::now();
-    let Some(mut pipeline) = target.pipeline.clone() else {
-        return Err(TargetError::Corrupt { reason: "changes came before the pipeline was set up".to_owned() });
-    };
-    let before = pipeline.checkpoint.lsn;
-    if checkpoint.lsn < before {
-        return Err(TargetError::Backwards { from: before, to: checkpoint.lsn });
+/// What a transaction has done so far: one batch, or several parts of a source transaction.
+#[derive(Debug)]
+pub(super) struct Progress {
+    started: Instant,
+    counts: RowCounts,
+    pub(super) deleted_rows: u64,
+    pub(super) inserted_rows: u64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { started: Instant::now(), counts: RowCounts::default(), deleted_rows: 0, inserted_rows: 0 }
     }
-    let (mut deleted_rows, mut inserted_rows) = (0, 0);
-    let mut counts = RowCounts::default();
+}
+
+/// The rows of a batch; the first part of the transaction of [`super::OlapEngine::apply`].
+pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progress) -> Result<(), TargetError> {
     // ALTER comes before any other statement on a table of this transaction (trap 69).
     for reshape in &batch.reshapes {
         bring_into_shape(&target.connection, reshape).map_err(|source| source.of(&reshape.after))?;
     }
     for changes in &batch.tables {
-        counts += changes.counts;
+        progress.counts += changes.counts;
         if let Some(is_loaded) = target.copying.get(&changes.table.oid) {
             keep_for_later(&target.connection, changes, *is_loaded).map_err(|source| source.of(&changes.table))?;
             continue;
         }
         let (deleted, inserted) =
-            apply_table(&target.connection, changes, views).map_err(|source| source.of(&changes.table))?;
-        deleted_rows += deleted;
-        inserted_rows += inserted;
+            apply_table(&target.connection, changes, &target.views).map_err(|source| source.of(&changes.table))?;
+        progress.deleted_rows += deleted;
+        progress.inserted_rows += inserted;
     }
     for failure in &batch.failed {
         let state = match failure.remedy {
@@ -131,9 +149,27 @@ pub(super) fn apply(
         }
         state::set_state(&target.connection, failure.oid, &state, None)?;
     }
+    Ok(())
+}
+
+/// The checkpoint and the record of the cycle; its second part.
+pub(super) fn conclude(
+    target: &mut DuckDb,
+    batch: &ChangeBatch,
+    checkpoint: &Checkpoint,
+    progress: &Progress,
+) -> Result<Applied, TargetError> {
+    let Some(mut pipeline) = target.pipeline.clone() else {
+        return Err(TargetError::Corrupt { reason: "changes came before the pipeline was set up".to_owned() });
+    };
+    let before = pipeline.checkpoint.lsn;
+    if checkpoint.lsn < before {
+        return Err(TargetError::Backwards { from: before, to: checkpoint.lsn });
+    }
+    let Progress { started, counts, deleted_rows, inserted_rows } = *progress;
     state::put_checkpoint(&target.connection, &mut pipeline, checkpoint)?;
     let mut pruned = 0;
-    if !batch.is_idle() {
+    if !batch.is_idle() || counts != RowCounts::default() {
         let duration_ms = started.elapsed().as_millis() as u64;
         let source_transactions = batch.source_transactions;
         let cycle = Cycle { source_transactions, counts, deleted_rows, inserted_rows, duration_ms };

@@ -98,6 +98,7 @@ type Waiting = Arc<Mutex<VecDeque<RecordBatch>>>;
 pub struct BatchView {
     connection: ffi::duckdb_connection,
     name: String,
+    schema: SchemaRef,
     waiting: Waiting,
     /// Our own, by its address, which the view has.
     stream: *mut FFI_ArrowArrayStream,
@@ -115,12 +116,12 @@ impl BatchView {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let waiting = Waiting::default();
-        let reader = Reader { schema, waiting: Arc::clone(&waiting) };
+        let reader = Reader { schema: Arc::clone(&schema), waiting: Arc::clone(&waiting) };
         let stream = Box::into_raw(Box::new(FFI_ArrowArrayStream::new(Box::new(reader))));
         let mut connection: ffi::duckdb_connection = ptr::null_mut();
         // SAFETY: the database is open.
         let connected = unsafe { ffi::duckdb_connect(database.raw, &mut connection) };
-        let view = Self { connection, name, waiting, stream, _database: Arc::clone(database) };
+        let view = Self { connection, name, schema, waiting, stream, _database: Arc::clone(database) };
         if connected != ffi::DuckDBSuccess {
             return Err(RawError("no connection".to_owned()));
         }
@@ -134,6 +135,11 @@ impl BatchView {
     /// What the view is called.
     pub fn name(&self) -> String {
         format!("memory.main.{}", self.name)
+    }
+
+    /// Of the batches.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
 
     /// The next scan of the view gives the rows of these batches, once.

@@ -11,11 +11,15 @@ use duckdb::{AccessMode, Connection};
 
 use super::{
     Applied, Compaction, Loader, NewCopy, OlapEngine, Pipeline, StoredJob, StoredState, StoredTable, TableState,
-    TargetError, apply, arrow_scan::Database, ddl, jobs, pending, state,
+    TargetError,
+    apply::{self, Progress, Views},
+    arrow_scan::Database,
+    ddl, jobs, pending, state,
 };
 use crate::{
     Checkpoint, Lsn,
     change::{ChangeBatch, QualifiedName, TableSpec},
+    checkpoint::DurableLsn,
 };
 
 /// Where the copy is, and what DuckDB may use.
@@ -43,6 +47,9 @@ pub struct DuckDb {
     pub(super) pipeline: Option<Pipeline>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
+    pub(super) views: Views,
+    /// The transaction that is open for parts of a source transaction.
+    parts: Option<Progress>,
 }
 
 impl DuckDb {
@@ -66,7 +73,15 @@ impl DuckDb {
         ))?;
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        let mut opened = Self { connection, database, path: path.clone(), pipeline: None, copying: BTreeMap::new() };
+        let mut opened = Self {
+            connection,
+            database,
+            path: path.clone(),
+            pipeline: None,
+            copying: BTreeMap::new(),
+            views: Views::default(),
+            parts: None,
+        };
         opened.state()?;
         Ok(opened)
     }
@@ -94,6 +109,7 @@ impl DuckDb {
     /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the same row of `_rhei.jobs`,
     /// which it is for a moment only.
     fn transaction<R>(&mut self, work: impl Fn(&mut Self) -> Result<R, TargetError>) -> Result<R, TargetError> {
+        self.take_back()?;
         let before = self.pipeline.clone();
         let mut conflicts = 0;
         loop {
@@ -112,6 +128,41 @@ impl DuckDb {
             }
             std::thread::sleep(jobs::CONFLICT_PAUSE);
         }
+    }
+
+    /// Begins the transaction, goes on with it, or ends it. After a failure nothing of it is left.
+    fn apply_in_parts(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
+        let before = self.pipeline.clone();
+        let mut progress = match self.parts.take() {
+            Some(progress) => progress,
+            None => {
+                self.connection.execute_batch("BEGIN TRANSACTION")?;
+                Progress::default()
+            }
+        };
+        let applied = apply::apply(self, batch, &mut progress).and_then(|()| {
+            if batch.is_part {
+                return Ok(Applied {
+                    durable: DurableLsn::committed(before.as_ref().map_or(Lsn::ZERO, |before| before.checkpoint.lsn)),
+                    deleted_rows: progress.deleted_rows,
+                    inserted_rows: progress.inserted_rows,
+                    pruned: 0,
+                });
+            }
+            let applied = apply::conclude(self, batch, checkpoint, &progress)?;
+            self.connection.execute_batch("COMMIT")?;
+            Ok(applied)
+        });
+        match (&applied, batch.is_part) {
+            (Ok(_), true) => self.parts = Some(progress),
+            (Ok(_), false) => {}
+            (Err(_), _) => {
+                self.pipeline = before;
+                // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
+                let _ = self.connection.execute_batch("ROLLBACK");
+            }
+        }
+        applied
     }
 
     /// A table of that name that rhei did not make is somebody's work.
@@ -342,13 +393,34 @@ impl OlapEngine for DuckDb {
     }
 
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
-        let views = apply::Views::of(self, batch)?;
-        let applied = self.transaction(|target| apply::apply(target, batch, checkpoint, &views))?;
+        if self.parts.is_none() {
+            let live = batch.tables.iter().filter(|changes| !self.copying.contains_key(&changes.table.oid));
+            self.views.prepare(&self.database, live)?;
+        }
+        let applied = if batch.is_part || self.parts.is_some() {
+            self.apply_in_parts(batch, checkpoint)?
+        } else {
+            self.transaction(|target| {
+                let mut progress = Progress::default();
+                apply::apply(target, batch, &mut progress)?;
+                apply::conclude(target, batch, checkpoint, &progress)
+            })?
+        };
+        if batch.is_part {
+            return Ok(applied);
+        }
         let ends_a_copy = batch.tables.iter().any(|changes| changes.truncate) || !batch.failed.is_empty();
         if ends_a_copy && !self.copying.is_empty() {
             self.state()?;
         }
         Ok(applied)
+    }
+
+    fn take_back(&mut self) -> Result<(), TargetError> {
+        if self.parts.take().is_some() {
+            self.connection.execute_batch("ROLLBACK")?;
+        }
+        Ok(())
     }
 
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError> {

@@ -79,7 +79,12 @@ pub trait OlapEngine: Send {
 
     /// Brings tables into their new shapes, applies a batch (or keeps it for later, for tables that are being copied),
     /// marks the batch's failed tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
+    /// After a part of a source transaction ([`ChangeBatch::is_part`]) that stays open for the batch that comes next, and
+    /// ends without a trace when something else is called, or the batch fails.
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
+
+    /// Takes back the parts of a source transaction that will not be ended.
+    fn take_back(&mut self) -> Result<(), TargetError>;
 
     /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no error.
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError>;
@@ -109,9 +114,9 @@ pub type RowStream = Box<dyn Iterator<Item = Result<RecordBatch, Box<dyn std::er
 /// What [`OlapEngine::apply`] did.
 #[derive(Debug, Clone)]
 pub struct Applied {
-    /// The new checkpoint, now durable.
+    /// The new checkpoint, now durable; after a part, the one before it.
     pub durable: DurableLsn,
-    /// Rows deleted from and inserted into target tables.
+    /// Rows deleted from and inserted into target tables, by the parts before it too.
     pub deleted_rows: u64,
     pub inserted_rows: u64,
     /// Rows of `_rhei.cycles` dropped by retention.

@@ -381,7 +381,9 @@ impl History {
         let db = cluster.database("history");
         let slot = db.name().to_owned();
         let rhei = Rhei::new(folder.path()).source(db.url()).target("copy.duckdb").config(&format!(
-            "[source]\nslot = \"{slot}\"\npublication = \"{PUBLICATION}\"\n[sync]\ninterval = \"50ms\"\n"
+            "[source]\nslot = \"{slot}\"\npublication = \"{PUBLICATION}\"\n[sync]\ninterval = \"50ms\"\nmemory_limit = \"{}\"\n",
+            // Every other one has transactions that are larger than memory.
+            if seed % 2 == 0 { "512MB" } else { "64kB" }
         ));
         let session = db.session();
         session.execute("SET TimeZone = 'UTC'; SET client_min_messages = warning");

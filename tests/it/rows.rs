@@ -1,6 +1,8 @@
 //! Every message kind and every replica identity, from a real server into a real file.
 
-use crate::following::Following;
+use std::time::Duration;
+
+use crate::{bed::oracle::query_copy, following::Following};
 
 /// Trap 50: without an old tuple the key is the new row's; with one, it is the old row's.
 #[test]
@@ -259,4 +261,90 @@ fn a_partitioned_table_is_one_table_in_the_copy() {
         &["public.p"],
         &["UPDATE p SET v = 'new' WHERE id < 10", "UPDATE p SET part = 3 - part WHERE id = 20", "DELETE FROM p WHERE id = 5"],
     );
+}
+
+/// Rows of four kinds of tables, in one transaction that memory does not hold by far.
+const LARGE: &str = "
+    INSERT INTO keyed SELECT i, repeat(md5(i::text), 4), 0 FROM generate_series(1, 6000) i;
+    UPDATE keyed SET n = n + 1 WHERE id % 3 = 0;
+    UPDATE keyed SET id = -id WHERE id % 7 = 0;
+    INSERT INTO toast SELECT i, (SELECT string_agg(md5((i * j)::text), '') FROM generate_series(1, 100) j), 0 FROM generate_series(1, 200) i;
+    UPDATE toast SET n = n + 1;
+    DELETE FROM keyed WHERE id % 5 = 0;
+    INSERT INTO keyed SELECT i, 'again', 7 FROM generate_series(5, 6000, 35) i;
+    INSERT INTO bag SELECT i % 10, 'same' FROM generate_series(1, 3000) i;
+    DELETE FROM bag WHERE v = 3;
+    INSERT INTO gone SELECT i FROM generate_series(3, 3000) i; TRUNCATE gone; INSERT INTO gone SELECT i FROM generate_series(2000, 4000) i;
+    UPDATE keyed SET n = n + 1, id = id + 100000 WHERE id > 0;
+    UPDATE toast SET n = n + 1, id = -id WHERE id % 2 = 0";
+
+fn with_large_transactions(name: &str) -> Following {
+    let mut following = Following::new(name);
+    following.db.execute(
+        "CREATE TABLE keyed (id int PRIMARY KEY, v text, n int); CREATE TABLE toast (id int PRIMARY KEY, v text, n int);
+         ALTER TABLE toast ALTER v SET STORAGE EXTERNAL;
+         CREATE TABLE bag (v int, w text); ALTER TABLE bag REPLICA IDENTITY FULL; CREATE TABLE gone (id int PRIMARY KEY);
+         INSERT INTO gone VALUES (1), (2); INSERT INTO keyed VALUES (0, 'zero', 0); INSERT INTO bag VALUES (3, 'same')",
+    );
+    following.rhei = following.rhei.clone().env("RHEI_SYNC_MEMORY_LIMIT", "64kB");
+    following
+}
+
+const LARGE_TABLES: [&str; 4] = ["public.keyed", "public.toast", "public.bag", "public.gone"];
+
+#[test]
+fn a_transaction_larger_than_memory_is_applied_whole() {
+    let following = with_large_transactions("larger_than_memory");
+    following.sync();
+    following.db.execute(&format!("BEGIN; {LARGE}; COMMIT; INSERT INTO keyed VALUES (1000000, 'after', 0)"));
+    following.sync();
+    following.assert_same(&LARGE_TABLES);
+    // One cycle is one target transaction, and this one holds as many changes as the source made.
+    let cycles = query_copy(following.copy(), "SELECT max(inserted + updated + deleted)::VARCHAR FROM _rhei.cycles");
+    let changes: u64 = cycles[0][0].as_deref().unwrap().parse().unwrap();
+    assert!(changes > 20_000, "{changes}");
+}
+
+/// A table fails at the end of a transaction whose beginning is in the target already.
+#[test]
+fn a_table_that_fails_within_a_large_transaction_keeps_its_rows_and_the_others_go_on() {
+    let following = with_large_transactions("fails_large");
+    following
+        .db
+        .execute("CREATE TABLE bad (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO bad VALUES (1, 1), (2, 2)");
+    following.sync();
+    following.db.execute(&format!(
+        "BEGIN; INSERT INTO bad SELECT i, 3 FROM generate_series(3, 3000) i; DELETE FROM bad WHERE id = 1; {LARGE};
+         INSERT INTO bad VALUES (9999, 'NaN'); COMMIT; INSERT INTO keyed VALUES (1000000, 'after', 0)"
+    ));
+    let output = following.rhei.run(["sync"]);
+    output.assert_code(1);
+    assert!(output.stderr.contains("public.bad") && output.stderr.contains("NaN"), "{}", output.stderr);
+    following.assert_same(&LARGE_TABLES);
+    let bad = query_copy(following.copy(), "SELECT id::VARCHAR FROM public.bad ORDER BY id");
+    assert_eq!(bad, [[Some("1".to_owned())], [Some("2".to_owned())]]);
+}
+
+/// What was begun of it leaves no trace, and it comes again.
+#[test]
+fn a_large_transaction_that_is_cut_off_is_taken_back_and_comes_again() {
+    let following = with_large_transactions("cut_off_large");
+    following.sync();
+    following.db.execute(&format!("BEGIN; {LARGE}; COMMIT"));
+    for round in 0..6 {
+        let running = following.rhei.clone().env("RHEI_LOG", "rhei=debug").spawn(["sync"]);
+        std::thread::sleep(Duration::from_millis(60 * round));
+        if round % 2 == 0 {
+            running.kill9();
+        } else {
+            running.stop(Duration::from_secs(60));
+        }
+        let left =
+            query_copy(following.copy(), "SELECT count(*)::VARCHAR, count(*) FILTER (v = 3)::VARCHAR FROM public.bag");
+        let is_before = left == [[Some("1".to_owned()), Some("1".to_owned())]];
+        let is_after = left == [[Some("2700".to_owned()), Some("0".to_owned())]];
+        assert!(is_before || is_after, "torn: {left:?}");
+    }
+    following.sync();
+    following.assert_same(&LARGE_TABLES);
 }
