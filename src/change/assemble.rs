@@ -511,7 +511,7 @@ impl Assembler {
     /// nothing but an open transaction that is due ([`Self::is_due`]), a part of that: the next batch goes on with it.
     pub fn take_batch(&mut self) -> ChangeBatch {
         let is_part = self.source_transactions == 0 && self.held.is_none() && self.open.is_some();
-        if let (true, Some(mut open)) = (is_part, self.open.take()) {
+        if is_part && let Some(mut open) = self.open.take() {
             self.reshapes.append(&mut open.reshapes);
             for change in open.changes.drain(..) {
                 open.parted.insert(change.table());

@@ -296,6 +296,13 @@ const LARGE_TABLES: [&str; 4] = ["public.keyed", "public.toast", "public.bag", "
 fn a_transaction_larger_than_memory_is_applied_whole() {
     let following = with_large_transactions("larger_than_memory");
     following.sync();
+    // And some that fill memory only together.
+    following.db.execute(
+        "DO $$ BEGIN FOR k IN 1..60 LOOP
+           INSERT INTO keyed SELECT -1000000 - k * 100 - i, repeat('before', k), 1 FROM generate_series(1, 40) i; COMMIT;
+           UPDATE keyed SET n = n + 1 WHERE id < -1000000 AND n < k; COMMIT;
+         END LOOP; END $$",
+    );
     following.db.execute(&format!("BEGIN; {LARGE}; COMMIT; INSERT INTO keyed VALUES (1000000, 'after', 0)"));
     following.sync();
     following.assert_same(&LARGE_TABLES);
