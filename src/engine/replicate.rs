@@ -1,6 +1,10 @@
 //! The two ways to run cycles: `sync` catches up and stops, `run` goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use rand::RngExt;
@@ -22,9 +26,10 @@ use crate::{
     checkpoint::reachable_target,
     control::{Asked, Control},
     source::{
-        CdcConsumer, catalog,
+        CdcConsumer, SourceError, catalog,
         connect::connect_sql,
         consumer::{PgConsumer, StreamOptions},
+        wire::WireError,
     },
     target::{Compaction, DuckDb, OlapEngine},
 };
@@ -98,6 +103,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
 ) -> Result<SyncReport, EngineError> {
     let mut report = SyncReport { reached: goal, ..SyncReport::default() };
     let mut breaks = 0;
+    let mut wants_whole = false;
     for _ in 0..ATTACH_LIMIT {
         let attached = tokio::select! {
             () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
@@ -108,11 +114,12 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         report.checkpoint = attached.pipeline.checkpoint.lsn;
         report.in_error =
             attached.in_error.iter().map(|(_, table, reason)| (table.to_string(), reason.clone())).collect();
-        let mut engine = stream(options, writer, attached, copies).await?;
+        let mut engine = stream(options, writer, attached, copies, wants_whole).await?;
         let ended = match catch_up(&mut engine, &mut report, options, copies, stop).await {
             // What broke after it had begun may heal: the checkpoint says where to go on.
             Err(error) if error.is_transient() && breaks < BREAKS => {
                 breaks += 1;
+                wants_whole |= wants_whole_from_now_on(&error);
                 tracing::warn!(error = super::with_causes(&error), "the stream broke; going on from the checkpoint");
                 tokio::select! {
                     () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
@@ -287,6 +294,7 @@ async fn stream<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     attached: Attached,
     copies: &mut Copies<T>,
+    wants_whole: bool,
 ) -> Result<SyncEngine<PgConsumer, T>, EngineError> {
     let others = attached.in_error.iter().map(|(oid, ..)| *oid);
     let others =
@@ -302,6 +310,8 @@ async fn stream<T: OlapEngine + 'static>(
         with_messages: attached.has_ddl_trigger,
         hold: copies.hold(),
         queue_bytes: options.memory_limit_bytes / 4,
+        spool_folder: spool_folder(&options.target.path),
+        wants_whole,
     };
     let fingerprint = attached.pipeline.publication_fingerprint;
     let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint).await?;
@@ -310,6 +320,27 @@ async fn stream<T: OlapEngine + 'static>(
     let ddl_lock = Arc::new(RwLock::new(()));
     let engine = SyncEngine::new(consumer, writer.clone(), ddl_lock, checkpoint, options);
     Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))
+}
+
+/// PostgreSQL may stumble over its catalogs (XX000) when it decodes a transaction before its end that changed tables and was
+/// rolled back: what it looks for may be gone. It does not decode those at all when it sends whole transactions only.
+fn wants_whole_from_now_on(error: &EngineError) -> bool {
+    let is_slip = matches!(
+        error,
+        EngineError::Source(SourceError::Wire(WireError::Server(message))) if message.code == "XX000"
+    );
+    if is_slip {
+        tracing::warn!("asking the source for whole transactions only, from now on");
+    }
+    is_slip
+}
+
+/// Beside the target, where there is room for what the target will hold.
+fn spool_folder(target: &Path) -> PathBuf {
+    target
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
 /// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again from the
@@ -345,10 +376,12 @@ async fn run_sessions<T: OlapEngine + 'static>(
     let mut has_streamed = false;
     let mut in_a_row = 0_u32;
     let mut again = CopyAgain::Nothing;
+    let mut wants_whole = false;
     loop {
         let mut is_streaming = false;
         let began = tokio::time::Instant::now();
-        let ended = session(options, writer, &again, asked, copies, stop, &mut is_streaming).await;
+        let how = How { wants_whole, is_streaming: &mut is_streaming };
+        let ended = session(options, writer, &again, asked, copies, stop, how).await;
         // Once it has streamed, what was asked for is written down.
         if is_streaming {
             again = CopyAgain::Nothing;
@@ -383,6 +416,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
             Err(error) if !has_streamed || !error.is_transient() => return Err(error),
             Err(error) => error,
         };
+        wants_whole |= wants_whole_from_now_on(&error);
         if is_streaming {
             (failures, pause) = (0, FIRST_PAUSE);
         }
@@ -402,6 +436,13 @@ async fn run_sessions<T: OlapEngine + 'static>(
     }
 }
 
+/// How a session streams.
+struct How<'a> {
+    wants_whole: bool,
+    /// Whether it has begun to.
+    is_streaming: &'a mut bool,
+}
+
 /// One session: attach, stream until `stop`, an error, or a reason to attach anew.
 async fn session<T: OlapEngine + 'static>(
     options: &Options,
@@ -410,14 +451,14 @@ async fn session<T: OlapEngine + 'static>(
     asked: &mut mpsc::UnboundedReceiver<Asked>,
     copies: &mut Copies<T>,
     stop: &CancellationToken,
-    is_streaming: &mut bool,
+    how: How<'_>,
 ) -> Result<Ended, EngineError> {
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(Ended::Stopped),
         attached = attach(options, writer, again, |oid| copies.is_active(oid)) => attached?,
     };
-    let mut engine = stream(options, writer, attached, copies).await?;
-    *is_streaming = true;
+    let mut engine = stream(options, writer, attached, copies, how.wants_whole).await?;
+    *how.is_streaming = true;
     let mut ticks = tokio::time::interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // A cycle begins as soon as something has come, but not sooner than this.

@@ -1,6 +1,7 @@
 //! `PgConsumer`: the live stream. Socket reading and feedback are tasks of their own (traps 23, 24); this one decodes.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,7 +10,8 @@ use super::{
     BatchLimits, CdcConsumer, Delivery, Hold, SourceError, SourcePosition,
     connect::SourceOptions,
     feedback::Feedback,
-    pgoutput::Message,
+    pgoutput::{Message, StreamCommit},
+    spool::{Replay, Spool, Taken},
     wire::{ReplicationClient, ServerMessage, StreamMessage, StreamReader},
 };
 use crate::{
@@ -26,8 +28,13 @@ pub struct PgConsumer {
     reader: StreamReader,
     feedback: Feedback,
     assembler: Assembler,
-    /// A Begin that belongs to the next batch.
+    /// A Begin, or the end of what was streamed, that belongs to the next batch.
     held: Option<StreamMessage>,
+    spool: Spool,
+    /// A transaction that has committed and is read back; the server's next messages come after it.
+    replay: Option<Replay>,
+    /// Relations to be described again.
+    described: Vec<Vec<u8>>,
     /// Since the last batch.
     reply_requested: bool,
     position: SourcePosition,
@@ -45,6 +52,10 @@ pub struct StreamOptions {
     pub hold: Hold,
     /// Bytes that may wait to be decoded.
     pub queue_bytes: usize,
+    /// Where transactions are kept that have not ended.
+    pub spool_folder: PathBuf,
+    /// No transaction is to come before it has ended.
+    pub wants_whole: bool,
 }
 
 impl PgConsumer {
@@ -58,6 +69,7 @@ impl PgConsumer {
                 &options.publications,
                 options.with_messages,
                 options.queue_bytes,
+                !options.wants_whole,
             )
             .await?;
         Ok(Self {
@@ -65,6 +77,9 @@ impl PgConsumer {
             feedback,
             assembler: Assembler::new(options.checkpoint, options.tables).asking(),
             held: None,
+            spool: Spool::new(options.spool_folder),
+            replay: None,
+            described: Vec::new(),
             reply_requested: false,
             position: SourcePosition { acknowledged: options.checkpoint, ..SourcePosition::default() },
             hold: options.hold,
@@ -82,6 +97,20 @@ impl PgConsumer {
         let hold = self.hold.get();
         match &message {
             StreamMessage::Data { payload } => {
+                if let Some(commit) = StreamCommit::decode(payload)? {
+                    if let Some(stop_at) = hold.filter(|stop_at| commit.commit_lsn >= *stop_at) {
+                        self.assembler.reached(stop_at);
+                        self.held = Some(message);
+                        return Ok(true);
+                    }
+                    let StreamCommit { xid, commit_lsn, commit_time_us, .. } = commit;
+                    self.replay = Some(self.spool.commit(&commit)?);
+                    self.assembler.push(Message::Begin { commit_lsn, commit_time_us, xid })?;
+                    return Ok(false);
+                }
+                if self.spool.take(payload)? == Taken::Kept {
+                    return Ok(false);
+                }
                 let decoded = Message::decode(payload)?;
                 if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&decoded, hold)
                     && *commit_lsn >= stop_at
@@ -96,7 +125,7 @@ impl PgConsumer {
             StreamMessage::Keepalive { wal_end, reply_requested } => {
                 self.position.head = self.position.head.max(*wal_end);
                 self.reply_requested |= *reply_requested;
-                if self.assembler.is_between_transactions() {
+                if self.assembler.is_between_transactions() && !self.spool.is_open() {
                     if let Some(stop_at) = hold.filter(|stop_at| wal_end >= stop_at) {
                         self.assembler.reached(stop_at);
                         self.held = Some(message);
@@ -111,6 +140,26 @@ impl PgConsumer {
                 Ok(false)
             }
         }
+    }
+
+    /// The next message of a transaction that is read back. `false`: there is none.
+    fn read_back(&mut self) -> Result<bool, SourceError> {
+        if let Some(replay) = &mut self.replay {
+            let read = replay.next_message().map_err(|source| self.spool.failed(source))?;
+            if let Some(message) = read {
+                self.assembler.push(Message::decode(message)?)?;
+                return Ok(true);
+            }
+            let StreamCommit { commit_lsn, end_lsn, commit_time_us, .. } = replay.commit;
+            self.described = replay.described_later();
+            self.replay = None;
+            self.assembler.push(Message::Commit { commit_lsn, end_lsn, commit_time_us })?;
+            return Ok(true);
+        }
+        // One at a time, since each may be a question.
+        let Some(relation) = self.described.pop() else { return Ok(false) };
+        self.assembler.push(Message::decode(&relation)?)?;
+        Ok(true)
     }
 
     fn batch(&mut self) -> ChangeBatch {
@@ -153,6 +202,9 @@ impl CdcConsumer for PgConsumer {
         loop {
             if self.assembler.question().is_some() || self.assembler.is_due(limits.max_rows, limits.max_bytes) {
                 return Ok(());
+            }
+            if self.read_back()? {
+                continue;
             }
             let message = match self.reader.try_next()? {
                 Some(message) => message,

@@ -1,7 +1,7 @@
 //! PostgreSQL: bytes in, acknowledgements out.
 //!
 //! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `feedback` is the only writer on that
-//! socket, `pgoutput` reads messages, `consumer` makes change batches of them (`recorded` does so from a file),
+//! socket, `pgoutput` reads messages, `spool` keeps transactions that have not ended, `consumer` makes change batches of them (`recorded` does so from a file),
 //! `slot` and `catalog` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
 
 pub mod catalog;
@@ -13,6 +13,7 @@ pub mod feedback;
 pub mod pgoutput;
 pub mod recorded;
 pub mod slot;
+pub mod spool;
 pub mod tls;
 pub mod wire;
 
@@ -149,6 +150,8 @@ pub enum SourceError {
     #[error("the source refused a query")]
     Query(#[from] tokio_postgres::Error),
     #[error(transparent)]
+    Spool(#[from] spool::SpoolError),
+    #[error(transparent)]
     Recorded(#[from] recorded::RecordedError),
     #[error(
         "the source skips changes: {message}\ndetail: A publication of this pipeline is missing at the source, so \
@@ -166,7 +169,7 @@ impl SourceError {
             Self::Connect(error) => error.is_transient(),
             Self::Wire(error) => error.is_transient(),
             Self::Slot(error) => error.is_transient(),
-            Self::StreamEnded => true,
+            Self::StreamEnded | Self::Spool(spool::SpoolError::Io { .. }) => true,
             Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => {
                 error.is_closed()
                     || error.code().is_none_or(|code| code.code().starts_with("57P") || code.code().starts_with("08"))

@@ -1,4 +1,4 @@
-//! pgoutput, protocol 1, text: `&[u8]` to [`Message`]. A checked cursor, no allocation but for Relation and Truncate.
+//! pgoutput, text: `&[u8]` to [`Message`]. A checked cursor, no allocation but for Relation and Truncate.
 //!
 //! After a message nothing may be left over, and an unknown tag is an error: a message that is not understood could be
 //! a change that is lost.
@@ -160,10 +160,80 @@ impl<'a> Message<'a> {
             }
             unknown => return Err(DecodeError::UnknownTag { tag: unknown }),
         };
-        match cursor.rest.len() {
-            0 => Ok(message),
-            left => Err(DecodeError::Trailing { tag, left }),
-        }
+        cursor.end(message)
+    }
+}
+
+/// What frames pieces of a transaction that the server streams before it has ended (protocol 2). Between Start and Stop
+/// each message carries the number of its (sub)transaction after its tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Streamed {
+    Start {
+        xid: u32,
+    },
+    Stop,
+    /// A subtransaction was rolled back, or the whole: then both numbers are the same.
+    Abort {
+        xid: u32,
+        subxid: u32,
+    },
+}
+
+/// The end of a transaction that was streamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamCommit {
+    pub xid: u32,
+    pub commit_lsn: Lsn,
+    pub end_lsn: Lsn,
+    /// Microseconds since 2000-01-01 UTC.
+    pub commit_time_us: i64,
+}
+
+impl Streamed {
+    /// None: a message of another kind.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
+        let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
+        let mut cursor = Cursor { tag, rest };
+        let message = match tag {
+            b'S' => {
+                let xid = cursor.u32()?;
+                let _is_first = cursor.u8()?;
+                Self::Start { xid }
+            }
+            b'E' => Self::Stop,
+            b'A' => Self::Abort { xid: cursor.u32()?, subxid: cursor.u32()? },
+            _ => return Ok(None),
+        };
+        cursor.end(message).map(Some)
+    }
+
+    /// Takes the number out of a message that came between Start and Stop.
+    pub fn split(bytes: &[u8]) -> Result<(u32, Vec<u8>), DecodeError> {
+        let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
+        let mut cursor = Cursor { tag, rest };
+        let xid = cursor.u32()?;
+        let mut message = Vec::with_capacity(1 + cursor.rest.len());
+        message.push(tag);
+        message.extend_from_slice(cursor.rest);
+        Ok((xid, message))
+    }
+
+    /// Which relation a message describes, if it does; it carries no number (any more).
+    pub fn relation(message: &[u8]) -> Option<u32> {
+        let (b'R', rest) = message.split_first()? else { return None };
+        rest.first_chunk().map(|oid| u32::from_be_bytes(*oid))
+    }
+}
+
+impl StreamCommit {
+    /// None: a message of another kind.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
+        let Some((b'c', rest)) = bytes.split_first() else { return Ok(None) };
+        let mut cursor = Cursor { tag: b'c', rest };
+        let xid = cursor.u32()?;
+        let _flags = cursor.u8()?;
+        let (commit_lsn, end_lsn, commit_time_us) = (cursor.lsn()?, cursor.lsn()?, cursor.i64()?);
+        cursor.end(Self { xid, commit_lsn, end_lsn, commit_time_us }).map(Some)
     }
 }
 
@@ -173,6 +243,14 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// Nothing may be left over.
+    fn end<T>(self, message: T) -> Result<T, DecodeError> {
+        match self.rest.len() {
+            0 => Ok(message),
+            left => Err(DecodeError::Trailing { tag: self.tag, left }),
+        }
+    }
+
     fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Short { tag: self.tag })?;
         self.rest = rest;

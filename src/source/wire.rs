@@ -558,14 +558,21 @@ impl ReplicationClient {
         publications: &[String],
         with_messages: bool,
         queue_bytes: usize,
+        in_progress: bool,
     ) -> Result<(StreamReader, Feedback), WireError> {
         let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
         let timeout = timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
+        // With `in_progress`, transactions come before they have ended once the server holds too much of them (trap 79).
+        // Protocol 4 is of PostgreSQL 16 and says the same about them.
+        let version = self.parameters.get("server_version").map_or("", String::as_str);
+        let major = version.split(|character: char| !character.is_ascii_digit()).next().unwrap_or_default();
+        let protocol = if major.parse().is_ok_and(|major: u32| major >= 16) { 4 } else { 2 };
         let mut out = BytesMut::new();
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {}{})",
+            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '{protocol}', publication_names {}{}{})",
             identifier(slot),
             publication_names(publications),
+            if in_progress { ", streaming 'on'" } else { "" },
             if with_messages { ", messages 'true'" } else { "" }
         );
         frontend::query(&command, &mut out)?;

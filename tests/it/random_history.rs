@@ -380,10 +380,18 @@ impl History {
         let folder = temp_dir();
         let db = cluster.database("history");
         let slot = db.name().to_owned();
-        let rhei = Rhei::new(folder.path()).source(db.url()).target("copy.duckdb").config(&format!(
+        // Every other one has transactions that are larger than memory, at the source as well as here.
+        let is_small = seed % 2 == 1;
+        let mut url = db.url();
+        if is_small {
+            url.push_str("&options=-c%20logical_decoding_work_mem%3D64kB");
+            if cluster.major() >= 16 {
+                url.push_str("%20-c%20debug_logical_replication_streaming%3Dimmediate");
+            }
+        }
+        let rhei = Rhei::new(folder.path()).source(url).target("copy.duckdb").config(&format!(
             "[source]\nslot = \"{slot}\"\npublication = \"{PUBLICATION}\"\n[sync]\ninterval = \"50ms\"\nmemory_limit = \"{}\"\n",
-            // Every other one has transactions that are larger than memory.
-            if seed % 2 == 0 { "512MB" } else { "64kB" }
+            if is_small { "64kB" } else { "512MB" }
         ));
         let session = db.session();
         session.execute("SET TimeZone = 'UTC'; SET client_min_messages = warning");

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use crate::{bed::oracle::query_copy, following::Following};
+use crate::{
+    bed::{oracle::query_copy, wait_until},
+    following::Following,
+};
+
+const SOON: Duration = Duration::from_secs(60);
 
 /// Trap 50: without an old tuple the key is the new row's; with one, it is the old row's.
 #[test]
@@ -354,4 +359,52 @@ fn a_large_transaction_that_is_cut_off_is_taken_back_and_comes_again() {
     }
     following.sync();
     following.assert_same(&LARGE_TABLES);
+}
+
+/// The server sends transactions before they have ended once it holds 64 kB of them.
+fn with_streaming(name: &str) -> Following {
+    let mut following = with_large_transactions(name);
+    let url = format!("{}&options=-c%20logical_decoding_work_mem%3D64kB", following.db.url());
+    following.rhei = following.rhei.clone().source(url);
+    following
+}
+
+fn streamed_transactions(following: &Following) -> u64 {
+    let sql = format!("SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = '{}'", following.slot());
+    following.db.value(&sql).parse().unwrap()
+}
+
+/// Trap 79.
+#[test]
+fn a_transaction_that_is_streamed_before_it_ends_is_applied_when_it_commits() {
+    let following = with_streaming("streamed");
+    following.sync();
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    let (open, other) = (following.db.session(), following.db.session());
+    open.execute("BEGIN");
+    other.execute("BEGIN; INSERT INTO keyed SELECT -i, repeat('never', 50), 0 FROM generate_series(200001, 206000) i");
+    open.execute("INSERT INTO gone SELECT i FROM generate_series(9000, 14000) i; SAVEPOINT a");
+    open.execute("UPDATE gone SET id = id + 10000 WHERE id > 8999; INSERT INTO toast SELECT -i, repeat('x', 5000), 0 FROM generate_series(1, 50) i");
+    open.execute("ROLLBACK TO a; INSERT INTO gone SELECT i FROM generate_series(40000, 43000) i; SAVEPOINT b");
+    open.execute("SAVEPOINT c; INSERT INTO bag SELECT i, 'kept' FROM generate_series(1, 3000) i; RELEASE c; DELETE FROM gone WHERE id = 2");
+    // Others commit meanwhile, and are seen; what has not ended is not.
+    let without_truncate =
+        LARGE.replace("INSERT INTO gone SELECT i FROM generate_series(3, 3000) i; TRUNCATE gone;", "");
+    following.db.execute(&format!("BEGIN; {without_truncate}; COMMIT"));
+    following.db.execute("INSERT INTO keyed VALUES (777777, 'between', 0)");
+    let lsn = following.db.value("SELECT pg_current_wal_flush_lsn()");
+    let slot = following.slot();
+    wait_until(SOON, "what has committed is applied beside transactions that have not ended", || {
+        following.db.value(&format!(
+            "SELECT confirmed_flush_lsn >= '{lsn}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        )) == "t"
+    });
+    other.execute("ROLLBACK");
+    open.execute("COMMIT");
+    following.db.execute("INSERT INTO keyed VALUES (777778, 'after', 0)");
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&LARGE_TABLES);
+    assert!(streamed_transactions(&following) > 2, "nothing was streamed");
 }

@@ -1,0 +1,311 @@
+//! Transactions that the server streams before they have ended (protocol 2, trap 79): kept aside, on disk when there is much
+//! of them, until the server says how they ended. One that commits is read back as the ordinary transaction that it is, so
+//! nothing else knows of it. The file has no name and goes with the process: what was not committed comes again.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write},
+    path::PathBuf,
+};
+
+use super::pgoutput::{DecodeError, StreamCommit, Streamed};
+
+/// So much of each transaction stays in memory.
+const MEMORY_BYTES: usize = 256 << 10;
+
+/// A transaction cannot be kept, or makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    #[error(
+        "cannot keep a transaction that is in progress at the source in {folder}\nhint: make room there; nothing is lost, it \
+         comes again"
+    )]
+    Io { folder: String, source: io::Error },
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error("the source ends transaction {0}, which it never began")]
+    Unknown(u32),
+    #[error("the source begins a piece of transaction {next} inside one of {open}")]
+    Nested { open: u32, next: u32 },
+}
+
+/// All transactions that are in progress.
+pub struct Spool {
+    folder: PathBuf,
+    /// Whose messages come now.
+    open: Option<u32>,
+    transactions: BTreeMap<u32, Transaction>,
+}
+
+#[derive(Default)]
+struct Transaction {
+    /// Which subtransaction the messages belong to, and where they end. Each begins where the one before it ends.
+    pieces: Vec<(u32, u64)>,
+    aborted: HashSet<u32>,
+    file: Option<File>,
+    in_file: u64,
+    tail: Vec<u8>,
+    /// Relations that the server has described elsewhere since this one began.
+    described: BTreeMap<u32, Vec<u8>>,
+}
+
+/// What [`Spool::take`] made of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is kept, or says what becomes of what is kept.
+    Kept,
+    /// It belongs to no transaction that is streamed.
+    Other,
+}
+
+impl Spool {
+    /// Files are made in `folder`.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, open: None, transactions: BTreeMap::new() }
+    }
+
+    /// Messages that come now belong to a transaction that has not ended.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Takes a message in, unless it is none of ours. A [`StreamCommit`] goes to [`Self::commit`] instead.
+    pub fn take(&mut self, message: &[u8]) -> Result<Taken, SpoolError> {
+        match (self.open, Streamed::decode(message)?) {
+            (None, Some(Streamed::Start { xid })) => {
+                self.transactions.entry(xid).or_default();
+                self.open = Some(xid);
+            }
+            (Some(open), Some(Streamed::Start { xid })) => return Err(SpoolError::Nested { open, next: xid }),
+            (_, Some(Streamed::Stop)) => self.open = None,
+            (_, Some(Streamed::Abort { xid, subxid })) if xid == subxid => drop(self.transactions.remove(&xid)),
+            (_, Some(Streamed::Abort { xid, subxid })) => {
+                self.transactions.entry(xid).or_default().aborted.insert(subxid);
+            }
+            (None, None) => {
+                if let Some(oid) = Streamed::relation(message) {
+                    self.describe(oid, message, None);
+                }
+                return Ok(Taken::Other);
+            }
+            (Some(xid), None) => {
+                // The origin of the transaction; it carries no number.
+                if message.first() == Some(&b'O') {
+                    return Ok(Taken::Kept);
+                }
+                let (subxid, message) = Streamed::split(message)?;
+                if let Some(oid) = Streamed::relation(&message) {
+                    self.describe(oid, &message, Some(xid));
+                }
+                let folder = &self.folder;
+                let transaction = self.transactions.get_mut(&xid).ok_or(SpoolError::Unknown(xid))?;
+                transaction.add(subxid, &message, folder).map_err(|source| self.failed(source))?;
+            }
+        }
+        Ok(Taken::Kept)
+    }
+
+    /// The server describes a relation once, and after a change of it: whoever is read back later than that must not leave an
+    /// older description behind.
+    fn describe(&mut self, oid: u32, message: &[u8], by: Option<u32>) {
+        for (_, transaction) in self.transactions.iter_mut().filter(|(xid, _)| Some(**xid) != by) {
+            transaction.described.insert(oid, message.to_vec());
+        }
+    }
+
+    pub(super) fn failed(&self, source: io::Error) -> SpoolError {
+        SpoolError::Io { folder: self.folder.display().to_string(), source }
+    }
+
+    /// The transaction has committed: its messages can be read.
+    pub fn commit(&mut self, commit: &StreamCommit) -> Result<Replay, SpoolError> {
+        let transaction = self.transactions.remove(&commit.xid).ok_or(SpoolError::Unknown(commit.xid))?;
+        transaction.replay(*commit).map_err(|source| self.failed(source))
+    }
+}
+
+impl Transaction {
+    fn add(&mut self, subxid: u32, message: &[u8], folder: &std::path::Path) -> io::Result<()> {
+        // A message is shorter than 2 GiB.
+        self.tail.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        self.tail.extend_from_slice(message);
+        let end = self.in_file + self.tail.len() as u64;
+        match self.pieces.last_mut() {
+            Some((last, last_end)) if *last == subxid => *last_end = end,
+            _ => self.pieces.push((subxid, end)),
+        }
+        if self.tail.len() >= MEMORY_BYTES {
+            let file = match &mut self.file {
+                Some(file) => file,
+                None => self.file.insert(tempfile::tempfile_in(folder)?),
+            };
+            file.write_all(&self.tail)?;
+            self.in_file += self.tail.len() as u64;
+            self.tail.clear();
+        }
+        Ok(())
+    }
+
+    fn replay(self, commit: StreamCommit) -> io::Result<Replay> {
+        let tail = Cursor::new(self.tail);
+        let reader: Box<dyn Read + Send + Sync> = match self.file {
+            Some(mut file) => {
+                file.seek(SeekFrom::Start(0))?;
+                Box::new(BufReader::with_capacity(MEMORY_BYTES, file).chain(tail))
+            }
+            None => Box::new(tail),
+        };
+        let mut pieces = self.pieces;
+        pieces.reverse();
+        let (aborted, described) = (self.aborted, self.described);
+        Ok(Replay { commit, reader, position: 0, pieces, aborted, described, again: Vec::new(), message: Vec::new() })
+    }
+}
+
+/// Reads a committed transaction back, without what was rolled back in it.
+pub struct Replay {
+    pub commit: StreamCommit,
+    reader: Box<dyn Read + Send + Sync>,
+    position: u64,
+    /// The next one is the last.
+    pieces: Vec<(u32, u64)>,
+    aborted: HashSet<u32>,
+    described: BTreeMap<u32, Vec<u8>>,
+    again: Vec<Vec<u8>>,
+    message: Vec<u8>,
+}
+
+impl Replay {
+    /// The next message; none at the end.
+    pub fn next_message(&mut self) -> io::Result<Option<&[u8]>> {
+        while let Some(&(subxid, end)) = self.pieces.last() {
+            if self.position >= end {
+                self.pieces.pop();
+            } else if self.aborted.contains(&subxid) {
+                io::copy(&mut (&mut self.reader).take(end - self.position), &mut io::sink())?;
+                self.position = end;
+            } else {
+                let mut length = [0; 4];
+                self.reader.read_exact(&mut length)?;
+                let length = u32::from_be_bytes(length);
+                self.message.resize(length as usize, 0);
+                self.reader.read_exact(&mut self.message)?;
+                self.position += 4 + u64::from(length);
+                if let Some(newer) = Streamed::relation(&self.message).and_then(|oid| self.described.remove(&oid)) {
+                    self.again.push(newer);
+                }
+                return Ok(Some(&self.message));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Relations to describe again after it, since they were described later than in it.
+    pub fn described_later(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Lsn;
+
+    fn start(xid: u32) -> Vec<u8> {
+        [b"S".as_slice(), &xid.to_be_bytes(), b"\x01"].concat()
+    }
+
+    fn insert(xid: u32, text: &str) -> Vec<u8> {
+        [b"I".as_slice(), &xid.to_be_bytes(), text.as_bytes()].concat()
+    }
+
+    fn relation(xid: Option<u32>, oid: u32, text: &str) -> Vec<u8> {
+        let xid = xid.map_or_else(Vec::new, |xid| xid.to_be_bytes().to_vec());
+        [b"R".as_slice(), &xid, &oid.to_be_bytes(), text.as_bytes()].concat()
+    }
+
+    fn abort(xid: u32, subxid: u32) -> Vec<u8> {
+        [b"A".as_slice(), &xid.to_be_bytes(), &subxid.to_be_bytes()].concat()
+    }
+
+    fn commit(xid: u32) -> StreamCommit {
+        StreamCommit { xid, commit_lsn: Lsn(1), end_lsn: Lsn(2), commit_time_us: 0 }
+    }
+
+    fn spool(messages: &[Vec<u8>]) -> Spool {
+        let mut spool = Spool::new(std::env::temp_dir());
+        for message in messages {
+            spool.take(message).unwrap();
+        }
+        spool
+    }
+
+    fn read(mut replay: Replay) -> (Vec<String>, Vec<Vec<u8>>) {
+        let mut messages = Vec::new();
+        while let Some(message) = replay.next_message().unwrap() {
+            messages.push(String::from_utf8_lossy(message).into_owned());
+        }
+        (messages, replay.described_later())
+    }
+
+    /// Trap 79.
+    #[test]
+    fn pieces_of_two_transactions_come_apart_and_what_was_rolled_back_is_left_out() {
+        let stop = b"E".to_vec();
+        let mut spool = spool(&[
+            start(7),
+            insert(7, "a"),
+            insert(8, "rolled back"),
+            insert(7, "b"),
+            stop.clone(),
+            start(20),
+            insert(20, "other"),
+            stop.clone(),
+            abort(7, 8),
+            start(7),
+            insert(9, "c"),
+            stop,
+        ]);
+        assert!(!spool.is_open());
+        assert_eq!(read(spool.commit(&commit(7)).unwrap()).0, ["Ia", "Ib", "Ic"]);
+        spool.take(&abort(20, 20)).unwrap();
+        assert!(matches!(spool.commit(&commit(20)), Err(SpoolError::Unknown(20))));
+    }
+
+    #[test]
+    fn a_transaction_larger_than_memory_comes_back_whole_and_in_order() {
+        let mut messages = vec![start(7)];
+        let long = "x".repeat(1000);
+        for number in 0..2000 {
+            messages.push(insert(7 + number % 3, &format!("{number} {long}")));
+        }
+        messages.extend([b"E".to_vec(), abort(7, 8)]);
+        let mut spool = spool(&messages);
+        let (read, _) = read(spool.commit(&commit(7)).unwrap());
+        let expected: Vec<String> =
+            (0..2000).filter(|number| number % 3 != 1).map(|number| format!("I{number} {long}")).collect();
+        assert!(read == expected, "{} of {}", read.len(), expected.len());
+    }
+
+    #[test]
+    fn a_relation_that_was_described_later_is_described_again() {
+        let newer = relation(None, 5, "newer");
+        let messages = [start(7), relation(Some(7), 5, "older"), relation(Some(7), 6, "same"), b"E".to_vec()];
+        let mut spool = spool(&messages);
+        assert_eq!(spool.take(&newer).unwrap(), Taken::Other);
+        let (read, again) = read(spool.commit(&commit(7)).unwrap());
+        assert_eq!(read.len(), 2);
+        assert_eq!(again, [newer]);
+    }
+
+    #[test]
+    fn messages_that_are_cut_are_errors() {
+        for message in [b"S\0\0".as_slice(), b"S\0\0\0\x07", b"A\0\0\0\x07", b"Ex"] {
+            assert!(Spool::new(std::env::temp_dir()).take(message).is_err(), "{message:?}");
+        }
+        let mut spool = spool(&[start(7)]);
+        assert!(matches!(spool.take(&start(8)), Err(SpoolError::Nested { open: 7, next: 8 })));
+        assert!(spool.take(b"I\0\0").is_err());
+    }
+}
