@@ -10,9 +10,11 @@
 //! does not pauses its table.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+
+use hashbrown::HashMap;
 
 use super::{
     ChangeBatch, ColumnOrigin, Key, Remedy, Reshape, TableFailure, TableSpec,
@@ -305,7 +307,7 @@ impl Assembler {
         for change in open.changes.iter_mut().filter(|change| change.table() == oid) {
             for row in change.rows() {
                 let bytes = project(&Tuple::trusted(self.arena.get(*row), width), &reshape.columns);
-                *row = self.arena.store(&bytes);
+                *row = self.arena.store_row(Tuple::trusted(&bytes, reshape.columns.len()));
             }
         }
         open.reshapes.push(reshape);
@@ -547,7 +549,7 @@ impl Assembler {
         let before = std::mem::take(&mut self.arena);
         if let Some(open) = &mut self.open {
             for row in open.changes.iter_mut().flat_map(Change::rows) {
-                *row = self.arena.store(before.get(*row));
+                *row = self.arena.take_over(&before, *row);
             }
         }
         self.pending_rows = 0;
@@ -616,13 +618,13 @@ impl Assembler {
         }
         Ok(match &described.follow {
             Follow::Ignore => None,
-            Follow::AsIs => Some(self.arena.store(tuple.bytes())),
+            Follow::AsIs => Some(self.arena.store_row(tuple)),
             Follow::Project(kept) => {
                 let mut bytes = Vec::with_capacity(tuple.bytes().len());
                 for &column in kept {
                     write_field(&mut bytes, tuple.field(column).unwrap_or(super::tuple::Field::Null));
                 }
-                Some(self.arena.store(&bytes))
+                Some(self.arena.store_row(Tuple::trusted(&bytes, kept.len())))
             }
         })
     }

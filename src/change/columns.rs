@@ -44,9 +44,8 @@ impl ColumnsError {
 /// A value that DuckDB cannot hold, or a change that does not fit. Both concern this table only.
 pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result<TableChanges, ColumnsError> {
     let (truncate, counts) = (effect.truncated, effect.counts);
-    let left = effect
-        .survivors(arena)
-        .map_err(|source| ColumnsError::NetEffect { table: table.source.to_string(), source })?;
+    let left =
+        effect.survivors().map_err(|source| ColumnsError::NetEffect { table: table.source.to_string(), source })?;
     let all: Vec<usize> = (0..table.columns.len()).collect();
     let mut nulled = Vec::new();
 
@@ -106,6 +105,9 @@ fn tuples<'a>(table: &TableSpec, arena: &'a Arena, slices: impl Iterator<Item = 
     slices.map(|slice| Tuple::trusted(arena.get(slice), table.columns.len())).collect()
 }
 
+/// So many rows are taken apart before their columns are decoded.
+const BLOCK_ROWS: usize = 512;
+
 /// One record batch of `columns` (indexes into the table's); field `n` of each tuple belongs to `columns[n]`.
 /// `None` when there are no rows.
 fn record_batch(
@@ -119,39 +121,47 @@ fn record_batch(
     if rows.is_empty() {
         return Ok(None);
     }
-    // Row by row, where each field lies; column-major, so that the decoding loops read on.
-    let mut fields = vec![Field::Null; rows.len() * columns.len()];
-    for (row, tuple) in rows.iter().enumerate() {
-        for (column, field) in tuple.fields().take(columns.len()).enumerate() {
-            if let Some(place) = fields.get_mut(column * rows.len() + row) {
-                *place = field;
+    let mut builders: Vec<_> = columns
+        .iter()
+        .filter_map(|&column| Some((column, table.columns.get(column)?)))
+        .map(|(column, spec)| (column, spec, ColumnBuilder::new(&spec.mapping, rows.len())))
+        .collect();
+    // Some rows at a time, so that their bytes are still in the cache when they are decoded. Where each field lies is kept
+    // column by column, so that the decoding loops read on.
+    let mut fields = vec![Field::Null; rows.len().min(BLOCK_ROWS) * columns.len()];
+    for rows in rows.chunks(BLOCK_ROWS) {
+        for (row, tuple) in rows.iter().enumerate() {
+            for (column, field) in tuple.fields().take(columns.len()).enumerate() {
+                if let Some(place) = fields.get_mut(column * rows.len() + row) {
+                    *place = field;
+                }
+            }
+        }
+        for ((column, spec, builder), values) in builders.iter_mut().zip(fields.chunks(rows.len())) {
+            for (row, &value) in values.iter().enumerate() {
+                let value = match value {
+                    Field::Text(text) => Some(text),
+                    Field::Null | Field::Unchanged => None,
+                };
+                let Err(source) = builder.push_text(value) else { continue };
+                let key = rows.get(row).map_or_else(String::new, |tuple| key_text(table, columns, *tuple));
+                // A key that is NULL would tell no rows apart.
+                if table.null_unrepresentable && source.is_unrepresentable() && !table.key_columns().contains(column) {
+                    note_nulled(nulled, &spec.name, || source.at(&key));
+                    continue;
+                }
+                return Err(ColumnsError::Value {
+                    table: table.source.to_string(),
+                    column: spec.name.clone(),
+                    key,
+                    source,
+                });
             }
         }
     }
     let mut arrow_fields = Vec::with_capacity(columns.len() + extra.len());
     let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len() + extra.len());
-    for (&column, values) in columns.iter().zip(fields.chunks(rows.len())) {
-        let Some(spec) = table.columns.get(column) else { continue };
-        let mut builder = ColumnBuilder::new(&spec.mapping, rows.len());
-        for (row, &value) in values.iter().enumerate() {
-            let value = match value {
-                Field::Text(text) => Some(text),
-                Field::Null | Field::Unchanged => None,
-            };
-            let Err(source) = builder.push_text(value) else { continue };
-            let key = rows.get(row).map_or_else(String::new, |tuple| key_text(table, columns, *tuple));
-            // A key that is NULL would tell no rows apart.
-            if table.null_unrepresentable && source.is_unrepresentable() && !table.key_columns().contains(&column) {
-                note_nulled(nulled, &spec.name, || source.at(&key));
-                continue;
-            }
-            return Err(ColumnsError::Value {
-                table: table.source.to_string(),
-                column: spec.name.clone(),
-                key,
-                source,
-            });
-        }
+    for (_, spec, mut builder) in builders {
         arrow_fields.push(spec.mapping.field(&format!("{prefix}{}", spec.target_name)));
         arrays.push(builder.finish());
     }

@@ -32,7 +32,21 @@ pub struct Arena {
 pub struct Slice {
     block: u32,
     start: u32,
+    /// The highest bit: it is a row that lacks values.
     length: u32,
+}
+
+const OPEN: u32 = 1 << 31;
+
+impl Slice {
+    /// A row some of whose values the wire left out.
+    pub fn is_open(self) -> bool {
+        self.length & OPEN != 0
+    }
+
+    fn length(self) -> usize {
+        (self.length & !OPEN) as usize
+    }
 }
 
 const BLOCK_BYTES: usize = 1 << 20;
@@ -48,21 +62,30 @@ impl Arena {
         (last as u32, &mut self.blocks[last])
     }
 
-    /// Copies a row's bytes in. A row comes out of one message, which is shorter than 4 GiB.
+    /// Copies a key's bytes in. They come out of one message, which is shorter than 2 GiB.
     pub fn store(&mut self, bytes: &[u8]) -> Slice {
         self.bytes += bytes.len();
         let (block, room) = self.block(bytes.len());
         let start = room.len() as u32;
         room.extend_from_slice(bytes);
-        Slice { block, start, length: bytes.len() as u32 }
+        Slice { block, start, length: bytes.len() as u32 & !OPEN }
+    }
+
+    /// Copies a row's bytes in; it says of itself whether values are missing.
+    pub fn store_row(&mut self, row: Tuple<'_>) -> Slice {
+        let slice = self.store(row.bytes());
+        if row.has_unchanged() { Slice { length: slice.length | OPEN, ..slice } } else { slice }
+    }
+
+    /// The same row, in another arena.
+    pub fn take_over(&mut self, from: &Self, row: Slice) -> Slice {
+        let slice = self.store(from.get(row));
+        Slice { length: slice.length | row.length & OPEN, ..slice }
     }
 
     pub fn get(&self, slice: Slice) -> &[u8] {
         let start = slice.start as usize;
-        self.blocks
-            .get(slice.block as usize)
-            .and_then(|block| block.get(start..start + slice.length as usize))
-            .unwrap_or(&[])
+        self.blocks.get(slice.block as usize).and_then(|block| block.get(start..start + slice.length())).unwrap_or(&[])
     }
 
     /// Bytes stored, for the memory budget.
@@ -122,9 +145,23 @@ pub struct NetEffect {
 
 #[derive(Debug)]
 enum Rows {
-    Keyed { key: Vec<usize>, index: HashTable<u32>, states: Vec<RowState>, gone: Vec<Slice> },
-    WholeRow { index: HashTable<u32>, rows: Vec<(Slice, i64)> },
+    Keyed { key: Vec<usize>, index: Index, states: Vec<RowState>, gone: Vec<Slice> },
+    WholeRow { index: Index, rows: Vec<(Slice, i64)> },
     AppendOnly(Vec<Slice>),
+}
+
+/// Positions of rows, by the hash of their keys. A part of the hash stands beside each, so that neither growing nor, as a
+/// rule, a comparison has to fetch the key.
+type Index = HashTable<(u32, u32)>;
+
+/// What of a hash is kept, and what the table is ordered by: all of it follows from the part.
+fn hash_of(hasher: &DefaultHashBuilder, bytes: &[u8]) -> (u32, u64) {
+    let part = hasher.hash_one(bytes) as u32;
+    (part, spread(part))
+}
+
+fn spread(part: u32) -> u64 {
+    u64::from(part).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 /// A row that is there at the end of the batch so far.
@@ -190,13 +227,9 @@ impl NetEffect {
         Self { columns, rows, truncated: false, counts: RowCounts::default(), hasher, scratch: Vec::new() }
     }
 
-    fn tuple<'a>(&self, arena: &'a Arena, slice: Slice) -> Tuple<'a> {
-        Tuple::trusted(arena.get(slice), self.columns)
-    }
-
     pub fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
         self.counts.inserted += 1;
-        if self.tuple(arena, new).has_unchanged() {
+        if new.is_open() {
             return Err(NetEffectError::ValueNowhere);
         }
         match &mut self.rows {
@@ -233,7 +266,7 @@ impl NetEffect {
                 // Values that the wire left out: from the old row when it is whole, else from what this batch wrote
                 // before, else they stay open and the target supplies them (trap 51). A TOASTed key column is in
                 // `old` in either form (trap 50).
-                let merged = if new_tuple.has_unchanged() {
+                let merged = if new.is_open() {
                     let before = taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
                     let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
                     for (column, field) in new_tuple.fields().enumerate() {
@@ -247,7 +280,7 @@ impl NetEffect {
                         };
                         write_field(&mut merged, supplied.unwrap_or(Field::Unchanged));
                     }
-                    arena.store(&merged)
+                    arena.store_row(Tuple::trusted(&merged, self.columns))
                 } else {
                     new
                 };
@@ -262,17 +295,17 @@ impl NetEffect {
             Rows::WholeRow { .. } => {
                 let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
                 let new_tuple = Tuple::trusted(arena.get(new), self.columns);
-                let new = if new_tuple.has_unchanged() {
+                let new = if new.is_open() {
                     let old_tuple = Tuple::trusted(arena.get(old), self.columns);
                     let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
                     for (new_field, old_field) in new_tuple.fields().zip(old_tuple.fields()) {
                         write_field(&mut merged, if new_field == Field::Unchanged { old_field } else { new_field });
                     }
-                    arena.store(&merged)
+                    arena.store_row(Tuple::trusted(&merged, self.columns))
                 } else {
                     new
                 };
-                if self.tuple_has_unchanged(arena, old) || self.tuple_has_unchanged(arena, new) {
+                if old.is_open() || new.is_open() {
                     return Err(NetEffectError::OldRowMissing);
                 }
                 let Rows::WholeRow { index, rows } = &mut self.rows else { return Err(NetEffectError::NoIdentity) };
@@ -282,10 +315,6 @@ impl NetEffect {
             }
             Rows::AppendOnly(_) => Err(NetEffectError::NoIdentity),
         }
-    }
-
-    fn tuple_has_unchanged(&self, arena: &Arena, slice: Slice) -> bool {
-        self.tuple(arena, slice).has_unchanged()
     }
 
     pub fn delete(&mut self, arena: &mut Arena, old: OldRow) -> Result<(), NetEffectError> {
@@ -333,16 +362,15 @@ impl NetEffect {
     ///
     /// # Errors
     /// After a TRUNCATE more equal rows were deleted than inserted.
-    pub fn survivors(self, arena: &Arena) -> Result<Survivors, NetEffectError> {
+    pub fn survivors(self) -> Result<Survivors, NetEffectError> {
         let mut left = Survivors::default();
         match self.rows {
             Rows::Keyed { states, gone, .. } => {
                 left.deleted_keys = gone;
                 for state in states.into_iter().filter(|state| state.is_there) {
                     left.deleted_keys.extend(state.origin);
-                    let is_whole = !Tuple::trusted(arena.get(state.tuple), self.columns).has_unchanged();
                     match state.origin {
-                        _ if is_whole => left.inserts.push(state.tuple),
+                        _ if !state.tuple.is_open() => left.inserts.push(state.tuple),
                         Some(origin) => left.patches.push((state.tuple, origin)),
                         // Only rows that stood before the batch can have open values.
                         None => return Err(NetEffectError::ValueNowhere),
@@ -368,20 +396,21 @@ impl NetEffect {
 /// Puts a row under its key, which must be free.
 fn put(
     hasher: &DefaultHashBuilder,
-    index: &mut HashTable<u32>,
+    index: &mut Index,
     states: &mut Vec<RowState>,
     arena: &mut Arena,
     key: &[u8],
     origin: Option<Slice>,
     tuple: Slice,
 ) -> Result<(), NetEffectError> {
-    let hash = hasher.hash_one(key);
-    let is_same = |&at: &u32| states.get(at as usize).is_some_and(|state| arena.get(state.key) == key);
-    let rehash = |&at: &u32| states.get(at as usize).map_or(0, |state| hasher.hash_one(arena.get(state.key)));
-    match index.entry(hash, is_same, rehash) {
+    let (part, hash) = hash_of(hasher, key);
+    let is_same = |&(other, at): &(u32, u32)| {
+        other == part && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
+    };
+    match index.entry(hash, is_same, |&(part, _)| spread(part)) {
         Entry::Occupied(_) => Err(NetEffectError::KeyTaken),
         Entry::Vacant(vacant) => {
-            vacant.insert(states.len() as u32);
+            vacant.insert((part, states.len() as u32));
             // A row that keeps its key shares its bytes with the origin.
             let key = match origin {
                 Some(origin) if arena.get(origin) == key => origin,
@@ -396,15 +425,16 @@ fn put(
 /// Takes the row that stands under a key out of the batch.
 fn take(
     hasher: &DefaultHashBuilder,
-    index: &mut HashTable<u32>,
+    index: &mut Index,
     states: &mut [RowState],
     arena: &Arena,
     key: &[u8],
 ) -> Option<RowState> {
-    let hash = hasher.hash_one(key);
-    let found =
-        index.find_entry(hash, |&at| states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)).ok()?;
-    let (at, _) = found.remove();
+    let (part, hash) = hash_of(hasher, key);
+    let is_same = |&(other, at): &(u32, u32)| {
+        other == part && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
+    };
+    let ((_, at), _) = index.find_entry(hash, is_same).ok()?.remove();
     let state = states.get_mut(at as usize)?;
     state.is_there = false;
     Some(*state)
@@ -413,24 +443,25 @@ fn take(
 /// Counts a whole row up or down.
 fn add(
     hasher: &DefaultHashBuilder,
-    index: &mut HashTable<u32>,
+    index: &mut Index,
     rows: &mut Vec<(Slice, i64)>,
     arena: &Arena,
     row: Slice,
     by: i64,
 ) {
     let bytes = arena.get(row);
-    let hash = hasher.hash_one(bytes);
-    let is_same = |&at: &u32| rows.get(at as usize).is_some_and(|(other, _)| arena.get(*other) == bytes);
-    let rehash = |&at: &u32| rows.get(at as usize).map_or(0, |(other, _)| hasher.hash_one(arena.get(*other)));
-    match index.entry(hash, is_same, rehash) {
+    let (part, hash) = hash_of(hasher, bytes);
+    let is_same = |&(other, at): &(u32, u32)| {
+        other == part && rows.get(at as usize).is_some_and(|(other, _)| arena.get(*other) == bytes)
+    };
+    match index.entry(hash, is_same, |&(part, _)| spread(part)) {
         Entry::Occupied(found) => {
-            if let Some((_, count)) = rows.get_mut(*found.get() as usize) {
+            if let Some((_, count)) = rows.get_mut(found.get().1 as usize) {
                 *count += by;
             }
         }
         Entry::Vacant(vacant) => {
-            vacant.insert(rows.len() as u32);
+            vacant.insert((part, rows.len() as u32));
             rows.push((row, by));
         }
     }
@@ -450,7 +481,7 @@ mod tests {
     fn store(arena: &mut Arena, row: &[Field<'_>]) -> Slice {
         let mut bytes = Vec::new();
         row.iter().for_each(|&field| write_field(&mut bytes, field));
-        arena.store(&bytes)
+        arena.store_row(Tuple::trusted(&bytes, row.len()))
     }
 
     fn text(value: &str) -> Field<'_> {
@@ -505,7 +536,7 @@ mod tests {
         effect.update(&mut arena, OldRow::Key(old), moved).unwrap();
         let again = store(&mut arena, &[text("2"), text("c"), Field::Unchanged]);
         effect.update(&mut arena, OldRow::Absent, again).unwrap();
-        let left = effect.survivors(&arena).unwrap();
+        let left = effect.survivors().unwrap();
         let mut target = BTreeMap::from([("1".into(), vec![Some("1".into()), Some("a".into()), Some("doc".into())])]);
         apply(&mut target, &arena, false, &left);
         assert_eq!(target["2"], [Some("2".to_owned()), Some("c".to_owned()), Some("doc".to_owned())]);
@@ -520,7 +551,7 @@ mod tests {
         let old = store(&mut arena, &[text("long key"), Field::Null, Field::Null]);
         let new = store(&mut arena, &[Field::Unchanged, text("2"), text("x")]);
         effect.update(&mut arena, OldRow::Key(old), new).unwrap();
-        let left = effect.survivors(&arena).unwrap();
+        let left = effect.survivors().unwrap();
         assert_eq!(row_of(Tuple::trusted(arena.get(left.inserts[0]), 3))[0].as_deref(), Some("long key"));
     }
 
@@ -533,7 +564,7 @@ mod tests {
             let (old, new) = (store(&mut arena, &[text(from)]), store(&mut arena, &[text(to)]));
             effect.update(&mut arena, OldRow::Full(old), new).unwrap();
         }
-        let left = effect.survivors(&arena).unwrap();
+        let left = effect.survivors().unwrap();
         let word = |slice| row_of(Tuple::trusted(arena.get(slice), 1))[0].clone().unwrap();
         assert_eq!(left.deleted_rows.iter().map(|&(row, n)| (word(row), n)).collect::<Vec<_>>(), [("1".to_owned(), 1)]);
         assert_eq!(left.inserts.iter().map(|&row| word(row)).collect::<Vec<_>>(), ["4".to_owned()]);
@@ -635,7 +666,7 @@ mod tests {
                     }
                 }
                 let truncated = effect.truncated;
-                let left = effect.survivors(&arena).unwrap();
+                let left = effect.survivors().unwrap();
                 apply(&mut target, &arena, truncated, &left);
                 prop_assert_eq!(&target, &model);
             }

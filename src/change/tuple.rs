@@ -15,6 +15,8 @@ pub enum Field<'a> {
 pub struct Tuple<'a> {
     bytes: &'a [u8],
     fields: usize,
+    /// Where it is known.
+    has_unchanged: Option<bool>,
 }
 
 /// The bytes are no tuple.
@@ -30,17 +32,19 @@ impl<'a> Tuple<'a> {
     /// Takes `fields` fields from the front of `input`; returns the tuple and the rest.
     pub fn split(input: &'a [u8], fields: usize) -> Result<(Self, &'a [u8]), TupleError> {
         let mut rest = input;
+        let mut has_unchanged = false;
         for _ in 0..fields {
-            let (_, after) = split_field(rest)?;
+            let (field, after) = split_field(rest)?;
+            has_unchanged |= field == Field::Unchanged;
             rest = after;
         }
         let bytes = input.get(..input.len() - rest.len()).ok_or(TupleError::Short)?;
-        Ok((Self { bytes, fields }, rest))
+        Ok((Self { bytes, fields, has_unchanged: Some(has_unchanged) }, rest))
     }
 
     /// A tuple of bytes that [`Tuple::split`] or a [`TupleWriter`] made before.
     pub(crate) fn trusted(bytes: &'a [u8], fields: usize) -> Self {
-        Self { bytes, fields }
+        Self { bytes, fields, has_unchanged: None }
     }
 
     pub fn bytes(&self) -> &'a [u8] {
@@ -64,7 +68,7 @@ impl<'a> Tuple<'a> {
     }
 
     pub fn has_unchanged(&self) -> bool {
-        self.fields().any(|field| field == Field::Unchanged)
+        self.has_unchanged.unwrap_or_else(|| self.fields().any(|field| field == Field::Unchanged))
     }
 }
 
