@@ -28,3 +28,10 @@ pub fn peak_mib(pid: u32) -> Option<f64> {
 
 /// How often a process is looked at that may end any moment.
 pub const GLANCE: Duration = Duration::from_millis(5);
+
+/// The memory that a process has now, in MiB; none when it is gone.
+pub fn resident_mib(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
+}
