@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     backfill::board::Board,
     change::QualifiedName,
-    engine::Writer,
+    engine::{Writer, latency::Latency},
     target::{OlapEngine, Phase, StoredState, TableState},
 };
 
@@ -56,6 +56,7 @@ impl Control {
         target: &Path,
         writer: Writer<T>,
         board: Board,
+        latency: Latency,
         ask: UnboundedSender<Asked>,
     ) -> Option<Self> {
         let path = socket_path(target);
@@ -74,10 +75,10 @@ impl Control {
         };
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (writer, board, ask) = (writer.clone(), board.clone(), ask.clone());
+                let (writer, board, latency, ask) = (writer.clone(), board.clone(), latency.clone(), ask.clone());
                 // One that says nothing keeps nobody waiting but itself.
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, board, ask)).await;
+                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, board, latency, ask)).await;
                 });
             }
         });
@@ -95,6 +96,7 @@ async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     writer: Writer<T>,
     board: Board,
+    latency: Latency,
     ask: UnboundedSender<Asked>,
 ) {
     let mut question = String::new();
@@ -104,7 +106,7 @@ async fn serve<T: OlapEngine + 'static>(
     }
     let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
         ("status", _) => writer.call(|target| target.state()).await.map(|state| match state {
-            Some(state) => describe(&state, &board),
+            Some(state) => describe(&state, &board, &latency),
             None => json!({ "error": "nothing was copied yet" }),
         }),
         ("jobs", _) => writer.call(|target| target.jobs()).await.map(|jobs| json!(jobs)),
@@ -145,7 +147,7 @@ pub async fn ask(target: &Path, question: &str) -> Option<Value> {
 }
 
 /// The state of a copy, as `rhei status --json` shows it.
-pub fn describe(state: &StoredState, board: &Board) -> Value {
+pub fn describe(state: &StoredState, board: &Board, latency: &Latency) -> Value {
     let pipeline = &state.pipeline;
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
@@ -173,7 +175,7 @@ pub fn describe(state: &StoredState, board: &Board) -> Value {
         "system_id": pipeline.system_id, "timeline": pipeline.timeline,
         "checkpoint": { "lsn": pipeline.checkpoint.lsn, "seconds_since_commit": seconds_since_commit(state) },
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
-        "paused": board.is_paused(),
+        "paused": board.is_paused(), "commit_to_visible": latency.describe(),
     })
 }
 

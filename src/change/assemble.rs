@@ -179,7 +179,7 @@ pub struct Assembler {
     effects: BTreeMap<u32, NetEffect>,
     pending_rows: u64,
     end_lsn: Lsn,
-    commit_time_us: Option<i64>,
+    commit_times_us: Vec<i64>,
     source_transactions: u64,
     untracked: Vec<Relation>,
     descriptions: HashMap<u32, Description>,
@@ -206,7 +206,7 @@ impl Assembler {
             effects: BTreeMap::new(),
             pending_rows: 0,
             end_lsn: checkpoint,
-            commit_time_us: None,
+            commit_times_us: Vec::new(),
             source_transactions: 0,
             untracked: Vec::new(),
             descriptions: HashMap::new(),
@@ -472,7 +472,7 @@ impl Assembler {
         }
         self.source_transactions += 1;
         self.end_lsn = self.end_lsn.max(end_lsn);
-        self.commit_time_us = Some(commit_time_us);
+        self.commit_times_us.push(commit_time_us);
         Ok(())
     }
 
@@ -557,7 +557,7 @@ impl Assembler {
         ChangeBatch {
             is_part,
             end_lsn: self.end_lsn,
-            commit_time_us: self.commit_time_us.take(),
+            commit_times_us: std::mem::take(&mut self.commit_times_us),
             source_transactions: std::mem::take(&mut self.source_transactions),
             reshapes: std::mem::take(&mut self.reshapes),
             tables,

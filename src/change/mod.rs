@@ -29,8 +29,8 @@ pub struct ChangeBatch {
     /// The checkpoint that this batch leads to: `end_lsn` of its last source transaction, or, when it is idle, a
     /// position up to which the server has nothing more for us (trap 26).
     pub end_lsn: Lsn,
-    /// Commit time of the last source transaction, microseconds since 2000-01-01 UTC; none when it is idle.
-    pub commit_time_us: Option<i64>,
+    /// Commit times of its source transactions, in order, microseconds since 2000-01-01 UTC.
+    pub commit_times_us: Vec<i64>,
     /// How many source transactions it holds, those that changed nothing of ours included.
     pub source_transactions: u64,
     /// Tables that take another shape, in order, before anything else of the batch is applied.

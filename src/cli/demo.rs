@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::CliError;
 use crate::{
     backfill::board::Board,
-    engine::{Event, Options, attach::CopyAgain, replicate},
+    engine::{Event, Options, attach::CopyAgain, latency::Latency, replicate},
     source::connect::{Environment, SourceOptions, connect_sql},
     target::duckdb::TargetOptions,
 };
@@ -206,6 +206,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         chunk_bytes: None,
         snapshot_warning: Duration::from_secs(3600),
         board: Board::default(),
+        latency: Latency::default(),
         events,
     };
     let writer_stop = stop.child_token();

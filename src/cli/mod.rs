@@ -218,6 +218,7 @@ impl Session {
             chunk_bytes: config.chunk_size.map(|size| size.0 as u64),
             snapshot_warning: config.snapshot_warning,
             board: board.clone(),
+            latency: crate::engine::latency::Latency::default(),
             events,
         };
         Ok((options, progress))

@@ -10,6 +10,7 @@ use crate::{
     Lsn,
     backfill::board::Board,
     control,
+    engine::latency::Latency,
     source::{catalog, connect::connect_sql},
     target::DuckDb,
 };
@@ -38,7 +39,7 @@ pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliErro
         None => {
             let state = DuckDb::look(&path)?
                 .ok_or_else(|| CliError::Failed(format!("{} is not a copy that rhei made", path.display())))?;
-            let mut status = control::describe(&state, &Board::default());
+            let mut status = control::describe(&state, &Board::default(), &Latency::default());
             status["replicator"] = json!("stopped");
             status
         }
@@ -79,6 +80,12 @@ fn print_text(status: &Value) {
     println!("checkpoint   {}", text(&status["checkpoint"]["lsn"]));
     if let Some(seconds) = status["checkpoint"]["seconds_since_commit"].as_f64() {
         println!("last change  committed {seconds:.1} s ago");
+    }
+    let recent = &status["commit_to_visible"]["last_minutes"];
+    if let (Some(p50), Some(p99)) = (recent["p50_ms"].as_f64(), recent["p99_ms"].as_f64()) {
+        println!(
+            "latency      half of the last minutes' transactions were here within {p50:.0} ms of their commit, 99 % within {p99:.0} ms"
+        );
     }
     if let Some(lag) = status["source"]["lag_bytes"].as_u64() {
         println!("behind       {lag} bytes of WAL; the slot holds {} bytes", text(&status["source"]["wal_held_bytes"]));

@@ -1,11 +1,12 @@
 //! Decides what happens next.
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
-//! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's shape, this file holds one cycle,
+//! `copying` runs copies beside the stream and `tending` does what they ask, `latency` measures, `schema` judges what became of a table's shape, this file holds one cycle,
 //! `replicate` the long run and the catch-up.
 
 pub mod attach;
 pub mod copying;
+pub mod latency;
 pub mod replicate;
 pub mod schema;
 pub mod tables;
@@ -60,6 +61,8 @@ pub struct Options {
     pub snapshot_warning: Duration,
     /// How far copies are.
     pub board: backfill::board::Board,
+    /// How long changes take to arrive.
+    pub latency: latency::Latency,
     /// Where progress goes; who listens draws it.
     pub events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
@@ -246,6 +249,7 @@ pub struct SyncEngine<C, T> {
     look: Option<Look>,
     has_shapes: bool,
     board: backfill::board::Board,
+    latency: latency::Latency,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
 
@@ -334,6 +338,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             look: None,
             has_shapes: false,
             board: options.board.clone(),
+            latency: options.latency.clone(),
             events: options.events.clone(),
         }
     }
@@ -401,7 +406,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let limits =
             BatchLimits { linger: cycle.linger, until: cycle.until, hurry: cycle.hurry, ..self.limits.clone() };
         let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
-        let mut effects = Effects::default();
+        let (mut effects, mut commit_times_us) = (Effects::default(), Vec::new());
         let mut read = Duration::ZERO;
         let (mut report, before, applied) = loop {
             let waiting = Instant::now();
@@ -441,7 +446,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
             let before = self.checkpoint.lsn;
             let is_part = batch.is_part;
-            match self.apply(batch).await? {
+            commit_times_us.append(&mut batch.commit_times_us);
+            match self.apply(batch, commit_times_us.last().copied()).await? {
                 Outcome::Applied(applied, batch) => {
                     effects.add(batch);
                     if !is_part {
@@ -453,6 +459,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Outcome::SetBack(failure) => return self.set_back(vec![failure]).await,
             }
         };
+        self.latency.record(&commit_times_us);
         self.consumer.acknowledge(applied.durable);
         let Effects { counts, truncated, nulled, failed } = effects;
         for failure in &failed {
@@ -509,7 +516,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let batch = ChangeBatch {
             is_part: false,
             end_lsn: checkpoint.lsn,
-            commit_time_us: None,
+            commit_times_us: Vec::new(),
             source_transactions: 0,
             reshapes: Vec::new(),
             tables: Vec::new(),
@@ -673,10 +680,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// Applies a batch. A table that DuckDB cannot go on with is paused in the same transaction, and the others go on.
-    async fn apply(&mut self, batch: ChangeBatch) -> Result<Outcome, EngineError> {
+    async fn apply(&mut self, batch: ChangeBatch, commit_time_us: Option<i64>) -> Result<Outcome, EngineError> {
         let checkpoint = Checkpoint {
             lsn: batch.end_lsn.max(self.checkpoint.lsn),
-            commit_time_us: batch.commit_time_us.or(self.checkpoint.commit_time_us),
+            commit_time_us: commit_time_us.or(self.checkpoint.commit_time_us),
         };
         let mut batch = Arc::new(batch);
         let swaps = !batch.reshapes.is_empty();

@@ -352,7 +352,8 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
     let writer = Writer::new(DuckDb::open(&options.target)?);
     let (ask, mut asked) = mpsc::unbounded_channel();
-    let _control = Control::listen(&options.target.path, writer.clone(), options.board.clone(), ask);
+    let (board, latency) = (options.board.clone(), options.latency.clone());
+    let _control = Control::listen(&options.target.path, writer.clone(), board, latency, ask);
     let mut copies = Copies::new(options, &writer, u32::MAX);
     let ended = run_sessions(options, &writer, &mut asked, &mut copies, stop).await;
     copies.shutdown().await;

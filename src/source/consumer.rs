@@ -12,7 +12,8 @@ use super::{
     feedback::Feedback,
     pgoutput::{Message, StreamCommit},
     spool::{Replay, Spool, Taken},
-    wire::{ReplicationClient, ServerMessage, StreamMessage, StreamReader},
+    stream::{StreamMessage, StreamReader},
+    wire::{ReplicationClient, ServerMessage},
 };
 use crate::{
     Lsn,

@@ -1,6 +1,6 @@
 //! PostgreSQL: bytes in, acknowledgements out.
 //!
-//! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `feedback` is the only writer on that
+//! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `stream` reads what comes, `feedback` is the only writer on that
 //! socket, `pgoutput` reads messages, `spool` keeps transactions that have not ended, `consumer` makes change batches of them (`recorded` does so from a file),
 //! `slot` and `catalog` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
 
@@ -14,6 +14,7 @@ pub mod pgoutput;
 pub mod recorded;
 pub mod slot;
 pub mod spool;
+pub mod stream;
 pub mod tls;
 pub mod wire;
 

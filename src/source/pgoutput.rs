@@ -207,15 +207,11 @@ impl Streamed {
         cursor.end(message).map(Some)
     }
 
-    /// Takes the number out of a message that came between Start and Stop.
-    pub fn split(bytes: &[u8]) -> Result<(u32, Vec<u8>), DecodeError> {
+    /// Takes a message that came between Start and Stop apart: its number, its tag, and what comes after the two.
+    pub fn split(bytes: &[u8]) -> Result<(u32, u8, &[u8]), DecodeError> {
         let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
         let mut cursor = Cursor { tag, rest };
-        let xid = cursor.u32()?;
-        let mut message = Vec::with_capacity(1 + cursor.rest.len());
-        message.push(tag);
-        message.extend_from_slice(cursor.rest);
-        Ok((xid, message))
+        Ok((cursor.u32()?, tag, cursor.rest))
     }
 
     /// Which relation a message describes, if it does; it carries no number (any more).

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
-    io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::PathBuf,
 };
 
@@ -94,13 +94,16 @@ impl Spool {
                 if message.first() == Some(&b'O') {
                     return Ok(Taken::Kept);
                 }
-                let (subxid, message) = Streamed::split(message)?;
-                if let Some(oid) = Streamed::relation(&message) {
-                    self.describe(oid, &message, Some(xid));
+                let (subxid, tag, rest) = Streamed::split(message)?;
+                if tag == b'R' {
+                    let message = [[tag].as_slice(), rest].concat();
+                    if let Some(oid) = Streamed::relation(&message) {
+                        self.describe(oid, &message, Some(xid));
+                    }
                 }
                 let folder = &self.folder;
                 let transaction = self.transactions.get_mut(&xid).ok_or(SpoolError::Unknown(xid))?;
-                transaction.add(subxid, &message, folder).map_err(|source| self.failed(source))?;
+                transaction.add(subxid, tag, rest, folder).map_err(|source| self.failed(source))?;
             }
         }
         Ok(Taken::Kept)
@@ -126,10 +129,11 @@ impl Spool {
 }
 
 impl Transaction {
-    fn add(&mut self, subxid: u32, message: &[u8], folder: &std::path::Path) -> io::Result<()> {
+    fn add(&mut self, subxid: u32, tag: u8, rest: &[u8], folder: &std::path::Path) -> io::Result<()> {
         // A message is shorter than 2 GiB.
-        self.tail.extend_from_slice(&(message.len() as u32).to_be_bytes());
-        self.tail.extend_from_slice(message);
+        self.tail.extend_from_slice(&(rest.len() as u32 + 1).to_be_bytes());
+        self.tail.push(tag);
+        self.tail.extend_from_slice(rest);
         let end = self.in_file + self.tail.len() as u64;
         match self.pieces.last_mut() {
             Some((last, last_end)) if *last == subxid => *last_end = end,
@@ -148,55 +152,87 @@ impl Transaction {
     }
 
     fn replay(self, commit: StreamCommit) -> io::Result<Replay> {
-        let tail = Cursor::new(self.tail);
-        let reader: Box<dyn Read + Send + Sync> = match self.file {
-            Some(mut file) => {
-                file.seek(SeekFrom::Start(0))?;
-                Box::new(BufReader::with_capacity(MEMORY_BYTES, file).chain(tail))
-            }
-            None => Box::new(tail),
-        };
+        let mut file = self.file;
+        if let Some(file) = &mut file {
+            file.seek(SeekFrom::Start(0))?;
+        }
         let mut pieces = self.pieces;
         pieces.reverse();
-        let (aborted, described) = (self.aborted, self.described);
-        Ok(Replay { commit, reader, position: 0, pieces, aborted, described, again: Vec::new(), message: Vec::new() })
+        Ok(Replay {
+            commit,
+            file: file.map(|file| file.take(self.in_file)),
+            tail: self.tail,
+            buffer: Vec::new(),
+            at: 0,
+            position: 0,
+            pieces,
+            aborted: self.aborted,
+            described: self.described,
+            again: Vec::new(),
+        })
     }
 }
 
 /// Reads a committed transaction back, without what was rolled back in it.
 pub struct Replay {
     pub commit: StreamCommit,
-    reader: Box<dyn Read + Send + Sync>,
+    file: Option<io::Take<File>>,
+    /// What comes after the file.
+    tail: Vec<u8>,
+    /// What was read and is not given out from `at` on.
+    buffer: Vec<u8>,
+    at: usize,
     position: u64,
     /// The next one is the last.
     pieces: Vec<(u32, u64)>,
     aborted: HashSet<u32>,
     described: BTreeMap<u32, Vec<u8>>,
     again: Vec<Vec<u8>>,
-    message: Vec<u8>,
 }
 
 impl Replay {
+    /// Reads on until so many bytes are in the buffer.
+    fn fill(&mut self, bytes: usize) -> io::Result<()> {
+        if self.buffer.len() - self.at >= bytes {
+            return Ok(());
+        }
+        self.buffer.drain(..self.at);
+        self.at = 0;
+        if let Some(file) = &mut self.file {
+            let wanted = bytes.max(MEMORY_BYTES) - self.buffer.len();
+            file.take(wanted as u64).read_to_end(&mut self.buffer)?;
+            if file.limit() == 0 {
+                self.file = None;
+            }
+        }
+        if self.file.is_none() {
+            self.buffer.append(&mut self.tail);
+        }
+        if self.buffer.len() < bytes { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
     /// The next message; none at the end.
     pub fn next_message(&mut self) -> io::Result<Option<&[u8]>> {
         while let Some(&(subxid, end)) = self.pieces.last() {
             if self.position >= end {
                 self.pieces.pop();
-            } else if self.aborted.contains(&subxid) {
-                io::copy(&mut (&mut self.reader).take(end - self.position), &mut io::sink())?;
-                self.position = end;
-            } else {
-                let mut length = [0; 4];
-                self.reader.read_exact(&mut length)?;
-                let length = u32::from_be_bytes(length);
-                self.message.resize(length as usize, 0);
-                self.reader.read_exact(&mut self.message)?;
-                self.position += 4 + u64::from(length);
-                if let Some(newer) = Streamed::relation(&self.message).and_then(|oid| self.described.remove(&oid)) {
-                    self.again.push(newer);
-                }
-                return Ok(Some(&self.message));
+                continue;
             }
+            self.fill(4)?;
+            let length = self.buffer.get(self.at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+            let length = u32::from_be_bytes(length) as usize;
+            self.fill(4 + length)?;
+            let message = self.at + 4..self.at + 4 + length;
+            self.at = message.end;
+            self.position += 4 + length as u64;
+            if self.aborted.contains(&subxid) {
+                continue;
+            }
+            let message = self.buffer.get(message).unwrap_or_default();
+            if let Some(newer) = Streamed::relation(message).and_then(|oid| self.described.remove(&oid)) {
+                self.again.push(newer);
+            }
+            return Ok(Some(message));
         }
         Ok(None)
     }

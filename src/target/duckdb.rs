@@ -419,6 +419,8 @@ impl OlapEngine for DuckDb {
     fn take_back(&mut self) -> Result<(), TargetError> {
         if self.parts.take().is_some() {
             self.connection.execute_batch("ROLLBACK")?;
+            // It may have been looked at meanwhile.
+            self.state()?;
         }
         Ok(())
     }

@@ -250,7 +250,7 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
             break;
         };
         assert!(batch.failed.is_empty(), "{:?}", batch.failed);
-        let checkpoint = Checkpoint { lsn: batch.end_lsn, commit_time_us: batch.commit_time_us };
+        let checkpoint = Checkpoint { lsn: batch.end_lsn, commit_time_us: batch.commit_times_us.last().copied() };
         consumer.acknowledge(target.apply(&batch, &checkpoint).unwrap().durable);
         assert_eq!(consumer.position().acknowledged, batch.end_lsn);
         opens_after_a_crash(&path);

@@ -1,0 +1,112 @@
+//! How long it takes from a commit at the source until readers of the copy can see it, transaction by transaction.
+//!
+//! Both ends are clocks: where source and copy are different machines, the difference of their clocks is in it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+/// Microseconds from 1970 to 2000, where PostgreSQL's times begin.
+const TO_2000: i64 = 946_684_800_000_000;
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const MINUTE: Duration = Duration::from_secs(60);
+/// Upper ends of the buckets that are shown, in milliseconds.
+const BUCKETS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 30_000];
+
+/// Shared by the engine, which measures, and displays.
+#[derive(Debug, Clone, Default)]
+pub struct Latency(Arc<Mutex<Option<Measured>>>);
+
+#[derive(Debug)]
+struct Measured {
+    whole: Histogram<u32>,
+    minute: Histogram<u32>,
+    minute_before: Histogram<u32>,
+    began: Instant,
+}
+
+fn empty() -> Option<Histogram<u32>> {
+    Histogram::new_with_max(LONGEST.as_micros() as u64, 2).ok()
+}
+
+impl Latency {
+    /// Transactions that committed at these times (microseconds since 2000) can be seen as of now.
+    pub fn record(&self, commit_times_us: &[i64]) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+        let now = i64::try_from(now).unwrap_or(i64::MAX) - TO_2000;
+        let mut measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if measured.is_none() {
+            *measured = (|| {
+                let (whole, minute, minute_before) = (empty()?, empty()?, empty()?);
+                Some(Measured { whole, minute, minute_before, began: Instant::now() })
+            })();
+        }
+        let Some(measured) = measured.as_mut() else { return };
+        if measured.began.elapsed() >= MINUTE {
+            std::mem::swap(&mut measured.minute, &mut measured.minute_before);
+            measured.minute.reset();
+            measured.began = Instant::now();
+        }
+        for committed in commit_times_us {
+            let micros = u64::try_from(now.saturating_sub(*committed)).unwrap_or_default();
+            measured.whole.saturating_record(micros);
+            measured.minute.saturating_record(micros);
+        }
+    }
+
+    /// For `rhei status --json`; null when there was nothing to measure.
+    pub fn describe(&self) -> Value {
+        let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Measured { whole, minute, minute_before, .. }) = measured.as_ref() else { return Value::Null };
+        let mut last_minutes = minute.clone();
+        // Both have the same bounds.
+        let _ = last_minutes.add(minute_before);
+        json!({ "last_minutes": figures(&last_minutes), "since_start": figures(whole) })
+    }
+}
+
+fn figures(histogram: &Histogram<u32>) -> Value {
+    let ms = |micros: u64| micros as f64 / 1000.0;
+    let quantile = |at: f64| ms(histogram.value_at_quantile(at));
+    let buckets: Vec<Value> = std::iter::once(0)
+        .chain(BUCKETS_MS)
+        .zip(BUCKETS_MS.into_iter().map(Some).chain([None]))
+        .map(|(from, to)| {
+            let to_micros = to.map_or(LONGEST.as_micros() as u64, |to| to * 1000);
+            let from_micros = if from == 0 { 0 } else { from * 1000 + 1 };
+            json!({ "up_to_ms": to, "transactions": histogram.count_between(from_micros, to_micros) })
+        })
+        .collect();
+    json!({
+        "transactions": histogram.len(), "p50_ms": quantile(0.5), "p90_ms": quantile(0.9), "p99_ms": quantile(0.99),
+        "max_ms": ms(histogram.max()), "buckets": buckets,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded_comes_back_as_quantiles() {
+        let latency = Latency::default();
+        assert_eq!(latency.describe(), Value::Null);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as i64 - TO_2000;
+        let mut times = vec![now - 30_000; 98];
+        // A clock that is ahead of ours, and a transaction that was long on its way.
+        times.extend([now + 10_000_000, now - 4_000_000]);
+        latency.record(&times);
+        let figures = &latency.describe()["since_start"];
+        assert_eq!(figures["transactions"], 100);
+        let p50 = figures["p50_ms"].as_f64().unwrap();
+        assert!((30.0..300.0).contains(&p50), "{figures}");
+        assert!(figures["max_ms"].as_f64().unwrap() >= 3900.0, "{figures}");
+        let buckets = figures["buckets"].as_array().unwrap();
+        let counted: u64 = buckets.iter().map(|bucket| bucket["transactions"].as_u64().unwrap()).sum();
+        assert_eq!((counted, buckets[0]["transactions"].as_u64()), (100, Some(1)), "{figures}");
+    }
+}

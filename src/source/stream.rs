@@ -1,0 +1,205 @@
+//! The receiving half of a replication connection: a task that only reads, and the queue between it and the decoder.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{Semaphore, mpsc},
+};
+
+use super::{
+    feedback::Liveness,
+    wire::{Frame, FrameReader, HEADER_BYTES, MAX_MESSAGE_BYTES, ServerMessage, Socket, WireError, whole_frame},
+};
+use crate::Lsn;
+
+/// What the stream brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamMessage {
+    /// The payload of one XLogData; its header's LSNs mean nothing (trap 7).
+    Data {
+        payload: Bytes,
+    },
+    Keepalive {
+        wal_end: Lsn,
+        reply_requested: bool,
+    },
+    Notice(ServerMessage),
+}
+
+/// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes, and hands over whole
+/// frames many at a time: a queue entry and a wake-up for each message would cost more than decoding it.
+pub struct StreamReader {
+    queue: mpsc::UnboundedReceiver<Result<Bytes, WireError>>,
+    queue_bytes: usize,
+    budget: Arc<Semaphore>,
+    /// Whole frames that were taken off the queue and not read yet.
+    frames: Bytes,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// So much is gathered before it is handed over, or for so long.
+const GATHERED_BYTES: usize = 64 << 10;
+const GATHER: Duration = Duration::from_millis(1);
+
+impl StreamReader {
+    pub(super) fn start(
+        mut read: tokio::io::ReadHalf<Socket>,
+        mut frames: FrameReader,
+        liveness: Liveness,
+        timeout: Option<Duration>,
+        queue_bytes: usize,
+    ) -> Self {
+        let (send, queue) = mpsc::unbounded_channel();
+        // A permit is a byte.
+        let queue_bytes = queue_bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
+        // Frames that are larger than the whole budget take all of it, and pass.
+        let cost = move |whole: &Bytes| whole.len().min(queue_bytes) as u32;
+        let budget = Arc::new(Semaphore::new(queue_bytes));
+        let room = Arc::clone(&budget);
+        let task = tokio::spawn(async move {
+            let pump = async {
+                // When something was read that is not handed over yet.
+                let mut since: Option<Instant> = None;
+                loop {
+                    let is_due = since.is_some_and(|since| since.elapsed() >= GATHER);
+                    if (is_due || frames.buffered() >= GATHERED_BYTES)
+                        && let Some(whole) = {
+                            since = None;
+                            frames.whole_frames()?
+                        }
+                    {
+                        liveness.heard();
+                        if let Ok(permit) = room.acquire_many(cost(&whole)).await {
+                            permit.forget();
+                        }
+                        if send.send(Ok(whole)).is_err() {
+                            return Ok(());
+                        }
+                    }
+                    let read = read.read_buf(frames.buffer());
+                    let count = match (since, timeout) {
+                        (Some(_), _) => match tokio::time::timeout(GATHER, read).await {
+                            Ok(count) => count?,
+                            Err(_) => continue,
+                        },
+                        // Whoever is silent for that long although we asked is dead (trap 27). Our own status
+                        // asks for an answer at half that time.
+                        (None, Some(timeout)) => tokio::time::timeout(timeout * 2, read)
+                            .await
+                            .map_err(|_| WireError::Silent(timeout * 2))??,
+                        (None, None) => read.await?,
+                    };
+                    if count == 0 {
+                        return Err(WireError::Closed);
+                    }
+                    since = since.or_else(|| Some(Instant::now()));
+                }
+            };
+            let ended: Result<(), WireError> = pump.await;
+            if let Err(error) = ended {
+                let _ = send.send(Err(error));
+            }
+        });
+        Self { queue, queue_bytes, budget, frames: Bytes::new(), task }
+    }
+
+    fn take(&mut self, whole: Result<Bytes, WireError>) -> Result<(), WireError> {
+        let whole = whole?;
+        self.budget.add_permits(whole.len().min(self.queue_bytes));
+        self.frames = whole;
+        Ok(())
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
+        let Some((tag, body)) = whole_frame(&self.frames, MAX_MESSAGE_BYTES)? else { return Ok(None) };
+        let bytes = body.len();
+        self.frames.advance(HEADER_BYTES);
+        Ok(Some(Frame { tag, body: self.frames.split_to(bytes) }))
+    }
+
+    /// The next message; none when the server ended the stream in good order. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<StreamMessage>, WireError> {
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return stream_message(frame);
+            }
+            match self.queue.recv().await {
+                Some(whole) => self.take(whole)?,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next message if one is here already. That the stream has ended is an error here, since nobody who looks now
+    /// and then would notice otherwise.
+    pub fn try_next(&mut self) -> Result<Option<StreamMessage>, WireError> {
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return stream_message(frame)?.map(Some).ok_or(WireError::Closed);
+            }
+            match self.queue.try_recv() {
+                Ok(whole) => self.take(whole)?,
+                Err(mpsc::error::TryRecvError::Empty) => return Ok(None),
+                Err(mpsc::error::TryRecvError::Disconnected) => return Err(WireError::Closed),
+            }
+        }
+    }
+}
+
+/// None: the end of the stream in good order.
+fn stream_message(frame: Frame) -> Result<Option<StreamMessage>, WireError> {
+    const SHORT: WireError = WireError::Short { during: "streaming" };
+    match frame.tag {
+        b'd' => {}
+        // A server that shuts down says CommandComplete without CopyDone before it.
+        b'c' | b'C' | b'Z' => return Ok(None),
+        b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
+        b'N' => return Ok(Some(StreamMessage::Notice(ServerMessage::read(&frame.body)))),
+        // A parameter that changed: ours are pinned.
+        b'S' => {
+            let (wal_end, reply_requested) = (Lsn::ZERO, false);
+            return Ok(Some(StreamMessage::Keepalive { wal_end, reply_requested }));
+        }
+        tag => return Err(WireError::Unexpected { tag, during: "streaming" }),
+    }
+    let mut body = frame.body;
+    match body.first() {
+        // Start, end and time: 24 bytes that mean nothing to us (trap 7).
+        Some(b'w') if body.len() >= 25 => {
+            body.advance(25);
+            Ok(Some(StreamMessage::Data { payload: body }))
+        }
+        Some(b'k') if body.len() == 18 => {
+            body.advance(1);
+            let wal_end = Lsn(body.get_u64());
+            body.advance(8);
+            Ok(Some(StreamMessage::Keepalive { wal_end, reply_requested: body.get_u8() != 0 }))
+        }
+        Some(b'w' | b'k') | None => Err(SHORT),
+        Some(&tag) => Err(WireError::Unexpected { tag, during: "streaming" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_stream_messages_are_errors() {
+        for body in [&b"w"[..], &[b'w'; 24], b"k", &[b'k'; 17], &[b'k'; 19], b""] {
+            let frame = Frame { tag: b'd', body: Bytes::copy_from_slice(body) };
+            assert!(stream_message(frame).is_err(), "{body:?}");
+        }
+    }
+}
