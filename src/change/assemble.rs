@@ -128,6 +128,8 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     pub relation: Relation,
+    /// Of the transaction that it is asked in.
+    pub commit_lsn: Lsn,
     /// What the source's event trigger said of the table at this place of the stream, if it has one.
     pub description: Option<Description>,
     /// The open transaction holds rows of the table in its old shape.
@@ -583,7 +585,9 @@ impl Assembler {
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
             let description = self.descriptions.get(&oid).cloned();
             let has_parts = self.open.as_ref().is_some_and(|open| open.parted.contains(&oid));
-            self.question = Some(Question { relation, description, has_open_rows, has_parts });
+            // Between transactions a relation is only described once more, and must be looked up.
+            let commit_lsn = self.open.as_ref().map_or(Lsn(u64::MAX), |open| open.commit_lsn);
+            self.question = Some(Question { relation, commit_lsn, description, has_open_rows, has_parts });
         } else {
             self.settle(relation);
         }
