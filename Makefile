@@ -10,7 +10,7 @@ export RHEI_DEMO_STARTED_AT := $(shell date +%s)
 ENV := . scripts/env.sh;
 TEST ?=
 
-.PHONY: help setup build test test-matrix demo bench bench-backfill fmt lint deny docs clean
+.PHONY: help setup build test test-matrix demo bench bench-latency bench-soak bench-backfill fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,8 +30,15 @@ test-matrix: setup ## run the integration tests on Postgres 14 to 18
 demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure
 	@$(ENV) exec "$$CARGO_TARGET_DIR/debug/rhei" demo
 
-bench: setup ## measure the stream without a server
+bench: setup ## measure decoding and applying alone, then catching up against pg_recvlogical (minutes)
 	@$(ENV) cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench stream
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench catchup
+
+bench-latency: setup ## measure the time from commit to visible (2 minutes)
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench latency
+
+bench-soak: setup ## a mixed load for half an hour: memory, file size, reads
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench soak
 
 bench-backfill: setup ## measure the first copy against its floor and against DuckDB's postgres extension
 	@$(ENV) scripts/bench-backfill.sh

@@ -3,7 +3,7 @@
 //! Each workload writes a backlog; then `pg_recvlogical` reads it to nothing, `rhei sync` catches up with it, and
 //! `pg_recvlogical` reads it once more. Its mean is what a walsender can give on this machine, and rhei's figures are set
 //! against it. RHEI_BENCH_PERF=folder has perf write a profile of each catching up there, and RHEI_BENCH_LOG=1 shows its log. RHEI_BENCH_ONLY=name,name runs some of the workloads, RHEI_BENCH_SCALE=0.1 makes them smaller, and
-//! RHEI_BENCH_DOCS names a file whose section "Catching up" is replaced by the results.
+//! RHEI_BENCH_DOCS names a file one section of which is replaced by the results.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
 
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
@@ -382,7 +382,14 @@ fn main() {
             .conf("shared_buffers = 512MB"),
     );
     let mut lines = vec![
-        "| backlog | rows/s | of pg_recvlogical's | CPU-s, rhei | CPU-s, walsender | the same, pg_recvlogical | peak MB | MB on the wire |".to_owned(),
+        format!(
+            "`pg_recvlogical` writes the same backlog to nothing, before and after rhei, by {}. CPU-seconds are rhei's (and, \
+             behind the plus, its compaction of the file when it has caught up), its walsender's, and the walsender's of \
+             pg_recvlogical. `memory_limit` is {MEMORY_MB} MB, DuckDB's limit {DUCKDB_MB} MB.\n",
+            if std::env::var_os("RHEI_BENCH_SOCKET").is_some() { "the unix socket" } else { "TCP" }
+        ),
+        "| backlog | row changes/s | of pg_recvlogical's rate | CPU-s: rhei | its walsender | pg_recvlogical's | peak MiB | MB on the wire |"
+            .to_owned(),
         "|---|---|---|---|---|---|---|---|".to_owned(),
     ];
     for workload in workloads().into_iter().filter(|workload| is_wanted(workload.name)) {
@@ -408,13 +415,20 @@ fn main() {
             workload.what,
         );
         lines.push(format!(
-            "| {} | {rate:.0} | {ratio:.2} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} |",
+            "| {} | {rate:.0} | {ratio:.2} | {:.2} + {:.2} | {:.2} | {:.2} | {:.0} | {:.0} |",
             workload.what,
             rhei.client_cpu,
+            rhei.whole_cpu - rhei.client_cpu,
             rhei.walsender_cpu,
             bare.walsender_cpu,
             rhei.peak_mib,
             bytes as f64 / 1e6
         ));
     }
+    let server = cluster.maintenance().value("SHOW server_version");
+    let title = match std::env::var_os("RHEI_BENCH_SOCKET") {
+        Some(_) => "Catching up, by the unix socket",
+        None => "Catching up",
+    };
+    measure::write_section(title, &server, &lines);
 }

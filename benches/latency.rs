@@ -49,20 +49,32 @@ fn main() {
     rhei.run_ok(["sync"]);
     assert_same(&db, rhei.target_path(), &["public.t"]);
     let figures = &status["commit_to_visible"]["since_start"];
-    println!("{transactions} transactions in {wall:.0} s, {:.0} a second, interval 100 ms", transactions as f64 / wall);
-    println!(
+    let mut lines = Vec::new();
+    let mut say = |line: String| {
+        println!("{line}");
+        lines.push(line);
+    };
+    say("```text".to_owned());
+    say(format!(
+        "{transactions} transactions in {wall:.0} s, {:.0} a second, interval 100 ms",
+        transactions as f64 / wall
+    ));
+    say(format!(
         "commit to visible: p50 {:.0} ms (wanted 150), p90 {:.0} ms, p99 {:.0} ms (wanted 500), at most {:.0} ms",
         figures["p50_ms"].as_f64().unwrap(),
         figures["p90_ms"].as_f64().unwrap(),
         figures["p99_ms"].as_f64().unwrap(),
         figures["max_ms"].as_f64().unwrap()
-    );
+    ));
     let all = figures["transactions"].as_u64().unwrap().max(1);
     for bucket in figures["buckets"].as_array().unwrap() {
         let count = bucket["transactions"].as_u64().unwrap();
         let bar = "#".repeat((count * 60).div_ceil(all) as usize);
         let up_to = bucket["up_to_ms"].as_u64().map_or("more".to_owned(), |ms| format!("{ms} ms"));
-        println!("{up_to:>9} {count:8} {bar}");
+        say(format!("{up_to:>9} {count:8} {bar}"));
     }
-    println!("rhei took {:.0} % of a core, peak {peak:.0} MiB", 100.0 * cpu / wall);
+    say(format!("rhei took {:.0} % of a core, peak {peak:.0} MiB", 100.0 * cpu / wall));
+    say("```".to_owned());
+    let server = db.value("SHOW server_version");
+    measure::write_section("From commit to visible", &server, &lines);
 }

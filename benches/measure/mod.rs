@@ -35,3 +35,30 @@ pub fn resident_mib(pid: u32) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
 }
+
+/// Replaces one section of the file that RHEI_BENCH_DOCS names, if it does: what was measured, on which machine, and when.
+pub fn write_section(title: &str, server: &str, body: &[String]) {
+    let Some(path) = std::env::var_os("RHEI_BENCH_DOCS") else { return };
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("?");
+    let memory = read("/proc/meminfo");
+    let memory: f64 = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let date = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+    let date = date.split('T').next().unwrap_or_default();
+    let machine = format!("{model}, {cores} cores, {:.0} GiB; PostgreSQL {server}; {date}", memory / 1024.0 / 1024.0);
+    let section = format!("## {title}\n\n{machine}\n\n{}\n", body.join("\n"));
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let mut parts: Vec<String> = text.split("\n## ").map(str::to_owned).collect();
+    let head = parts.remove(0);
+    let mut sections: Vec<String> = parts.into_iter().map(|part| format!("## {}\n", part.trim_end())).collect();
+    match sections.iter_mut().find(|other| other.starts_with(&format!("## {title}\n"))) {
+        Some(other) => *other = section,
+        None => sections.push(section),
+    }
+    std::fs::write(path, format!("{}\n\n{}", head.trim_end(), sections.join("\n"))).unwrap();
+}
