@@ -189,7 +189,7 @@ impl Worker {
             let Some(chunk) = work.queue.lock().await.pop_front() else { break };
             if self.is_over(chunk.table) {
                 let job = chunk.job;
-                self.on_thread(move |loader| loader.give_up(job, "cancelled", "its table ended")).await?;
+                self.give_up(job, "cancelled", "its table ended").await?;
                 continue;
             }
             self.begin(chunk.table);
@@ -222,25 +222,26 @@ impl Worker {
             match self.attempt(chunk).await? {
                 Attempt::Done { rows, nulled } => return Ok(self.chunk_done(chunk.table, rows, nulled)),
                 Attempt::Cancelled => break,
-                Attempt::Conflict(error) if attempt >= ATTEMPTS => return Err(error.into()),
+                // A source transaction larger than memory may keep the job for minutes, and cancel it then.
                 Attempt::Conflict(error) => {
                     tracing::debug!(error = with_causes(&error), "a chunk met another transaction");
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
+                    tokio::select! {
+                        () = self.work.stop.cancelled() => break,
+                        () = tokio::time::sleep(RETRY_AFTER) => {}
+                    }
                 }
                 Attempt::Ended(copied) => {
                     let why = match &copied {
                         Copied::Failed { reason } => reason.clone(),
                         Copied::Changed | Copied::Done => "the table changed its shape".to_owned(),
                     };
-                    self.on_thread(move |loader| loader.give_up(job, "failed", &why)).await?;
+                    self.give_up(job, "failed", &why).await?;
                     return Ok(Some(copied));
                 }
                 Attempt::Retry(error) => {
                     let why = with_causes(&error);
                     let is_last = attempt >= ATTEMPTS;
-                    let (status, noted) = (if is_last { "failed" } else { "pending" }, why.clone());
-                    self.on_thread(move |loader| loader.give_up(job, status, &noted)).await?;
+                    self.give_up(job, if is_last { "failed" } else { "pending" }, &why).await?;
                     let Some(spec) = self.work.specs.get(chunk.table) else { break };
                     if is_last && error.is_transient() {
                         return Err(error.into());
@@ -260,6 +261,17 @@ impl Worker {
             }
         }
         Ok(None)
+    }
+
+    /// Writes down that a job could not be done, however long somebody else is at its row.
+    async fn give_up(&mut self, job: u64, status: &'static str, why: &str) -> Result<(), EngineError> {
+        loop {
+            let noted = why.to_owned();
+            match self.on_thread(move |loader| loader.give_up(job, status, &noted)).await {
+                Err(EngineError::Target(error)) if error.is_conflict() && !self.work.stop.is_cancelled() => {}
+                noted => return noted,
+            }
+        }
     }
 
     /// Adds a chunk to its table. `Done` when it was the last one.
@@ -284,8 +296,11 @@ impl Worker {
     async fn attempt(&mut self, chunk: &Chunk) -> Result<Attempt, EngineError> {
         let job = chunk.job;
         let Some(spec) = self.work.specs.get(chunk.table).cloned() else { return Ok(Attempt::Cancelled) };
-        if !self.on_thread(move |loader| loader.begin(job)).await? {
-            return Ok(Attempt::Cancelled);
+        match self.on_thread(move |loader| loader.begin(job)).await {
+            Err(EngineError::Target(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
+            Ok(true) => {}
+            Ok(false) => return Ok(Attempt::Cancelled),
+            Err(error) => return Err(error),
         }
         if self.client.is_none() {
             match connect(&self.work, self.number).await {

@@ -191,6 +191,8 @@ pub struct Assembler {
     question: Option<Question>,
     /// An answer that waits for the batch before it to be taken.
     held: Option<(Relation, Box<Reshape>)>,
+    /// The last batch was a part.
+    is_parted: bool,
 }
 
 impl Assembler {
@@ -216,6 +218,7 @@ impl Assembler {
             asks: false,
             question: None,
             held: None,
+            is_parted: false,
         }
     }
 
@@ -558,6 +561,7 @@ impl Assembler {
         self.checkpoint = self.end_lsn;
         ChangeBatch {
             is_part,
+            continues: std::mem::replace(&mut self.is_parted, is_part),
             end_lsn: self.end_lsn,
             commit_times_us: std::mem::take(&mut self.commit_times_us),
             source_transactions: std::mem::take(&mut self.source_transactions),

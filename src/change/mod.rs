@@ -26,6 +26,8 @@ use crate::Lsn;
 pub struct ChangeBatch {
     /// More of the same source transaction follows: this is neither to be committed nor to move the checkpoint.
     pub is_part: bool,
+    /// Parts of its first source transaction went before it.
+    pub continues: bool,
     /// The checkpoint that this batch leads to: `end_lsn` of its last source transaction, or, when it is idle, a
     /// position up to which the server has nothing more for us (trap 26).
     pub end_lsn: Lsn,

@@ -153,6 +153,8 @@ pub enum EngineError {
     TaskLost { what: &'static str },
     #[error("the snapshot of the copy is lost")]
     SnapshotLost,
+    #[error("a copy was at the same rows of the target")]
+    Busy,
 }
 
 impl EngineError {
@@ -160,7 +162,7 @@ impl EngineError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source(error) => error.is_transient(),
-            Self::TaskLost { .. } | Self::SnapshotLost => true,
+            Self::TaskLost { .. } | Self::SnapshotLost | Self::Busy => true,
             Self::Target(_) | Self::Setup(_) => false,
         }
     }
@@ -400,9 +402,6 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     async fn cycle(&mut self, cycle: CycleOptions, stop: &CancellationToken) -> Result<CycleReport, EngineError> {
         let started = Instant::now();
-        if let Some(error) = self.broken.take() {
-            return Err(error.into());
-        }
         let limits =
             BatchLimits { linger: cycle.linger, until: cycle.until, hurry: cycle.hurry, ..self.limits.clone() };
         let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
@@ -410,6 +409,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let mut read = Duration::ZERO;
         let (mut report, before, applied) = loop {
             let waiting = Instant::now();
+            // Whatever came after the break is not to be trusted, also in the middle of a transaction.
+            if let Some(error) = self.broken.take() {
+                return Err(error.into());
+            }
             let delivery = tokio::select! {
                 biased;
                 // What was read and not applied comes again: the checkpoint has not moved.
@@ -515,6 +518,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let checkpoint = self.checkpoint;
         let batch = ChangeBatch {
             is_part: false,
+            continues: false,
             end_lsn: checkpoint.lsn,
             commit_times_us: Vec::new(),
             source_transactions: 0,
@@ -717,6 +721,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     }
                     let batch = Arc::try_unwrap(batch).unwrap_or_else(|shared| (*shared).clone());
                     return Ok(Outcome::Applied(applied, batch));
+                }
+                // Nothing of its parts is left; a new session begins with the first of them.
+                Err(EngineError::Target(error)) if error.is_conflict() && (batch.is_part || self.in_parts) => {
+                    return Err(EngineError::Busy);
                 }
                 Err(EngineError::Target(error)) => {
                     let failed = error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {

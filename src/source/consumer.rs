@@ -24,6 +24,9 @@ use crate::{
 /// How often a hurried reader asks the server how far it is.
 const HURRY: Duration = Duration::from_millis(20);
 
+/// So many messages are read before others get a turn.
+const TURN: u32 = 2048;
+
 /// Reads one slot from a checkpoint on. After an error it is of no more use: make a new one from the checkpoint.
 pub struct PgConsumer {
     reader: StreamReader,
@@ -200,7 +203,11 @@ impl CdcConsumer for PgConsumer {
         {
             return Ok(());
         }
-        loop {
+        for messages in 1_u32.. {
+            // Others on this thread, and whoever waits beside it, get their turn also while much is there to be read.
+            if messages.is_multiple_of(TURN) {
+                tokio::task::yield_now().await;
+            }
             if self.assembler.question().is_some() || self.assembler.is_due(limits.max_rows, limits.max_bytes) {
                 return Ok(());
             }
@@ -235,6 +242,7 @@ impl CdcConsumer for PgConsumer {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     fn assembler(&mut self) -> &mut Assembler {

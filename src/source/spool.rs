@@ -147,6 +147,7 @@ impl Transaction {
             file.write_all(&self.tail)?;
             self.in_file += self.tail.len() as u64;
             self.tail.clear();
+            self.tail.shrink_to(2 * MEMORY_BYTES);
         }
         Ok(())
     }
@@ -211,11 +212,42 @@ impl Replay {
         if self.buffer.len() < bytes { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
+    /// Steps over what was rolled back, without reading it.
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        let there = (self.buffer.len() - self.at) as u64;
+        if bytes <= there {
+            self.at += bytes as usize;
+            return Ok(());
+        }
+        self.buffer.clear();
+        self.at = 0;
+        let mut left = bytes - there;
+        if let Some(file) = &mut self.file {
+            let here = left.min(file.limit());
+            file.get_mut().seek_relative(here as i64)?;
+            file.set_limit(file.limit() - here);
+            left -= here;
+            if file.limit() == 0 {
+                self.file = None;
+            }
+        }
+        if self.file.is_none() && left > 0 {
+            self.fill(left as usize)?;
+            self.at = left as usize;
+        }
+        Ok(())
+    }
+
     /// The next message; none at the end.
     pub fn next_message(&mut self) -> io::Result<Option<&[u8]>> {
         while let Some(&(subxid, end)) = self.pieces.last() {
             if self.position >= end {
                 self.pieces.pop();
+                continue;
+            }
+            if self.aborted.contains(&subxid) {
+                self.skip(end - self.position)?;
+                self.position = end;
                 continue;
             }
             self.fill(4)?;
@@ -225,9 +257,6 @@ impl Replay {
             let message = self.at + 4..self.at + 4 + length;
             self.at = message.end;
             self.position += 4 + length as u64;
-            if self.aborted.contains(&subxid) {
-                continue;
-            }
             let message = self.buffer.get(message).unwrap_or_default();
             if let Some(newer) = Streamed::relation(message).and_then(|oid| self.described.remove(&oid)) {
                 self.again.push(newer);
@@ -322,6 +351,21 @@ mod tests {
         let expected: Vec<String> =
             (0..2000).filter(|number| number % 3 != 1).map(|number| format!("I{number} {long}")).collect();
         assert!(read == expected, "{} of {}", read.len(), expected.len());
+    }
+
+    #[test]
+    fn what_was_rolled_back_is_stepped_over_wherever_it_lies() {
+        let long = "x".repeat(1000);
+        for (before, rolled_back, after) in [(0, 1000, 1), (300, 1000, 300), (1, 3, 1), (300, 10, 0), (1, 260, 1000)] {
+            let many =
+                |xid, count| (0..count).map(|number| insert(xid, &format!("{number} {long}"))).collect::<Vec<_>>();
+            let messages = [vec![start(7)], many(7, before), many(8, rolled_back), many(7, after), vec![abort(7, 8)]];
+            let mut spool = spool(&messages.concat());
+            let (read, _) = read(spool.commit(&commit(7)).unwrap());
+            let kept = |count| (0..count).map(|number| format!("I{number} {long}"));
+            let expected: Vec<String> = kept(before).chain(kept(after)).collect();
+            assert!(read == expected, "{before}, {rolled_back}, {after}: {} of {}", read.len(), expected.len());
+        }
     }
 
     #[test]

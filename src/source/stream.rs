@@ -88,20 +88,24 @@ impl StreamReader {
                         }
                     }
                     let read = read.read_buf(frames.buffer());
-                    let count = match (since, timeout) {
+                    let read = match (since, timeout) {
                         (Some(_), _) => match tokio::time::timeout(GATHER, read).await {
-                            Ok(count) => count?,
+                            Ok(read) => read,
                             Err(_) => continue,
                         },
                         // Whoever is silent for that long although we asked is dead (trap 27). Our own status
                         // asks for an answer at half that time.
-                        (None, Some(timeout)) => tokio::time::timeout(timeout * 2, read)
-                            .await
-                            .map_err(|_| WireError::Silent(timeout * 2))??,
-                        (None, None) => read.await?,
+                        (None, Some(timeout)) => {
+                            tokio::time::timeout(timeout * 2, read).await.map_err(|_| WireError::Silent(timeout * 2))?
+                        }
+                        (None, None) => read.await,
                     };
-                    if count == 0 {
-                        return Err(WireError::Closed);
+                    if !matches!(read, Ok(1..)) {
+                        // The server's last words say why.
+                        if let Some(whole) = frames.whole_frames()? {
+                            let _ = send.send(Ok(whole));
+                        }
+                        return Err(read.map_or_else(WireError::from, |_| WireError::Closed));
                     }
                     since = since.or_else(|| Some(Instant::now()));
                 }

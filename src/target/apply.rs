@@ -114,11 +114,14 @@ pub(super) struct Progress {
     counts: RowCounts,
     pub(super) deleted_rows: u64,
     pub(super) inserted_rows: u64,
+    /// A table that is being copied was truncated, or failed.
+    pub(super) ends_a_copy: bool,
 }
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { started: Instant::now(), counts: RowCounts::default(), deleted_rows: 0, inserted_rows: 0 }
+        let (deleted_rows, inserted_rows, ends_a_copy) = (0, 0, false);
+        Self { started: Instant::now(), counts: RowCounts::default(), deleted_rows, inserted_rows, ends_a_copy }
     }
 }
 
@@ -131,6 +134,7 @@ pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progres
     for changes in &batch.tables {
         progress.counts += changes.counts;
         if let Some(is_loaded) = target.copying.get(&changes.table.oid) {
+            progress.ends_a_copy |= changes.truncate;
             keep_for_later(&target.connection, changes, *is_loaded).map_err(|source| source.of(&changes.table))?;
             continue;
         }
@@ -145,6 +149,7 @@ pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progres
             Remedy::CopyAgain => TableState::Resync,
         };
         if target.copying.contains_key(&failure.oid) {
+            progress.ends_a_copy = true;
             state::drop_shadow(&target.connection, failure.oid)?;
         }
         state::set_state(&target.connection, failure.oid, &state, None)?;
@@ -166,7 +171,7 @@ pub(super) fn conclude(
     if checkpoint.lsn < before {
         return Err(TargetError::Backwards { from: before, to: checkpoint.lsn });
     }
-    let Progress { started, counts, deleted_rows, inserted_rows } = *progress;
+    let Progress { started, counts, deleted_rows, inserted_rows, .. } = *progress;
     state::put_checkpoint(&target.connection, &mut pipeline, checkpoint)?;
     let mut pruned = 0;
     if !batch.is_idle() || counts != RowCounts::default() {

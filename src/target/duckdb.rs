@@ -131,7 +131,7 @@ impl DuckDb {
     }
 
     /// Begins the transaction, goes on with it, or ends it. After a failure nothing of it is left.
-    fn apply_in_parts(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
+    fn apply_in_parts(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<(Applied, bool), TargetError> {
         let before = self.pipeline.clone();
         let mut progress = match self.parts.take() {
             Some(progress) => progress,
@@ -153,6 +153,7 @@ impl DuckDb {
             self.connection.execute_batch("COMMIT")?;
             Ok(applied)
         });
+        let ends_a_copy = progress.ends_a_copy;
         match (&applied, batch.is_part) {
             (Ok(_), true) => self.parts = Some(progress),
             (Ok(_), false) => {}
@@ -160,9 +161,20 @@ impl DuckDb {
                 self.pipeline = before;
                 // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
                 let _ = self.connection.execute_batch("ROLLBACK");
+                return applied.map(|applied| (applied, false));
             }
         }
-        applied
+        applied.map(|applied| (applied, ends_a_copy))
+    }
+
+    /// Reads what is committed. While a transaction is open for parts, its connection would show what is not.
+    fn reading<R>(&self, read: impl FnOnce(&Connection) -> Result<R, TargetError>) -> Result<R, TargetError> {
+        if self.parts.is_none() {
+            return read(&self.connection);
+        }
+        let other = self.connection.try_clone()?;
+        other.execute_batch(&format!("USE {}", ddl::CATALOG))?;
+        read(&other)
     }
 
     /// A table of that name that rhei did not make is somebody's work.
@@ -221,7 +233,7 @@ fn open(options: &TargetOptions, mode: AccessMode) -> Result<(Arc<Database>, Con
 
 impl OlapEngine for DuckDb {
     fn state(&mut self) -> Result<Option<StoredState>, TargetError> {
-        let stored = state::read(&self.connection)?;
+        let stored = self.reading(state::read)?;
         self.pipeline = stored.as_ref().map(|stored| stored.pipeline.clone());
         let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
         let copying = tables.iter().filter(|table| table.has_shadow);
@@ -323,7 +335,7 @@ impl OlapEngine for DuckDb {
     }
 
     fn done_chunks(&mut self, oid: u32, copy_lsn: Lsn) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
-        jobs::done(&self.connection, oid, copy_lsn)
+        self.reading(|connection| jobs::done(connection, oid, copy_lsn))
     }
 
     fn open_keys(&mut self, table: &TableSpec) -> Result<Vec<Vec<String>>, TargetError> {
@@ -382,7 +394,7 @@ impl OlapEngine for DuckDb {
     }
 
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
-        jobs::all(&self.connection)
+        self.reading(jobs::all)
     }
 
     fn loader(&mut self) -> Result<Loader, TargetError> {
@@ -397,19 +409,22 @@ impl OlapEngine for DuckDb {
             let live = batch.tables.iter().filter(|changes| !self.copying.contains_key(&changes.table.oid));
             self.views.prepare(&self.database, live)?;
         }
-        let applied = if batch.is_part || self.parts.is_some() {
+        if batch.continues && self.parts.is_none() {
+            let reason = "a large transaction goes on whose beginning was taken back".to_owned();
+            return Err(TargetError::Corrupt { reason });
+        }
+        let (applied, ends_a_copy) = if batch.is_part || self.parts.is_some() {
             self.apply_in_parts(batch, checkpoint)?
         } else {
             self.transaction(|target| {
                 let mut progress = Progress::default();
                 apply::apply(target, batch, &mut progress)?;
-                apply::conclude(target, batch, checkpoint, &progress)
+                Ok((apply::conclude(target, batch, checkpoint, &progress)?, progress.ends_a_copy))
             })?
         };
         if batch.is_part {
             return Ok(applied);
         }
-        let ends_a_copy = batch.tables.iter().any(|changes| changes.truncate) || !batch.failed.is_empty();
         if ends_a_copy && !self.copying.is_empty() {
             self.state()?;
         }

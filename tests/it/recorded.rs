@@ -302,3 +302,104 @@ fn rows_of_a_table_that_was_replaced_in_their_transaction_survive_a_crash() {
         [[Some("3".to_owned()), Some("4".to_owned())]]
     );
 }
+
+/// A row of pgoutput: text, or nothing for a TOASTed value that did not change.
+fn row(values: [Option<&str>; 2]) -> Vec<u8> {
+    let mut bytes = vec![0, 2];
+    for value in values {
+        match value {
+            Some(text) => {
+                bytes.push(b't');
+                bytes.extend((text.len() as u32).to_be_bytes());
+                bytes.extend(text.as_bytes());
+            }
+            None => bytes.push(b'u'),
+        }
+    }
+    bytes
+}
+
+/// The copy of a table ends with its TRUNCATE, also when that is in a part of a transaction that is not the last: rows that
+/// are merged step by step are then in the shadow, where open values are looked for.
+#[tokio::test]
+async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_unchanged_values() {
+    let oid = 7_u32.to_be_bytes();
+    let begin = |lsn: u64| [b"B".as_slice(), &lsn.to_be_bytes(), &[0; 8], &[0, 0, 0, 1]].concat();
+    let commit = |lsn: u64| [b"C\0".as_slice(), &lsn.to_be_bytes(), &(lsn + 1).to_be_bytes(), &[0; 8]].concat();
+    let insert = |id: &str| [b"I".as_slice(), &oid, b"N", &row([Some(id), Some("toasted")])].concat();
+    let mut relation = [b"R".as_slice(), &oid, b"public\0t\0d\0\x02"].concat();
+    relation.extend([b"\x01id\0".as_slice(), &23_u32.to_be_bytes(), &[255; 4]].concat());
+    relation.extend([b"\0doc\0".as_slice(), &25_u32.to_be_bytes(), &[255; 4]].concat());
+    let truncate = [b"T".as_slice(), &1_u32.to_be_bytes(), b"\0", &oid].concat();
+    let update = |id: &str| [b"U".as_slice(), &oid, b"N", &row([Some(id), None])].concat();
+    let large = [begin(10), relation, truncate, insert("1"), insert("2"), insert("3"), commit(10)];
+    let small = [begin(20), update("1"), update("2"), update("3"), commit(20)];
+
+    let folder = temp_dir();
+    let path = folder.path().join("copy.duckdb");
+    let columns = [("id", 23), ("doc", 25)];
+    let table = spec(7, "t", ReplicaIdentity::Default, Key::Columns(vec![0]), &columns);
+    let mut target = DuckDb::open(&TargetOptions { path: path.clone(), ..TargetOptions::default() }).unwrap();
+    begin_empty_copies(&mut target, Lsn(1), std::slice::from_ref(&table));
+    let mut consumer = RecordedConsumer::new([large.as_slice(), &small].concat(), Lsn(1), vec![Arc::clone(&table)]);
+    let limits = |max_bytes| BatchLimits {
+        max_rows: 1,
+        max_bytes,
+        linger: std::time::Duration::ZERO,
+        until: None,
+        any: false,
+        hurry: false,
+    };
+    let mut parts = 0;
+    loop {
+        let Delivery::Batch(batch) = consumer.next_batch(&limits(1)).await.unwrap() else { panic!("no batch") };
+        target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap();
+        assert_eq!(batch.continues, parts > 0);
+        if !batch.is_part {
+            break;
+        }
+        parts += 1;
+    }
+    assert!(parts > 2, "{parts} parts");
+    // Some rows are merged, some are not, and then all of them change.
+    assert!(!target.merge(&table, 2).unwrap());
+    let Delivery::Batch(batch) = consumer.next_batch(&limits(usize::MAX)).await.unwrap() else { panic!("no batch") };
+    target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap();
+    while !target.merge(&table, 2).unwrap() {}
+    drop(target);
+    let rows = query_copy(&path, "SELECT id::VARCHAR, doc FROM public.t ORDER BY id");
+    let expected = ["1", "2", "3"].map(|id| vec![Some(id.to_owned()), Some("toasted".to_owned())]);
+    assert_eq!(rows, expected);
+}
+
+/// Whoever took back the beginning of a large transaction must read it again.
+#[tokio::test]
+async fn the_end_of_a_transaction_whose_beginning_was_taken_back_is_refused() {
+    let recording = golden();
+    let folder = temp_dir();
+    let path = folder.path().join("copy.duckdb");
+    let specs = tables(&recording);
+    let mut target = DuckDb::open(&TargetOptions { path, ..TargetOptions::default() }).unwrap();
+    begin_empty_copies(&mut target, Lsn(1), &specs);
+    let mut consumer = RecordedConsumer::new(split(&recording).unwrap(), Lsn(1), specs);
+    let limits = BatchLimits {
+        max_rows: 1,
+        max_bytes: 1,
+        linger: std::time::Duration::ZERO,
+        until: None,
+        any: false,
+        hurry: false,
+    };
+    let mut was_part = false;
+    loop {
+        let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else { panic!("no part") };
+        if was_part {
+            target.take_back().unwrap();
+            let error = target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap_err();
+            assert!(error.to_string().contains("taken back"), "{error}");
+            return;
+        }
+        target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap();
+        was_part = batch.is_part;
+    }
+}
