@@ -109,6 +109,23 @@ fn a_table_that_is_truncated_while_it_is_copied_ends_equal() {
 }
 
 /// Tables without a key are multisets; what came and went while they were copied is counted.
+/// The target transaction of a reload that is larger than memory keeps the jobs of the copy that it ends, for as long as it takes.
+#[test]
+fn a_table_that_is_reloaded_by_a_large_transaction_while_it_is_copied_ends_equal() {
+    let (following, rhei) = slowly("reloaded_meanwhile", 40_000);
+    let rhei = rhei.env("RHEI_SYNC_MEMORY_LIMIT", "64kB");
+    let running = rhei.spawn(["run"]);
+    wait_for_chunks(&rhei, 1);
+    following.db.execute(
+        "BEGIN; TRUNCATE large; INSERT INTO large SELECT i, i, repeat('again', 20), 'x' FROM generate_series(1, 20000) i;
+         UPDATE large SET n = n + 1 WHERE id % 3 = 0; DELETE FROM large WHERE id % 5 = 0; COMMIT; UPDATE large SET n = -n WHERE id < 100",
+    );
+    wait_until(SOON, "the table is live", || state_of(&status(&rhei), "public.large") == "live");
+    running.stop(SOON).assert_code(0);
+    rhei.run_ok(["sync"]);
+    following.assert_same(&["public.large"]);
+}
+
 #[test]
 fn a_table_without_a_key_is_copied_beside_the_stream() {
     let following = Following::new("keyless_copy");
