@@ -13,7 +13,7 @@ mod measure;
 use std::time::{Duration, Instant};
 
 use bed::{Cluster, ClusterOptions, Load, Pgbench, Rhei, assert_same, temp_dir};
-use measure::{peak_mib, process_cpu};
+use measure::{Report, peak_mib, process_cpu};
 
 const SCRIPT: &str = "\\set id random(1, 1000000)
 UPDATE t SET qty = qty + 1, at = now() WHERE id = :id;
@@ -49,17 +49,12 @@ fn main() {
     rhei.run_ok(["sync"]);
     assert_same(&db, rhei.target_path(), &["public.t"]);
     let figures = &status["commit_to_visible"]["since_start"];
-    let mut lines = Vec::new();
-    let mut say = |line: String| {
-        println!("{line}");
-        lines.push(line);
-    };
-    say("```text".to_owned());
-    say(format!(
+    let mut report = Report::default();
+    report.say(format!(
         "{transactions} transactions in {wall:.0} s, {:.0} a second, interval 100 ms",
         transactions as f64 / wall
     ));
-    say(format!(
+    report.say(format!(
         "commit to visible: p50 {:.0} ms (wanted 150), p90 {:.0} ms, p99 {:.0} ms (wanted 500), at most {:.0} ms",
         figures["p50_ms"].as_f64().unwrap(),
         figures["p90_ms"].as_f64().unwrap(),
@@ -71,10 +66,8 @@ fn main() {
         let count = bucket["transactions"].as_u64().unwrap();
         let bar = "#".repeat((count * 60).div_ceil(all) as usize);
         let up_to = bucket["up_to_ms"].as_u64().map_or("more".to_owned(), |ms| format!("{ms} ms"));
-        say(format!("{up_to:>9} {count:8} {bar}"));
+        report.say(format!("{up_to:>9} {count:8} {bar}"));
     }
-    say(format!("rhei took {:.0} % of a core, peak {peak:.0} MiB", 100.0 * cpu / wall));
-    say("```".to_owned());
-    let server = db.value("SHOW server_version");
-    measure::write_section("From commit to visible", &server, &lines);
+    report.say(format!("rhei took {:.0} % of a core, peak {peak:.0} MiB", 100.0 * cpu / wall));
+    report.write("From commit to visible", &db.value("SHOW server_version"));
 }

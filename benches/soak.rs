@@ -17,7 +17,7 @@ use std::{
 };
 
 use bed::{Cluster, ClusterOptions, Load, Pgbench, Rhei, assert_same, temp_dir};
-use measure::{process_cpu, resident_mib};
+use measure::{Report, process_cpu, resident_mib};
 
 const ROWS: u64 = 1_000_000;
 /// Transactions a second, of four row changes each.
@@ -102,26 +102,19 @@ fn main() {
     let fresh = (mb(fresh.target_path()), group_by_seconds(fresh.target_path()));
     let third = memory.len().div_ceil(3);
     let peak = |part: &[f64]| part.iter().copied().fold(0.0, f64::max);
-    let mut lines = Vec::new();
-    let mut say = |line: String| {
-        println!("{line}");
-        lines.push(line);
-    };
-    say("```text".to_owned());
-    say(format!(
+    let mut report = Report::default();
+    report.say(format!(
         "{transactions} transactions in {minutes} minutes; resident memory at most {:.0} MiB in the first third, {:.0} in the last",
         peak(&memory[..third]),
         peak(&memory[memory.len() - third..])
     ));
     for (what, (size, seconds)) in [("after the run", grown), ("after a sync", compacted), ("fresh", fresh)] {
-        say(format!(
+        report.say(format!(
             "{what:14} file {size:7.1} MB ({:.2} of a fresh copy), group-by {:.1} ms ({:.2})",
             size / fresh.0,
             seconds * 1e3,
             seconds / fresh.1
         ));
     }
-    say("```".to_owned());
-    let server = db.value("SHOW server_version");
-    measure::write_section("An ordinary day", &server, &lines);
+    report.write("An ordinary day", &db.value("SHOW server_version"));
 }

@@ -36,6 +36,24 @@ pub fn resident_mib(pid: u32) -> Option<f64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
 }
 
+/// Lines that are printed and, in the end, written down.
+#[derive(Default)]
+pub struct Report(Vec<String>);
+
+impl Report {
+    pub fn say(&mut self, line: String) {
+        println!("{line}");
+        self.0.push(line);
+    }
+
+    /// As [`write_section`].
+    pub fn write(mut self, title: &str, server: &str) {
+        self.0.insert(0, "```text".to_owned());
+        self.0.push("```".to_owned());
+        write_section(title, server, &self.0);
+    }
+}
+
 /// Replaces one section of the file that RHEI_BENCH_DOCS names, if it does: what was measured, on which machine, and when.
 pub fn write_section(title: &str, server: &str, body: &[String]) {
     let Some(path) = std::env::var_os("RHEI_BENCH_DOCS") else { return };

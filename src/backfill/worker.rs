@@ -217,8 +217,8 @@ impl Worker {
 
     /// A chunk, with all its attempts. What it makes of its table, if it is the last one of it or has failed.
     async fn copy(&mut self, chunk: &Chunk) -> Result<Option<Copied>, EngineError> {
-        let (job, mut pause) = (chunk.job, RETRY_AFTER);
-        for attempt in 1.. {
+        let (job, mut pause, mut attempt) = (chunk.job, RETRY_AFTER, 0);
+        loop {
             match self.attempt(chunk).await? {
                 Attempt::Done { rows, nulled } => return Ok(self.chunk_done(chunk.table, rows, nulled)),
                 Attempt::Cancelled => break,
@@ -239,6 +239,7 @@ impl Worker {
                     return Ok(Some(copied));
                 }
                 Attempt::Retry(error) => {
+                    attempt += 1;
                     let why = with_causes(&error);
                     let is_last = attempt >= ATTEMPTS;
                     self.give_up(job, if is_last { "failed" } else { "pending" }, &why).await?;

@@ -29,8 +29,12 @@ struct Measured {
     began: Instant,
 }
 
-fn empty() -> Option<Histogram<u32>> {
-    Histogram::new_with_max(LONGEST.as_micros() as u64, 2).ok()
+impl Measured {
+    fn new() -> Option<Self> {
+        // Two digits are enough; the bounds are within what a histogram can have.
+        let empty = || Histogram::new_with_max(LONGEST.as_micros() as u64, 2).ok();
+        Some(Self { whole: empty()?, minute: empty()?, minute_before: empty()?, began: Instant::now() })
+    }
 }
 
 impl Latency {
@@ -40,10 +44,7 @@ impl Latency {
         let now = i64::try_from(now).unwrap_or(i64::MAX) - TO_2000;
         let mut measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if measured.is_none() {
-            *measured = (|| {
-                let (whole, minute, minute_before) = (empty()?, empty()?, empty()?);
-                Some(Measured { whole, minute, minute_before, began: Instant::now() })
-            })();
+            *measured = Measured::new();
         }
         let Some(measured) = measured.as_mut() else { return };
         if measured.began.elapsed() >= MINUTE {

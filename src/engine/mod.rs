@@ -1,7 +1,8 @@
 //! Decides what happens next.
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
-//! `copying` runs copies beside the stream and `tending` does what they ask, `latency` measures, `schema` judges what became of a table's shape, this file holds one cycle,
+//! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's
+//! shape, `latency` measures, this file holds one cycle,
 //! `replicate` the long run and the catch-up.
 
 pub mod attach;
@@ -275,7 +276,7 @@ pub enum Settling {
 enum Outcome {
     Applied(Applied, ChangeBatch),
     /// Nothing of it is applied, nor of the parts before it.
-    SetBack(TableFailure),
+    RolledBack(TableFailure),
 }
 
 /// What a cycle did, apart from rows.
@@ -395,7 +396,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let report = self.cycle(cycle, stop).await;
         if std::mem::take(&mut self.in_parts) {
             // It did not come to its end.
-            self.target.call(|target| target.take_back()).await?;
+            self.target.call(|target| target.roll_back()).await?;
         }
         report
     }
@@ -441,7 +442,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 ..nothing(&self.checkpoint)
             };
             if (batch.is_part || self.in_parts) && !batch.failed.is_empty() {
-                return self.set_back(std::mem::take(&mut batch.failed)).await;
+                return self.pause_and_read_again(std::mem::take(&mut batch.failed)).await;
             }
             if !batch.is_part && !self.in_parts && !self.is_worth_a_commit(&batch, cycle, position.reply_requested) {
                 self.board.set_stream_late(false);
@@ -458,8 +459,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         break (report, before, applied);
                     }
                     self.in_parts = true;
+                    tracing::debug!("a part of a large transaction is applied");
                 }
-                Outcome::SetBack(failure) => return self.set_back(vec![failure]).await,
+                Outcome::RolledBack(failure) => return self.pause_and_read_again(vec![failure]).await,
             }
         };
         self.latency.record(&commit_times_us);
@@ -501,8 +503,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         report.is_behind = counts.inserted + counts.updated + counts.deleted >= self.limits.max_rows;
         report.duration_ms = started.elapsed().as_millis() as u64;
         tracing::debug!(
-            transactions = report.source_transactions,
-            changes = report.inserted + report.updated + report.deleted,
+            source_transactions = report.source_transactions,
+            inserted = report.inserted,
+            updated = report.updated,
+            deleted = report.deleted,
+            truncated = report.truncated,
+            checkpoint = %report.checkpoint,
+            lag_bytes = report.lag_bytes,
             read_ms = read.as_millis() as u64,
             apply_ms = started.elapsed().saturating_sub(read).as_millis() as u64,
             "cycle"
@@ -513,7 +520,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Tables cannot go on from within a source transaction of which parts may have been applied: those are taken back, the
     /// tables paused, and the transaction is read again without them.
-    async fn set_back(&mut self, failed: Vec<TableFailure>) -> Result<CycleReport, EngineError> {
+    async fn pause_and_read_again(&mut self, failed: Vec<TableFailure>) -> Result<CycleReport, EngineError> {
         self.in_parts = false;
         let checkpoint = self.checkpoint;
         let batch = ChangeBatch {
@@ -527,7 +534,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             failed: failed.clone(),
         };
         let work = move |target: &mut T| {
-            target.take_back()?;
+            target.roll_back()?;
             target.apply(&batch, &checkpoint).map(|_| ())
         };
         self.target.call(work).await?;
@@ -743,7 +750,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let failure = TableFailure { oid, table, reason, remedy };
                     self.paused.insert(failure.oid);
                     if batch.is_part || self.in_parts {
-                        return Ok(Outcome::SetBack(failure));
+                        return Ok(Outcome::RolledBack(failure));
                     }
                     let mut rest = (*batch).clone();
                     rest.tables.retain(|changes| changes.table.oid != failure.oid);

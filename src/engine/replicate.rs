@@ -478,7 +478,6 @@ async fn session<T: OlapEngine + 'static>(
                 let mut cycles = Vec::new();
                 let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
                 for cycle in cycles {
-                    log_cycle(&cycle);
                     let _ = options.events.send(Event::Cycle(cycle));
                 }
                 if let Some(reason) = attach_anew {
@@ -518,7 +517,6 @@ async fn session<T: OlapEngine + 'static>(
                 (is_tidy, idle_since) = (false, tokio::time::Instant::now());
             }
             let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
-            log_cycle(&report);
             let _ = options.events.send(Event::Cycle(report));
             if let Some(reason) = attach_anew {
                 break 'running Ended::AttachAnew(reason);
@@ -542,21 +540,4 @@ async fn session<T: OlapEngine + 'static>(
     tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, acknowledging");
     engine.into_consumer().shutdown().await?;
     Ok(ended)
-}
-
-fn log_cycle(report: &CycleReport) {
-    if report.source_transactions == 0 {
-        return;
-    }
-    tracing::debug!(
-        source_transactions = report.source_transactions,
-        inserted = report.inserted,
-        updated = report.updated,
-        deleted = report.deleted,
-        truncated = report.truncated,
-        checkpoint = %report.checkpoint,
-        lag_bytes = report.lag_bytes,
-        duration_ms = report.duration_ms,
-        "cycle"
-    );
 }

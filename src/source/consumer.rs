@@ -203,7 +203,9 @@ impl CdcConsumer for PgConsumer {
         {
             return Ok(());
         }
-        for messages in 1_u32.. {
+        let mut messages = 0_u32;
+        loop {
+            messages = messages.wrapping_add(1);
             // Others on this thread, and whoever waits beside it, get their turn also while much is there to be read.
             if messages.is_multiple_of(TURN) {
                 tokio::task::yield_now().await;
@@ -242,7 +244,6 @@ impl CdcConsumer for PgConsumer {
                 return Ok(());
             }
         }
-        Ok(())
     }
 
     fn assembler(&mut self) -> &mut Assembler {

@@ -109,7 +109,7 @@ impl DuckDb {
     /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the same row of `_rhei.jobs`,
     /// which it is for a moment only.
     fn transaction<R>(&mut self, work: impl Fn(&mut Self) -> Result<R, TargetError>) -> Result<R, TargetError> {
-        self.take_back()?;
+        self.roll_back()?;
         let before = self.pipeline.clone();
         let mut conflicts = 0;
         loop {
@@ -431,7 +431,7 @@ impl OlapEngine for DuckDb {
         Ok(applied)
     }
 
-    fn take_back(&mut self) -> Result<(), TargetError> {
+    fn roll_back(&mut self) -> Result<(), TargetError> {
         if self.parts.take().is_some() {
             self.connection.execute_batch("ROLLBACK")?;
             // It may have been looked at meanwhile.

@@ -84,7 +84,7 @@ pub trait OlapEngine: Send {
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
 
     /// Takes back the parts of a source transaction that will not be ended.
-    fn take_back(&mut self) -> Result<(), TargetError>;
+    fn roll_back(&mut self) -> Result<(), TargetError>;
 
     /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no error.
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError>;

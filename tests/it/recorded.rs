@@ -394,7 +394,7 @@ async fn the_end_of_a_transaction_whose_beginning_was_taken_back_is_refused() {
     loop {
         let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else { panic!("no part") };
         if was_part {
-            target.take_back().unwrap();
+            target.roll_back().unwrap();
             let error = target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap_err();
             assert!(error.to_string().contains("taken back"), "{error}");
             return;

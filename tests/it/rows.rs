@@ -344,8 +344,9 @@ fn a_large_transaction_that_is_cut_off_is_taken_back_and_comes_again() {
     following.sync();
     following.db.execute(&format!("BEGIN; {LARGE}; COMMIT"));
     for round in 0..6 {
-        let running = following.rhei.clone().env("RHEI_LOG", "rhei=debug").spawn(["sync"]);
-        std::thread::sleep(Duration::from_millis(60 * round));
+        let mut running = following.rhei.clone().env("RHEI_LOG", "rhei=debug").spawn(["sync"]);
+        // In the middle of it, later each time: it has more than a hundred parts.
+        running.wait_for_log_after(4 * round, "a part of a large transaction is applied", SOON);
         if round % 2 == 0 {
             running.kill9();
         } else {
