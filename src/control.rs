@@ -16,8 +16,8 @@ use tokio::{
 use crate::{
     backfill::board::Board,
     change::QualifiedName,
-    engine::{Writer, latency::Latency},
-    target::{OlapEngine, Phase, StoredState, TableState},
+    engine::{EngineError, Options, Writer, latency::Latency},
+    target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
 };
 
 /// What the running session is asked to do.
@@ -53,13 +53,11 @@ impl Control {
     /// Begins to listen. The file's lock is held by the caller, so a socket that is there is left over from a crash.
     /// Without a socket the replicator works all the same; then the reason is logged.
     pub fn listen<T: OlapEngine + 'static>(
-        target: &Path,
+        options: &Options,
         writer: Writer<T>,
-        board: Board,
-        latency: Latency,
         ask: UnboundedSender<Asked>,
     ) -> Option<Self> {
-        let path = socket_path(target);
+        let path = socket_path(&options.target.path);
         let _ = std::fs::remove_file(&path);
         let bound = UnixListener::bind(&path).and_then(|listener| {
             use std::os::unix::fs::PermissionsExt;
@@ -73,46 +71,44 @@ impl Control {
                 return None;
             }
         };
+        let options = options.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (writer, board, latency, ask) = (writer.clone(), board.clone(), latency.clone(), ask.clone());
-                // One that says nothing keeps nobody waiting but itself.
-                tokio::spawn(async move {
-                    let _ = tokio::time::timeout(PATIENCE, serve(client, writer, board, latency, ask)).await;
-                });
+                tokio::spawn(serve(client, options.clone(), writer.clone(), ask.clone()));
             }
         });
         Some(Self { path, task })
     }
 }
 
-/// How long a question and its answer may take.
+/// How long a question may take. One that says nothing keeps nobody waiting but itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
 const LONGEST_QUESTION: u64 = 64 << 10;
 
-/// Reads one line, `status`, `jobs`, `pause`, `resume` or `resync SCHEMA.TABLE`, and answers it.
+/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact` or `resync SCHEMA.TABLE`, and answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
+    options: Options,
     writer: Writer<T>,
-    board: Board,
-    latency: Latency,
     ask: UnboundedSender<Asked>,
 ) {
     let mut question = String::new();
     let (read, mut write) = client.split();
-    if BufReader::new(read.take(LONGEST_QUESTION)).read_line(&mut question).await.is_err() {
+    let mut read = BufReader::new(read.take(LONGEST_QUESTION));
+    if !matches!(tokio::time::timeout(PATIENCE, read.read_line(&mut question)).await, Ok(Ok(_))) {
         return;
     }
     let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
-        ("status", _) => writer.call(|target| target.state()).await.map(|state| match state {
-            Some(state) => describe(&state, &board, &latency),
-            None => json!({ "error": "nothing was copied yet" }),
-        }),
+        ("status", _) => status(&options, &writer).await,
         ("jobs", _) => writer.call(|target| target.jobs()).await.map(|jobs| json!(jobs)),
         // Nobody listens only when the replicator is about to end.
         ("pause", _) => Ok(json!({ "asked": ask.send(Asked::Pause(true)).is_ok() })),
         ("resume", _) => Ok(json!({ "asked": ask.send(Asked::Pause(false)).is_ok() })),
+        ("compact", _) => {
+            let _shape = options.ddl_lock.write().await;
+            writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
+        }
         ("resync", table) => resync(table.to_owned(), &writer, &ask).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
@@ -121,12 +117,21 @@ async fn serve<T: OlapEngine + 'static>(
     let _ = write.write_all(answer.to_string().as_bytes()).await;
 }
 
+async fn status<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<Value, EngineError> {
+    let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
+    let (state, space) = writer.call(look).await?;
+    Ok(match state {
+        Some(state) => describe(&state, space, &options.board, &options.latency),
+        None => json!({ "error": "nothing was copied yet" }),
+    })
+}
+
 /// Has the session copy a table again.
 async fn resync<T: OlapEngine + 'static>(
     name: String,
     writer: &Writer<T>,
     ask: &UnboundedSender<Asked>,
-) -> Result<Value, crate::engine::EngineError> {
+) -> Result<Value, EngineError> {
     let state = writer.call(|target| target.state()).await?;
     let known = state.into_iter().flat_map(|state| state.tables);
     let mut known = known.filter(|table| table.state != TableState::Dropped);
@@ -147,7 +152,7 @@ pub async fn ask(target: &Path, question: &str) -> Option<Value> {
 }
 
 /// The state of a copy, as `rhei status --json` shows it.
-pub fn describe(state: &StoredState, board: &Board, latency: &Latency) -> Value {
+pub fn describe(state: &StoredState, space: Space, board: &Board, latency: &Latency) -> Value {
     let pipeline = &state.pipeline;
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
@@ -176,6 +181,7 @@ pub fn describe(state: &StoredState, board: &Board, latency: &Latency) -> Value 
         "checkpoint": { "lsn": pipeline.checkpoint.lsn, "seconds_since_commit": seconds_since_commit(state) },
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
         "paused": board.is_paused(), "commit_to_visible": latency.describe(),
+        "commit_pause": latency.describe_pauses(), "file": space,
     })
 }
 

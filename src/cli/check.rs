@@ -276,7 +276,7 @@ fn check_target(session: &Session, findings: &mut Findings) {
         return;
     }
     match DuckDb::look(&target.path) {
-        Ok(Some(state)) => {
+        Ok(Some((state, _))) => {
             findings.ok("target", format!("{} is a copy at {}", target.path.display(), state.pipeline.checkpoint.lsn));
         }
         Ok(None) => {

@@ -205,6 +205,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         rate_limit_bytes: None,
         chunk_bytes: None,
         snapshot_warning: Duration::from_secs(3600),
+        ddl_lock: crate::engine::DdlLock::default(),
         board: Board::default(),
         latency: Latency::default(),
         events,

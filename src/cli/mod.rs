@@ -2,6 +2,7 @@
 
 mod backfill;
 mod check;
+mod compact;
 mod demo;
 mod init;
 mod jobs;
@@ -106,6 +107,9 @@ enum Command {
     /// List the pieces of copies: what is open, what failed and why
     #[command(after_help = "Examples:\n  rhei jobs\n  rhei jobs --all\n  rhei jobs --json | jq '.[] | select(.error)'")]
     Jobs(jobs::JobsArgs),
+    /// Write the file anew without what deletes left behind, also while a replicator runs
+    #[command(after_help = "Examples:\n  rhei compact\n  rhei compact --json | jq .after.file_bytes")]
+    Compact(compact::CompactArgs),
     /// Write a commented rhei.toml from what is found at the source
     #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop --target shop.duckdb")]
     Init(init::InitArgs),
@@ -217,6 +221,7 @@ impl Session {
             rate_limit_bytes: config.rate_limit.map(|limit| limit.0 as u64),
             chunk_bytes: config.chunk_size.map(|size| size.0 as u64),
             snapshot_warning: config.snapshot_warning,
+            ddl_lock: crate::engine::DdlLock::default(),
             board: board.clone(),
             latency: crate::engine::latency::Latency::default(),
             events,
@@ -316,6 +321,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Pause => Box::pin(backfill::pause(session, true)).await,
         Command::Resume => Box::pin(backfill::pause(session, false)).await,
         Command::Jobs(args) => Box::pin(jobs::run(session, args)).await,
+        Command::Compact(args) => Box::pin(compact::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
     }

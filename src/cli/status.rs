@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 use super::{CliError, Session};
@@ -37,9 +38,9 @@ pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliErro
             answer
         }
         None => {
-            let state = DuckDb::look(&path)?
+            let (state, space) = DuckDb::look(&path)?
                 .ok_or_else(|| CliError::Failed(format!("{} is not a copy that rhei made", path.display())))?;
-            let mut status = control::describe(&state, &Board::default(), &Latency::default());
+            let mut status = control::describe(&state, space, &Board::default(), &Latency::default());
             status["replicator"] = json!("stopped");
             status
         }
@@ -87,6 +88,16 @@ fn print_text(status: &Value) {
             "latency      half of the last minutes' transactions were here within {p50:.0} ms of their commit, 99 % within {p99:.0} ms"
         );
     }
+    if let Some(most) = status["commit_pause"]["last_minutes"]["max_ms"].as_f64() {
+        println!("commits      into DuckDB took {most:.0} ms at most in the last minutes");
+    }
+    let bytes = |name: &str| HumanBytes(status["file"][name].as_u64().unwrap_or_default());
+    println!(
+        "file         {}, {} of it free; its log {}",
+        bytes("file_bytes"),
+        bytes("free_bytes"),
+        bytes("log_bytes")
+    );
     if let Some(lag) = status["source"]["lag_bytes"].as_u64() {
         println!("behind       {lag} bytes of WAL; the slot holds {} bytes", text(&status["source"]["wal_held_bytes"]));
     }

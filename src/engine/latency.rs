@@ -1,4 +1,5 @@
-//! How long it takes from a commit at the source until readers of the copy can see it, transaction by transaction.
+//! How long it takes from a commit at the source until readers of the copy can see it, transaction by transaction, and how
+//! long single commits into DuckDB take.
 //!
 //! Both ends are clocks: where source and copy are different machines, the difference of their clocks is in it.
 
@@ -23,13 +24,20 @@ pub struct Latency(Arc<Mutex<Option<Measured>>>);
 
 #[derive(Debug)]
 struct Measured {
+    arrivals: Windowed,
+    pauses: Windowed,
+}
+
+/// Since the start, and over one to two minutes; in microseconds.
+#[derive(Debug)]
+struct Windowed {
     whole: Histogram<u32>,
     minute: Histogram<u32>,
     minute_before: Histogram<u32>,
     began: Instant,
 }
 
-impl Measured {
+impl Windowed {
     fn new() -> Option<Self> {
         // Two digits are enough; the bounds are within what a histogram can have.
         let empty = || Histogram::new_with_max(LONGEST.as_micros() as u64, 2).ok();
@@ -37,36 +45,74 @@ impl Measured {
     }
 }
 
+impl Windowed {
+    fn record(&mut self, values: impl Iterator<Item = u64>) {
+        if self.began.elapsed() >= MINUTE {
+            std::mem::swap(&mut self.minute, &mut self.minute_before);
+            self.minute.reset();
+            self.began = Instant::now();
+        }
+        for micros in values {
+            self.whole.saturating_record(micros);
+            self.minute.saturating_record(micros);
+        }
+    }
+
+    fn last_minutes(&self) -> Histogram<u32> {
+        let mut last_minutes = self.minute.clone();
+        // Both have the same bounds.
+        let _ = last_minutes.add(&self.minute_before);
+        last_minutes
+    }
+}
+
 impl Latency {
+    fn measure(&self, what: impl FnOnce(&mut Measured)) {
+        let mut measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if measured.is_none() {
+            *measured = Windowed::new().zip(Windowed::new()).map(|(arrivals, pauses)| Measured { arrivals, pauses });
+        }
+        if let Some(measured) = measured.as_mut() {
+            what(measured);
+        }
+    }
+
     /// Transactions that committed at these times (microseconds since 2000) can be seen as of now.
     pub fn record(&self, commit_times_us: &[i64]) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
         let now = i64::try_from(now).unwrap_or(i64::MAX) - TO_2000;
-        let mut measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if measured.is_none() {
-            *measured = Measured::new();
-        }
-        let Some(measured) = measured.as_mut() else { return };
-        if measured.began.elapsed() >= MINUTE {
-            std::mem::swap(&mut measured.minute, &mut measured.minute_before);
-            measured.minute.reset();
-            measured.began = Instant::now();
-        }
-        for committed in commit_times_us {
-            let micros = u64::try_from(now.saturating_sub(*committed)).unwrap_or_default();
-            measured.whole.saturating_record(micros);
-            measured.minute.saturating_record(micros);
-        }
+        let micros = |committed: &i64| u64::try_from(now.saturating_sub(*committed)).unwrap_or_default();
+        self.measure(|measured| measured.arrivals.record(commit_times_us.iter().map(micros)));
     }
 
-    /// For `rhei status --json`; null when there was nothing to measure.
+    /// The stream has waited so long for the target to write and commit.
+    pub fn paused(&self, pause: Duration) {
+        let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        self.measure(|measured| measured.pauses.record(std::iter::once(micros)));
+    }
+
+    /// From commit to visible, for `rhei status --json`; null when there was nothing to measure.
     pub fn describe(&self) -> Value {
         let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Measured { whole, minute, minute_before, .. }) = measured.as_ref() else { return Value::Null };
-        let mut last_minutes = minute.clone();
-        // Both have the same bounds.
-        let _ = last_minutes.add(minute_before);
-        json!({ "last_minutes": figures(&last_minutes), "since_start": figures(whole) })
+        let Some(Measured { arrivals, .. }) = measured.as_ref().filter(|measured| !measured.arrivals.whole.is_empty())
+        else {
+            return Value::Null;
+        };
+        json!({ "last_minutes": figures(&arrivals.last_minutes()), "since_start": figures(&arrivals.whole) })
+    }
+
+    /// How long single commits into DuckDB took, for `rhei status --json`.
+    pub fn describe_pauses(&self) -> Value {
+        let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Measured { pauses, .. }) = measured.as_ref() else { return Value::Null };
+        let figures = |of: &Histogram<u32>| {
+            let ms = |micros: u64| micros as f64 / 1000.0;
+            json!({
+                "commits": of.len(), "p50_ms": ms(of.value_at_quantile(0.5)), "p99_ms": ms(of.value_at_quantile(0.99)),
+                "max_ms": ms(of.max()),
+            })
+        };
+        json!({ "last_minutes": figures(&pauses.last_minutes()), "since_start": figures(&pauses.whole) })
     }
 }
 

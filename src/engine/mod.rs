@@ -60,6 +60,8 @@ pub struct Options {
     pub chunk_bytes: Option<u64>,
     /// After how long a snapshot that is held is warned about.
     pub snapshot_warning: Duration,
+    /// Who changes shapes, or the file itself, waits for cycles, and they for him.
+    pub ddl_lock: DdlLock,
     /// How far copies are.
     pub board: backfill::board::Board,
     /// How long changes take to arrive.
@@ -314,7 +316,7 @@ pub struct CycleOptions {
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
-    pub fn new(consumer: C, target: Writer<T>, ddl_lock: DdlLock, checkpoint: Checkpoint, options: &Options) -> Self {
+    pub fn new(consumer: C, target: Writer<T>, checkpoint: Checkpoint, options: &Options) -> Self {
         let limits = BatchLimits {
             max_rows: options.max_batch_rows,
             // A quarter each: what is applied, what is decoded to be applied next, what it is decoded from, and the queue.
@@ -327,7 +329,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Self {
             consumer,
             target,
-            ddl_lock,
+            ddl_lock: DdlLock::clone(&options.ddl_lock),
             checkpoint,
             copying: BTreeMap::new(),
             catching_up: BTreeMap::new(),
@@ -708,17 +710,20 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     _cycle = self.ddl_lock.read().await;
                 }
                 let work = Arc::clone(&batch);
+                let began = Instant::now();
                 let mut applying = std::pin::pin!(self.target.call(move |target| target.apply(&work, &checkpoint)));
                 // The next batch is decoded meanwhile, unless the catalogs wait for a moment when nothing is half read.
                 let may_read = self.look.is_none() && self.broken.is_none();
-                tokio::select! {
+                let applied = tokio::select! {
                     biased;
                     applied = &mut applying => applied,
                     read = self.consumer.gather(&meanwhile), if may_read => {
                         self.broken = read.err();
                         applying.await
                     }
-                }
+                };
+                self.latency.paused(began.elapsed());
+                applied
             };
             match applied {
                 Ok(applied) => {

@@ -2,16 +2,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use futures_util::FutureExt;
 use rand::RngExt;
-use tokio::{
-    sync::{RwLock, mpsc},
-    time::MissedTickBehavior,
-};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -317,8 +313,7 @@ async fn stream<T: OlapEngine + 'static>(
     let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint).await?;
     let consumer = PgConsumer::start(&options.source, stream).await?;
     let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
-    let ddl_lock = Arc::new(RwLock::new(()));
-    let engine = SyncEngine::new(consumer, writer.clone(), ddl_lock, checkpoint, options);
+    let engine = SyncEngine::new(consumer, writer.clone(), checkpoint, options);
     Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))
 }
 
@@ -352,8 +347,7 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
     let writer = Writer::new(DuckDb::open(&options.target)?);
     let (ask, mut asked) = mpsc::unbounded_channel();
-    let (board, latency) = (options.board.clone(), options.latency.clone());
-    let _control = Control::listen(&options.target.path, writer.clone(), board, latency, ask);
+    let _control = Control::listen(options, writer.clone(), ask);
     let mut copies = Copies::new(options, &writer, u32::MAX);
     let ended = run_sessions(options, &writer, &mut asked, &mut copies, stop).await;
     copies.shutdown().await;

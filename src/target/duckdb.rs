@@ -10,11 +10,11 @@ use arrow::record_batch::RecordBatch;
 use duckdb::{AccessMode, Connection};
 
 use super::{
-    Applied, Compaction, Loader, NewCopy, OlapEngine, Pipeline, StoredJob, StoredState, StoredTable, TableState,
-    TargetError,
+    Applied, Compacted, Compaction, Loader, NewCopy, OlapEngine, Pipeline, Space, StoredJob, StoredState, StoredTable,
+    TableState, TargetError,
     apply::{self, Progress, Views},
     arrow_scan::Database,
-    ddl, jobs, pending, state,
+    compact, ddl, jobs, pending, state,
 };
 use crate::{
     Checkpoint, Lsn,
@@ -86,14 +86,29 @@ impl DuckDb {
         Ok(opened)
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn has_open_parts(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// Opens the file once more after it was closed; settings of the instance stay.
+    pub(super) fn attach_again(&mut self) -> Result<(), TargetError> {
+        attach(&self.connection, &self.path, AccessMode::ReadWrite)?;
+        self.state().map(|_| ())
+    }
+
     /// What a file says of itself, without writing to it; for `status`.
-    pub fn look(path: &Path) -> Result<Option<StoredState>, TargetError> {
+    pub fn look(path: &Path) -> Result<Option<(StoredState, Space)>, TargetError> {
         if !path.is_file() {
             return Err(TargetError::NoFile { path: path.to_owned() });
         }
         let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
         let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
-        state::read(&connection)
+        let Some(state) = state::read(&connection)? else { return Ok(None) };
+        Ok(Some((state, compact::space(&connection, path)?)))
     }
 
     /// The jobs in a file, without writing to it; for `jobs`.
@@ -204,17 +219,20 @@ fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
 /// Attaches the file under a name of our own: DuckDB calls a database after its file, and `shop.orders` is ambiguous in
 /// `shop.duckdb`. A new file gets the newest storage version, which VARIANT needs.
 fn open(options: &TargetOptions, mode: AccessMode) -> Result<(Arc<Database>, Connection), TargetError> {
-    let path = options.path.as_path();
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
+    attach(&connection, &options.path, mode)?;
+    Ok((database, connection))
+}
+
+fn attach(connection: &Connection, path: &Path, mode: AccessMode) -> Result<(), TargetError> {
     let how = match mode {
         AccessMode::ReadOnly => "READ_ONLY",
         _ => "STORAGE_VERSION 'latest'",
     };
     let file = ddl::literal(&path.display().to_string());
-    let attached =
-        connection.execute_batch(&format!("ATTACH {file} AS {} ({how}); USE {};", ddl::CATALOG, ddl::CATALOG));
-    attached.map(|()| (database, connection)).map_err(|source| {
+    let attach = format!("ATTACH {file} AS {} ({how}); USE {};", ddl::CATALOG, ddl::CATALOG);
+    connection.execute_batch(&attach).map_err(|source| {
         let text = source.to_string();
         let path = path.to_owned();
         if text.contains("Could not set lock") {
@@ -459,5 +477,13 @@ impl OlapEngine for DuckDb {
             tidied => tidied?,
         }
         Ok(())
+    }
+
+    fn space(&mut self) -> Result<Space, TargetError> {
+        compact::space(&self.connection, &self.path)
+    }
+
+    fn compact(&mut self) -> Result<Compacted, TargetError> {
+        self.write_anew()
     }
 }

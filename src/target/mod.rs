@@ -1,11 +1,12 @@
 //! DuckDB: transactions, apply, state.
 //!
 //! `duckdb` opens and locks the file and holds the one writer, `arrow_scan` has it read Arrow in place, `apply` turns a change batch into statements, `ddl` is
-//! the only place that quotes the target's identifiers, `state`, `jobs` and `pending` (changes of tables that are still
+//! the only place that quotes the target's identifiers, `compact` writes the file anew, `state`, `jobs` and `pending` (changes of tables that are still
 //! being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
 mod arrow_scan;
+pub mod compact;
 pub mod ddl;
 pub mod duckdb;
 pub mod jobs;
@@ -17,6 +18,7 @@ use std::{path::PathBuf, sync::Arc};
 use arrow::record_batch::RecordBatch;
 
 pub use self::{
+    compact::{Compacted, Space},
     duckdb::DuckDb,
     jobs::{Loader, NewJob, StoredJob},
 };
@@ -88,6 +90,13 @@ pub trait OlapEngine: Send {
 
     /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no error.
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError>;
+
+    /// How large the file is.
+    fn space(&mut self) -> Result<Space, TargetError>;
+
+    /// Writes the file anew without what deletes left behind, proves the new one equal and puts it in the old one's place.
+    /// Whatever fails leaves the old one as it was.
+    fn compact(&mut self) -> Result<Compacted, TargetError>;
 }
 
 /// How much of what deletes left behind is tidied up, too.
@@ -294,6 +303,12 @@ pub enum TargetError {
     Backwards { from: Lsn, to: Lsn },
     #[error("the copy differs from the source: {expected} {what}, {found} found")]
     Diverged { what: &'static str, expected: u64, found: u64 },
+    #[error("the file was not compacted: {reason}")]
+    NotCompacted { reason: String },
+    #[error("the file could not be compacted, and is as it was")]
+    CompactionFailed { source: Box<TargetError> },
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
     #[error("the work was cancelled")]
     Cancelled,
     #[error("the rows to load broke off")]

@@ -1,0 +1,186 @@
+//! The file itself: how much of it is used, and how it is written anew without what deletes left behind.
+//!
+//! DuckDB gives room within a file back to that file only. A file that has grown shrinks by being written anew beside
+//! itself, compared table by table, and put in its own place by one rename.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use duckdb::Connection;
+use serde::Serialize;
+
+use super::{DuckDb, TargetError, ddl};
+
+/// How large the file is, and what is in it. Sizes in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Space {
+    pub file_bytes: u64,
+    /// Of these, free for new rows.
+    pub free_bytes: u64,
+    /// DuckDB's write-ahead log, which the next file checkpoint writes into the file.
+    pub log_bytes: u64,
+    /// Rows in row groups, deleted ones included until their row group is written anew.
+    pub stored_rows: u64,
+}
+
+/// What [`super::OlapEngine::compact`] did.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Compacted {
+    pub before: Space,
+    pub after: Space,
+    /// Rows that readers see, before and after.
+    pub rows: u64,
+    pub tables: u64,
+    pub seconds: f64,
+}
+
+/// The new file is attached under this name while it is written.
+const NEXT: &str = "rhei_next";
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+/// Reads sizes. `stored_rows` is DuckDB's own count; nothing is scanned.
+pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, TargetError> {
+    let size = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+    let (block_size, free): (u64, u64) = connection.query_row(
+        "SELECT block_size, free_blocks FROM pragma_database_size() WHERE database_name = current_database()",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let stored_rows = connection.query_row(
+        "SELECT coalesce(sum(estimated_size), 0)::UBIGINT FROM duckdb_tables() WHERE database_name = current_database()",
+        [],
+        |row| row.get(0),
+    )?;
+    let (file_bytes, log_bytes) = (size(path), size(&beside(path, ".wal")));
+    Ok(Space { file_bytes, free_bytes: block_size * free, log_bytes, stored_rows })
+}
+
+/// All tables of a database: name, number of rows, and a sum over the hashes of all rows, which no order changes.
+fn contents(connection: &Connection, database: &str) -> Result<Vec<(String, u64, String)>, TargetError> {
+    let mut names = connection.prepare(
+        "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ? ORDER BY schema_name, table_name",
+    )?;
+    let names = names.query_map([database], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let names = names.collect::<Result<Vec<(String, String)>, _>>()?;
+    let mut contents = Vec::with_capacity(names.len());
+    for (schema, table) in names {
+        let name = format!("{}.{}", ddl::quoted(&schema), ddl::quoted(&table));
+        let sql = format!("SELECT count(*), coalesce(sum(hash(t)), 0)::VARCHAR FROM {database}.{name} t");
+        let (rows, hash) = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        contents.push((name, rows, hash));
+    }
+    Ok(contents)
+}
+
+/// How many of everything else there is.
+fn others(connection: &Connection, database: &str) -> Result<Vec<u64>, TargetError> {
+    let kinds = ["columns", "views", "indexes", "sequences", "functions", "types", "schemas", "constraints"];
+    let count = |kind: &str| {
+        let sql = format!("SELECT count(*) FROM duckdb_{kind}() WHERE database_name = ?");
+        connection.query_row(&sql, [database], |row| row.get(0)).map_err(TargetError::from)
+    };
+    kinds.into_iter().map(count).collect()
+}
+
+impl DuckDb {
+    /// The body of [`super::OlapEngine::compact`].
+    pub(super) fn write_anew(&mut self) -> Result<Compacted, TargetError> {
+        let started = Instant::now();
+        let refused = |reason: String| TargetError::NotCompacted { reason };
+        if self.has_open_parts() {
+            return Err(refused("a large transaction is being applied\nhint: try again in a while".to_owned()));
+        }
+        if !self.copying.is_empty() {
+            return Err(refused(
+                "tables are being copied\nhint: try again when `rhei status` shows them live".to_owned(),
+            ));
+        }
+        // A link stays a link.
+        let path = fs::canonicalize(self.path())?;
+        let next = beside(&path, ".compacting");
+        let before = space(&self.connection, &path)?;
+        let written = self.write_next(&next);
+        // What failed may have left it open.
+        let _ = self.connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEXT}"));
+        let replaced = written.and_then(|contents| {
+            let permissions = fs::metadata(&path)?.permissions();
+            fs::set_permissions(&next, permissions)?;
+            File::open(&next)?.sync_all()?;
+            self.put_in_place(&next, &path)?;
+            Ok(contents)
+        });
+        let contents = match replaced {
+            Ok(contents) => contents,
+            Err(error) => {
+                let _ = fs::remove_file(&next);
+                let _ = fs::remove_file(beside(&next, ".wal"));
+                return Err(match error {
+                    // The file is closed.
+                    error @ TargetError::Open { .. } | error @ TargetError::Locked { .. } => error,
+                    error => TargetError::CompactionFailed { source: Box::new(error) },
+                });
+            }
+        };
+        Ok(Compacted {
+            before,
+            after: space(&self.connection, &path)?,
+            rows: contents.iter().map(|(_, rows, _)| rows).sum(),
+            tables: contents.len() as u64,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Closes the file, renames, and opens it again. The log goes with the file that it belongs to: it is written into that
+    /// before, and gone.
+    fn put_in_place(&mut self, next: &Path, path: &Path) -> Result<(), TargetError> {
+        self.connection.execute_batch("CHECKPOINT")?;
+        if let Err(error) = self.connection.execute_batch(&format!("USE memory; DETACH DATABASE {}", ddl::CATALOG)) {
+            self.connection.execute_batch(&format!("USE {}", ddl::CATALOG))?;
+            return Err(error.into());
+        }
+        let moved = match fs::exists(beside(path, ".wal")) {
+            Ok(false) => fs::rename(next, path).map_err(TargetError::from),
+            Ok(true) => Err(TargetError::NotCompacted { reason: "DuckDB left a log behind".to_owned() }),
+            Err(error) => Err(error.into()),
+        };
+        self.attach_again()?;
+        moved?;
+        if let Some(folder) = path.parent() {
+            // A crash before this leaves the old file, which is as good.
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+
+    /// Writes everything into a new file and compares.
+    fn write_next(&mut self, next: &Path) -> Result<Vec<(String, u64, String)>, TargetError> {
+        let connection = &self.connection;
+        let gone = |path: &Path| match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        // Left by a crash.
+        gone(next)?;
+        gone(&beside(next, ".wal"))?;
+        let file = ddl::literal(&next.display().to_string());
+        connection.execute_batch(&format!(
+            "ATTACH {file} AS {NEXT} (STORAGE_VERSION 'latest'); COPY FROM DATABASE {} TO {NEXT}; CHECKPOINT {NEXT};",
+            ddl::CATALOG
+        ))?;
+        let (old, new) = (contents(connection, ddl::CATALOG)?, contents(connection, NEXT)?);
+        if old != new || others(connection, ddl::CATALOG)? != others(connection, NEXT)? {
+            let differs = old.iter().zip(&new).find(|(old, new)| old != new).map(|(old, _)| old.0.clone());
+            let what = differs.unwrap_or_else(|| "what else is in the file".to_owned());
+            return Err(TargetError::NotCompacted { reason: format!("{what} came out different in the new file") });
+        }
+        Ok(old)
+    }
+}
