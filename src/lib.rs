@@ -28,6 +28,8 @@ pub mod backfill;
 
 pub mod control;
 
+pub mod failpoint;
+
 pub mod cli;
 
 pub use checkpoint::Checkpoint;

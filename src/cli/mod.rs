@@ -277,6 +277,7 @@ pub fn main() -> ExitCode {
             "error: rhei met a bug of its own and stopped: {panic}\nhint: nothing committed is lost; please report this"
         );
     }));
+    crate::failpoint::begin();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -31,6 +31,7 @@ use crate::{
     Checkpoint, Lsn,
     backfill::{self, Copied, FirstSlot, Planned, Round, Told, create_slot},
     change::{QualifiedName, TableSpec},
+    failpoint::reached,
     source::{
         Hold,
         catalog::{self, PublicationInfo, SourceTable},
@@ -125,6 +126,7 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
             return Err(no_tables(options));
         }
         slot::create_publication(sql, name, &chosen).await?;
+        reached("publication.created");
         tracing::info!(publication = name, tables = chosen.len(), "publication created");
     }
     let Some(info) = catalog::publication(sql, &options.publications).await? else {
@@ -460,13 +462,16 @@ async fn create<T: OlapEngine + 'static>(
         table.state = TableState::Dropped;
     }
     save(writer, &pipeline, old_tables).await?;
+    reached("slot.intended");
     let created = create_slot(options, &source.sql, &mut source.replication, &options.slot, false).await?;
+    reached("slot.created");
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
     let targets = target_names(options, &tables, &BTreeMap::new());
     let rows =
         tables.iter().filter(|table| !known.contains(&table.oid)).map(|table| pending(table, &targets)).collect();
     save(writer, &pipeline, rows).await?;
+    reached("slot.recorded");
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
     let first = FirstSlot { replication: source.replication, created };
     let to_copy = tables.into_iter().map(|table| table.oid).collect();

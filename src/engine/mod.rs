@@ -31,6 +31,7 @@ use crate::{
         assemble::{Answer, Question},
     },
     config::TablePattern,
+    failpoint::reached,
     source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions},
     target::{Applied, OlapEngine, TargetError, duckdb::TargetOptions},
 };
@@ -466,6 +467,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Outcome::RolledBack(failure) => return self.pause_and_read_again(vec![failure]).await,
             }
         };
+        reached("apply.committed");
         self.latency.record(&commit_times_us);
         self.consumer.acknowledge(applied.durable);
         let Effects { counts, truncated, nulled, failed } = effects;

@@ -21,6 +21,7 @@ use crate::{
     change::QualifiedName,
     checkpoint::reachable_target,
     control::{Asked, Control},
+    failpoint::reached,
     source::{
         CdcConsumer, SourceError, catalog,
         connect::connect_sql,
@@ -312,6 +313,7 @@ async fn stream<T: OlapEngine + 'static>(
     let fingerprint = attached.pipeline.publication_fingerprint;
     let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint).await?;
     let consumer = PgConsumer::start(&options.source, stream).await?;
+    reached("stream.started");
     let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
     let engine = SyncEngine::new(consumer, writer.clone(), checkpoint, options);
     Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))

@@ -18,6 +18,7 @@ use crate::{
     backfill::{self, Copied, Planned, Told},
     change::TableSpec,
     checkpoint::reachable_target,
+    failpoint::reached,
     source::{CdcConsumer, connect::SqlClient},
     target::{OlapEngine, StoredTable, TableState, TargetError},
 };
@@ -60,7 +61,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         return Ok(attach_anew);
                     }
                 }
+                reached("copy.planned");
                 let ids = self.adopt(lsn, &tables, refused, &holder, copies).await?;
+                reached("copy.adopted");
                 // Gone only when the round broke off, which it says itself.
                 let _ = adopted.send(ids);
             }
@@ -69,9 +72,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 let Some(spec) = self.copying.remove(&oid) else { return Ok(None) };
                 match copied {
                     Copied::Done => {
+                        reached("copy.loaded");
                         let loaded = Arc::clone(&spec);
                         match self.target.call(move |target| target.finish_load(&loaded)).await {
-                            Ok(()) => drop(self.catching_up.insert(oid, spec)),
+                            Ok(()) => {
+                                reached("copy.finished");
+                                self.catching_up.insert(oid, spec);
+                            }
                             Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
                                 self.begin_anew(&spec, copies, &error.to_string()).await?;
                             }
@@ -229,6 +236,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         match merged {
             Ok(false) => {}
             Ok(true) => {
+                reached("merge.live");
                 self.catching_up.remove(&spec.oid);
                 copies.live(spec.oid);
                 let _ = self.events.send(Event::WentLive { table: spec.source.to_string() });

@@ -19,6 +19,7 @@ use crate::{
     Lsn,
     change::{ChangeBatch, TableSpec, assemble::Assembler},
     checkpoint::DurableLsn,
+    failpoint::reached,
 };
 
 /// How often a hurried reader asks the server how far it is.
@@ -109,6 +110,7 @@ impl PgConsumer {
                     }
                     let StreamCommit { xid, commit_lsn, commit_time_us, .. } = commit;
                     self.replay = Some(self.spool.commit(&commit)?);
+                    reached("spool.committed");
                     self.assembler.push(Message::Begin { commit_lsn, commit_time_us, xid })?;
                     return Ok(false);
                 }

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::wire::{Socket, WireError};
-use crate::{Lsn, checkpoint::DurableLsn};
+use crate::{Lsn, checkpoint::DurableLsn, failpoint::reached};
 
 /// The longest pause between two statuses.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -138,8 +138,10 @@ async fn write_statuses(
         if is_last {
             frontend::terminate(&mut out);
         }
+        reached("feedback.sending");
         write.write_all(&out).await?;
         write.flush().await?;
+        reached("feedback.sent");
         last_sent = Instant::now();
         if is_last {
             write.shutdown().await?;

@@ -15,7 +15,7 @@ use super::{
     feedback::Liveness,
     wire::{Frame, FrameReader, HEADER_BYTES, MAX_MESSAGE_BYTES, ServerMessage, Socket, WireError, whole_frame},
 };
-use crate::Lsn;
+use crate::{Lsn, failpoint::reached};
 
 /// What the stream brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +80,7 @@ impl StreamReader {
                         }
                     {
                         liveness.heard();
+                        reached("stream.received");
                         if let Ok(permit) = room.acquire_many(cost(&whole)).await {
                             permit.forget();
                         }

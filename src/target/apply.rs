@@ -26,6 +26,7 @@ use crate::{
         TableSpec,
     },
     checkpoint::DurableLsn,
+    failpoint::reached,
     types::ColumnBuilder,
 };
 
@@ -130,6 +131,7 @@ pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progres
     // ALTER comes before any other statement on a table of this transaction (trap 69).
     for reshape in &batch.reshapes {
         bring_into_shape(&target.connection, reshape).map_err(|source| source.of(&reshape.after))?;
+        reached("apply.reshaped");
     }
     for changes in &batch.tables {
         progress.counts += changes.counts;

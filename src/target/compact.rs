@@ -13,6 +13,7 @@ use duckdb::Connection;
 use serde::Serialize;
 
 use super::{DuckDb, TargetError, ddl};
+use crate::failpoint::reached;
 
 /// How large the file is, and what is in it. Sizes in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -114,6 +115,7 @@ impl DuckDb {
             let permissions = fs::metadata(&path)?.permissions();
             fs::set_permissions(&next, permissions)?;
             File::open(&next)?.sync_all()?;
+            reached("compact.written");
             self.put_in_place(&next, &path)?;
             Ok(contents)
         });
@@ -146,11 +148,13 @@ impl DuckDb {
             self.connection.execute_batch(&format!("USE {}", ddl::CATALOG))?;
             return Err(error.into());
         }
+        reached("compact.closed");
         let moved = match fs::exists(beside(path, ".wal")) {
             Ok(false) => fs::rename(next, path).map_err(TargetError::from),
             Ok(true) => Err(TargetError::NotCompacted { reason: "DuckDB left a log behind".to_owned() }),
             Err(error) => Err(error.into()),
         };
+        reached("compact.renamed");
         self.attach_again()?;
         moved?;
         if let Some(folder) = path.parent() {

@@ -20,6 +20,7 @@ use crate::{
     Checkpoint, Lsn,
     change::{ChangeBatch, QualifiedName, TableSpec},
     checkpoint::DurableLsn,
+    failpoint::reached,
 };
 
 /// Where the copy is, and what DuckDB may use.
@@ -157,6 +158,7 @@ impl DuckDb {
         };
         let applied = apply::apply(self, batch, &mut progress).and_then(|()| {
             if batch.is_part {
+                reached("apply.part");
                 return Ok(Applied {
                     durable: DurableLsn::committed(before.as_ref().map_or(Lsn::ZERO, |before| before.checkpoint.lsn)),
                     deleted_rows: progress.deleted_rows,
@@ -165,6 +167,7 @@ impl DuckDb {
                 });
             }
             let applied = apply::conclude(self, batch, checkpoint, &progress)?;
+            reached("apply.committing");
             self.connection.execute_batch("COMMIT")?;
             Ok(applied)
         });
@@ -376,9 +379,15 @@ impl OlapEngine for DuckDb {
     }
 
     fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError> {
-        if !self.transaction(|target| pending::merge(&target.connection, table, most_rows))? {
+        let merged = self.transaction(|target| {
+            let is_merged = pending::merge(&target.connection, table, most_rows)?;
+            reached("merge.step");
+            Ok(is_merged)
+        })?;
+        if !merged {
             return Ok(false);
         }
+        reached("merge.merged");
         // In a transaction of its own. DuckDB writes rows into its log under the name that their table has at the end of
         // the transaction, and before the renaming: a log with both cannot be replayed after a crash. Nothing can come
         // between the two: this is the one writer, and a crash leaves a shadow with nothing more to merge.
@@ -388,7 +397,9 @@ impl OlapEngine for DuckDb {
             connection.execute_batch(&ddl::swap(&table.target))?;
             connection.execute_batch(&pending::drop_statement(table.oid))?;
             state::give_way(connection, &table.target, table.oid)?;
-            state::set_live(connection, table.oid)
+            state::set_live(connection, table.oid)?;
+            reached("merge.swapping");
+            Ok(())
         })?;
         self.state()?;
         Ok(true)
@@ -437,7 +448,9 @@ impl OlapEngine for DuckDb {
             self.transaction(|target| {
                 let mut progress = Progress::default();
                 apply::apply(target, batch, &mut progress)?;
-                Ok((apply::conclude(target, batch, checkpoint, &progress)?, progress.ends_a_copy))
+                let applied = apply::conclude(target, batch, checkpoint, &progress)?;
+                reached("apply.committing");
+                Ok((applied, progress.ends_a_copy))
             })?
         };
         if batch.is_part {
@@ -467,7 +480,9 @@ impl OlapEngine for DuckDb {
         };
         let allow = |tasks: u32| format!("SET GLOBAL max_vacuum_tasks = {tasks}");
         self.connection.execute_batch(&allow(tasks))?;
+        reached("tidy.begun");
         let tidied = self.connection.execute_batch("CHECKPOINT");
+        reached("tidy.done");
         self.connection.execute_batch(&allow(VACUUM_TASKS))?;
         match tidied {
             // An older reader's snapshot, or a writer; the next one will do.

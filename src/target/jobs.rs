@@ -12,7 +12,7 @@ use super::{
     RowStream, TargetError, apply,
     arrow_scan::{BatchView, Database},
 };
-use crate::{Lsn, change::TableSpec, types::schema_of};
+use crate::{Lsn, change::TableSpec, failpoint::reached, types::schema_of};
 
 /// A job that is to be written.
 #[derive(Debug, Clone)]
@@ -231,8 +231,10 @@ impl Loader {
                 "'done' AS status, NULL::VARCHAR AS error, ?::UBIGINT AS rows, now() AS finished_at",
                 &[&loaded],
             )?;
+            reached("chunk.loading");
             Ok(loaded)
         });
+        reached("chunk.loaded");
         self.view = Some((Arc::clone(table), view));
         loaded
     }

@@ -9,6 +9,7 @@ mod bed_works;
 mod compacting;
 mod connections;
 mod copying;
+mod crashes;
 mod every_value;
 mod following;
 mod lifecycle;

@@ -1,0 +1,49 @@
+//! Places where a test makes rhei die, stumble or wait, as a crash, a bug or a slow disk would (postgres.md 2.10).
+//!
+//! Builds without the feature `failpoints` of the crate `fail`, which only tests and benchmarks ask for, contain none of this.
+
+/// Every place, in the order in which a first copy and its stream come by.
+pub const ALL: [&str; 28] = [
+    "publication.created",
+    "slot.intended",
+    "slot.created",
+    "slot.recorded",
+    "stream.started",
+    "copy.planned",
+    "copy.adopted",
+    "chunk.loading",
+    "chunk.loaded",
+    "copy.loaded",
+    "copy.finished",
+    "merge.step",
+    "merge.merged",
+    "merge.swapping",
+    "merge.live",
+    "stream.received",
+    "spool.committed",
+    "apply.reshaped",
+    "apply.part",
+    "apply.committing",
+    "apply.committed",
+    "feedback.sending",
+    "feedback.sent",
+    "tidy.begun",
+    "tidy.done",
+    "compact.written",
+    "compact.closed",
+    "compact.renamed",
+];
+
+/// Reads what the environment (`FAILPOINTS`) wants to happen where. Once, at the start of the process.
+pub fn begin() {
+    if fail::has_failpoints() {
+        // Kept until the process ends.
+        std::mem::forget(fail::FailScenario::setup());
+    }
+}
+
+/// Comes by a place: `return` there ends the process at once, other actions are those of the crate `fail`.
+pub fn reached(place: &'static str) {
+    debug_assert!(ALL.contains(&place));
+    fail::fail_point!(place, |_| std::process::abort());
+}
