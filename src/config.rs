@@ -177,6 +177,7 @@ pub struct Settings {
     pub target: TargetSettings,
     pub sync: SyncSettings,
     pub backfill: BackfillSettings,
+    pub supervisor: SupervisorSettings,
     /// Per table, by `schema.table`.
     pub tables: BTreeMap<String, TableSection>,
 }
@@ -280,6 +281,42 @@ pub struct BackfillSettings {
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+pub struct SupervisorSettings {
+    /// How often `rhei run` goes on after a bug of its own, before it stops: "once", or so often within a time. Default
+    /// { max = 5, within = "1m" }.
+    pub restart: Option<Restart>,
+    /// How long a stop waits for what has begun. Default "10s".
+    pub grace: Option<Span>,
+    /// How often `rhei run` looks at how much WAL the slot holds at the source. Default "30s".
+    pub lag_interval: Option<Span>,
+    /// From how much on it warns. Default "1GB".
+    pub lag_warning: Option<ByteSize>,
+}
+
+/// A budget of restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected \"once\" or { max = 5, within = \"1m\" }")]
+pub enum Restart {
+    /// "once"
+    Named(Once),
+    Often(Often),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Often {
+    pub max: u32,
+    pub within: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Once {
+    Once,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct TableSection {
     /// Its name in DuckDB, as `schema.table`.
     pub target: Option<String>,
@@ -321,7 +358,41 @@ pub struct Config {
     pub rate_limit: Option<ByteSize>,
     pub chunk_size: Option<ByteSize>,
     pub snapshot_warning: Duration,
+    pub supervision: Supervision,
     pub table_settings: BTreeMap<String, TableSection>,
+}
+
+/// How often work that met a bug of ours may begin again, before rhei stops with the error (`[supervisor] restart`). A source
+/// that is away and a disk that is full do not count: those are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    pub max: u32,
+    /// None: in its whole life.
+    pub within: Option<Duration>,
+}
+
+/// How a long run is kept alive and watched.
+#[derive(Debug, Clone, Copy)]
+pub struct Supervision {
+    /// For bugs: sessions, and rounds of copies, each have as much.
+    pub restart: Budget,
+    /// How long a stop waits for what has begun.
+    pub grace: Duration,
+    /// How often the slot is looked at,
+    pub lag_interval: Duration,
+    /// and how much WAL it may hold without a warning.
+    pub lag_warning_bytes: u64,
+}
+
+impl Default for Supervision {
+    fn default() -> Self {
+        Self {
+            restart: Budget { max: 5, within: Some(Duration::from_secs(60)) },
+            grace: Duration::from_secs(10),
+            lag_interval: Duration::from_secs(30),
+            lag_warning_bytes: 1_000_000_000,
+        }
+    }
 }
 
 /// Where settings come from.
@@ -402,6 +473,18 @@ impl Config {
                 ));
             }
         }
+        let SupervisorSettings { restart, grace, lag_interval, lag_warning } = settings.supervisor;
+        let defaults = Supervision::default();
+        let supervision = Supervision {
+            restart: match restart {
+                None => defaults.restart,
+                Some(Restart::Named(Once::Once)) => Budget { max: 1, within: None },
+                Some(Restart::Often(Often { max, within })) => Budget { max, within: Some(within.0) },
+            },
+            grace: grace.map_or(defaults.grace, |span| span.0),
+            lag_interval: lag_interval.map_or(defaults.lag_interval, |span| span.0),
+            lag_warning_bytes: lag_warning.map_or(defaults.lag_warning_bytes, |size| size.0 as u64),
+        };
         Ok(Self {
             source_url: source.url,
             publications,
@@ -421,6 +504,7 @@ impl Config {
             rate_limit: settings.backfill.rate_limit,
             chunk_size: settings.backfill.chunk_size,
             snapshot_warning: settings.backfill.snapshot_warning.map_or(Duration::from_secs(3600), |span| span.0),
+            supervision,
             table_settings: settings.tables,
         })
     }
@@ -511,7 +595,10 @@ fn override_from(settings: &mut Settings, environment: &BTreeMap<String, String>
     read(environment, "RHEI_BACKFILL_RATE_LIMIT", &mut settings.backfill.rate_limit)?;
     read(environment, "RHEI_BACKFILL_CHUNK_SIZE", &mut settings.backfill.chunk_size)?;
     read(environment, "RHEI_BACKFILL_SNAPSHOT_WARNING", &mut settings.backfill.snapshot_warning)?;
-    read(environment, "RHEI_BACKFILL_WORKERS", &mut settings.backfill.workers)
+    read(environment, "RHEI_BACKFILL_WORKERS", &mut settings.backfill.workers)?;
+    read(environment, "RHEI_SUPERVISOR_GRACE", &mut settings.supervisor.grace)?;
+    read(environment, "RHEI_SUPERVISOR_LAG_INTERVAL", &mut settings.supervisor.lag_interval)?;
+    read(environment, "RHEI_SUPERVISOR_LAG_WARNING", &mut settings.supervisor.lag_warning)
 }
 
 /// The JSON Schema of rhei.toml.
@@ -543,6 +630,7 @@ mod tests {
             ("[sync]\ninterval = \"soon\"", "\"soon\" is not a duration like \"200ms\""),
             ("[sync]\ninterval = 1", "a duration like \"200ms\""),
             ("[sync]\nmemory_limit = \"12 apples\"", "its unit has to be B, KB"),
+            ("[supervisor]\nrestart = \"twice\"", "expected \"once\" or { max = 5"),
             ("[source]\ntables = [\"orders\"]", "expected \"schema.table\""),
         ] {
             let error = parsed(text);

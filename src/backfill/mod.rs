@@ -217,7 +217,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                     None => break Ok(()),
                 },
                 Some(ended) = workers.join_next() => {
-                    let lost = |_| EngineError::TaskLost { what: "a copy worker" };
+                    let lost = |lost| EngineError::lost("a copy worker", lost);
                     if let Err(error) = ended.map_err(lost).and_then(|ended| ended) {
                         break Err(error);
                     }
@@ -232,7 +232,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         work.queue.lock().await.clear();
         let mut others = Ok(());
         while let Some(ended) = workers.join_next().await {
-            let lost = |_| EngineError::TaskLost { what: "a copy worker" };
+            let lost = |lost| EngineError::lost("a copy worker", lost);
             others = others.and(ended.map_err(lost).and_then(|ended| ended));
         }
         ended.and(others)

@@ -346,7 +346,7 @@ impl Worker {
                 }
             }
         });
-        let Some(mut taken) = self.loader.take() else { return Err(EngineError::TaskLost { what: "a loader" }) };
+        let Some(mut taken) = self.loader.take() else { return Err(self.lost_loader()) };
         let table = Arc::clone(&spec);
         let load = tokio::task::spawn_blocking(move || {
             let loaded = taken.load(&table, job, Box::new(stream));
@@ -372,7 +372,7 @@ impl Worker {
             }
         };
         drop(batches);
-        let (returned, loaded, is_cancelled) = load.await.map_err(|_| EngineError::TaskLost { what: "a load" })?;
+        let (returned, loaded, is_cancelled) = load.await.map_err(|lost| EngineError::lost("a load", lost))?;
         self.loader = Some(returned);
         let failure = failure.lock().ok().and_then(|mut seen| seen.take());
         let error = match (failure, loaded) {
@@ -399,17 +399,21 @@ impl Worker {
         }
     }
 
+    fn lost_loader(&self) -> EngineError {
+        EngineError::Bug { what: "a loader", why: "it was not given back".to_owned() }
+    }
+
     /// Runs a call of the loader where it may block.
     async fn on_thread<R: Send + 'static>(
         &mut self,
         work: impl FnOnce(&Loader) -> Result<R, TargetError> + Send + 'static,
     ) -> Result<R, EngineError> {
-        let Some(taken) = self.loader.take() else { return Err(EngineError::TaskLost { what: "a loader" }) };
+        let Some(taken) = self.loader.take() else { return Err(self.lost_loader()) };
         let called = tokio::task::spawn_blocking(move || {
             let done = work(&taken);
             (taken, done)
         });
-        let (returned, done) = called.await.map_err(|_| EngineError::TaskLost { what: "a loader" })?;
+        let (returned, done) = called.await.map_err(|lost| EngineError::lost("a loader", lost))?;
         self.loader = Some(returned);
         Ok(done?)
     }

@@ -205,6 +205,8 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         rate_limit_bytes: None,
         chunk_bytes: None,
         snapshot_warning: Duration::from_secs(3600),
+        supervision: crate::config::Supervision::default(),
+        activity: crate::engine::supervisor::Activity::default(),
         ddl_lock: crate::engine::DdlLock::default(),
         board: Board::default(),
         latency: Latency::default(),

@@ -221,6 +221,8 @@ impl Session {
             rate_limit_bytes: config.rate_limit.map(|limit| limit.0 as u64),
             chunk_bytes: config.chunk_size.map(|size| size.0 as u64),
             snapshot_warning: config.snapshot_warning,
+            supervision: config.supervision,
+            activity: crate::engine::supervisor::Activity::default(),
             ddl_lock: crate::engine::DdlLock::default(),
             board: board.clone(),
             latency: crate::engine::latency::Latency::default(),

@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{EngineError, Options, Writer, with_causes};
+use super::{EngineError, Options, Writer, supervisor::Restarts, with_causes};
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
     source::Hold,
@@ -26,8 +26,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const CALM: Duration = Duration::from_secs(60);
 /// How often the copy of one table begins anew because it did not fit or the table changed.
 const ANEW: u32 = 10;
-/// How long a stop waits for chunks that have begun.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Something that came of a round.
 pub enum News {
@@ -49,6 +47,7 @@ pub struct Copies<T> {
     /// Rounds in a row that came too late for a table.
     races: u32,
     failures: u32,
+    restarts: Restarts,
     /// By table.
     begun_anew: BTreeMap<u32, u32>,
     /// How often in a row a round may fail before that is an error.
@@ -80,6 +79,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
             running: None,
             races: 0,
             failures: 0,
+            restarts: Restarts::new(options.supervision.restart),
             begun_anew: BTreeMap::new(),
             patience,
             not_before: None,
@@ -221,7 +221,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
             if let Some(told) = running.told.recv().await {
                 return Ok(News::Told(told));
             }
-            let ended = (&mut running.task).await.unwrap_or(Err(EngineError::TaskLost { what: "a copy" }));
+            let ended = (&mut running.task).await.unwrap_or_else(|lost| Err(EngineError::lost("a copy", lost)));
             let (unfinished, lasted) = match self.running.take() {
                 Some(running) => (running.tables, running.began.elapsed()),
                 None => (BTreeSet::new(), Duration::ZERO),
@@ -231,7 +231,10 @@ impl<T: OlapEngine + 'static> Copies<T> {
                     self.failures = 0;
                 }
                 self.failures += 1;
-                if !error.is_transient() || self.failures > self.patience {
+                let is_spent = matches!(error, EngineError::Bug { .. }) && !self.restarts.take();
+                // A disk that is full is the whole session's to wait for.
+                let is_over = !error.is_transient() || error.is_of_disk() || is_spent;
+                if is_over || self.failures > self.patience {
                     return Err(error);
                 }
                 let pause = (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(LONGEST_PAUSE);
@@ -243,12 +246,12 @@ impl<T: OlapEngine + 'static> Copies<T> {
         }
     }
 
-    /// Lets chunks that have begun come to their end, within a grace period.
-    pub async fn shutdown(mut self) {
+    /// Lets chunks that have begun come to their end, within the grace period. Another round may be begun after that.
+    pub async fn shutdown(&mut self) {
         let Some(mut running) = self.running.take() else { return };
         running.stop.cancel();
         drop(running.told);
-        if tokio::time::timeout(GRACE, &mut running.task).await.is_err() {
+        if tokio::time::timeout(self.options.supervision.grace, &mut running.task).await.is_err() {
             tracing::warn!("chunks that were being copied are given up; they are copied again");
             running.task.abort();
         }

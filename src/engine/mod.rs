@@ -2,7 +2,7 @@
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
 //! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's
-//! shape, `latency` measures, this file holds one cycle,
+//! shape, `latency` measures, `supervisor` begins again what failed, this file holds one cycle,
 //! `replicate` the long run and the catch-up.
 
 pub mod attach;
@@ -10,11 +10,13 @@ pub mod copying;
 pub mod latency;
 pub mod replicate;
 pub mod schema;
+pub mod supervisor;
 pub mod tables;
 mod tending;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -30,7 +32,7 @@ use crate::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
         assemble::{Answer, Question},
     },
-    config::TablePattern,
+    config::{Supervision, TablePattern},
     failpoint::reached,
     source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions},
     target::{Applied, OlapEngine, TargetError, duckdb::TargetOptions},
@@ -63,6 +65,9 @@ pub struct Options {
     pub snapshot_warning: Duration,
     /// Who changes shapes, or the file itself, waits for cycles, and they for him.
     pub ddl_lock: DdlLock,
+    pub supervision: Supervision,
+    /// When rows last changed.
+    pub activity: supervisor::Activity,
     /// How far copies are.
     pub board: backfill::board::Board,
     /// How long changes take to arrive.
@@ -153,8 +158,8 @@ pub enum EngineError {
     Target(#[from] TargetError),
     #[error("{0}")]
     Setup(String),
-    #[error("{what} ended without a result")]
-    TaskLost { what: &'static str },
+    #[error("{what} met a bug: {why}")]
+    Bug { what: &'static str, why: String },
     #[error("the snapshot of the copy is lost")]
     SnapshotLost,
     #[error("a copy was at the same rows of the target")]
@@ -166,9 +171,28 @@ impl EngineError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source(error) => error.is_transient(),
-            Self::TaskLost { .. } | Self::SnapshotLost | Self::Busy => true,
-            Self::Target(_) | Self::Setup(_) => false,
+            Self::Bug { .. } | Self::SnapshotLost | Self::Busy => true,
+            Self::Target(_) => self.is_of_disk(),
+            Self::Setup(_) => false,
         }
+    }
+
+    /// A disk at our end does not take what is written: it is full, or broken.
+    pub fn is_of_disk(&self) -> bool {
+        match self {
+            Self::Target(error) => error.is_of_disk(),
+            Self::Source(SourceError::Spool(_)) => true,
+            _ => false,
+        }
+    }
+
+    /// A task that panicked, or that was ended by the runtime.
+    pub(crate) fn lost(what: &'static str, lost: tokio::task::JoinError) -> Self {
+        let why = match lost.try_into_panic() {
+            Ok(panic) => supervisor::panic_text(&*panic),
+            Err(_) => "it was ended".to_owned(),
+        };
+        Self::Bug { what, why }
     }
 }
 
@@ -212,11 +236,17 @@ impl<T: OlapEngine + 'static> Writer<T> {
         EngineError: From<E>,
     {
         let target = Arc::clone(&self.0);
+        let what = "a call to DuckDB";
         let done = tokio::task::spawn_blocking(move || {
-            // A panic inside a call leaves no open transaction: DuckDB rolls back what was not committed.
-            work(&mut target.lock().unwrap_or_else(PoisonError::into_inner))
+            let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut target)));
+            done.map_err(|panic| {
+                // Nothing of a transaction that a panic left open may be seen by whoever comes next.
+                let _ = target.roll_back();
+                EngineError::Bug { what, why: supervisor::panic_text(&*panic) }
+            })
         });
-        done.await.map_err(|_| EngineError::TaskLost { what: "a call to DuckDB" })?.map_err(EngineError::from)
+        done.await.map_err(|lost| EngineError::lost(what, lost))??.map_err(EngineError::from)
     }
 }
 

@@ -2,6 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,6 +19,7 @@ use super::{
     attach::{Attached, CopyAgain, attach},
     copying::Copies,
     schema::Catalogs,
+    supervisor::{self, Restarts, Supervisor},
 };
 use crate::{
     Lsn,
@@ -114,7 +119,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         let mut engine = stream(options, writer, attached, copies, wants_whole).await?;
         let ended = match catch_up(&mut engine, &mut report, options, copies, stop).await {
             // What broke after it had begun may heal: the checkpoint says where to go on.
-            Err(error) if error.is_transient() && breaks < BREAKS => {
+            Err(error) if error.is_transient() && !error.is_of_disk() && breaks < BREAKS => {
                 breaks += 1;
                 wants_whole |= wants_whole_from_now_on(&error);
                 tracing::warn!(error = super::with_causes(&error), "the stream broke; going on from the checkpoint");
@@ -351,10 +356,79 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     let (ask, mut asked) = mpsc::unbounded_channel();
     let _control = Control::listen(options, writer.clone(), ask);
     let mut copies = Copies::new(options, &writer, u32::MAX);
+    let mut supervisor = Supervisor::new(options.supervision.grace);
+    begin_rounds(&mut supervisor, options, &writer);
     let ended = run_sessions(options, &writer, &mut asked, &mut copies, stop).await;
     copies.shutdown().await;
+    for task in supervisor.shutdown().await {
+        tracing::warn!(task, "did not finish in time, and was given up");
+    }
     ended?;
-    writer.call(|target| target.tidy(Compaction::None)).await
+    match writer.call(|target| target.tidy(Compaction::None)).await {
+        // It stays in the log, and is written into the file next time.
+        Err(error) if error.is_of_disk() => {
+            tracing::warn!(error = super::with_causes(&error), "file checkpoint put off");
+            Ok(())
+        }
+        tidied => tidied,
+    }
+}
+
+/// What comes round by the clock beside the sessions, also while the source is away.
+fn begin_rounds<T: OlapEngine + 'static>(supervisor: &mut Supervisor, options: &Options, writer: &Writer<T>) {
+    const CALM: Duration = Duration::from_secs(5);
+    const RETENTION: Duration = Duration::from_secs(3600);
+    let (tidied, its_writer) = (options.clone(), writer.clone());
+    supervisor.every("file checkpoint", Duration::from_secs(1), move || {
+        let (options, writer) = (tidied.clone(), its_writer.clone());
+        async move { if options.activity.is_calm_after(CALM) { tidy(&options, &writer).await } else { Ok(()) } }
+    });
+    let pruner = writer.clone();
+    supervisor.every("retention of jobs", RETENTION, move || {
+        let writer = pruner.clone();
+        async move { writer.call(|target| target.prune()).await.map(|_| ()) }
+    });
+    let (watched, level) = (options.clone(), Arc::new(AtomicU32::new(0)));
+    supervisor.every("lag watch", options.supervision.lag_interval, move || {
+        let (options, level) = (watched.clone(), Arc::clone(&level));
+        async move { watch_lag(&options, &level).await }
+    });
+}
+
+/// Writes DuckDB's log into the file while nothing else happens. After a disk failed that, DuckDB has to open the file again.
+async fn tidy<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<(), EngineError> {
+    let _shape = options.ddl_lock.write().await;
+    let tidied = writer.call(|target| target.tidy(Compaction::Some)).await;
+    if tidied.as_ref().is_err_and(EngineError::is_of_disk) {
+        writer.call(|target| target.reopen()).await?;
+        // Once more later.
+        options.activity.note();
+    }
+    tidied
+}
+
+/// Warns of WAL that the slot holds: once, and again each time that it has doubled.
+async fn watch_lag(options: &Options, level: &AtomicU32) -> Result<(), EngineError> {
+    let sql = connect_sql(&options.source, "lag watch").await?;
+    let Some(slot) = catalog::slot(&sql, &options.slot).await? else { return Ok(()) };
+    let held_bytes = slot.held_bytes.unwrap_or_default();
+    let times = held_bytes / options.supervision.lag_warning_bytes.max(1);
+    let now = u64::BITS - times.leading_zeros();
+    if now > level.swap(now, Ordering::Relaxed) {
+        tracing::warn!(
+            slot = options.slot,
+            held_bytes,
+            "the slot holds much WAL at the source, which waits for this copy"
+        );
+    }
+    if slot.wal_status.as_deref() == Some("unreserved") {
+        tracing::error!(
+            slot = options.slot,
+            held_bytes,
+            "the source is about to throw away WAL that this copy needs (max_slot_wal_keep_size)"
+        );
+    }
+    Ok(())
 }
 
 async fn run_sessions<T: OlapEngine + 'static>(
@@ -374,11 +448,21 @@ async fn run_sessions<T: OlapEngine + 'static>(
     let mut in_a_row = 0_u32;
     let mut again = CopyAgain::Nothing;
     let mut wants_whole = false;
+    let mut restarts = Restarts::new(options.supervision.restart);
+    let mut must_reopen = false;
     loop {
         let mut is_streaming = false;
         let began = tokio::time::Instant::now();
         let how = How { wants_whole, is_streaming: &mut is_streaming };
-        let ended = session(options, writer, &again, asked, copies, stop, how).await;
+        let ended = supervisor::caught("the session", async {
+            if must_reopen {
+                // Nobody else may have it open.
+                copies.shutdown().await;
+                writer.call(|target| target.reopen()).await?;
+            }
+            Box::pin(session(options, writer, &again, asked, copies, stop, how)).await
+        });
+        let ended = ended.await;
         // Once it has streamed, what was asked for is written down.
         if is_streaming {
             again = CopyAgain::Nothing;
@@ -410,9 +494,17 @@ async fn run_sessions<T: OlapEngine + 'static>(
                 continue;
             }
             // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
+            Err(error @ EngineError::Bug { .. }) => {
+                if !restarts.take() {
+                    tracing::error!("too many bugs in too short a time; rhei stops");
+                    return Err(error);
+                }
+                error
+            }
             Err(error) if !has_streamed || !error.is_transient() => return Err(error),
             Err(error) => error,
         };
+        must_reopen = error.is_of_disk();
         wants_whole |= wants_whole_from_now_on(&error);
         if is_streaming {
             (failures, pause) = (0, FIRST_PAUSE);
@@ -423,7 +515,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
             error = super::with_causes(&error),
             failures,
             retry_in_ms = jittered.as_millis() as u64,
-            "the stream broke; going on from the checkpoint"
+            "{}; going on from the checkpoint",
+            if must_reopen { "the disk failed" } else { "the stream broke" }
         );
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -460,8 +553,6 @@ async fn session<T: OlapEngine + 'static>(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // A cycle begins as soon as something has come, but not sooner than this.
     let mut not_before = tokio::time::Instant::now();
-    let mut is_tidy = true;
-    let mut idle_since = tokio::time::Instant::now();
     let mut look_at = tokio::time::Instant::now();
     let ended = 'running: loop {
         tokio::select! {
@@ -510,7 +601,7 @@ async fn session<T: OlapEngine + 'static>(
             }
             let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
             if has_rows || report.source_transactions > 0 {
-                (is_tidy, idle_since) = (false, tokio::time::Instant::now());
+                options.activity.note();
             }
             let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
             let _ = options.events.send(Event::Cycle(report));
@@ -523,10 +614,6 @@ async fn session<T: OlapEngine + 'static>(
         }
         if let Settling::AttachAnew(reason) = engine.settle().await? {
             break Ended::AttachAnew(reason);
-        }
-        if !is_tidy && idle_since.elapsed() > Duration::from_secs(5) {
-            writer.call(|target| target.tidy(Compaction::Some)).await?;
-            is_tidy = true;
         }
     };
     if ended != Ended::Stopped {

@@ -35,10 +35,11 @@ pub struct TargetOptions {
 /// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s (duckdb.md 1.5).
 const VACUUM_TASKS: u32 = 8;
 
-/// How large DuckDB's log may grow before a commit writes it into the file.
-const CALM_THRESHOLD: &str = "64MB";
+/// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the file, within these bounds. A log
+/// that is larger than its file holds nothing but rows that were written several times; and what is in it is in memory, too.
+const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
 /// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
-const COPYING_THRESHOLD: &str = "512MB";
+const COPYING_THRESHOLD: u64 = 512;
 
 /// The DuckDB file. Holding it holds the file's lock: one rhei per file.
 pub struct DuckDb {
@@ -48,9 +49,13 @@ pub struct DuckDb {
     pub(super) pipeline: Option<Pipeline>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
+    /// `checkpoint_threshold` as it is set, in MB.
+    threshold: u64,
     pub(super) views: Views,
     /// The transaction that is open for parts of a source transaction.
     parts: Option<Progress>,
+    /// A transaction was begun and not ended.
+    is_open: bool,
 }
 
 impl DuckDb {
@@ -69,9 +74,7 @@ impl DuckDb {
             return Err(TargetError::NoFolder { path: path.clone(), folder: folder.to_owned() });
         }
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
-        connection.execute_batch(&format!(
-            "SET GLOBAL checkpoint_threshold = '{CALM_THRESHOLD}'; SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS};"
-        ))?;
+        connection.execute_batch(&format!("SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS}"))?;
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
         let mut opened = Self {
@@ -80,8 +83,10 @@ impl DuckDb {
             path: path.clone(),
             pipeline: None,
             copying: BTreeMap::new(),
+            threshold: 0,
             views: Views::default(),
             parts: None,
+            is_open: false,
         };
         opened.state()?;
         Ok(opened)
@@ -89,6 +94,14 @@ impl DuckDb {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn roll_back_quietly(&mut self) {
+        self.parts = None;
+        if std::mem::take(&mut self.is_open) {
+            // Fails when there is none any more; either way nothing of it is left.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
     }
 
     pub(super) fn has_open_parts(&self) -> bool {
@@ -130,10 +143,12 @@ impl DuckDb {
         let mut conflicts = 0;
         loop {
             self.connection.execute_batch("BEGIN TRANSACTION")?;
+            self.is_open = true;
             let done = work(self).and_then(|done| {
                 self.connection.execute_batch("COMMIT")?;
                 Ok(done)
             });
+            self.is_open = false;
             let Err(error) = done else { return done };
             self.pipeline.clone_from(&before);
             // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
@@ -153,6 +168,7 @@ impl DuckDb {
             Some(progress) => progress,
             None => {
                 self.connection.execute_batch("BEGIN TRANSACTION")?;
+                self.is_open = true;
                 Progress::default()
             }
         };
@@ -174,8 +190,9 @@ impl DuckDb {
         let ends_a_copy = progress.ends_a_copy;
         match (&applied, batch.is_part) {
             (Ok(_), true) => self.parts = Some(progress),
-            (Ok(_), false) => {}
+            (Ok(_), false) => self.is_open = false,
             (Err(_), _) => {
+                self.is_open = false;
                 self.pipeline = before;
                 // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
                 let _ = self.connection.execute_batch("ROLLBACK");
@@ -183,6 +200,20 @@ impl DuckDb {
             }
         }
         applied.map(|applied| (applied, ends_a_copy))
+    }
+
+    fn set_threshold(&mut self) -> Result<(), TargetError> {
+        let threshold = if self.copying.is_empty() {
+            let file_mb = std::fs::metadata(&self.path).map_or(0, |file| file.len() / 1_000_000);
+            (file_mb / 2).next_power_of_two().clamp(*CALM_THRESHOLD.start(), *CALM_THRESHOLD.end())
+        } else {
+            COPYING_THRESHOLD
+        };
+        if threshold != self.threshold {
+            self.connection.execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}MB'"))?;
+            self.threshold = threshold;
+        }
+        Ok(())
     }
 
     /// Reads what is committed. While a transaction is open for parts, its connection would show what is not.
@@ -258,12 +289,8 @@ impl OlapEngine for DuckDb {
         self.pipeline = stored.as_ref().map(|stored| stored.pipeline.clone());
         let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
         let copying = tables.iter().filter(|table| table.has_shadow);
-        let was_copying = !self.copying.is_empty();
         self.copying = copying.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect();
-        if was_copying == self.copying.is_empty() {
-            let threshold = if was_copying { CALM_THRESHOLD } else { COPYING_THRESHOLD };
-            self.connection.execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}'"))?;
-        }
+        self.set_threshold()?;
         Ok(stored)
     }
 
@@ -459,16 +486,30 @@ impl OlapEngine for DuckDb {
         if ends_a_copy && !self.copying.is_empty() {
             self.state()?;
         }
+        self.set_threshold()?;
         Ok(applied)
     }
 
     fn roll_back(&mut self) -> Result<(), TargetError> {
-        if self.parts.take().is_some() {
-            self.connection.execute_batch("ROLLBACK")?;
+        if self.is_open {
+            self.roll_back_quietly();
             // It may have been looked at meanwhile.
             self.state()?;
         }
         Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), TargetError> {
+        self.roll_back_quietly();
+        self.connection.execute_batch(&format!("USE memory; DETACH DATABASE IF EXISTS {}", ddl::CATALOG))?;
+        self.attach_again()
+    }
+
+    fn prune(&mut self) -> Result<u64, TargetError> {
+        if self.pipeline.is_none() || self.has_open_parts() {
+            return Ok(0);
+        }
+        self.transaction(|target| jobs::prune(&target.connection))
     }
 
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError> {

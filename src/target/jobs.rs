@@ -50,13 +50,18 @@ pub(super) const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 /// Jobs that ended are kept this long.
 const KEPT: &str = "7 days";
 
-/// Writes the jobs of a table; returns their ids, in order. Jobs that ended long ago are pruned, except those of copies
-/// that are still on their way: a resume asks for them.
-pub(super) fn add(connection: &Connection, oid: u32, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError> {
-    connection.execute_batch(&format!(
+/// Drops jobs that ended long ago, except those of copies that are still on their way: a resume asks for them.
+pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
+    let sql = format!(
         "DELETE FROM _rhei.jobs WHERE finished_at < now() - INTERVAL '{KEPT}' \
          AND table_oid NOT IN (SELECT oid FROM _rhei.tables WHERE has_shadow)"
-    ))?;
+    );
+    Ok(connection.execute(&sql, [])? as u64)
+}
+
+/// Writes the jobs of a table; returns their ids, in order.
+pub(super) fn add(connection: &Connection, oid: u32, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError> {
+    prune(connection)?;
     let last: u64 = connection.query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
     let mut ids = Vec::with_capacity(jobs.len());
     for (id, job) in (last + 1..).zip(jobs) {

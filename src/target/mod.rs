@@ -85,7 +85,13 @@ pub trait OlapEngine: Send {
     /// ends without a trace when something else is called, or the batch fails.
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
 
-    /// Takes back the parts of a source transaction that will not be ended.
+    /// Opens the file once more, as DuckDB wants it after its disk has failed it.
+    fn reopen(&mut self) -> Result<(), TargetError>;
+
+    /// Drops jobs that ended long ago. Returns how many.
+    fn prune(&mut self) -> Result<u64, TargetError>;
+
+    /// Takes back the parts of a source transaction that will not be ended, and whatever a panic left open.
     fn roll_back(&mut self) -> Result<(), TargetError>;
 
     /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no error.
@@ -269,7 +275,7 @@ impl TableState {
 /// Anything that goes wrong at the target. After an error of `apply` the transaction is rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    #[error("DuckDB refused a statement")]
+    #[error("{}", refused(.0))]
     Query(#[from] ::duckdb::Error),
     #[error("target {} is a folder\nhint: name a file in it with --target", .path.display())]
     IsFolder { path: PathBuf },
@@ -317,13 +323,38 @@ pub enum TargetError {
     Table { oid: u32, table: String, source: Box<TargetError> },
 }
 
+fn is_of_disk(text: &str) -> bool {
+    [
+        "No space left",
+        "Could not write",
+        "Could not truncate",
+        "Could not sync",
+        "FSYNC",
+        "has been invalidated",
+        "quota",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
+}
+
+fn refused(error: &::duckdb::Error) -> &'static str {
+    if is_of_disk(&error.to_string()) {
+        "the target's disk does not take what is written\nhint: make room; nothing that was committed is lost"
+    } else {
+        "DuckDB refused a statement"
+    }
+}
+
 impl TargetError {
     /// Ties an error to the table whose statements met it. What concerns the whole file stays so.
     fn of(self, table: &TableSpec) -> Self {
         let is_of_file = match &self {
             Self::Query(error) => {
                 let text = error.to_string();
-                ["IO Error", "Out of Memory", "FATAL", "INTERNAL", "INTERRUPT"].iter().any(|kind| text.contains(kind))
+                is_of_disk(&text)
+                    || ["IO Error", "Out of Memory", "FATAL", "INTERNAL", "INTERRUPT"]
+                        .iter()
+                        .any(|kind| text.contains(kind))
             }
             Self::Diverged { .. } | Self::Rows { .. } => false,
             _ => true,
@@ -334,10 +365,25 @@ impl TargetError {
         Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
     }
 
+    /// The disk does not take what is written: it is full, or broken. DuckDB has to open the file once more after that.
+    pub fn is_of_disk(&self) -> bool {
+        match self {
+            Self::Query(error) | Self::Open { source: error, .. } => is_of_disk(&error.to_string()),
+            Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_of_disk(),
+            Self::Raw(error) => is_of_disk(&error.to_string()),
+            Self::Rows { source } => is_of_disk(&source.to_string()),
+            Self::Io(error) => error.kind() == std::io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+
     /// Another transaction was at the same row, or has replaced the table.
     pub fn is_conflict(&self) -> bool {
         match self {
-            Self::Query(error) => error.to_string().contains("TransactionContext Error"),
+            Self::Query(error) => {
+                let text = error.to_string();
+                text.contains("TransactionContext Error") && !is_of_disk(&text)
+            }
             Self::Table { source, .. } => source.is_conflict(),
             _ => false,
         }

@@ -21,5 +21,6 @@ mod recorded;
 mod refusals;
 mod rows;
 mod schema_changes;
+mod supervision;
 mod tidy;
 mod values;

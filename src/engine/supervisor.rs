@@ -1,0 +1,235 @@
+//! Keeps a long run alive: how often it may begin again, work that comes round by the clock, and an end that is waited for.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use tokio::{task::JoinHandle, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::EngineError;
+use crate::config::Budget;
+
+/// The restarts of one worker.
+#[derive(Debug)]
+pub struct Restarts {
+    budget: Budget,
+    taken: VecDeque<Instant>,
+}
+
+impl Restarts {
+    pub fn new(budget: Budget) -> Self {
+        Self { budget, taken: VecDeque::new() }
+    }
+
+    /// One more. `false`: the budget is spent.
+    pub fn take(&mut self) -> bool {
+        if let Some(within) = self.budget.within {
+            self.taken.retain(|at| at.elapsed() < within);
+        }
+        let is_left = self.taken.len() < self.budget.max as usize;
+        if is_left {
+            self.taken.push_back(Instant::now());
+        }
+        is_left
+    }
+}
+
+/// What a panic said.
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it did not say why".to_owned())
+}
+
+/// Runs `work`; a panic in it becomes an error.
+pub async fn caught<R>(
+    what: &'static str,
+    work: impl Future<Output = Result<R, EngineError>>,
+) -> Result<R, EngineError> {
+    // Whatever a panic left half done is not looked at again: the next session begins from the file.
+    let ended = AssertUnwindSafe(work).catch_unwind().await;
+    ended.unwrap_or_else(|panic| Err(EngineError::Bug { what, why: panic_text(&*panic) }))
+}
+
+/// Work that comes round by the clock, each piece in a task of its own. What fails or panics is logged and comes round again;
+/// the others do not notice.
+pub struct Supervisor {
+    stop: CancellationToken,
+    grace: Duration,
+    tasks: Vec<(String, JoinHandle<()>)>,
+}
+
+impl Supervisor {
+    /// `grace`: how long [`Self::shutdown`] waits for what has begun.
+    pub fn new(grace: Duration) -> Self {
+        Self { stop: CancellationToken::new(), grace, tasks: Vec::new() }
+    }
+
+    /// Has `work` done now and then every `interval`; a turn that is missed because the one before took long is left out.
+    /// `name` says what it is, and of which table if it is of one.
+    pub fn every<W, F>(&mut self, name: impl Into<String>, interval: Duration, mut work: W)
+    where
+        W: FnMut() -> F + Send + 'static,
+        F: Future<Output = Result<(), EngineError>> + Send,
+    {
+        let (name, stop) = (name.into(), self.stop.clone());
+        let task_name = name.clone();
+        let task = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(interval);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            // What is wrong again and again is said once.
+            let mut last_error = None;
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = ticks.tick() => {}
+                }
+                let ended = AssertUnwindSafe(async { work().await }).catch_unwind().await;
+                let error = match ended {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(super::with_causes(&error)),
+                    Err(panic) => Some(format!("a bug: {}", panic_text(&*panic))),
+                };
+                if error != last_error
+                    && let Some(error) = &error
+                {
+                    tracing::warn!(task = task_name, error, "failed; it is tried again when its time comes");
+                }
+                last_error = error;
+            }
+        });
+        self.tasks.push((name, task));
+    }
+
+    /// Lets what has begun come to its end, within the grace period. Returns what did not, which is given up. Calling it
+    /// again is harmless.
+    pub async fn shutdown(&mut self) -> Vec<String> {
+        self.stop.cancel();
+        let end = tokio::time::Instant::now() + self.grace;
+        let mut unfinished = Vec::new();
+        for (name, mut task) in std::mem::take(&mut self.tasks) {
+            if tokio::time::timeout_at(end, &mut task).await.is_err() {
+                task.abort();
+                unfinished.push(name);
+            }
+        }
+        unfinished
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// When rows last changed in the target, and whether it was tidied up since. Shared by the session, which writes, and the
+/// task that tidies.
+#[derive(Debug, Clone, Default)]
+pub struct Activity(Arc<std::sync::Mutex<Option<Instant>>>);
+
+impl Activity {
+    /// Rows have changed.
+    pub fn note(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether nothing has changed for so long since something did. Says so once.
+    pub fn is_calm_after(&self, calm: Duration) -> bool {
+        let mut changed_at = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        changed_at.take_if(|at| at.elapsed() >= calm).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(1);
+
+    fn block_on<F: Future>(work: F) -> F::Output {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
+    }
+
+    async fn until(counter: &AtomicU32, count: u32) {
+        while counter.load(Ordering::SeqCst) < count {
+            tokio::time::sleep(SHORT).await;
+        }
+    }
+
+    #[test]
+    fn a_budget_is_spent_and_comes_back_with_time() {
+        let mut once = Restarts::new(Budget { max: 1, within: None });
+        assert_eq!([once.take(), once.take(), once.take()], [true, false, false]);
+        let mut twice = Restarts::new(Budget { max: 2, within: Some(Duration::from_millis(5)) });
+        assert_eq!([twice.take(), twice.take(), twice.take()], [true, true, false]);
+        std::thread::sleep(Duration::from_millis(6));
+        assert!(twice.take());
+    }
+
+    #[test]
+    fn one_task_that_fails_and_one_that_panics_do_not_keep_the_third_from_its_turns() {
+        block_on(async {
+            let counts: [Arc<AtomicU32>; 3] = Default::default();
+            let mut supervisor = Supervisor::new(Duration::from_secs(10));
+            for (at, count) in counts.iter().enumerate() {
+                let count = Arc::clone(count);
+                supervisor.every(format!("task {at}"), SHORT, move || {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    async move {
+                        match at {
+                            0 => Err(EngineError::Setup("it fails".to_owned())),
+                            1 => panic!("it panics"),
+                            _ => Ok(()),
+                        }
+                    }
+                });
+            }
+            for count in &counts {
+                until(count, 3).await;
+            }
+            assert!(supervisor.shutdown().await.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_shutdown_says_what_did_not_finish_and_a_second_one_is_harmless() {
+        block_on(async {
+            let began = Arc::new(AtomicU32::new(0));
+            let mut supervisor = Supervisor::new(Duration::from_millis(20));
+            let begun = Arc::clone(&began);
+            supervisor.every("endless", SHORT, move || {
+                begun.fetch_add(1, Ordering::SeqCst);
+                std::future::pending()
+            });
+            supervisor.every("quick", SHORT, || async { Ok(()) });
+            until(&began, 1).await;
+            assert_eq!(supervisor.shutdown().await, ["endless"]);
+            assert!(supervisor.shutdown().await.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error_that_says_what_it_said() {
+        let ended: Result<(), _> = block_on(caught("the session", async { panic!("number {}", 7) }));
+        assert_eq!(ended.unwrap_err().to_string(), "the session met a bug: number 7");
+    }
+
+    #[test]
+    fn calm_is_noticed_once_after_each_change() {
+        let activity = Activity::default();
+        assert!(!activity.is_calm_after(Duration::ZERO));
+        activity.note();
+        assert!(!activity.is_calm_after(Duration::from_secs(60)));
+        assert!(activity.is_calm_after(Duration::ZERO));
+        assert!(!activity.is_calm_after(Duration::ZERO));
+    }
+}

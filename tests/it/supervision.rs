@@ -1,0 +1,176 @@
+//! What `run` does about bugs of its own, and about a disk that is full.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    bed::{Cluster, wait_until},
+    following::Following,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn with_rows(name: &str) -> Following {
+    let following = Following::new(name);
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i",
+    );
+    following
+}
+
+#[test]
+fn a_run_goes_on_after_panics_wherever_they_happen_and_loses_nothing() {
+    for (at, place) in
+        ["apply.committing", "apply.committed", "chunk.loading", "merge.swapping", "copy.planned"].iter().enumerate()
+    {
+        let following = with_rows(&format!("panic_{at}"));
+        let rhei = following.rhei.clone().env("FAILPOINTS", &format!("{place}=2*panic(on purpose)"));
+        let mut running = rhei.spawn(["run"]);
+        running.wait_for_log("on purpose", SOON);
+        following.db.execute("INSERT INTO t VALUES (0, 'later'); UPDATE t SET v = 'x' WHERE id = 1");
+        running.wait_for_log("all tables are live", SOON);
+        running.stop(SOON).assert_code(0);
+        following.sync();
+        following.assert_same(&["public.t"]);
+    }
+}
+
+#[test]
+fn a_run_that_meets_a_bug_again_and_again_stops_loudly_and_nothing_is_lost() {
+    let following = with_rows("panics");
+    following.sync();
+    following.db.execute("INSERT INTO t VALUES (0, 'later')");
+    let settings = fs::read_to_string(following.folder.path().join("rhei.toml")).unwrap();
+    let rhei =
+        following.rhei.clone().config(&format!("{settings}[supervisor]\nrestart = {{ max = 2, within = \"1m\" }}\n"));
+    let ended = rhei.env("FAILPOINTS", "apply.committing=panic(on purpose)").run(["run"]);
+    ended.assert_code(1);
+    assert!(ended.stderr.contains("error: a call to DuckDB met a bug: on purpose"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("going on from the checkpoint").count(), 2, "{}", ended.stderr);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+/// A small file system of its own, unmounted with the value.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None where mounting is not permitted.
+    fn mount(folder: &Path, megabytes: u32) -> Option<Self> {
+        let path = folder.join("small");
+        fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+            .arg(&path)
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(path));
+        }
+        println!("skipped: a file system cannot be mounted here");
+        None
+    }
+
+    /// Leaves no more than so many bytes.
+    fn fill(&self, left: u64) {
+        let mut filler = fs::File::create(self.0.join("filler")).unwrap();
+        while filler.write_all(&[7; 4096]).is_ok() {}
+        let length = filler.metadata().unwrap().len();
+        filler.set_len(length.saturating_sub(left)).unwrap();
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// With its target on a small disk.
+fn on_small_disk(name: &str, megabytes: u32) -> Option<(Following, SmallDisk)> {
+    let mut following = Following::of(Cluster::shared().database(name));
+    let disk = SmallDisk::mount(following.folder.path(), megabytes)?;
+    following.rhei = following.rhei.target("small/copy.duckdb");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    Some((following, disk))
+}
+
+const FULL: &str = "the target's disk does not take what is written";
+
+#[test]
+fn a_disk_that_fills_up_while_changes_are_applied_is_waited_for() {
+    let Some((following, disk)) = on_small_disk("full_apply", 40) else { return };
+    following.sync();
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    disk.fill(200_000);
+    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 10000) i");
+    running.wait_for_log(FULL, SOON);
+    following.db.execute("UPDATE t SET v = 'short' WHERE id % 2 = 0; DELETE FROM t WHERE id % 5 = 0");
+    let mark = running.log_mark();
+    disk.make_room();
+    running.wait_for_log_after(mark, "applied", SOON);
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+#[test]
+fn a_disk_that_fills_up_while_tables_are_copied_is_waited_for() {
+    let Some((following, disk)) = on_small_disk("full_copy", 60) else { return };
+    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 40000) i");
+    disk.fill(3_000_000);
+    let mut running = following.run();
+    running.wait_for_log(FULL, SOON);
+    following.db.execute("UPDATE t SET v = 'short' WHERE id % 100 = 0");
+    disk.make_room();
+    running.wait_for_log("all tables are live", SOON);
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+/// DuckDB invalidates a database whose file checkpoint failed, until it is opened again.
+#[test]
+fn a_disk_that_fills_up_before_a_file_checkpoint_is_waited_for() {
+    let Some((following, disk)) = on_small_disk("full_checkpoint", 60) else { return };
+    following.db.execute("INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i");
+    following.sync();
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    let before = fs::metadata(following.copy()).unwrap().len();
+    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1001, 10000) i");
+    wait_until(SOON, "the changes are in the log", || {
+        fs::metadata(following.copy().with_extension("duckdb.wal")).is_ok_and(|log| log.len() > 2_000_000)
+    });
+    disk.fill(20_000);
+    running.wait_for_log("file checkpoint", SOON);
+    following.db.execute("INSERT INTO t VALUES (0, 'later')");
+    disk.make_room();
+    wait_until(SOON, "the file checkpoint", || fs::metadata(following.copy()).is_ok_and(|file| file.len() > before));
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+#[test]
+fn sync_says_that_the_disk_is_full_and_goes_on_when_it_is_called_again() {
+    let Some((following, disk)) = on_small_disk("full_sync", 40) else { return };
+    following.sync();
+    disk.fill(200_000);
+    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 10000) i");
+    let failed = following.rhei.run(["sync"]);
+    failed.assert_code(1);
+    assert!(failed.stderr.contains(FULL) && failed.stderr.contains("hint: make room"), "{}", failed.stderr);
+    disk.make_room();
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
