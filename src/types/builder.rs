@@ -355,7 +355,7 @@ impl ColumnBuilder {
                 i64::from_be_bytes(fixed(value, "timestamp")?),
                 target_type,
             )?),
-            (Values::Time(builder), _) => builder.append_value(i64::from_be_bytes(fixed(value, "time")?)),
+            (Values::Time(builder), _) => builder.append_value(datetime::time_from_binary(&fixed(value, "time")?)?),
             (Values::Interval { months, days, micros, valid }, _) => {
                 let interval = datetime::interval_from_binary(&fixed(value, "interval")?, target_type)?;
                 months.append_value(interval.months);

@@ -54,8 +54,8 @@ fn civil(input: &[u8]) -> Option<(i64, i64, i64, &[u8])> {
     ((1..=12).contains(&month) && (1..=31).contains(&day) && year < 10_000_000).then_some((year, month, day, rest))
 }
 
-/// `24:00:00.5`: microseconds and the rest.
-fn clock(input: &[u8]) -> Option<(i64, &[u8])> {
+/// `24:00:00.5`: microseconds and the rest. An interval may have hours without end, so the caller says how many fit.
+fn clock(input: &[u8]) -> Option<(i128, &[u8])> {
     let (hours, rest) = digits(input)?;
     let (minutes, rest) = digits(after(rest, b':')?)?;
     let (seconds, rest) = digits(after(rest, b':')?)?;
@@ -68,9 +68,9 @@ fn clock(input: &[u8]) -> Option<(i64, &[u8])> {
         }
         None => (0, rest),
     };
-    let total = hours.checked_mul(3600)?.checked_add(minutes * 60)?.checked_add(seconds)?;
     (minutes < 60 && seconds <= 60).then_some(())?;
-    Some((total.checked_mul(1_000_000)?.checked_add(micros)?, rest))
+    let seconds = i128::from(hours) * 3600 + i128::from(minutes * 60 + seconds);
+    Some((seconds * 1_000_000 + i128::from(micros), rest))
 }
 
 fn is_bc(rest: &[u8]) -> Option<bool> {
@@ -97,7 +97,7 @@ pub fn date(value: &[u8], target_type: &str) -> Result<i32, ValueError> {
         Some(days_from_civil(year_of(year, is_bc(rest)?), month, day))
     };
     let days = read().ok_or_else(|| ValueError::malformed("date", value))?;
-    i32::try_from(days).map_err(|_| out_of_range("a date this far away", target_type))
+    finite_date(days, target_type)
 }
 
 /// Days since 2000, as COPY BINARY sends them.
@@ -105,7 +105,15 @@ pub fn date_from_days(days: i32, target_type: &str) -> Result<i32, ValueError> {
     match days {
         i32::MAX => Ok(INFINITE_DATE),
         i32::MIN => Ok(-INFINITE_DATE),
-        _ => days.checked_add(DAYS_TO_2000).ok_or_else(|| out_of_range("a date this far away", target_type)),
+        _ => finite_date(i64::from(days) + i64::from(DAYS_TO_2000), target_type),
+    }
+}
+
+/// No date may become an infinity; PostgreSQL's last one is far from it.
+fn finite_date(days: i64, target_type: &str) -> Result<i32, ValueError> {
+    match i32::try_from(days) {
+        Ok(days) if days != INFINITE_DATE && days > -INFINITE_DATE => Ok(days),
+        _ => Err(out_of_range("a date this far away", target_type)),
     }
 }
 
@@ -119,13 +127,15 @@ pub fn timestamp(value: &[u8], target_type: &str) -> Result<i64, ValueError> {
     let read = || {
         let (year, month, day, rest) = civil(value)?;
         let (micros, rest) = clock(after(rest, b' ')?)?;
+        let micros = within_a_day(micros)?;
         // `+00`, `-03:30`, `+01:23:45` in old zones.
         let (offset, rest) = match rest.split_first() {
             Some((sign @ (b'+' | b'-'), zone)) => {
-                let (mut seconds, mut rest) = digits(zone).map(|(hours, rest)| (hours * 3600, rest))?;
+                let number = |digits: Option<(i64, _)>| digits.filter(|(number, _)| *number < 60);
+                let (mut seconds, mut rest) = number(digits(zone)).map(|(hours, rest)| (hours * 3600, rest))?;
                 for unit in [60, 1] {
                     if let Some(next) = after(rest, b':') {
-                        let (number, next) = digits(next)?;
+                        let (number, next) = number(digits(next))?;
                         (seconds, rest) = (seconds + number * unit, next);
                     }
                 }
@@ -160,10 +170,21 @@ fn finite(micros: i128, target_type: &str) -> Result<i64, ValueError> {
 
 /// Microseconds since midnight; `24:00:00` is one.
 pub fn time(value: &[u8]) -> Result<i64, ValueError> {
-    match clock(value) {
-        Some((micros, b"")) => Ok(micros),
-        _ => Err(ValueError::malformed("time", value)),
-    }
+    let read = || {
+        let (micros, rest) = clock(value)?;
+        within_a_day(micros).filter(|_| rest.is_empty())
+    };
+    read().ok_or_else(|| ValueError::malformed("time", value))
+}
+
+/// Microseconds since midnight, as COPY BINARY sends them.
+pub fn time_from_binary(value: &[u8; 8]) -> Result<i64, ValueError> {
+    within_a_day(i64::from_be_bytes(*value).into()).ok_or_else(|| ValueError::malformed("time", value))
+}
+
+/// DuckDB takes any number for a time, and trusts it.
+fn within_a_day(micros: i128) -> Option<i64> {
+    i64::try_from(micros).ok().filter(|micros| (0..=MICROS_PER_DAY).contains(micros))
 }
 
 /// `1 year 2 mons -3 days +04:05:06.7`.
@@ -197,7 +218,7 @@ fn read_interval(value: &[u8]) -> Option<Interval> {
             if !rest.is_empty() || words.next().is_some() {
                 return None;
             }
-            interval.micros = sign * micros;
+            interval.micros = i64::try_from(i128::from(sign) * micros).ok()?;
             break;
         }
         let (number, rest) = digits(number)?;
@@ -272,6 +293,7 @@ mod tests {
         assert_eq!(of("-178000000 years").months, -2_136_000_000);
         assert_eq!(of("-00:00:01").micros, -1_000_000);
         assert_eq!(of("00:00:00"), Interval::default());
+        assert_eq!(of("-2562047788:00:54.775808").micros, i64::MIN);
         for text in ["", "1", "1 fortnight", "1 day 2", "infinity", "00:00:00 1 day"] {
             assert!(interval(text.as_bytes()).is_err(), "{text:?}");
         }
@@ -282,6 +304,31 @@ mod tests {
         assert_eq!(time(b"24:00:00"), Ok(MICROS_PER_DAY));
         assert_eq!(time(b"00:00:00.000001"), Ok(1));
         assert!(time(b"1:2").is_err());
+    }
+
+    #[test]
+    fn numbers_beyond_all_clocks_are_refused_and_do_not_overflow() {
+        const MOST: &str = "999999999999999999";
+        for text in [format!("{MOST}:00:00"), format!("00:{MOST}:00"), format!("00:00:{MOST}"), "24:00:01".to_owned()] {
+            assert!(time(text.as_bytes()).is_err(), "{text}");
+            assert!(timestamp(format!("2024-01-01 {text}").as_bytes(), "TIMESTAMP").is_err(), "{text}");
+            assert!(text.starts_with('2') || interval(text.as_bytes()).is_err(), "{text}");
+        }
+        for zone in [format!("+{MOST}"), format!("-00:{MOST}"), format!("+00:00:{MOST}")] {
+            assert!(timestamp(format!("2024-01-01 00:00:00{zone}").as_bytes(), "TIMESTAMP").is_err(), "{zone}");
+        }
+        for micros in [-1, MICROS_PER_DAY + 1, i64::MIN, i64::MAX] {
+            assert!(time_from_binary(&micros.to_be_bytes()).is_err(), "{micros}");
+        }
+        assert_eq!(time_from_binary(&MICROS_PER_DAY.to_be_bytes()), Ok(MICROS_PER_DAY));
+    }
+
+    #[test]
+    fn no_date_becomes_an_infinity() {
+        assert_eq!(date(b"5881580-07-10", "DATE"), Ok(i32::MAX - 1));
+        assert!(date(b"5881580-07-11", "DATE").is_err());
+        assert!(date_from_days(i32::MAX - DAYS_TO_2000, "DATE").is_err());
+        assert_eq!(date_from_days(i32::MAX - DAYS_TO_2000 - 1, "DATE"), Ok(i32::MAX - 1));
     }
 
     proptest::proptest! {
