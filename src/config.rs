@@ -67,9 +67,14 @@ impl TablePattern {
 
 fn matches_part(pattern: &str, text: &str) -> bool {
     let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
-    let Some(rest) = text.strip_prefix(before) else { return false };
-    let starts = rest.char_indices().map(|(at, _)| at).chain(std::iter::once(rest.len()));
-    starts.into_iter().any(|at| rest.get(at..).is_some_and(|rest| matches_part(after, rest)))
+    let Some(mut rest) = text.strip_prefix(before) else { return false };
+    let (middle, end) = after.rsplit_once('*').unwrap_or(("", after));
+    // The first place where a part between two stars fits leaves the most for those that follow.
+    for part in middle.split('*') {
+        let Some((_, after)) = rest.split_once(part) else { return false };
+        rest = after;
+    }
+    rest.ends_with(end)
 }
 
 impl FromStr for TablePattern {
@@ -652,6 +657,22 @@ mod tests {
         assert!(pattern.matches(&QualifiedName::new("pub", "ors")));
         assert!(!pattern.matches(&QualifiedName::new("public", "order")));
         assert!(!pattern.matches(&QualifiedName::new("other", "orders")));
+        let matches = |name: &str, text: &str| matches_part(name, text);
+        for (name, text) in
+            [("*", ""), ("**", "a"), ("*b*c*", "abxcb"), ("a*a", "aa"), ("*ab*ab", "abxabab"), ("ä*", "äö")]
+        {
+            assert!(matches(name, text), "{name} and {text}");
+        }
+        for (name, text) in [("a*a", "a"), ("*b*b*", "abc"), ("a*b*", "ba"), ("*ab*ab", "xab"), ("", "a")] {
+            assert!(!matches(name, text), "{name} and {text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_of_many_stars_takes_no_time() {
+        let pattern = format!("public.{}b", "*a".repeat(30));
+        let pattern: TablePattern = pattern.parse().unwrap();
+        assert!(!pattern.matches(&QualifiedName::new("public", "a".repeat(63))));
     }
 
     #[test]
