@@ -193,12 +193,8 @@ fn mapping(target_type: impl Into<String>, kind: Kind) -> Mapping {
 /// # Errors
 /// The override is not one that the type can have.
 pub fn map_column(column: &ColumnType<'_>, catalog: &TypeCatalog) -> Result<Mapping, MappingError> {
-    let (mut oid, mut typmod, mut ndims) = (column.type_oid, column.typmod, column.ndims);
-    // A domain is stored as what it is made of, however deep.
-    while let Some(domain) = catalog.types.get(&oid).filter(|info| info.kind == b'd') {
-        (oid, typmod, ndims) = (domain.base_oid, domain.base_typmod, domain.base_ndims);
-    }
-    let natural = natural(oid, typmod, ndims, catalog);
+    let (oid, typmod, ndims) = without_domains(column.type_oid, column.typmod, column.ndims, catalog);
+    let natural = natural(oid, typmod, ndims, catalog, DEEPEST);
     let Some(wanted) = column.override_type else { return Ok(natural) };
     let folded = wanted.trim().to_uppercase();
     if folded == natural.target_type {
@@ -245,14 +241,14 @@ fn on_request(wanted: &str, oid: u32, natural: &Mapping, catalog: &TypeCatalog) 
             let fields: Vec<(String, Mapping)> = info
                 .fields
                 .iter()
-                .map(|field| (field.name.clone(), inner(field.type_oid, field.typmod, field.ndims, catalog)))
+                .map(|field| (field.name.clone(), inner(field.type_oid, field.typmod, field.ndims, catalog, DEEPEST)))
                 .collect();
             let list = fields.iter().map(|(name, field)| format!("{} {}", quoted(name), field.target_type));
             let target_type = format!("STRUCT({})", list.collect::<Vec<_>>().join(", "));
             Some(("STRUCT", mapping(target_type, Kind::Struct { fields })))
         }
         (_, Some(info)) if info.kind == b'r' && info.range_of != 0 => {
-            let bound = inner(info.range_of, -1, 0, catalog);
+            let bound = inner(info.range_of, -1, 0, catalog, DEEPEST);
             let of = &bound.target_type;
             let target_type = format!(
                 "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive BOOLEAN, is_empty BOOLEAN)"
@@ -269,11 +265,24 @@ fn on_request(wanted: &str, oid: u32, natural: &Mapping, catalog: &TypeCatalog) 
     (chosen, possible)
 }
 
+/// How often an array may be the element of another, by a domain in between. What is deeper is kept as text. No server has
+/// a type that is made of itself, but the catalogs of a broken one might say so.
+const DEEPEST: u8 = 4;
+
+/// A domain is stored as what it is made of, however deep.
+fn without_domains(mut oid: u32, mut typmod: i32, mut ndims: i32, catalog: &TypeCatalog) -> (u32, i32, i32) {
+    // No more steps than there are types, so that a domain over itself ends too.
+    for _ in 0..catalog.types.len() {
+        let Some(domain) = catalog.types.get(&oid).filter(|info| info.kind == b'd') else { break };
+        (oid, typmod, ndims) = (domain.base_oid, domain.base_typmod, domain.base_ndims);
+    }
+    (oid, typmod, ndims)
+}
+
 /// The natural mapping of what a type is made of.
-fn inner(type_oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog) -> Mapping {
-    let column = ColumnType { type_oid, typmod, ndims, override_type: None };
-    // Without an override there is nothing to refuse.
-    map_column(&column, catalog).unwrap_or_else(|_| mapping("VARCHAR", Kind::Printed))
+fn inner(type_oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) -> Mapping {
+    let (oid, typmod, ndims) = without_domains(type_oid, typmod, ndims, catalog);
+    natural(oid, typmod, ndims, catalog, depth)
 }
 
 const NUMERIC: u32 = 1700;
@@ -293,7 +302,7 @@ fn decimal_type(text: &str) -> Option<(u8, i8)> {
 }
 
 /// The type table: lossless, whatever the value, or refused when it comes.
-fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog) -> Mapping {
+fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) -> Mapping {
     let named = |name: &str| mapping("VARCHAR", if name == "citext" { Kind::Text } else { Kind::Printed });
     match oid {
         16 => mapping("BOOLEAN", Kind::Bool),
@@ -330,9 +339,9 @@ fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog) -> Mapping 
         _ => match catalog.types.get(&oid) {
             // Labels are sent as they are.
             Some(info) if info.kind == b'e' => mapping("VARCHAR", Kind::Text),
-            Some(info) if info.element_oid != 0 => {
+            Some(info) if info.element_oid != 0 && depth > 0 => {
                 let delimiter = catalog.types.get(&info.element_oid).map_or(b',', |element| element.delimiter);
-                let mut list = inner(info.element_oid, typmod, 0, catalog);
+                let mut list = inner(info.element_oid, typmod, 0, catalog, depth - 1);
                 for _ in 0..ndims.clamp(1, 6) {
                     list =
                         mapping(format!("{}[]", list.target_type), Kind::List { element: Box::new(list), delimiter });
@@ -547,4 +556,45 @@ fn entry_fields() -> Fields {
 /// The Arrow schema of a table's columns.
 pub fn schema_of<'a>(columns: impl Iterator<Item = (&'a str, &'a Mapping)>) -> SchemaRef {
     Arc::new(Schema::new(columns.map(|(name, mapping)| mapping.field(name)).collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_that_are_made_of_themselves_end_as_text() {
+        let info = |oid: u32, kind: u8, base_oid: u32, element_oid: u32| TypeInfo {
+            oid,
+            schema: "public".to_owned(),
+            name: format!("t{oid}"),
+            kind,
+            category: b'U',
+            element_oid,
+            delimiter: b',',
+            base_oid,
+            base_typmod: -1,
+            base_ndims: 1,
+            range_of: 0,
+            fields: Vec::new(),
+        };
+        // A domain over itself, two over each other, an array of itself, an array of a domain over it.
+        let types = [
+            info(1000, b'd', 1000, 0),
+            info(1001, b'd', 1002, 0),
+            info(1002, b'd', 1001, 0),
+            info(1003, b'b', 0, 1003),
+            info(1004, b'b', 0, 1005),
+            info(1005, b'd', 1004, 0),
+        ];
+        let catalog = TypeCatalog { types: types.into_iter().map(|info| (info.oid, info)).collect(), money_scale: 2 };
+        let target_type = |type_oid| {
+            let column = ColumnType { type_oid, typmod: -1, ndims: 6, override_type: None };
+            map_column(&column, &catalog).unwrap().target_type
+        };
+        assert_eq!(["VARCHAR"; 3].map(str::to_owned), [1000, 1001, 1002].map(target_type));
+        for made_of_itself in [1003, 1004] {
+            assert!(target_type(made_of_itself).starts_with("VARCHAR[]"), "{}", target_type(made_of_itself));
+        }
+    }
 }
