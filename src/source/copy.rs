@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::{datatypes::SchemaRef, record_batch::RecordBatch, util::display::array_value_to_string};
 
+use super::wire::MAX_MESSAGE_BYTES;
 use crate::{
     change::{Nulled, TableSpec, columns::note_nulled},
     types::{ColumnBuilder, ValueError},
@@ -18,6 +19,8 @@ pub enum CopyError {
     ColumnCount { found: i16, expected: usize },
     #[error("a copied field has an impossible length ({0})")]
     FieldLength(i32),
+    #[error("a copied row is longer than {limit} bytes")]
+    RowTooLong { limit: usize },
     #[error("the copy was cut short: its end never came")]
     NoTrailer,
     #[error("the copy goes on after its end")]
@@ -38,6 +41,7 @@ pub struct CopyReader {
     nulled: Vec<Nulled>,
     /// The beginning of a row whose end has not come.
     partial: Vec<u8>,
+    longest_row: usize,
     has_header: bool,
     has_trailer: bool,
     rows: usize,
@@ -52,6 +56,7 @@ impl CopyReader {
             nulled: Vec::new(),
             table,
             partial: Vec::new(),
+            longest_row: MAX_MESSAGE_BYTES,
             has_header: false,
             has_trailer: false,
             rows: 0,
@@ -73,15 +78,24 @@ impl CopyReader {
     pub fn push(&mut self, piece: &[u8]) -> Result<(), CopyError> {
         if self.partial.is_empty() {
             let taken = self.read(piece)?;
-            self.partial.extend_from_slice(piece.get(taken..).unwrap_or_default());
+            let rest = piece.get(taken..).unwrap_or_default();
+            self.refuse_longer(rest.len())?;
+            self.partial.extend_from_slice(rest);
         } else {
             let mut whole = std::mem::take(&mut self.partial);
             whole.extend_from_slice(piece);
             let taken = self.read(&whole)?;
             whole.drain(..taken);
+            self.refuse_longer(whole.len())?;
             self.partial = whole;
         }
         Ok(())
+    }
+
+    /// The server sends each row as one message, so none can be longer than a message.
+    fn refuse_longer(&self, partial: usize) -> Result<(), CopyError> {
+        let limit = self.longest_row;
+        if partial > limit { Err(CopyError::RowTooLong { limit }) } else { Ok(()) }
     }
 
     /// Reads whole rows; returns how many bytes they took.
@@ -276,6 +290,22 @@ mod tests {
             let batch = reader.take_batch(&schema).unwrap();
             assert_eq!(expected.get_or_insert(batch.clone()), &batch, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_row_that_never_ends_is_refused_before_it_fills_the_memory() {
+        let mut reader = CopyReader { longest_row: 1000, ..CopyReader::new(table()) };
+        reader.push(&copy()[..SIGNATURE.len() + 8]).unwrap();
+        reader.push(&[0, 2, 0x7F, 0xFF, 0xFF, 0xFF]).unwrap();
+        let mut pushed = 6;
+        let error = loop {
+            match reader.push(&[b'x'; 100]) {
+                Ok(()) => pushed += 100,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, CopyError::RowTooLong { limit: 1000 }), "{error}");
+        assert_eq!(pushed, 906);
     }
 
     #[test]

@@ -17,6 +17,7 @@ impl CopyClient {
     pub async fn connect(source: &SourceOptions, purpose: &str) -> Result<Self, WireError> {
         let mut client = ReplicationClient::connect_as(source, purpose, Mode::Sql).await?;
         client.simple_query(UNTIMED).await?;
+        client.frames.expect_rows();
         Ok(Self(client))
     }
 

@@ -35,6 +35,9 @@ use crate::Lsn;
 /// A message longer than PostgreSQL can make one is refused before memory is taken for it.
 pub(super) const MAX_MESSAGE_BYTES: usize = (1 << 30) + (1 << 20);
 
+/// A whole answer to a command. The longest is the history of a timeline, of some dozen bytes a failover.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+
 /// The replication connection broke, or said what it may not say.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -50,6 +53,8 @@ pub enum WireError {
     Server(ServerMessage),
     #[error("the source sent a message of {bytes} bytes, more than the {limit} that a message may have")]
     TooLong { bytes: usize, limit: usize },
+    #[error("the source's answer to a command is longer than the {limit} bytes that an answer may have")]
+    LongAnswer { limit: usize },
     #[error("the source sent a message with an impossible length ({0})")]
     BadLength(i32),
     #[error("the source sent an unexpected message '{}' while {during}", std::ascii::escape_default(*.tag))]
@@ -101,7 +106,8 @@ impl std::fmt::Display for ServerMessage {
 }
 
 impl ServerMessage {
-    pub(super) fn read(body: &[u8]) -> Self {
+    /// From the body of such a message; fields of unknown kinds are left out.
+    pub fn read(body: &[u8]) -> Self {
         let mut message = Self::default();
         for field in body.split(|&byte| byte == 0) {
             let Some((&kind, text)) = field.split_first() else { continue };
@@ -141,6 +147,11 @@ impl Default for FrameReader {
 impl FrameReader {
     pub fn new(limit: usize) -> Self {
         Self { buffer: BytesMut::with_capacity(256 << 10), limit }
+    }
+
+    /// Rows may come from now on: messages may be as long as PostgreSQL can make one.
+    pub(super) fn expect_rows(&mut self) {
+        self.limit = MAX_MESSAGE_BYTES;
     }
 
     /// Shows all whole frames to `each`, where they lie, and forgets them. `Ok(true)` from it ends that early.
@@ -340,7 +351,7 @@ impl ReplicationClient {
         let is_tls = matches!(socket, Socket::Tls(_));
         let mut client = Self {
             socket,
-            frames: FrameReader::default(),
+            frames: FrameReader::new(MAX_ANSWER_BYTES),
             parameters: std::collections::HashMap::new(),
             address: address.to_string(),
         };
@@ -391,7 +402,9 @@ impl ReplicationClient {
                 b'S' => {
                     let mut parts =
                         frame.body.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
-                    if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+                    if let (Some(name), Some(value)) = (parts.next(), parts.next())
+                        && matches!(name.as_str(), "server_encoding" | "server_version")
+                    {
                         self.parameters.insert(name, value);
                     }
                 }
@@ -490,10 +503,15 @@ impl ReplicationClient {
         self.send(&out).await?;
         let mut rows = Vec::new();
         let mut failure = None;
+        let mut left = MAX_ANSWER_BYTES;
         loop {
             match self.receive().await {
                 Ok(frame) => match frame.tag {
-                    b'D' => rows.push(data_row(&frame.body)?),
+                    b'D' => {
+                        let too_long = WireError::LongAnswer { limit: MAX_ANSWER_BYTES };
+                        left = left.checked_sub(HEADER_BYTES + frame.body.len()).ok_or(too_long)?;
+                        rows.push(data_row(&frame.body)?);
+                    }
                     b'T' | b'C' | b'I' => {}
                     b'Z' => return failure.map_or(Ok(rows), Err),
                     tag => return Err(WireError::Unexpected { tag, during: "answering a query" }),
@@ -580,6 +598,7 @@ impl ReplicationClient {
         if frame.tag != b'W' {
             return Err(WireError::Unexpected { tag: frame.tag, during: "starting the stream" });
         }
+        self.frames.expect_rows();
         let (read, write) = tokio::io::split(self.socket);
         let feedback = Feedback::start(write, start, timeout);
         let reader = StreamReader::start(read, self.frames, feedback.liveness(), timeout, queue_bytes);
@@ -666,10 +685,10 @@ fn interval_setting(text: &str) -> Option<Duration> {
     let number: u64 = number.parse().ok()?;
     let milliseconds = match unit {
         "" | "ms" => number,
-        "s" => number * 1000,
-        "min" => number * 60_000,
-        "h" => number * 3_600_000,
-        "d" => number * 86_400_000,
+        "s" => number.checked_mul(1000)?,
+        "min" => number.checked_mul(60_000)?,
+        "h" => number.checked_mul(3_600_000)?,
+        "d" => number.checked_mul(86_400_000)?,
         _ => return None,
     };
     (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
@@ -716,6 +735,27 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn an_answer_without_end_is_refused() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut client = ReplicationClient {
+            socket: Socket::Unix(ours),
+            frames: FrameReader::new(MAX_ANSWER_BYTES),
+            parameters: std::collections::HashMap::new(),
+            address: String::new(),
+        };
+        let hostile = tokio::spawn(async move {
+            let row = [[0, 1].as_slice(), &(1_u32 << 20).to_be_bytes(), &vec![b'x'; 1 << 20]].concat();
+            let both = [frame(b'S', b"some_name\0value\0"), frame(b'D', &row)].concat();
+            while theirs.write_all(&both).await.is_ok() {}
+        });
+        let answer = client.simple_query("SELECT 1").await;
+        assert!(matches!(answer, Err(WireError::LongAnswer { limit: MAX_ANSWER_BYTES })), "{answer:?}");
+        assert!(client.parameters.is_empty());
+        drop(client);
+        hostile.await.unwrap();
+    }
+
     /// Trap 41.
     #[test]
     fn publication_names_are_quoted_twice() {
@@ -728,5 +768,6 @@ mod tests {
         assert_eq!(interval_setting("1min"), Some(Duration::from_secs(60)));
         assert_eq!(interval_setting("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(interval_setting("0"), None);
+        assert_eq!(interval_setting("18446744073709551615d"), None);
     }
 }
