@@ -13,6 +13,11 @@ use super::pgoutput::{DecodeError, StreamCommit, Streamed};
 
 /// So much of each transaction stays in memory.
 const MEMORY_BYTES: usize = 256 << 10;
+/// And so much of all of them together: with more, all that is in memory is written out.
+const ALL_MEMORY_BYTES: usize = 64 << 20;
+/// What cannot be written out, of all of them together: which subtransaction each piece belongs to, which were rolled back,
+/// and relations. It is 16 bytes for each subtransaction.
+const NOTES_BYTES: usize = 1 << 30;
 
 /// A transaction cannot be kept, or makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,8 @@ pub enum SpoolError {
     Decode(#[from] DecodeError),
     #[error("the source ends transaction {0}, which it never began")]
     Unknown(u32),
+    #[error("telling transactions apart that are in progress at the source takes more than {limit} bytes of memory")]
+    TooMany { limit: usize },
     #[error("the source begins a piece of transaction {next} inside one of {open}")]
     Nested { open: u32, next: u32 },
 }
@@ -36,6 +43,12 @@ pub struct Spool {
     /// Whose messages come now.
     open: Option<u32>,
     transactions: BTreeMap<u32, Transaction>,
+    /// Sum of their tails, in bytes.
+    tails: usize,
+    /// Sum of their notes, in bytes.
+    notes: usize,
+    tails_limit: usize,
+    notes_limit: usize,
 }
 
 #[derive(Default)]
@@ -48,6 +61,8 @@ struct Transaction {
     tail: Vec<u8>,
     /// Relations that the server has described elsewhere since this one began.
     described: BTreeMap<u32, Vec<u8>>,
+    /// Bytes of all that stays in memory whatever its size.
+    notes: usize,
 }
 
 /// What [`Spool::take`] made of a message.
@@ -62,7 +77,15 @@ pub enum Taken {
 impl Spool {
     /// Files are made in `folder`.
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder, open: None, transactions: BTreeMap::new() }
+        Self {
+            folder,
+            open: None,
+            transactions: BTreeMap::new(),
+            tails: 0,
+            notes: 0,
+            tails_limit: ALL_MEMORY_BYTES,
+            notes_limit: NOTES_BYTES,
+        }
     }
 
     /// Messages that come now belong to a transaction that has not ended.
@@ -74,18 +97,20 @@ impl Spool {
     pub fn take(&mut self, message: &[u8]) -> Result<Taken, SpoolError> {
         match (self.open, Streamed::decode(message)?) {
             (None, Some(Streamed::Start { xid })) => {
-                self.transactions.entry(xid).or_default();
+                self.change(xid, |_| {})?;
                 self.open = Some(xid);
             }
             (Some(open), Some(Streamed::Start { xid })) => return Err(SpoolError::Nested { open, next: xid }),
             (_, Some(Streamed::Stop)) => self.open = None,
-            (_, Some(Streamed::Abort { xid, subxid })) if xid == subxid => drop(self.transactions.remove(&xid)),
-            (_, Some(Streamed::Abort { xid, subxid })) => {
-                self.transactions.entry(xid).or_default().aborted.insert(subxid);
-            }
+            (_, Some(Streamed::Abort { xid, subxid })) if xid == subxid => drop(self.remove(xid)),
+            (_, Some(Streamed::Abort { xid, subxid })) => self.change(xid, |transaction| {
+                if transaction.aborted.insert(subxid) {
+                    transaction.notes += size_of::<(u32, u64)>();
+                }
+            })?,
             (None, None) => {
                 if let Some(oid) = Streamed::relation(message) {
-                    self.describe(oid, message, None);
+                    self.describe(oid, message, None)?;
                 }
                 return Ok(Taken::Other);
             }
@@ -98,12 +123,14 @@ impl Spool {
                 if tag == b'R' {
                     let message = [[tag].as_slice(), rest].concat();
                     if let Some(oid) = Streamed::relation(&message) {
-                        self.describe(oid, &message, Some(xid));
+                        self.describe(oid, &message, Some(xid))?;
                     }
                 }
-                let folder = &self.folder;
-                let transaction = self.transactions.get_mut(&xid).ok_or(SpoolError::Unknown(xid))?;
-                transaction.add(subxid, tag, rest, folder).map_err(|source| self.failed(source))?;
+                if !self.transactions.contains_key(&xid) {
+                    return Err(SpoolError::Unknown(xid));
+                }
+                self.change(xid, |transaction| transaction.add(subxid, tag, rest))?;
+                self.make_room(xid).map_err(|source| self.failed(source))?;
             }
         }
         Ok(Taken::Kept)
@@ -111,10 +138,56 @@ impl Spool {
 
     /// The server describes a relation once, and after a change of it: whoever is read back later than that must not leave an
     /// older description behind.
-    fn describe(&mut self, oid: u32, message: &[u8], by: Option<u32>) {
-        for (_, transaction) in self.transactions.iter_mut().filter(|(xid, _)| Some(**xid) != by) {
-            transaction.described.insert(oid, message.to_vec());
+    fn describe(&mut self, oid: u32, message: &[u8], by: Option<u32>) -> Result<(), SpoolError> {
+        let others: Vec<u32> = self.transactions.keys().copied().filter(|xid| Some(*xid) != by).collect();
+        for xid in others {
+            self.change(xid, |transaction| {
+                transaction.notes += size_of::<Vec<u8>>() + message.len();
+                if let Some(older) = transaction.described.insert(oid, message.to_vec()) {
+                    transaction.notes -= size_of::<Vec<u8>>() + older.len();
+                }
+            })?;
         }
+        Ok(())
+    }
+
+    /// Changes a transaction, which begins here if it has not, and keeps the sums.
+    fn change(&mut self, xid: u32, change: impl FnOnce(&mut Transaction)) -> Result<(), SpoolError> {
+        let transaction = self.transactions.entry(xid).or_insert_with(|| {
+            self.notes += size_of::<Transaction>();
+            Transaction { notes: size_of::<Transaction>(), ..Transaction::default() }
+        });
+        let (tail, notes) = (transaction.tail.len(), transaction.notes);
+        change(transaction);
+        self.tails = self.tails - tail + transaction.tail.len();
+        self.notes = self.notes - notes + transaction.notes;
+        let limit = self.notes_limit;
+        if self.notes > limit { Err(SpoolError::TooMany { limit }) } else { Ok(()) }
+    }
+
+    /// Writes out what is too much for memory, of this transaction or of all.
+    fn make_room(&mut self, xid: u32) -> io::Result<()> {
+        let is_full = self.tails >= self.tails_limit;
+        let folder = &self.folder;
+        for transaction in self.transactions.range_mut(if is_full { 0..=u32::MAX } else { xid..=xid }).map(|(_, it)| it)
+        {
+            let tail = transaction.tail.len();
+            if tail >= MEMORY_BYTES || is_full && tail > 0 {
+                transaction.write_out(folder)?;
+                self.tails -= tail;
+                if is_full {
+                    transaction.tail.shrink_to_fit();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, xid: u32) -> Option<Transaction> {
+        let transaction = self.transactions.remove(&xid)?;
+        self.tails -= transaction.tail.len();
+        self.notes -= transaction.notes;
+        Some(transaction)
     }
 
     pub(super) fn failed(&self, source: io::Error) -> SpoolError {
@@ -123,13 +196,13 @@ impl Spool {
 
     /// The transaction has committed: its messages can be read.
     pub fn commit(&mut self, commit: &StreamCommit) -> Result<Replay, SpoolError> {
-        let transaction = self.transactions.remove(&commit.xid).ok_or(SpoolError::Unknown(commit.xid))?;
+        let transaction = self.remove(commit.xid).ok_or(SpoolError::Unknown(commit.xid))?;
         transaction.replay(*commit).map_err(|source| self.failed(source))
     }
 }
 
 impl Transaction {
-    fn add(&mut self, subxid: u32, tag: u8, rest: &[u8], folder: &std::path::Path) -> io::Result<()> {
+    fn add(&mut self, subxid: u32, tag: u8, rest: &[u8]) {
         // A message is shorter than 2 GiB.
         self.tail.extend_from_slice(&(rest.len() as u32 + 1).to_be_bytes());
         self.tail.push(tag);
@@ -137,18 +210,22 @@ impl Transaction {
         let end = self.in_file + self.tail.len() as u64;
         match self.pieces.last_mut() {
             Some((last, last_end)) if *last == subxid => *last_end = end,
-            _ => self.pieces.push((subxid, end)),
+            _ => {
+                self.pieces.push((subxid, end));
+                self.notes += size_of::<(u32, u64)>();
+            }
         }
-        if self.tail.len() >= MEMORY_BYTES {
-            let file = match &mut self.file {
-                Some(file) => file,
-                None => self.file.insert(tempfile::tempfile_in(folder)?),
-            };
-            file.write_all(&self.tail)?;
-            self.in_file += self.tail.len() as u64;
-            self.tail.clear();
-            self.tail.shrink_to(2 * MEMORY_BYTES);
-        }
+    }
+
+    fn write_out(&mut self, folder: &std::path::Path) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => self.file.insert(tempfile::tempfile_in(folder)?),
+        };
+        file.write_all(&self.tail)?;
+        self.in_file += self.tail.len() as u64;
+        self.tail.clear();
+        self.tail.shrink_to(2 * MEMORY_BYTES);
         Ok(())
     }
 
@@ -377,6 +454,45 @@ mod tests {
         let (read, again) = read(spool.commit(&commit(7)).unwrap());
         assert_eq!(read.len(), 2);
         assert_eq!(again, [newer]);
+    }
+
+    #[test]
+    fn many_transactions_in_progress_stay_within_memory_together() {
+        const LIMIT: usize = 1_000_000;
+        let long = "x".repeat(30_000);
+        let mut spool = Spool { tails_limit: LIMIT, ..spool(&[]) };
+        for xid in 1..=100 {
+            for message in [start(xid), insert(xid, &format!("{xid} {long}")), b"E".to_vec()] {
+                spool.take(&message).unwrap();
+            }
+            let in_memory: usize = spool.transactions.values().map(|transaction| transaction.tail.capacity()).sum();
+            assert!(spool.tails < LIMIT && in_memory < 2 * LIMIT, "{in_memory} bytes after {xid}");
+        }
+        for xid in [1, 70, 100] {
+            assert_eq!(read(spool.commit(&commit(xid)).unwrap()).0, [format!("I{xid} {long}")]);
+        }
+    }
+
+    #[test]
+    fn notes_of_transactions_that_never_end_are_refused_once_they_are_too_many() {
+        type Next = fn(u32) -> Vec<Vec<u8>>;
+        let hostile: [Next; 3] = [
+            |number| vec![start(number), b"E".to_vec()],
+            |number| vec![abort(number, number + 1)],
+            |number| vec![relation(None, number, "described")],
+        ];
+        for next in hostile {
+            let mut spool = Spool { notes_limit: 10_000, ..spool(&[start(7), b"E".to_vec()]) };
+            let refused = (1000..2000).find_map(|number| next(number).iter().find_map(|it| spool.take(it).err()));
+            assert!(matches!(refused, Some(SpoolError::TooMany { limit: 10_000 })), "{refused:?}");
+        }
+        let mut spool = spool(&[start(7)]);
+        for number in 0..100 {
+            spool.take(&insert(number, "piece")).unwrap();
+        }
+        assert!(spool.notes >= 1600, "{}", spool.notes);
+        spool.take(&abort(7, 7)).unwrap();
+        assert_eq!((spool.notes, spool.tails), (0, 0));
     }
 
     #[test]
