@@ -50,7 +50,16 @@ pub enum AssembleError {
     UnknownRelation(u32),
     #[error("a row of relation {oid} with {found} columns, expected {expected}")]
     ColumnCount { oid: u32, found: usize, expected: usize },
+    #[error("the descriptions of the source's relations take more than {limit} bytes of memory")]
+    TooManyRelations { limit: usize },
 }
+
+/// A batch is no larger than this, whatever the settings say: with the message that goes beyond it, which may have another
+/// GiB, each column still fits the 2 GiB that Arrow's offsets can count.
+const LARGEST_BATCH_BYTES: usize = 512 << 20;
+
+/// So much is remembered of how relations look. A million tables of ten columns need less.
+const DESCRIBED_BYTES: usize = 1 << 30;
 
 /// What was begun and is not committed yet.
 #[derive(Debug)]
@@ -183,8 +192,12 @@ pub struct Assembler {
     end_lsn: Lsn,
     commit_times_us: Vec<i64>,
     source_transactions: u64,
-    untracked: Vec<Relation>,
+    /// By oid, so that one that is described again and again is there once.
+    untracked: BTreeMap<u32, Relation>,
     descriptions: HashMap<u32, Description>,
+    /// Bytes of `described` and `descriptions`, about.
+    described_bytes: usize,
+    described_limit: usize,
     reshapes: Vec<Reshape>,
     /// Whether relations are questions.
     asks: bool,
@@ -212,8 +225,10 @@ impl Assembler {
             end_lsn: checkpoint,
             commit_times_us: Vec::new(),
             source_transactions: 0,
-            untracked: Vec::new(),
+            untracked: BTreeMap::new(),
             descriptions: HashMap::new(),
+            described_bytes: 0,
+            described_limit: DESCRIBED_BYTES,
             reshapes: Vec::new(),
             asks: false,
             question: None,
@@ -282,7 +297,7 @@ impl Assembler {
     /// Follows a table from its `copy_lsn` on, which nothing of it has passed ([`Self::has_seen`]).
     pub fn follow(&mut self, spec: Arc<TableSpec>) {
         let oid = spec.oid;
-        self.untracked.retain(|relation| relation.oid != oid);
+        self.untracked.remove(&oid);
         // What the server has described already it does not describe again, unless it has changed since.
         if let Some(described) = self.described.get_mut(&oid) {
             described.follow = fit(&spec, &described.relation).unwrap_or(Follow::Ignore);
@@ -355,7 +370,7 @@ impl Assembler {
     /// Whether the batch has to be taken: it is full and nothing is half read, or what is half read is by itself more than
     /// may be held, and goes out in parts.
     pub fn is_due(&self, max_rows: u64, max_bytes: usize) -> bool {
-        let is_large = self.bytes() >= max_bytes;
+        let is_large = self.bytes() >= max_bytes.min(LARGEST_BATCH_BYTES);
         is_large || self.open.is_none() && self.pending_rows >= max_rows
     }
 
@@ -377,7 +392,8 @@ impl Assembler {
     /// Bytes held, the open transaction's included.
     pub fn bytes(&self) -> usize {
         let open = self.open.as_ref().map_or(0, |open| open.changes.len() * size_of::<Change>());
-        self.arena.len() + open + self.pending_rows as usize * NetEffect::ROW_BYTES
+        let times = self.commit_times_us.len() * size_of::<i64>();
+        self.arena.len() + open + times + self.pending_rows as usize * NetEffect::ROW_BYTES
     }
 
     /// End of the last source transaction that arrived whole, or of what the server proved to hold nothing for us.
@@ -395,7 +411,7 @@ impl Assembler {
 
     /// Published relations that nobody asked to follow, as they were described since the last call.
     pub fn take_untracked(&mut self) -> Vec<Relation> {
-        std::mem::take(&mut self.untracked)
+        std::mem::take(&mut self.untracked).into_values().collect()
     }
 
     /// Takes the next message.
@@ -407,6 +423,8 @@ impl Assembler {
             Message::Begin { commit_lsn, .. } => self.begin(commit_lsn),
             Message::Commit { commit_lsn, end_lsn, commit_time_us } => self.commit(commit_lsn, end_lsn, commit_time_us),
             Message::Relation(relation) => {
+                let older = self.described.get(&relation.oid).map_or(0, |described| described.relation.bytes());
+                self.remember(relation.bytes(), older)?;
                 self.describe(relation);
                 Ok(())
             }
@@ -438,7 +456,9 @@ impl Assembler {
             // Those of rhei's own trigger are transactional, so they stand where the change is.
             Message::Logical { transactional: true, prefix: ddl::PREFIX, content, .. } => {
                 if let Some(description) = Description::parse(content) {
-                    self.descriptions.insert(description.oid, description);
+                    let bytes = description.bytes();
+                    let older = self.descriptions.insert(description.oid, description);
+                    self.remember(bytes, older.map_or(0, |older| older.bytes()))?;
                 }
                 Ok(())
             }
@@ -472,13 +492,35 @@ impl Assembler {
             return Ok(());
         }
         self.reshapes.extend(open.reshapes);
-        for change in &open.changes {
-            self.fold(*change, commit_lsn);
-        }
+        self.fold_all(open.changes, commit_lsn);
         self.source_transactions += 1;
         self.end_lsn = self.end_lsn.max(end_lsn);
         self.commit_times_us.push(commit_time_us);
         Ok(())
+    }
+
+    fn remember(&mut self, bytes: usize, older: usize) -> Result<(), AssembleError> {
+        self.described_bytes = (self.described_bytes + bytes).saturating_sub(older);
+        let limit = self.described_limit;
+        if self.described_bytes > limit { Err(AssembleError::TooManyRelations { limit }) } else { Ok(()) }
+    }
+
+    fn fold_all(&mut self, mut changes: Vec<Change>, commit_lsn: Lsn) {
+        for at in 0..changes.len() {
+            let Some(change) = changes.get(at).copied() else { break };
+            self.fold(change, commit_lsn);
+            // Each update of a row that leaves a long value out copies it from the row before: a small message may take
+            // much memory, over and over.
+            if self.arena.wants_compaction() {
+                let before = std::mem::take(&mut self.arena);
+                for row in changes.iter_mut().skip(at + 1).flat_map(Change::rows) {
+                    *row = self.arena.take_over(&before, *row);
+                }
+                for effect in self.effects.values_mut() {
+                    effect.take_over(&before, &mut self.arena);
+                }
+            }
+        }
     }
 
     fn fold(&mut self, change: Change, commit_lsn: Lsn) {
@@ -520,10 +562,9 @@ impl Assembler {
         let is_part = self.source_transactions == 0 && self.held.is_none() && self.open.is_some();
         if is_part && let Some(mut open) = self.open.take() {
             self.reshapes.append(&mut open.reshapes);
-            for change in open.changes.drain(..) {
-                open.parted.insert(change.table());
-                self.fold(change, open.commit_lsn);
-            }
+            let changes = std::mem::take(&mut open.changes);
+            open.parted.extend(changes.iter().map(Change::table));
+            self.fold_all(changes, open.commit_lsn);
             self.open = Some(open);
         }
         let mut tables = Vec::with_capacity(self.effects.len());
@@ -575,7 +616,7 @@ impl Assembler {
     fn describe(&mut self, relation: Relation) {
         let oid = relation.oid;
         let Some(followed) = self.tables.get(&oid) else {
-            self.untracked.push(relation.clone());
+            self.untracked.insert(oid, relation.clone());
             self.describe_as(relation, Follow::Ignore);
             return;
         };
@@ -714,4 +755,102 @@ fn copy_again(spec: &TableSpec) -> String {
 fn net_effect_failure(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) -> (String, Remedy) {
     let reason = format!("the source transaction committed at {commit_lsn} holds {error}; {}", copy_again(spec));
     (reason, error.remedy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        change::{ColumnSpec, Deletes, QualifiedName, ReplicaIdentity, relation::RelationColumn},
+        types::{ColumnType, TypeCatalog, map_column},
+    };
+
+    const COLUMNS: [(&str, u32); 3] = [("id", 23), ("v", 25), ("doc", 25)];
+
+    fn relation(oid: u32) -> Relation {
+        let column = |(name, type_oid): (&str, u32)| RelationColumn {
+            name: name.to_owned(),
+            type_oid,
+            typmod: -1,
+            is_key: name == "id",
+        };
+        let columns = COLUMNS.into_iter().map(column).collect();
+        Relation { oid, name: QualifiedName::new("public", "t"), replica_identity: ReplicaIdentity::Default, columns }
+    }
+
+    fn table() -> Arc<TableSpec> {
+        let column = |(at, (name, type_oid)): (usize, (&str, u32))| {
+            let column = ColumnType { type_oid, typmod: -1, ndims: 0, override_type: None };
+            ColumnSpec {
+                name: name.to_owned(),
+                attnum: 1 + at as i16,
+                type_oid,
+                typmod: -1,
+                not_null: false,
+                target_name: name.to_owned(),
+                mapping: map_column(&column, &TypeCatalog::default()).unwrap(),
+            }
+        };
+        Arc::new(TableSpec {
+            oid: 7,
+            source: QualifiedName::new("public", "t"),
+            target: QualifiedName::new("public", "t"),
+            epoch: 0,
+            replica_identity: ReplicaIdentity::Default,
+            key: Key::Columns(vec![0]),
+            columns: COLUMNS.into_iter().enumerate().map(column).collect(),
+            excluded: Vec::new(),
+            fingerprint: String::new(),
+            null_unrepresentable: false,
+            copy_lsn: Lsn::ZERO,
+        })
+    }
+
+    fn row(fields: [Field<'_>; 3]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        fields.into_iter().for_each(|field| write_field(&mut bytes, field));
+        bytes
+    }
+
+    /// Each of the updates copied the long value that it left out, and all of the copies stayed until the batch was taken.
+    #[test]
+    fn many_updates_beside_a_long_value_do_not_keep_a_copy_of_it_each() {
+        const LONG: usize = 1 << 20;
+        let doc = vec![b'x'; LONG];
+        let mut assembler = Assembler::new(Lsn(1), [table()]);
+        assembler.push(Message::Begin { commit_lsn: Lsn(10), commit_time_us: 0, xid: 1 }).unwrap();
+        assembler.push(Message::Relation(relation(7))).unwrap();
+        for id in ["1", "2"] {
+            let bytes = row([Field::Text(id.as_bytes()), Field::Text(b"0"), Field::Text(&doc)]);
+            assembler.push(Message::Insert { relation: 7, new: Tuple::trusted(&bytes, 3) }).unwrap();
+        }
+        for number in 1..=200 {
+            let value = number.to_string();
+            let bytes = row([Field::Text(b"1"), Field::Text(value.as_bytes()), Field::Unchanged]);
+            let new = Tuple::trusted(&bytes, 3);
+            assembler.push(Message::Update { relation: 7, old: OldTuple::Absent, new }).unwrap();
+        }
+        assembler.push(Message::Commit { commit_lsn: Lsn(10), end_lsn: Lsn(11), commit_time_us: 0 }).unwrap();
+        assert!(assembler.bytes() < 40 * LONG, "{} bytes for two rows", assembler.bytes());
+        let batch = assembler.take_batch();
+        let inserts = &batch.tables[0].inserts[0];
+        let values = inserts.column(1).as_any().downcast_ref::<arrow::array::StringArray>().unwrap();
+        assert_eq!(inserts.num_rows(), 2);
+        assert!(matches!(&batch.tables[0].deletes, Deletes::ByKey(keys) if keys.is_empty()));
+        assert_eq!(values.iter().flatten().max(), Some("200"));
+        let docs = inserts.column(2).to_data();
+        assert_eq!(docs.buffers()[1].len(), 2 * LONG);
+    }
+
+    #[test]
+    fn relations_without_end_are_refused() {
+        let mut assembler = Assembler::new(Lsn(1), [table()]);
+        assembler.described_limit = 10_000;
+        // One that is described again takes no more.
+        for _ in 0..1000 {
+            assembler.push(Message::Relation(relation(7))).unwrap();
+        }
+        let refused = (100..1000).find_map(|oid| assembler.push(Message::Relation(relation(oid))).err());
+        assert_eq!(refused, Some(AssembleError::TooManyRelations { limit: 10_000 }));
+    }
 }

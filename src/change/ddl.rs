@@ -32,6 +32,15 @@ pub struct DescribedColumn {
 }
 
 impl Description {
+    /// Bytes of memory that it takes, about.
+    pub fn bytes(&self) -> usize {
+        let missing = |missing: &Option<String>| 64 + missing.as_ref().map_or(0, String::len);
+        let column = |column: &DescribedColumn| {
+            size_of::<DescribedColumn>() + column.name.len() + column.missing.values().map(missing).sum::<usize>()
+        };
+        size_of::<Self>() + self.columns.iter().map(column).sum::<usize>()
+    }
+
     /// None when it is not what the trigger sends: anybody may send messages of any prefix.
     pub fn parse(content: &[u8]) -> Option<Self> {
         serde_json::from_slice(content).ok()

@@ -25,6 +25,8 @@ use super::{
 pub struct Arena {
     blocks: Vec<Vec<u8>>,
     bytes: usize,
+    /// Of those, bytes that nobody refers to any more.
+    wasted: usize,
 }
 
 /// A piece of an [`Arena`].
@@ -39,6 +41,8 @@ pub struct Slice {
 const OPEN: u32 = 1 << 31;
 
 impl Slice {
+    const NOTHING: Self = Self { block: 0, start: 0, length: 0 };
+
     /// A row some of whose values the wire left out.
     pub fn is_open(self) -> bool {
         self.length & OPEN != 0
@@ -50,6 +54,8 @@ impl Slice {
 }
 
 const BLOCK_BYTES: usize = 1 << 20;
+/// So much may be wasted, whatever is in use.
+const WASTED_BYTES: usize = 16 << 20;
 
 impl Arena {
     /// Room for `length` more bytes in one block.
@@ -86,6 +92,16 @@ impl Arena {
     pub fn get(&self, slice: Slice) -> &[u8] {
         let start = slice.start as usize;
         self.blocks.get(slice.block as usize).and_then(|block| block.get(start..start + slice.length())).unwrap_or(&[])
+    }
+
+    /// The slice was the last of its bytes.
+    fn waste(&mut self, slice: Slice) {
+        self.wasted += slice.length();
+    }
+
+    /// More is wasted than is in use, and it is worth the work.
+    pub fn wants_compaction(&self) -> bool {
+        self.wasted > WASTED_BYTES && self.wasted > self.bytes / 2
     }
 
     /// Bytes stored, for the memory budget.
@@ -280,10 +296,14 @@ impl NetEffect {
                         };
                         write_field(&mut merged, supplied.unwrap_or(Field::Unchanged));
                     }
+                    arena.waste(new);
                     arena.store_row(Tuple::trusted(&merged, self.columns))
                 } else {
                     new
                 };
+                if let Some(state) = taken {
+                    arena.waste(state.tuple);
+                }
                 let origin = match taken {
                     Some(state) => state.origin,
                     None => Some(arena.store(&self.scratch)),
@@ -355,6 +375,27 @@ impl NetEffect {
                 rows.clear();
             }
             Rows::AppendOnly(rows) => rows.clear(),
+        }
+    }
+
+    /// Takes the bytes that it refers to into another arena.
+    pub fn take_over(&mut self, from: &Arena, arena: &mut Arena) {
+        match &mut self.rows {
+            Rows::Keyed { states, gone, .. } => {
+                for state in states.iter_mut() {
+                    if !state.is_there {
+                        // It only keeps its place, for the index counts places.
+                        (state.key, state.origin, state.tuple) = (Slice::NOTHING, None, Slice::NOTHING);
+                        continue;
+                    }
+                    state.key = arena.take_over(from, state.key);
+                    state.origin = state.origin.map(|origin| arena.take_over(from, origin));
+                    state.tuple = arena.take_over(from, state.tuple);
+                }
+                gone.iter_mut().for_each(|key| *key = arena.take_over(from, *key));
+            }
+            Rows::WholeRow { rows, .. } => rows.iter_mut().for_each(|(row, _)| *row = arena.take_over(from, *row)),
+            Rows::AppendOnly(rows) => rows.iter_mut().for_each(|row| *row = arena.take_over(from, *row)),
         }
     }
 

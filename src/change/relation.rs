@@ -74,6 +74,14 @@ pub struct RelationColumn {
     pub is_key: bool,
 }
 
+impl Relation {
+    /// Bytes of memory that it takes, about.
+    pub fn bytes(&self) -> usize {
+        let columns = self.columns.iter().map(|column| size_of::<RelationColumn>() + column.name.len());
+        size_of::<Self>() + self.name.schema.len() + self.name.name.len() + columns.sum::<usize>()
+    }
+}
+
 /// How the rows of a table are told apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
