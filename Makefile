@@ -10,7 +10,7 @@ export RHEI_DEMO_STARTED_AT := $(shell date +%s)
 ENV := . scripts/env.sh;
 TEST ?=
 
-.PHONY: help setup build test test-matrix demo bench bench-latency bench-soak bench-backfill fmt lint deny docs clean
+.PHONY: help setup build test test-matrix demo bench bench-latency bench-soak bench-backfill fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-soak: setup ## a mixed load for half an hour: memory, file size, reads
 
 bench-backfill: setup ## measure the first copy against its floor and against DuckDB's postgres extension
 	@$(ENV) scripts/bench-backfill.sh
+
+fuzz: setup ## bad bytes for every reader (RUNS=20000 of each; SECONDS_EACH=10 ends sooner)
+	@RUNS="$(RUNS)" SECONDS_EACH="$(SECONDS_EACH)" scripts/fuzz.sh $(TEST)
 
 fmt: ## format the code
 	@cargo fmt

@@ -31,6 +31,42 @@ pub enum StreamMessage {
     Notice(ServerMessage),
 }
 
+impl StreamMessage {
+    /// From one frame. None: the end of the stream in good order.
+    pub fn read(frame: Frame) -> Result<Option<Self>, WireError> {
+        const SHORT: WireError = WireError::Short { during: "streaming" };
+        match frame.tag {
+            b'd' => {}
+            // A server that shuts down says CommandComplete without CopyDone before it.
+            b'c' | b'C' | b'Z' => return Ok(None),
+            b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
+            b'N' => return Ok(Some(Self::Notice(ServerMessage::read(&frame.body)))),
+            // A parameter that changed: ours are pinned.
+            b'S' => {
+                let (wal_end, reply_requested) = (Lsn::ZERO, false);
+                return Ok(Some(Self::Keepalive { wal_end, reply_requested }));
+            }
+            tag => return Err(WireError::Unexpected { tag, during: "streaming" }),
+        }
+        let mut body = frame.body;
+        match body.first() {
+            // Start, end and time: 24 bytes that mean nothing to us (trap 7).
+            Some(b'w') if body.len() >= 25 => {
+                body.advance(25);
+                Ok(Some(Self::Data { payload: body }))
+            }
+            Some(b'k') if body.len() == 18 => {
+                body.advance(1);
+                let wal_end = Lsn(body.get_u64());
+                body.advance(8);
+                Ok(Some(Self::Keepalive { wal_end, reply_requested: body.get_u8() != 0 }))
+            }
+            Some(b'w' | b'k') | None => Err(SHORT),
+            Some(&tag) => Err(WireError::Unexpected { tag, during: "streaming" }),
+        }
+    }
+}
+
 /// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes, and hands over whole
 /// frames many at a time: a queue entry and a wake-up for each message would cost more than decoding it.
 pub struct StreamReader {
@@ -137,7 +173,7 @@ impl StreamReader {
     pub async fn next(&mut self) -> Result<Option<StreamMessage>, WireError> {
         loop {
             if let Some(frame) = self.next_frame()? {
-                return stream_message(frame);
+                return StreamMessage::read(frame);
             }
             match self.queue.recv().await {
                 Some(whole) => self.take(whole)?,
@@ -151,7 +187,7 @@ impl StreamReader {
     pub fn try_next(&mut self) -> Result<Option<StreamMessage>, WireError> {
         loop {
             if let Some(frame) = self.next_frame()? {
-                return stream_message(frame)?.map(Some).ok_or(WireError::Closed);
+                return StreamMessage::read(frame)?.map(Some).ok_or(WireError::Closed);
             }
             match self.queue.try_recv() {
                 Ok(whole) => self.take(whole)?,
@@ -159,40 +195,6 @@ impl StreamReader {
                 Err(mpsc::error::TryRecvError::Disconnected) => return Err(WireError::Closed),
             }
         }
-    }
-}
-
-/// None: the end of the stream in good order.
-fn stream_message(frame: Frame) -> Result<Option<StreamMessage>, WireError> {
-    const SHORT: WireError = WireError::Short { during: "streaming" };
-    match frame.tag {
-        b'd' => {}
-        // A server that shuts down says CommandComplete without CopyDone before it.
-        b'c' | b'C' | b'Z' => return Ok(None),
-        b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
-        b'N' => return Ok(Some(StreamMessage::Notice(ServerMessage::read(&frame.body)))),
-        // A parameter that changed: ours are pinned.
-        b'S' => {
-            let (wal_end, reply_requested) = (Lsn::ZERO, false);
-            return Ok(Some(StreamMessage::Keepalive { wal_end, reply_requested }));
-        }
-        tag => return Err(WireError::Unexpected { tag, during: "streaming" }),
-    }
-    let mut body = frame.body;
-    match body.first() {
-        // Start, end and time: 24 bytes that mean nothing to us (trap 7).
-        Some(b'w') if body.len() >= 25 => {
-            body.advance(25);
-            Ok(Some(StreamMessage::Data { payload: body }))
-        }
-        Some(b'k') if body.len() == 18 => {
-            body.advance(1);
-            let wal_end = Lsn(body.get_u64());
-            body.advance(8);
-            Ok(Some(StreamMessage::Keepalive { wal_end, reply_requested: body.get_u8() != 0 }))
-        }
-        Some(b'w' | b'k') | None => Err(SHORT),
-        Some(&tag) => Err(WireError::Unexpected { tag, during: "streaming" }),
     }
 }
 
@@ -204,7 +206,7 @@ mod tests {
     fn short_stream_messages_are_errors() {
         for body in [&b"w"[..], &[b'w'; 24], b"k", &[b'k'; 17], &[b'k'; 19], b""] {
             let frame = Frame { tag: b'd', body: Bytes::copy_from_slice(body) };
-            assert!(stream_message(frame).is_err(), "{body:?}");
+            assert!(StreamMessage::read(frame).is_err(), "{body:?}");
         }
     }
 }
