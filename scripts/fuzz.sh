@@ -3,7 +3,7 @@
 #
 #   scripts/fuzz.sh [TARGET ...]     all targets, or these
 #
-# RUNS      executions of each target; 20000 unless set
+# RUNS          executions of each target; 20000 unless set
 # SECONDS_EACH  or so many seconds of each, whichever ends first; no limit unless set
 #
 # What a target finds is written to fuzz/artifacts and makes this fail; it becomes a test, next to the code that was mended.
@@ -34,7 +34,7 @@ RUSTFLAGS="$flags" cargo build --locked --release --manifest-path fuzz/Cargo.tom
 max_len() {
   case "$1" in
     pgoutput) echo 1536 ;;
-    config) echo 384 ;;
+    text_values | binary_values) echo 96 ;;
     *) echo 256 ;;
   esac
 }
@@ -44,7 +44,8 @@ trap 'rm -rf "$work"' EXIT
 for target in "${targets[@]}"; do
   binary="$CARGO_TARGET_DIR/$triple/release/$target"
   mkdir -p "$corpus/$target" "fuzz/artifacts/$target"
-  RHEI_FUZZ_SEEDS="$work/seeds/$target" "$binary" >/dev/null 2>&1
+  RHEI_FUZZ_SEEDS="$work/seeds/$target" "$binary" >"$work/$target.log" 2>&1 ||
+    { cat "$work/$target.log" >&2; echo "fuzz: $target cannot write its seeds" >&2; exit 1; }
   printf 'fuzz: %s\n' "$target" >&2
   options=(-runs="$runs" -max_len="$(max_len "$target")" -len_control=20 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1)
   [ -z "${SECONDS_EACH:-}" ] || options+=(-max_total_time="$SECONDS_EACH")
