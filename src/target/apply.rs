@@ -204,7 +204,7 @@ fn keep_for_later(connection: &Connection, changes: &TableChanges, is_loaded: bo
 /// Alters a table, and says so in `_rhei`.
 fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), TargetError> {
     let variable = |at: usize| format!("_rhei_missing_{at}");
-    let mut filled = Vec::new();
+    let mut filled = BTreeMap::new();
     for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
         let ColumnOrigin::Added(Some(text)) = origin else { continue };
         let mut cell = ColumnBuilder::new(&column.mapping, 1);
@@ -222,12 +222,26 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
             variable(at),
             column.mapping.stage_expr("s.value")
         ))?;
-        filled.push(at);
+        // DuckDB's log holds the statement, not the rows: what it names must be there when it is replayed after a crash,
+        // which a variable is not. So the value itself goes into it, if its text is all of it.
+        let (value, kind) = (format!("getvariable('{}')", variable(at)), &column.mapping.target_type);
+        let (text, is_whole): (String, bool) = connection.query_row(
+            &format!(
+                "SELECT t, CAST(t AS {kind}) IS NOT DISTINCT FROM {value} FROM (SELECT CAST({value} AS VARCHAR) AS t)"
+            ),
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        filled.insert(at, is_whole.then(|| format!("CAST({} AS {kind})", ddl::literal(&text))));
     }
-    for statement in ddl::reshape(reshape, |at| filled.contains(&at).then(|| variable(at))) {
+    for statement in ddl::reshape(reshape, |at| filled.get(&at).cloned().flatten()) {
         connection.execute_batch(&statement)?;
     }
-    for at in filled {
+    for (at, literal) in filled {
+        if let (None, Some(column)) = (literal, reshape.after.columns.get(at)) {
+            let (target, name) = (ddl::table(&reshape.after.target), ddl::quoted(&column.target_name));
+            connection.execute_batch(&format!("UPDATE {target} SET {name} = getvariable('{}')", variable(at)))?;
+        }
         connection.execute_batch(&format!("RESET VARIABLE {}", variable(at)))?;
     }
     state::put_shape(connection, &reshape.after)

@@ -85,8 +85,8 @@ pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String 
     )
 }
 
-/// Statements that bring a table into another shape. `value` names a DuckDB variable that holds what older rows have in
-/// the new column with this index, where that is not NULL.
+/// Statements that bring a table into another shape. `value` is what older rows have in the new column with this index,
+/// where that is not NULL: an expression that means the same when the log is replayed.
 ///
 /// Columns that go or change their names are taken off them first, so that names can be swapped and used again; the last
 /// column of a table cannot be dropped, so new ones come before.
@@ -123,9 +123,8 @@ pub fn reshape(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Ve
             let (new, kind) = (quoted(&column.target_name), &column.mapping.target_type);
             add.push(alter(format!("ADD COLUMN {new} {kind}")));
             // Not by DEFAULT: another ALTER after that, then rows, and COMMIT fails.
-            if let Some(variable) = value(at) {
-                let filled = format!("ALTER COLUMN {new} TYPE {kind} USING (getvariable({}))", literal(&variable));
-                add.push(alter(filled));
+            if let Some(value) = value(at) {
+                add.push(alter(format!("ALTER COLUMN {new} TYPE {kind} USING ({value})")));
             }
         }
     }

@@ -328,6 +328,31 @@ fn a_kill_during_schema_changes_loses_nothing() {
     following.assert_same(&["public.t"]);
 }
 
+/// DuckDB's log holds the statements of a schema change, not what they did to rows, and a crash replays them.
+#[test]
+fn what_older_rows_have_in_a_new_column_outlives_a_kill() {
+    let following = Following::new("killed_default");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)");
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    following.db.execute(
+        "ALTER TABLE t ADD n int DEFAULT 7, ADD v text DEFAULT 'it''s', ADD w timestamptz DEFAULT '2024-03-31 01:30+02',
+             ADD j jsonb DEFAULT '{\"a\": [1, null]}', ADD l text[] DEFAULT '{\"a,b\",NULL}', ADD f float8 DEFAULT 0.1,
+             ADD b bytea DEFAULT '\\x00ff', ADD i interval DEFAULT '1 month -3 days', ADD g numeric(30,5) DEFAULT -0.00001;
+         INSERT INTO t (id) VALUES (101); DELETE FROM t WHERE id = 1",
+    );
+    let (slot, wanted) = (following.slot(), following.db.wal_lsn());
+    wait_until(SOON, "the slot passes the change", || {
+        following.db.value(&format!(
+            "SELECT confirmed_flush_lsn >= '{wanted}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        )) == "t"
+    });
+    let ended = running.kill9();
+    assert!(ended.stderr.contains("another shape"), "not followed in place:\n{}", ended.stderr);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
 /// Trap 64: with the trigger the stream says itself which column is which, so changes that the catalogs no longer show are
 /// followed in place.
 #[test]
