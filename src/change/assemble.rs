@@ -622,7 +622,11 @@ impl Assembler {
         };
         // Inside a transaction that the copy already holds, the shape may be an old one: what fits is taken, and a
         // change after it is described anew.
-        let is_past = self.open.as_ref().is_some_and(|open| open.skip || open.commit_lsn < followed.spec.copy_lsn);
+        let is_past = match &self.open {
+            Some(open) => open.skip || open.commit_lsn < followed.spec.copy_lsn,
+            // Once more what was described before the last commit, for a transaction that came in pieces meanwhile.
+            None => self.last_commit.max(self.checkpoint) < followed.spec.copy_lsn,
+        };
         if followed.failure.is_some() || (is_past && fit(&followed.spec, &relation).is_err()) {
             self.describe_as(relation, Follow::Ignore);
         } else if self.asks && !is_past {
@@ -852,5 +856,21 @@ mod tests {
         }
         let refused = (100..1000).find_map(|oid| assembler.push(Message::Relation(relation(oid))).err());
         assert_eq!(refused, Some(AssembleError::TooManyRelations { limit: 10_000 }));
+    }
+
+    /// As after a transaction that came in pieces. Asked about, it would mean another copy, again and again.
+    #[test]
+    fn an_old_shape_that_is_described_again_before_the_copy_is_no_question() {
+        for (copy_lsn, is_question) in [(100, false), (50, true)] {
+            let copied = TableSpec { copy_lsn: Lsn(copy_lsn), ..(*table()).clone() };
+            let mut assembler = Assembler::new(Lsn(10), [Arc::new(copied)]).asking();
+            let (commit_lsn, end_lsn) = (Lsn(50), Lsn(51));
+            assembler.push(Message::Begin { commit_lsn, commit_time_us: 0, xid: 7 }).unwrap();
+            assembler.push(Message::Commit { commit_lsn, end_lsn, commit_time_us: 0 }).unwrap();
+            let mut older = relation(7);
+            older.columns[1].name = "older".to_owned();
+            assembler.push(Message::Relation(older)).unwrap();
+            assert_eq!(assembler.question().is_some(), is_question, "copied at {copy_lsn}");
+        }
     }
 }
