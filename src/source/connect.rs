@@ -127,6 +127,11 @@ impl ConnectError {
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+// Of all connections. libpq's default idle time is hours; a dead peer should be noticed within a minute (trap 27).
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+
 impl SourceOptions {
     /// Reads a libpq URL or `key=value` string, with what the environment adds.
     ///
@@ -517,6 +522,11 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
     let connector = tls::connector(&source.tls)?;
     let mut config = source.config.clone();
     config.application_name(format!("rhei/{purpose}"));
+    if let Some((idle, interval)) = source.keepalives() {
+        config.keepalives_idle(idle.min(KEEPALIVE_IDLE));
+        config.keepalives_interval(interval.unwrap_or(KEEPALIVE_INTERVAL));
+    }
+    config.tcp_user_timeout(source.tcp_user_timeout().unwrap_or(TCP_USER_TIMEOUT));
     let connected = tokio::time::timeout(source.connect_timeout() * 2, config.connect(connector)).await;
     let address = || source.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let (client, connection) = match connected {

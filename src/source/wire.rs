@@ -25,7 +25,9 @@ use tokio::{
 };
 
 use super::{
-    connect::{Address, ConnectError, PINNED, SourceOptions, refusal},
+    connect::{
+        Address, ConnectError, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, PINNED, SourceOptions, TCP_USER_TIMEOUT, refusal,
+    },
     feedback::Feedback,
     stream::StreamReader,
     tls::{self, SslMode},
@@ -610,14 +612,13 @@ fn keep_alive(stream: &TcpStream, source: &SourceOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
     if let Some((idle, interval)) = source.keepalives() {
-        // libpq's default idle time is hours; a dead peer should be noticed within a minute (trap 27).
         let keepalive = socket2::TcpKeepalive::new()
-            .with_time(idle.min(Duration::from_secs(30)))
-            .with_interval(interval.unwrap_or(Duration::from_secs(10)));
+            .with_time(idle.min(KEEPALIVE_IDLE))
+            .with_interval(interval.unwrap_or(KEEPALIVE_INTERVAL));
         socket.set_tcp_keepalive(&keepalive)?;
     }
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(source.tcp_user_timeout().unwrap_or(Duration::from_secs(60))))?;
+    socket.set_tcp_user_timeout(Some(source.tcp_user_timeout().unwrap_or(TCP_USER_TIMEOUT)))?;
     Ok(())
 }
 
