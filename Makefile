@@ -9,8 +9,11 @@ export RHEI_DEMO_STARTED_AT := $(shell date +%s)
 
 ENV := . scripts/env.sh;
 TEST ?=
+# Of `make chaos`.
+SECONDS ?= 60
+SEED ?= 1
 
-.PHONY: help setup build test test-matrix demo bench bench-latency bench-soak bench-backfill fuzz fmt lint deny docs clean
+.PHONY: help setup build test test-matrix chaos demo bench bench-latency bench-soak bench-backfill fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +29,10 @@ test: setup ## run every test (one: make test TEST=name)
 
 test-matrix: setup ## run the integration tests on Postgres 14 to 18
 	@scripts/test-matrix.sh $(TEST)
+
+chaos: setup ## everything goes wrong for a while: make chaos SECONDS=60 SEED=n
+	@$(ENV) RHEI_CHAOS_SECONDS=$(SECONDS) RHEI_CHAOS_SEED=$(SEED) cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
+		--nocapture --exact chaos::a_minute_of_faults_leaves_both_sides_equal
 
 demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure
 	@$(ENV) exec "$$CARGO_TARGET_DIR/debug/rhei" demo

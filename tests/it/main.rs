@@ -7,6 +7,7 @@ mod backfill;
 mod bed;
 mod bed_works;
 mod compacting;
+mod chaos;
 mod connections;
 mod copying;
 mod crashes;

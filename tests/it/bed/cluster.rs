@@ -265,7 +265,12 @@ impl Cluster {
         fs::remove_file(self.folder.join(format!(".s.PGSQL.{}.lock", self.port))).unwrap();
     }
 
-    fn try_start(&self) -> Result<(), String> {
+    /// A standby becomes a primary.
+    pub fn promote(&self) {
+        succeed(self.tool("pg_ctl").args(["promote", "-w", "-t", "60", "-D"]).arg(self.data()));
+    }
+
+    pub fn try_start(&self) -> Result<(), String> {
         let log = self.folder.join("log");
         run(self.tool("pg_ctl").args(["start", "-w", "-t", "60", "-D"]).arg(self.data()).arg("-l").arg(log))
     }
@@ -368,6 +373,11 @@ impl Db {
             Ok(session) => session,
             Err(message) => panic!("cannot connect to {}: {message}", self.name),
         }
+    }
+
+    /// As [`Self::session`], for servers that may be down.
+    pub fn try_session(&self) -> Result<Session, String> {
+        Session::open(&self.socket_config("postgres"))
     }
 
     #[track_caller]
