@@ -268,11 +268,10 @@ const TERMINATE: &str =
     "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'rhei/%' AND pg_terminate_backend(pid)";
 
 fn is_stopped(pid: u32) -> bool {
-    let states = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().map(|task| {
+    fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().all(|task| {
         let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
         stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['T', 'Z', 'X']))
-    });
-    states.fold(true, |all, is_stopped| all && is_stopped)
+    })
 }
 
 /// A disk that is soon full, where one may mount. Unmounted when dropped.

@@ -134,9 +134,10 @@ struct Chaos {
 impl Chaos {
     fn begin(seed: u64, primary: Arc<Primary>) -> Chaos {
         let folder = temp_dir();
-        let note = |kind: Kind, is_possible: bool| match faults::is_enabled(kind) && !is_possible {
-            true => println!("{kind:?} is passed over: this machine has no means for it"),
-            false => {}
+        let note = |kind: Kind, is_possible: bool| {
+            if faults::is_enabled(kind) && !is_possible {
+                println!("{kind:?} is passed over: this machine has no means for it");
+            }
         };
         let disk = faults::is_enabled(Kind::DiskFull).then(|| faults::SmallDisk::mount(folder.path())).flatten();
         note(Kind::DiskFull, disk.is_some());
@@ -296,16 +297,7 @@ impl Chaos {
         {
             self.could_not_begin += 1;
         } else if !is_asked || ended.code() != Some(0) {
-            let from = ended.stderr.rfind("\nerror:").map_or(0, |at| at + 1);
-            let words: String = ended.stderr[from..]
-                .lines()
-                .rev()
-                .take(12)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .rev()
-                .collect::<Vec<_>>()
-                .join("\n");
+            let words = last_lines(ended.stderr.lines(), 12);
             println!("--- rhei ended with {} (asked: {is_asked}) ---\n{words}", ended.status);
             self.exits.push(words);
         }
@@ -376,11 +368,12 @@ impl Chaos {
             let ended = running.kill9();
             self.keep(&ended.stderr);
         }
-        println!("--- rhei's last lines ---");
-        self.log.iter().skip(self.log.len().saturating_sub(60)).for_each(|line| println!("{line}"));
-        println!("--- the server's last lines ---");
-        let log = self.primary.get().log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines.iter().skip(lines.len().saturating_sub(30)).for_each(|line| println!("{line}"));
+        println!("--- rhei's last lines ---\n{}", last_lines(self.log.iter().map(String::as_str), 60));
+        println!("--- the server's last lines ---\n{}", last_lines(self.primary.get().log().lines(), 30));
     }
+}
+
+fn last_lines<'a>(lines: impl Iterator<Item = &'a str>, count: usize) -> String {
+    let lines: Vec<&str> = lines.collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }
