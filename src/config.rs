@@ -196,6 +196,10 @@ pub struct SourceSettings {
     pub publication: Option<Publications>,
     /// Made for this copy. Default "rhei".
     pub slot: Option<String>,
+    /// What to do when the slot can no longer serve the copy: "stop" (the default) or "resync".
+    pub on_slot_lost: Option<OnSlotLost>,
+    /// Has standbys keep the slot, for failovers (PostgreSQL 17 and newer). Default false.
+    pub failover_slot: Option<bool>,
     /// Which tables; default: the publication's.
     pub tables: Vec<TablePattern>,
     /// Which of those not.
@@ -215,6 +219,29 @@ impl FromStr for Publications {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self::One(text.to_owned()))
+    }
+}
+
+/// What happens when the slot is dropped, invalidated, remade, or on another history after a failover.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnSlotLost {
+    /// An error says what was found; the copy stays as it is.
+    #[default]
+    Stop,
+    /// Every table is copied again with a new slot, three times an hour at most.
+    Resync,
+}
+
+impl FromStr for OnSlotLost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stop" => Ok(Self::Stop),
+            "resync" => Ok(Self::Resync),
+            other => Err(format!("\"{other}\" is neither \"stop\" nor \"resync\"")),
+        }
     }
 }
 
@@ -348,6 +375,8 @@ pub struct Config {
     pub source_url: Option<Secret>,
     pub publications: Vec<String>,
     pub slot: String,
+    pub on_slot_lost: OnSlotLost,
+    pub failover_slot: bool,
     pub tables: Vec<TablePattern>,
     pub exclude: Vec<TablePattern>,
     pub target_path: Option<PathBuf>,
@@ -494,6 +523,8 @@ impl Config {
             source_url: source.url,
             publications,
             slot,
+            on_slot_lost: source.on_slot_lost.unwrap_or_default(),
+            failover_slot: source.failover_slot.unwrap_or(false),
             tables: source.tables,
             exclude: source.exclude,
             target_path: target.path,
@@ -588,6 +619,8 @@ fn override_from(settings: &mut Settings, environment: &BTreeMap<String, String>
     }
     read(environment, "RHEI_SOURCE_PUBLICATION", &mut settings.source.publication)?;
     read(environment, "RHEI_SOURCE_SLOT", &mut settings.source.slot)?;
+    read(environment, "RHEI_SOURCE_ON_SLOT_LOST", &mut settings.source.on_slot_lost)?;
+    read(environment, "RHEI_SOURCE_FAILOVER_SLOT", &mut settings.source.failover_slot)?;
     read(environment, "RHEI_TARGET_PATH", &mut settings.target.path)?;
     read(environment, "RHEI_TARGET_DUCKDB_MEMORY_LIMIT", &mut settings.target.duckdb_memory_limit)?;
     read(environment, "RHEI_TARGET_THREADS", &mut settings.target.threads)?;

@@ -21,7 +21,7 @@ use crate::{
         connect::{SqlClient, connect_sql},
         copy::CopyReader,
         copy_out::CopyClient,
-        wire::{CreatedSlot, ReplicationClient, WireError},
+        wire::{CreatedSlot, ReplicationClient, SlotKeep, WireError},
     },
     types::schema_of,
 };
@@ -73,7 +73,7 @@ impl Snapshot {
         let name = format!("{prefix}_copy_{}_{number}", std::process::id());
         let control = connect_sql(&options.source, "copy control").await?;
         let mut replication = ReplicationClient::connect(&options.source, "copy").await?;
-        let created = create_slot(options, &control, &mut replication, &name, true).await?;
+        let created = create_slot(options, &control, &mut replication, &name, SlotKeep::Temporary).await?;
         Self::of_slot(options, FirstSlot { replication, created }, true, hold).await
     }
 
@@ -135,9 +135,9 @@ pub async fn create_slot(
     sql: &SqlClient,
     replication: &mut ReplicationClient,
     name: &str,
-    temporary: bool,
+    keep: SlotKeep,
 ) -> Result<CreatedSlot, EngineError> {
-    let mut creation = Box::pin(replication.create_slot(name, temporary, true));
+    let mut creation = Box::pin(replication.create_slot(name, keep));
     let mut patience = tokio::time::interval(Duration::from_secs(2));
     patience.tick().await;
     loop {

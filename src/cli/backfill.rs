@@ -55,7 +55,7 @@ pub async fn resync(session: Session, args: ResyncArgs) -> Result<ExitCode, CliE
                 Ok(ExitCode::SUCCESS)
             }
         },
-        None => run(session, BackfillArgs { tables: vec![args.table], force: true, no_slot: false }).await,
+        None => Box::pin(run(session, BackfillArgs { tables: vec![args.table], force: true, no_slot: false })).await,
     }
 }
 

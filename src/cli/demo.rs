@@ -192,6 +192,8 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         target: TargetOptions { path: target.clone(), ..TargetOptions::default() },
         publications: vec!["rhei".to_owned()],
         slot: "rhei".to_owned(),
+        failover_slot: false,
+        slot_lost: crate::engine::slot_lost::SlotLost::default(),
         tables: Vec::new(),
         exclude: Vec::new(),
         table_settings: std::collections::BTreeMap::new(),

@@ -208,6 +208,8 @@ impl Session {
             target,
             publications: config.publications.clone(),
             slot: config.slot.clone(),
+            failover_slot: config.failover_slot,
+            slot_lost: crate::engine::slot_lost::SlotLost::new(config.on_slot_lost),
             tables: config.tables.clone(),
             exclude: config.exclude.clone(),
             table_settings,

@@ -37,7 +37,7 @@ use crate::{
         catalog::{self, PublicationInfo, SourceTable},
         connect::{SqlClient, connect_sql},
         slot,
-        wire::{IdentifySystem, ReplicationClient},
+        wire::{IdentifySystem, ReplicationClient, SlotKeep},
     },
     target::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
     types::TypeCatalog,
@@ -74,6 +74,8 @@ pub enum CopyAgain {
     Tables(Vec<QualifiedName>),
     /// All of them, with a new slot: the way out of a lost slot, a foreign cluster, a restored file.
     Everything,
+    /// The same, but never of another cluster: the settings ask for it, and nobody has looked.
+    EverythingAsBefore,
 }
 
 /// What the source is, seen through two connections.
@@ -97,11 +99,28 @@ pub async fn attach<T: OlapEngine + 'static>(
     let source = connect(options).await?;
     let stored = writer.call(|target| target.state()).await?;
     match stored {
-        Some(state) if state.pipeline.phase == Phase::Running && *again != CopyAgain::Everything => {
+        Some(state)
+            if state.pipeline.phase == Phase::Running
+                && !matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) =>
+        {
             verify(options, &source, &state.pipeline).await?;
+            let mut source = source;
+            slot::judge_failover(options.failover_slot, &source.server)?;
+            if options.failover_slot && !catalog::is_failover_slot(&source.sql, &options.slot).await? {
+                source.replication.make_failover(&options.slot).await?;
+                tracing::info!(slot = options.slot, "standbys may keep the slot from now on");
+            }
             resume(options, source, writer, state.pipeline, state.tables, again, is_active).await
         }
-        stored => create(options, source, writer, stored, again).await,
+        stored => {
+            let before = stored.as_ref().map(|state| &state.pipeline);
+            if let Some(before) = before.filter(|before| before.phase != Phase::PlainCopy)
+                && *again != CopyAgain::Everything
+            {
+                verify_cluster(&source, before)?;
+            }
+            create(options, source, writer, stored, again).await
+        }
     }
 }
 
@@ -163,17 +182,10 @@ async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Resu
             options.slot
         )));
     }
-    let cluster = slot::Cluster {
-        system_id: &source.identity.system_id,
-        database: &source.server.database,
-        database_oid: source.server.database_oid,
-    };
-    let known = slot::Cluster {
-        system_id: &pipeline.system_id,
-        database: &pipeline.database,
-        database_oid: pipeline.database_oid,
-    };
-    slot::judge_cluster(&known, &cluster)?;
+    verify_cluster(source, pipeline)?;
+    if options.slot_lost.take_has_no_wal() {
+        return Err(slot::SlotError::Lost { slot: options.slot.clone() }.into());
+    }
     let flush = catalog::wal_flush_lsn(&source.sql).await?;
     let checkpoint = pipeline.checkpoint.lsn;
     if source.identity.timeline != pipeline.timeline {
@@ -195,6 +207,20 @@ async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Resu
             judged => return Ok(judged?),
         }
     }
+}
+
+fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(), slot::SlotError> {
+    let found = slot::Cluster {
+        system_id: &source.identity.system_id,
+        database: &source.server.database,
+        database_oid: source.server.database_oid,
+    };
+    let known = slot::Cluster {
+        system_id: &pipeline.system_id,
+        database: &pipeline.database,
+        database_oid: pipeline.database_oid,
+    };
+    slot::judge_cluster(&known, &found)
 }
 
 /// The start of a running pipeline: compares the source's tables with ours.
@@ -419,6 +445,8 @@ async fn create<T: OlapEngine + 'static>(
     before: Option<StoredState>,
     again: &CopyAgain,
 ) -> Result<Attached, EngineError> {
+    slot::judge_failover(options.failover_slot, &source.server)?;
+    let keep = if options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
     let info = publication(options, &source.sql).await?;
     let tables = wanted_tables(options, &source.sql).await?;
     // A slot of that name in another cluster is somebody else's.
@@ -427,17 +455,23 @@ async fn create<T: OlapEngine + 'static>(
             && pipeline.system_id == source.identity.system_id
             && pipeline.phase != Phase::PlainCopy
     });
-    if let Some(found) = catalog::slot(&source.sql, &options.slot).await? {
+    let waiting_since = tokio::time::Instant::now();
+    while let Some(found) = catalog::slot(&source.sql, &options.slot).await? {
         if !is_ours {
             return Err(slot::SlotError::NotOurs { slot: options.slot.clone() }.into());
         }
         if found.active {
-            return Err(slot::SlotError::Active { slot: options.slot.clone(), pid: found.active_pid }.into());
+            // As in `verify`.
+            if waiting_since.elapsed() >= SLOT_BUSY {
+                return Err(slot::SlotError::Active { slot: options.slot.clone(), pid: found.active_pid }.into());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
         }
         tracing::info!(slot = options.slot, "dropping the slot of an earlier start");
         source.replication.drop_slot(&options.slot).await?;
     }
-    if *again == CopyAgain::Everything && before.is_some() {
+    if matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) && before.is_some() {
         tracing::warn!("starting over: every table is copied again; the old copies stay readable until then");
     }
     let mut pipeline = Pipeline {
@@ -463,7 +497,7 @@ async fn create<T: OlapEngine + 'static>(
     }
     save(writer, &pipeline, old_tables).await?;
     reached("slot.intended");
-    let created = create_slot(options, &source.sql, &mut source.replication, &options.slot, false).await?;
+    let created = create_slot(options, &source.sql, &mut source.replication, &options.slot, keep).await?;
     reached("slot.created");
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;

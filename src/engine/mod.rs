@@ -2,7 +2,8 @@
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
 //! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's
-//! shape, `latency` measures, `supervisor` begins again what failed, this file holds one cycle,
+//! shape, `slot_lost` what follows from a slot that is of no more use, `latency` measures, `supervisor` begins again what
+//! failed, this file holds one cycle,
 //! `replicate` the long run and the catch-up.
 
 pub mod attach;
@@ -10,6 +11,7 @@ pub mod copying;
 pub mod latency;
 pub mod replicate;
 pub mod schema;
+pub mod slot_lost;
 pub mod supervisor;
 pub mod tables;
 mod tending;
@@ -45,6 +47,9 @@ pub struct Options {
     pub target: TargetOptions,
     pub publications: Vec<String>,
     pub slot: String,
+    /// Standbys keep the slot too (PostgreSQL 17 and newer).
+    pub failover_slot: bool,
+    pub slot_lost: slot_lost::SlotLost,
     pub tables: Vec<TablePattern>,
     pub exclude: Vec<TablePattern>,
     pub table_settings: BTreeMap<String, tables::TableSettings>,

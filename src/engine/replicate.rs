@@ -19,6 +19,7 @@ use super::{
     attach::{Attached, CopyAgain, attach},
     copying::Copies,
     schema::Catalogs,
+    slot_lost,
     supervisor::{self, Restarts, Supervisor},
 };
 use crate::{
@@ -109,14 +110,27 @@ async fn sync_sessions<T: OlapEngine + 'static>(
     for _ in 0..ATTACH_LIMIT {
         let attached = tokio::select! {
             () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
-            attached = attach(options, writer, &again, |oid| copies.is_active(oid)) => attached?,
+            attached = attach(options, writer, &again, |oid| copies.is_active(oid)) => attached,
+        };
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                again = Box::pin(slot_lost::examine(options, error, copies)).await?;
+                continue;
+            }
         };
         // Written down by now.
         again = CopyAgain::Nothing;
         report.checkpoint = attached.pipeline.checkpoint.lsn;
         report.in_error =
             attached.in_error.iter().map(|(_, table, reason)| (table.to_string(), reason.clone())).collect();
-        let mut engine = stream(options, writer, attached, copies, wants_whole).await?;
+        let mut engine = match stream(options, writer, attached, copies, wants_whole).await {
+            Ok(engine) => engine,
+            Err(error) => {
+                again = Box::pin(slot_lost::examine(options, error, copies)).await?;
+                continue;
+            }
+        };
         let ended = match catch_up(&mut engine, &mut report, options, copies, stop).await {
             // What broke after it had begun may heal: the checkpoint says where to go on.
             Err(error) if error.is_transient() && !error.is_of_disk() && breaks < BREAKS => {
@@ -129,7 +143,11 @@ async fn sync_sessions<T: OlapEngine + 'static>(
                 }
                 continue;
             }
-            ended => ended?,
+            Err(error) => {
+                again = Box::pin(slot_lost::examine(options, error, copies)).await?;
+                continue;
+            }
+            Ok(ended) => ended,
         };
         engine.into_consumer().shutdown().await?;
         match ended {
@@ -468,6 +486,16 @@ async fn run_sessions<T: OlapEngine + 'static>(
             again = CopyAgain::Nothing;
         }
         has_streamed |= is_streaming;
+        let ended = match ended {
+            Err(error) => match Box::pin(slot_lost::examine(options, error, copies)).await {
+                Ok(copy_again) => {
+                    again = copy_again;
+                    continue;
+                }
+                Err(error) => Err(error),
+            },
+            ended => ended,
+        };
         let error = match ended {
             Ok(Ended::Resync(tables)) => {
                 tracing::info!(?tables, "copying again, as asked");

@@ -744,6 +744,13 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, Catal
     }))
 }
 
+/// Whether standbys keep the slot too. Asked of PostgreSQL 17 and newer.
+pub async fn is_failover_slot(client: &Client, name: &str) -> Result<bool, CatalogError> {
+    let query = "SELECT failover FROM pg_replication_slots WHERE slot_name = $1::text";
+    let row = client.query_opt(query, &[&name]).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+}
+
 /// What the creation of a slot waits for (trap 12): the oldest transactions that have written, and prepared ones.
 pub async fn blockers(client: &Client) -> Result<Vec<String>, CatalogError> {
     let rows = client

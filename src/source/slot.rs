@@ -5,6 +5,8 @@ use tokio_postgres::Client;
 use super::catalog::{PublicationInfo, ServerInfo, SlotInfo, quote_identifier, quote_table};
 use crate::{Lsn, change::QualifiedName};
 
+const BY_ITSELF: &str = "; [source] on_slot_lost = \"resync\" has rhei do so by itself";
+
 /// Source and copy do not belong together, or the source is not set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
@@ -16,6 +18,10 @@ pub enum SlotError {
     WalLevel { wal_level: String },
     #[error("the source is a standby in recovery\nhint: name the primary in the source URL")]
     InRecovery,
+    #[error(
+        "standbys cannot keep a slot of PostgreSQL {version}, and [source] failover_slot asks for it\nhint: it takes PostgreSQL 17 or newer; without failover_slot the slot is lost in a failover"
+    )]
+    NoFailover { version: String },
     #[error("user \"{user}\" may not replicate\nhint: ALTER ROLE {} REPLICATION; at the source", quote_identifier(.user))]
     MayNotReplicate { user: String },
     #[error("publication {} does not exist at the source\nhint: create it, or name one publication that rhei may create in [source] publication", .names.join(", "))]
@@ -33,7 +39,7 @@ pub enum SlotError {
     )]
     PublicationRemade,
     #[error(
-        "replication slot \"{slot}\" does not exist any more\ndetail: It was dropped, so the changes since {checkpoint} are gone.\nhint: copy again with `rhei backfill --force`, which makes a new slot"
+        "replication slot \"{slot}\" does not exist any more\ndetail: It was dropped, so the changes since {checkpoint} are gone.\nhint: copy again with `rhei backfill --force`, which makes a new slot{BY_ITSELF}"
     )]
     Missing { slot: String, checkpoint: Lsn },
     #[error(
@@ -47,15 +53,15 @@ pub enum SlotError {
     #[error("replication slot \"{slot}\" is in use by another connection (server process {})\nhint: stop the other rhei, or give this copy a slot of its own in [source] slot", .pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string()))]
     Active { slot: String, pid: Option<i32> },
     #[error(
-        "replication slot \"{slot}\" is lost: the server has removed WAL that this copy needs\nhint: copy again with `rhei backfill --force`; raise max_slot_wal_keep_size so that it does not happen again"
+        "replication slot \"{slot}\" is lost: the server has removed WAL that this copy needs\nhint: copy again with `rhei backfill --force`{BY_ITSELF}\nhint: raise max_slot_wal_keep_size so that it does not happen again"
     )]
     Lost { slot: String },
     #[error(
-        "replication slot \"{slot}\" has moved past this copy (slot {confirmed}, copy {checkpoint})\ndetail: The copy is older than the slot, as after restoring a backup, or the slot was dropped and made again. The changes between are no longer on the server.\nhint: copy again with `rhei backfill --force`, or give this file a slot of its own in [source] slot"
+        "replication slot \"{slot}\" has moved past this copy (slot {confirmed}, copy {checkpoint})\ndetail: The copy is older than the slot, as after restoring a backup, or the slot was dropped and made again. The changes between are no longer on the server.\nhint: copy again with `rhei backfill --force`{BY_ITSELF}\nhint: or give this file a slot of its own in [source] slot"
     )]
     MovedPast { slot: String, confirmed: Lsn, checkpoint: Lsn },
     #[error(
-        "the source's WAL ends at {flush}, before this copy's checkpoint {checkpoint}\ndetail: The source was restored to an earlier moment, so the copy holds what it has forgotten.\nhint: copy again with `rhei backfill --force`"
+        "the source's WAL ends at {flush}, before this copy's checkpoint {checkpoint}\ndetail: The source was restored to an earlier moment, so the copy holds what it has forgotten.\nhint: copy again with `rhei backfill --force`{BY_ITSELF}"
     )]
     SourceBehind { flush: Lsn, checkpoint: Lsn },
     #[error(
@@ -67,11 +73,11 @@ pub enum SlotError {
     )]
     OtherDatabase { known: String, found: String },
     #[error(
-        "the source has left this copy's history: timeline {timeline} branched off timeline {known} at {switch}, before the checkpoint {checkpoint}\ndetail: After a failover the new primary never had some transactions that are in the copy.\nhint: copy again with `rhei backfill --force`"
+        "the source has left this copy's history: timeline {timeline} branched off timeline {known} at {switch}, before the checkpoint {checkpoint}\ndetail: After a failover the new primary never had some transactions that are in the copy.\nhint: copy again with `rhei backfill --force`{BY_ITSELF}"
     )]
     Diverged { known: u32, timeline: u32, switch: Lsn, checkpoint: Lsn },
     #[error(
-        "the source is on timeline {timeline}, which does not descend from this copy's timeline {known}\nhint: check the source URL; copy again with `rhei backfill --force`"
+        "the source is on timeline {timeline}, which does not descend from this copy's timeline {known}\nhint: check the source URL; copy again with `rhei backfill --force`{BY_ITSELF}"
     )]
     Unrelated { known: u32, timeline: u32 },
 }
@@ -79,7 +85,22 @@ pub enum SlotError {
 impl SlotError {
     /// Whether it may pass by itself (traps 30-33).
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Active { .. })
+        // A standby that is about to be promoted.
+        matches!(self, Self::Active { .. } | Self::InRecovery)
+    }
+
+    /// Whether the slot can no longer serve this copy, so that only another copy of every table with a new slot helps. A
+    /// slot or a cluster that is somebody else's is not that.
+    pub fn is_lost(&self) -> bool {
+        matches!(
+            self,
+            Self::Missing { .. }
+                | Self::Lost { .. }
+                | Self::MovedPast { .. }
+                | Self::SourceBehind { .. }
+                | Self::Diverged { .. }
+                | Self::Unrelated { .. }
+        )
     }
 }
 
@@ -93,6 +114,13 @@ pub fn judge_server(server: &ServerInfo) -> Result<(), SlotError> {
     }
     if server.wal_level != "logical" {
         return Err(SlotError::WalLevel { wal_level: server.wal_level.clone() });
+    }
+    Ok(())
+}
+
+pub fn judge_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotError> {
+    if is_wanted && server.version_num < 170_000 {
+        return Err(SlotError::NoFailover { version: server.version.clone() });
     }
     Ok(())
 }

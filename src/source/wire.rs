@@ -295,6 +295,16 @@ pub struct CreatedSlot {
     pub snapshot: Option<String>,
 }
 
+/// How long a slot is kept, and by whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotKeep {
+    /// For as long as the connection.
+    Temporary,
+    Lasting,
+    /// By the standbys too (PostgreSQL 17 and newer).
+    Failover,
+}
+
 /// One row of a simple query, as text.
 pub type Row = Vec<Option<String>>;
 
@@ -546,13 +556,20 @@ impl ReplicationClient {
         content.ok_or(WireError::Short { during: "reading the timeline's history" })
     }
 
-    /// Creates a slot with the keywords that every version takes. It waits for all open transactions (trap 12).
-    pub async fn create_slot(&mut self, name: &str, temporary: bool, export: bool) -> Result<CreatedSlot, WireError> {
-        let temporary = if temporary { " TEMPORARY" } else { "" };
-        let snapshot = if export { "EXPORT_SNAPSHOT" } else { "NOEXPORT_SNAPSHOT" };
+    /// Creates a slot that exports its snapshot, with the keywords that every version takes where there are such. It waits
+    /// for all open transactions (trap 12).
+    pub async fn create_slot(&mut self, name: &str, keep: SlotKeep) -> Result<CreatedSlot, WireError> {
         let name = identifier(name);
         let rows = self
-            .simple_query(&format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput {snapshot}"))
+            .simple_query(&match keep {
+                SlotKeep::Temporary => {
+                    format!("CREATE_REPLICATION_SLOT {name} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
+                }
+                SlotKeep::Lasting => format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput EXPORT_SNAPSHOT"),
+                SlotKeep::Failover => {
+                    format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER)")
+                }
+            })
             .await?;
         let short = || WireError::Short { during: "creating a slot" };
         let mut values = rows.into_iter().next().unwrap_or_default().into_iter();
@@ -561,6 +578,12 @@ impl ReplicationClient {
             consistent_point: values.next().flatten().and_then(|text| text.parse().ok()).ok_or_else(short)?,
             snapshot: values.next().flatten(),
         })
+    }
+
+    /// Standbys keep a slot that is there already.
+    pub async fn make_failover(&mut self, name: &str) -> Result<(), WireError> {
+        self.simple_query(&format!("ALTER_REPLICATION_SLOT {} (FAILOVER)", identifier(name))).await?;
+        Ok(())
     }
 
     pub async fn drop_slot(&mut self, name: &str) -> Result<(), WireError> {

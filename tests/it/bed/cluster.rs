@@ -118,6 +118,8 @@ impl Cluster {
         let mut standby = Cluster { watchdog: start_watchdog(&folder), folder, bin: self.bin.clone(), port: 0 };
         self.stop_fast();
         succeed(Command::new("cp").arg("-a").arg(self.data()).arg(standby.data()));
+        // As pg_basebackup does: slots are the primary's.
+        assert!(shell(&format!("rm -rf '{}'/pg_replslot/*", standby.data().display())));
         self.start_again();
         let (port, folder) = (self.port, standby.folder.display());
         let settings = format!(
@@ -199,6 +201,16 @@ impl Cluster {
             host: self.folder.display().to_string(),
             port: self.port,
             name: db.name.clone(),
+            dropped_with_value: false,
+        }
+    }
+
+    /// A database of this name, which a test has made itself.
+    pub fn named(&self, name: &str) -> Db {
+        Db {
+            host: self.folder.display().to_string(),
+            port: self.port,
+            name: name.to_owned(),
             dropped_with_value: false,
         }
     }

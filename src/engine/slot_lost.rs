@@ -1,0 +1,150 @@
+//! What is done when the slot can no longer serve the copy (`[source] on_slot_lost`): stop, or begin anew with another one.
+//!
+//! A slot that is gone, invalidated, remade or on another history leaves a gap that nothing fills but another copy of every
+//! table (traps 33, 34, 36, 38). Another cluster is never that: it is refused whatever the settings say (trap 35).
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{EngineError, Options, attach::CopyAgain, copying::Copies};
+use crate::{
+    config::OnSlotLost,
+    source::{SourceError, catalog, connect::connect_sql, wire::WireError},
+    target::OlapEngine,
+};
+
+/// Beginning anew so often within [`WINDOW`] is no way out: something takes the slot away.
+const LIMIT: usize = 3;
+const WINDOW: Duration = Duration::from_secs(3600);
+
+/// The setting, and what this process has done because of it.
+#[derive(Debug, Clone, Default)]
+pub struct SlotLost {
+    policy: OnSlotLost,
+    memory: Arc<Mutex<Memory>>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    begun_anew: VecDeque<Instant>,
+    /// The server said that WAL is gone which the slot should have kept.
+    has_no_wal: bool,
+}
+
+impl SlotLost {
+    pub fn new(policy: OnSlotLost) -> Self {
+        Self { policy, memory: Arc::default() }
+    }
+
+    /// Whether the stream has found that WAL is gone which the catalogs take for kept. Told once.
+    pub fn take_has_no_wal(&self) -> bool {
+        std::mem::take(&mut self.memory().has_no_wal)
+    }
+
+    /// `false`: too often within the window.
+    fn may_begin_anew(&self, now: Instant) -> bool {
+        let begun_anew = &mut self.memory().begun_anew;
+        begun_anew.retain(|begun| now.saturating_duration_since(*begun) < WINDOW);
+        let is_allowed = begun_anew.len() < LIMIT;
+        if is_allowed {
+            begun_anew.push_back(now);
+        }
+        is_allowed
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks at what ended a session, and says how the next one has to begin.
+///
+/// # Errors
+/// The same error, when it is not about the slot, or when it is to end the command.
+pub async fn examine<T: OlapEngine + 'static>(
+    options: &Options,
+    error: EngineError,
+    copies: &mut Copies<T>,
+) -> Result<CopyAgain, EngineError> {
+    match &error {
+        EngineError::Source(SourceError::Slot(found)) if found.is_lost() => {
+            if options.slot_lost.policy == OnSlotLost::Stop {
+                return Err(error);
+            }
+            let found = found.to_string();
+            let found: Vec<&str> = found.lines().filter(|line| !line.starts_with("hint: ")).collect();
+            if !options.slot_lost.may_begin_anew(Instant::now()) {
+                return Err(too_often(&found));
+            }
+            tracing::warn!(
+                found = found.join("; "),
+                slot = options.slot,
+                "this copy cannot go on with its slot: every table is copied again with a new one, as [source] \
+                 on_slot_lost = \"resync\" says; the old copies stay readable until then"
+            );
+            // What a round copies is of the old slot's time.
+            copies.start_over().await;
+            Ok(CopyAgain::EverythingAsBefore)
+        }
+        EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
+            match could_not_read(options, &message.code).await {
+                true => {
+                    tracing::warn!(error = %message.message, slot = options.slot, "the slot cannot be read");
+                    Ok(CopyAgain::Nothing)
+                }
+                false => Err(error),
+            }
+        }
+        _ => Err(error),
+    }
+}
+
+fn too_often(found: &[&str]) -> EngineError {
+    EngineError::Setup(format!(
+        "{}\ndetail: Every table was copied again {LIMIT} times within an hour because of such a thing, so this is not tried \
+         again.\nhint: find out what takes the slot away (max_slot_wal_keep_size, idle_replication_slot_timeout, another \
+         copy with the same [source] slot), then start rhei again",
+        found.join("\n")
+    ))
+}
+
+/// Whether the server's refusal is about the slot, so that attaching anew says what became of it. The messages are in the
+/// server's language; codes and catalogs are not.
+async fn could_not_read(options: &Options, code: &str) -> bool {
+    const NOT_IN_PREREQUISITE_STATE: &str = "55000";
+    const UNDEFINED_OBJECT: &str = "42704";
+    const UNDEFINED_FILE: &str = "58P01";
+    if ![NOT_IN_PREREQUISITE_STATE, UNDEFINED_OBJECT, UNDEFINED_FILE].contains(&code) {
+        return false;
+    }
+    let Ok(sql) = connect_sql(&options.source, "control").await else { return false };
+    let Ok(found) = catalog::slot(&sql, &options.slot).await else { return false };
+    if code == UNDEFINED_FILE {
+        options.slot_lost.memory().has_no_wal = true;
+        return true;
+    }
+    found.is_none_or(|found| found.wal_status.as_deref() == Some("lost"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_copied_again_three_times_an_hour_at_most() {
+        let slot_lost = SlotLost::new(OnSlotLost::Resync);
+        let begin = Instant::now();
+        let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
+        assert!([0, 1, 2].into_iter().all(|minutes| slot_lost.clone().may_begin_anew(after(minutes))));
+        assert!(!slot_lost.may_begin_anew(after(59)));
+        assert!(slot_lost.may_begin_anew(after(60)));
+        assert!(!slot_lost.may_begin_anew(after(60)));
+        assert_eq!(
+            too_often(&["replication slot \"s\" is lost"]).to_string().lines().next(),
+            Some("replication slot \"s\" is lost")
+        );
+    }
+}
