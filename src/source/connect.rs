@@ -109,7 +109,7 @@ pub enum ConnectError {
     #[error("database \"{database}\" does not exist at {address}\nhint: check the name in the source URL")]
     NoDatabase { database: String, address: String },
     #[error(
-        "TLS with {address} failed\ndetail: {detail}\nhint: check sslmode and sslrootcert; the server may not offer TLS"
+        "TLS with {address} failed\ndetail: {detail}\nhint: a server on another machine has to prove who it is (sslmode=verify-full) unless the URL says otherwise: sslrootcert=FILE names its authority, sslmode=require encrypts without proof, sslmode=disable does not encrypt"
     )]
     Tls { address: String, detail: String },
     #[error("the source at {address} takes no connection now: {message}")]
@@ -165,6 +165,12 @@ impl SourceOptions {
                 None => config.host("localhost"),
             };
         }
+        let is_torn = |host: &Host| matches!(host, Host::Tcp(host) if host.contains(['@', '/']));
+        if config.get_hosts().iter().any(is_torn) {
+            // Part of the password, perhaps: it is not shown.
+            let reason = "the host holds an @ or a /; in a URL's password they are written as %40 and %2F".to_owned();
+            return Err(ConnectError::Invalid { reason });
+        }
         if config.get_ports().is_empty()
             && let Some(port) = environment.get("PGPORT").and_then(|port| port.parse().ok())
         {
@@ -200,6 +206,7 @@ impl SourceOptions {
                         "sslmode \"{text}\" is unknown; expected disable, allow, prefer, require, verify-ca or verify-full"
                     ),
                 })?,
+                None if goes_elsewhere(&config) => SslMode::VerifyFull,
                 None => SslMode::Prefer,
             },
             root_certificate: setting("sslrootcert", "PGSSLROOTCERT"),
@@ -323,6 +330,20 @@ impl SourceOptions {
     }
 }
 
+/// Whether a connection may leave this machine.
+fn goes_elsewhere(config: &tokio_postgres::Config) -> bool {
+    use std::net::IpAddr;
+    let (hosts, numbers) = (config.get_hosts(), config.get_hostaddrs());
+    (0..hosts.len().max(numbers.len())).any(|at| match (hosts.get(at), numbers.get(at)) {
+        (Some(Host::Unix(_)), _) => false,
+        (_, Some(number)) => !number.is_loopback(),
+        (Some(Host::Tcp(host)), None) => {
+            !host.eq_ignore_ascii_case("localhost") && !host.parse::<IpAddr>().is_ok_and(|number| number.is_loopback())
+        }
+        (None, None) => false,
+    })
+}
+
 fn is_url(text: &str) -> bool {
     text.starts_with("postgres://") || text.starts_with("postgresql://")
 }
@@ -386,6 +407,11 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
         let Some((key, after)) = rest.split_once('=') else {
             return Err(ConnectError::Invalid { reason: "expected key=value pairs or a URL".to_owned() });
         };
+        // It may be a URL that is misspelt, with a password in it.
+        if !key.trim().bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
+            let reason = "expected key=value pairs, or a URL that begins with postgresql://".to_owned();
+            return Err(ConnectError::Invalid { reason });
+        }
         let after = after.trim_start();
         let is_quoted = after.starts_with('\'');
         let mut value = String::new();
@@ -585,6 +611,64 @@ mod tests {
         assert_eq!(format!("{options:?}"), "SourceOptions(\"u@h:1/d\")");
         let broken = SourceOptions::parse("postgresql://u:hush@h:port/d", &Environment::default()).unwrap_err();
         assert!(!format!("{broken} {broken:?}").contains("hush"));
+    }
+
+    /// Wrong in ways that are easily typed.
+    #[test]
+    fn a_broken_connection_string_is_refused_without_its_password() {
+        for text in [
+            "postgresq://u:hush@h/d?sslmode=require",
+            "postgresql:/u:hush@h/d",
+            "u:hush@h/d",
+            "postgresql://u:x@hush@h/d",
+            "postgresql://u:hush@h/d?sslmode=strict",
+            "postgresql://u:hush@h/d?unknown=1",
+            "postgresql://u:hush@h:/d?port=many",
+            "host=h user=u password='hush",
+            "host=h user=u password=hush connect_timeout=soon",
+            "host=h user=u pass word=hush",
+        ] {
+            match SourceOptions::parse(text, &Environment::default()) {
+                Ok(options) => panic!("{text} is taken for {}", options.redacted()),
+                Err(error) => {
+                    assert!(!format!("{error} {error:?} {}", crate::engine::with_causes(&error)).contains("hush"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_sslmode_a_server_on_another_machine_has_to_prove_who_it_is() {
+        let mode = |text: &str| SourceOptions::parse(text, &Environment::default()).unwrap().tls.mode;
+        for text in [
+            "postgresql://u@db.example.com/d",
+            "postgresql://u@10.0.0.1/d",
+            "postgresql://u@localhost.example.com/d",
+            "postgresql://u@localhost,db.example.com/d",
+            "host=localhost hostaddr=10.0.0.1 user=u",
+            "host='2001:db8::1' user=u",
+        ] {
+            assert_eq!(mode(text), SslMode::VerifyFull, "{text}");
+            assert_eq!(
+                mode(&text.replace("user=u", "user=u sslmode=prefer").replace("/d", "/d?sslmode=prefer")),
+                SslMode::Prefer
+            );
+        }
+        for text in [
+            "postgresql://u@localhost/d",
+            "postgresql://u@127.0.0.1/d",
+            "postgresql://u@127.8.0.1/d",
+            "postgresql://u@[::1]/d",
+            "postgresql:///d?host=/var/run/postgresql",
+            "host=db.example.com hostaddr=127.0.0.1 user=u",
+            "user=u",
+        ] {
+            assert_eq!(mode(text), SslMode::Prefer, "{text}");
+        }
+        let environment = Environment::default().with("PGSSLMODE", "require").with("PGHOST", "db.example.com");
+        assert_eq!(SourceOptions::parse("user=u", &environment).unwrap().tls.mode, SslMode::Require);
+        let environment = Environment::default().with("PGHOST", "db.example.com");
+        assert_eq!(SourceOptions::parse("user=u", &environment).unwrap().tls.mode, SslMode::VerifyFull);
     }
 
     #[test]
