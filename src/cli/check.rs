@@ -72,7 +72,7 @@ pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError
     check_server(&client, &session, &mut findings).await?;
     let tables = check_publication(&client, &session, &mut findings).await?;
     for table in &tables {
-        check_table(table, &mut findings);
+        check_table(table, source.user(), &mut findings);
     }
     check_plans(&client, &session, &tables, &mut findings).await?;
     for blocker in catalog::blockers(&client).await? {
@@ -198,11 +198,16 @@ async fn check_publication(
     Ok(tables)
 }
 
-fn check_table(table: &SourceTable, findings: &mut Findings) {
+fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {
     let subject = table.name.to_string();
-    if !table.can_select {
-        let mend = format!("GRANT SELECT ON {} TO this role", quote_table(&table.name));
-        findings.add(Level::Error, &subject, "this role may not read it", mend);
+    // Partitions are read one by one, and what is granted on their root says nothing about them.
+    let leaves = table.leaves.iter().filter(|leaf| leaf.oid != table.oid).map(|leaf| (&leaf.name, leaf.can_select));
+    let unreadable =
+        std::iter::once((&table.name, table.can_select)).chain(leaves).filter(|(_, can_select)| !can_select);
+    for (name, _) in unreadable {
+        let (schema, role) = (quote_identifier(&name.schema), quote_identifier(user));
+        let mend = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {} TO {role}", quote_table(name));
+        findings.add(Level::Error, name.to_string(), format!("\"{user}\" may not read it"), mend);
     }
     let identity = |to: &str| format!("ALTER TABLE {} REPLICA IDENTITY {to}", quote_table(&table.name));
     match catalog::key_of(table) {

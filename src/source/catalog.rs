@@ -285,6 +285,7 @@ pub struct LeafTable {
     pub inherits: String,
     /// Pages of 8 KiB.
     pub pages: u64,
+    pub can_select: bool,
 }
 
 /// How rows are told apart, by `attnum`.
@@ -446,7 +447,7 @@ async fn describe(
     let rows = client
         .query(
             &format!("SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, c.relnatts, \
-             has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'), \
+             {READABLE}, \
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident LIMIT 1), \
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
              (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
@@ -618,18 +619,22 @@ async fn type_parts(
 }
 
 /// Leaves with their estimated rows. `pg_partition_tree` of an ordinary table is the table itself.
+/// Whether this role may read table `c` of schema `n`, or some of its columns.
+const READABLE: &str = "has_schema_privilege(n.oid, 'USAGE') \
+     AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))";
+
 async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(LeafTable, u64)>>, CatalogError> {
     let rows = client
         .query(
-            "SELECT root.oid, n.nspname::text, c.relname::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint, \
+            &format!("SELECT root.oid, n.nspname::text, c.relname::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint, \
              greatest(c.reltuples, 0)::bigint, c.oid, c.relfilenode, \
              (SELECT string_agg(format('%s:%s', i.inhrelid, i.xmin), ',' ORDER BY i.inhrelid) FROM pg_inherits i \
-              WHERE c.relispartition AND i.inhrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid))) \
+              WHERE c.relispartition AND i.inhrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid))), {READABLE} \
              FROM unnest($1::oid[]) AS root(oid) CROSS JOIN LATERAL ( \
                SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf \
                UNION SELECT root.oid WHERE EXISTS (SELECT 1 FROM pg_class WHERE oid = root.oid AND relkind = 'r')) leaf \
              JOIN pg_class c ON c.oid = leaf.relid AND c.relkind = 'r' JOIN pg_namespace n ON n.oid = c.relnamespace \
-             ORDER BY 1, 2, 3",
+             ORDER BY 1, 2, 3"),
             &[&oids],
         )
         .await?;
@@ -639,7 +644,14 @@ async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(Le
         let pages = row.try_get::<_, i64>(3)?.unsigned_abs();
         let rows = row.try_get::<_, i64>(4)?.unsigned_abs();
         let inherits = row.try_get::<_, Option<String>>(7)?.unwrap_or_default();
-        let leaf = LeafTable { oid: row.try_get(5)?, name, file: row.try_get(6)?, inherits, pages };
+        let leaf = LeafTable {
+            oid: row.try_get(5)?,
+            name,
+            file: row.try_get(6)?,
+            inherits,
+            pages,
+            can_select: row.try_get(8)?,
+        };
         leaves.entry(row.try_get(0)?).or_default().push((leaf, rows));
     }
     Ok(leaves)

@@ -23,6 +23,7 @@ mod recorded;
 mod refusals;
 mod rows;
 mod schema_changes;
+mod security;
 mod supervision;
 mod tidy;
 mod values;
