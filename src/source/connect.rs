@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, TargetSessionAttrs};
 
 use super::tls::{self, SslMode, TlsSettings};
 
@@ -553,7 +553,18 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
         config.keepalives_interval(interval.unwrap_or(KEEPALIVE_INTERVAL));
     }
     config.tcp_user_timeout(source.tcp_user_timeout().unwrap_or(TCP_USER_TIMEOUT));
-    let connected = tokio::time::timeout(source.connect_timeout() * 2, config.connect(connector)).await;
+    let connect = |config: tokio_postgres::Config| {
+        let connector = connector.clone();
+        async move { tokio::time::timeout(source.connect_timeout() * 2, config.connect(connector)).await }
+    };
+    let mut primary = config.clone();
+    primary.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    let is_choice = source.addresses().len() > 1 && config.get_target_session_attrs() == TargetSessionAttrs::Any;
+    // Of several servers the primary; when there is none, whichever answers says why that will not do.
+    let connected = match if is_choice { connect(primary).await.ok() } else { None } {
+        Some(Ok(connected)) => Ok(Ok(connected)),
+        _ => connect(config).await,
+    };
     let address = || source.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let (client, connection) = match connected {
         Err(_) => return Err(ConnectError::TimedOut { address: address(), after: source.connect_timeout() }),

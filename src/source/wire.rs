@@ -313,20 +313,17 @@ impl ReplicationClient {
         Self::connect_as(source, purpose, Mode::Replication).await
     }
 
-    /// Tries the addresses in order.
+    /// Tries the addresses in order. A standby is taken only when there is no primary among them.
     pub(super) async fn connect_as(source: &SourceOptions, purpose: &str, mode: Mode) -> Result<Self, WireError> {
-        let mut last = None;
+        let (mut standby, mut last) = (None, None);
         for address in source.addresses() {
             let attempt =
                 tokio::time::timeout(source.connect_timeout(), Self::connect_to(source, &address, purpose, mode));
             match attempt.await {
-                Ok(Ok(mut client)) => {
-                    // Under SQL_ASCII the server cannot convert; invalid bytes would block the slot (trap 74).
-                    if client.parameters.get("server_encoding").is_some_and(|encoding| encoding == "SQL_ASCII") {
-                        client.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
-                    }
-                    return Ok(client);
+                Ok(Ok(client)) if client.parameters.get("in_hot_standby").is_some_and(|is_one| is_one == "on") => {
+                    standby.get_or_insert(client);
                 }
+                Ok(Ok(client)) => return client.in_its_encoding().await,
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => {
                     let (address, after) = (address.to_string(), source.connect_timeout());
@@ -334,7 +331,18 @@ impl ReplicationClient {
                 }
             }
         }
-        Err(last.unwrap_or_else(|| ConnectError::NoSource.into()))
+        match standby {
+            Some(client) => client.in_its_encoding().await,
+            None => Err(last.unwrap_or_else(|| ConnectError::NoSource.into())),
+        }
+    }
+
+    /// Under SQL_ASCII the server cannot convert; invalid bytes would block the slot (trap 74).
+    async fn in_its_encoding(mut self) -> Result<Self, WireError> {
+        if self.parameters.get("server_encoding").is_some_and(|encoding| encoding == "SQL_ASCII") {
+            self.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
+        }
+        Ok(self)
     }
 
     async fn connect_to(

@@ -242,6 +242,58 @@ fn a_standby_that_was_promoted_before_it_had_everything_is_refused() {
     crate::bed::assert_same(&replica, following.copy(), &["public.t"]);
 }
 
+#[test]
+fn of_several_servers_the_primary_is_followed() {
+    let primary = Cluster::start(ClusterOptions::durable());
+    let following = with_table(primary.database("several"));
+    let standby = primary.standby();
+    let replica = standby.replica_of(&following.db);
+    let (ports, name) = ([standby.port(), primary.port()], following.db.name());
+    let [first, second] = ports;
+    let both = format!("postgresql://postgres@127.0.0.1:{first},127.0.0.1:{second}/{name}?sslmode=disable");
+    let rhei = following.rhei.clone().source(both);
+    rhei.run_ok(["sync"]);
+    following.db.execute("INSERT INTO t VALUES (2, 'b')");
+    rhei.run_ok(["sync"]);
+    following.assert_same(&["public.t"]);
+    wait_until(SOON, "the standby has it all", || {
+        replica.try_query("SELECT 1 FROM t").is_ok_and(|rows| rows.len() == 2)
+    });
+    primary.stop_immediate();
+    refused(&rhei.run(["sync"]), &["a standby in recovery"]);
+}
+
+/// As after a restore that forgot the WAL: the catalogs take for kept what is not there.
+#[test]
+fn wal_that_is_gone_without_a_word_is_refused_or_replaced() {
+    let cluster = Cluster::start(ClusterOptions::durable());
+    let following = with_table(cluster.database("no_wal"));
+    following.sync();
+    for number in 2..6 {
+        following.db.execute(&format!("INSERT INTO t VALUES ({number}, 'x'); SELECT pg_switch_wal()"));
+    }
+    following.db.execute("CHECKPOINT");
+    let current = following.db.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    cluster.stop_fast();
+    for entry in std::fs::read_dir(cluster.data().join("pg_wal")).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        if name.len() == current.len() && name < current {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    cluster.start_again();
+    let before = rows(&following);
+    // Often enough for the server's refusal to come together with its answer now and then.
+    for command in ["sync", "run", "sync", "run", "sync", "run", "sync", "run"] {
+        refused(&following.rhei.clone().deadline(SOON).run([command]), &["is lost", "on_slot_lost"]);
+    }
+    assert_eq!(rows(&following), before);
+    assert!(resyncing(&following).run_ok(["sync"]).stderr.contains(ANEW));
+    following.db.execute("INSERT INTO t VALUES (6, 'followed')");
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
 /// Trap 37. The copy goes on at the new primary, and has neither lost nor repeated anything.
 #[test]
 fn a_failover_slot_is_followed_to_the_new_primary() {

@@ -6,8 +6,8 @@ mod backfill;
 #[allow(dead_code, reason = "the bed offers more than each test of the day needs")]
 mod bed;
 mod bed_works;
-mod compacting;
 mod chaos;
+mod compacting;
 mod connections;
 mod copying;
 mod crashes;
