@@ -105,8 +105,9 @@ impl StreamReader {
         let room = Arc::clone(&budget);
         let task = tokio::spawn(async move {
             let pump = async {
-                // When something was read that is not handed over yet.
-                let mut since: Option<Instant> = None;
+                // When something was read that is not handed over yet. A server that refuses at once may have said so
+                // together with its answer to START_REPLICATION, and says nothing more.
+                let mut since = (frames.buffered() > 0).then(Instant::now);
                 loop {
                     let is_due = since.is_some_and(|since| since.elapsed() >= GATHER);
                     if (is_due || frames.buffered() >= GATHERED_BYTES)
@@ -201,6 +202,18 @@ impl StreamReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_came_with_the_start_of_the_stream_is_heard_though_nothing_follows() {
+        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+        let (read, write) = tokio::io::split(Socket::Unix(ours));
+        let feedback = crate::source::feedback::Feedback::start(write, Lsn::ZERO, None);
+        let mut frames = FrameReader::default();
+        frames.buffer().extend_from_slice(b"E\0\0\0\x0cC58P01\0\0");
+        let mut reader = StreamReader::start(read, frames, feedback.liveness(), None, 1000);
+        let heard = tokio::time::timeout(Duration::from_secs(10), reader.next()).await.unwrap();
+        assert!(matches!(heard, Err(WireError::Server(message)) if message.code == "58P01"));
+    }
 
     #[test]
     fn short_stream_messages_are_errors() {

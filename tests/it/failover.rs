@@ -137,6 +137,27 @@ fn a_slot_that_is_dropped_under_a_running_replicator_is_replaced_three_times() {
     following.assert_same(&["public.t"]);
 }
 
+/// What the copy had done so far is of the old slot's time.
+#[test]
+fn a_slot_that_is_dropped_while_tables_are_copied_is_replaced() {
+    let following = with_table(Cluster::shared().database("dropped_copying"));
+    following.db.execute(
+        "CREATE TABLE large (id int PRIMARY KEY, v text); ALTER TABLE large ALTER v SET STORAGE EXTERNAL;
+         INSERT INTO large SELECT i, repeat('x', 1000) FROM generate_series(1, 4000) i",
+    );
+    let slowly = resyncing(&following).env("RHEI_BACKFILL_RATE_LIMIT", "1MB").env("RHEI_BACKFILL_CHUNK_SIZE", "1MB");
+    let mut running = slowly.spawn(["run"]);
+    running.wait_for_log("live table=\"public.t\"", SOON);
+    let mark = running.log_mark();
+    drop_slot(&following);
+    following.db.execute("UPDATE large SET v = 'y' WHERE id % 7 = 0; DELETE FROM large WHERE id % 5 = 0");
+    following.db.execute("INSERT INTO t VALUES (2, 'b')");
+    goes_on_anew(&mut running, mark);
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.t", "public.large"]);
+}
+
 /// Trap 35.
 #[test]
 fn another_cluster_is_never_copied_over_this_copy() {
