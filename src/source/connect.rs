@@ -555,7 +555,8 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
     config.tcp_user_timeout(source.tcp_user_timeout().unwrap_or(TCP_USER_TIMEOUT));
     let connect = |config: tokio_postgres::Config| {
         let connector = connector.clone();
-        async move { tokio::time::timeout(source.connect_timeout() * 2, config.connect(connector)).await }
+        let connecting = async move { config.connect(connector).await };
+        tokio::time::timeout(source.connect_timeout() * 2, Box::pin(connecting))
     };
     let mut primary = config.clone();
     primary.target_session_attrs(TargetSessionAttrs::ReadWrite);
