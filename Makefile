@@ -31,7 +31,8 @@ test-matrix: setup ## run the integration tests on Postgres 14 to 18
 	@scripts/test-matrix.sh $(TEST)
 
 chaos: setup ## everything goes wrong for a while: make chaos SECONDS=60 SEED=n
-	@$(ENV) RHEI_CHAOS_SECONDS=$(SECONDS) RHEI_CHAOS_SEED=$(SEED) cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
+	@scripts/setup.sh chaos
+	@$(ENV) RHEI_CHAOS_CLOCK=1 RHEI_CHAOS_SECONDS=$(SECONDS) RHEI_CHAOS_SEED=$(SEED) cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
 		--nocapture --exact chaos::a_minute_of_faults_leaves_both_sides_equal
 
 demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh          libduckdb, a Postgres server, openssl, a C compiler
 #   scripts/setup.sh ci       the same, and cargo-deny
+#   scripts/setup.sh chaos    the same, and libfaketime for `make chaos`
 #   scripts/setup.sh matrix   the same, and Postgres 14, 16, 17 and 18 for `make test-matrix`
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -59,6 +60,12 @@ ensure_npm() {
   have npm && return 0
   say "installing npm, to fetch prebuilt libraries"
   apt_install npm
+}
+
+# Without it no clock jumps.
+ensure_faketime() {
+  ls /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/local/lib/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 && return 0
+  apt_install libfaketime || say "libfaketime is not installed, so clocks do not jump"
 }
 
 ensure_compiler() {
@@ -195,8 +202,8 @@ ensure_matrix() {
 }
 
 case "${1:-}" in
-  '' | ci | matrix) ;;
-  *) say "usage: scripts/setup.sh [ci|matrix]"; exit 2 ;;
+  '' | ci | matrix | chaos) ;;
+  *) say "usage: scripts/setup.sh [ci|matrix|chaos]"; exit 2 ;;
 esac
 ensure_compiler
 ensure_duckdb
@@ -205,4 +212,5 @@ ensure_openssl
 case "${1:-}" in
   ci) ensure_cargo_deny ;;
   matrix) ensure_matrix ;;
+  chaos) ensure_faketime ;;
 esac

@@ -78,6 +78,13 @@ pub enum CopyAgain {
     EverythingAsBefore,
 }
 
+impl CopyAgain {
+    /// What is to be copied already, unless everything is.
+    pub fn or_everything(self, found: Self) -> Self {
+        if found == Self::Nothing { self } else { found }
+    }
+}
+
 /// What the source is, seen through two connections.
 struct Source {
     sql: SqlClient,

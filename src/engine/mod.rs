@@ -18,6 +18,7 @@ mod tending;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::Future,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -434,7 +435,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let report = self.cycle(cycle, stop).await;
         if std::mem::take(&mut self.in_parts) {
             // It did not come to its end.
-            self.target.call(|target| target.roll_back()).await?;
+            let rolled_back = self.target.call(|target| target.roll_back()).await;
+            // What broke first says more.
+            return report.and_then(|report| rolled_back.map(|()| report));
         }
         report
     }
@@ -595,7 +598,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             let verdict = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                verdict = catalogs.relation(question) => verdict?,
+                verdict = in_time(catalogs.relation(question)) => verdict?,
             };
             match verdict {
                 Some(verdict) => break verdict,
@@ -650,7 +653,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// table is locked, and has to be looked at later.
     pub async fn look(&mut self) -> Result<Result<Option<Lsn>, Locked>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
-            match catalogs.look().await? {
+            match in_time(catalogs.look()).await? {
                 Looked::Unchanged => {}
                 Looked::Changed(look) => self.look = Some(look),
                 Looked::Locked => return Ok(Err(Locked)),
@@ -809,6 +812,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub fn into_consumer(self) -> C {
         self.consumer
     }
+}
+
+/// The source may take so long to answer what is asked of its catalogs; locks are not waited for there. One that is silent
+/// although its machine answers is left.
+async fn in_time<R>(answer: impl Future<Output = Result<R, EngineError>>) -> Result<R, EngineError> {
+    const ANSWER: Duration = Duration::from_secs(120);
+    let silent = |_| SourceError::from(crate::source::wire::WireError::Silent(ANSWER));
+    tokio::time::timeout(ANSWER, answer).await.map_err(silent)?
 }
 
 fn copy_it(table: &TableSpec) -> String {

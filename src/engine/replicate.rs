@@ -115,7 +115,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         let attached = match attached {
             Ok(attached) => attached,
             Err(error) => {
-                again = Box::pin(slot_lost::examine(options, error, copies)).await?;
+                again = again.or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
                 continue;
             }
         };
@@ -127,7 +127,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         let mut engine = match stream(options, writer, attached, copies, wants_whole).await {
             Ok(engine) => engine,
             Err(error) => {
-                again = Box::pin(slot_lost::examine(options, error, copies)).await?;
+                again = again.or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
                 continue;
             }
         };
@@ -144,7 +144,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
                 continue;
             }
             Err(error) => {
-                again = Box::pin(slot_lost::examine(options, error, copies)).await?;
+                again = again.or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
                 continue;
             }
             Ok(ended) => ended,
@@ -413,12 +413,11 @@ fn begin_rounds<T: OlapEngine + 'static>(supervisor: &mut Supervisor, options: &
     });
 }
 
-/// Writes DuckDB's log into the file while nothing else happens. After a disk failed that, DuckDB has to open the file again.
+/// Writes DuckDB's log into the file while nothing else happens.
 async fn tidy<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<(), EngineError> {
     let _shape = options.ddl_lock.write().await;
     let tidied = writer.call(|target| target.tidy(Compaction::Some)).await;
-    if tidied.as_ref().is_err_and(EngineError::is_of_disk) {
-        writer.call(|target| target.reopen()).await?;
+    if tidied.is_err() {
         // Once more later.
         options.activity.note();
     }
@@ -459,6 +458,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
     const FIRST_PAUSE: Duration = Duration::from_millis(500);
     const LONGEST_PAUSE: Duration = Duration::from_secs(30);
     const CALM: Duration = Duration::from_secs(10);
+    const STEADY: Duration = Duration::from_secs(2);
     const IN_A_ROW: u32 = 20;
     let mut pause = FIRST_PAUSE;
     let mut failures = 0_u32;
@@ -477,6 +477,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
                 // Nobody else may have it open.
                 copies.shutdown().await;
                 writer.call(|target| target.reopen()).await?;
+                must_reopen = false;
             }
             Box::pin(session(options, writer, &again, asked, copies, stop, how)).await
         });
@@ -489,7 +490,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
         let ended = match ended {
             Err(error) => match Box::pin(slot_lost::examine(options, error, copies)).await {
                 Ok(copy_again) => {
-                    again = copy_again;
+                    again = again.or_everything(copy_again);
                     continue;
                 }
                 Err(error) => Err(error),
@@ -516,7 +517,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
             }
             Ok(_) => return Ok(()),
             // A table that was to be copied again is gone by now; everything else goes on.
-            Err(EngineError::Setup(reason)) if has_streamed && again != CopyAgain::Nothing => {
+            Err(EngineError::Setup(reason)) if has_streamed && matches!(again, CopyAgain::Tables(_)) => {
                 tracing::error!(reason, "not copied again");
                 again = CopyAgain::Nothing;
                 continue;
@@ -534,7 +535,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
         };
         must_reopen = error.is_of_disk();
         wants_whole |= wants_whole_from_now_on(&error);
-        if is_streaming {
+        // One that breaks as soon as it streams may do so again and again.
+        if is_streaming && began.elapsed() > STEADY {
             (failures, pause) = (0, FIRST_PAUSE);
         }
         failures += 1;

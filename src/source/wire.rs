@@ -423,7 +423,7 @@ impl ReplicationClient {
                     let mut parts =
                         frame.body.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
                     if let (Some(name), Some(value)) = (parts.next(), parts.next())
-                        && matches!(name.as_str(), "server_encoding" | "server_version")
+                        && matches!(name.as_str(), "server_encoding" | "server_version" | "in_hot_standby")
                     {
                         self.parameters.insert(name, value);
                     }

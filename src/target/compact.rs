@@ -74,21 +74,35 @@ fn contents(connection: &Connection, database: &str) -> Result<Vec<(String, u64,
     let mut contents = Vec::with_capacity(names.len());
     for (schema, table) in names {
         let name = format!("{}.{}", ddl::quoted(&schema), ddl::quoted(&table));
-        let sql = format!("SELECT count(*), coalesce(sum(hash(t)), 0)::VARCHAR FROM {database}.{name} t");
+        // A name that no column has: a column would be taken for the row.
+        let row = ddl::quoted("_rhei\u{1}row");
+        let sql = format!("SELECT count(*), coalesce(sum(hash({row})), 0)::VARCHAR FROM {database}.{name} {row}");
         let (rows, hash) = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         contents.push((name, rows, hash));
     }
     Ok(contents)
 }
 
-/// How many of everything else there is.
-fn others(connection: &Connection, database: &str) -> Result<Vec<u64>, TargetError> {
-    let kinds = ["columns", "views", "indexes", "sequences", "functions", "types", "schemas", "constraints"];
-    let count = |kind: &str| {
-        let sql = format!("SELECT count(*) FROM duckdb_{kind}() WHERE database_name = ?");
+/// Everything else there is, kind by kind.
+fn others(connection: &Connection, database: &str) -> Result<Vec<String>, TargetError> {
+    const KINDS: [(&str, &str); 8] = [
+        ("columns", "schema_name, table_name, column_name, data_type, column_default, is_nullable, comment"),
+        ("tables", "schema_name, table_name, comment"),
+        ("views", "schema_name, view_name, sql, comment"),
+        ("indexes", "schema_name, table_name, index_name, is_unique, expressions"),
+        ("sequences", "schema_name, sequence_name, start_value, increment_by, cycle"),
+        ("functions", "schema_name, function_name, macro_definition"),
+        ("types", "schema_name, type_name, logical_type"),
+        ("constraints", "schema_name, table_name, constraint_text"),
+    ];
+    let list = |(kind, columns): (&str, &str)| {
+        let sql = format!(
+            "SELECT coalesce(string_agg(described, chr(10) ORDER BY described), '') FROM (SELECT ROW({columns})::VARCHAR AS \
+             described FROM duckdb_{kind}() WHERE database_name = ?)"
+        );
         connection.query_row(&sql, [database], |row| row.get(0)).map_err(TargetError::from)
     };
-    kinds.into_iter().map(count).collect()
+    KINDS.into_iter().map(list).collect()
 }
 
 impl DuckDb {
@@ -99,7 +113,7 @@ impl DuckDb {
         if self.has_open_parts() {
             return Err(refused("a large transaction is being applied\nhint: try again in a while".to_owned()));
         }
-        if !self.copying.is_empty() {
+        if !self.copying.is_empty() || self.has_loaders() {
             return Err(refused(
                 "tables are being copied\nhint: try again when `rhei status` shows them live".to_owned(),
             ));
@@ -126,7 +140,7 @@ impl DuckDb {
                 let _ = fs::remove_file(beside(&next, ".wal"));
                 return Err(match error {
                     // The file is closed.
-                    error @ TargetError::Open { .. } | error @ TargetError::Locked { .. } => error,
+                    error @ TargetError::Closed { .. } => error,
                     error => TargetError::CompactionFailed { source: Box::new(error) },
                 });
             }
@@ -144,9 +158,9 @@ impl DuckDb {
     /// before, and gone.
     fn put_in_place(&mut self, next: &Path, path: &Path) -> Result<(), TargetError> {
         self.connection.execute_batch("CHECKPOINT")?;
-        if let Err(error) = self.connection.execute_batch(&format!("USE memory; DETACH DATABASE {}", ddl::CATALOG)) {
-            self.connection.execute_batch(&format!("USE {}", ddl::CATALOG))?;
-            return Err(error.into());
+        if let Err(error) = self.detach() {
+            self.attach_again()?;
+            return Err(error);
         }
         reached("compact.closed");
         let moved = match fs::exists(beside(path, ".wal")) {

@@ -56,6 +56,10 @@ pub struct DuckDb {
     parts: Option<Progress>,
     /// A transaction was begun and not ended.
     is_open: bool,
+    /// The file was closed, and could not be opened again yet.
+    is_detached: bool,
+    /// One more for each loader that is alive.
+    loaders: Arc<()>,
 }
 
 impl DuckDb {
@@ -87,6 +91,8 @@ impl DuckDb {
             views: Views::default(),
             parts: None,
             is_open: false,
+            is_detached: false,
+            loaders: Arc::default(),
         };
         opened.state()?;
         Ok(opened)
@@ -108,10 +114,44 @@ impl DuckDb {
         self.parts.is_some()
     }
 
+    /// Somebody loads chunks, and holds the file open until that ends.
+    pub(super) fn has_loaders(&self) -> bool {
+        Arc::strong_count(&self.loaders) > 1
+    }
+
+    /// Closes the file. Everything but [`Self::attach_again`] fails until it is open again.
+    pub(super) fn detach(&mut self) -> Result<(), TargetError> {
+        self.is_detached = true;
+        let detached = format!("USE memory; DETACH DATABASE IF EXISTS {}", ddl::CATALOG);
+        Ok(self.connection.execute_batch(&detached)?)
+    }
+
     /// Opens the file once more after it was closed; settings of the instance stay.
     pub(super) fn attach_again(&mut self) -> Result<(), TargetError> {
-        attach(&self.connection, &self.path, AccessMode::ReadWrite)?;
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+        let since = std::time::Instant::now();
+        loop {
+            match attach(&self.connection, &self.path, AccessMode::ReadWrite) {
+                Ok(()) => break,
+                // Whoever had it open still lets go of it, or looked at it just now.
+                Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(jobs::CONFLICT_PAUSE),
+                Err(error) => {
+                    return Err(TargetError::Closed { path: self.path.clone(), source: Box::new(error) });
+                }
+            }
+        }
+        self.is_detached = false;
+        self.connection.execute_batch(&format!("SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS}"))?;
         self.state().map(|_| ())
+    }
+
+    /// Nothing may be read from, or written to, the database in memory that stands in for a closed file.
+    fn be_attached(&mut self) -> Result<(), TargetError> {
+        if self.is_detached {
+            self.detach()?;
+            self.attach_again()?;
+        }
+        Ok(())
     }
 
     /// What a file says of itself, without writing to it; for `status`.
@@ -138,6 +178,7 @@ impl DuckDb {
     /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the same row of `_rhei.jobs`,
     /// which it is for a moment only.
     fn transaction<R>(&mut self, work: impl Fn(&mut Self) -> Result<R, TargetError>) -> Result<R, TargetError> {
+        self.be_attached()?;
         self.roll_back()?;
         let before = self.pipeline.clone();
         let mut conflicts = 0;
@@ -285,6 +326,7 @@ fn attach(connection: &Connection, path: &Path, mode: AccessMode) -> Result<(), 
 
 impl OlapEngine for DuckDb {
     fn state(&mut self) -> Result<Option<StoredState>, TargetError> {
+        self.be_attached()?;
         let stored = self.reading(state::read)?;
         self.pipeline = stored.as_ref().map(|stored| stored.pipeline.clone());
         let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
@@ -450,17 +492,23 @@ impl OlapEngine for DuckDb {
     }
 
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
+        self.be_attached()?;
         self.reading(jobs::all)
     }
 
     fn loader(&mut self) -> Result<Loader, TargetError> {
+        self.be_attached()?;
         let connection = self.connection.try_clone()?;
         connection.execute_batch(&format!("USE {}", ddl::CATALOG))?;
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        Ok(Loader::new(connection, Arc::clone(&self.database)))
+        Ok(Loader::new(connection, Arc::clone(&self.database), Arc::clone(&self.loaders)))
     }
 
     fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
+        self.be_attached()?;
+        if !batch.continues {
+            self.roll_back()?;
+        }
         if self.parts.is_none() {
             let live = batch.tables.iter().filter(|changes| !self.copying.contains_key(&changes.table.oid));
             self.views.prepare(&self.database, live)?;
@@ -501,7 +549,7 @@ impl OlapEngine for DuckDb {
 
     fn reopen(&mut self) -> Result<(), TargetError> {
         self.roll_back_quietly();
-        self.connection.execute_batch(&format!("USE memory; DETACH DATABASE IF EXISTS {}", ddl::CATALOG))?;
+        self.detach()?;
         self.attach_again()
     }
 
@@ -513,6 +561,11 @@ impl OlapEngine for DuckDb {
     }
 
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError> {
+        self.be_attached()?;
+        // It would end the transaction.
+        if self.has_open_parts() {
+            return Ok(());
+        }
         // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing (duckdb.md 1.5).
         let tasks = match compaction {
             Compaction::None => 0,
@@ -530,16 +583,26 @@ impl OlapEngine for DuckDb {
             Err(error) if error.to_string().contains("Cannot CHECKPOINT") => {
                 tracing::debug!(error = %error, "file checkpoint put off");
             }
-            tidied => tidied?,
+            Err(error) => {
+                let error = TargetError::from(error);
+                // Chunks that are being loaded are given up first, by whoever has them loaded.
+                if error.is_of_disk() && !self.has_loaders() {
+                    self.reopen()?;
+                }
+                return Err(error);
+            }
+            Ok(()) => {}
         }
         Ok(())
     }
 
     fn space(&mut self) -> Result<Space, TargetError> {
+        self.be_attached()?;
         compact::space(&self.connection, &self.path)
     }
 
     fn compact(&mut self) -> Result<Compacted, TargetError> {
+        self.be_attached()?;
         self.write_anew()
     }
 }

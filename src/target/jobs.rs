@@ -152,13 +152,15 @@ fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, TargetError> 
 pub struct Loader {
     connection: Connection,
     database: Arc<Database>,
+    /// Says that it is alive.
+    _alive: Arc<()>,
     /// Of the table that was loaded last.
     view: Option<(Arc<TableSpec>, BatchView)>,
 }
 
 impl Loader {
-    pub(super) fn new(connection: Connection, database: Arc<Database>) -> Self {
-        Self { connection, database, view: None }
+    pub(super) fn new(connection: Connection, database: Arc<Database>, alive: Arc<()>) -> Self {
+        Self { connection, database, _alive: alive, view: None }
     }
 
     /// A view of batches of the table. Made before the transaction that loads them, since one transaction writes to one

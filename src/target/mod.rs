@@ -309,6 +309,8 @@ pub enum TargetError {
     Backwards { from: Lsn, to: Lsn },
     #[error("the copy differs from the source: {expected} {what}, {found} found")]
     Diverged { what: &'static str, expected: u64, found: u64 },
+    #[error("target {} is closed, and cannot be opened again", .path.display())]
+    Closed { path: PathBuf, source: Box<TargetError> },
     #[error("the file was not compacted: {reason}")]
     NotCompacted { reason: String },
     #[error("the file could not be compacted, and is as it was")]
@@ -326,6 +328,7 @@ pub enum TargetError {
 fn is_of_disk(text: &str) -> bool {
     [
         "No space left",
+        "Unique file handle conflict",
         "Could not write",
         "Could not truncate",
         "Could not sync",
@@ -365,13 +368,15 @@ impl TargetError {
         Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
     }
 
-    /// The disk does not take what is written: it is full, or broken. DuckDB has to open the file once more after that.
+    /// The disk does not take what is written: it is full, or broken; or the file is closed. It has to be opened once more, and
+    /// that may have to be tried again.
     pub fn is_of_disk(&self) -> bool {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => is_of_disk(&error.to_string()),
             Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_of_disk(),
             Self::Raw(error) => is_of_disk(&error.to_string()),
             Self::Rows { source } => is_of_disk(&source.to_string()),
+            Self::Closed { .. } => true,
             Self::Io(error) => error.kind() == std::io::ErrorKind::StorageFull,
             _ => false,
         }

@@ -22,7 +22,7 @@ fn grown(name: &str) -> Following {
     let following = Following::new(name);
     Pgbench::init(&following.db, 1);
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, n int, v text); CREATE TABLE \"we ird\" (id int PRIMARY KEY, doc jsonb);
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text); CREATE TABLE \"we ird\" (id int PRIMARY KEY, doc jsonb, t int);
          INSERT INTO t SELECT i, 0, md5(i::text) || md5((i + 1)::text) FROM generate_series(1, 300000) i;
          INSERT INTO \"we ird\" VALUES (1, '{\"a\": 1}'), (2, NULL)",
     );

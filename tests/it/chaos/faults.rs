@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
@@ -65,13 +65,9 @@ const WEIGHTS: [(Kind, u32); 21] = [
     (Kind::JumpClock, 1),
 ];
 
-/// Planned and passed over: rhei stops for good when its slot is lost, as it should unless told otherwise, and a standby
-/// has no slot of the primary's. The others end `rhei run` or need what few machines have.
-const DISABLED: [Kind; 5] = [Kind::DropSlot, Kind::InvalidateSlot, Kind::Promote, Kind::DiskFull, Kind::JumpClock];
-
-pub fn is_enabled(kind: Kind) -> bool {
-    !DISABLED.contains(&kind)
-}
+/// After so many of those that lose the slot the others are passed over: rhei begins anew three times an hour and then stops,
+/// as it should.
+const MOST_LOSSES: u64 = 3;
 
 /// After a pause, a fault of this strength (0 to 999).
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +111,12 @@ impl Chaos {
         let strength = step.strength;
         let ms = Duration::from_millis;
         let primary = self.primary.get();
+        if matches!(step.kind, Kind::DropSlot | Kind::InvalidateSlot | Kind::Promote) {
+            if self.losses >= MOST_LOSSES || !primary.is_running() {
+                return false;
+            }
+            self.losses += 1;
+        }
         match step.kind {
             Kind::KillRhei => {
                 let Some(running) = self.running.take() else { return false };
@@ -187,23 +189,40 @@ impl Chaos {
                 return set.is_ok();
             }
             Kind::DropSlot => {
-                let drop = format!(
-                    "SELECT pg_terminate_backend(active_pid), pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
+                let active = format!(
+                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND active"
                 );
-                return !self.at_source(&drop).is_empty();
+                let drop = format!(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND NOT active"
+                );
+                let end = Instant::now() + ms(3000);
+                while Instant::now() < end {
+                    self.at_source(&active);
+                    if !self.at_source(&drop).is_empty() {
+                        return true;
+                    }
+                }
+                return false;
             }
             Kind::InvalidateSlot => {
                 // More WAL than the slot may hold, while nobody reads it.
-                self.at_source("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'; SELECT pg_reload_conf()");
+                self.proxy.refuse(true);
                 self.proxy.cut();
-                self.at_source("SELECT pg_switch_wal()");
-                self.at_source("CREATE TABLE filler AS SELECT repeat('x', 500) FROM generate_series(1, 100000); DROP TABLE filler; CHECKPOINT");
-                self.at_source("ALTER SYSTEM RESET max_slot_wal_keep_size; SELECT pg_reload_conf()");
+                self.at_source("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
+                self.at_source("SELECT pg_reload_conf()");
+                for _ in 0..4 {
+                    self.at_source("CREATE TABLE filler AS SELECT repeat('x', 500) FROM generate_series(1, 40000)");
+                    self.at_source("DROP TABLE filler");
+                    self.at_source("SELECT pg_switch_wal()");
+                    self.at_source("CHECKPOINT");
+                }
+                self.at_source("ALTER SYSTEM RESET max_slot_wal_keep_size");
+                self.at_source("SELECT pg_reload_conf()");
+                self.heal_in(ms(1), Heal::NoRefusing);
+                let status = format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+                return self.at_source(&status) == [[Some("lost".to_owned())]];
             }
             Kind::Promote => {
-                if !primary.is_running() {
-                    return false;
-                }
                 let standby = primary.standby();
                 primary.kill9();
                 standby.promote();

@@ -34,11 +34,22 @@ pub fn photograph(target: &Path) -> tempfile::TempDir {
     folder
 }
 
+/// The files at one moment.
+pub struct Picture {
+    pub moment: String,
+    pub folder: tempfile::TempDir,
+    /// The slot may have been lost: a new one on another history may begin before the old one ended.
+    pub may_go_back: bool,
+}
+
 /// Until the sender is gone.
-pub fn read_all(pictures: &mpsc::Receiver<(String, tempfile::TempDir)>, name: &str, seen: impl Fn(&Readings)) {
+pub fn read_all(pictures: &mpsc::Receiver<Picture>, name: &str, seen: impl Fn(&Readings)) {
     let mut readings = Readings::default();
-    for (moment, folder) in pictures {
+    for Picture { moment, folder, may_go_back } in pictures {
         readings.reads += 1;
+        if may_go_back {
+            readings.checkpoint = 0;
+        }
         if let Err(error) = readings.read(&moment, &folder.path().join(name)) {
             readings.broken.push(format!("{moment}: cannot be read: {error}"));
         }
