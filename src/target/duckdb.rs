@@ -316,6 +316,8 @@ fn attach(connection: &Connection, path: &Path, mode: AccessMode) -> Result<(), 
             TargetError::Locked { path, holder }
         } else if text.contains("not a valid DuckDB database file") {
             TargetError::NotADatabase { path }
+        } else if super::is_damage(&text) {
+            TargetError::Damaged { path, source }
         } else if text.contains("Permission denied") || text.contains("Read-only file system") {
             TargetError::NotWritable { path }
         } else {

@@ -287,6 +287,8 @@ pub enum TargetError {
     Locked { path: PathBuf, holder: String },
     #[error("target {} is not a DuckDB database\nhint: name another file with --target; this one was not touched", .path.display())]
     NotADatabase { path: PathBuf },
+    #[error("target {}, or the log beside it, is damaged; neither was touched\nhint: restore both from a backup; or move them away, drop the slot (SELECT pg_drop_replication_slot('..')) and copy again with `rhei sync`", .path.display())]
+    Damaged { path: PathBuf, source: ::duckdb::Error },
     #[error("target {} cannot be written\nhint: check the permissions of the file and its folder", .path.display())]
     NotWritable { path: PathBuf },
     #[error(transparent)]
@@ -340,9 +342,16 @@ fn is_of_disk(text: &str) -> bool {
     .any(|words| text.contains(words))
 }
 
+/// Checksums that do not match, and files that end too soon.
+fn is_damage(text: &str) -> bool {
+    ["Corrupt", "Could not read enough bytes", "Failure while replaying WAL"].iter().any(|words| text.contains(words))
+}
+
 fn refused(error: &::duckdb::Error) -> &'static str {
     if is_of_disk(&error.to_string()) {
         "the target's disk does not take what is written\nhint: make room; nothing that was committed is lost"
+    } else if is_damage(&error.to_string()) {
+        "the target is damaged\nhint: restore it with its log from a backup, or copy again into a new file"
     } else {
         "DuckDB refused a statement"
     }

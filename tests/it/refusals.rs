@@ -126,6 +126,50 @@ fn a_target_that_is_a_folder_or_no_database_is_refused() {
     refused(&following.rhei.clone().target("no/such/folder/a.duckdb"), &["sync"], 1, &["no/such/folder"]);
 }
 
+/// DuckDB drops the torn end of a log, as after a crash; whatever else is wrong with a file or its log is damage.
+#[test]
+fn a_damaged_target_is_refused_and_left_as_it_is() {
+    let following = with_table("damaged");
+    following.sync();
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    following.db.execute("INSERT INTO t SELECT i FROM generate_series(100, 5000) i");
+    running.wait_for_log("applied", SOON);
+    // Its log stays.
+    running.kill9();
+    let log = following.folder.path().join("copy.duckdb.wal");
+    let whole = [fs::read(following.copy()).unwrap(), fs::read(&log).unwrap()];
+    assert!(whole[1].len() > 2000, "a log of {} bytes", whole[1].len());
+    let middle = whole[1].len() / 2;
+    for (file, at) in [(0, 4100), (1, middle)] {
+        let mut damaged = whole.clone();
+        damaged[file][at..at + 16].fill(0xff);
+        fs::write(following.copy(), &damaged[0]).unwrap();
+        fs::write(&log, &damaged[1]).unwrap();
+        refused(&following.rhei, &["sync"], 1, &["copy.duckdb", "is damaged", "hint: restore both"]);
+        assert!([fs::read(following.copy()).unwrap(), fs::read(&log).unwrap()] == damaged, "it was touched");
+    }
+    fs::write(following.copy(), &whole[0]).unwrap();
+    // The torn end is a loss, unless the slot still has it.
+    fs::write(&log, &whole[1][..middle]).unwrap();
+    let torn = following.rhei.run(["sync"]);
+    assert!(torn.code() == Some(0) || torn.stderr.contains("moved past this copy"), "{}", torn.stderr);
+    if torn.code() == Some(0) {
+        following.assert_same(&["public.t"]);
+    }
+}
+
+#[test]
+fn a_target_that_somebody_reads_is_refused_and_taken_when_he_is_gone() {
+    let following = with_table("read_target");
+    following.sync();
+    let reader = duckdb::Connection::open(following.copy()).unwrap();
+    refused(&following.rhei, &["sync"], 1, &["copy.duckdb", "in use by process", &std::process::id().to_string()]);
+    drop(reader);
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
 #[test]
 fn a_target_locked_by_another_process_is_refused() {
     let following = with_table("locked_target");

@@ -162,6 +162,24 @@ fn a_disk_that_fills_up_before_a_file_checkpoint_is_waited_for() {
 }
 
 #[test]
+fn a_disk_that_cannot_be_written_is_refused_and_nothing_is_lost() {
+    let Some((following, disk)) = on_small_disk("read_only", 40) else { return };
+    following.sync();
+    let remount = |how: &str| {
+        let remounted = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&disk.0).status();
+        assert!(remounted.unwrap().success());
+    };
+    remount("ro");
+    following.db.execute("INSERT INTO t VALUES (1, 'v')");
+    let failed = following.rhei.run(["sync"]);
+    failed.assert_code(1);
+    assert!(failed.stderr.contains("cannot be written"), "{}", failed.stderr);
+    remount("rw");
+    following.sync();
+    following.assert_same(&["public.t"]);
+}
+
+#[test]
 fn sync_says_that_the_disk_is_full_and_goes_on_when_it_is_called_again() {
     let Some((following, disk)) = on_small_disk("full_sync", 40) else { return };
     following.sync();

@@ -223,6 +223,12 @@ impl Chaos {
                 return self.at_source(&status) == [[Some("lost".to_owned())]];
             }
             Kind::Promote => {
+                // A walsender that is stopped would keep the server from shutting down.
+                for (_, heal) in &self.heals {
+                    if let Heal::Continue(pid) = heal {
+                        shell(&format!("kill -CONT {pid} 2>/dev/null"));
+                    }
+                }
                 let standby = primary.standby();
                 primary.kill9();
                 standby.promote();
