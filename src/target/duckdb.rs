@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use arrow::record_batch::RecordBatch;
@@ -38,6 +39,9 @@ const VACUUM_TASKS: u32 = 8;
 /// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the file, within these bounds. A log
 /// that is larger than its file holds nothing but rows that were written several times; and what is in it is in memory, too.
 const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
+/// Batches of so many row changes come when there is much to catch up with: the file can wait, for so long after the last one.
+const HURRIED_ROWS: u64 = 20_000;
+const HURRY: Duration = Duration::from_secs(10);
 /// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
 const COPYING_THRESHOLD: u64 = 512;
 
@@ -51,6 +55,8 @@ pub struct DuckDb {
     pub(super) copying: BTreeMap<u32, bool>,
     /// `checkpoint_threshold` as it is set, in MB.
     threshold: u64,
+    /// When the last large batch came.
+    hurried_at: Option<Instant>,
     pub(super) views: Views,
     /// The transaction that is open for parts of a source transaction.
     parts: Option<Progress>,
@@ -88,6 +94,7 @@ impl DuckDb {
             pipeline: None,
             copying: BTreeMap::new(),
             threshold: 0,
+            hurried_at: None,
             views: Views::default(),
             parts: None,
             is_open: false,
@@ -128,8 +135,8 @@ impl DuckDb {
 
     /// Opens the file once more after it was closed; settings of the instance stay.
     pub(super) fn attach_again(&mut self) -> Result<(), TargetError> {
-        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
-        let since = std::time::Instant::now();
+        const PATIENCE: Duration = Duration::from_secs(3);
+        let since = Instant::now();
         loop {
             match attach(&self.connection, &self.path, AccessMode::ReadWrite) {
                 Ok(()) => break,
@@ -244,11 +251,14 @@ impl DuckDb {
     }
 
     fn set_threshold(&mut self) -> Result<(), TargetError> {
-        let threshold = if self.copying.is_empty() {
+        let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
+        let threshold = if !self.copying.is_empty() {
+            COPYING_THRESHOLD
+        } else if is_hurried {
+            *CALM_THRESHOLD.end()
+        } else {
             let file_mb = std::fs::metadata(&self.path).map_or(0, |file| file.len() / 1_000_000);
             (file_mb / 2).next_power_of_two().clamp(*CALM_THRESHOLD.start(), *CALM_THRESHOLD.end())
-        } else {
-            COPYING_THRESHOLD
         };
         if threshold != self.threshold {
             self.connection.execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}MB'"))?;
@@ -511,6 +521,11 @@ impl OlapEngine for DuckDb {
         if !batch.continues {
             self.roll_back()?;
         }
+        let counts = batch.tables.iter().map(|changes| changes.counts);
+        if counts.map(|counts| counts.inserted + counts.updated + counts.deleted).sum::<u64>() >= HURRIED_ROWS {
+            self.hurried_at = Some(Instant::now());
+        }
+        self.set_threshold()?;
         if self.parts.is_none() {
             let live = batch.tables.iter().filter(|changes| !self.copying.contains_key(&changes.table.oid));
             self.views.prepare(&self.database, live)?;
@@ -536,7 +551,6 @@ impl OlapEngine for DuckDb {
         if ends_a_copy && !self.copying.is_empty() {
             self.state()?;
         }
-        self.set_threshold()?;
         Ok(applied)
     }
 
