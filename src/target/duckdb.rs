@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, QualifiedName, TableSpec},
+    change::{ChangeBatch, QualifiedName, TableChanges, TableSpec},
     checkpoint::DurableLsn,
     failpoint::reached,
 };
@@ -39,8 +39,10 @@ const VACUUM_TASKS: u32 = 8;
 /// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the file, within these bounds. A log
 /// that is larger than its file holds nothing but rows that were written several times; and what is in it is in memory, too.
 const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
-/// Batches of so many row changes come when there is much to catch up with: the file can wait, for so long after the last one.
+/// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can wait, for so long after the
+/// last one.
 const HURRIED_ROWS: u64 = 20_000;
+const HURRIED_BYTES: usize = 4_000_000;
 const HURRY: Duration = Duration::from_secs(10);
 /// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
 const COPYING_THRESHOLD: u64 = 512;
@@ -521,8 +523,15 @@ impl OlapEngine for DuckDb {
         if !batch.continues {
             self.roll_back()?;
         }
-        let counts = batch.tables.iter().map(|changes| changes.counts);
-        if counts.map(|counts| counts.inserted + counts.updated + counts.deleted).sum::<u64>() >= HURRIED_ROWS {
+        let changed = |changes: &TableChanges| {
+            let counts = changes.counts;
+            counts.inserted + counts.updated + counts.deleted
+        };
+        let bytes =
+            |changes: &TableChanges| changes.inserts.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+        if batch.tables.iter().map(changed).sum::<u64>() >= HURRIED_ROWS
+            || batch.tables.iter().map(bytes).sum::<usize>() >= HURRIED_BYTES
+        {
             self.hurried_at = Some(Instant::now());
         }
         self.set_threshold()?;
