@@ -277,9 +277,7 @@ fn report_paused(paused: &[(String, String)]) -> Result<ExitCode, CliError> {
 /// The whole program.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!(
-            "error: rhei met a bug of its own and stopped: {panic}\nhint: nothing committed is lost; please report this"
-        );
+        eprintln!("error: rhei met a bug of its own: {panic}\nhint: nothing committed is lost; please report this");
     }));
     crate::failpoint::begin();
     let cli = match Cli::try_parse() {

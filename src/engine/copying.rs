@@ -248,7 +248,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
 
     /// Forgets what was to be copied: nothing of it goes with what comes now.
     pub async fn start_over(&mut self) {
-        self.end_round().await;
+        self.shutdown().await;
         self.wanted.clear();
         self.begun_anew.clear();
         self.first = None;
@@ -257,17 +257,13 @@ impl<T: OlapEngine + 'static> Copies<T> {
 
     /// Lets chunks that have begun come to their end, within the grace period. Another round may be begun after that.
     pub async fn shutdown(&mut self) {
-        self.end_round().await;
-    }
-
-    async fn end_round(&mut self) {
         let Some(mut running) = self.running.take() else { return };
         running.stop.cancel();
         drop(running.told);
         if tokio::time::timeout(self.options.supervision.grace, &mut running.task).await.is_err() {
             tracing::warn!("chunks that were being copied are given up; they are copied again");
             running.task.abort();
-            // What it held is given back by now.
+            // Its tasks are gone; a call to DuckDB that has begun comes to its end by itself.
             let _ = running.task.await;
         }
     }

@@ -37,7 +37,7 @@ use crate::{
     },
     config::{Supervision, TablePattern},
     failpoint::reached,
-    source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions},
+    source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions, spool::SpoolError},
     target::{Applied, OlapEngine, TargetError, duckdb::TargetOptions},
 };
 
@@ -187,7 +187,7 @@ impl EngineError {
     pub fn is_of_disk(&self) -> bool {
         match self {
             Self::Target(error) => error.is_of_disk(),
-            Self::Source(SourceError::Spool(_)) => true,
+            Self::Source(SourceError::Spool(SpoolError::Io { .. })) => true,
             _ => false,
         }
     }

@@ -27,6 +27,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Answers no faster than this, since a server that shuts down asks in a tight loop (trap 25).
 const THROTTLE: Duration = Duration::from_millis(10);
 
+/// A status that takes longer to write is said.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// Handle of the writing task.
 pub struct Feedback {
     durable: watch::Sender<Lsn>,
@@ -138,9 +141,14 @@ async fn write_statuses(
         if is_last {
             frontend::terminate(&mut out);
         }
+        let began = Instant::now();
         reached("feedback.sending");
         write.write_all(&out).await?;
         write.flush().await?;
+        if began.elapsed() > SLOW {
+            let seconds = began.elapsed().as_secs_f64();
+            tracing::warn!(%lsn, seconds, "an acknowledgement took long to send; the source keeps its WAL until it has it");
+        }
         reached("feedback.sent");
         last_sent = Instant::now();
         if is_last {

@@ -39,13 +39,13 @@ const VACUUM_TASKS: u32 = 8;
 /// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the file, within these bounds. A log
 /// that is larger than its file holds nothing but rows that were written several times; and what is in it is in memory, too.
 const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
+/// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
+const COPYING_THRESHOLD: u64 = 512;
 /// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can wait, for so long after the
 /// last one.
 const HURRIED_ROWS: u64 = 20_000;
 const HURRIED_BYTES: usize = 4_000_000;
 const HURRY: Duration = Duration::from_secs(10);
-/// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
-const COPYING_THRESHOLD: u64 = 512;
 
 /// The DuckDB file. Holding it holds the file's lock: one rhei per file.
 pub struct DuckDb {

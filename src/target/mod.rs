@@ -327,24 +327,30 @@ pub enum TargetError {
     Table { oid: u32, table: String, source: Box<TargetError> },
 }
 
+/// DuckDB says what kind an error is before its first colon. What comes after may hold values of the source.
+fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
+    text.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
+}
+
 fn is_of_disk(text: &str) -> bool {
-    [
+    const WORDS: [&str; 7] = [
         "No space left",
-        "Unique file handle conflict",
+        "quota exceeded",
         "Could not write",
         "Could not truncate",
         "Could not sync",
         "FSYNC",
         "has been invalidated",
-        "quota",
-    ]
-    .iter()
-    .any(|words| text.contains(words))
+    ];
+    // A COMMIT that cannot be written is an error of its transaction.
+    is_of_kind(text, &["IO Error", "FATAL Error", "TransactionContext Error"])
+        && WORDS.iter().any(|words| text.contains(words))
 }
 
 /// Checksums that do not match, and files that end too soon.
 fn is_damage(text: &str) -> bool {
-    ["Corrupt", "Could not read enough bytes", "Failure while replaying WAL"].iter().any(|words| text.contains(words))
+    const WORDS: [&str; 3] = ["Corrupt", "Could not read enough bytes", "Failure while replaying WAL"];
+    is_of_kind(text, &["IO Error"]) && WORDS.iter().any(|words| text.contains(words))
 }
 
 fn refused(error: &::duckdb::Error) -> &'static str {
@@ -362,11 +368,10 @@ impl TargetError {
     fn of(self, table: &TableSpec) -> Self {
         let is_of_file = match &self {
             Self::Query(error) => {
+                const KINDS: [&str; 5] =
+                    ["IO Error", "Out of Memory Error", "FATAL Error", "INTERNAL Error", "INTERRUPT Error"];
                 let text = error.to_string();
-                is_of_disk(&text)
-                    || ["IO Error", "Out of Memory", "FATAL", "INTERNAL", "INTERRUPT"]
-                        .iter()
-                        .any(|kind| text.contains(kind))
+                is_of_disk(&text) || is_of_kind(&text, &KINDS)
             }
             Self::Diverged { .. } | Self::Rows { .. } => false,
             _ => true,
@@ -383,10 +388,10 @@ impl TargetError {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => is_of_disk(&error.to_string()),
             Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_of_disk(),
-            Self::Raw(error) => is_of_disk(&error.to_string()),
-            Self::Rows { source } => is_of_disk(&source.to_string()),
             Self::Closed { .. } => true,
-            Self::Io(error) => error.kind() == std::io::ErrorKind::StorageFull,
+            Self::Io(error) => {
+                matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+            }
             _ => false,
         }
     }
@@ -396,7 +401,7 @@ impl TargetError {
         match self {
             Self::Query(error) => {
                 let text = error.to_string();
-                text.contains("TransactionContext Error") && !is_of_disk(&text)
+                is_of_kind(&text, &["TransactionContext Error"]) && !is_of_disk(&text)
             }
             Self::Table { source, .. } => source.is_conflict(),
             _ => false,
@@ -408,6 +413,28 @@ impl TargetError {
         match self {
             Self::Table { oid, .. } => Some(*oid),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(sql: &str) -> TargetError {
+        ::duckdb::Connection::open_in_memory().unwrap().execute_batch(sql).unwrap_err().into()
+    }
+
+    /// DuckDB's messages hold what they could not read.
+    #[test]
+    fn a_value_of_the_source_does_not_pass_for_a_disk_that_is_full_or_a_file_that_is_damaged() {
+        for words in ["No space left", "quota exceeded", "FATAL Error", "IO Error: Corrupt", "TransactionContext Error"]
+        {
+            let error = error(&format!("SELECT CAST('{words}' AS INTEGER)"));
+            let TargetError::Query(source) = &error else { panic!("{error}") };
+            assert!(source.to_string().contains(words), "{source}");
+            assert!(!error.is_of_disk() && !error.is_conflict(), "{source}");
+            assert_eq!(error.to_string(), "DuckDB refused a statement");
         }
     }
 }
