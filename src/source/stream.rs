@@ -1,6 +1,7 @@
 //! The receiving half of a replication connection: a task that only reads, and the queue between it and the decoder.
 
 use std::{
+    os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -87,10 +88,47 @@ impl Drop for StreamReader {
 /// So much is gathered before it is handed over, or for so long.
 const GATHERED_BYTES: usize = 64 << 10;
 const GATHER: Duration = Duration::from_millis(1);
+/// Of a stream that keeps up such a rate, so much is let come before it is read.
+const READ_BYTES: libc::c_int = 32 << 10;
+
+/// How many bytes wait in a socket before its reader is woken. The server sends each change by itself, and waking up for each
+/// costs more than decoding it.
+struct Watermark {
+    /// Linux knows this for TCP only.
+    socket: Option<OwnedFd>,
+    bytes: libc::c_int,
+}
+
+impl Watermark {
+    fn new(socket: Option<OwnedFd>) -> Self {
+        Self { socket, bytes: 1 }
+    }
+
+    #[allow(unsafe_code, reason = "no library that we have offers SO_RCVLOWAT")]
+    fn set(&mut self, bytes: libc::c_int) {
+        let Some(socket) = &self.socket else { return };
+        if bytes == self.bytes {
+            return;
+        }
+        self.bytes = bytes;
+        // SAFETY: the descriptor is open, and the option is an int of this length that the kernel copies. A kernel that
+        // refuses wakes as before.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes) as libc::socklen_t,
+            );
+        }
+    }
+}
 
 impl StreamReader {
     pub(super) fn start(
         mut read: tokio::io::ReadHalf<Socket>,
+        socket: Option<OwnedFd>,
         mut frames: FrameReader,
         liveness: Liveness,
         timeout: Option<Duration>,
@@ -108,14 +146,17 @@ impl StreamReader {
                 // When something was read that is not handed over yet. A server that refuses at once may have said so
                 // together with its answer to START_REPLICATION, and says nothing more.
                 let mut since = (frames.buffered() > 0).then(Instant::now);
+                let (mut watermark, mut is_busy) = (Watermark::new(socket), false);
                 loop {
                     let is_due = since.is_some_and(|since| since.elapsed() >= GATHER);
-                    if (is_due || frames.buffered() >= GATHERED_BYTES)
+                    let is_much = frames.buffered() >= GATHERED_BYTES;
+                    if (is_due || is_much)
                         && let Some(whole) = {
                             since = None;
                             frames.whole_frames()?
                         }
                     {
+                        is_busy |= is_much;
                         liveness.heard();
                         reached("stream.received");
                         if let Ok(permit) = room.acquire_many(cost(&whole)).await {
@@ -125,8 +166,17 @@ impl StreamReader {
                             return Ok(());
                         }
                     }
+                    watermark.set(if is_busy { READ_BYTES } else { 1 });
                     let read = read.read_buf(frames.buffer());
                     let read = match (since, timeout) {
+                        _ if is_busy => match tokio::time::timeout(GATHER, read).await {
+                            Ok(read) => read,
+                            Err(_) => {
+                                // Less may be there; it comes with what is gathered.
+                                (is_busy, since) = (false, since.map(|_| Instant::now()));
+                                continue;
+                            }
+                        },
                         (Some(_), _) => match tokio::time::timeout(GATHER, read).await {
                             Ok(read) => read,
                             Err(_) => continue,
@@ -210,9 +260,50 @@ mod tests {
         let feedback = crate::source::feedback::Feedback::start(write, Lsn::ZERO, None);
         let mut frames = FrameReader::default();
         frames.buffer().extend_from_slice(b"E\0\0\0\x0cC58P01\0\0");
-        let mut reader = StreamReader::start(read, frames, feedback.liveness(), None, 1000);
+        let mut reader = StreamReader::start(read, None, frames, feedback.liveness(), None, 1000);
         let heard = tokio::time::timeout(Duration::from_secs(10), reader.next()).await.unwrap();
         assert!(matches!(heard, Err(WireError::Server(message)) if message.code == "58P01"));
+    }
+
+    /// Frames of `sizes`, each sent by itself, come out whole over TCP, where a busy reader lets bytes wait in the socket.
+    async fn come_whole(sizes: &[usize]) {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut theirs, _) = listener.accept().await.unwrap();
+        let socket = std::os::fd::AsFd::as_fd(&ours).try_clone_to_owned().ok();
+        let (read, write) = tokio::io::split(Socket::Tcp(ours));
+        let feedback = crate::source::feedback::Feedback::start(write, Lsn::ZERO, None);
+        let mut reader = StreamReader::start(read, socket, FrameReader::default(), feedback.liveness(), None, 64 << 20);
+        let frames: Vec<Vec<u8>> = sizes
+            .iter()
+            .map(|size| {
+                let length = u32::try_from(4 + 25 + size).unwrap().to_be_bytes();
+                [&b"d"[..], &length, b"w", &[0; 24], &vec![7; *size]].concat()
+            })
+            .collect();
+        // The connection stays open, so that nothing but its bytes wakes the reader.
+        let sent = tokio::spawn(async move {
+            for frame in frames {
+                theirs.write_all(&frame).await.unwrap();
+            }
+            theirs
+        });
+        for size in sizes {
+            let heard = tokio::time::timeout(Duration::from_secs(30), reader.next()).await.unwrap().unwrap();
+            assert!(matches!(heard, Some(StreamMessage::Data { payload }) if payload.len() == *size));
+        }
+        drop(sent.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_last_bytes_of_a_busy_stream_are_read_though_nothing_follows() {
+        come_whole(&[&[200; 2000][..], &[1]].concat()).await;
+    }
+
+    #[tokio::test]
+    async fn a_message_larger_than_what_is_gathered_comes_whole_out_of_a_busy_stream() {
+        come_whole(&[&[200; 2000][..], &[3_000_001], &[200; 2000], &[GATHERED_BYTES + 1, 1, 70_000]].concat()).await;
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -223,6 +224,16 @@ pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    fn as_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for Socket {
@@ -632,9 +643,10 @@ impl ReplicationClient {
             return Err(WireError::Unexpected { tag: frame.tag, during: "starting the stream" });
         }
         self.frames.expect_rows();
+        let socket = self.socket.as_tcp().and_then(|tcp| tcp.as_fd().try_clone_to_owned().ok());
         let (read, write) = tokio::io::split(self.socket);
         let feedback = Feedback::start(write, start, timeout);
-        let reader = StreamReader::start(read, self.frames, feedback.liveness(), timeout, queue_bytes);
+        let reader = StreamReader::start(read, socket, self.frames, feedback.liveness(), timeout, queue_bytes);
         Ok((reader, feedback))
     }
 }

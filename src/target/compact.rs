@@ -122,6 +122,7 @@ impl DuckDb {
         let path = fs::canonicalize(self.path())?;
         let next = beside(&path, ".compacting");
         let before = space(&self.connection, &path)?;
+        self.use_all_threads()?;
         let written = self.write_next(&next);
         // What failed may have left it open.
         let _ = self.connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEXT}"));

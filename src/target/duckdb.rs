@@ -30,6 +30,7 @@ pub struct TargetOptions {
     pub path: PathBuf,
     /// As DuckDB writes sizes; its own default is 80 % of the machine.
     pub duckdb_memory_limit: Option<String>,
+    /// The most that it may use; its own default is all cores.
     pub threads: Option<u32>,
 }
 
@@ -47,6 +48,10 @@ const HURRIED_ROWS: u64 = 20_000;
 const HURRIED_BYTES: usize = 4_000_000;
 const HURRY: Duration = Duration::from_secs(10);
 
+/// A batch that took so long to apply gets all threads the next time, until so many threads are no longer needed for that. DuckDB's
+/// caller spins while another thread works for it, so a second thread costs more than it gives until joins are large (ARCHITECTURE.md).
+const SLOW: Duration = Duration::from_millis(500);
+
 /// The DuckDB file. Holding it holds the file's lock: one rhei per file.
 pub struct DuckDb {
     pub(super) connection: Connection,
@@ -59,6 +64,11 @@ pub struct DuckDb {
     threshold: u64,
     /// When the last large batch came.
     hurried_at: Option<Instant>,
+    /// `threads` as it is set, and the most that it may be.
+    threads: u32,
+    most_threads: u32,
+    /// Batches take long.
+    is_slow: bool,
     pub(super) views: Views,
     /// The transaction that is open for parts of a source transaction.
     parts: Option<Progress>,
@@ -89,6 +99,7 @@ impl DuckDb {
         connection.execute_batch(&format!("SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS}"))?;
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
+        let most_threads = connection.query_row("SELECT current_setting('threads')::UINTEGER", [], |row| row.get(0))?;
         let mut opened = Self {
             connection,
             database,
@@ -97,6 +108,9 @@ impl DuckDb {
             copying: BTreeMap::new(),
             threshold: 0,
             hurried_at: None,
+            threads: most_threads,
+            most_threads,
+            is_slow: false,
             views: Views::default(),
             parts: None,
             is_open: false,
@@ -252,9 +266,12 @@ impl DuckDb {
         applied.map(|applied| (applied, ends_a_copy))
     }
 
-    fn set_threshold(&mut self) -> Result<(), TargetError> {
+    /// Sets what follows the work at hand: the size of the log, and the threads.
+    fn set_pace(&mut self) -> Result<(), TargetError> {
+        let is_copying = !self.copying.is_empty();
+        self.set_threads(if is_copying || self.is_slow { self.most_threads } else { 1 })?;
         let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
-        let threshold = if !self.copying.is_empty() {
+        let threshold = if is_copying {
             COPYING_THRESHOLD
         } else if is_hurried {
             *CALM_THRESHOLD.end()
@@ -267,6 +284,19 @@ impl DuckDb {
             self.threshold = threshold;
         }
         Ok(())
+    }
+
+    pub(super) fn set_threads(&mut self, threads: u32) -> Result<(), TargetError> {
+        if threads != self.threads {
+            self.connection.execute_batch(&format!("SET GLOBAL threads = {threads}"))?;
+            self.threads = threads;
+        }
+        Ok(())
+    }
+
+    /// Until the next batch.
+    pub(super) fn use_all_threads(&mut self) -> Result<(), TargetError> {
+        self.set_threads(self.most_threads)
     }
 
     /// Reads what is committed. While a transaction is open for parts, its connection would show what is not.
@@ -346,7 +376,7 @@ impl OlapEngine for DuckDb {
         let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
         let copying = tables.iter().filter(|table| table.has_shadow);
         self.copying = copying.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect();
-        self.set_threshold()?;
+        self.set_pace()?;
         Ok(stored)
     }
 
@@ -534,7 +564,7 @@ impl OlapEngine for DuckDb {
         {
             self.hurried_at = Some(Instant::now());
         }
-        self.set_threshold()?;
+        self.set_pace()?;
         if self.parts.is_none() {
             let live = batch.tables.iter().filter(|changes| !self.copying.contains_key(&changes.table.oid));
             self.views.prepare(&self.database, live)?;
@@ -543,6 +573,7 @@ impl OlapEngine for DuckDb {
             let reason = "a large transaction goes on whose beginning was taken back".to_owned();
             return Err(TargetError::Corrupt { reason });
         }
+        let since = Instant::now();
         let (applied, ends_a_copy) = if batch.is_part || self.parts.is_some() {
             self.apply_in_parts(batch, checkpoint)?
         } else {
@@ -554,6 +585,8 @@ impl OlapEngine for DuckDb {
                 Ok((applied, progress.ends_a_copy))
             })?
         };
+        let took = since.elapsed();
+        self.is_slow = took > SLOW || self.is_slow && took * self.most_threads * 2 > SLOW;
         if batch.is_part {
             return Ok(applied);
         }
@@ -598,6 +631,10 @@ impl OlapEngine for DuckDb {
             Compaction::All => 100,
         };
         let allow = |tasks: u32| format!("SET GLOBAL max_vacuum_tasks = {tasks}");
+        // Another thread does it while this one spins, so of two there is no gain.
+        if self.most_threads > 2 {
+            self.use_all_threads()?;
+        }
         self.connection.execute_batch(&allow(tasks))?;
         reached("tidy.begun");
         let tidied = self.connection.execute_batch("CHECKPOINT");
