@@ -169,7 +169,9 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
     target.put_state(&pipeline::pipeline(Lsn(1)), &[]).unwrap();
     let new = |_: &Vec<RecordBatch>| NewJob { kind: "copy_chunk", payload: serde_json::json!({}), priority: 0 };
     let jobs = chunks.iter().map(new).collect();
-    let mut jobs = target.begin_copies(&[NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs }]).unwrap();
+    let mut jobs = target
+        .begin_copies(&[NewCopy { spec: Arc::clone(spec), is_resumed: false, long_columns: Default::default(), jobs }])
+        .unwrap();
     let jobs = jobs.remove(0).unwrap();
     let queue: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(jobs.into_iter().zip(chunks).collect()));
     let threads: Vec<_> = (0..WORKERS)

@@ -100,6 +100,7 @@ fn workloads() -> Vec<Workload> {
     let tables = 200;
     let rounds = scaled(20_000) / 1000;
     let mixed_table = scaled(2_000_000);
+    let wide_row = "SELECT i, abs(i) % 97, i / 7.0, (SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 500) j)";
     let random = format!("1 + (hashint8extended(k * 1000 + i, 7) & 9007199254740991) % {mixed_table}");
     vec![
         Workload {
@@ -180,13 +181,17 @@ fn workloads() -> Vec<Workload> {
         },
         Workload {
             name: "wide",
-            what: format!("{wide} rows of 16 kB inserted, then updated beside their unchanged TOAST values, 100 a transaction"),
-            before: vec!["CREATE TABLE t (id bigint PRIMARY KEY, qty int, amount numeric(12,2), doc text)".to_owned()],
+            what: format!(
+                "{wide} rows of 16 kB inserted beside 1,000 of them, then updated beside their unchanged TOAST values, 100 a transaction"
+            ),
+            before: vec![
+                "CREATE TABLE t (id bigint PRIMARY KEY, qty int, amount numeric(12,2), doc text)".to_owned(),
+                format!("INSERT INTO t {} FROM generate_series(-1000, -1) i", wide_row),
+            ],
             changes: vec![
                 in_transactions(
                     wide / 100,
-                    "INSERT INTO t SELECT i, i % 97, i / 7.0, (SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 500) j) \
-                     FROM generate_series(k * 100, k * 100 + 99) i",
+                    &format!("INSERT INTO t {} FROM generate_series(k * 100, k * 100 + 99) i", wide_row),
                 ),
                 in_transactions(wide / 100, "UPDATE t SET qty = qty + 1 WHERE id BETWEEN k * 100 AND k * 100 + 99"),
             ],
@@ -343,7 +348,8 @@ fn run(cluster: &Cluster, workload: Workload) -> Outcome {
     let source = if std::env::var_os("RHEI_BENCH_SOCKET").is_some() { db.socket_url() } else { db.url() };
     let settings = format!(
         "[source]\nslot = \"bench_rhei\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
-         [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
+         [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n{}",
+        std::env::var("RHEI_BENCH_TARGET").unwrap_or_default()
     );
     let rhei = Rhei::new(folder.path()).source(source).target("copy.duckdb").config(&settings);
     let rhei = rhei.deadline(Duration::from_secs(3600));

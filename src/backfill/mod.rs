@@ -20,6 +20,7 @@
 pub mod board;
 mod plan;
 mod snapshot;
+mod widths;
 mod worker;
 
 use std::{

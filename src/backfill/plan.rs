@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::Snapshot;
+use super::{snapshot::Snapshot, widths};
 use crate::{
     Lsn,
     change::{Key, TableSpec},
@@ -38,6 +38,8 @@ pub struct Planned {
     pub(super) ranges: Vec<Range>,
     /// Lower ones are copied first.
     pub(super) priority: i32,
+    /// Names in DuckDB of columns with long values.
+    pub(super) long_columns: BTreeSet<String>,
     /// Rows that are in the shadow already.
     pub(super) done_rows: u64,
     /// Of this try.
@@ -61,7 +63,8 @@ impl Planned {
             priority: self.priority,
         };
         let jobs = self.ranges.iter().map(job).collect();
-        NewCopy { spec: Arc::clone(&self.spec), is_resumed: self.is_resumed, jobs }
+        let long_columns = self.long_columns.clone();
+        NewCopy { spec: Arc::clone(&self.spec), is_resumed: self.is_resumed, long_columns, jobs }
     }
 }
 
@@ -170,8 +173,10 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         let ranges = ranges(&table, &spec, &done, options);
         let spec = Arc::new(spec);
         let snapshot = snapshot.lsn;
-        planned.push(Planned { spec, source: table, is_resumed, ranges, priority, done_rows, snapshot });
+        let long_columns = BTreeSet::new();
+        planned.push(Planned { spec, source: table, is_resumed, ranges, priority, long_columns, done_rows, snapshot });
     }
+    widths::find_long_columns(&holder, &mut planned).await?;
     Ok((planned, refused))
 }
 

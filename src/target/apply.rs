@@ -3,7 +3,11 @@
 //! Staged keys are unique and each must hit exactly one row. DuckDB would let any other number pass in silence, so the
 //! counts are compared; a difference means that the copy has diverged, and nothing of the batch is kept.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use arrow::{
     array::UInt64Array,
@@ -34,8 +38,9 @@ use crate::{
 pub(super) const STAGE: &str = "_rhei_stage";
 const PATCHED: &str = "_rhei_patched";
 
-/// From so many rows on DuckDB reads a batch where it lies; below that a temporary table is faster (duckdb.md 2).
+/// From so many rows, or bytes, on DuckDB reads a batch where it lies; below that a temporary table is faster (duckdb.md 2).
 const MANY_ROWS: u64 = 5000;
+const MANY_BYTES: usize = 4_000_000;
 
 /// Views of large batches, by table. They are made before a transaction begins, since it sees what the in-memory database
 /// held when it first looked there.
@@ -67,7 +72,7 @@ impl Views {
                 Deletes::Rows(_) => &[],
             };
             for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)] {
-                if total(batches) >= MANY_ROWS
+                if is_large(batches)
                     && let Some(first) = batches.first()
                     && self.get(&changes.table, rows, first).is_none()
                 {
@@ -90,7 +95,7 @@ impl Views {
         batches: &[RecordBatch],
         run: impl FnOnce(&str) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
-        if total(batches) >= MANY_ROWS
+        if is_large(batches)
             && let Some(view) = batches.first().and_then(|first| self.get(spec, rows, first))
         {
             view.put(batches.iter().cloned());
@@ -193,7 +198,7 @@ fn keep_for_later(connection: &Connection, changes: &TableChanges, is_loaded: bo
     let spec = &changes.table;
     if changes.truncate {
         // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
-        connection.execute_batch(&ddl::create_shadow(spec))?;
+        connection.execute_batch(&ddl::create_shadow(spec, &BTreeSet::new()))?;
         connection.execute_batch(&pending::create_statement(spec))?;
         jobs::cancel(connection, spec.oid, "the table was truncated")?;
         state::set_state(connection, spec.oid, &TableState::CatchingUp, Some(0))?;
@@ -324,6 +329,15 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
 
 pub(super) fn total(batches: &[RecordBatch]) -> u64 {
     batches.iter().map(|batch| batch.num_rows() as u64).sum()
+}
+
+/// Whether DuckDB reads them where they lie.
+fn is_large(batches: &[RecordBatch]) -> bool {
+    total(batches) >= MANY_ROWS || bytes(batches) >= MANY_BYTES
+}
+
+pub(super) fn bytes(batches: &[RecordBatch]) -> usize {
+    batches.iter().map(RecordBatch::get_array_memory_size).sum()
 }
 
 fn delete_by_key(

@@ -1,6 +1,8 @@
 //! Names and shapes in DuckDB. The only place that quotes the target's identifiers.
 
-use crate::change::{ColumnOrigin, QualifiedName, Reshape, TableSpec};
+use std::collections::BTreeSet;
+
+use crate::change::{ColumnOrigin, ColumnSpec, QualifiedName, Reshape, TableSpec};
 
 /// An identifier, quoted.
 pub fn quoted(name: &str) -> String {
@@ -33,13 +35,13 @@ pub fn shadow_of(name: &QualifiedName) -> QualifiedName {
 }
 
 /// Statements that leave an empty shadow. No key, no index, no NOT NULL: deletes go before inserts, and keys live in
-/// `_rhei` (duckdb.md 8).
-pub fn create_shadow(spec: &TableSpec) -> String {
-    let columns: Vec<String> = spec
-        .columns
-        .iter()
-        .map(|column| format!("{} {}", quoted(&column.target_name), column.mapping.target_type))
-        .collect();
+/// `_rhei` (duckdb.md 8). Columns with long values are compressed by ZSTD (`backfill::widths` says why).
+pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> String {
+    let column = |column: &ColumnSpec| {
+        let compression = if long_columns.contains(&column.target_name) { " USING COMPRESSION zstd" } else { "" };
+        format!("{} {}{compression}", quoted(&column.target_name), column.mapping.target_type)
+    };
+    let columns: Vec<String> = spec.columns.iter().map(column).collect();
     let shadow = table(&shadow_of(&spec.target));
     format!(
         "CREATE SCHEMA IF NOT EXISTS {}; DROP TABLE IF EXISTS {shadow}; CREATE TABLE {shadow} ({});",

@@ -445,7 +445,7 @@ impl OlapEngine for DuckDb {
         let ids = self.transaction(|target| {
             let connection = &target.connection;
             let mut ids = Vec::with_capacity(copies.len());
-            for NewCopy { spec, is_resumed, jobs } in copies {
+            for NewCopy { spec, is_resumed, long_columns, jobs } in copies {
                 jobs::cancel(connection, spec.oid, "its snapshot was lost")?;
                 if !is_resumed {
                     if let Err(error @ TargetError::ForeignTable { .. }) = target.refuse_foreign(&spec.target) {
@@ -454,7 +454,7 @@ impl OlapEngine for DuckDb {
                         ids.push(Err(error.to_string()));
                         continue;
                     }
-                    connection.execute_batch(&ddl::create_shadow(spec))?;
+                    connection.execute_batch(&ddl::create_shadow(spec, long_columns))?;
                     connection.execute_batch(&pending::create_statement(spec))?;
                     let has_old = state::is_ours(connection, &spec.target)?;
                     let state = if has_old { TableState::Resync } else { TableState::Copying };
@@ -557,10 +557,8 @@ impl OlapEngine for DuckDb {
             let counts = changes.counts;
             counts.inserted + counts.updated + counts.deleted
         };
-        let bytes =
-            |changes: &TableChanges| changes.inserts.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
         if batch.tables.iter().map(changed).sum::<u64>() >= HURRIED_ROWS
-            || batch.tables.iter().map(bytes).sum::<usize>() >= HURRIED_BYTES
+            || batch.tables.iter().map(|changes| apply::bytes(&changes.inserts)).sum::<usize>() >= HURRIED_BYTES
         {
             self.hurried_at = Some(Instant::now());
         }

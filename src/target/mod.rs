@@ -13,7 +13,7 @@ pub mod jobs;
 mod pending;
 pub mod state;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 
@@ -120,6 +120,8 @@ pub struct NewCopy {
     pub spec: Arc<TableSpec>,
     /// Its shadow, and what it kept of changes, stay.
     pub is_resumed: bool,
+    /// Names in DuckDB of columns whose values are long: it compresses them in another way.
+    pub long_columns: BTreeSet<String>,
     pub jobs: Vec<NewJob>,
 }
 

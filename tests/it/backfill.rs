@@ -143,3 +143,45 @@ fn a_standby_gives_a_plain_copy_and_is_refused_as_a_source_to_follow() {
     output.assert_code(1);
     assert!(output.stderr.contains("standby") && output.stderr.contains("hint: "), "{}", output.stderr);
 }
+
+/// DuckDB takes another compression for long values, which are many times slower to write otherwise.
+#[test]
+fn columns_with_long_values_are_compressed_by_zstd_and_others_are_not() {
+    let following = Following::new("long_values");
+    let columns = "id int, title text, \"bo dy\" text, file bytea, doc json, tags text[], PRIMARY KEY (id)";
+    let long = "(SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 150) j)";
+    let rows = format!(
+        "SELECT i, 'title ' || i % 7, {long}, convert_to({long}, 'UTF8'), json_build_object('long', {long}), ARRAY[{long}]"
+    );
+    following.db.execute(&format!(
+        "CREATE TABLE t ({columns}); INSERT INTO t {rows} FROM generate_series(1, 500) i;
+         CREATE TABLE parts ({columns}) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10000);
+         CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (10000) TO (20000);
+         INSERT INTO parts {rows} FROM generate_series(10001, 10500) i;
+         CREATE TABLE short ({columns});
+         INSERT INTO short SELECT i, 'title ' || i % 7, repeat('x', 1500), '\\x00', '[]' FROM generate_series(1, 500) i;
+         CREATE TABLE none ({columns})"
+    ));
+    following.sync();
+    let tables = ["public.t", "public.parts", "public.short", "public.none"];
+    let by_zstd = |table: &str| {
+        let sql = format!(
+            "SELECT DISTINCT column_name FROM pragma_storage_info('public.{table}') WHERE compression = 'ZSTD' ORDER BY ALL"
+        );
+        query_copy(following.copy(), &sql).into_iter().flatten().flatten().collect::<Vec<_>>()
+    };
+    let as_expected = || {
+        assert_eq!(by_zstd("t"), ["bo dy", "doc", "file"]);
+        assert_eq!(by_zstd("parts"), ["bo dy", "doc", "file"]);
+        assert_eq!(by_zstd("short"), [""; 0]);
+        following.assert_same(&tables);
+    };
+    as_expected();
+    following.db.execute(
+        "UPDATE t SET title = 'new' WHERE id % 3 = 0; UPDATE t SET \"bo dy\" = 'short now' WHERE id % 100 = 7; DELETE FROM parts WHERE id % 5 = 0;
+         INSERT INTO none SELECT * FROM t WHERE id < 100",
+    );
+    following.sync();
+    following.rhei.run_ok(["compact"]);
+    as_expected();
+}

@@ -1,6 +1,6 @@
 //! A target as a test or a benchmark without a server finds it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use rhei::{
     Checkpoint, Lsn,
@@ -26,6 +26,11 @@ pub fn pipeline(lsn: Lsn) -> Pipeline {
 /// Begins copies of tables without a chunk.
 pub fn begin_empty_copies(target: &mut DuckDb, lsn: Lsn, specs: &[Arc<TableSpec>]) {
     target.put_state(&pipeline(lsn), &[]).unwrap();
-    let new = |spec: &Arc<TableSpec>| NewCopy { spec: Arc::clone(spec), is_resumed: false, jobs: Vec::new() };
+    let new = |spec: &Arc<TableSpec>| NewCopy {
+        spec: Arc::clone(spec),
+        is_resumed: false,
+        long_columns: BTreeSet::new(),
+        jobs: Vec::new(),
+    };
     target.begin_copies(&specs.iter().map(new).collect::<Vec<_>>()).unwrap();
 }

@@ -1,0 +1,76 @@
+//! Which columns hold long values, as a sample of the source shows.
+//!
+//! DuckDB 1.5.5 takes DICT_FSST for all strings, which writes values of 16 kB at 25 MB/s. ZSTD is several times faster there and
+//! half as large for documents, but reads short values that recur ten times slower, so it is for long ones only; and DuckDB
+//! can be told when a table is made, and not later.
+
+use std::collections::BTreeSet;
+
+use tokio_postgres::types::Oid;
+
+use super::plan::Planned;
+use crate::{
+    change::ColumnSpec,
+    engine::EngineError,
+    source::{
+        catalog::{quote_identifier, quote_table},
+        connect::SqlClient,
+    },
+};
+
+/// Their mean length from which on values are long, in bytes as PostgreSQL keeps them: compressed, from 2 kB on.
+const LONG_BYTES: f64 = 2000.0;
+/// So many rows of a table are looked at.
+const SAMPLE_ROWS: u32 = 1000;
+/// Whoever holds a lock on the table is not waited for longer.
+const LOCK_TIMEOUT: &str = "1s";
+
+/// Whether DuckDB can keep a column by ZSTD, and PostgreSQL out of line. DuckDB refuses to give such a column a type that ZSTD is
+/// not for; none of these is followed in place when its type changes ([`crate::types::Mapping::converts_to`]).
+fn may_be_long(column: &ColumnSpec) -> bool {
+    ["VARCHAR", "BLOB", "JSON"].contains(&column.mapping.target_type.as_str())
+}
+
+/// Finds the columns with long values. A table that cannot be looked at has none.
+pub(super) async fn find_long_columns(holder: &SqlClient, tables: &mut [Planned]) -> Result<(), EngineError> {
+    let leaves: Vec<Oid> = tables.iter().flat_map(|table| table.source.leaves.iter().map(|leaf| leaf.oid)).collect();
+    let rows = holder
+        .query(
+            "SELECT oid FROM pg_class WHERE oid = ANY($1) AND reltoastrelid <> 0 AND pg_relation_size(reltoastrelid) > 0",
+            &[&leaves],
+        )
+        .await?;
+    let has_toast = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<Oid>, _>>()?;
+    for table in tables {
+        let Some(leaf) = table.source.leaves.iter().find(|leaf| has_toast.contains(&leaf.oid)) else { continue };
+        let columns: Vec<&ColumnSpec> = table.spec.columns.iter().filter(|column| may_be_long(column)).collect();
+        if columns.is_empty() {
+            continue;
+        }
+        let list = |of: &dyn Fn(String) -> String| {
+            columns.iter().map(|column| of(quote_identifier(&column.name))).collect::<Vec<_>>().join(", ")
+        };
+        // What is asked for is there already: the length of a value that is kept out of line stands in its row.
+        let sql = format!(
+            "SELECT ARRAY[{}]::float8[] FROM (SELECT {} FROM ONLY {} LIMIT {SAMPLE_ROWS}) sample",
+            list(&|name| format!("coalesce(avg(pg_catalog.pg_column_size({name})), 0)")),
+            list(&|name| name),
+            quote_table(&leaf.name)
+        );
+        // Locks are given back at once.
+        holder.batch_execute(&format!("SAVEPOINT rhei_widths; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
+        let sampled = holder.query_one(&sql, &[]).await;
+        holder.batch_execute("ROLLBACK TO SAVEPOINT rhei_widths; RELEASE SAVEPOINT rhei_widths").await?;
+        let means: Vec<f64> = match sampled {
+            Ok(row) => row.try_get(0)?,
+            Err(error) if error.as_db_error().is_some() => {
+                tracing::debug!(table = %table.spec.source, error = %error, "its columns were not sampled");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let long = columns.iter().zip(means).filter(|(_, mean)| *mean >= LONG_BYTES);
+        table.long_columns = long.map(|(column, _)| column.target_name.clone()).collect();
+    }
+    Ok(())
+}
