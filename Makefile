@@ -38,15 +38,15 @@ chaos: setup ## everything goes wrong for a while: make chaos SECONDS=60 SEED=n
 demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure
 	@$(ENV) exec "$$CARGO_TARGET_DIR/debug/rhei" demo
 
-bench: setup ## measure decoding and applying alone, then catching up against pg_recvlogical (minutes)
-	@$(ENV) cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench stream
-	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench catchup
+bench: setup ## measure decoding and applying alone, then catching up against pg_recvlogical (minutes; builds for release)
+	@$(ENV) cargo bench --locked $$RHEI_CARGO_FEATURES --bench stream
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked $$RHEI_CARGO_FEATURES --bench catchup
 
 bench-latency: setup ## measure the time from commit to visible (2 minutes)
-	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench latency
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked $$RHEI_CARGO_FEATURES --bench latency
 
 bench-soak: setup ## a mixed load for half an hour: memory, file size, reads
-	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked --profile dev $$RHEI_CARGO_FEATURES --bench soak
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked $$RHEI_CARGO_FEATURES --bench soak
 
 bench-backfill: setup ## measure the first copy against its floor and against DuckDB's postgres extension
 	@$(ENV) scripts/bench-backfill.sh

@@ -19,4 +19,4 @@ if [ -z "${RHEI_POSTGRES_EXTENSION:-}" ] && command -v python3 >/dev/null; then
   done
 fi
 # shellcheck disable=SC2086
-exec cargo bench --locked --profile dev $RHEI_CARGO_FEATURES --bench backfill
+exec cargo bench --locked $RHEI_CARGO_FEATURES --bench backfill

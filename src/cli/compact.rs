@@ -1,15 +1,21 @@
 //! `rhei compact`: the file without what deletes left behind.
 
-use std::process::ExitCode;
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, ProgressBar};
 use serde_json::Value;
 
 use super::{CliError, Session};
 use crate::{
     control,
-    target::{DuckDb, OlapEngine},
+    engine::EngineError,
+    target::{DuckDb, OlapEngine, compact::written_beside},
 };
 
 /// Flags of `rhei compact`.
@@ -23,16 +29,19 @@ pub struct CompactArgs {
 /// Runs the command. A running replicator does it itself, between two cycles; else it is done here.
 pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliError> {
     let target = session.target()?;
-    let compacted = match control::ask(&target.path, "compact").await {
+    let path = target.path.clone();
+    let compacted = match shown(&path, control::ask(&path, "compact")).await {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => return Err(CliError::Failed(error.to_owned())),
             None => answer,
         },
         None => {
-            if DuckDb::look(&target.path)?.is_none() {
-                return Err(CliError::Failed(format!("{} is not a copy that rhei made", target.path.display())));
+            if DuckDb::look(&path)?.is_none() {
+                return Err(CliError::Failed(format!("{} is not a copy that rhei made", path.display())));
             }
-            serde_json::to_value(DuckDb::open(&target)?.compact()?)
+            let work = tokio::task::spawn_blocking(move || DuckDb::open(&target)?.compact());
+            let compacted = shown(&path, work).await.map_err(|lost| EngineError::lost("compacting", lost))??;
+            serde_json::to_value(compacted)
                 .map_err(|error| CliError::Failed(format!("the result cannot be shown: {error}")))?
         }
     };
@@ -42,6 +51,28 @@ pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliErr
         print_text(&compacted);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for the work, and shows how much of the new file there is: on a terminal at once, else by a line now and then.
+async fn shown<R>(path: &Path, work: impl Future<Output = R>) -> R {
+    const GLANCE: Duration = Duration::from_millis(200);
+    const PAUSE: Duration = Duration::from_secs(10);
+    let mut work = std::pin::pin!(work);
+    let bar = ProgressBar::new_spinner();
+    let mut last_line = Instant::now();
+    loop {
+        if let Ok(done) = tokio::time::timeout(GLANCE, &mut work).await {
+            bar.finish_and_clear();
+            return done;
+        }
+        let (written, old) = (written_beside(path), fs::metadata(path).map_or(0, |file| file.len()));
+        bar.set_message(format!("{} written; the old file has {}", HumanBytes(written), HumanBytes(old)));
+        bar.tick();
+        if bar.is_hidden() && last_line.elapsed() >= PAUSE {
+            last_line = Instant::now();
+            tracing::info!(written_bytes = written, old_bytes = old, "compacting");
+        }
+    }
 }
 
 fn print_text(compacted: &Value) {

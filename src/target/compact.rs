@@ -41,6 +41,22 @@ pub struct Compacted {
 /// The new file is attached under this name while it is written.
 const NEXT: &str = "rhei_next";
 
+/// How the name of the new file ends, until it takes the old one's.
+const NEW_FILE: &str = ".compacting";
+
+/// How many bytes of a new file for `path` are written, by whichever process; 0 when nobody writes one.
+pub fn written_beside(path: &Path) -> u64 {
+    fs::canonicalize(path).map_or(0, |path| {
+        let next = beside(&path, NEW_FILE);
+        size(&next) + size(&beside(&next, ".wal"))
+    })
+}
+
+/// 0 when there is no such file.
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len())
+}
+
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
@@ -49,7 +65,6 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 
 /// Reads sizes. `stored_rows` is DuckDB's own count; nothing is scanned.
 pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, TargetError> {
-    let size = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
     let (block_size, free): (u64, u64) = connection.query_row(
         "SELECT block_size, free_blocks FROM pragma_database_size() WHERE database_name = current_database()",
         [],
@@ -120,7 +135,7 @@ impl DuckDb {
         }
         // A link stays a link.
         let path = fs::canonicalize(self.path())?;
-        let next = beside(&path, ".compacting");
+        let next = beside(&path, NEW_FILE);
         let before = space(&self.connection, &path)?;
         self.use_all_threads()?;
         let written = self.write_next(&next);
