@@ -22,8 +22,8 @@ use crate::{
 const LONG_BYTES: f64 = 2000.0;
 /// So many rows of a table are looked at.
 const SAMPLE_ROWS: u32 = 1000;
-/// Whoever holds a lock on the table is not waited for longer.
-const LOCK_TIMEOUT: &str = "1s";
+/// Nothing is waited for longer: neither whoever holds a lock on the table, nor the end of pages that hold nothing but dead rows.
+const PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
 
 /// Whether DuckDB can keep a column by ZSTD, and PostgreSQL out of line. DuckDB refuses to give such a column a type that ZSTD is
 /// not for; none of these is followed in place when its type changes ([`crate::types::Mapping::converts_to`]).
@@ -58,7 +58,7 @@ pub(super) async fn find_long_columns(holder: &SqlClient, tables: &mut [Planned]
             quote_table(&leaf.name)
         );
         // Locks are given back at once.
-        holder.batch_execute(&format!("SAVEPOINT rhei_widths; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
+        holder.batch_execute(&format!("SAVEPOINT rhei_widths; {PATIENCE}")).await?;
         let sampled = holder.query_one(&sql, &[]).await;
         holder.batch_execute("ROLLBACK TO SAVEPOINT rhei_widths; RELEASE SAVEPOINT rhei_widths").await?;
         let means: Vec<f64> = match sampled {

@@ -30,7 +30,8 @@ pub struct CompactArgs {
 pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliError> {
     let target = session.target()?;
     let path = target.path.clone();
-    let compacted = match shown(&path, control::ask(&path, "compact")).await {
+    let is_quiet = session.is_quiet;
+    let compacted = match shown(&path, is_quiet, control::ask(&path, "compact")).await {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => return Err(CliError::Failed(error.to_owned())),
             None => answer,
@@ -40,7 +41,8 @@ pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliErr
                 return Err(CliError::Failed(format!("{} is not a copy that rhei made", path.display())));
             }
             let work = tokio::task::spawn_blocking(move || DuckDb::open(&target)?.compact());
-            let compacted = shown(&path, work).await.map_err(|lost| EngineError::lost("compacting", lost))??;
+            let compacted =
+                shown(&path, is_quiet, work).await.map_err(|lost| EngineError::lost("compacting", lost))??;
             serde_json::to_value(compacted)
                 .map_err(|error| CliError::Failed(format!("the result cannot be shown: {error}")))?
         }
@@ -54,11 +56,11 @@ pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliErr
 }
 
 /// Waits for the work, and shows how much of the new file there is: on a terminal at once, else by a line now and then.
-async fn shown<R>(path: &Path, work: impl Future<Output = R>) -> R {
+async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) -> R {
     const GLANCE: Duration = Duration::from_millis(200);
     const PAUSE: Duration = Duration::from_secs(10);
     let mut work = std::pin::pin!(work);
-    let bar = ProgressBar::new_spinner();
+    let bar = if is_quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
     let mut last_line = Instant::now();
     loop {
         if let Ok(done) = tokio::time::timeout(GLANCE, &mut work).await {

@@ -94,7 +94,7 @@ const READ_BYTES: libc::c_int = 32 << 10;
 /// How many bytes wait in a socket before its reader is woken. The server sends each change by itself, and waking up for each
 /// costs more than decoding it.
 struct Watermark {
-    /// Linux knows this for TCP only.
+    /// For TCP on Linux, which (from 4.18 on) also wakes when less is asked for and so much is there.
     socket: Option<OwnedFd>,
     bytes: libc::c_int,
 }

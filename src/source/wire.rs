@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -227,12 +227,14 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    fn as_tcp(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Tcp(stream) => Some(stream),
-            Self::Tls(stream) => Some(stream.get_ref().0),
-            Self::Unix(_) => None,
-        }
+    /// Another handle of the same socket, for [`StreamReader`]'s watermark.
+    fn handle(&self) -> Option<OwnedFd> {
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+            Self::Unix(_) => return None,
+        };
+        if cfg!(target_os = "linux") { stream.as_fd().try_clone_to_owned().ok() } else { None }
     }
 }
 
@@ -643,7 +645,7 @@ impl ReplicationClient {
             return Err(WireError::Unexpected { tag: frame.tag, during: "starting the stream" });
         }
         self.frames.expect_rows();
-        let socket = self.socket.as_tcp().and_then(|tcp| tcp.as_fd().try_clone_to_owned().ok());
+        let socket = self.socket.handle();
         let (read, write) = tokio::io::split(self.socket);
         let feedback = Feedback::start(write, start, timeout);
         let reader = StreamReader::start(read, socket, self.frames, feedback.liveness(), timeout, queue_bytes);

@@ -1,4 +1,5 @@
-//! Record batches that DuckDB reads where they lie, by the Arrow stream of its C API. The only unsafe code of rhei.
+//! Record batches that DuckDB reads where they lie, by the Arrow stream of its C API. All unsafe code of rhei is here, but
+//! for a socket option in `source::stream`.
 //!
 //! The duckdb crate copies each value of a record batch into DuckDB's vectors with a call of its own. DuckDB's own scan of
 //! an Arrow stream takes fixed-width columns as they are and points to strings. It makes a view of the stream, which lives
