@@ -356,8 +356,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub fn new(consumer: C, target: Writer<T>, checkpoint: Checkpoint, options: &Options) -> Self {
         let limits = BatchLimits {
             max_rows: options.max_batch_rows,
-            // A quarter each: what is applied, what is decoded to be applied next, what it is decoded from, and the queue.
-            max_bytes: options.memory_limit_bytes / 4,
+            // What is applied, what is decoded to be applied next, and what it is decoded from; the queue has a quarter. DuckDB takes
+            // as much again outside of its own limit, for the log (ARCHITECTURE.md).
+            max_bytes: options.memory_limit_bytes / 8,
             linger: Duration::ZERO,
             until: None,
             any: false,
