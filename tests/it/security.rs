@@ -7,7 +7,7 @@ use crate::{
         Cluster, ClusterOptions, Output, Rhei, assert_same,
         cluster::quote,
         oracle::{Pair, assert_same_pairs, query_copy},
-        temp_dir,
+        temp_dir, wait_until,
     },
     following::Following,
 };
@@ -169,6 +169,10 @@ fn a_password_is_printed_nowhere_and_written_nowhere() {
                 assert!(!holds(&fs::read(entry.path()).unwrap(), b"hush"), "{way}: the password is in {file}");
             }
         }
+        // The walsender of a process that has ended takes a moment to notice.
+        wait_until(SOON, "the slot is free", || {
+            db.value("SELECT coalesce(bool_or(active), false) FROM pg_replication_slots") == "f"
+        });
         db.query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
     }
 }
