@@ -348,8 +348,7 @@ fn run(cluster: &Cluster, workload: Workload) -> Outcome {
     let source = if std::env::var_os("RHEI_BENCH_SOCKET").is_some() { db.socket_url() } else { db.url() };
     let settings = format!(
         "[source]\nslot = \"bench_rhei\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
-         [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n{}",
-        std::env::var("RHEI_BENCH_TARGET").unwrap_or_default()
+         [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
     );
     let rhei = Rhei::new(folder.path()).source(source).target("copy.duckdb").config(&settings);
     let rhei = rhei.deadline(Duration::from_secs(3600));

@@ -168,25 +168,23 @@ impl StreamReader {
                     }
                     watermark.set(if is_busy { READ_BYTES } else { 1 });
                     let read = read.read_buf(frames.buffer());
-                    let read = match (since, timeout) {
-                        _ if is_busy => match tokio::time::timeout(GATHER, read).await {
+                    let read = match timeout {
+                        _ if is_busy || since.is_some() => match tokio::time::timeout(GATHER, read).await {
                             Ok(read) => read,
                             Err(_) => {
-                                // Less may be there; it comes with what is gathered.
-                                (is_busy, since) = (false, since.map(|_| Instant::now()));
+                                // Less than the watermark may be there; it comes with what is gathered.
+                                if std::mem::take(&mut is_busy) {
+                                    since = since.map(|_| Instant::now());
+                                }
                                 continue;
                             }
                         },
-                        (Some(_), _) => match tokio::time::timeout(GATHER, read).await {
-                            Ok(read) => read,
-                            Err(_) => continue,
-                        },
                         // Whoever is silent for that long although we asked is dead (trap 27). Our own status
                         // asks for an answer at half that time.
-                        (None, Some(timeout)) => {
+                        Some(timeout) => {
                             tokio::time::timeout(timeout * 2, read).await.map_err(|_| WireError::Silent(timeout * 2))?
                         }
-                        (None, None) => read.await,
+                        None => read.await,
                     };
                     if !matches!(read, Ok(1..)) {
                         // The server's last words say why.

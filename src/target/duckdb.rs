@@ -286,7 +286,7 @@ impl DuckDb {
         Ok(())
     }
 
-    pub(super) fn set_threads(&mut self, threads: u32) -> Result<(), TargetError> {
+    fn set_threads(&mut self, threads: u32) -> Result<(), TargetError> {
         if threads != self.threads {
             self.connection.execute_batch(&format!("SET GLOBAL threads = {threads}"))?;
             self.threads = threads;

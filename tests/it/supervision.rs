@@ -59,7 +59,7 @@ fn a_run_that_meets_a_bug_again_and_again_stops_loudly_and_nothing_is_lost() {
 #[test]
 fn an_acknowledgement_that_takes_long_is_said() {
     let following = with_rows("slow_acknowledgement");
-    following.rhei.clone().env("FAILPOINTS", "feedback.sending=1*sleep(2100)").run_ok(["sync"]);
+    following.sync();
     let output = following.rhei.clone().env("FAILPOINTS", "feedback.sending=1*sleep(2100)").run_ok(["sync"]);
     assert!(output.stderr.contains("an acknowledgement took long to send"), "{}", output.stderr);
 }
