@@ -38,12 +38,8 @@ use crate::{
 pub(super) const STAGE: &str = "_rhei_stage";
 const PATCHED: &str = "_rhei_patched";
 
-/// From so many rows, or bytes, on DuckDB reads a batch where it lies; below that a temporary table is faster (duckdb.md 2).
-const MANY_ROWS: u64 = 5000;
-const MANY_BYTES: usize = 4_000_000;
-
-/// Views of large batches, by table. They are made before a transaction begins, since it sees what the in-memory database
-/// held when it first looked there.
+/// Views by which DuckDB reads batches where they lie, by table. They are made before a transaction begins, since it sees what
+/// the in-memory database held when it first looked there; and kept, since making one takes as long as applying a few rows.
 #[derive(Default)]
 pub(super) struct Views(BTreeMap<(u32, Rows), BatchView>);
 
@@ -55,9 +51,9 @@ enum Rows {
 
 impl Views {
     /// Views are small, but tables that come and go would leave many behind.
-    const MOST: usize = 256;
+    const MOST: usize = 4096;
 
-    /// Makes those that a batch can use.
+    /// Makes those that a batch uses.
     pub(super) fn prepare<'a>(
         &mut self,
         database: &Arc<Database>,
@@ -72,8 +68,7 @@ impl Views {
                 Deletes::Rows(_) => &[],
             };
             for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)] {
-                if is_large(batches)
-                    && let Some(first) = batches.first()
+                if let Some(first) = batches.first()
                     && self.get(&changes.table, rows, first).is_none()
                 {
                     self.0.insert((changes.table.oid, rows), BatchView::new(database, first.schema())?);
@@ -87,7 +82,8 @@ impl Views {
         self.0.get(&(spec.oid, rows)).filter(|view| view.schema() == batch.schema_ref())
     }
 
-    /// Has `run` read the rows under the name that it gets.
+    /// Has `run` read the rows under the name that it gets. A table that comes up in a later part of a transaction has no view, and
+    /// its rows are staged.
     fn read<R>(
         &self,
         connection: &Connection,
@@ -95,9 +91,7 @@ impl Views {
         batches: &[RecordBatch],
         run: impl FnOnce(&str) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
-        if is_large(batches)
-            && let Some(view) = batches.first().and_then(|first| self.get(spec, rows, first))
-        {
+        if let Some(view) = batches.first().and_then(|first| self.get(spec, rows, first)) {
             view.put(batches.iter().cloned());
             return run(&view.name());
         }
@@ -312,7 +306,10 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
     if total(&changes.inserts) > 0 {
         inserted += views.read(connection, (spec, Rows::Inserts), &changes.inserts, |rows| {
             let values = stage_values(spec, &all);
-            Ok(connection.execute(&format!("INSERT INTO {target} ({names}) SELECT {values} FROM {rows} s"), [])? as u64)
+            let insert = format!("INSERT INTO {target} ({names}) SELECT {values} FROM {rows} s");
+            // Planned once: with a few rows that takes longer than running it. A DELETE is planned each time, since which side
+            // of its join is the smaller one may change.
+            Ok(connection.prepare_cached(&insert)?.execute([])? as u64)
         })?;
     }
     for number in 0..changes.patches.len() {
@@ -329,11 +326,6 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
 
 pub(super) fn total(batches: &[RecordBatch]) -> u64 {
     batches.iter().map(|batch| batch.num_rows() as u64).sum()
-}
-
-/// Whether DuckDB reads them where they lie.
-fn is_large(batches: &[RecordBatch]) -> bool {
-    total(batches) >= MANY_ROWS || bytes(batches) >= MANY_BYTES
 }
 
 pub(super) fn bytes(batches: &[RecordBatch]) -> usize {

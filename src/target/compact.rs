@@ -53,11 +53,11 @@ pub fn written_beside(path: &Path) -> u64 {
 }
 
 /// 0 when there is no such file.
-fn size(path: &Path) -> u64 {
+pub(super) fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
     path.with_file_name(name)
@@ -137,7 +137,7 @@ impl DuckDb {
         let path = fs::canonicalize(self.path())?;
         let next = beside(&path, NEW_FILE);
         let before = space(&self.connection, &path)?;
-        self.use_all_threads()?;
+        self.pace.use_all_threads(&self.connection)?;
         let written = self.write_next(&next);
         // What failed may have left it open.
         let _ = self.connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEXT}"));

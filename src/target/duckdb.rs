@@ -15,11 +15,13 @@ use super::{
     TableState, TargetError,
     apply::{self, Progress, Views},
     arrow_scan::Database,
-    compact, ddl, jobs, pending, state,
+    compact, ddl, jobs,
+    pace::Pace,
+    pending, state,
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, QualifiedName, TableChanges, TableSpec},
+    change::{ChangeBatch, QualifiedName, TableSpec},
     checkpoint::DurableLsn,
     failpoint::reached,
 };
@@ -34,23 +36,8 @@ pub struct TargetOptions {
     pub threads: Option<u32>,
 }
 
-/// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s (duckdb.md 1.5).
-const VACUUM_TASKS: u32 = 8;
-
-/// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the file, within these bounds. A log
-/// that is larger than its file holds nothing but rows that were written several times; and what is in it is in memory, too.
-const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
-/// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
-const COPYING_THRESHOLD: u64 = 512;
-/// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can wait, for so long after the
-/// last one.
-const HURRIED_ROWS: u64 = 20_000;
-const HURRIED_BYTES: usize = 4_000_000;
-const HURRY: Duration = Duration::from_secs(10);
-
-/// A batch that took so long to apply gets all threads the next time, until so many threads are no longer needed for that. DuckDB's
-/// caller spins while another thread works for it, so a second thread costs more than it gives until joins are large (ARCHITECTURE.md).
-const SLOW: Duration = Duration::from_millis(500);
+/// So many statements are kept planned.
+const PREPARED: usize = 1024;
 
 /// The DuckDB file. Holding it holds the file's lock: one rhei per file.
 pub struct DuckDb {
@@ -60,15 +47,7 @@ pub struct DuckDb {
     pub(super) pipeline: Option<Pipeline>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
-    /// `checkpoint_threshold` as it is set, in MB.
-    threshold: u64,
-    /// When the last large batch came.
-    hurried_at: Option<Instant>,
-    /// `threads` as it is set, and the most that it may be.
-    threads: u32,
-    most_threads: u32,
-    /// Batches take long.
-    is_slow: bool,
+    pub(super) pace: Pace,
     pub(super) views: Views,
     /// The transaction that is open for parts of a source transaction.
     parts: Option<Progress>,
@@ -96,21 +75,18 @@ impl DuckDb {
             return Err(TargetError::NoFolder { path: path.clone(), folder: folder.to_owned() });
         }
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
-        connection.execute_batch(&format!("SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS}"))?;
+        sweep(path);
+        connection.set_prepared_statement_cache_capacity(PREPARED);
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        let most_threads = connection.query_row("SELECT current_setting('threads')::UINTEGER", [], |row| row.get(0))?;
+        let pace = Pace::new(&connection)?;
         let mut opened = Self {
             connection,
             database,
             path: path.clone(),
             pipeline: None,
             copying: BTreeMap::new(),
-            threshold: 0,
-            hurried_at: None,
-            threads: most_threads,
-            most_threads,
-            is_slow: false,
+            pace,
             views: Views::default(),
             parts: None,
             is_open: false,
@@ -145,6 +121,7 @@ impl DuckDb {
     /// Closes the file. Everything but [`Self::attach_again`] fails until it is open again.
     pub(super) fn detach(&mut self) -> Result<(), TargetError> {
         self.is_detached = true;
+        self.connection.flush_prepared_statement_cache();
         let detached = format!("USE memory; DETACH DATABASE IF EXISTS {}", ddl::CATALOG);
         Ok(self.connection.execute_batch(&detached)?)
     }
@@ -164,7 +141,6 @@ impl DuckDb {
             }
         }
         self.is_detached = false;
-        self.connection.execute_batch(&format!("SET GLOBAL max_vacuum_tasks = {VACUUM_TASKS}"))?;
         self.state().map(|_| ())
     }
 
@@ -266,37 +242,12 @@ impl DuckDb {
         applied.map(|applied| (applied, ends_a_copy))
     }
 
-    /// Sets what follows the work at hand: the size of the log, and the threads.
     fn set_pace(&mut self) -> Result<(), TargetError> {
-        let is_copying = !self.copying.is_empty();
-        self.set_threads(if is_copying || self.is_slow { self.most_threads } else { 1 })?;
-        let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
-        let threshold = if is_copying {
-            COPYING_THRESHOLD
-        } else if is_hurried {
-            *CALM_THRESHOLD.end()
-        } else {
-            let file_mb = std::fs::metadata(&self.path).map_or(0, |file| file.len() / 1_000_000);
-            (file_mb / 2).next_power_of_two().clamp(*CALM_THRESHOLD.start(), *CALM_THRESHOLD.end())
-        };
-        if threshold != self.threshold {
-            self.connection.execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}MB'"))?;
-            self.threshold = threshold;
-        }
-        Ok(())
+        self.pace.set(&self.connection, &self.path, !self.copying.is_empty())
     }
 
-    fn set_threads(&mut self, threads: u32) -> Result<(), TargetError> {
-        if threads != self.threads {
-            self.connection.execute_batch(&format!("SET GLOBAL threads = {threads}"))?;
-            self.threads = threads;
-        }
-        Ok(())
-    }
-
-    /// Until the next batch.
-    pub(super) fn use_all_threads(&mut self) -> Result<(), TargetError> {
-        self.set_threads(self.most_threads)
+    fn log_bytes(&self) -> u64 {
+        compact::size(&compact::beside(&self.path, ".wal"))
     }
 
     /// Reads what is committed. While a transaction is open for parts, its connection would show what is not.
@@ -324,10 +275,31 @@ impl DuckDb {
     }
 }
 
+/// Where DuckDB writes what has no room in its memory: beside the file, under the name that DuckDB itself would give it.
+fn spill_folder(path: &Path) -> PathBuf {
+    compact::beside(path, ".tmp")
+}
+
+/// A process that was killed leaves behind what it spilled. To be called by whoever holds the file's lock.
+fn sweep(path: &Path) {
+    let Ok(entries) = std::fs::read_dir(spill_folder(path)) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b"duckdb_temp_") {
+            // Whatever cannot be removed is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(spill_folder(path));
+}
+
 /// What DuckDB is told before it starts.
 fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
-    let mut settings =
-        vec![("autoinstall_known_extensions", "false".to_owned()), ("autoload_known_extensions", "false".to_owned())];
+    let mut settings = vec![
+        ("autoinstall_known_extensions", "false".to_owned()),
+        ("autoload_known_extensions", "false".to_owned()),
+        // DuckDB goes by the file that it is opened with, and that is none: its own choice is the folder that rhei was started in.
+        ("temp_directory", spill_folder(&options.path).display().to_string()),
+    ];
     settings.extend(options.duckdb_memory_limit.clone().map(|limit| ("max_memory", limit)));
     settings.extend(options.threads.map(|threads| ("threads", threads.to_string())));
     settings
@@ -553,15 +525,7 @@ impl OlapEngine for DuckDb {
         if !batch.continues {
             self.roll_back()?;
         }
-        let changed = |changes: &TableChanges| {
-            let counts = changes.counts;
-            counts.inserted + counts.updated + counts.deleted
-        };
-        if batch.tables.iter().map(changed).sum::<u64>() >= HURRIED_ROWS
-            || batch.tables.iter().map(|changes| apply::bytes(&changes.inserts)).sum::<usize>() >= HURRIED_BYTES
-        {
-            self.hurried_at = Some(Instant::now());
-        }
+        self.pace.expect(batch);
         self.set_pace()?;
         if self.parts.is_none() {
             let live = batch.tables.iter().filter(|changes| !self.copying.contains_key(&changes.table.oid));
@@ -571,7 +535,7 @@ impl OlapEngine for DuckDb {
             let reason = "a large transaction goes on whose beginning was taken back".to_owned();
             return Err(TargetError::Corrupt { reason });
         }
-        let since = Instant::now();
+        let (since, log_bytes) = (Instant::now(), self.log_bytes());
         let (applied, ends_a_copy) = if batch.is_part || self.parts.is_some() {
             self.apply_in_parts(batch, checkpoint)?
         } else {
@@ -583,11 +547,11 @@ impl OlapEngine for DuckDb {
                 Ok((applied, progress.ends_a_copy))
             })?
         };
-        let took = since.elapsed();
-        self.is_slow = took > SLOW || self.is_slow && took * self.most_threads * 2 > SLOW;
+        self.pace.took(since.elapsed());
         if batch.is_part {
             return Ok(applied);
         }
+        self.pace.applied(&applied, (log_bytes, self.log_bytes()));
         if ends_a_copy && !self.copying.is_empty() {
             self.state()?;
         }
@@ -622,22 +586,11 @@ impl OlapEngine for DuckDb {
         if self.has_open_parts() {
             return Ok(());
         }
-        // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing (duckdb.md 1.5).
-        let tasks = match compaction {
-            Compaction::None => 0,
-            Compaction::Some => VACUUM_TASKS,
-            Compaction::All => 100,
-        };
-        let allow = |tasks: u32| format!("SET GLOBAL max_vacuum_tasks = {tasks}");
-        // Another thread does it while this one spins, so of two there is no gain.
-        if self.most_threads > 2 {
-            self.use_all_threads()?;
-        }
-        self.connection.execute_batch(&allow(tasks))?;
+        self.pace.set_for_tidying(&self.connection, compaction)?;
         reached("tidy.begun");
         let tidied = self.connection.execute_batch("CHECKPOINT");
         reached("tidy.done");
-        self.connection.execute_batch(&allow(VACUUM_TASKS))?;
+        self.pace.tidied(&self.connection, tidied.is_ok())?;
         match tidied {
             // An older reader's snapshot, or a writer; the next one will do.
             Err(error) if error.to_string().contains("Cannot CHECKPOINT") => {
@@ -664,5 +617,32 @@ impl OlapEngine for DuckDb {
     fn compact(&mut self) -> Result<Compacted, TargetError> {
         self.be_attached()?;
         self.write_anew()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_room_in_memory_goes_beside_the_file_and_is_swept_away_after_a_kill() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("copy.duckdb");
+        let spilled = folder.path().join("copy.duckdb.tmp");
+        std::fs::create_dir(&spilled).unwrap();
+        std::fs::write(spilled.join("duckdb_temp_storage_DEFAULT-0.tmp"), "left behind").unwrap();
+        let options = TargetOptions { path, duckdb_memory_limit: Some("32MB".to_owned()), ..TargetOptions::default() };
+        let target = DuckDb::open(&options).unwrap();
+        assert!(!spilled.exists());
+        target
+            .connection
+            .execute_batch(
+                "BEGIN; CREATE TABLE rhei_target.t AS SELECT i, hash(i)::VARCHAR || hash(i + 1)::VARCHAR AS v FROM range(1500000) r(i); \
+                 CREATE TEMP TABLE sorted AS FROM rhei_target.t ORDER BY v;",
+            )
+            .unwrap();
+        assert!(spilled.read_dir().unwrap().count() > 0);
+        drop(target);
+        assert!(!spilled.exists());
     }
 }
