@@ -27,6 +27,8 @@ pub struct Arena {
     bytes: usize,
     /// Of those, bytes that nobody refers to any more.
     wasted: usize,
+    /// Rows that lack values, less those that nobody refers to any more.
+    open_rows: usize,
 }
 
 /// A piece of an [`Arena`].
@@ -39,6 +41,11 @@ pub struct Slice {
 }
 
 const OPEN: u32 = 1 << 31;
+
+/// What the values that a row lacks are taken for; the target reads them and writes them again. PostgreSQL keeps no value out of
+/// line that is shorter. Many are longer, but the target may have to read all values of a table for each batch, so batches of a few
+/// rows would cost more than memory that DuckDB can spill.
+const OPEN_BYTES: usize = 2 << 10;
 
 impl Slice {
     const NOTHING: Self = Self { block: 0, start: 0, length: 0 };
@@ -80,13 +87,18 @@ impl Arena {
     /// Copies a row's bytes in; it says of itself whether values are missing.
     pub fn store_row(&mut self, row: Tuple<'_>) -> Slice {
         let slice = self.store(row.bytes());
-        if row.has_unchanged() { Slice { length: slice.length | OPEN, ..slice } } else { slice }
+        self.opened(if row.has_unchanged() { Slice { length: slice.length | OPEN, ..slice } } else { slice })
     }
 
     /// The same row, in another arena.
     pub fn take_over(&mut self, from: &Self, row: Slice) -> Slice {
         let slice = self.store(from.get(row));
-        Slice { length: slice.length | row.length & OPEN, ..slice }
+        self.opened(Slice { length: slice.length | row.length & OPEN, ..slice })
+    }
+
+    fn opened(&mut self, row: Slice) -> Slice {
+        self.open_rows += usize::from(row.is_open());
+        row
     }
 
     pub fn get(&self, slice: Slice) -> &[u8] {
@@ -97,6 +109,7 @@ impl Arena {
     /// The slice was the last of its bytes.
     fn waste(&mut self, slice: Slice) {
         self.wasted += slice.length();
+        self.open_rows = self.open_rows.saturating_sub(usize::from(slice.is_open()));
     }
 
     /// More is wasted than is in use, and it is worth the work.
@@ -104,9 +117,9 @@ impl Arena {
         self.wasted > WASTED_BYTES && self.wasted > self.bytes / 2
     }
 
-    /// Bytes stored, for the memory budget.
+    /// Bytes stored, and those that applying them will take, for the memory budget.
     pub fn len(&self) -> usize {
-        self.bytes
+        self.bytes + self.open_rows * OPEN_BYTES
     }
 
     pub fn is_empty(&self) -> bool {
@@ -321,6 +334,7 @@ impl NetEffect {
                     for (new_field, old_field) in new_tuple.fields().zip(old_tuple.fields()) {
                         write_field(&mut merged, if new_field == Field::Unchanged { old_field } else { new_field });
                     }
+                    arena.waste(new);
                     arena.store_row(Tuple::trusted(&merged, self.columns))
                 } else {
                     new
@@ -594,6 +608,23 @@ mod tests {
         effect.update(&mut arena, OldRow::Key(old), new).unwrap();
         let left = effect.survivors().unwrap();
         assert_eq!(row_of(Tuple::trusted(arena.get(left.inserts[0]), 3))[0].as_deref(), Some("long key"));
+    }
+
+    /// Trap 51: the target reads those values and writes them again, however short the message was.
+    #[test]
+    fn rows_that_lack_values_count_for_what_they_will_take_in_the_target() {
+        let mut arena = Arena::default();
+        let mut effect = NetEffect::new(&Key::Columns(vec![0]), 2);
+        let update = |arena: &mut Arena, effect: &mut NetEffect, key: &str, value: Field<'_>| {
+            let new = store(arena, &[text(key), value]);
+            effect.update(arena, OldRow::Absent, new).unwrap();
+        };
+        for key in ["1", "1", "2", "1"] {
+            update(&mut arena, &mut effect, key, Field::Unchanged);
+        }
+        assert_eq!(arena.len() / OPEN_BYTES, 2);
+        update(&mut arena, &mut effect, "1", text("short"));
+        assert_eq!(arena.len() / OPEN_BYTES, 1);
     }
 
     /// Trap 53: deferrable keys under REPLICA IDENTITY FULL pass through duplicates.
