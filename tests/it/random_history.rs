@@ -555,14 +555,21 @@ impl History {
         Ok(())
     }
 
-    /// A refused statement is a mistake of this file, except for a deadlock with the replicator.
+    /// A refused statement is a mistake of this file, except for a deadlock with the replicator, and for what PostgreSQL refuses by
+    /// a bug of its own (18351 and 19519): to rewrite a table that holds a dead row whose long values it has vacuumed already. The
+    /// table is as it was then.
     #[track_caller]
     fn run(&mut self, sql: String) -> Done {
         let result = self.session.try_query(&sql);
+        let rewrites = sql.starts_with("VACUUM FULL ") || sql.starts_with("CLUSTER ");
         self.script.push(sql);
         match result {
             Ok(_) => Ok(()),
             Err(message) if self.in_background && message.contains("(40P01)") => Err(Lost),
+            Err(message) if rewrites && message.contains("missing chunk number") => {
+                println!("seed {}: the server does not rewrite a table: {message}", self.seed);
+                Ok(())
+            }
             Err(message) => panic!("seed {}: {message}\nin: {}", self.seed, self.script[self.script.len() - 1]),
         }
     }
