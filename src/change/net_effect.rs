@@ -359,7 +359,10 @@ impl NetEffect {
                 let tuple = Tuple::trusted(arena.get(old), self.columns);
                 write_key(&mut self.scratch, key, tuple, None)?;
                 match take(&self.hasher, index, states, arena, &self.scratch) {
-                    Some(state) => gone.extend(state.origin),
+                    Some(state) => {
+                        arena.waste(state.tuple);
+                        gone.extend(state.origin);
+                    }
                     None if self.truncated => return Err(NetEffectError::NoSuchRow),
                     None => gone.push(arena.store(&self.scratch)),
                 }

@@ -308,8 +308,13 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
             let values = stage_values(spec, &all);
             let insert = format!("INSERT INTO {target} ({names}) SELECT {values} FROM {rows} s");
             // Planned once: with a few rows that takes longer than running it. A DELETE is planned each time, since which side
-            // of its join is the smaller one may change.
-            Ok(connection.prepare_cached(&insert)?.execute([])? as u64)
+            // of its join is the smaller one may change; and staged rows are in another table each time.
+            let inserted = if rows == STAGE {
+                connection.execute(&insert, [])?
+            } else {
+                connection.prepare_cached(&insert)?.execute([])?
+            };
+            Ok(inserted as u64)
         })?;
     }
     for number in 0..changes.patches.len() {

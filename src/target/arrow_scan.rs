@@ -8,7 +8,7 @@
 
 use std::{
     collections::VecDeque,
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, c_char, c_int},
     ptr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -17,7 +17,11 @@ use std::{
 };
 
 use arrow::{
-    array::RecordBatchReader, datatypes::SchemaRef, error::ArrowError, ffi_stream::FFI_ArrowArrayStream,
+    array::{Array, StructArray},
+    datatypes::SchemaRef,
+    error::ArrowError,
+    ffi::{FFI_ArrowArray, FFI_ArrowSchema},
+    ffi_stream::FFI_ArrowArrayStream,
     record_batch::RecordBatch,
 };
 use duckdb::{Connection, ffi};
@@ -26,6 +30,12 @@ use duckdb::{Connection, ffi};
 #[derive(Debug, thiserror::Error)]
 #[error("DuckDB: {0}")]
 pub struct RawError(String);
+
+impl From<ArrowError> for RawError {
+    fn from(error: ArrowError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// An in-memory DuckDB, closed with its last user.
 pub struct Database {
@@ -117,8 +127,8 @@ impl BatchView {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let waiting = Waiting::default();
-        let reader = Reader { schema: Arc::clone(&schema), waiting: Arc::clone(&waiting) };
-        let stream = Box::into_raw(Box::new(FFI_ArrowArrayStream::new(Box::new(reader))));
+        let lent = Lent { schema: FFI_ArrowSchema::try_from(schema.as_ref())?, waiting: Arc::clone(&waiting) };
+        let stream = Box::into_raw(Box::new(lent.into_stream()));
         let mut connection: ffi::duckdb_connection = ptr::null_mut();
         // SAFETY: the database is open.
         let connected = unsafe { ffi::duckdb_connect(database.raw, &mut connection) };
@@ -169,22 +179,89 @@ impl Drop for BatchView {
     }
 }
 
-struct Reader {
-    schema: SchemaRef,
+/// What a stream gives to DuckDB, which plans a statement and runs it again and again: for each plan it asks for the schema, and
+/// never gives it back. A schema of its own each time, as the arrow crate would make it, would be lost each time.
+struct Lent {
+    schema: FFI_ArrowSchema,
     waiting: Waiting,
 }
 
-impl Iterator for Reader {
-    type Item = Result<RecordBatch, ArrowError>;
-
-    /// None ends a scan, not the stream: the next scan goes on with what was put there meanwhile.
-    fn next(&mut self) -> Option<Self::Item> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front().map(Ok)
+impl Lent {
+    fn into_stream(self) -> FFI_ArrowArrayStream {
+        FFI_ArrowArrayStream {
+            get_schema: Some(lend_schema),
+            get_next: Some(next_array),
+            get_last_error: Some(no_error),
+            release: Some(release_stream),
+            private_data: Box::into_raw(Box::new(self)).cast(),
+        }
     }
 }
 
-impl RecordBatchReader for Reader {
-    fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
+/// A copy of the schema, whose parts stay ours.
+unsafe extern "C" fn lend_schema(stream: *mut FFI_ArrowArrayStream, out: *mut FFI_ArrowSchema) -> c_int {
+    unsafe extern "C" fn keep(_: *mut FFI_ArrowSchema) {}
+    // SAFETY: `private_data` is the `Lent` of a stream that is alive, `out` is room for a schema. The copy is used while the view is
+    // alive, and does not release what it points to.
+    unsafe {
+        let lent = (*stream).private_data.cast::<Lent>();
+        ptr::copy_nonoverlapping(&raw const (*lent).schema, out, 1);
+        (*out).release = Some(keep);
+    }
+    0
+}
+
+/// The next batch. An array that is released already ends a scan, not the stream: the next scan goes on with what was put there
+/// meanwhile.
+unsafe extern "C" fn next_array(stream: *mut FFI_ArrowArrayStream, out: *mut FFI_ArrowArray) -> c_int {
+    // SAFETY: as above; `out` is room for an array, which is DuckDB's to release.
+    unsafe {
+        let lent = &*(*stream).private_data.cast::<Lent>();
+        let next = lent.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let array =
+            next.map_or_else(FFI_ArrowArray::empty, |batch| FFI_ArrowArray::new(&StructArray::from(batch).to_data()));
+        ptr::write(out, array);
+    }
+    0
+}
+
+unsafe extern "C" fn no_error(_: *mut FFI_ArrowArrayStream) -> *const c_char {
+    ptr::null()
+}
+
+unsafe extern "C" fn release_stream(stream: *mut FFI_ArrowArrayStream) {
+    // SAFETY: called once, by the stream's owner, which marks the stream as released.
+    unsafe {
+        drop(Box::from_raw((*stream).private_data.cast::<Lent>()));
+        (*stream).release = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+
+    fn resident_kb() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or_default()
+    }
+
+    #[test]
+    fn planning_a_statement_again_and_again_takes_no_more_memory() {
+        let database = Arc::new(Database::open(&[]).unwrap());
+        let connection = database.connect().unwrap();
+        let field = |at| Field::new(format!("column_{at}_{}", "x".repeat(1000)), DataType::Int64, true);
+        let schema = Arc::new(Schema::new((0..50).map(field).collect::<Vec<_>>()));
+        let view = BatchView::new(&database, schema).unwrap();
+        let plan = || connection.execute_batch(&format!("SELECT * FROM {}", view.name())).unwrap();
+        (0..100).for_each(|_| plan());
+        let before = resident_kb();
+        // 50 names of a kilobyte each, 1,000 times, are 50 MB.
+        (0..1000).for_each(|_| plan());
+        let grown = resident_kb().saturating_sub(before);
+        assert!(grown < 20_000, "{grown} kB");
     }
 }

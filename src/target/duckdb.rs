@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arrow::record_batch::RecordBatch;
@@ -74,8 +74,9 @@ impl DuckDb {
         {
             return Err(TargetError::NoFolder { path: path.clone(), folder: folder.to_owned() });
         }
+        let since = SystemTime::now();
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
-        sweep(path);
+        sweep(path, since);
         connection.set_prepared_statement_cache_capacity(PREPARED);
         // Sessions print times with ICU where it is linked; the plain source build has none.
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
@@ -243,6 +244,9 @@ impl DuckDb {
     }
 
     fn set_pace(&mut self) -> Result<(), TargetError> {
+        if self.parts.is_none() {
+            self.pace.look_if_due(&self.connection);
+        }
         self.pace.set(&self.connection, &self.path, !self.copying.is_empty())
     }
 
@@ -280,16 +284,18 @@ fn spill_folder(path: &Path) -> PathBuf {
     compact::beside(path, ".tmp")
 }
 
-/// A process that was killed leaves behind what it spilled. To be called by whoever holds the file's lock.
-fn sweep(path: &Path) {
+/// A process that was killed leaves behind what it spilled. To be called by whoever holds the file's lock, and opened the file no
+/// earlier than `since`: what is newer may be its own, from replaying the log. The folder stays, since DuckDB makes it only once.
+fn sweep(path: &Path, since: SystemTime) {
+    const CLOCKS: Duration = Duration::from_secs(2);
     let Ok(entries) = std::fs::read_dir(spill_folder(path)) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(b"duckdb_temp_") {
+        let is_old = entry.metadata().and_then(|file| file.modified()).is_ok_and(|at| at + CLOCKS < since);
+        if is_old && entry.file_name().as_encoded_bytes().starts_with(b"duckdb_temp_") {
             // Whatever cannot be removed is in nobody's way.
             let _ = std::fs::remove_file(entry.path());
         }
     }
-    let _ = std::fs::remove_dir(spill_folder(path));
 }
 
 /// What DuckDB is told before it starts.
@@ -348,6 +354,8 @@ impl OlapEngine for DuckDb {
         let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
         let copying = tables.iter().filter(|table| table.has_shadow);
         self.copying = copying.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect();
+        // Whoever calls may have changed tables, and DuckDB does not keep what it then plans anew.
+        self.connection.flush_prepared_statement_cache();
         self.set_pace()?;
         Ok(stored)
     }
@@ -552,7 +560,7 @@ impl OlapEngine for DuckDb {
             return Ok(applied);
         }
         self.pace.applied(&applied, (log_bytes, self.log_bytes()));
-        if ends_a_copy && !self.copying.is_empty() {
+        if !batch.reshapes.is_empty() || ends_a_copy && !self.copying.is_empty() {
             self.state()?;
         }
         Ok(applied)
@@ -586,7 +594,7 @@ impl OlapEngine for DuckDb {
         if self.has_open_parts() {
             return Ok(());
         }
-        self.pace.set_for_tidying(&self.connection, compaction)?;
+        self.pace.set_for_tidying(&self.connection, compaction, !self.copying.is_empty())?;
         reached("tidy.begun");
         let tidied = self.connection.execute_batch("CHECKPOINT");
         reached("tidy.done");
@@ -630,10 +638,17 @@ mod tests {
         let path = folder.path().join("copy.duckdb");
         let spilled = folder.path().join("copy.duckdb.tmp");
         std::fs::create_dir(&spilled).unwrap();
-        std::fs::write(spilled.join("duckdb_temp_storage_DEFAULT-0.tmp"), "left behind").unwrap();
+        let [old, new] =
+            ["duckdb_temp_storage_DEFAULT-0.tmp", "duckdb_temp_block-1.block"].map(|name| spilled.join(name));
+        for file in [&old, &new] {
+            std::fs::write(file, "left behind").unwrap();
+        }
+        let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        std::fs::File::options().write(true).open(&old).unwrap().set_modified(an_hour_ago).unwrap();
         let options = TargetOptions { path, duckdb_memory_limit: Some("32MB".to_owned()), ..TargetOptions::default() };
         let target = DuckDb::open(&options).unwrap();
-        assert!(!spilled.exists());
+        assert!(!old.exists() && new.exists());
+        std::fs::remove_file(&new).unwrap();
         target
             .connection
             .execute_batch(
@@ -643,6 +658,6 @@ mod tests {
             .unwrap();
         assert!(spilled.read_dir().unwrap().count() > 0);
         drop(target);
-        assert!(!spilled.exists());
+        assert_eq!(spilled.read_dir().unwrap().count(), 0);
     }
 }
