@@ -14,13 +14,14 @@ use crate::change::{ChangeBatch, QualifiedName, TableChanges};
 /// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s (duckdb.md 1.5).
 const VACUUM_TASKS: u32 = 8;
 
-/// Rows that take so many bytes of the log are wide; a commit may take as much as a few rows for itself. 122,880 of them, which is a row group, can be gigabytes; and whenever DuckDB
+/// Rows that take so many bytes of the log are wide. 122,880 of them, which is a row group, can be gigabytes; and whenever DuckDB
 /// compacts, it merges a small row group with the one before it, if both fit into one. So 64 MB of new rows of 16 kB had up to
 /// 2 GB written anew, in one commit. While wide rows come, nothing is compacted that is not worth it.
 const WIDE_BYTES: u64 = 1000;
+/// A commit takes as much of the log for itself as so many rows.
 const COMMIT_ROWS: u64 = 4;
-/// Worth it: a table has so many row groups more than it would have if each had so many rows, or so many bytes, that are alive.
-/// So wide rows are written two or three times in all, and dead ones take about as much room as live ones.
+/// Worth it: three quarters of a table's row groups, which is what DuckDB can merge them into, are so many more than it would have
+/// if each had so many rows, or so many bytes, that are alive.
 const SPARE_ROW_GROUPS: u64 = 16;
 const ROW_GROUP_ROWS: u64 = 122_880;
 const ROW_GROUP_BYTES: u64 = 16 << 20;
@@ -257,7 +258,7 @@ fn is_worth_compacting(connection: &Connection, table: &QualifiedName) -> Result
     let (row_groups, bytes): (u64, u64) = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let live_bytes = bytes as f64 * live_rows as f64 / stored_rows.max(1) as f64;
     let needed = (live_rows / ROW_GROUP_ROWS).max(live_bytes as u64 / ROW_GROUP_BYTES);
-    // DuckDB merges four into three, and no less.
+    // DuckDB merges four into three at least.
     Ok(row_groups * 3 / 4 > needed + SPARE_ROW_GROUPS)
 }
 
