@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     backfill::board::Board,
     change::QualifiedName,
-    engine::{EngineError, Options, Writer, latency::Latency},
+    engine::{EngineError, Options, Writer, latency::Latency, left_out::LeftOut},
     target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
 };
 
@@ -121,7 +121,7 @@ async fn status<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) 
     let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
     let (state, space) = writer.call(look).await?;
     Ok(match state {
-        Some(state) => describe(&state, space, &options.board, &options.latency),
+        Some(state) => describe(&state, space, &options.board, &options.latency, &options.left_out),
         None => json!({ "error": "nothing was copied yet" }),
     })
 }
@@ -152,7 +152,7 @@ pub async fn ask(target: &Path, question: &str) -> Option<Value> {
 }
 
 /// The state of a copy, as `rhei status --json` shows it.
-pub fn describe(state: &StoredState, space: Space, board: &Board, latency: &Latency) -> Value {
+pub fn describe(state: &StoredState, space: Space, board: &Board, latency: &Latency, left_out: &LeftOut) -> Value {
     let pipeline = &state.pipeline;
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
@@ -181,7 +181,7 @@ pub fn describe(state: &StoredState, space: Space, board: &Board, latency: &Late
         "checkpoint": { "lsn": pipeline.checkpoint.lsn, "seconds_since_commit": seconds_since_commit(state) },
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
         "paused": board.is_paused(), "commit_to_visible": latency.describe(),
-        "commit_pause": latency.describe_pauses(), "file": space,
+        "commit_pause": latency.describe_pauses(), "file": space, "left_out": left_out.describe(),
     })
 }
 

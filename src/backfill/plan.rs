@@ -290,8 +290,15 @@ pub(super) fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
         table.columns.iter().map(of).collect()
     };
     let (was, is) = (&then.fingerprint, &now.fingerprint);
+    // Names and labels that were changed and changed back are the same, and what was read in between was not: so versions
+    // of catalog rows are compared.
     then.name == now.name
         && columns(then) == columns(now)
+        && was.attributes == is.attributes
+        && was.leaf_attributes == is.leaf_attributes
+        && was.publications == is.publications
+        && was.listed == is.listed
+        && was.schema == is.schema
         && was.files == is.files
         && was.inherits == is.inherits
         && was.composites == is.composites

@@ -17,12 +17,13 @@ use std::{
 use hashbrown::HashMap;
 
 use super::{
-    ChangeBatch, ColumnOrigin, Key, Remedy, Reshape, TableFailure, TableSpec,
+    ChangeBatch, Remedy, Reshape, TableFailure, TableSpec,
     columns::{self},
     ddl::{self, Description},
+    followed::{Described, Follow, Followed, copy_again, fit, fit_or_stale, project},
     net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
     relation::Relation,
-    tuple::{Field, Tuple, write_field},
+    tuple::{Tuple, write_field},
 };
 use crate::{
     Lsn,
@@ -65,6 +66,7 @@ const DESCRIBED_BYTES: usize = 1 << 30;
 #[derive(Debug)]
 struct OpenTransaction {
     commit_lsn: Lsn,
+    xid: u32,
     /// In the target already: read and forgotten.
     skip: bool,
     changes: Vec<Change>,
@@ -139,41 +141,14 @@ pub struct Question {
     pub relation: Relation,
     /// Of the transaction that it is asked in.
     pub commit_lsn: Lsn,
+    /// Of that transaction at the source; 0 between transactions.
+    pub xid: u32,
     /// What the source's event trigger said of the table at this place of the stream, if it has one.
     pub description: Option<Description>,
     /// The open transaction holds rows of the table in its old shape.
     pub has_open_rows: bool,
     /// And some of them went out already, as parts of it.
     pub has_parts: bool,
-}
-
-/// A relation as this connection described it last.
-#[derive(Debug)]
-struct Described {
-    relation: Relation,
-    /// What to do with its rows.
-    follow: Follow,
-    /// Commit LSN of the last source transaction that changed it, whether anybody wanted it or not.
-    seen: Lsn,
-}
-
-#[derive(Debug)]
-enum Follow {
-    /// Not ours, or paused.
-    Ignore,
-    /// Rows are stored as they come.
-    AsIs,
-    /// Columns are left out: indexes of the wire columns that are kept, in the order of the table's columns.
-    Project(Vec<usize>),
-}
-
-/// A table that this consumer follows.
-#[derive(Debug)]
-struct Followed {
-    spec: Arc<TableSpec>,
-    /// Why it is paused; its rows are ignored from then on.
-    failure: Option<(String, Remedy)>,
-    reported: bool,
 }
 
 /// Messages in, change batches out. Knows no socket and no clock.
@@ -193,7 +168,7 @@ pub struct Assembler {
     commit_times_us: Vec<i64>,
     source_transactions: u64,
     /// By oid, so that one that is described again and again is there once.
-    untracked: BTreeMap<u32, Relation>,
+    untracked: BTreeSet<u32>,
     descriptions: HashMap<u32, Description>,
     /// Bytes of `described` and `descriptions`, about.
     described_bytes: usize,
@@ -225,7 +200,7 @@ impl Assembler {
             end_lsn: checkpoint,
             commit_times_us: Vec::new(),
             source_transactions: 0,
-            untracked: BTreeMap::new(),
+            untracked: BTreeSet::new(),
             descriptions: HashMap::new(),
             described_bytes: 0,
             described_limit: DESCRIBED_BYTES,
@@ -282,10 +257,9 @@ impl Assembler {
         // The server may have described this shape already, and will not do so again (a new key under REPLICA IDENTITY
         // FULL); else it does before the table's next row.
         if let Some(described) = self.described.remove(&oid) {
-            let fitting = self.tables.get(&oid).and_then(|followed| fit(&followed.spec, &described.relation).ok());
-            if let Some(follow) = fitting {
-                self.described.insert(oid, Described { follow, ..described });
-            }
+            let followed = self.tables.get(&oid);
+            let follow = followed.map_or(Follow::Untracked, |it| fit_or_stale(&it.spec, &described.relation));
+            self.described.insert(oid, Described { follow, ..described });
         }
     }
 
@@ -297,10 +271,9 @@ impl Assembler {
     /// Follows a table from its `copy_lsn` on, which nothing of it has passed ([`Self::has_seen`]).
     pub fn follow(&mut self, spec: Arc<TableSpec>) {
         let oid = spec.oid;
-        self.untracked.remove(&oid);
         // What the server has described already it does not describe again, unless it has changed since.
         if let Some(described) = self.described.get_mut(&oid) {
-            described.follow = fit(&spec, &described.relation).unwrap_or(Follow::Ignore);
+            described.follow = fit_or_stale(&spec, &described.relation);
         }
         self.tables.insert(oid, Followed { spec, failure: None, reported: false });
     }
@@ -310,7 +283,7 @@ impl Assembler {
         self.tables.remove(&oid);
         self.effects.remove(&oid);
         if let Some(described) = self.described.get_mut(&oid) {
-            described.follow = Follow::Ignore;
+            described.follow = Follow::Untracked;
         }
     }
 
@@ -336,30 +309,38 @@ impl Assembler {
     /// Compares a relation with the table that it is.
     fn settle(&mut self, relation: Relation) {
         let oid = relation.oid;
-        let follow = match self.tables.get_mut(&oid) {
+        let follow = match self.tables.get(&oid) {
             Some(followed) if followed.failure.is_none() => match fit(&followed.spec, &relation) {
                 Ok(follow) => follow,
                 Err(difference) => {
-                    let reason = format!("the table changed its shape: {difference}; {}", copy_again(&followed.spec));
-                    followed.failure = Some((reason, Remedy::Operator));
-                    match &mut self.open {
-                        Some(open) => open.changes.push(Change::Fail { table: oid }),
-                        None => {
-                            self.effects.remove(&oid);
-                        }
-                    }
-                    Follow::Ignore
+                    self.fail(oid, &format!("the table changed its shape: {difference}"), Remedy::Operator);
+                    Follow::Paused
                 }
             },
-            _ => Follow::Ignore,
+            Some(_) => Follow::Paused,
+            None => Follow::Untracked,
         };
         self.describe_as(relation, follow);
     }
 
+    /// From here on the table cannot be followed.
+    fn fail(&mut self, oid: u32, why: &str, remedy: Remedy) {
+        let Some(followed) = self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none()) else { return };
+        followed.failure = Some((format!("{why}; {}", copy_again(&followed.spec)), remedy));
+
+        match &mut self.open {
+            Some(open) => open.changes.push(Change::Fail { table: oid }),
+            None => {
+                self.effects.remove(&oid);
+            }
+        }
+    }
+
     fn describe_as(&mut self, relation: Relation, follow: Follow) {
         let oid = relation.oid;
-        let seen = self.described.get(&oid).map_or(Lsn::ZERO, |described| described.seen);
-        self.described.insert(oid, Described { relation, follow, seen });
+        let (seen, ignored) =
+            self.described.get(&oid).map_or((Lsn::ZERO, 0), |described| (described.seen, described.ignored));
+        self.described.insert(oid, Described { relation, follow, ignored, seen });
     }
 
     /// No transaction is open: a batch may end here.
@@ -409,9 +390,16 @@ impl Assembler {
         }
     }
 
-    /// Published relations that nobody asked to follow, as they were described since the last call.
-    pub fn take_untracked(&mut self) -> Vec<Relation> {
-        std::mem::take(&mut self.untracked).into_values().collect()
+    /// Relations of which changes came since the last call that nobody follows, and how many. What becomes of them is for
+    /// whoever knows the catalogs to say: none may be forgotten that is not known to be left out.
+    pub fn take_untracked(&mut self) -> Vec<(Relation, u64)> {
+        let untracked = std::mem::take(&mut self.untracked);
+        let taken = untracked.into_iter().filter_map(|oid| {
+            let described = self.described.get_mut(&oid)?;
+            let changes = std::mem::take(&mut described.ignored);
+            matches!(described.follow, Follow::Untracked).then(|| (described.relation.clone(), changes))
+        });
+        taken.collect()
     }
 
     /// Takes the next message.
@@ -420,7 +408,7 @@ impl Assembler {
     /// The messages do not follow each other as the protocol says.
     pub fn push(&mut self, message: Message<'_>) -> Result<(), AssembleError> {
         match message {
-            Message::Begin { commit_lsn, .. } => self.begin(commit_lsn),
+            Message::Begin { commit_lsn, xid, .. } => self.begin(commit_lsn, xid),
             Message::Commit { commit_lsn, end_lsn, commit_time_us } => self.commit(commit_lsn, end_lsn, commit_time_us),
             Message::Relation(relation) => {
                 let older = self.described.get(&relation.oid).map_or(0, |described| described.relation.bytes());
@@ -466,7 +454,7 @@ impl Assembler {
         }
     }
 
-    fn begin(&mut self, commit_lsn: Lsn) -> Result<(), AssembleError> {
+    fn begin(&mut self, commit_lsn: Lsn, xid: u32) -> Result<(), AssembleError> {
         if self.open.is_some() {
             return Err(AssembleError::BeginInside(commit_lsn));
         }
@@ -475,7 +463,7 @@ impl Assembler {
         }
         let skip = already_applied(commit_lsn, self.checkpoint);
         let (changes, reshapes, parted) = (Vec::new(), Vec::new(), BTreeSet::new());
-        self.open = Some(OpenTransaction { commit_lsn, skip, changes, reshapes, parted });
+        self.open = Some(OpenTransaction { commit_lsn, xid, skip, changes, reshapes, parted });
         Ok(())
     }
 
@@ -616,8 +604,7 @@ impl Assembler {
     fn describe(&mut self, relation: Relation) {
         let oid = relation.oid;
         let Some(followed) = self.tables.get(&oid) else {
-            self.untracked.insert(oid, relation.clone());
-            self.describe_as(relation, Follow::Ignore);
+            self.describe_as(relation, Follow::Untracked);
             return;
         };
         // Inside a transaction that the copy already holds, the shape may be an old one: what fits is taken, and a
@@ -627,25 +614,57 @@ impl Assembler {
             // Once more what was described before the last commit, for a transaction that came in pieces meanwhile.
             None => self.last_commit.max(self.checkpoint) < followed.spec.copy_lsn,
         };
-        if followed.failure.is_some() || (is_past && fit(&followed.spec, &relation).is_err()) {
-            self.describe_as(relation, Follow::Ignore);
+        if followed.failure.is_some() {
+            self.describe_as(relation, Follow::Paused);
+        } else if let (true, Err(difference)) = (is_past, fit(&followed.spec, &relation)) {
+            self.describe_as(relation, Follow::Stale(difference));
         } else if self.asks && !is_past {
             let has_open_rows =
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
             let description = self.descriptions.get(&oid).cloned();
             let has_parts = self.open.as_ref().is_some_and(|open| open.parted.contains(&oid));
             // Between transactions a relation is only described once more, and must be looked up.
-            let commit_lsn = self.open.as_ref().map_or(Lsn(u64::MAX), |open| open.commit_lsn);
-            self.question = Some(Question { relation, commit_lsn, description, has_open_rows, has_parts });
+            let (commit_lsn, xid) = self.open.as_ref().map_or((Lsn(u64::MAX), 0), |open| (open.commit_lsn, open.xid));
+            self.question = Some(Question { relation, commit_lsn, xid, description, has_open_rows, has_parts });
         } else {
             self.settle(relation);
         }
     }
 
+    /// Whether a TRUNCATE of a relation counts, in the transaction that is open.
     fn follows(&mut self, oid: u32) -> Result<bool, AssembleError> {
+        let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
         let Some(described) = self.described.get_mut(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
-        described.seen = self.open.as_ref().map_or(described.seen, |open| open.commit_lsn);
-        Ok(!matches!(described.follow, Follow::Ignore) && self.open.as_ref().is_some_and(|open| !open.skip))
+        described.seen = open.commit_lsn;
+        if open.skip {
+            return Ok(false);
+        }
+
+        let is_followed = matches!(described.follow, Follow::AsIs | Follow::Project(_));
+        if !is_followed {
+            self.pass_over(oid);
+        }
+        Ok(is_followed)
+    }
+
+    /// A change that is not taken. It is either in a copy, or brought by one to come, or somebody is told of it.
+    fn pass_over(&mut self, oid: u32) {
+        let (Some(open), Some(described)) = (&self.open, self.described.get_mut(&oid)) else { return };
+        match &described.follow {
+            Follow::AsIs | Follow::Project(_) | Follow::Paused => {}
+            Follow::Untracked => {
+                described.ignored += 1;
+                self.untracked.insert(oid);
+            }
+            Follow::Stale(difference) => {
+                let is_in_copy = self.tables.get(&oid).is_some_and(|it| open.commit_lsn < it.spec.copy_lsn);
+                if !is_in_copy {
+                    let why = format!("the stream describes the table otherwise than the catalogs: {difference}");
+                    described.follow = Follow::Paused;
+                    self.fail(oid, &why, Remedy::CopyAgain);
+                }
+            }
+        }
     }
 
     fn change(&mut self, change: Change) -> Result<(), AssembleError> {
@@ -669,8 +688,8 @@ impl Assembler {
         if open.skip {
             return Ok(None);
         }
+
         Ok(match &described.follow {
-            Follow::Ignore => None,
             Follow::AsIs => Some(self.arena.store_row(tuple)),
             Follow::Project(kept) => {
                 let mut bytes = Vec::with_capacity(tuple.bytes().len());
@@ -678,6 +697,10 @@ impl Assembler {
                     write_field(&mut bytes, tuple.field(column).unwrap_or(super::tuple::Field::Null));
                 }
                 Some(self.arena.store_row(Tuple::trusted(&bytes, kept.len())))
+            }
+            Follow::Untracked | Follow::Paused | Follow::Stale(_) => {
+                self.pass_over(oid);
+                None
             }
         })
     }
@@ -691,71 +714,6 @@ impl Assembler {
     }
 }
 
-/// A row in another shape: columns that went are left out, new ones hold what older rows do.
-fn project(row: &Tuple<'_>, columns: &[ColumnOrigin]) -> Vec<u8> {
-    let fields: Vec<Field<'_>> = row.fields().collect();
-    let mut bytes = Vec::with_capacity(row.bytes().len());
-    for column in columns {
-        write_field(
-            &mut bytes,
-            match column {
-                ColumnOrigin::Kept(at) => fields.get(*at).copied().unwrap_or(Field::Null),
-                ColumnOrigin::Added(Some(text)) => Field::Text(text.as_bytes()),
-                ColumnOrigin::Added(None) => Field::Null,
-            },
-        );
-    }
-    bytes
-}
-
-/// Whether a relation looks like the table as it is followed.
-pub fn fits(spec: &TableSpec, relation: &Relation) -> bool {
-    fit(spec, relation).is_ok()
-}
-
-/// How the rows of a relation become rows of a table, or in what they differ. The table's name does not matter here.
-fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, String> {
-    let mut kept = Vec::with_capacity(spec.columns.len());
-    let mut wanted = spec.columns.iter().enumerate().peekable();
-    for (at, column) in relation.columns.iter().enumerate() {
-        if spec.excluded.contains(&column.name) {
-            continue;
-        }
-        let Some((index, expected)) = wanted.next() else {
-            return Err(format!("column \"{}\" is new", column.name));
-        };
-        if expected.name != column.name {
-            return Err(format!("column \"{}\" stands where \"{}\" was", column.name, expected.name));
-        }
-        if (expected.type_oid, expected.typmod) != (column.type_oid, column.typmod) {
-            return Err(format!("column \"{}\" has another type", column.name));
-        }
-        let was_key = spec.key_columns().contains(&index);
-        // With REPLICA IDENTITY FULL the wire flags every column; the key is the catalog's then (trap 49).
-        let is_full = relation.replica_identity == super::ReplicaIdentity::Full;
-        if !is_full && was_key != column.is_key {
-            return Err(format!("column \"{}\" joined or left the replica identity", column.name));
-        }
-        kept.push(at);
-    }
-    if let Some((_, missing)) = wanted.next() {
-        return Err(format!("column \"{}\" is gone", missing.name));
-    }
-    if relation.replica_identity != spec.replica_identity {
-        // Only what the rows carry matters: default and index both send the key's columns.
-        let sends_old_rows = |identity| matches!(identity, super::ReplicaIdentity::Full);
-        if matches!(spec.key, Key::WholeRow) || sends_old_rows(relation.replica_identity) && spec.key == Key::AppendOnly
-        {
-            return Err("its replica identity is another".to_owned());
-        }
-    }
-    Ok(if kept.len() == relation.columns.len() { Follow::AsIs } else { Follow::Project(kept) })
-}
-
-fn copy_again(spec: &TableSpec) -> String {
-    format!("copy it again with `rhei backfill --table {} --force`", spec.source)
-}
-
 fn net_effect_failure(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) -> (String, Remedy) {
     let reason = format!("the source transaction committed at {commit_lsn} holds {error}; {}", copy_again(spec));
     (reason, error.remedy())
@@ -765,7 +723,7 @@ fn net_effect_failure(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) 
 mod tests {
     use super::*;
     use crate::{
-        change::{ColumnSpec, Deletes, QualifiedName, ReplicaIdentity, relation::RelationColumn},
+        change::{ColumnSpec, Deletes, Key, QualifiedName, ReplicaIdentity, relation::RelationColumn, tuple::Field},
         types::{ColumnType, TypeCatalog, map_column},
     };
 

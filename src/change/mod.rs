@@ -6,6 +6,7 @@
 pub mod assemble;
 pub mod columns;
 pub mod ddl;
+pub mod followed;
 pub mod net_effect;
 pub mod relation;
 pub mod tuple;

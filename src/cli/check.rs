@@ -143,8 +143,9 @@ async fn check_publication(
                 Err(error) => from_error(findings, "publication", &error.to_string()),
             }
             for table in catalog::conflicting_column_lists(client, names).await? {
-                let what = "is in two publications with different column lists: decoding fails at its first change";
-                findings.add(Level::Error, table.to_string(), what, "ALTER PUBLICATION .. SET TABLE with one list");
+                if let Err(error) = slot::judge_column_lists(&[table], names) {
+                    from_error(findings, "publication", &error.to_string());
+                }
             }
             catalog::published_tables(client, names).await?
         }

@@ -212,6 +212,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         ddl_lock: crate::engine::DdlLock::default(),
         board: Board::default(),
         latency: Latency::default(),
+        left_out: crate::engine::left_out::LeftOut::default(),
         events,
     };
     let writer_stop = stop.child_token();

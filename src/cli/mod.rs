@@ -228,6 +228,7 @@ impl Session {
             ddl_lock: crate::engine::DdlLock::default(),
             board: board.clone(),
             latency: crate::engine::latency::Latency::default(),
+            left_out: crate::engine::left_out::LeftOut::default(),
             events,
         };
         Ok((options, progress))

@@ -11,7 +11,7 @@ use crate::{
     Lsn,
     backfill::board::Board,
     control,
-    engine::latency::Latency,
+    engine::{latency::Latency, left_out::LeftOut},
     source::{catalog, connect::connect_sql},
     target::DuckDb,
 };
@@ -40,7 +40,8 @@ pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliErro
         None => {
             let (state, space) = DuckDb::look(&path)?
                 .ok_or_else(|| CliError::Failed(format!("{} is not a copy that rhei made", path.display())))?;
-            let mut status = control::describe(&state, space, &Board::default(), &Latency::default());
+            let mut status =
+                control::describe(&state, space, &Board::default(), &Latency::default(), &LeftOut::default());
             status["replicator"] = json!("stopped");
             status
         }
@@ -109,4 +110,8 @@ fn print_text(status: &Value) {
         table.add_row([text(&stored["source"]), text(&stored["state"]), text(&stored["copied_rows"]), note]);
     }
     println!("{table}");
+    for (relation, left_out) in status["left_out"].as_object().into_iter().flatten() {
+        let reason = text(&left_out["reason"]).replace('_', " ");
+        println!("left out     {relation}: {} changes ({reason})", text(&left_out["changes"]));
+    }
 }

@@ -159,7 +159,15 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
         return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
     };
     slot::judge_publication(&info)?;
+    judge_column_lists(options, sql).await?;
     Ok(info)
+}
+
+/// Refuses tables that the publications bring with different columns: the server finds out only when it decodes a change
+/// of one, and its slot cannot go on from there (trap 19).
+async fn judge_column_lists(options: &Options, sql: &SqlClient) -> Result<(), EngineError> {
+    let tables = catalog::conflicting_column_lists(sql, &options.publications).await?;
+    Ok(slot::judge_column_lists(&tables, &options.publications)?)
 }
 
 /// Whether the settings choose a table.
@@ -247,6 +255,7 @@ async fn resume<T: OlapEngine + 'static>(
     };
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
+    judge_column_lists(options, &source.sql).await?;
     // Sizes, and in newer majors the list of what is published, take a lock on each table.
     let what = "waiting for a lock that somebody holds on a published table, to read its shape";
     let published = patiently(what, wanted_tables(options, &source.sql)).await?;

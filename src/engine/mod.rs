@@ -8,7 +8,9 @@
 
 pub mod attach;
 pub mod copying;
+mod enum_labels;
 pub mod latency;
+pub mod left_out;
 pub mod replicate;
 pub mod schema;
 pub mod slot_lost;
@@ -28,12 +30,13 @@ use serde::Serialize;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use self::schema::{Catalogs, Look, Looked, Verdict};
+use self::schema::{Asked, Catalogs, Look, Looked, Place, Verdict};
 use crate::{
     Checkpoint, Lsn, backfill,
     change::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
         assemble::{Answer, Question},
+        relation::Relation,
     },
     config::{Supervision, TablePattern},
     failpoint::reached,
@@ -78,6 +81,8 @@ pub struct Options {
     pub board: backfill::board::Board,
     /// How long changes take to arrive.
     pub latency: latency::Latency,
+    /// Changes that are left out of the copy.
+    pub left_out: left_out::LeftOut,
     /// Where progress goes; who listens draws it.
     pub events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
@@ -263,6 +268,10 @@ pub type DdlLock = Arc<RwLock<()>>;
 const IDLE_BYTES: u64 = 16 << 20;
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
+/// How long a question waits for its transaction to become visible at the source, where synchronous standbys hold that up.
+const MAX_INVISIBLE: Duration = Duration::from_secs(10);
+const INVISIBLE_PAUSE: Duration = Duration::from_millis(5);
+
 /// A cycle that takes longer lets copies give way.
 const LATE: Duration = Duration::from_millis(300);
 
@@ -292,6 +301,7 @@ pub struct SyncEngine<C, T> {
     has_shapes: bool,
     board: backfill::board::Board,
     latency: latency::Latency,
+    left_out: left_out::LeftOut,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
 
@@ -382,6 +392,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             has_shapes: false,
             board: options.board.clone(),
             latency: options.latency.clone(),
+            left_out: options.left_out.clone(),
             events: options.events.clone(),
         }
     }
@@ -488,7 +499,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
             if !batch.is_part && !self.in_parts && !self.is_worth_a_commit(&batch, cycle, position.reply_requested) {
                 self.board.set_stream_late(false);
-                return Ok(CycleReport { attach_anew: self.new_table().await?, ..report });
+                return Ok(CycleReport { attach_anew: self.place_untracked().await?, ..report });
             }
             let before = self.checkpoint.lsn;
             let is_part = batch.is_part;
@@ -540,7 +551,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let lost = failed.iter().find(|failure| failure.remedy == Remedy::CopyAgain);
         report.attach_anew = match lost {
             Some(failure) => Some(format!("table {}: {}", failure.table, failure.reason)),
-            None => self.new_table().await?,
+            None => self.place_untracked().await?,
         };
         report.paused = failed;
         report.is_behind = counts.inserted + counts.updated + counts.deleted >= self.limits.max_rows;
@@ -593,22 +604,27 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             self.consumer.assembler().answer(Answer::Same);
             return Ok(None);
         };
-        let mut is_said = false;
+        let (since, mut is_said) = (Instant::now(), false);
         let mut verdict = loop {
             // Dropping the question half asked is safe: after a stop the connection is not used again.
-            let verdict = tokio::select! {
+            let asked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                verdict = in_time(catalogs.relation(question)) => verdict?,
+                asked = in_time(catalogs.relation(question)) => asked?,
             };
-            match verdict {
-                Some(verdict) => break verdict,
-                None if is_said => {}
-                None => {
+            match asked {
+                Asked::Judged(verdict) => break verdict,
+                Asked::Locked if is_said => {}
+                Asked::Locked => {
                     is_said = true;
                     let table = &question.relation.name;
                     tracing::warn!(%table, "waiting for a lock that somebody holds on a published table, to read its shape");
                 }
+                // It may wait for us: where the names of synchronous standbys include this connection.
+                Asked::NotVisible if since.elapsed() >= MAX_INVISIBLE => {
+                    break Verdict::Copy("the transaction that changed it is not visible at the source".to_owned());
+                }
+                Asked::NotVisible => tokio::time::sleep(INVISIBLE_PAUSE).await,
             }
         };
         let oid = question.relation.oid;
@@ -638,15 +654,27 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(reason)
     }
 
-    /// A published table of which the stream has spoken, and that nobody follows.
-    async fn new_table(&mut self) -> Result<Option<String>, EngineError> {
-        let Some(catalogs) = &self.catalogs else { return Ok(None) };
-        for relation in self.consumer.assembler().take_untracked() {
-            if catalogs.is_new(&relation).await? {
-                return Ok(Some(format!("table {} is new", relation.name)));
+    /// Finds out what the relations are whose changes came and were not taken: none is left out that is not known to be.
+    /// A reason to attach anew: one of them is a table to copy, or a part of one.
+    async fn place_untracked(&mut self) -> Result<Option<String>, EngineError> {
+        let untracked = self.consumer.assembler().take_untracked();
+        let Some(catalogs) = self.catalogs.as_mut().filter(|_| !untracked.is_empty()) else { return Ok(None) };
+        let relations: Vec<&Relation> = untracked.iter().map(|(relation, _)| relation).collect();
+        let places = in_time(catalogs.places(&relations)).await?;
+
+        let mut reasons = Vec::new();
+        for ((relation, changes), place) in untracked.iter().zip(places) {
+            match place {
+                Place::AwaitsCopy => {}
+                Place::LeftOut(reason) => self.left_out.add(&relation.name, reason, *changes),
+                Place::New => reasons.push(format!("table {} is new", relation.name)),
+                Place::PartOf(root) => {
+                    let why = format!("rows came for its partition {} alone", relation.name);
+                    reasons.push(self.copy_again(root, why).await?);
+                }
             }
         }
-        Ok(None)
+        Ok((!reasons.is_empty()).then(|| reasons.join("; ")))
     }
 
     /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to come before
@@ -699,8 +727,16 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         };
         let Some(look) = self.look.take_if(is_passed) else { return Ok(Settling::Waiting) };
         // Those that are being copied are compared with the catalogs when they are done.
-        let settled =
+        let mut settled =
             catalogs.settle(look, |oid| self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid));
+        for check in std::mem::take(&mut settled.label_checks) {
+            let oid = check.table.oid;
+            let held =
+                self.target.call(move |target| target.holds_other_values(&check.table, &check.columns, &check.allowed));
+            if held.await? {
+                settled.copy(oid, "a label of an enum was added, and renamed since");
+            }
+        }
         let has_shapes = !settled.reshapes.is_empty();
         self.has_shapes = has_shapes;
         for reshape in settled.reshapes {

@@ -16,23 +16,26 @@ use std::{
 
 use super::{
     EngineError, Options,
-    attach::{is_wanted, table_settings, types_of},
+    attach::{is_wanted, table_settings},
+    enum_labels::{LabelCheck, label_checks},
+    left_out::Reason,
     tables::{self, PlanOptions, TableSettings},
 };
 use crate::{
     Lsn,
     change::{
-        ColumnOrigin, ReplicaIdentity, Reshape, TableSpec,
-        assemble::{Question, fits},
+        ColumnOrigin, QualifiedName, ReplicaIdentity, Reshape, TableSpec,
+        assemble::Question,
         ddl::{DescribedColumn, Description},
+        followed::fits,
         relation::Relation,
     },
     source::{
-        catalog::{self, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable},
+        catalog::{self, CompositeFields, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable, XidSnapshot},
         connect::{SqlClient, connect_sql},
         slot,
     },
-    types::TypeCatalog,
+    types::{InPlace, TypeCatalog, Typed, in_place},
 };
 
 /// What became of a table's shape.
@@ -104,6 +107,9 @@ fn decide(
         // A new file is for the next look to judge, and so are new partitions.
         files: if question.is_some() { known.files.clone() } else { now.fingerprint.files.clone() },
         inherits: if question.is_some() { known.inherits.clone() } else { now.fingerprint.inherits.clone() },
+        // And labels and fields that came since: rows may have been read before they got the names that they have now.
+        labels: if question.is_some() { known.labels.clone() } else { now.fingerprint.labels.clone() },
+        composites: if question.is_some() { known.composites.clone() } else { now.fingerprint.composites.clone() },
         ..now.fingerprint.clone()
     });
 
@@ -113,9 +119,18 @@ fn decide(
         match spec.columns.iter().position(|before| before.attnum == column.attnum) {
             Some(at) => {
                 if let Some(before) = spec.columns.get(at) {
-                    let is_exact = before.mapping.converts_to(&column.mapping)
-                        || (policy.trust_widening && before.mapping.widens_to(&column.mapping));
-                    if !is_exact {
+                    let was = Typed { type_oid: before.type_oid, mapping: &before.mapping };
+                    let is = Typed { type_oid: column.type_oid, mapping: &column.mapping };
+                    let found = in_place(was, is, types, policy.null_unrepresentable);
+                    let is_reprinted = found == Some(InPlace::Reprinted);
+                    if is_reprinted && question.is_some_and(|question| question.has_open_rows) {
+                        return Err(format!(
+                            "column \"{}\" got another type inside a transaction that had changed rows before",
+                            column.name
+                        ));
+                    }
+                    let is_widened = policy.trust_widening && before.mapping.widens_to(&column.mapping);
+                    if found.is_none() && !is_widened {
                         return Err(format!("column \"{}\" has another type", column.name));
                     }
                 }
@@ -173,6 +188,9 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     if (&known.listed, &known.schema) != (&found.listed, &found.schema) {
         return Err("it left its publication and came back, or is published in another way".to_owned());
     }
+    if known.publications != found.publications {
+        return Err("its publication was altered, so changes between may not have come".to_owned());
+    }
     if known.row_filter != found.row_filter {
         return Err("its row filter is another one".to_owned());
     }
@@ -191,11 +209,16 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label)) {
         return Err("a label of an enum was renamed".to_owned());
     }
-    if known.composites.iter().any(|(oid, fields)| found.composites.get(oid).is_some_and(|now| now != fields)) {
+    let is_altered = |oid: &u32, now: &CompositeFields| match known.composites.get(oid) {
+        Some(before) => before != now,
+        // Rows may have been read before a field came.
+        None => is_look && !now.is_original,
+    };
+    if found.composites.iter().any(|(oid, now)| is_altered(oid, now)) {
         return Err("a composite type has other fields".to_owned());
     }
     let is_other_file = known.files.iter().any(|(oid, file)| found.files.get(oid).is_some_and(|now| now != file));
-    let is_altered = known.attributes != found.attributes;
+    let is_altered = (&known.attributes, &known.leaf_attributes) != (&found.attributes, &found.leaf_attributes);
     if is_other_file && !is_altered && is_look {
         // VACUUM FULL and CLUSTER change no row, and a table that a publication names can do nothing else to its file.
         // A partition can be truncated without a word (trap 61), and a table that is published with all others can
@@ -305,6 +328,7 @@ fn of_description(description: &Description) -> Vec<SourceColumn> {
         not_null: column.not_null,
         toastable: true,
         is_generated: column.is_generated,
+        xmin: 0,
         missing: column
             .missing
             .iter()
@@ -326,6 +350,28 @@ pub struct Look {
 /// How long a question waits for a lock that somebody holds on a published table.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
+/// What a relation is that nobody follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A table of ours that is paused, or about to be copied: what came of it will be in its copy.
+    AwaitsCopy,
+    /// A published table that nobody has copied.
+    New,
+    /// A partition of this table, which is followed as a whole: a publication was altered in between.
+    PartOf(u32),
+    LeftOut(Reason),
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub enum Asked {
+    Judged(Verdict),
+    /// A published table is locked: ask again.
+    Locked,
+    /// The stream is ahead of what is visible at the source: ask again.
+    NotVisible,
+}
+
 /// What came of looking.
 #[derive(Debug)]
 pub enum Looked {
@@ -343,8 +389,21 @@ pub struct Settled {
     pub noted: Vec<TableSpec>,
     /// Tables to copy again, with the reason.
     pub copies: Vec<(u32, String)>,
+    /// What the copy has to be asked before any of this is true.
+    pub label_checks: Vec<LabelCheck>,
     /// Tables came, went, or changed their names: attach anew.
     pub set_changed: Option<String>,
+}
+
+impl Settled {
+    /// Only a new copy of the table is exact, whatever else was found of it.
+    pub fn copy(&mut self, oid: u32, reason: &str) {
+        self.reshapes.retain(|reshape| reshape.after.oid != oid);
+        self.noted.retain(|spec| spec.oid != oid);
+        if !self.copies.iter().any(|(other, _)| *other == oid) {
+            self.copies.push((oid, reason.to_owned()));
+        }
+    }
 }
 
 /// The one who looks into the source's catalogs while the stream runs.
@@ -358,15 +417,19 @@ pub struct Catalogs {
     /// What the last settled look showed, to tell in a moment that nothing has changed.
     settled: Option<String>,
     truncated: BTreeSet<u32>,
+    /// Relations that are not followed, as they were found since the last look.
+    left_out: BTreeMap<u32, Place>,
     /// What all tables were like at one moment, for when many questions come at once.
     seen: Option<Seen>,
     /// Questions that it did not answer.
     unanswered: u32,
 }
 
-/// All published tables, with everything that had committed before a position of the WAL.
+/// All published tables at one moment, with all that `xids` sees.
 struct Seen {
+    /// Whatever is visible at that moment had committed before, or soon after, this position of the WAL.
     before: Lsn,
+    xids: XidSnapshot,
     tables: BTreeMap<u32, SourceTable>,
     types: TypeCatalog,
 }
@@ -385,9 +448,18 @@ impl Catalogs {
         let sql = connect_sql(&options.source, "catalogs").await?;
         sql.batch_execute(&format!("SET lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
         let specs = tables.iter().map(|table| (table.oid, Arc::clone(table))).collect();
-        let (settled, truncated, seen, unanswered) = (None, BTreeSet::new(), None, 0);
-        let options = options.clone();
-        Ok(Self { options, sql, specs, others, publication, settled, truncated, seen, unanswered })
+        Ok(Self {
+            options: options.clone(),
+            sql,
+            specs,
+            others,
+            publication,
+            settled: None,
+            truncated: BTreeSet::new(),
+            left_out: BTreeMap::new(),
+            seen: None,
+            unanswered: 0,
+        })
     }
 
     /// A TRUNCATE of the table was applied.
@@ -411,51 +483,75 @@ impl Catalogs {
         self.specs.get(&oid)
     }
 
-    /// Whether a relation that is not followed should be: it is published, wanted, and not paused.
-    pub async fn is_new(&self, relation: &Relation) -> Result<bool, EngineError> {
-        if self.specs.contains_key(&relation.oid) || self.others.contains(&relation.oid) {
-            return Ok(false);
+    /// What relations are that nobody follows, in their order.
+    pub async fn places(&mut self, relations: &[&Relation]) -> Result<Vec<Place>, EngineError> {
+        let is_known = |oid: &u32| self.specs.contains_key(oid) || self.others.contains(oid);
+        let unknown = |relation: &&&Relation| !is_known(&relation.oid) && !self.left_out.contains_key(&relation.oid);
+        let asked: Vec<u32> = relations.iter().filter(unknown).map(|relation| relation.oid).collect();
+
+        // One question for all of them, and none for those that were left out before: there may be thousands.
+        if !asked.is_empty() {
+            let published = catalog::published_names(&self.sql, &self.options.publications).await?;
+            let published: BTreeMap<u32, QualifiedName> = published.into_iter().collect();
+            let ancestors = catalog::ancestors(&self.sql, &asked).await?;
+            for oid in asked {
+                let root = ancestors.get(&oid).and_then(|all| all.iter().find(|oid| is_known(oid)));
+                let place = match (published.get(&oid), root) {
+                    (Some(name), _) if is_wanted(&self.options, name) => Place::New,
+                    (Some(_), _) => Place::LeftOut(Reason::Excluded),
+                    (None, Some(root)) if self.others.contains(root) => Place::AwaitsCopy,
+                    (None, Some(&root)) => Place::PartOf(root),
+                    (None, None) => Place::LeftOut(Reason::NotPublished),
+                };
+                self.left_out.insert(oid, place);
+            }
         }
-        let published = catalog::published_names(&self.sql, &self.options.publications).await?;
-        Ok(published.iter().any(|(oid, name)| *oid == relation.oid && is_wanted(&self.options, name)))
+        let place = |relation: &&Relation| match self.left_out.get(&relation.oid) {
+            Some(place) if !is_known(&relation.oid) => *place,
+            _ => Place::AwaitsCopy,
+        };
+        Ok(relations.iter().map(place).collect())
     }
 
-    /// Judges a relation that the stream describes. `None`: a published table is locked; ask again.
-    pub async fn relation(&mut self, question: &Question) -> Result<Option<Verdict>, EngineError> {
+    /// Judges a relation that the stream describes.
+    pub async fn relation(&mut self, question: &Question) -> Result<Asked, EngineError> {
         let oid = question.relation.oid;
         // A paused table's rows are dropped in any shape.
-        let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Some(Verdict::Same)) };
+        let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Asked::Judged(Verdict::Same)) };
         if self.unanswered >= ONE_BY_ONE {
             self.unanswered = 0;
             self.seen = self.see().await?;
         }
         // Only that nothing has changed is taken from there.
-        if let Some(seen) = self.seen.as_ref().filter(|seen| question.commit_lsn < seen.before)
+        let is_seen = |seen: &&Seen| question.commit_lsn < seen.before && seen.xids.sees(question.xid);
+        if let Some(seen) = self.seen.as_ref().filter(is_seen)
             && let Some(now) = seen.tables.get(&oid)
         {
             let settings = table_settings(&self.options, &now.name);
             let verdict = judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid));
             if matches!(verdict, Verdict::Same) {
-                return Ok(Some(verdict));
+                return Ok(Asked::Judged(verdict));
             }
         }
         self.unanswered += 1;
-        catalog::begin_moment(&self.sql).await?;
+        let xids = catalog::begin_moment(&self.sql).await?;
+        if !xids.sees(question.xid) {
+            catalog::break_moment(&self.sql).await?;
+            return Ok(Asked::NotVisible);
+        }
         let mut tables = match catalog::published_table(&self.sql, &self.options.publications, oid).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;
-                return Ok(None);
+                return Ok(Asked::Locked);
             }
             tables => tables?,
         };
         let described = question.relation.columns.iter().map(|column| column.type_oid);
-        let declared = tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid));
-        let oids: BTreeSet<u32> = described.chain(declared).collect();
-        let types = catalog::types(&self.sql, &oids.into_iter().collect::<Vec<_>>()).await?;
+        let types = self.types_with(&tables, described).await?;
         catalog::end_moment(&self.sql).await?;
         let Some(now) = tables.pop() else {
             // Gone by now. What the stream still brings of it fits, or is nobody's business any more.
-            return Ok(Some(if fits(&spec, &question.relation) {
+            return Ok(Asked::Judged(if fits(&spec, &question.relation) {
                 Verdict::Same
             } else {
                 Verdict::Copy("it changed, and is no longer published".to_owned())
@@ -463,13 +559,32 @@ impl Catalogs {
         };
         let settings = table_settings(&self.options, &now.name);
         let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid));
-        Ok(Some(verdict))
+        Ok(Asked::Judged(verdict))
+    }
+
+    /// The types of all columns of these tables, and of those that are followed.
+    async fn types_of(&self, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
+        self.types_with(tables, []).await
+    }
+
+    /// Those types, and some more.
+    async fn types_with(
+        &self,
+        tables: &[SourceTable],
+        others: impl IntoIterator<Item = u32>,
+    ) -> Result<TypeCatalog, EngineError> {
+        let declared = tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid));
+        // What a column was before tells what became of its values.
+        let specs = tables.iter().filter_map(|table| self.specs.get(&table.oid));
+        let before = specs.flat_map(|spec| spec.columns.iter().map(|column| column.type_oid));
+        let oids: BTreeSet<u32> = declared.chain(before).chain(others).collect();
+        Ok(catalog::types(&self.sql, &oids.into_iter().collect::<Vec<_>>()).await?)
     }
 
     /// None: a published table is locked.
     async fn see(&self) -> Result<Option<Seen>, EngineError> {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
-        catalog::begin_moment(&self.sql).await?;
+        let xids = catalog::begin_moment(&self.sql).await?;
         let tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;
@@ -477,10 +592,10 @@ impl Catalogs {
             }
             tables => tables?,
         };
-        let types = types_of(&self.sql, &tables).await?;
+        let types = self.types_of(&tables).await?;
         catalog::end_moment(&self.sql).await?;
         let tables = tables.into_iter().map(|table| (table.oid, table)).collect();
-        Ok(Some(Seen { before, tables, types }))
+        Ok(Some(Seen { before, xids, tables, types }))
     }
 
     /// A position of the source's WAL that was read `age` ago, or less where nobody flushes what is behind it: records that
@@ -513,7 +628,7 @@ impl Catalogs {
             tables => tables?,
         };
         tables.retain(|table| is_wanted(&self.options, &table.name));
-        let types = types_of(&self.sql, &tables).await?;
+        let types = self.types_of(&tables).await?;
         let publication = catalog::publication(&self.sql, &self.options.publications).await?;
         catalog::end_moment(&self.sql).await?;
         let Some(publication) = publication else {
@@ -549,6 +664,13 @@ impl Catalogs {
                 continue;
             }
             let settings = table_settings(&self.options, &table.name);
+            match checked_labels(spec, table, &look.types) {
+                Ok(checks) => settled.label_checks.extend(checks),
+                Err(reason) => {
+                    settled.copies.push((table.oid, reason));
+                    continue;
+                }
+            }
             match judge(spec, table, None, &look.types, self.policy(&settings, table.oid)) {
                 Verdict::Same => {}
                 Verdict::Noted(after) => settled.noted.push(*after),
@@ -562,8 +684,18 @@ impl Catalogs {
             }
         }
         self.truncated.clear();
+        self.left_out.clear();
         self.settled = is_whole.then(|| shown(&look.tables));
         settled
+    }
+}
+
+/// What the copy has to be asked about enums of a table.
+fn checked_labels(spec: &Arc<TableSpec>, now: &SourceTable, types: &TypeCatalog) -> Result<Vec<LabelCheck>, String> {
+    // A table of which nothing is known is copied in any case.
+    match serde_json::from_str::<Fingerprint>(&spec.fingerprint) {
+        Ok(known) => label_checks(spec, &known, &now.fingerprint, types),
+        Err(_) => Ok(Vec::new()),
     }
 }
 

@@ -27,6 +27,10 @@ pub struct TableSettings {
 pub enum TablePlanError {
     #[error("table {table} has no column that could be copied")]
     NoColumns { table: QualifiedName },
+    #[error(
+        "table {table} is, or has among its partitions, a foreign table ({foreign}), whose rows are not in the source's WAL\nhint: leave it out by [source] exclude; or have the publication name the other partitions one by one, without publish_via_partition_root"
+    )]
+    Foreign { table: QualifiedName, foreign: String },
     #[error("table {table} has no column \"{column}\", which the settings name")]
     NoSuchColumn { table: QualifiedName, column: String },
     #[error("column \"{column}\" of table {table} is part of its replica identity and cannot be left out")]
@@ -52,6 +56,11 @@ pub struct PlanOptions<'a> {
 pub fn plan(table: &SourceTable, types: &TypeCatalog, options: PlanOptions<'_>) -> Result<TableSpec, TablePlanError> {
     let settings = options.settings;
     let name = || table.name.clone();
+    if table.kind == b'f' || !table.foreign_leaves.is_empty() {
+        let itself = || table.name.to_string();
+        let foreign = table.foreign_leaves.first().cloned().unwrap_or_else(itself);
+        return Err(TablePlanError::Foreign { table: name(), foreign });
+    }
     let named = settings.exclude_columns.iter().chain(settings.column_types.keys());
     for column in named {
         if !table.columns.iter().any(|known| known.name == *column) {
@@ -243,6 +252,7 @@ mod tests {
             not_null: false,
             toastable: false,
             is_generated: false,
+            xmin: 0,
             missing: BTreeMap::new(),
         };
         let columns = [column(1, "Id"), column(2, "id"), column(4, "ID"), column(5, "id_2"), column(6, "rowid")];

@@ -35,6 +35,10 @@ pub enum SlotError {
     )]
     PublicationPartial { missing: String },
     #[error(
+        "{} is in two publications with different column lists: decoding fails at its first change\nhint: ALTER PUBLICATION .. SET TABLE with one list, in all of {}; if changes were made meanwhile, copy again with `rhei backfill --force`", .tables.join(", "), .publications.join(", ")
+    )]
+    ColumnLists { tables: Vec<String>, publications: Vec<String> },
+    #[error(
         "the publication was dropped and made again since the last cycle\ndetail: Changes between may never arrive here.\nhint: copy again with `rhei backfill --force`"
     )]
     PublicationRemade,
@@ -131,6 +135,15 @@ pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
         [(info.insert, "insert"), (info.update, "update"), (info.delete, "delete"), (info.truncate, "truncate")];
     let missing: Vec<&str> = operations.iter().filter(|(is_on, _)| !is_on).map(|(_, name)| *name).collect();
     if missing.is_empty() { Ok(()) } else { Err(SlotError::PublicationPartial { missing: missing.join(", ") }) }
+}
+
+/// Trap 19: `tables` are brought by two of the publications with different columns.
+pub fn judge_column_lists(tables: &[QualifiedName], publications: &[String]) -> Result<(), SlotError> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let tables = tables.iter().map(ToString::to_string).collect();
+    Err(SlotError::ColumnLists { tables, publications: publications.to_vec() })
 }
 
 /// Trap 41: a publication of the same name with another oid was dropped in between.

@@ -107,7 +107,9 @@ pub fn reshape(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Ve
         match kept_as(at) {
             Some(after) => {
                 if after.mapping.target_type != before.mapping.target_type {
-                    change.push(alter(format!("ALTER COLUMN {old_name} TYPE {}", after.mapping.target_type)));
+                    let value = before.mapping.conversion(&after.mapping, &old_name);
+                    let kind = &after.mapping.target_type;
+                    change.push(alter(format!("ALTER COLUMN {old_name} TYPE {kind} USING ({value})")));
                 }
                 if after.target_name != before.target_name {
                     park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));

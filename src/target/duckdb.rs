@@ -78,8 +78,6 @@ impl DuckDb {
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
         sweep(path, since);
         connection.set_prepared_statement_cache_capacity(PREPARED);
-        // Sessions print times with ICU where it is linked; the plain source build has none.
-        let _ = connection.execute_batch("SET TimeZone = 'UTC'");
         let pace = Pace::new(&connection)?;
         let mut opened = Self {
             connection,
@@ -316,6 +314,9 @@ fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
 fn open(options: &TargetOptions, mode: AccessMode) -> Result<(Arc<Database>, Connection), TargetError> {
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
+    // Before the file is opened, and for every connection: DuckDB replays the log in one of its own, and what it finds
+    // there must not depend on the zone of the host. The plain source build has no zones.
+    let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
     attach(&connection, &options.path, mode)?;
     Ok((database, connection))
 }
@@ -615,6 +616,37 @@ impl OlapEngine for DuckDb {
             Ok(()) => {}
         }
         Ok(())
+    }
+
+    fn holds_other_values(
+        &mut self,
+        table: &TableSpec,
+        columns: &[usize],
+        allowed: &[String],
+    ) -> Result<bool, TargetError> {
+        self.be_attached()?;
+        let target = ddl::table(&table.target);
+        let allowed: Vec<String> = allowed.iter().map(|value| ddl::literal(value)).collect();
+
+        for column in columns.iter().filter_map(|&at| table.columns.get(at)) {
+            let name = ddl::quoted(&column.target_name);
+            let is_list = column.mapping.target_type.ends_with("[]");
+            let value = if is_list { format!("unnest({name}, recursive := true)") } else { name };
+            let other =
+                if allowed.is_empty() { String::new() } else { format!("AND value NOT IN ({})", allowed.join(", ")) };
+            let found: bool = self.connection.query_row(
+                &format!(
+                    "SELECT EXISTS (SELECT 1 FROM (SELECT {value} AS value FROM {target}) \
+                     WHERE value IS NOT NULL {other})"
+                ),
+                [],
+                |row| row.get(0),
+            )?;
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn space(&mut self) -> Result<Space, TargetError> {

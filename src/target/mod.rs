@@ -99,6 +99,14 @@ pub trait OlapEngine: Send {
     /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no error.
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError>;
 
+    /// Whether a table has, in any of these columns of text or of lists of text, a value that is not among `allowed`.
+    fn holds_other_values(
+        &mut self,
+        table: &TableSpec,
+        columns: &[usize],
+        allowed: &[String],
+    ) -> Result<bool, TargetError>;
+
     /// How large the file is.
     fn space(&mut self) -> Result<Space, TargetError>;
 

@@ -6,16 +6,21 @@
 //! loses nothing.
 
 mod builder;
+mod conversion;
 pub mod datetime;
 pub mod numeric;
 mod text;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
 
 pub use builder::ColumnBuilder;
+pub use conversion::{InPlace, Typed, in_place};
 
 /// `pg_type`, as far as a value's text and binary form depend on it.
 #[derive(Debug, Clone)]
@@ -58,6 +63,36 @@ pub struct TypeCatalog {
     pub types: HashMap<u32, TypeInfo>,
     /// Digits after the point of `money` under the pinned `lc_monetary=C` (2).
     pub money_scale: u8,
+}
+
+impl TypeCatalog {
+    /// What is left of a type without its domains and arrays.
+    pub fn leaf_of(&self, mut type_oid: u32) -> u32 {
+        // No more steps than there are types, so that a type over itself ends too.
+        for _ in 0..self.types.len() {
+            match self.types.get(&type_oid) {
+                Some(info) if info.kind == b'd' => type_oid = info.base_oid,
+                Some(info) if info.element_oid != 0 => type_oid = info.element_oid,
+                _ => break,
+            }
+        }
+        type_oid
+    }
+
+    /// Whether values of a type hold values of `part`, however deep.
+    pub fn is_made_of(&self, type_oid: u32, part: u32) -> bool {
+        let (mut open, mut seen) = (vec![type_oid], HashSet::new());
+        while let Some(oid) = open.pop() {
+            if oid == part {
+                return true;
+            }
+            if let Some(info) = self.types.get(&oid).filter(|_| seen.insert(oid)) {
+                open.extend([info.base_oid, info.element_oid, info.range_of]);
+                open.extend(info.fields.iter().map(|field| field.type_oid));
+            }
+        }
+        false
+    }
 }
 
 /// What `map_column` needs to know of a column.
@@ -493,27 +528,6 @@ impl Mapping {
         }
     }
 
-    /// Whether DuckDB turns every stored value of this mapping into what `other` would have stored, when the source
-    /// changed the column's type without rewriting the table: `ALTER COLUMN TYPE` is exact then.
-    pub fn converts_to(&self, other: &Self) -> bool {
-        if self == other {
-            return true;
-        }
-        match (&self.kind, &other.kind) {
-            (Kind::Decimal { scale: from, precision: narrow }, Kind::Decimal { scale: to, precision: wide }) => {
-                from == to && narrow <= wide
-            }
-            // Both print all places of the scale.
-            (Kind::Decimal { .. }, Kind::Printed) => true,
-            // Without a rewrite only under TimeZone = UTC, where both are one instant.
-            (Kind::Timestamp { with_zone: false }, Kind::Timestamp { with_zone: true }) => true,
-            (Kind::List { element: from, delimiter: a }, Kind::List { element: to, delimiter: b }) => {
-                a == b && from.converts_to(to)
-            }
-            _ => self.is_text() && other.is_text() && self.target_type == other.target_type,
-        }
-    }
-
     /// Whether every value has one exact counterpart in `other`, were the source's table rewritten by a plain cast:
     /// what `[sync] trust_widening` is about.
     pub fn widens_to(&self, other: &Self) -> bool {
@@ -525,12 +539,8 @@ impl Mapping {
         };
         match (rank(&self.kind), rank(&other.kind)) {
             (Some(from), Some(to)) => from <= to,
-            _ => matches!((&self.kind, &other.kind), (Kind::Float4, Kind::Float8)) || self.converts_to(other),
+            _ => matches!((&self.kind, &other.kind), (Kind::Float4, Kind::Float8)),
         }
-    }
-
-    fn is_text(&self) -> bool {
-        matches!(self.kind, Kind::Text | Kind::Printed)
     }
 }
 

@@ -12,6 +12,7 @@ mod connections;
 mod copying;
 mod crashes;
 mod every_value;
+mod exactness;
 mod failover;
 mod following;
 mod lifecycle;

@@ -1,6 +1,9 @@
 //! Every question to the source's catalogs, for PostgreSQL 14 to 18. The only place that quotes the source's
 //! identifiers. Queries run with `search_path = pg_catalog`, so what the server prints is schema-qualified.
 
+mod publication;
+mod xids;
+
 use std::{
     collections::{BTreeMap, HashMap},
     time::Duration,
@@ -9,6 +12,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, error::SqlState};
 
+use self::publication::{Member, members};
+pub use self::{
+    publication::{PublicationInfo, ancestors, conflicting_column_lists, publication, published_names},
+    xids::XidSnapshot,
+};
 use crate::{
     Lsn,
     change::{QualifiedName, ReplicaIdentity},
@@ -49,9 +57,13 @@ pub fn quote_table(name: &QualifiedName) -> String {
 }
 
 /// Begins a moment in which all questions are answered from one state of the catalogs: a table is described by several of
-/// them. Ends with [`end_moment`].
-pub async fn begin_moment(client: &Client) -> Result<(), CatalogError> {
-    Ok(client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?)
+/// them. Ends with [`end_moment`]. Returns what that state holds.
+pub async fn begin_moment(client: &Client) -> Result<XidSnapshot, CatalogError> {
+    client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
+
+    let row = client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
+    let text: String = row.try_get(0)?;
+    XidSnapshot::parse(&text).ok_or(CatalogError::Answer { what: "a snapshot", found: text })
 }
 
 /// Forgets a moment in which a question failed.
@@ -64,7 +76,7 @@ pub async fn end_moment(client: &Client) -> Result<(), CatalogError> {
 }
 
 /// The SQL that installs rhei's event trigger.
-pub const DDL_TRIGGER: &str = include_str!("../../schemas/ddl_trigger.sql");
+pub const DDL_TRIGGER: &str = include_str!("../../../schemas/ddl_trigger.sql");
 
 /// Whether rhei's event trigger is there and speaks.
 pub async fn has_ddl_trigger(client: &Client) -> Result<bool, CatalogError> {
@@ -153,61 +165,12 @@ pub async fn system_id(client: &Client) -> Result<String, CatalogError> {
     Ok(row.try_get(0)?)
 }
 
-/// The publications of a pipeline, taken together.
-#[derive(Debug, Clone)]
-pub struct PublicationInfo {
-    pub insert: bool,
-    pub update: bool,
-    pub delete: bool,
-    pub truncate: bool,
-    /// Lines `publication OID`, and `table OID VERSION` for each row of pg_publication_rel (trap 41).
-    pub fingerprint: String,
-}
-
-/// None when one of them is missing.
-pub async fn publication(client: &Client, names: &[String]) -> Result<Option<PublicationInfo>, CatalogError> {
-    let rows = client
-        .query(
-            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = ANY($1::text[]) \
-             ORDER BY oid",
-            &[&names],
-        )
-        .await?;
-    if rows.len() < names.len() || rows.is_empty() {
-        return Ok(None);
-    }
-    let mut info =
-        PublicationInfo { insert: true, update: true, delete: true, truncate: true, fingerprint: String::new() };
-    let mut oids: Vec<u32> = Vec::new();
-    for row in &rows {
-        let oid: u32 = row.try_get(0)?;
-        oids.push(oid);
-        info.fingerprint.push_str(&format!("publication {oid}\n"));
-        info.insert &= row.try_get::<_, bool>(1)?;
-        info.update &= row.try_get::<_, bool>(2)?;
-        info.delete &= row.try_get::<_, bool>(3)?;
-        info.truncate &= row.try_get::<_, bool>(4)?;
-    }
-    let members = client
-        .query(
-            "SELECT prrelid, string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid) FROM pg_publication_rel \
-             WHERE prpubid = ANY($1) GROUP BY prrelid ORDER BY prrelid",
-            &[&oids],
-        )
-        .await?;
-    for row in members {
-        let (oid, version): (u32, String) = (row.try_get(0)?, row.try_get(1)?);
-        info.fingerprint.push_str(&format!("table {oid} {version}\n"));
-    }
-    Ok(Some(info))
-}
-
 /// A table as it stands in the catalogs.
 #[derive(Debug, Clone)]
 pub struct SourceTable {
     pub oid: u32,
     pub name: QualifiedName,
-    /// `pg_class.relkind`: `r` or `p`.
+    /// `pg_class.relkind`: `r` or `p`, or `f` for a foreign partition that is published by itself.
     pub kind: u8,
     pub replica_identity: ReplicaIdentity,
     pub estimated_rows: u64,
@@ -219,6 +182,8 @@ pub struct SourceTable {
     pub columns: Vec<SourceColumn>,
     /// The tables that hold the rows: itself, or its leaf partitions.
     pub leaves: Vec<LeafTable>,
+    /// Partitions that are foreign tables, as SQL names them: their rows are not in the WAL.
+    pub foreign_leaves: Vec<String>,
     pub can_select: bool,
     /// Columns of the key, by `attnum`, in the order of the index; empty when there is none.
     pub identity_index: Vec<i16>,
@@ -239,22 +204,61 @@ pub struct Fingerprint {
     /// Of each leaf partition: the rows of pg_inherits that tie it to its root. A leaf that was detached and attached again
     /// has others.
     pub inherits: BTreeMap<u32, String>,
-    /// Changes with each ALTER of a column (the `xmin`s of its rows in pg_attribute), not with VACUUM FULL.
-    pub attributes: String,
+    /// `xmin` of the row in pg_attribute of each column that is alive, by `attnum`. It changes with each ALTER of the
+    /// column, also when a second one takes the first one back, and not with VACUUM FULL.
+    pub attributes: BTreeMap<i16, u32>,
+    /// Of a partition tree: a hash of the same of all its leaves.
+    pub leaf_attributes: String,
     /// The highest `attnum` ever given out: columns above it are new.
     pub last_attnum: i16,
     /// Oid of the index of its primary key, if that is immediate, else 0.
     pub key_index: u32,
-    /// Labels of the enums that its columns use, by oid. A renamed label changes old rows (trap 70).
-    pub labels: BTreeMap<u32, String>,
-    /// Fields of the composites that its columns use, by the oid in pg_class: adding or dropping one changes how old rows print.
-    pub composites: BTreeMap<u32, String>,
+    /// Labels of the enums that its columns use, by the label's oid. A renamed label changes old rows (trap 70).
+    pub labels: BTreeMap<u32, EnumLabel>,
+    /// The composites that its columns use, by the oid in pg_class: adding or dropping a field changes how old rows print.
+    pub composites: BTreeMap<u32, CompositeFields>,
     pub row_filter: Option<String>,
     /// The rows of pg_publication_rel that name it or a root of it. A table that left its publication and came back
     /// has another one (trap 41). One that is named cannot be made UNLOGGED for a while; see `judge`.
     pub listed: String,
     /// Likewise for its schema (`FOR TABLES IN SCHEMA`).
     pub schema: String,
+    /// Oid and `xmin` of the publications that bring it. Options that were changed and changed back leave another `xmin`,
+    /// and changes between that never came (trap 41).
+    pub publications: String,
+}
+
+/// A label of an enum, as its row in pg_enum says it. Equal are those whose row is the same: what became of its type
+/// says nothing.
+#[derive(Debug, Clone, Eq, Serialize, Deserialize)]
+pub struct EnumLabel {
+    pub type_oid: u32,
+    pub name: String,
+    /// Of the row: RENAME VALUE gives it another one.
+    pub xmin: u32,
+    /// It came with its type, and was never renamed. One that was added later cannot be told from a renamed one.
+    pub is_original: bool,
+}
+
+impl PartialEq for EnumLabel {
+    fn eq(&self, other: &Self) -> bool {
+        (self.type_oid, &self.name, self.xmin) == (other.type_oid, &other.name, other.xmin)
+    }
+}
+
+/// The fields of a composite type, as their rows in pg_attribute say it. Equal are those whose rows are the same.
+#[derive(Debug, Clone, Eq, Serialize, Deserialize)]
+pub struct CompositeFields {
+    /// Number, name, type and `xmin` of each.
+    pub fields: String,
+    /// All of them came with the type, and none was changed since.
+    pub is_original: bool,
+}
+
+impl PartialEq for CompositeFields {
+    fn eq(&self, other: &Self) -> bool {
+        self.fields == other.fields
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -270,6 +274,8 @@ pub struct SourceColumn {
     pub toastable: bool,
     /// `GENERATED ALWAYS AS (..) STORED`.
     pub is_generated: bool,
+    /// Of its row in pg_attribute: each ALTER of the column gives it another one.
+    pub xmin: u32,
     /// What rows hold that are older than the column (trap 66), by the oid of each table that holds rows: in the server's
     /// text (`attmissingval`); `None` is NULL.
     pub missing: BTreeMap<u32, Option<String>>,
@@ -308,81 +314,20 @@ pub fn key_of(table: &SourceTable) -> SourceKey {
     }
 }
 
-/// Row filters, column lists and schemas in publications came with 15.
-async fn knows_details(client: &Client) -> Result<bool, CatalogError> {
-    let row = client.query_one("SELECT current_setting('server_version_num')::int >= 150000", &[]).await?;
-    Ok(row.try_get(0)?)
-}
-
-/// What a publication brings of each table.
-struct Member {
-    oid: u32,
-    columns: Option<Vec<String>>,
-    row_filter: Option<String>,
-}
-
-/// Oids and names of the tables of the publications.
-pub async fn published_names(client: &Client, names: &[String]) -> Result<Vec<(u32, QualifiedName)>, CatalogError> {
-    let rows = client
-        .query(
-            "SELECT DISTINCT c.oid, p.schemaname::text, p.tablename::text FROM pg_publication_tables p \
-             JOIN pg_namespace n ON n.nspname = p.schemaname \
-             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = ANY($1::text[])",
-            &[&names],
-        )
-        .await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? })))
-        .collect()
-}
-
 /// The tables of the publications.
 pub async fn published_tables(client: &Client, names: &[String]) -> Result<Vec<SourceTable>, CatalogError> {
-    published(client, names, None).await
+    describe(client, members(client, names, None).await?, names).await
 }
 
 /// One of them; empty when it is not published.
 pub async fn published_table(client: &Client, names: &[String], oid: u32) -> Result<Vec<SourceTable>, CatalogError> {
-    published(client, names, Some(oid)).await
-}
-
-async fn published(client: &Client, names: &[String], only: Option<u32>) -> Result<Vec<SourceTable>, CatalogError> {
-    let details =
-        if knows_details(client).await? { "p.attnames::text[], p.rowfilter" } else { "NULL::text[], NULL::text" };
-    let rows = client
-        .query(
-            &format!(
-                "SELECT c.oid, {details} FROM pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname \
-                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE p.pubname = ANY($1::text[]) \
-                 AND ($2::oid IS NULL OR c.oid = $2)"
-            ),
-            &[&names, &only],
-        )
-        .await?;
-    let mut members: Vec<Member> = Vec::new();
-    for row in rows {
-        let member = Member { oid: row.try_get(0)?, columns: row.try_get(1)?, row_filter: row.try_get(2)? };
-        match members.iter_mut().find(|other| other.oid == member.oid) {
-            // Several publications join their filters by OR, and one without a filter wins (trap 19).
-            Some(other) => {
-                other.row_filter = match (other.row_filter.take(), member.row_filter) {
-                    (Some(one), Some(two)) if one != two => Some(format!("({one}) OR ({two})")),
-                    (Some(one), Some(_)) => Some(one),
-                    _ => None,
-                };
-            }
-            None => members.push(member),
-        }
-    }
-    describe(client, members, names).await
+    describe(client, members(client, names, Some(oid)).await?, names).await
 }
 
 /// All tables that could be copied, for a copy without a publication.
 pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogError> {
     let rows = client.query(&format!("SELECT c.oid {CANDIDATES}"), &[]).await?;
-    let member = |row: tokio_postgres::Row| {
-        Ok::<_, CatalogError>(Member { oid: row.try_get(0)?, columns: None, row_filter: None })
-    };
+    let member = |row: tokio_postgres::Row| Ok::<_, CatalogError>(Member::unpublished(row.try_get(0)?));
     let members = rows.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
     describe(client, members, &[]).await
 }
@@ -412,21 +357,6 @@ pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, Cata
     rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
 }
 
-/// Tables that two of the publications bring with different columns: decoding their changes is an error (trap 19).
-pub async fn conflicting_column_lists(client: &Client, names: &[String]) -> Result<Vec<QualifiedName>, CatalogError> {
-    if !knows_details(client).await? {
-        return Ok(Vec::new());
-    }
-    let rows = client
-        .query(
-            "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = ANY($1::text[]) \
-             GROUP BY 1, 2 HAVING count(DISTINCT attnames::text) > 1 ORDER BY 1, 2",
-            &[&names],
-        )
-        .await?;
-    rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
-}
-
 async fn describe(
     client: &Client,
     members: Vec<Member>,
@@ -437,7 +367,7 @@ async fn describe(
     let mut parts = type_parts(client, &columns).await?;
     let mut leaves = leaves_of(client, &oids).await?;
     // pg_publication_namespace is there since 15.
-    let schemas = if knows_details(client).await? {
+    let schemas = if publication::has_pg15_publications(client).await? {
         "(SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_namespace p \
           JOIN pg_publication q ON q.oid = p.pnpubid WHERE q.pubname = ANY($2::text[]) AND p.pnnspid IN \
           (SELECT relnamespace FROM pg_class WHERE oid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))))"
@@ -452,12 +382,15 @@ async fn describe(
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
              (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
              (SELECT md5(string_agg(format('%s:%s:%s', a.attrelid, a.attnum, a.xmin), ',' ORDER BY a.attrelid, a.attnum)) \
-              FROM pg_attribute a WHERE a.attnum > 0 AND (a.attrelid = c.oid OR a.attrelid IN \
-                (SELECT relid FROM pg_partition_tree(c.oid) WHERE c.relkind = 'p' AND isleaf))), \
+              FROM pg_attribute a WHERE a.attnum > 0 AND a.attrelid IN \
+                (SELECT relid FROM pg_partition_tree(c.oid) WHERE c.relkind = 'p' AND isleaf)), \
              (SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_rel p \
                JOIN pg_publication q ON q.oid = p.prpubid WHERE q.pubname = ANY($2::text[]) \
                AND p.prrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))), \
-             {schemas}, (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) \
+             {schemas}, (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate), \
+             ARRAY(SELECT format('%I.%I', fn.nspname, f.relname) FROM pg_partition_tree(c.oid) leaf \
+               JOIN pg_class f ON f.oid = leaf.relid AND f.relkind = 'f' JOIN pg_namespace fn ON fn.oid = f.relnamespace \
+               WHERE c.relkind = 'p' ORDER BY 1) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"),
             &[&oids, &publications],
         )
@@ -467,10 +400,8 @@ async fn describe(
         let oid: u32 = row.try_get(0)?;
         let Some(member) = members.iter().find(|member| member.oid == oid) else { continue };
         let mut published = columns.remove(&oid).unwrap_or_default();
-        published.retain(|column| match &member.columns {
-            Some(names) => names.contains(&column.name),
-            None => !column.is_generated,
-        });
+        let attributes = published.iter().map(|column| (column.attnum, column.xmin)).collect();
+        published.retain(|column| member.brings(column));
         let code = row.try_get::<_, i8>(4)? as u8;
         let parts_of_types = parts.remove(&oid).unwrap_or_default();
         let parts = leaves.remove(&oid).unwrap_or_default();
@@ -493,7 +424,8 @@ async fn describe(
             fingerprint: Fingerprint {
                 files: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.file)).collect(),
                 inherits: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.inherits.clone())).collect(),
-                attributes: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
+                attributes,
+                leaf_attributes: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
                 last_attnum: row.try_get(5)?,
                 key_index: row.try_get::<_, Option<u32>>(13)?.unwrap_or_default(),
                 labels: parts_of_types.labels,
@@ -501,7 +433,9 @@ async fn describe(
                 row_filter: member.row_filter.clone(),
                 listed: row.try_get::<_, Option<String>>(11)?.unwrap_or_default(),
                 schema: row.try_get::<_, Option<String>>(12)?.unwrap_or_default(),
+                publications: member.publications(),
             },
+            foreign_leaves: row.try_get(14)?,
             leaves: parts.into_iter().map(|(leaf, _)| leaf).collect(),
         });
     }
@@ -513,7 +447,7 @@ async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<So
     let rows = client
         .query(
             "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, attnotnull, attstorage <> 'p', \
-             attgenerated <> '' \
+             attgenerated <> '', xmin::text::bigint \
              FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
              ORDER BY attrelid, attnum",
             &[&oids],
@@ -531,6 +465,7 @@ async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<So
             toastable: row.try_get(7)?,
             missing: BTreeMap::new(),
             is_generated: row.try_get(8)?,
+            xmin: xmin(row.try_get(9)?),
         });
     }
     // A partitioned table holds no rows, so its leaves say what is missing, each under a number of its own.
@@ -572,8 +507,13 @@ pub fn only_element(array: &str) -> Option<String> {
 /// What the types of a table's columns are made of that can change under old rows.
 #[derive(Default)]
 struct TypeParts {
-    labels: BTreeMap<u32, String>,
-    composites: BTreeMap<u32, String>,
+    labels: BTreeMap<u32, EnumLabel>,
+    composites: BTreeMap<u32, CompositeFields>,
+}
+
+/// A transaction's number, which SQL hands out as text only.
+fn xmin(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or_default()
 }
 
 async fn type_parts(
@@ -598,9 +538,11 @@ async fn type_parts(
             &format!(
                 "WITH RECURSIVE uses(tab, oid) AS (SELECT * FROM unnest($2::oid[], $1::oid[]) UNION \
                  SELECT uses.tab, part FROM uses JOIN pg_type t ON t.oid = uses.oid {TYPE_PARTS}) \
-                 SELECT uses.tab, true, e.oid, e.enumlabel::text FROM uses JOIN pg_enum e ON e.enumtypid = uses.oid \
-                 UNION ALL SELECT uses.tab, false, a.attrelid, string_agg(format('%s %s %s', a.attnum, a.attname, a.atttypid), ',' \
-                 ORDER BY a.attnum) FROM uses JOIN pg_type t ON t.oid = uses.oid JOIN pg_attribute a \
+                 SELECT uses.tab, true, e.oid, e.enumlabel::text, e.enumtypid, e.xmin::text::bigint, e.xmin = t.xmin \
+                 FROM uses JOIN pg_enum e ON e.enumtypid = uses.oid JOIN pg_type t ON t.oid = e.enumtypid \
+                 UNION ALL SELECT uses.tab, false, a.attrelid, \
+                 string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.xmin), ',' ORDER BY a.attnum), \
+                 0::oid, 0::bigint, bool_and(a.xmin = t.xmin) FROM uses JOIN pg_type t ON t.oid = uses.oid JOIN pg_attribute a \
                  ON a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped GROUP BY uses.tab, a.attrelid"
             ),
             &[&types, &tables],
@@ -609,10 +551,12 @@ async fn type_parts(
     for row in rows {
         let entry = parts.entry(row.try_get(0)?).or_default();
         let (oid, text): (u32, String) = (row.try_get(2)?, row.try_get(3)?);
+        let is_original = row.try_get(6)?;
         if row.try_get(1)? {
-            entry.labels.insert(oid, text);
+            let (type_oid, xmin) = (row.try_get(4)?, xmin(row.try_get(5)?));
+            entry.labels.insert(oid, EnumLabel { type_oid, name: text, xmin, is_original });
         } else {
-            entry.composites.insert(oid, text);
+            entry.composites.insert(oid, CompositeFields { fields: text, is_original });
         }
     }
     Ok(parts)
