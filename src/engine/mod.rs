@@ -271,6 +271,7 @@ const IDLE_TIME: Duration = Duration::from_secs(10);
 /// How long a question waits for its transaction to become visible at the source, where synchronous standbys hold that up.
 const MAX_INVISIBLE: Duration = Duration::from_secs(10);
 const INVISIBLE_PAUSE: Duration = Duration::from_millis(5);
+const INVISIBLE_WARNING: Duration = Duration::from_secs(1);
 
 /// A cycle that takes longer lets copies give way.
 const LATE: Duration = Duration::from_millis(300);
@@ -624,7 +625,18 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Asked::NotVisible if since.elapsed() >= MAX_INVISIBLE => {
                     break Verdict::Copy("the transaction that changed it is not visible at the source".to_owned());
                 }
-                Asked::NotVisible => tokio::time::sleep(INVISIBLE_PAUSE).await,
+                Asked::NotVisible => {
+                    if !is_said && since.elapsed() >= INVISIBLE_WARNING {
+                        is_said = true;
+                        let table = &question.relation.name;
+                        tracing::warn!(
+                            %table,
+                            "waiting for a transaction of the source that is not visible there yet, as while a \
+                             synchronous standby has not answered"
+                        );
+                    }
+                    tokio::time::sleep(INVISIBLE_PAUSE).await;
+                }
             }
         };
         let oid = question.relation.oid;

@@ -383,8 +383,9 @@ fn delete_rows(
 /// Deletes for each row `s` of `staged` so many rows `t` that equal it; `value` gives the expression of a column of `s`.
 /// Equal rows that are staged apart are numbered together.
 ///
-/// 0 and -0 are equal to DuckDB, and two rows to the source: those that are the same to the last bit go first. The others
-/// are not refused, since DuckDB keeps one of the two where a stretch of a column holds nothing else.
+/// Rows are equal that print alike, as at the source. 0 and -0 are equal to DuckDB, and two rows to the source: those that
+/// are the same to the last bit go first. The others are not refused, since DuckDB keeps one of the two where a stretch of
+/// a column holds nothing else.
 pub(super) fn delete_counted(
     connection: &Connection,
     spec: &TableSpec,
@@ -401,6 +402,9 @@ pub(super) fn delete_counted(
             staged_bits.push(format!("{staged}::VARCHAR"));
         }
         equal.push(format!("{stored} IS NOT DISTINCT FROM {staged}"));
+        if ddl::has_coarse_equality(&column.mapping.target_type) {
+            equal.push(format!("{stored}::VARCHAR IS NOT DISTINCT FROM ({staged})::VARCHAR"));
+        }
     }
     let (bits, staged_bits) = (format!("[{}]", bits.join(", ")), format!("[{}]", staged_bits.join(", ")));
     let deleted = connection.execute(

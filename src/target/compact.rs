@@ -91,11 +91,34 @@ fn contents(connection: &Connection, database: &str) -> Result<Vec<(String, u64,
         let name = format!("{}.{}", ddl::quoted(&schema), ddl::quoted(&table));
         // A name that no column has: a column would be taken for the row.
         let row = ddl::quoted("_rhei\u{1}row");
-        let sql = format!("SELECT count(*), coalesce(sum(hash({row})), 0)::VARCHAR FROM {database}.{name} {row}");
+        // Values that are equal to DuckDB have one hash, also where they print otherwise.
+        let mut hashed = vec![row.clone()];
+        hashed.extend(coarse_columns(connection, database, &schema, &table)?);
+        let sql = format!(
+            "SELECT count(*), coalesce(sum(hash({})), 0)::VARCHAR FROM {database}.{name} {row}",
+            hashed.join(", ")
+        );
         let (rows, hash) = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         contents.push((name, rows, hash));
     }
     Ok(contents)
+}
+
+/// The text of columns whose equality is coarser than what they print.
+fn coarse_columns(
+    connection: &Connection,
+    database: &str,
+    schema: &str,
+    table: &str,
+) -> Result<Vec<String>, TargetError> {
+    let mut columns = connection.prepare(
+        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = ? AND schema_name = ? \
+         AND table_name = ? ORDER BY column_index",
+    )?;
+    let columns = columns.query_map([database, schema, table], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let columns = columns.collect::<Result<Vec<(String, String)>, _>>()?;
+    let coarse = columns.into_iter().filter(|(_, data_type)| ddl::has_coarse_equality(data_type));
+    Ok(coarse.map(|(column, _)| format!("{}::VARCHAR", ddl::quoted(&column))).collect())
 }
 
 /// Everything else there is, kind by kind.

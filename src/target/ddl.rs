@@ -14,6 +14,12 @@ pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// Whether values of a type, or parts of them, may be equal to DuckDB and print otherwise: 30 days and 1 month, one moment
+/// in two zones, 1 and 1.0 inside a VARIANT. To the source these are different values.
+pub fn has_coarse_equality(target_type: &str) -> bool {
+    ["INTERVAL", "TIME WITH TIME ZONE", "VARIANT"].iter().any(|coarse| target_type.contains(coarse))
+}
+
 /// What the target's database is called while rhei has it open.
 pub const CATALOG: &str = "rhei_target";
 

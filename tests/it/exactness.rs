@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    bed::{Cluster, Running, oracle::query_copy, wait_until},
+    bed::{Cluster, ClusterOptions, Running, oracle::query_copy, wait_until},
     following::Following,
 };
 
@@ -196,4 +196,301 @@ fn a_tree_with_a_foreign_partition_is_paused_with_its_reason_and_others_go_on() 
     following.db.execute("ALTER TABLE tree DETACH PARTITION far");
     following.rhei.run_ok(["backfill", "--table", "public.tree", "--force"]);
     following.assert_same(&["public.tree", "public.other"]);
+}
+
+/// DuckDB takes a month for 30 days, and a day for 24 hours; to the source they are different values.
+#[test]
+fn of_rows_that_duckdb_calls_equal_the_one_goes_that_the_source_deleted() {
+    let following = Following::new("equal_rows");
+    following.db.execute(
+        "CREATE TABLE t (i interval, l interval[]); ALTER TABLE t REPLICA IDENTITY FULL;
+         INSERT INTO t VALUES ('30 days', '{1 day}'), ('1 mon', '{24:00:00}'), ('720:00:00', '{1 day}'),
+                              ('30 days', '{24:00:00}'), ('1 mon', '{1 day}'), (NULL, NULL), ('1 mon', NULL)",
+    );
+    let run = running(&following);
+    following.db.execute("DELETE FROM t WHERE i::text = '1 mon' AND l::text = '{24:00:00}'");
+    arrived(&following);
+    following.db.execute("UPDATE t SET l = '{2 days}' WHERE i::text = '30 days' AND l::text = '{24:00:00}'");
+    following
+        .db
+        .execute("DELETE FROM t WHERE i::text = '1 mon' AND l IS NULL; DELETE FROM t WHERE i::text = '720:00:00'");
+    arrived(&following);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+    following.rhei.run_ok(["compact"]);
+    following.assert_same(&["public.t"]);
+}
+
+/// DuckDB's log holds the change of a type as a statement, and runs it again after a crash.
+#[test]
+fn a_zone_of_the_host_changes_no_value_when_a_log_is_replayed() {
+    let following = Following::new("zone_replay");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, at timestamp, w timestamptz, n numeric(2,2));
+         INSERT INTO t VALUES (1, '2024-01-01 12:00', '2024-07-01 12:00Z', 0.5), (2, 'infinity', '-infinity', -0.25),
+                              (3, '1883-11-18 12:03:57.5', '4713-01-01 00:00Z BC', 0), (4, NULL, NULL, NULL)",
+    );
+    let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").env("TZ", "America/New_York");
+    let mut run = rhei.spawn(["run"]);
+    run.wait_for_log("all tables are live", SOON);
+    let before = copies(&run);
+    following.db.execute(
+        "SET timezone = 'UTC';
+         ALTER TABLE t ALTER at TYPE timestamptz, ALTER w TYPE timestamp, ALTER n TYPE numeric;
+         ALTER TABLE t ADD late timestamptz DEFAULT '2024-03-31 01:30+02'; INSERT INTO t (id) VALUES (5)",
+    );
+    arrived(&following);
+    assert_eq!(copies(&run), before, "copied again\n{}", run.logs());
+    // The log is not written into the file yet.
+    run.kill9();
+    let mut run = rhei.spawn(["run"]);
+    run.wait_for_log("following the source", SOON);
+    following.db.execute("UPDATE t SET at = '2025-01-01 12:00Z' WHERE id = 4");
+    arrived(&following);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
+
+/// The old rows are the new type's without a rewrite, and print otherwise.
+#[test]
+fn a_type_that_prints_old_rows_otherwise_is_copied_and_one_that_does_not_is_altered_in_place() {
+    let cases = [
+        ("cidr", "inet", "('10.1.2.3/32'), ('10.1.0.0/16'), ('::1/128')", true),
+        ("xml", "text", "('<?xml version=\"1.0\" encoding=\"UTF-8\"?><a/>'), ('<b/>')", true),
+        ("regproc", "regprocedure", "('now'), ('pg_sleep')", true),
+        ("oid", "regtype", "(23), (25), (4294967295)", true),
+        ("int", "oid", "(-1), (7)", true),
+        ("numeric(2,2)", "numeric", "(0.5), (-0.25), (0), (0.99)", false),
+        ("numeric(2,2)", "numeric(40,2)", "(0.5), (-0.25), (0), (0.99)", false),
+        ("numeric(10,2)", "numeric", "(0.5), (-0.25), (0), (-12345678.99)", false),
+        ("varchar(3)[]", "varchar[]", "('{a,NULL}'), ('{}')", false),
+        ("varchar(3)", "bpchar", "('a  '), (''), ('abc')", false),
+        ("bit(3)", "varbit", "('101'), ('000')", false),
+        ("timestamp(3)", "timestamp", "('2024-01-01 00:00:00.123'), ('infinity')", false),
+        ("int[]", "int[][]", "('{}'), (NULL)", true),
+    ];
+    let following = Following::new("prints_otherwise");
+    let mut tables = Vec::new();
+    for (number, (from, _, values, _)) in cases.iter().enumerate() {
+        following.db.execute(&format!(
+            "CREATE TABLE t{number} (id serial PRIMARY KEY, v {from}); INSERT INTO t{number} (v) VALUES {values}"
+        ));
+        tables.push(format!("public.t{number}"));
+    }
+    let mut run = running(&following);
+    for (number, (_, to, _, is_copied)) in cases.iter().enumerate() {
+        let mark = run.log_mark();
+        following.db.execute(&format!(
+            "ALTER TABLE t{number} ALTER v TYPE {to}; UPDATE t{number} SET id = id + 100 WHERE id = 1"
+        ));
+        match is_copied {
+            true => drop(run.wait_for_log_after(mark, &format!("public.t{number} is copied again"), SOON)),
+            false => {
+                run.wait_for_log_after(mark, "another shape", SOON);
+            }
+        }
+    }
+    arrived(&following);
+    wait_until(SOON, "every copy is live", || {
+        let status: serde_json::Value =
+            serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
+        status["tables"].as_array().unwrap().iter().all(|table| table["state"] == "live")
+    });
+    let copied = run.logs();
+    for (number, (from, to, _, is_copied)) in cases.iter().enumerate() {
+        let is_said = copied.contains(&format!("public.t{number} is copied again"));
+        assert_eq!(is_said, *is_copied, "{from} to {to}\n{copied}");
+    }
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&tables.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// What became NULL for lack of room has room now.
+#[test]
+fn a_nan_that_was_stored_as_null_is_copied_when_the_column_can_hold_it() {
+    let following = Following::new("nan_has_room");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, 'NaN'), (2, 1)");
+    let rhei = following.rhei.clone().env("RHEI_SYNC_ON_UNREPRESENTABLE", "null");
+    let rhei = rhei.env("RHEI_SYNC_CATALOG_INTERVAL", "100ms");
+    let mut run = rhei.spawn(["run"]);
+    run.wait_for_log("all tables are live", SOON);
+    let mark = run.log_mark();
+    following.db.execute("ALTER TABLE t ALTER n TYPE numeric; INSERT INTO t VALUES (3, 2)");
+    run.wait_for_log_after(mark, "all tables are live", SOON);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
+
+/// A label may come and be renamed between two looks: neither name was known before.
+#[test]
+fn a_label_that_was_added_and_renamed_before_anybody_looked_is_noticed() {
+    // Added, used, renamed; and a name that another label took over.
+    let renamed = "ALTER TYPE mood RENAME VALUE 'new' TO 'newer'";
+    let taken = "ALTER TYPE mood RENAME VALUE 'new' TO 'newer'; ALTER TYPE mood ADD VALUE 'new'";
+    for (name, after) in [("renamed", renamed), ("taken", taken)] {
+        let following = Following::new(name);
+        following.db.execute(
+            "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN feeling AS mood;
+             CREATE TABLE t (id int PRIMARY KEY, m mood, d feeling, l mood[], n mood[][]); INSERT INTO t VALUES (1, 'sad')",
+        );
+        following.sync();
+        // One run that never looks, as one that is stopped before it does.
+        let blind = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h");
+        let mut run = blind.spawn(["run"]);
+        run.wait_for_log("following the source", SOON);
+        following.db.execute("INSERT INTO t VALUES (2, 'ok')");
+        arrived(&following);
+        following.db.execute("ALTER TYPE mood ADD VALUE 'new'");
+        for (id, column) in ["m", "d", "l", "n"].iter().enumerate() {
+            let value = match *column {
+                "l" => "{sad,new,NULL}",
+                "n" => "{{sad,new},{NULL,ok}}",
+                _ => "new",
+            };
+            following.db.execute(&format!("INSERT INTO t (id, {column}) VALUES ({}, '{value}')", 10 + id));
+        }
+        arrived(&following);
+        for statement in after.split("; ") {
+            following.db.execute(statement);
+        }
+        run.stop(SOON).assert_code(0);
+        let mut run = running_after_sync(&following);
+        run.wait_for_log("all tables are live", SOON);
+        assert!(run.logs().contains("renamed"), "{}", run.logs());
+        following.db.execute("INSERT INTO t VALUES (3, 'newer')");
+        arrived(&following);
+        run.stop(SOON).assert_code(0);
+        following.assert_same(&["public.t"]);
+    }
+}
+
+#[test]
+fn a_label_that_was_only_added_costs_no_copy() {
+    let following = Following::new("added_label");
+    following.db.execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'sad')",
+    );
+    let run = running(&following);
+    let before = copies(&run);
+    following.db.execute("ALTER TYPE mood ADD VALUE 'glad'");
+    following.db.execute("INSERT INTO t VALUES (2, 'glad')");
+    arrived(&following);
+    // Types that come whole are no doubt either.
+    following.db.execute(
+        "CREATE TYPE tone AS ENUM ('low', 'high'); ALTER TABLE t ADD tone tone; INSERT INTO t VALUES (3, 'ok', 'low')",
+    );
+    arrived(&following);
+    run.stop(SOON).assert_code(0);
+    let output = following.sync();
+    assert!(!output.stderr.contains(" copied "), "{}", output.stderr);
+    following.assert_same(&["public.t"]);
+    let _ = before;
+}
+
+#[test]
+fn a_composite_that_came_and_got_a_field_before_anybody_looked_is_noticed() {
+    let following = Following::new("late_field");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    following.sync();
+    let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
+    run.wait_for_log("following the source", SOON);
+    following.db.execute("INSERT INTO t VALUES (2)");
+    arrived(&following);
+    following
+        .db
+        .execute("CREATE TYPE pair AS (a int, b int); ALTER TABLE t ADD p pair; INSERT INTO t VALUES (3, (1, 2))");
+    arrived(&following);
+    following.db.execute("ALTER TYPE pair ADD ATTRIBUTE c int");
+    run.stop(SOON).assert_code(0);
+    let mut run = running_after_sync(&following);
+    run.wait_for_log("all tables are live", SOON);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
+
+/// The walsender decodes with the publication of then.
+#[test]
+fn options_of_a_publication_that_were_changed_and_changed_back_are_noticed() {
+    let altered = [
+        (
+            "publish",
+            "ALTER PUBLICATION rhei SET (publish = 'insert')",
+            "ALTER PUBLICATION rhei SET (publish = 'insert, update, delete, truncate')",
+        ),
+        (
+            "root",
+            "ALTER PUBLICATION rhei SET (publish_via_partition_root = false)",
+            "ALTER PUBLICATION rhei SET (publish_via_partition_root = true)",
+        ),
+    ];
+    for (name, change, back) in altered {
+        let following = Following::new(name);
+        following.db.execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b');
+             CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'a'), (2, 'b');
+             CREATE PUBLICATION rhei FOR TABLE t, tree WITH (publish_via_partition_root = true)",
+        );
+        following.sync();
+        for stopped in [true, false] {
+            let run = if stopped {
+                None
+            } else {
+                let mut run = running_after_sync(&following);
+                following.db.execute("INSERT INTO t VALUES (20, 'x')");
+                arrived(&following);
+                run.wait_for_log("following the source", SOON);
+                Some(run)
+            };
+            following.db.execute(change);
+            let id = if stopped { 1 } else { 2 };
+            following.db.execute(&format!(
+                "DELETE FROM t WHERE id = {id}; DELETE FROM tree WHERE id = {id}; INSERT INTO tree VALUES (3 + {id}, 'c')"
+            ));
+            following.db.execute(back);
+            let mut run = run.unwrap_or_else(|| running_after_sync(&following));
+            run.wait_for_log("all tables are live", SOON);
+            arrived(&following);
+            run.stop(SOON).assert_code(0);
+            following.assert_same(&["public.t", "public.tree"]);
+        }
+    }
+}
+
+/// A walsender sends a transaction once its commit record is flushed, and the catalogs show it after the standby's answer.
+#[test]
+fn a_shape_that_the_source_does_not_show_yet_is_waited_for() {
+    let cluster = Cluster::start(ClusterOptions::durable().conf("wal_keep_size = 256MB"));
+    let standby = cluster.standby();
+    cluster.maintenance().execute("ALTER SYSTEM SET synchronous_standby_names = 'walreceiver'");
+    cluster.maintenance().execute("SELECT pg_reload_conf()");
+    let following = Following::of(cluster.database("sync_standby"));
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1)");
+    let mut run = running(&following);
+    let mark = run.log_mark();
+    // The standby answers late.
+    let receiver =
+        cluster.maintenance().value("SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walreceiver'");
+    assert_eq!(receiver, "1");
+    standby.signal_walreceiver("STOP");
+    let session = following.db.session();
+    let writer = std::thread::spawn(move || {
+        session.execute("BEGIN; ALTER TABLE t DROP v, ADD v int; INSERT INTO t VALUES (2, 20); COMMIT");
+    });
+    // The stream is there by now, and asks; the source does not show it yet.
+    wait_until(SOON, "somebody waits for the standby", || {
+        following.db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") != "0"
+    });
+    let shown = "SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum = 3";
+    assert_eq!(following.db.value(shown), "0");
+    run.wait_for_log_after(mark, "is not visible there yet", SOON);
+    standby.signal_walreceiver("CONT");
+    writer.join().unwrap();
+    run.wait_for_log_after(mark, "all tables are live", SOON);
+    following.db.execute("UPDATE t SET id = 3 WHERE id = 1");
+    arrived(&following);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
 }

@@ -277,6 +277,17 @@ impl Cluster {
         fs::remove_file(self.folder.join(format!(".s.PGSQL.{}.lock", self.port))).unwrap();
     }
 
+    /// Signals a standby's walreceiver, which is one of its processes: `STOP` has it answer no more.
+    pub fn signal_walreceiver(&self, name: &str) {
+        let postmaster = self.postmaster_pid().expect("the server runs");
+        let is_receiver = |pid: &u32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains("walreceiver")
+        };
+        let pid = children_of(postmaster).into_iter().find(is_receiver).expect("a walreceiver runs");
+        assert!(shell(&format!("kill -{name} {pid}")));
+    }
+
     /// A standby becomes a primary.
     pub fn promote(&self) {
         succeed(self.tool("pg_ctl").args(["promote", "-w", "-t", "60", "-D"]).arg(self.data()));
