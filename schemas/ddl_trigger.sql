@@ -2,22 +2,105 @@
 -- several changes in a row in place where it would otherwise have to copy the table again.
 --
 -- Installed by `rhei check --install-ddl-trigger`, by a superuser. Taken away again with
---   DROP EVENT TRIGGER rhei_ddl; DROP FUNCTION rhei_emit_ddl();
+--   DROP EVENT TRIGGER rhei_ddl; DROP SCHEMA rhei CASCADE;
 --
+-- The function runs in the DDL of every role, so nobody but a superuser may own it or put another one in its place: what
+-- stands under its names and belongs to somebody else is refused, and CREATE never takes over what is there.
+BEGIN;
+
+DO $install$
+DECLARE
+    stranger name;
+BEGIN
+    IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+        RAISE EXCEPTION 'role "%" is no superuser', current_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+
+    SELECT rolname INTO stranger FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+    WHERE n.nspname = 'rhei' AND NOT r.rolsuper;
+
+    IF FOUND THEN
+        RAISE EXCEPTION 'schema "rhei" belongs to "%", who is no superuser', stranger
+            USING HINT = 'look at what it is for, then ALTER SCHEMA rhei RENAME TO .. or DROP SCHEMA rhei CASCADE';
+    END IF;
+
+    SELECT coalesce(r.rolname, 'PUBLIC') INTO stranger
+    FROM pg_catalog.pg_namespace n CROSS JOIN pg_catalog.aclexplode(n.nspacl) granted
+    LEFT JOIN pg_catalog.pg_roles r ON r.oid = granted.grantee
+    WHERE n.nspname = 'rhei' AND granted.privilege_type = 'CREATE' AND NOT coalesce(r.rolsuper, false);
+
+    IF FOUND THEN
+        RAISE EXCEPTION 'schema "rhei" lets "%" create objects in it', stranger
+            USING HINT = 'REVOKE CREATE ON SCHEMA rhei from all roles that are no superusers';
+    END IF;
+
+    SELECT r.rolname INTO stranger
+    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    JOIN pg_catalog.pg_roles r ON r.oid = p.proowner
+    WHERE n.nspname = 'rhei' AND p.proname = 'emit_ddl' AND NOT r.rolsuper;
+
+    IF FOUND THEN
+        RAISE EXCEPTION 'function rhei.emit_ddl() belongs to "%", who is no superuser', stranger
+            USING HINT = 'look at what it is for, then DROP FUNCTION rhei.emit_ddl()';
+    END IF;
+
+    IF pg_catalog.to_regnamespace('rhei') IS NULL THEN
+        CREATE SCHEMA rhei;
+    END IF;
+END
+$install$;
+
+DROP EVENT TRIGGER IF EXISTS rhei_ddl;
+DROP FUNCTION IF EXISTS rhei.emit_ddl();
+
+-- Where the function stood before it had a schema of its own.
+DO $install$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+        JOIN pg_catalog.pg_roles r ON r.oid = p.proowner
+        WHERE n.nspname = 'public' AND p.proname = 'rhei_emit_ddl' AND p.pronargs = 0 AND r.rolsuper
+    ) THEN
+        DROP FUNCTION public.rhei_emit_ddl();
+    END IF;
+END
+$install$;
+
 -- The message is transactional: it is in the stream at the place of the change, and not at all when that is rolled back.
 -- There is no EXCEPTION block: it would put the message into a subtransaction of its own, and PostgreSQL 15 decodes such a
 -- message after the rows that follow it.
-CREATE OR REPLACE FUNCTION public.rhei_emit_ddl() RETURNS event_trigger
+CREATE FUNCTION rhei.emit_ddl() RETURNS event_trigger
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+-- Temporary tables of the session come last, or they would stand before the catalogs.
+SET search_path = pg_catalog, pg_temp
+-- Values of `missing` are printed as the stream prints them.
+SET DateStyle = 'ISO'
+SET IntervalStyle = 'postgres'
+SET TimeZone = 'UTC'
+SET extra_float_digits = 3
+SET bytea_output = 'hex'
+SET lc_monetary = 'C'
 AS $rhei$
 DECLARE
     described jsonb;
 BEGIN
     FOR described IN
-        WITH RECURSIVE changed(oid) AS (
-            SELECT DISTINCT objid FROM pg_event_trigger_ddl_commands()
-            WHERE classid = 'pg_class'::regclass AND object_type IN ('table', 'table column')
+        WITH RECURSIVE commands AS (
+            SELECT DISTINCT classid, objid FROM pg_event_trigger_ddl_commands()
+        ), named(oid) AS (
+            SELECT objid FROM commands WHERE classid = 'pg_class'::regclass
+            UNION
+            -- ALTER TYPE .. CASCADE changes the tables that are made of the type.
+            SELECT typed.oid
+            FROM commands
+            JOIN pg_type t ON CASE classid
+                WHEN 'pg_type'::regclass THEN t.oid = objid
+                WHEN 'pg_class'::regclass THEN t.typrelid = objid
+            END
+            JOIN pg_class typed ON typed.reloftype = t.oid
+        ), changed(oid) AS (
+            SELECT oid FROM named
             UNION
             SELECT inhrelid FROM changed JOIN pg_inherits ON inhparent = changed.oid
         )
@@ -51,7 +134,8 @@ BEGIN
 END
 $rhei$;
 
-DROP EVENT TRIGGER IF EXISTS rhei_ddl;
 CREATE EVENT TRIGGER rhei_ddl ON ddl_command_end
-    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE')
-    EXECUTE FUNCTION public.rhei_emit_ddl();
+    WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'ALTER TYPE')
+    EXECUTE FUNCTION rhei.emit_ddl();
+
+COMMIT;

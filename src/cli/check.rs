@@ -9,6 +9,7 @@ use crate::{
     source::{
         catalog::{self, SourceKey, SourceTable, quote_identifier, quote_table},
         connect::{SqlClient, connect_sql},
+        ddl_trigger::{self, DdlTrigger},
         slot,
     },
     target::DuckDb,
@@ -55,19 +56,9 @@ pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError
     let client = connect_sql(&source, "check").await?;
     let mut findings = Findings::default();
     if args.install_ddl_trigger {
-        let sql = format!("BEGIN; {} COMMIT;", catalog::DDL_TRIGGER);
-        if let Err(error) = client.batch_execute(&sql).await {
-            let reason = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
-            return Err(CliError::Failed(format!(
-                "the event trigger could not be installed: {reason}\nhint: it takes a superuser; the SQL is in \
-                 schemas/ddl_trigger.sql"
-            )));
-        }
+        install_ddl_trigger(&client).await?;
     }
-    match catalog::has_ddl_trigger(&client).await? {
-        true => findings.ok("event trigger", "rhei_ddl describes schema changes in the stream"),
-        false => findings.ok("event trigger", "not installed (--install-ddl-trigger); the catalogs are read instead"),
-    }
+    check_ddl_trigger(&client, &mut findings).await?;
     findings.ok("connection", source.redacted());
     check_server(&client, &session, &mut findings).await?;
     let tables = check_publication(&client, &session, &mut findings).await?;
@@ -80,6 +71,32 @@ pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError
     }
     check_target(&session, &mut findings);
     Ok(print(&findings))
+}
+
+async fn install_ddl_trigger(client: &SqlClient) -> Result<(), CliError> {
+    let Err(error) = client.batch_execute(ddl_trigger::SQL).await else { return Ok(()) };
+    let reason = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
+    let hint = error.as_db_error().and_then(|error| error.hint()).map_or_else(
+        || "it takes a superuser; the SQL is in schemas/ddl_trigger.sql".to_owned(),
+        |hint| format!("{hint}; the SQL is in schemas/ddl_trigger.sql"),
+    );
+    Err(CliError::Failed(format!("the event trigger could not be installed: {reason}\nhint: {hint}")))
+}
+
+async fn check_ddl_trigger(client: &SqlClient, findings: &mut Findings) -> Result<(), CliError> {
+    const SUBJECT: &str = "event trigger";
+    match ddl_trigger::look(client).await? {
+        DdlTrigger::Usable => findings.ok(SUBJECT, "rhei_ddl describes schema changes in the stream"),
+        DdlTrigger::Absent => {
+            findings.ok(SUBJECT, "not installed (--install-ddl-trigger); the catalogs are read instead");
+        }
+        DdlTrigger::Foreign { why } => {
+            let what = format!("rhei_ddl {why}: whoever controls it can run anything in the DDL of every role");
+            let mend = "as a superuser: DROP EVENT TRIGGER rhei_ddl, then rhei check --install-ddl-trigger";
+            findings.add(Level::Error, SUBJECT, what, mend);
+        }
+    }
+    Ok(())
 }
 
 async fn check_server(client: &SqlClient, session: &Session, findings: &mut Findings) -> Result<(), CliError> {

@@ -36,6 +36,7 @@ use crate::{
         Hold,
         catalog::{self, PublicationInfo, SourceTable},
         connect::{SqlClient, connect_sql},
+        ddl_trigger::{self, DdlTrigger},
         slot,
         wire::{IdentifySystem, ReplicationClient, SlotKeep},
     },
@@ -648,6 +649,15 @@ async fn save<T: OlapEngine + 'static>(
     writer.call(move |target| target.put_state(&pipeline, &tables)).await
 }
 
+/// Whether the source describes its tables in the stream, and nobody else can do so in its place.
+async fn is_described(sql: &SqlClient) -> Result<bool, EngineError> {
+    let trigger = ddl_trigger::look(sql).await?;
+    if let DdlTrigger::Foreign { why } = &trigger {
+        tracing::warn!(why, "the event trigger rhei_ddl is not listened to; `rhei check` says what mends it");
+    }
+    Ok(trigger == DdlTrigger::Usable)
+}
+
 /// Reads back what is to be followed.
 async fn ready<T: OlapEngine + 'static>(
     options: &Options,
@@ -666,7 +676,7 @@ async fn ready<T: OlapEngine + 'static>(
         to_copy,
         first: None,
         in_error: Vec::new(),
-        has_ddl_trigger: catalog::has_ddl_trigger(sql).await?,
+        has_ddl_trigger: is_described(sql).await?,
     };
     for stored in &state.tables {
         let spec = || Arc::new(tables::from_stored(stored, options.null_unrepresentable));

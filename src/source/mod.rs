@@ -2,13 +2,14 @@
 //!
 //! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `stream` reads what comes, `feedback` is the only writer on that
 //! socket, `pgoutput` reads messages, `spool` keeps transactions that have not ended, `consumer` makes change batches of them (`recorded` does so from a file),
-//! `slot` and `catalog` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
+//! `slot`, `catalog` and `ddl_trigger` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
 
 pub mod catalog;
 pub mod connect;
 pub mod consumer;
 pub mod copy;
 pub mod copy_out;
+pub mod ddl_trigger;
 pub mod feedback;
 pub mod pgoutput;
 pub mod recorded;

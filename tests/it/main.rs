@@ -11,6 +11,7 @@ mod compacting;
 mod connections;
 mod copying;
 mod crashes;
+mod ddl_trigger;
 mod every_value;
 mod exactness;
 mod failover;

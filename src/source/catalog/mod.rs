@@ -75,16 +75,6 @@ pub async fn end_moment(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("COMMIT").await?)
 }
 
-/// The SQL that installs rhei's event trigger.
-pub const DDL_TRIGGER: &str = include_str!("../../../schemas/ddl_trigger.sql");
-
-/// Whether rhei's event trigger is there and speaks.
-pub async fn has_ddl_trigger(client: &Client) -> Result<bool, CatalogError> {
-    let query =
-        "SELECT EXISTS (SELECT 1 FROM pg_event_trigger WHERE evtname = 'rhei_ddl' AND evtenabled IN ('O', 'A'))";
-    Ok(client.query_one(query, &[]).await?.try_get(0)?)
-}
-
 /// What the server is, and what this role may do there.
 #[derive(Debug, Clone)]
 pub struct ServerInfo {

@@ -1,0 +1,165 @@
+//! The optional event trigger at the source: who controls it, and what it says.
+
+use std::time::Duration;
+
+use crate::{bed::wait_until, following::Following};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Until all that is committed at the source by now is in the copy of a replicator that runs.
+fn wait_until_in_step(following: &Following) {
+    let (slot, end) = (following.slot(), following.db.wal_lsn());
+    wait_until(SOON, "the slot passes all of it", || {
+        following.db.execute("SELECT pg_logical_emit_message(false, 'rhei.test', 'go on')");
+        following.db.value(&format!(
+            "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        )) == "t"
+    });
+}
+
+/// Roles are of the whole cluster: each test has its own, and drops what it may not leave behind.
+fn role(following: &Following, name: &str) -> String {
+    let role = format!("{name}_{}", following.db.name());
+    let role = role.get(..role.len().min(60)).unwrap_or(&role).to_owned();
+    following.db.execute(&format!("CREATE ROLE \"{role}\""));
+    role
+}
+
+/// The function that the event trigger runs, and who owns it.
+fn runs(following: &Following) -> Vec<Vec<Option<String>>> {
+    following.db.query(
+        "SELECT evtfoid::regprocedure::text, rolsuper::text FROM pg_event_trigger
+         JOIN pg_proc p ON p.oid = evtfoid JOIN pg_roles r ON r.oid = proowner WHERE evtname = 'rhei_ddl'",
+    )
+}
+
+/// Whoever owned it could replace it afterwards, and it runs in the DDL of every role, a superuser's too.
+#[test]
+fn the_event_trigger_is_never_put_over_a_function_of_somebody_else() {
+    let following = Following::new("foreign_function");
+    let mallory = role(&following, "mallory");
+    let db = &following.db;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)");
+    let theirs = |schema: &str, name: &str| {
+        format!(
+            "CREATE FUNCTION {schema}.{name}() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+             ALTER FUNCTION {schema}.{name}() OWNER TO \"{mallory}\";"
+        )
+    };
+    let install = || following.rhei.run(["check", "--install-ddl-trigger"]);
+
+    // Where the function used to stand: it is left alone, and nobody runs it.
+    db.execute(&theirs("public", "rhei_emit_ddl"));
+    let installed = install();
+    assert!(installed.assert_code(0).stdout.contains("rhei_ddl describes"), "{}", installed.stdout);
+    assert_eq!(runs(&following), [[Some("rhei.emit_ddl()".to_owned()), Some("true".to_owned())]]);
+    db.execute("DROP EVENT TRIGGER rhei_ddl; DROP SCHEMA rhei CASCADE");
+
+    for (before, what) in [
+        (format!("CREATE SCHEMA rhei AUTHORIZATION \"{mallory}\""), "schema \"rhei\" belongs to"),
+        (format!("CREATE SCHEMA rhei; GRANT CREATE ON SCHEMA rhei TO \"{mallory}\""), "to create"),
+        ("CREATE SCHEMA rhei; GRANT CREATE ON SCHEMA rhei TO PUBLIC".to_owned(), "lets \"PUBLIC\" create"),
+        (format!("CREATE SCHEMA rhei; {}", theirs("rhei", "emit_ddl")), "function rhei.emit_ddl() belongs to"),
+    ] {
+        db.execute(&before);
+        let refused = install();
+        let what = what.replace("to create", &format!("lets \"{mallory}\" create"));
+        assert!(refused.assert_code(1).stderr.contains(&what), "{before}: {}", refused.stderr);
+        assert!(refused.stderr.contains("hint: "), "{}", refused.stderr);
+        assert!(runs(&following).is_empty(), "{before}");
+        db.execute("DROP SCHEMA rhei CASCADE");
+    }
+
+    // Once more over its own, and over the one that superusers made in public.
+    db.execute("CREATE FUNCTION public.of_a_superuser() RETURNS int LANGUAGE sql AS 'SELECT 1'");
+    db.execute("DROP FUNCTION public.rhei_emit_ddl()");
+    db.execute(
+        "CREATE FUNCTION public.rhei_emit_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+         CREATE EVENT TRIGGER rhei_ddl ON ddl_command_end EXECUTE FUNCTION public.rhei_emit_ddl()",
+    );
+    install().assert_code(0);
+    install().assert_code(0);
+    assert_eq!(runs(&following), [[Some("rhei.emit_ddl()".to_owned()), Some("true".to_owned())]]);
+    assert_eq!(db.value("SELECT count(*) FROM pg_proc WHERE proname = 'rhei_emit_ddl'"), "0");
+    db.execute("DROP EVENT TRIGGER rhei_ddl; DROP SCHEMA rhei CASCADE");
+    db.execute(&format!("DROP OWNED BY \"{mallory}\"; DROP ROLE \"{mallory}\""));
+}
+
+#[test]
+fn an_event_trigger_that_others_control_is_an_error_and_is_not_listened_to() {
+    let following = Following::new("foreign_trigger");
+    let mallory = role(&following, "mallory");
+    let db = &following.db;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1)");
+    following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+    following.sync();
+    for (before, after, what) in [
+        (
+            format!("ALTER FUNCTION rhei.emit_ddl() OWNER TO \"{mallory}\""),
+            "ALTER FUNCTION rhei.emit_ddl() OWNER TO postgres",
+            "runs rhei.emit_ddl(), which belongs to",
+        ),
+        (format!("ALTER SCHEMA rhei OWNER TO \"{mallory}\""), "ALTER SCHEMA rhei OWNER TO postgres", "no superuser"),
+        (
+            "GRANT CREATE ON SCHEMA rhei TO PUBLIC".to_owned(),
+            "REVOKE CREATE ON SCHEMA rhei FROM PUBLIC",
+            "\"PUBLIC\" may create objects",
+        ),
+        (
+            "ALTER FUNCTION rhei.emit_ddl() SET SCHEMA public".to_owned(),
+            "ALTER FUNCTION public.emit_ddl() SET SCHEMA rhei",
+            "runs public.emit_ddl(), which is not",
+        ),
+    ] {
+        db.execute(&before);
+        let checked = following.rhei.run(["check"]);
+        let is_error = |line: &str| line.starts_with("ERROR") && line.contains(what);
+        assert!(checked.assert_code(1).stdout.lines().any(is_error), "{before}: {}", checked.stdout);
+        // Two changes in a row leave a doubt, and nobody is believed about them.
+        db.execute(
+            "ALTER TABLE t DROP v; ALTER TABLE t ADD v int; INSERT INTO t VALUES ((SELECT max(id) + 1 FROM t), 5)",
+        );
+        db.execute("ALTER TABLE t DROP v; ALTER TABLE t ADD v int");
+        let synced = following.sync();
+        assert!(synced.stderr.contains("rhei_ddl is not listened to"), "{before}: {}", synced.stderr);
+        assert!(synced.stderr.contains("is copied again"), "{before}: {}", synced.stderr);
+        following.assert_same(&["public.t"]);
+        db.execute(after);
+    }
+    let checked = following.rhei.run_ok(["check"]);
+    assert!(checked.stdout.contains("rhei_ddl describes"), "{}", checked.stdout);
+    db.execute(&format!("DROP OWNED BY \"{mallory}\"; DROP ROLE \"{mallory}\""));
+}
+
+/// Its tag is ALTER TYPE, and the tables that it changes are named nowhere in it.
+#[test]
+fn a_typed_table_is_described_when_its_type_changes() {
+    for with_trigger in [true, false] {
+        let following = Following::new("typed_table");
+        following.db.execute(
+            "CREATE TYPE made_of AS (id int, v int); CREATE TABLE t OF made_of (PRIMARY KEY (id));
+             INSERT INTO t VALUES (1, 1), (2, 2)",
+        );
+        if with_trigger {
+            following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+        }
+        following.sync();
+        for change in [
+            "ALTER TYPE made_of ADD ATTRIBUTE w int CASCADE; INSERT INTO t VALUES (3, 3, 3)",
+            "ALTER TYPE made_of RENAME ATTRIBUTE w TO x CASCADE; UPDATE t SET x = 7 WHERE id = 1",
+            "ALTER TYPE made_of DROP ATTRIBUTE x CASCADE; ALTER TYPE made_of ADD ATTRIBUTE x text CASCADE; INSERT INTO t VALUES (4, 4, 'four')",
+            "ALTER TYPE made_of DROP ATTRIBUTE x CASCADE; INSERT INTO t VALUES (5, 5)",
+        ] {
+            following.db.execute(change);
+        }
+        let mut running = following.run();
+        running.wait_for_log("following the source", SOON);
+        wait_until_in_step(&following);
+        let ended = running.stop(SOON);
+        ended.assert_code(0);
+        assert_eq!(ended.stderr.contains("is copied again"), !with_trigger, "{}", ended.stderr);
+        if with_trigger {
+            following.assert_same(&["public.t"]);
+        }
+    }
+}
