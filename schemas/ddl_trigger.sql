@@ -6,6 +6,11 @@
 --
 -- The function runs in the DDL of every role, so nobody but a superuser may own it or put another one in its place: what
 -- stands under its names and belongs to somebody else is refused, and CREATE never takes over what is there.
+--
+-- Any role may send messages of any prefix, so rhei believes only those that are signed with a secret. The role that
+-- replicates has to be able to read it, and nobody else:
+--   GRANT USAGE ON SCHEMA rhei TO rhei; GRANT SELECT ON rhei.ddl_secret TO rhei;
+-- A new secret: REFRESH MATERIALIZED VIEW rhei.ddl_secret. rhei reads it when it connects.
 BEGIN;
 
 DO $install$
@@ -45,6 +50,16 @@ BEGIN
             USING HINT = 'look at what it is for, then DROP FUNCTION rhei.emit_ddl()';
     END IF;
 
+    SELECT r.rolname INTO stranger
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
+    WHERE n.nspname = 'rhei' AND c.relname = 'ddl_secret' AND NOT (r.rolsuper AND c.relkind = 'm');
+
+    IF FOUND THEN
+        RAISE EXCEPTION 'rhei.ddl_secret of "%" is no materialized view of a superuser', stranger
+            USING HINT = 'look at what it is for, then drop it';
+    END IF;
+
     IF pg_catalog.to_regnamespace('rhei') IS NULL THEN
         CREATE SCHEMA rhei;
     END IF;
@@ -53,6 +68,12 @@ $install$;
 
 DROP EVENT TRIGGER IF EXISTS rhei_ddl;
 DROP FUNCTION IF EXISTS rhei.emit_ddl();
+
+-- 128 hexadecimal digits, two keys of one block of SHA-256 each. A table would be published by FOR ALL TABLES, and an unlogged
+-- one is empty after a crash.
+CREATE MATERIALIZED VIEW IF NOT EXISTS rhei.ddl_secret AS
+    SELECT pg_catalog.string_agg(pg_catalog.replace(pg_catalog.gen_random_uuid()::text, '-', ''), '') AS secret
+    FROM pg_catalog.generate_series(1, 4);
 
 -- Where the function stood before it had a schema of its own.
 DO $install$
@@ -72,6 +93,8 @@ $install$;
 -- message after the rows that follow it.
 CREATE FUNCTION rhei.emit_ddl() RETURNS event_trigger
 LANGUAGE plpgsql
+-- The owner reads the secret, whoever changes a table.
+SECURITY DEFINER
 -- Temporary tables of the session come last, or they would stand before the catalogs.
 SET search_path = pg_catalog, pg_temp
 -- Values of `missing` are printed as the stream prints them.
@@ -84,7 +107,18 @@ SET lc_monetary = 'C'
 AS $rhei$
 DECLARE
     described jsonb;
+    key text;
+    signed text;
 BEGIN
+    -- Whatever happened to the secret, nobody's DDL fails for it.
+    PERFORM FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE nspname = 'rhei' AND relname = 'ddl_secret' AND relispopulated
+        AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT');
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT secret INTO key FROM rhei.ddl_secret;
+
     FOR described IN
         WITH RECURSIVE commands AS (
             SELECT DISTINCT classid, objid FROM pg_event_trigger_ddl_commands()
@@ -129,7 +163,12 @@ BEGIN
         )
         FROM changed JOIN pg_class c ON c.oid = changed.oid AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
     LOOP
-        PERFORM pg_logical_emit_message(true, 'rhei.ddl', described::text);
+        -- The number of the transaction is signed too, so that no message is one of another transaction.
+        signed := pg_current_xact_id()::text || ' ' || described::text;
+        PERFORM pg_logical_emit_message(true, 'rhei.ddl', encode(
+            sha256(right(key, 64)::bytea || sha256(left(key, 64)::bytea || convert_to(signed, getdatabaseencoding()))),
+            'hex'
+        ) || ' ' || signed);
     END LOOP;
 END
 $rhei$;

@@ -19,7 +19,7 @@ use hashbrown::HashMap;
 use super::{
     ChangeBatch, Remedy, Reshape, TableFailure, TableSpec,
     columns::{self},
-    ddl::{self, Description},
+    ddl::{self, Description, Secret},
     followed::{Described, Follow, Followed, copy_again, fit, fit_or_stale, project},
     net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
     relation::Relation,
@@ -170,6 +170,7 @@ pub struct Assembler {
     /// By oid, so that one that is described again and again is there once.
     untracked: BTreeSet<u32>,
     descriptions: HashMap<u32, Description>,
+    secret: Option<Secret>,
     /// Bytes of `described` and `descriptions`, about.
     described_bytes: usize,
     described_limit: usize,
@@ -202,6 +203,7 @@ impl Assembler {
             source_transactions: 0,
             untracked: BTreeSet::new(),
             descriptions: HashMap::new(),
+            secret: None,
             described_bytes: 0,
             described_limit: DESCRIBED_BYTES,
             reshapes: Vec::new(),
@@ -215,6 +217,12 @@ impl Assembler {
     /// Every relation becomes a [`Question`].
     pub fn asking(mut self) -> Self {
         self.asks = true;
+        self
+    }
+
+    /// Descriptions that are signed with this are believed; without it none is.
+    pub fn believing(mut self, secret: Option<Secret>) -> Self {
+        self.secret = secret;
         self
     }
 
@@ -443,7 +451,8 @@ impl Assembler {
             }
             // Those of rhei's own trigger are transactional, so they stand where the change is.
             Message::Logical { transactional: true, prefix: ddl::PREFIX, content, .. } => {
-                if let Some(description) = Description::parse(content) {
+                let (Some(open), Some(secret)) = (&self.open, &self.secret) else { return Ok(()) };
+                if let Some(description) = Description::read(content, open.xid, secret) {
                     let bytes = description.bytes();
                     let older = self.descriptions.insert(description.oid, description);
                     self.remember(bytes, older.map_or(0, |older| older.bytes()))?;
@@ -621,7 +630,10 @@ impl Assembler {
         } else if self.asks && !is_past {
             let has_open_rows =
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
-            let description = self.descriptions.get(&oid).cloned();
+            // Good for one question: what comes later may be another change, which nobody has described.
+            let description = self.descriptions.remove(&oid);
+            let bytes = description.as_ref().map_or(0, Description::bytes);
+            self.described_bytes = self.described_bytes.saturating_sub(bytes);
             let has_parts = self.open.as_ref().is_some_and(|open| open.parted.contains(&oid));
             // Between transactions a relation is only described once more, and must be looked up.
             let (commit_lsn, xid) = self.open.as_ref().map_or((Lsn(u64::MAX), 0), |open| (open.commit_lsn, open.xid));

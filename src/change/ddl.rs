@@ -1,9 +1,10 @@
 //! What the optional event trigger at the source says of a table (schemas/ddl_trigger.sql): its columns as they are at
 //! that place of the stream, which no Relation message and no later look at the catalogs can tell (trap 64).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 /// Prefix of the trigger's logical messages.
 pub const PREFIX: &str = "rhei.ddl";
@@ -41,9 +42,63 @@ impl Description {
         size_of::<Self>() + self.columns.iter().map(column).sum::<usize>()
     }
 
-    /// None when it is not what the trigger sends: anybody may send messages of any prefix.
-    pub fn parse(content: &[u8]) -> Option<Self> {
-        serde_json::from_slice(content).ok()
+    /// From a message of transaction `xid`. None when it is not what the trigger said in it: any role may send messages of
+    /// any prefix.
+    pub fn read(content: &[u8], xid: u32, secret: &Secret) -> Option<Self> {
+        let (signature, signed) = content.split_at_checked(SIGNATURE)?;
+        let signed = signed.strip_prefix(b" ")?;
+        if !secret.has_signed(signature, signed) {
+            tracing::debug!(xid, "a description of a table that the event trigger did not sign is ignored");
+            return None;
+        }
+
+        let at = signed.iter().position(|&byte| byte == b' ')?;
+        let (number, described) = signed.split_at_checked(at)?;
+        // The stream says the lower half of it.
+        let number: u64 = std::str::from_utf8(number).ok()?.parse().ok()?;
+        if number & u64::from(u32::MAX) != u64::from(xid) {
+            tracing::debug!(xid, "a description of a table that is of another transaction is ignored");
+            return None;
+        }
+        serde_json::from_slice(described).ok()
+    }
+}
+
+/// Hexadecimal digits of a SHA-256.
+const SIGNATURE: usize = 64;
+
+/// What the event trigger signs with. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(..)")
+    }
+}
+
+impl Secret {
+    /// Two keys of one block of SHA-256 each, as the trigger's SQL makes them: of the inner hash and of the outer one.
+    const BYTES: usize = 128;
+
+    /// None: it is not what the trigger's SQL makes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_secret = text.len() == Self::BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_secret.then(|| Self(text.to_owned()))
+    }
+
+    fn sign(&self, content: &[u8]) -> String {
+        let (inner, outer) = self.0.split_at(Self::BYTES / 2);
+        let inner = Sha256::new().chain_update(inner).chain_update(content).finalize();
+        let hash = Sha256::new().chain_update(outer).chain_update(inner).finalize();
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Takes as long whatever is wrong.
+    fn has_signed(&self, signature: &[u8], content: &[u8]) -> bool {
+        let expected = self.sign(content);
+        let differing = expected.bytes().zip(signature).fold(0, |found, (one, other)| found | (one ^ other));
+        signature.len() == expected.len() && differing == 0
     }
 }
 
@@ -53,15 +108,37 @@ mod tests {
 
     #[test]
     fn what_the_trigger_sends_is_read_and_all_else_is_none() {
-        let sent =
-            br#"{"oid": 16385, "last_attnum": 2, "columns": [{"attnum": 2, "name": "v", "type": 23, "typmod": -1,
+        let sent = r#"{"oid": 16385, "last_attnum": 2, "columns": [{"attnum": 2, "name": "v", "type": 23, "typmod": -1,
             "ndims": 0, "not_null": false, "is_generated": false, "missing": {"16385": "{7}", "16390": null}}]}"#;
-        let description = Description::parse(sent).unwrap();
+        let secret = Secret::parse(&"0123456789abcdef".repeat(8)).unwrap();
+        let signed = |secret: &Secret, text: &str| format!("{} {text}", secret.sign(text.as_bytes())).into_bytes();
+        let message = signed(&secret, &format!("4294967303 {sent}"));
+        let description = Description::read(&message, 7, &secret).unwrap();
         assert_eq!((description.oid, description.last_attnum), (16385, 2));
         let missing = BTreeMap::from([(16385, Some("{7}".to_owned())), (16390, None)]);
         assert_eq!(description.columns[0].missing, missing);
-        for other in [b"".as_slice(), b"hello", b"{}", b"{\"oid\": -1}", b"\xff"] {
-            assert_eq!(Description::parse(other), None);
+        for other in ["", "7", "7 ", "7 hello", "7 {}", "7 {\"oid\": -1}", "x {}", "-1 {}"] {
+            assert_eq!(Description::read(&signed(&secret, other), 7, &secret), None, "{other}");
         }
+
+        // Of another transaction, changed on the way, or signed by somebody else.
+        assert_eq!(Description::read(&message, 8, &secret), None);
+        for at in 0..message.len() {
+            let mut other = message.clone();
+            other[at] ^= 1;
+            assert_eq!(Description::read(&other, 7, &secret), None, "byte {at}");
+            assert_eq!(Description::read(&message[..at], 7, &secret), None, "{at} bytes");
+        }
+        let another = Secret::parse(&"f".repeat(128)).unwrap();
+        assert_eq!(Description::read(&signed(&another, &format!("7 {sent}")), 7, &secret), None);
+        assert_eq!(Description::read(sent.as_bytes(), 7, &secret), None);
+    }
+
+    #[test]
+    fn the_secret_is_not_printed() {
+        let secret = Secret::parse(&"ab".repeat(64)).unwrap();
+        assert_eq!(format!("{secret:?}"), "Secret(..)");
+        assert_eq!(Secret::parse("ab"), None);
+        assert_eq!(Secret::parse(&"x".repeat(128)), None);
     }
 }

@@ -86,14 +86,18 @@ async fn install_ddl_trigger(client: &SqlClient) -> Result<(), CliError> {
 async fn check_ddl_trigger(client: &SqlClient, findings: &mut Findings) -> Result<(), CliError> {
     const SUBJECT: &str = "event trigger";
     match ddl_trigger::look(client).await? {
-        DdlTrigger::Usable => findings.ok(SUBJECT, "rhei_ddl describes schema changes in the stream"),
+        DdlTrigger::Usable(_) => findings.ok(SUBJECT, "rhei_ddl describes schema changes in the stream"),
         DdlTrigger::Absent => {
             findings.ok(SUBJECT, "not installed (--install-ddl-trigger); the catalogs are read instead");
         }
         DdlTrigger::Foreign { why } => {
-            let what = format!("rhei_ddl {why}: whoever controls it can run anything in the DDL of every role");
+            let what = format!("rhei_ddl {why}: it is not listened to, and may do anything in the DDL of every role");
             let mend = "as a superuser: DROP EVENT TRIGGER rhei_ddl, then rhei check --install-ddl-trigger";
             findings.add(Level::Error, SUBJECT, what, mend);
+        }
+        DdlTrigger::Unreadable { grant } => {
+            let what = "this role may not read the secret that rhei_ddl signs with, so it is not listened to";
+            findings.add(Level::Warning, SUBJECT, what, grant);
         }
     }
     Ok(())

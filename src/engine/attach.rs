@@ -30,7 +30,7 @@ use super::{
 use crate::{
     Checkpoint, Lsn,
     backfill::{self, Copied, FirstSlot, Planned, Round, Told, create_slot},
-    change::{QualifiedName, TableSpec},
+    change::{QualifiedName, TableSpec, ddl::Secret},
     failpoint::reached,
     source::{
         Hold,
@@ -62,8 +62,8 @@ pub struct Attached {
     pub first: Option<FirstSlot>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
-    /// The source says itself what its tables look like after each change.
-    pub has_ddl_trigger: bool,
+    /// The source says itself what its tables look like after each change, and signs it with this.
+    pub ddl_secret: Option<Secret>,
 }
 
 /// Which tables to copy although they need not be.
@@ -649,13 +649,16 @@ async fn save<T: OlapEngine + 'static>(
     writer.call(move |target| target.put_state(&pipeline, &tables)).await
 }
 
-/// Whether the source describes its tables in the stream, and nobody else can do so in its place.
-async fn is_described(sql: &SqlClient) -> Result<bool, EngineError> {
-    let trigger = ddl_trigger::look(sql).await?;
-    if let DdlTrigger::Foreign { why } = &trigger {
-        tracing::warn!(why, "the event trigger rhei_ddl is not listened to; `rhei check` says what mends it");
-    }
-    Ok(trigger == DdlTrigger::Usable)
+/// What the source signs descriptions of its tables with, if it sends any that can be believed.
+async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, EngineError> {
+    let why = match ddl_trigger::look(sql).await? {
+        DdlTrigger::Usable(secret) => return Ok(Some(secret)),
+        DdlTrigger::Absent => return Ok(None),
+        DdlTrigger::Foreign { why } => why,
+        DdlTrigger::Unreadable { .. } => "signs with a secret that this role may not read".to_owned(),
+    };
+    tracing::warn!(why, "the event trigger rhei_ddl is not listened to; `rhei check` says what mends it");
+    Ok(None)
 }
 
 /// Reads back what is to be followed.
@@ -676,7 +679,7 @@ async fn ready<T: OlapEngine + 'static>(
         to_copy,
         first: None,
         in_error: Vec::new(),
-        has_ddl_trigger: is_described(sql).await?,
+        ddl_secret: ddl_secret(sql).await?,
     };
     for stored in &state.tables {
         let spec = || Arc::new(tables::from_stored(stored, options.null_unrepresentable));

@@ -327,7 +327,7 @@ async fn stream<T: OlapEngine + 'static>(
         publications: options.publications.clone(),
         checkpoint: checkpoint.lsn,
         tables: attached.tables,
-        with_messages: attached.has_ddl_trigger,
+        ddl_secret: attached.ddl_secret,
         hold: copies.hold(),
         queue_bytes: options.memory_limit_bytes / 4,
         spool_folder: spool_folder(&options.target.path),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Lsn,
-    change::{ChangeBatch, TableSpec, assemble::Assembler},
+    change::{ChangeBatch, TableSpec, assemble::Assembler, ddl::Secret},
     checkpoint::DurableLsn,
     failpoint::reached,
 };
@@ -52,8 +52,8 @@ pub struct StreamOptions {
     pub publications: Vec<String>,
     pub checkpoint: Lsn,
     pub tables: Vec<Arc<TableSpec>>,
-    /// Ask for logical messages: the source has rhei's event trigger.
-    pub with_messages: bool,
+    /// The source has rhei's event trigger, which signs with this: ask for logical messages.
+    pub ddl_secret: Option<Secret>,
     pub hold: Hold,
     /// Bytes that may wait to be decoded.
     pub queue_bytes: usize,
@@ -72,7 +72,7 @@ impl PgConsumer {
                 &options.slot,
                 options.checkpoint,
                 &options.publications,
-                options.with_messages,
+                options.ddl_secret.is_some(),
                 options.queue_bytes,
                 !options.wants_whole,
             )
@@ -80,7 +80,7 @@ impl PgConsumer {
         Ok(Self {
             reader,
             feedback,
-            assembler: Assembler::new(options.checkpoint, options.tables).asking(),
+            assembler: Assembler::new(options.checkpoint, options.tables).asking().believing(options.ddl_secret),
             held: None,
             spool: Spool::new(options.spool_folder),
             replay: None,

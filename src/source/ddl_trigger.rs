@@ -3,7 +3,8 @@
 
 use tokio_postgres::Client;
 
-use super::catalog::CatalogError;
+use super::catalog::{CatalogError, quote_identifier};
+use crate::change::ddl::Secret;
 
 /// The SQL that installs it, in one transaction.
 pub const SQL: &str = include_str!("../../schemas/ddl_trigger.sql");
@@ -13,11 +14,12 @@ pub const SQL: &str = include_str!("../../schemas/ddl_trigger.sql");
 pub enum DdlTrigger {
     /// None, or one that is switched off.
     Absent,
-    /// One that rhei does not listen to, since it is not under a superuser's control.
-    Foreign {
-        why: String,
-    },
-    Usable,
+    /// One that rhei does not listen to, since others than superusers could have it say anything.
+    Foreign { why: String },
+    /// What it says cannot be verified: this role may not read the secret. The SQL lets it.
+    Unreadable { grant: String },
+    /// What it says is signed with this.
+    Usable(Secret),
 }
 
 /// Looks for the event trigger, and at who controls it.
@@ -29,7 +31,8 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
          n.nspname || '.' || p.proname || '()', f.rolname::text, f.rolsuper, s.rolname::text, s.rolsuper, \
          (SELECT coalesce(r.rolname::text, 'PUBLIC') \
           FROM aclexplode(n.nspacl) granted LEFT JOIN pg_roles r ON r.oid = granted.grantee \
-          WHERE granted.privilege_type = 'CREATE' AND NOT coalesce(r.rolsuper, false) LIMIT 1) \
+          WHERE granted.privilege_type = 'CREATE' AND NOT coalesce(r.rolsuper, false) LIMIT 1), \
+         has_schema_privilege(n.oid, 'USAGE'), current_user::text \
          FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace \
          JOIN pg_roles f ON f.oid = p.proowner JOIN pg_roles s ON s.oid = n.nspowner WHERE evtname = 'rhei_ddl'";
     let Some(row) = client.query_opt(query, &[]).await? else { return Ok(DdlTrigger::Absent) };
@@ -48,9 +51,43 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
         creator.map(|role| format!("has its function in schema \"rhei\", in which \"{role}\" may create objects"))
     };
 
-    Ok(match why {
-        Some(why) => DdlTrigger::Foreign { why },
-        None if is_enabled => DdlTrigger::Usable,
-        None => DdlTrigger::Absent,
-    })
+    if let Some(why) = why {
+        return Ok(DdlTrigger::Foreign { why });
+    }
+    if !is_enabled {
+        return Ok(DdlTrigger::Absent);
+    }
+    secret(client, row.try_get(8)?, &row.try_get::<_, String>(9)?).await
+}
+
+/// `may_use`: whether `user`, who asks, may use the secret's schema.
+async fn secret(client: &Client, may_use: bool, user: &str) -> Result<DdlTrigger, CatalogError> {
+    let foreign = |why: &str| Ok(DdlTrigger::Foreign { why: why.to_owned() });
+    let query = "SELECT relkind = 'm' AND relispopulated AND rolsuper, has_table_privilege(c.oid, 'SELECT'), \
+         EXISTS (SELECT 1 FROM aclexplode(relacl) WHERE grantee = 0 AND privilege_type = 'SELECT') \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_roles r ON r.oid = relowner \
+         WHERE nspname = 'rhei' AND relname = 'ddl_secret'";
+    let found = client.query_opt(query, &[]).await?;
+    let (is_ours, may_select, may_anybody): (bool, bool, bool) = match &found {
+        Some(row) => (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?),
+        None => (false, false, false),
+    };
+    if !is_ours {
+        return foreign("has no secret rhei.ddl_secret of a superuser to sign with");
+    }
+    if may_anybody {
+        return foreign("signs with rhei.ddl_secret, which everybody may read");
+    }
+    if !may_use || !may_select {
+        let role = quote_identifier(user);
+        let grant = format!("GRANT USAGE ON SCHEMA rhei TO {role}; GRANT SELECT ON rhei.ddl_secret TO {role}");
+        return Ok(DdlTrigger::Unreadable { grant });
+    }
+
+    let found = client.query_opt("SELECT secret FROM rhei.ddl_secret", &[]).await?;
+    let secret = found.map(|row| row.try_get::<_, Option<String>>(0)).transpose()?.flatten();
+    match secret.as_deref().and_then(Secret::parse) {
+        Some(secret) => Ok(DdlTrigger::Usable(secret)),
+        None => foreign("signs with rhei.ddl_secret, which is not what was installed"),
+    }
 }

@@ -2,20 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{bed::wait_until, following::Following};
+use crate::following::Following;
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// Until all that is committed at the source by now is in the copy of a replicator that runs.
-fn wait_until_in_step(following: &Following) {
-    let (slot, end) = (following.slot(), following.db.wal_lsn());
-    wait_until(SOON, "the slot passes all of it", || {
-        following.db.execute("SELECT pg_logical_emit_message(false, 'rhei.test', 'go on')");
-        following.db.value(&format!(
-            "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
-        )) == "t"
-    });
-}
 
 /// Roles are of the whole cluster: each test has its own, and drops what it may not leave behind.
 fn role(following: &Following, name: &str) -> String {
@@ -154,7 +143,7 @@ fn a_typed_table_is_described_when_its_type_changes() {
         }
         let mut running = following.run();
         running.wait_for_log("following the source", SOON);
-        wait_until_in_step(&following);
+        following.wait_until_in_step();
         let ended = running.stop(SOON);
         ended.assert_code(0);
         assert_eq!(ended.stderr.contains("is copied again"), !with_trigger, "{}", ended.stderr);
@@ -162,4 +151,107 @@ fn a_typed_table_is_described_when_its_type_changes() {
             following.assert_same(&["public.t"]);
         }
     }
+}
+
+/// Any role may send a message of any prefix, at any place of the stream.
+#[test]
+fn a_description_that_another_role_forges_is_not_believed() {
+    let following = Following::new("forged");
+    let mallory = role(&following, "mallory");
+    let db = &following.db;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1), (2, 2)");
+    following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    following.wait_until_in_step();
+    let mark = running.log_mark();
+
+    let (oid, int) = (db.value("SELECT 't'::regclass::oid"), 23);
+    let column = |attnum: u32, name: &str, missing: &str| {
+        format!(
+            r#"{{"attnum": {attnum}, "name": "{name}", "type": {int}, "typmod": -1, "ndims": 0, "not_null": false,
+                "is_generated": false, "missing": {{"{oid}": {missing}}}}}"#
+        )
+    };
+    let described = format!(
+        r#"{{"oid": {oid}, "last_attnum": 3, "columns": [{}, {}, {}]}}"#,
+        column(1, "id", "null"),
+        column(2, "v", "null"),
+        column(3, "n", "\"{666}\"")
+    );
+    let attacker = db.session();
+    attacker.execute(&format!("SET SESSION AUTHORIZATION \"{mallory}\""));
+    assert!(attacker.try_query("SELECT * FROM rhei.ddl_secret").is_err(), "the secret is readable");
+    db.execute("ALTER TABLE t ADD n int DEFAULT 5");
+    attacker.execute(&format!("SELECT pg_logical_emit_message(true, 'rhei.ddl', '{described}')"));
+    attacker.execute(&format!(
+        "SELECT pg_logical_emit_message(true, 'rhei.ddl', repeat('0', 64) || ' ' || pg_current_xact_id() || ' {described}')"
+    ));
+    db.execute("INSERT INTO t VALUES (3, 3, 3)");
+    running.wait_for_log_after(mark, "another shape", SOON);
+    following.wait_until_in_step();
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+    attacker.execute("RESET SESSION AUTHORIZATION");
+    db.execute(&format!("DROP OWNED BY \"{mallory}\"; DROP ROLE \"{mallory}\""));
+}
+
+#[test]
+fn a_role_that_may_not_read_the_secret_is_told_what_to_grant() {
+    let following = Following::new("secret");
+    let reader = role(&following, "reader");
+    let db = &following.db;
+    // A publication of all tables, and the secret is in no copy of them.
+    db.execute(&format!(
+        "ALTER ROLE \"{reader}\" LOGIN REPLICATION; CREATE TABLE t (id int PRIMARY KEY, v int);
+         INSERT INTO t VALUES (1, 1); CREATE PUBLICATION rhei FOR ALL TABLES; GRANT SELECT ON t TO \"{reader}\""
+    ));
+    following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+    let rhei = following.rhei.clone().source(db.url_as(&reader));
+    let grant = format!("GRANT USAGE ON SCHEMA rhei TO \"{reader}\"; GRANT SELECT ON rhei.ddl_secret TO \"{reader}\"");
+    // Nobody can say which column is which by looking at the catalogs of now, and a savepoint has a number of its own.
+    let changes = "BEGIN; ALTER TABLE t ADD w int DEFAULT 1; SAVEPOINT s; ALTER TABLE t DROP v; RELEASE s;
+         ALTER TABLE t ADD v int DEFAULT 2; INSERT INTO t SELECT max(id) + 1 FROM t; COMMIT;
+         ALTER TABLE t DROP w; ALTER TABLE t RENAME v TO u; ALTER TABLE t ADD v int; INSERT INTO t SELECT max(id) + 1 FROM t;
+         ALTER TABLE t DROP u";
+    rhei.run_ok(["sync"]);
+    for may_read in [false, true] {
+        let checked = rhei.run_ok(["check"]);
+        assert_eq!(checked.stdout.contains(&grant), !may_read, "{}", checked.stdout);
+        assert_eq!(checked.stdout.contains("rhei_ddl describes"), may_read, "{}", checked.stdout);
+        db.execute(changes);
+        let synced = rhei.run_ok(["sync"]);
+        assert_eq!(synced.stderr.contains("not listened to"), !may_read, "{}", synced.stderr);
+        assert_eq!(synced.stderr.contains("is copied again"), !may_read, "{}", synced.stderr);
+        following.assert_same(&["public.t"]);
+        db.execute(&grant);
+    }
+    let secret = db.value("SELECT secret FROM rhei.ddl_secret");
+    let file = std::fs::read(following.copy()).unwrap();
+    assert!(!file.windows(secret.len()).any(|window| window == secret.as_bytes()), "the secret is in the copy");
+    assert!(!rhei.clone().env("RHEI_LOG", "trace").run_ok(["-v", "sync"]).stderr.contains(&secret));
+    db.execute(&format!("DROP OWNED BY \"{reader}\"; DROP ROLE \"{reader}\""));
+}
+
+/// DDL is everybody's, and must not fail for what became of the secret.
+#[test]
+fn tables_can_be_changed_though_the_secret_is_gone() {
+    let following = Following::new("no_secret");
+    let db = &following.db;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+    following.sync();
+    db.execute("REFRESH MATERIALIZED VIEW rhei.ddl_secret WITH NO DATA; ALTER TABLE t ADD a int");
+    db.execute("DROP MATERIALIZED VIEW rhei.ddl_secret; ALTER TABLE t ADD b int; INSERT INTO t VALUES (2, 2, 2)");
+    let checked = following.rhei.run(["check"]);
+    assert!(checked.assert_code(1).stdout.contains("no secret rhei.ddl_secret"), "{}", checked.stdout);
+    following.sync();
+    following.assert_same(&["public.t"]);
+    let installed = following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+    assert!(installed.stdout.contains("rhei_ddl describes"), "{}", installed.stdout);
+    // A name of the session's own that stands for a catalog would be read with the rights of a superuser.
+    db.execute("CREATE TEMP TABLE pg_class (oid oid); CREATE TEMP TABLE pg_attribute (n int); ALTER TABLE t ADD c int");
+    db.execute("INSERT INTO t VALUES (3, 3, 3, 3)");
+    following.sync();
+    following.assert_same(&["public.t"]);
 }

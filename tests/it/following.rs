@@ -1,8 +1,8 @@
 //! A database, a target file and the settings that tie them: what most tests begin with.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
-use crate::bed::{Cluster, Db, Output, Rhei, Running, assert_same, temp_dir};
+use crate::bed::{Cluster, Db, Output, Rhei, Running, assert_same, temp_dir, wait_until};
 
 /// Slots are of the whole cluster, so each test's is named like its database.
 pub struct Following {
@@ -48,6 +48,18 @@ impl Following {
     #[track_caller]
     pub fn assert_same(&self, tables: &[&str]) {
         assert_same(&self.db, self.copy(), tables);
+    }
+
+    /// Until all that is committed at the source by now is in the copy of a replicator that runs.
+    #[track_caller]
+    pub fn wait_until_in_step(&self) {
+        let (slot, end) = (self.slot(), self.db.wal_lsn());
+        wait_until(Duration::from_secs(60), "the slot passes all of it", || {
+            self.db.execute("SELECT pg_logical_emit_message(false, 'rhei.test', 'go on')");
+            self.db.value(&format!(
+                "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            )) == "t"
+        });
     }
 
     /// In step, then `changes` at the source, then in step again.
