@@ -176,9 +176,10 @@ impl PgConsumer {
     }
 }
 
-/// PostgreSQL 18 only warns when a publication is missing, and skips the changes (trap 41): never go on after that.
+/// PostgreSQL 18 only warns when a publication is missing, and skips the changes (trap 41): never go on after that. The text
+/// is in whatever language the server speaks; no other notice of a walsender has this SQLSTATE.
 fn check_notice(notice: &ServerMessage) -> Result<(), SourceError> {
-    if notice.code == "55000" && notice.message.contains("publication") {
+    if notice.code == "55000" {
         return Err(SourceError::PublicationSkipped { message: notice.message.clone() });
     }
     tracing::warn!(code = notice.code, "the source says: {}", notice.message);
@@ -262,5 +263,25 @@ impl CdcConsumer for PgConsumer {
             is_clean: self.assembler.is_clean(),
             ..self.position
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publication_that_is_skipped_ends_the_stream_in_every_language() {
+        let notice = |code: &str, message: &str| ServerMessage {
+            code: code.to_owned(),
+            message: message.to_owned(),
+            ..ServerMessage::default()
+        };
+        for message in ["skipped loading publication \"rhei\"", "Laden der Publikation »rhei« wurde übersprungen", ""]
+        {
+            let checked = check_notice(&notice("55000", message));
+            assert!(matches!(checked, Err(SourceError::PublicationSkipped { .. })), "{message}: {checked:?}");
+        }
+        assert!(check_notice(&notice("01000", "the publication is fine")).is_ok());
     }
 }
