@@ -325,6 +325,8 @@ async fn stream<T: OlapEngine + 'static>(
     let stream = StreamOptions {
         slot: options.slot.clone(),
         publications: options.publications.clone(),
+        system_id: attached.pipeline.system_id,
+        timeline: attached.pipeline.timeline,
         checkpoint: checkpoint.lsn,
         tables: attached.tables,
         ddl_secret: attached.ddl_secret,

@@ -50,6 +50,9 @@ pub struct PgConsumer {
 pub struct StreamOptions {
     pub slot: String,
     pub publications: Vec<String>,
+    /// The server that was found to belong to the copy. Nobody else's stream is read.
+    pub system_id: String,
+    pub timeline: u32,
     pub checkpoint: Lsn,
     pub tables: Vec<Arc<TableSpec>>,
     /// The source has rhei's event trigger, which signs with this: ask for logical messages.
@@ -66,7 +69,14 @@ pub struct StreamOptions {
 impl PgConsumer {
     /// Connects and starts the stream at the checkpoint.
     pub async fn start(source: &SourceOptions, options: StreamOptions) -> Result<Self, SourceError> {
-        let client = ReplicationClient::connect(source, "stream").await?;
+        let mut client = ReplicationClient::connect(source, "stream").await?;
+        // An address may lead elsewhere by now, and several may lead to several servers. Whoever is there would stream from the
+        // checkpoint whatever history it has (trap 36).
+        let found = client.identify_system().await?;
+        if (&found.system_id, found.timeline) != (&options.system_id, options.timeline) {
+            let (system_id, timeline) = (options.system_id, options.timeline);
+            return Err(SourceError::AnotherServer { system_id, timeline, found });
+        }
         let (reader, feedback) = client
             .start_replication(
                 &options.slot,

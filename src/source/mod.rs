@@ -160,6 +160,12 @@ pub enum SourceError {
          changes may be lost from here on.\nhint: restore the publication, then copy again with `rhei backfill --force`"
     )]
     PublicationSkipped { message: String },
+    #[error(
+        "another server answers than the one that was verified before (timeline {}, was {timeline}; system identifier {}, was {system_id})\n\
+         detail: The address, or one of several, leads to another server since.\n\
+         hint: after a failover rhei goes on by itself once all of them lead to the new primary", .found.timeline, .found.system_id
+    )]
+    AnotherServer { system_id: String, timeline: u32, found: wire::IdentifySystem },
     #[error("the source ended the stream")]
     StreamEnded,
 }
@@ -171,6 +177,8 @@ impl SourceError {
             Self::Connect(error) => error.is_transient(),
             Self::Wire(error) => error.is_transient(),
             Self::Slot(error) => error.is_transient(),
+            // The next session verifies whoever answers then.
+            Self::AnotherServer { .. } => true,
             Self::StreamEnded | Self::Spool(spool::SpoolError::Io { .. }) => true,
             Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => {
                 error.is_closed()

@@ -1,10 +1,21 @@
 //! Ways in: TLS with each sslmode, passwords of each kind, unix sockets, several hosts. Through the binary, so SQL
 //! sessions and the replication socket both pass.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use crate::{
-    bed::{Cluster, ClusterOptions, Db, Output, Rhei, temp_dir},
+    bed::{Cluster, ClusterOptions, Db, Output, Rhei, temp_dir, wait_until},
     following::Following,
 };
 
@@ -147,5 +158,83 @@ fn a_publication_name_keeps_its_case() {
     rhei.run_ok(["sync"]);
     following.db.execute("INSERT INTO t VALUES (1)");
     rhei.run_ok(["sync"]);
+    following.assert_same(&["public.t"]);
+}
+
+/// An address that leads the stream's connection to one server and all others to another.
+struct Junction {
+    port: u16,
+    stream_to: Arc<AtomicU16>,
+}
+
+impl Junction {
+    fn to(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let junction = Self { port: listener.local_addr().unwrap().port(), stream_to: Arc::new(AtomicU16::new(port)) };
+        let stream_to = Arc::clone(&junction.stream_to);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let stream_to = Arc::clone(&stream_to);
+                std::thread::spawn(move || pass_on(client, port, &stream_to));
+            }
+        });
+        junction
+    }
+
+    fn lead_stream_to(&self, cluster: &Cluster) {
+        self.stream_to.store(cluster.port(), SeqCst);
+    }
+}
+
+/// Until either side ends. The first message says what the connection is for.
+fn pass_on(mut client: TcpStream, port: u16, stream_to: &AtomicU16) -> Option<()> {
+    let mut first = [0; 4096];
+    let read = client.read(&mut first).ok()?;
+    let is_stream = first[..read].windows(11).any(|window| window == b"rhei/stream");
+    let mut server = TcpStream::connect(("127.0.0.1", if is_stream { stream_to.load(SeqCst) } else { port })).ok()?;
+    server.write_all(&first[..read]).ok()?;
+    let (mut back, mut to_client) = (server.try_clone().ok()?, client.try_clone().ok()?);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut back, &mut to_client);
+        let _ = to_client.shutdown(std::net::Shutdown::Both);
+    });
+    let _ = std::io::copy(&mut client, &mut server);
+    let _ = server.shutdown(std::net::Shutdown::Both);
+    Some(())
+}
+
+/// Trap 36: a server that was promoted meanwhile streams from any position without an error.
+#[test]
+fn a_stream_that_another_server_answers_is_not_read() {
+    const SOON: Duration = Duration::from_secs(60);
+    let primary = Cluster::start(ClusterOptions::default());
+    let standby = primary.standby();
+    let following = Following::of(primary.database("junction"));
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
+    following.sync();
+    let promoted = standby.replica_of(&following.db);
+    wait_until(SOON, "the standby has the table", || {
+        promoted.try_query("SELECT FROM t").is_ok_and(|rows| rows.len() == 1)
+    });
+    standby.promote();
+    let slot = following.slot();
+    promoted.query(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+    promoted.execute("INSERT INTO t VALUES (666, 'of another history')");
+
+    let junction = Junction::to(primary.port());
+    let url = following.db.url().replace(&primary.port().to_string(), &junction.port.to_string());
+    let mut running = following.rhei.clone().source(url).spawn(["run"]);
+    running.wait_for_log("following the source", SOON);
+    following.db.execute("INSERT INTO t VALUES (2, 'b')");
+    following.wait_until_in_step();
+
+    junction.lead_stream_to(&standby);
+    let mark = running.log_mark();
+    following.db.query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active");
+    running.wait_for_log_after(mark, "another server answers", SOON);
+    junction.lead_stream_to(&primary);
+    following.db.execute("INSERT INTO t VALUES (3, 'c')");
+    following.wait_until_in_step();
+    running.stop(SOON).assert_code(0);
     following.assert_same(&["public.t"]);
 }
