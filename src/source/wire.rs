@@ -68,6 +68,10 @@ pub enum WireError {
         "the source asks for the authentication method {0}, which rhei does not speak\nhint: use scram-sha-256 for this role"
     )]
     Authentication(&'static str),
+    #[error(
+        "the source lets us in without having proven that it knows the password\nhint: somebody else may answer at this address; sslmode=verify-full has the server prove who it is"
+    )]
+    Unproven,
 }
 
 impl WireError {
@@ -459,6 +463,8 @@ impl ReplicationClient {
         };
         let password = || source.password().ok_or_else(|| ConnectError::NoPassword { address: address.clone() });
         let mut scram: Option<ScramSha256> = None;
+        // SCRAM proves both sides to each other; the server's part comes last.
+        let mut is_proven = false;
         let needs_binding = source.channel_binding() == tokio_postgres::config::ChannelBinding::Require;
         loop {
             let frame = self.receive().await.map_err(refused)?;
@@ -478,6 +484,9 @@ impl ReplicationClient {
                 Some(backend::Message::AuthenticationOk) => {
                     if needs_binding && scram.is_none() {
                         return Err(WireError::Authentication("without the channel binding that is required"));
+                    }
+                    if scram.is_some() && !is_proven {
+                        return Err(WireError::Unproven);
                     }
                     continue;
                 }
@@ -510,7 +519,7 @@ impl ReplicationClient {
                     }
                     let exchange = ScramSha256::new(password()?, channel);
                     frontend::sasl_initial_response(mechanism, exchange.message(), &mut out)?;
-                    scram = Some(exchange);
+                    (scram, is_proven) = (Some(exchange), false);
                 }
                 Some(backend::Message::AuthenticationSaslContinue(body)) => {
                     let exchange = scram.as_mut().ok_or(unexpected)?;
@@ -519,6 +528,7 @@ impl ReplicationClient {
                 }
                 Some(backend::Message::AuthenticationSaslFinal(body)) => {
                     scram.as_mut().ok_or(unexpected)?.finish(body.data())?;
+                    is_proven = true;
                     continue;
                 }
                 Some(backend::Message::AuthenticationGss) => return Err(WireError::Authentication("GSSAPI")),
@@ -781,15 +791,56 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_answer_without_end_is_refused() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut client = ReplicationClient {
-            socket: Socket::Unix(ours),
+    fn client_of(socket: UnixStream) -> ReplicationClient {
+        ReplicationClient {
+            socket: Socket::Unix(socket),
             frames: FrameReader::new(MAX_ANSWER_BYTES),
             parameters: std::collections::HashMap::new(),
             address: String::new(),
-        };
+        }
+    }
+
+    /// A message of the server about authentication.
+    fn authentication(kind: u32, rest: &[u8]) -> Vec<u8> {
+        frame(b'R', &[&kind.to_be_bytes(), rest].concat())
+    }
+
+    /// Whoever knows the password can prove it, and nobody else may be taken for the source.
+    #[tokio::test]
+    async fn a_server_that_breaks_the_exchange_off_is_refused() {
+        let environment = crate::source::connect::Environment::default();
+        for channel_binding in ["prefer", "require"] {
+            for steps in [1, 2] {
+                let url = format!("postgresql://u:hush@localhost/d?channel_binding={channel_binding}");
+                let source = SourceOptions::parse(&url, &environment).unwrap();
+                let (ours, mut theirs) = UnixStream::pair().unwrap();
+                let server = tokio::spawn(async move {
+                    theirs.write_all(&authentication(10, b"SCRAM-SHA-256\0SCRAM-SHA-256-PLUS\0\0")).await.unwrap();
+                    let mut first = vec![0; 4096];
+                    let read = theirs.read(&mut first).await.unwrap();
+                    if steps == 2 {
+                        let text = String::from_utf8_lossy(&first[..read]).into_owned();
+                        let nonce = text.rsplit(",r=").next().unwrap();
+                        let answer = format!("r={nonce}server,s=c2FsdHNhbHQ=,i=4096");
+                        theirs.write_all(&authentication(11, answer.as_bytes())).await.unwrap();
+                        assert!(theirs.read(&mut first).await.unwrap() > 0);
+                    }
+                    let lets_in = [authentication(0, b""), frame(b'Z', b"I")].concat();
+                    theirs.write_all(&lets_in).await.unwrap();
+                    theirs
+                });
+                let mut client = client_of(ours);
+                let entered = client.authenticate(&source, true, Some(vec![1; 32])).await;
+                assert!(matches!(entered, Err(WireError::Unproven)), "{channel_binding}, {steps}: {entered:?}");
+                drop(server.await.unwrap());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_refused() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut client = client_of(ours);
         let hostile = tokio::spawn(async move {
             let row = [[0, 1].as_slice(), &(1_u32 << 20).to_be_bytes(), &vec![b'x'; 1 << 20]].concat();
             let both = [frame(b'S', b"some_name\0value\0"), frame(b'D', &row)].concat();
