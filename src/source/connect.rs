@@ -199,6 +199,8 @@ impl SourceOptions {
         };
         let mode = setting("sslmode", "PGSSLMODE");
         let passfile = setting("passfile", "PGPASSFILE").map(PathBuf::from);
+        let root_certificate = setting("sslrootcert", "PGSSLROOTCERT");
+        let is_system = root_certificate.as_deref() == Some("system");
         let tls = TlsSettings {
             mode: match mode {
                 Some(text) => SslMode::parse(&text).ok_or_else(|| ConnectError::Invalid {
@@ -206,13 +208,18 @@ impl SourceOptions {
                         "sslmode \"{text}\" is unknown; expected disable, allow, prefer, require, verify-ca or verify-full"
                     ),
                 })?,
-                None if goes_elsewhere(&config) => SslMode::VerifyFull,
+                None if is_system || goes_elsewhere(&config) => SslMode::VerifyFull,
                 None => SslMode::Prefer,
             },
-            root_certificate: setting("sslrootcert", "PGSSLROOTCERT"),
+            root_certificate,
             certificate: setting("sslcert", "PGSSLCERT").map(PathBuf::from),
             key: setting("sslkey", "PGSSLKEY").map(PathBuf::from),
         };
+        // Anybody can have a certificate of a public authority: without the name it proves nothing.
+        if is_system && tls.mode != SslMode::VerifyFull {
+            let reason = "sslrootcert=system goes with sslmode=verify-full only, as with libpq".to_owned();
+            return Err(ConnectError::Invalid { reason });
+        }
         config.ssl_mode(match tls.mode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
@@ -681,6 +688,23 @@ mod tests {
         assert_eq!(SourceOptions::parse("user=u", &environment).unwrap().tls.mode, SslMode::Require);
         let environment = Environment::default().with("PGHOST", "db.example.com");
         assert_eq!(SourceOptions::parse("user=u", &environment).unwrap().tls.mode, SslMode::VerifyFull);
+    }
+
+    /// As with libpq.
+    #[test]
+    fn the_authorities_of_the_system_go_with_verify_full_only() {
+        let parsed = |rest: &str| {
+            let text = format!("postgresql://u@localhost/d?sslrootcert=system{rest}");
+            SourceOptions::parse(&text, &Environment::default()).map(|options| options.tls.mode)
+        };
+        assert_eq!(parsed("").ok(), Some(SslMode::VerifyFull));
+        assert_eq!(parsed("&sslmode=verify-full").ok(), Some(SslMode::VerifyFull));
+        for mode in ["disable", "allow", "prefer", "require", "verify-ca"] {
+            let refused = parsed(&format!("&sslmode={mode}"));
+            assert!(matches!(refused, Err(ConnectError::Invalid { .. })), "{mode}: {refused:?}");
+        }
+        let environment = Environment::default().with("PGSSLROOTCERT", "system").with("PGSSLMODE", "require");
+        assert!(SourceOptions::parse("postgresql://u@localhost/d", &environment).is_err());
     }
 
     #[test]

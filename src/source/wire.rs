@@ -399,12 +399,12 @@ impl ReplicationClient {
 
     async fn start_up(&mut self, source: &SourceOptions, purpose: &str, mode: Mode) -> Result<(), WireError> {
         let application_name = format!("rhei/{purpose}");
-        let mut options = String::new();
+        // Of settings that are given twice the last one counts, and these decide whether a value comes whole.
+        let mut options = source.options().unwrap_or_default().to_owned();
         // `row_security` and `search_path` shape queries only, but an exact copy of the SQL sessions is easier to trust.
         for (name, value) in PINNED {
-            options.push_str(&format!("-c {name}={value} "));
+            options.push_str(&format!(" -c {name}={value}"));
         }
-        options.push_str(source.options().unwrap_or_default());
         let mut out = BytesMut::new();
         let parameters = [
             ("user", source.user()),

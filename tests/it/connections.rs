@@ -238,3 +238,30 @@ fn a_stream_that_another_server_answers_is_not_read() {
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.t"]);
 }
+
+/// What the URL sets for other clients must not decide how values are printed for this one.
+#[test]
+fn settings_in_the_url_do_not_shorten_values() {
+    const SOON: Duration = Duration::from_secs(60);
+    let following = Following::new("url_options");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, d float8, f float4, l float8[], i interval, at timestamptz);
+         CREATE PUBLICATION rhei FOR TABLE t",
+    );
+    let insert = |id: i32| {
+        format!(
+            "INSERT INTO t VALUES ({id}, 0.1::float8 + 0.2, 1.0::float4 / 3, ARRAY[1.0::float8 / 3, 1e-300],
+             '1 mon -2 days 03:04:05.678', '2024-02-01 12:00:00.123456+00')"
+        )
+    };
+    following.db.execute(&insert(1));
+    let options = "-c extra_float_digits=0 -c IntervalStyle=iso_8601 -c DateStyle=German,MDY -c TimeZone=Asia/Tokyo";
+    let options = options.replace(' ', "%20").replace('=', "%3D");
+    let rhei = following.rhei.clone().source(format!("{}&options={options}", following.db.url()));
+    let mut running = rhei.spawn(["run"]);
+    running.wait_for_log("all tables are live", SOON);
+    following.db.execute(&insert(2));
+    following.wait_until_in_step();
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
