@@ -12,7 +12,7 @@ use arrow::{
     datatypes::{DataType, Field, Fields},
 };
 
-use super::{Kind, Mapping, ValueError, datetime, entry_fields, interval_fields, numeric, range_fields, text};
+use super::{Kind, Mapping, ValueError, datetime, entry_fields, interval_fields, numeric, range_fields, text, variant};
 
 /// Decodes the values of one column into one Arrow array.
 #[derive(Debug)]
@@ -259,7 +259,13 @@ impl ColumnBuilder {
                 builder.append_value(uuid).map_err(|_| ValueError::malformed("uuid", value))?;
             }
             Values::Bytes(builder) => builder.append_value(text::bytea(value)?),
-            Values::Text(builder) => builder.append_value(std::str::from_utf8(value).map_err(|_| ValueError::NotUtf8)?),
+            Values::Text(builder) => {
+                let text = std::str::from_utf8(value).map_err(|_| ValueError::NotUtf8)?;
+                if matches!(kind, Kind::Cast { from } if from == "JSON") {
+                    variant::check(text)?;
+                }
+                builder.append_value(text);
+            }
             Values::List { ends, valid, element, .. } => {
                 let Kind::List { delimiter, .. } = kind else { return Err(ValueError::malformed("array", value)) };
                 text::array(value, *delimiter, element, target_type)?;

@@ -10,6 +10,7 @@ mod conversion;
 pub mod datetime;
 pub mod numeric;
 mod text;
+mod variant;
 
 use std::{
     collections::{HashMap, HashSet},

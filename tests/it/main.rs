@@ -29,3 +29,4 @@ mod security;
 mod supervision;
 mod tidy;
 mod values;
+mod variants;
