@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Copied, snapshot::import_for_copy};
 use crate::{
     change::{Nulled, TableSpec},
-    engine::{EngineError, Event, Options, with_causes},
+    engine::{EngineError, Event, Options, copy_it, with_causes},
     source::{SourceError, copy::CopyReader, copy_out::CopyClient, wire::WireError},
     target::{Loader, TargetError},
     types::schema_of,
@@ -383,6 +383,11 @@ impl Worker {
             (None, Err(_)) if is_cancelled => return Ok(Attempt::Cancelled),
             // Whoever took the shadow away cancels the job in the same transaction, which may not have ended.
             (None, Err(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
+            // DuckDB does not take what the table holds, and the other tables are not concerned.
+            (None, Err(error)) if error.table().is_some() => {
+                let reason = format!("{}; {}", with_causes(&error), copy_it(&spec));
+                return Ok(Attempt::Ended(Copied::Failed { reason }));
+            }
             (None, Err(error)) => return Err(error.into()),
             (Some(error), _) => error,
         };

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     EngineError, Options, Writer,
     tables::{self, PlanOptions, TableSettings},
+    tending::is_of_table,
 };
 use crate::{
     Checkpoint, Lsn,
@@ -597,7 +598,13 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                         target.finish_load(&spec)?;
                         target.merge(&spec, i64::MAX.unsigned_abs()).map(|_| ())
                     };
-                    writer.call(merge).await?;
+                    match writer.call(merge).await {
+                        Err(EngineError::Target(error)) if is_of_table(&error) => {
+                            let reason = super::with_causes(&error);
+                            writer.call(move |target| target.abandon_copy(oid, Some(&reason))).await?;
+                        }
+                        merged => merged?,
+                    }
                 }
                 Told::Copied { oid, copied: Copied::Failed { reason } } => {
                     writer.call(move |target| target.abandon_copy(oid, Some(&reason))).await?;

@@ -871,7 +871,7 @@ async fn in_time<R>(answer: impl Future<Output = Result<R, EngineError>>) -> Res
     tokio::time::timeout(ANSWER, answer).await.map_err(silent)?
 }
 
-fn copy_it(table: &TableSpec) -> String {
+pub fn copy_it(table: &TableSpec) -> String {
     format!("copy it again with `rhei backfill --table {} --force`", table.source)
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CycleOptions, CycleReport, EngineError, Event, SyncEngine, copy_it,
     copying::{Copies, News},
+    with_causes,
 };
 use crate::{
     Lsn,
@@ -22,6 +23,11 @@ use crate::{
     source::{CdcConsumer, connect::SqlClient},
     target::{OlapEngine, StoredTable, TableState, TargetError},
 };
+
+/// Whether an error is about what one table holds. Another transaction that was in the way is not.
+pub(super) fn is_of_table(error: &TargetError) -> bool {
+    error.table().is_some() && !error.is_conflict()
+}
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// How far the checkpoint has to come for all copies to be merged.
@@ -86,6 +92,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                             }
                             Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
                                 self.begin_anew(&spec, copies, &error.to_string()).await?;
+                            }
+                            Err(EngineError::Target(error)) if is_of_table(&error) => {
+                                self.refused(&spec, &error).await?;
                             }
                             Err(error) => return Err(error),
                         }
@@ -211,6 +220,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.give_up_copy(spec, Some(reason)).await
     }
 
+    /// DuckDB does not take what the table holds; the other tables go on.
+    async fn refused(&mut self, spec: &TableSpec, error: &TargetError) -> Result<(), EngineError> {
+        let reason = format!("{}; {}", with_causes(error), copy_it(spec));
+        let _ = self.events.send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
+        self.give_up_copy(spec, Some(reason)).await
+    }
+
     async fn give_up_copy(&mut self, spec: &TableSpec, reason: Option<String>) -> Result<(), EngineError> {
         let oid = spec.oid;
         self.not_copied.extend(reason.clone().map(|reason| (spec.source.to_string(), reason)));
@@ -255,6 +271,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             Err(EngineError::Target(error @ TargetError::ForeignTable { .. })) => {
                 self.give_up_copy(&spec, Some(error.to_string())).await?;
             }
+            Err(EngineError::Target(error)) if is_of_table(&error) => self.refused(&spec, &error).await?,
             Err(error) => return Err(error),
         }
         Ok(true)

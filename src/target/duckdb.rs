@@ -464,7 +464,9 @@ impl OlapEngine for DuckDb {
     fn finish_load(&mut self, table: &TableSpec) -> Result<(), TargetError> {
         self.transaction(|target| {
             let connection = &target.connection;
-            pending::close_open_values(connection, table)?;
+            pending::close_open_values(connection, table)
+                .and_then(|()| jobs::refuse(connection, "finish.refused", table))
+                .map_err(|error| error.of_copy(table))?;
             let shadow = ddl::table(&ddl::shadow_of(&table.target));
             let copied = connection.query_row(&format!("SELECT count(*) FROM {shadow}"), [], |row| row.get(0))?;
             state::set_state(connection, table.oid, &TableState::CatchingUp, Some(copied))
@@ -474,7 +476,9 @@ impl OlapEngine for DuckDb {
 
     fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError> {
         let merged = self.transaction(|target| {
-            let is_merged = pending::merge(&target.connection, table, most_rows)?;
+            let is_merged = pending::merge(&target.connection, table, most_rows)
+                .and_then(|merged| jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged))
+                .map_err(|error| error.of_copy(table))?;
             reached("merge.step");
             Ok(is_merged)
         })?;

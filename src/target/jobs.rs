@@ -12,7 +12,12 @@ use super::{
     RowStream, TargetError, apply,
     arrow_scan::{BatchView, Database},
 };
-use crate::{Lsn, change::TableSpec, failpoint::reached, types::schema_of};
+use crate::{
+    Lsn,
+    change::TableSpec,
+    failpoint::{reached, refuses},
+    types::schema_of,
+};
 
 /// A job that is to be written.
 #[derive(Debug, Clone)]
@@ -147,6 +152,14 @@ fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, TargetError> 
     Ok(connection.query_row(sql, params![job], |row| row.get(0))?)
 }
 
+/// Fails as DuckDB does for a value that it refuses, where a test asks for it.
+pub(super) fn refuse(connection: &Connection, place: &'static str, table: &TableSpec) -> Result<(), TargetError> {
+    if refuses(place, &table.source) {
+        connection.execute_batch("SELECT error('refused on purpose')")?;
+    }
+    Ok(())
+}
+
 /// Loads chunks beside the writer and beside other loaders, through a connection of its own. DuckDB lets several of them
 /// append to one table at a time.
 pub struct Loader {
@@ -231,7 +244,9 @@ impl Loader {
             if is_cancelled(connection, job)? {
                 return Err(TargetError::Cancelled);
             }
-            let loaded = apply::load(connection, table, rows, &view)?;
+            let loaded = apply::load(connection, table, rows, &view)
+                .and_then(|loaded| refuse(connection, "load.refused", table).map(|()| loaded))
+                .map_err(|error| error.of_copy(table))?;
             change(
                 connection,
                 job,

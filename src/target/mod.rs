@@ -394,6 +394,15 @@ impl TargetError {
         Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
     }
 
+    /// As [`Self::of`], for the copy of a table. What broke off before it came here is not the table's, and a copy that does
+    /// not fit begins anew.
+    fn of_copy(self, table: &TableSpec) -> Self {
+        match self {
+            Self::Rows { .. } | Self::Diverged { .. } => self,
+            other => other.of(table),
+        }
+    }
+
     /// The disk does not take what is written: it is full, or broken; or the file is closed. It has to be opened once more, and
     /// that may have to be tried again.
     pub fn is_of_disk(&self) -> bool {

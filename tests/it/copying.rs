@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    bed::{Cluster, ClusterOptions, Rhei, Running, oracle::query_copy, wait_until},
+    bed::{Cluster, ClusterOptions, Rhei, Running, assert_same, oracle::query_copy, wait_until},
     following::{Following, from_env},
 };
 
@@ -383,4 +383,48 @@ fn a_copy_killed_at_random_moments_under_writes_ends_equal_and_copies_little_twi
     );
     let sums = query_copy(following.copy(), "SELECT count(*)::VARCHAR FROM _rhei.jobs WHERE status = 'running'");
     assert_eq!(sums, [[Some("0".to_owned())]]);
+}
+
+/// No value is known that comes so far and is refused then, so failpoints have DuckDB refuse one.
+#[test]
+fn a_value_that_duckdb_refuses_while_it_is_copied_pauses_its_table_and_no_other() {
+    for place in ["load", "finish", "merge"] {
+        let following = Following::new(&format!("refused_{place}"));
+        following.db.execute(
+            "CREATE TABLE bad (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY);
+             INSERT INTO bad VALUES (1, 'a'); INSERT INTO other VALUES (1)",
+        );
+        let refusing = following.rhei.clone().env("FAILPOINTS", &format!("{place}.refused=return(public.bad)"));
+        let paused = || {
+            let of = "SELECT state, error FROM _rhei.tables WHERE source_name = 'bad'";
+            let found = query_copy(following.copy(), of).remove(0);
+            assert_eq!(found[0].as_deref(), Some("error"), "{place}: {found:?}");
+            assert!(found[1].as_ref().is_some_and(|reason| reason.contains("on purpose")), "{place}: {found:?}");
+        };
+        let output = refusing.run(["sync"]);
+        output.assert_code(1);
+        assert!(output.stderr.contains("public.bad") && output.stderr.contains("on purpose"), "{}", output.stderr);
+        paused();
+        following.assert_same(&["public.other"]);
+
+        // And `run` goes on, while it copies as while it follows.
+        let mut running = refusing.spawn(["run"]);
+        running.wait_for_log("following the source", SOON);
+        following.db.execute("INSERT INTO other VALUES (2)");
+        refusing.run_ok(["resync", "public.bad"]);
+        running.wait_for_log("not copied", SOON);
+        following.db.execute("INSERT INTO other VALUES (3)");
+        following.wait_until_in_step();
+        running.stop(SOON).assert_code(0);
+        paused();
+        following.assert_same(&["public.other"]);
+
+        // Without a slot, too.
+        let plain = refusing.clone().target("plain.duckdb");
+        plain.run(["backfill", "--no-slot"]).assert_code(1);
+        assert_same(&following.db, plain.target_path(), &["public.other"]);
+
+        following.rhei.run_ok(["backfill", "--table", "public.bad", "--force"]);
+        following.assert_same(&["public.bad", "public.other"]);
+    }
 }
