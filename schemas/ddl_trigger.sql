@@ -176,5 +176,7 @@ $rhei$;
 CREATE EVENT TRIGGER rhei_ddl ON ddl_command_end
     WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'ALTER TYPE')
     EXECUTE FUNCTION rhei.emit_ddl();
+-- Also in sessions with session_replication_role = replica, whose changes are in the stream like others.
+ALTER EVENT TRIGGER rhei_ddl ENABLE ALWAYS;
 
 COMMIT;

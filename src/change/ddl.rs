@@ -12,6 +12,9 @@ pub const PREFIX: &str = "rhei.ddl";
 /// A table from a place of the stream on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Description {
+    /// The transaction that it was sent in.
+    #[serde(skip)]
+    pub xid: u32,
     pub oid: u32,
     /// The highest `attnum` ever given out.
     pub last_attnum: i16,
@@ -60,7 +63,8 @@ impl Description {
             tracing::debug!(xid, "a description of a table that is of another transaction is ignored");
             return None;
         }
-        serde_json::from_slice(described).ok()
+        let described: Self = serde_json::from_slice(described).ok()?;
+        Some(Self { xid, ..described })
     }
 }
 

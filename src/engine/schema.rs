@@ -242,7 +242,8 @@ fn described(
 ) -> Result<Option<SourceTable>, String> {
     let relation = &question.relation;
     // Where the source says itself what the table was at this place of the stream, nothing is in doubt.
-    let (mut candidates, last_attnum) = match &question.description {
+    let description = question.description.as_ref().filter(|it| is_credible(it, now, question));
+    let (mut candidates, last_attnum) = match description {
         Some(description) => (of_description(description), description.last_attnum),
         None => (now.columns.clone(), now.fingerprint.last_attnum),
     };
@@ -259,7 +260,7 @@ fn described(
         // A column that is gone now may have been replaced by one of the same name before this relation was described.
         let is_gone = |attnum: i16| !candidates.iter().any(|column| column.attnum == attnum);
         let is_another = last_attnum > known.last_attnum && spec.columns.iter().any(|column| is_gone(column.attnum));
-        if is_another && question.description.is_none() {
+        if is_another && description.is_none() {
             return Err("a column was dropped and another one added".to_owned());
         }
         let is_same = !is_another;
@@ -269,7 +270,7 @@ fn described(
         }
     }
     let changed_again = || "it changed again before it could be followed".to_owned();
-    if question.description.is_none() {
+    if description.is_none() {
         // Columns that are there now and were there at the last copy were there in between. Whatever else the relation has
         // must be the first of those that came since; if any column went since as well, it could be that one.
         let (old, new): (Vec<_>, Vec<_>) = candidates.iter().partition(|column| column.attnum <= known.last_attnum);
@@ -289,7 +290,7 @@ fn described(
             (&column.name, column.type_oid, column.typmod) == (&wire.name, wire.type_oid, wire.typmod)
         };
         // The trigger describes what is not published too.
-        let column = match question.description {
+        let column = match description {
             Some(_) => candidates.find(is_it),
             None => candidates.next().filter(is_it),
         };
@@ -316,6 +317,21 @@ fn described(
         debug_assert!(!matches!(catalog::key_of(&table), SourceKey::WholeRow));
     }
     Ok(Some(table))
+}
+
+/// Whether a description is the table's at the place of a question. The event trigger may have been switched off for a
+/// change after it, which then came without a description: not inside the transaction that was described.
+fn is_credible(description: &Description, now: &SourceTable, question: &Question) -> bool {
+    // What is there now, and was there when it was described, was there in between.
+    let is_there = |described: &DescribedColumn| {
+        now.columns.iter().any(|column| {
+            (column.attnum, &column.name, column.type_oid, column.typmod)
+                == (described.attnum, &described.name, described.type_oid, described.typmod)
+        })
+    };
+    let described = |name: &String| description.columns.iter().find(|column| column.name == *name);
+    description.xid == question.xid
+        || question.relation.columns.iter().all(|wire| described(&wire.name).is_some_and(is_there))
 }
 
 fn of_description(description: &Description) -> Vec<SourceColumn> {

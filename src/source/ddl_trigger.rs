@@ -12,7 +12,7 @@ pub const SQL: &str = include_str!("../../schemas/ddl_trigger.sql");
 /// What stands under the trigger's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DdlTrigger {
-    /// None, or one that is switched off.
+    /// None, or one that is switched off, if only for some sessions (`ENABLE`, `ENABLE REPLICA`).
     Absent,
     /// One that rhei does not listen to, since others than superusers could have it say anything.
     Foreign { why: String },
@@ -27,7 +27,7 @@ pub enum DdlTrigger {
 /// # Errors
 /// The source did not answer.
 pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
-    let query = "SELECT evtenabled IN ('O', 'A'), n.nspname = 'rhei' AND p.proname = 'emit_ddl', \
+    let query = "SELECT evtenabled = 'A', n.nspname = 'rhei' AND p.proname = 'emit_ddl', \
          n.nspname || '.' || p.proname || '()', f.rolname::text, f.rolsuper, s.rolname::text, s.rolsuper, \
          (SELECT coalesce(r.rolname::text, 'PUBLIC') \
           FROM aclexplode(n.nspacl) granted LEFT JOIN pg_roles r ON r.oid = granted.grantee \

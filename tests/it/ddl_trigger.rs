@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::following::Following;
+use crate::{bed::Cluster, following::Following};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -254,4 +254,41 @@ fn tables_can_be_changed_though_the_secret_is_gone() {
     db.execute("INSERT INTO t VALUES (3, 3, 3, 3)");
     following.sync();
     following.assert_same(&["public.t"]);
+}
+
+/// A session may switch event triggers off, and a superuser the trigger itself: then a change comes without a description,
+/// and the one before it says nothing of it.
+#[test]
+fn a_description_is_not_believed_after_a_change_that_nobody_described() {
+    let change = "ALTER TABLE t DROP v, ADD v int; INSERT INTO t (id, v, w) VALUES (2, 20, 7)";
+    let replica = format!("SET session_replication_role = replica; {change}");
+    let in_one = format!("ALTER TABLE t ADD more int; {replica}");
+    let without = format!("SET event_triggers = off; {change}");
+    let mut cases = vec![(true, replica.clone()), (false, replica), (true, in_one)];
+    if Cluster::shared().major() >= 17 {
+        cases.push((true, without));
+    }
+    for (always, change) in cases {
+        let following = Following::new("undescribed");
+        following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v int, w int); INSERT INTO t VALUES (1, 10, 1)");
+        following.rhei.run_ok(["check", "--install-ddl-trigger"]);
+        if !always {
+            following.db.execute("ALTER EVENT TRIGGER rhei_ddl ENABLE");
+        }
+        // Described, and no row after it: the description waits for one.
+        let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h");
+        let mut run = rhei.spawn(["run"]);
+        run.wait_for_log("all tables are live", SOON);
+        following.db.execute("ALTER TABLE t ALTER w SET NOT NULL");
+        following.wait_until_in_step();
+        following.db.execute(&change);
+        following.wait_until_in_step();
+        run.stop(SOON).assert_code(0);
+        let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+        run.wait_for_log("following the source", SOON);
+        following.db.execute("UPDATE t SET v = v + 1 WHERE id = 2");
+        following.wait_until_in_step();
+        run.stop(SOON).assert_code(0);
+        following.assert_same(&["public.t"]);
+    }
 }
