@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     backfill::board::Board,
     change::QualifiedName,
-    engine::{EngineError, Options, Writer, latency::Latency, left_out::LeftOut},
+    engine::{EngineError, Options, Writer, latency::Latency, left_out::LeftOut, settled::SettledLsn},
     target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
 };
 
@@ -121,7 +121,7 @@ async fn status<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) 
     let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
     let (state, space) = writer.call(look).await?;
     Ok(match state {
-        Some(state) => describe(&state, space, &options.board, &options.latency, &options.left_out),
+        Some(state) => describe(&state, space, &Figures::of(options)),
         None => json!({ "error": "nothing was copied yet" }),
     })
 }
@@ -151,8 +151,25 @@ pub async fn ask(target: &Path, question: &str) -> Option<Value> {
     serde_json::from_str(&text).ok()
 }
 
+/// What only a running replicator knows.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    board: Board,
+    latency: Latency,
+    left_out: LeftOut,
+    settled: SettledLsn,
+}
+
+impl Figures {
+    fn of(options: &Options) -> Self {
+        let (board, latency) = (options.board.clone(), options.latency.clone());
+        Self { board, latency, left_out: options.left_out.clone(), settled: options.settled.clone() }
+    }
+}
+
 /// The state of a copy, as `rhei status --json` shows it.
-pub fn describe(state: &StoredState, space: Space, board: &Board, latency: &Latency, left_out: &LeftOut) -> Value {
+pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
+    let Figures { board, latency, left_out, settled } = figures;
     let pipeline = &state.pipeline;
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
@@ -179,6 +196,7 @@ pub fn describe(state: &StoredState, space: Space, board: &Board, latency: &Late
         "phase": phase, "slot": pipeline.slot, "publications": pipeline.publications, "database": pipeline.database,
         "system_id": pipeline.system_id, "timeline": pipeline.timeline,
         "checkpoint": { "lsn": pipeline.checkpoint.lsn, "seconds_since_commit": seconds_since_commit(state) },
+        "settled_lsn": settled.get(),
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
         "paused": board.is_paused(), "commit_to_visible": latency.describe(),
         "commit_pause": latency.describe_pauses(), "file": space, "left_out": left_out.describe(),

@@ -229,6 +229,7 @@ impl Session {
             board: board.clone(),
             latency: crate::engine::latency::Latency::default(),
             left_out: crate::engine::left_out::LeftOut::default(),
+            settled: crate::engine::settled::SettledLsn::default(),
             events,
         };
         Ok((options, progress))

@@ -9,9 +9,7 @@ use serde_json::{Value, json};
 use super::{CliError, Session};
 use crate::{
     Lsn,
-    backfill::board::Board,
     control,
-    engine::{latency::Latency, left_out::LeftOut},
     source::{catalog, connect::connect_sql},
     target::DuckDb,
 };
@@ -40,8 +38,7 @@ pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliErro
         None => {
             let (state, space) = DuckDb::look(&path)?
                 .ok_or_else(|| CliError::Failed(format!("{} is not a copy that rhei made", path.display())))?;
-            let mut status =
-                control::describe(&state, space, &Board::default(), &Latency::default(), &LeftOut::default());
+            let mut status = control::describe(&state, space, &control::Figures::default());
             status["replicator"] = json!("stopped");
             status
         }

@@ -3,8 +3,8 @@
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
 //! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's
 //! shape, `slot_lost` what follows from a slot that is of no more use, `latency` measures, `supervisor` begins again what
-//! failed, this file holds one cycle,
-//! `replicate` the long run and the catch-up.
+//! failed, `settled` says how far everything is in the copy, this file holds one cycle, `replicate` the long run and the
+//! catch-up.
 
 pub mod attach;
 pub mod copying;
@@ -13,6 +13,7 @@ pub mod latency;
 pub mod left_out;
 pub mod replicate;
 pub mod schema;
+pub mod settled;
 pub mod slot_lost;
 pub mod supervisor;
 pub mod tables;
@@ -83,6 +84,8 @@ pub struct Options {
     pub latency: latency::Latency,
     /// Changes that are left out of the copy.
     pub left_out: left_out::LeftOut,
+    /// Up to where everything is in the copy, also what the stream never mentions.
+    pub settled: settled::SettledLsn,
     /// Where progress goes; who listens draws it.
     pub events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
@@ -299,6 +302,8 @@ pub struct SyncEngine<C, T> {
     catalogs: Option<Catalogs>,
     /// What the catalogs showed, until the stream has passed it.
     look: Option<Look>,
+    /// A look that left nothing to be done, until the stream has passed it.
+    looked: Option<settled::Began>,
     has_shapes: bool,
     board: backfill::board::Board,
     latency: latency::Latency,
@@ -390,6 +395,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             last_saved: Instant::now(),
             catalogs: None,
             look: None,
+            looked: None,
             has_shapes: false,
             board: options.board.clone(),
             latency: options.latency.clone(),
@@ -650,7 +656,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 tracing::info!(table = %reshape.after.source, "the table has another shape from here on");
                 catalogs.adopted(&reshape.after);
                 // What was looked at before may be older than this shape.
-                self.look = None;
+                (self.look, self.looked) = (None, None);
                 self.consumer.assembler().answer(Answer::Reshape(reshape));
             }
             Verdict::Copy(reason) => return Ok(Some(self.copy_again(oid, reason).await?)),
@@ -695,7 +701,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub async fn look(&mut self) -> Result<Result<Option<Lsn>, Locked>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
             match in_time(catalogs.look()).await? {
-                Looked::Unchanged => {}
+                // One that still waits for the stream is older, and so comes first.
+                Looked::Unchanged { began } => {
+                    self.looked.get_or_insert(began);
+                }
                 Looked::Changed(look) => self.look = Some(look),
                 Looked::Locked => return Ok(Err(Locked)),
             }
@@ -750,6 +759,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
         }
         let has_shapes = !settled.reshapes.is_empty();
+        self.looked = settled.began;
         self.has_shapes = has_shapes;
         for reshape in settled.reshapes {
             tracing::info!(table = %reshape.after.source, "the table has another shape");

@@ -627,7 +627,7 @@ async fn session<T: OlapEngine + 'static>(
             ticks.reset();
             // What was looked at waits for the stream to pass it, and a table that is copied for the checkpoint to come to
             // its snapshot: the server is asked how far it is.
-            let (hurry, save_idle) = (engine.is_looking() || engine.is_catching_up(), engine.is_catching_up());
+            let (hurry, save_idle) = (engine.is_looking() || engine.is_settling() || engine.is_catching_up(), engine.is_catching_up());
             let cycle = CycleOptions { hurry, save_idle, ..CycleOptions::default() };
             let report = engine.sync_once(cycle, stop).await?;
             if report.is_stopped {
@@ -649,6 +649,7 @@ async fn session<T: OlapEngine + 'static>(
         if let Settling::AttachAnew(reason) = engine.settle().await? {
             break Ended::AttachAnew(reason);
         }
+        engine.publish_settled(copies, &options.settled).await?;
     };
     if ended != Ended::Stopped {
         engine.into_consumer().shutdown().await?;

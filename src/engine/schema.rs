@@ -19,6 +19,7 @@ use super::{
     attach::{is_wanted, table_settings},
     enum_labels::{LabelCheck, label_checks},
     left_out::Reason,
+    settled,
     tables::{self, PlanOptions, TableSettings},
 };
 use crate::{
@@ -359,6 +360,8 @@ fn of_description(description: &Description) -> Vec<SourceColumn> {
 pub struct Look {
     /// Whatever they show had been committed before this.
     pub at: Lsn,
+    /// Whatever had been committed before this, they show.
+    began: settled::Began,
     tables: Vec<SourceTable>,
     types: TypeCatalog,
 }
@@ -392,7 +395,9 @@ pub enum Asked {
 #[derive(Debug)]
 pub enum Looked {
     /// As when it was settled last.
-    Unchanged,
+    Unchanged {
+        began: settled::Began,
+    },
     Changed(Look),
     /// A published table is locked: look again later.
     Locked,
@@ -409,6 +414,8 @@ pub struct Settled {
     pub label_checks: Vec<LabelCheck>,
     /// Tables came, went, or changed their names: attach anew.
     pub set_changed: Option<String>,
+    /// When the look began, if every followed table was judged.
+    pub began: Option<settled::Began>,
 }
 
 impl Settled {
@@ -635,6 +642,8 @@ impl Catalogs {
 
     /// Looks.
     pub async fn look(&mut self) -> Result<Looked, EngineError> {
+        let read_at = tokio::time::Instant::now();
+        let began = settled::Began::new(catalog::wal_insert_lsn(&self.sql).await?, read_at);
         catalog::begin_moment(&self.sql).await?;
         let mut tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
             Err(error) if error.is_locked() => {
@@ -653,10 +662,10 @@ impl Catalogs {
         slot::judge_publication(&publication)?;
         slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
         if self.settled.as_ref() == Some(&shown(&tables)) {
-            return Ok(Looked::Unchanged);
+            return Ok(Looked::Unchanged { began });
         }
         let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
-        Ok(Looked::Changed(Look { at, tables, types }))
+        Ok(Looked::Changed(Look { at, began, tables, types }))
     }
 
     /// What a look comes to, once everything before it has been applied.
@@ -702,6 +711,7 @@ impl Catalogs {
         self.truncated.clear();
         self.left_out.clear();
         self.settled = is_whole.then(|| shown(&look.tables));
+        settled.began = is_whole.then_some(look.began);
         settled
     }
 }

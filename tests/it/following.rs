@@ -45,6 +45,12 @@ impl Following {
         self.rhei.spawn(["run"])
     }
 
+    /// Whatever the source has committed until now is in the copy.
+    #[track_caller]
+    pub fn wait_settled(&self, running: &mut Running) {
+        self.rhei.wait_settled(running, &self.db.wal_lsn(), Duration::from_secs(120));
+    }
+
     #[track_caller]
     pub fn assert_same(&self, tables: &[&str]) {
         assert_same(&self.db, self.copy(), tables);

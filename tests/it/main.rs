@@ -21,11 +21,13 @@ mod pgbench_runs;
 mod pipeline;
 mod publications;
 mod random_history;
+
 mod recorded;
 mod refusals;
 mod rows;
 mod schema_changes;
 mod security;
+mod settled;
 mod supervision;
 mod tidy;
 mod values;

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -36,11 +37,26 @@ impl Output {
         self.status.code()
     }
 
+    /// As [`Running::copies`].
+    pub fn copies(&self) -> Vec<String> {
+        copies_in(self.stderr.lines())
+    }
+
     #[track_caller]
     pub fn assert_code(&self, code: i32) -> &Self {
         assert_eq!(self.code(), Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
+}
+
+/// The tables that were copied according to a log of `rhei run`.
+pub fn copies_in<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let table = |line: &str| {
+        let (_, rest) = line.split_once(COPY_BEGAN)?;
+        // Quoted as Rust does it, and the number of rows behind it.
+        Some(rest.rsplit_once(" estimated_rows=")?.0.trim_matches('"').replace("\\\"", "\""))
+    };
+    lines.filter_map(table).collect()
 }
 
 impl Rhei {
@@ -105,6 +121,45 @@ impl Rhei {
         output
     }
 
+    /// What `rhei status --json` asks a replicator, and the answer, while one runs. (Without one the command opens the file,
+    /// and then none can start at that moment.)
+    pub fn status(&self) -> Option<serde_json::Value> {
+        let mut socket = self.target_path().as_os_str().to_owned();
+        socket.push(".rhei.sock");
+        let mut stream = UnixStream::connect(Path::new(&socket)).ok()?;
+        stream.write_all(b"status\n").ok()?;
+        serde_json::from_reader(stream).ok()
+    }
+
+    /// Waits until `running` says that whatever was committed before this position of the source's WAL is in the copy,
+    /// also what the stream never mentions.
+    #[track_caller]
+    pub fn wait_settled(&self, running: &mut Running, lsn: &str, deadline: Duration) {
+        if let Err(message) = self.try_settle(running, lsn, deadline) {
+            panic!("{message}");
+        }
+    }
+
+    /// As [`Self::wait_settled`]. An error has the log.
+    pub fn try_settle(&self, running: &mut Running, lsn: &str, deadline: Duration) -> Result<(), String> {
+        let end = Instant::now() + deadline;
+        loop {
+            let status = self.status();
+            let settled = status.as_ref().and_then(|status| status["settled_lsn"].as_str());
+            if settled.is_some_and(|at| wal_bytes(at) >= wal_bytes(lsn)) {
+                return Ok(());
+            }
+            let is_running = running.is_running();
+            if !is_running || Instant::now() > end {
+                let logs = running.logs();
+                return Err(format!(
+                    "{lsn} is not settled in {deadline:?} (running: {is_running}): {status:?}\n{logs}"
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     #[track_caller]
     pub fn spawn<A: AsRef<str>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rhei"));
@@ -114,14 +169,19 @@ impl Rhei {
                 command.env_remove(&name);
             }
         }
-        command.current_dir(&self.folder).env("HOME", &self.folder).env("NO_COLOR", "1").envs(&self.environment);
+        command.current_dir(&self.folder).env("HOME", &self.folder).env("NO_COLOR", "1");
+        let arguments: Vec<A> = arguments.into_iter().collect();
+        if arguments.iter().map(AsRef::as_ref).eq(["run"]) {
+            command.env("RHEI_LOG", LOG_WITH_COPIES);
+        }
+        command.envs(&self.environment);
         if let Some(source) = &self.source {
             command.arg("--source").arg(source);
         }
         if let Some(target) = &self.target {
             command.arg("--target").arg(target);
         }
-        command.args(arguments.into_iter().map(|a| a.as_ref().to_owned()));
+        command.args(arguments.iter().map(AsRef::as_ref));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (stdout, stderr) = (Lines::default(), Lines::default());
@@ -129,6 +189,18 @@ impl Rhei {
             vec![stdout.read_from(child.stdout.take().unwrap()), stderr.read_from(child.stderr.take().unwrap())];
         Running { child, stdout, stderr, readers, status: None }
     }
+}
+
+/// The log of `rhei run` says which copies began.
+const LOG_WITH_COPIES: &str = "info,rhei::cli::progress=debug";
+const COPY_BEGAN: &str = " copying table=";
+
+/// An LSN as the number that it is.
+#[track_caller]
+pub fn wal_bytes(lsn: &str) -> u64 {
+    let (high, low) = lsn.split_once('/').unwrap_or_else(|| panic!("{lsn} is no LSN"));
+    let half = |text| u64::from_str_radix(text, 16).unwrap_or_else(|_| panic!("{lsn} is no LSN"));
+    (half(high) << 32) | half(low)
 }
 
 /// A running binary. Dropping it kills it.
@@ -203,6 +275,18 @@ impl Running {
     /// How many lines stderr has so far: a mark for [`Self::wait_for_log_after`].
     pub fn log_mark(&self) -> usize {
         self.stderr.shared.0.lock().unwrap().lines.len()
+    }
+
+    /// The tables that `run` began to copy, in their order.
+    pub fn copies(&self) -> Vec<String> {
+        copies_in(self.stderr.shared.0.lock().unwrap().lines.iter().map(String::as_str))
+    }
+
+    /// Tables are followed as they are: none was copied past the first `mark` lines of the log.
+    #[track_caller]
+    pub fn assert_no_copies_since(&self, mark: usize) {
+        let copies = copies_in(self.stderr.shared.0.lock().unwrap().lines.iter().skip(mark).map(String::as_str));
+        assert!(copies.is_empty(), "copied: {copies:?}\n{}", self.logs());
     }
 
     /// As [`Self::wait_for_log`], past the first `mark` lines.
