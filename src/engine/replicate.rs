@@ -625,10 +625,11 @@ async fn session<T: OlapEngine + 'static>(
         loop {
             not_before = tokio::time::Instant::now() + options.interval;
             ticks.reset();
-            // What was looked at waits for the stream to pass it, and a table that is copied for the checkpoint to come to
-            // its snapshot: the server is asked how far it is.
-            let (hurry, save_idle) = (engine.is_looking() || engine.is_settling() || engine.is_catching_up(), engine.is_catching_up());
-            let cycle = CycleOptions { hurry, save_idle, ..CycleOptions::default() };
+            // What was looked at waits for the stream to pass it, and a table that is copied for the checkpoint: the server is
+            // asked how far it is, and what it says is saved.
+            let is_reaching = engine.is_reaching();
+            let hurry = is_reaching || engine.is_looking() || engine.is_settling();
+            let cycle = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };
             let report = engine.sync_once(cycle, stop).await?;
             if report.is_stopped {
                 break 'running Ended::Stopped;

@@ -36,14 +36,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         tables.map(|spec| reachable_target(spec.copy_lsn)).max().unwrap_or(Lsn::ZERO)
     }
 
-    /// Whether a table is whole but for what came since its snapshot, which the checkpoint has not come to.
-    pub fn is_catching_up(&self) -> bool {
-        !self.catching_up.is_empty()
-    }
-
     /// Whether a table is being copied, or waits to be merged.
     pub fn is_copying(&self) -> bool {
         !self.copying.is_empty() || !self.catching_up.is_empty()
+    }
+
+    /// Whether a table is copied, and only waits for the checkpoint to come to its snapshot.
+    pub fn is_reaching(&self) -> bool {
+        self.catching_up.values().any(|spec| reachable_target(spec.copy_lsn) > self.checkpoint.lsn)
     }
 
     /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach anew. Cycles that had

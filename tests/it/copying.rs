@@ -428,3 +428,19 @@ fn a_value_that_duckdb_refuses_while_it_is_copied_pauses_its_table_and_no_other(
         following.assert_same(&["public.bad", "public.other"]);
     }
 }
+
+/// Nothing else moves the checkpoint then, since an idle position is saved every ten seconds.
+#[test]
+fn a_table_that_is_copied_goes_live_at_once_on_an_idle_source() {
+    let following = Following::new("idle_live");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    for _ in 0..2 {
+        let mark = running.log_mark();
+        following.rhei.run_ok(["resync", "public.t"]);
+        running.wait_for_log_after(mark, "copied table=", SOON);
+        running.wait_for_log_after(mark, "all tables are live", Duration::from_secs(4));
+    }
+    running.stop(SOON).assert_code(0);
+}
