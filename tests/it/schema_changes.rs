@@ -44,9 +44,56 @@ fn assert_all_same(following: &Following) {
     assert_same_pairs(&following.db, following.copy(), &pairs);
 }
 
-/// The page for operators is executed line by line.
-#[test]
-fn each_change_does_what_the_documentation_says() {
+/// A line of the page for operators: a change, and what becomes of it.
+#[derive(Debug)]
+struct Line {
+    /// `t` is in it.
+    schema: String,
+    sql: String,
+    outcome: String,
+}
+
+impl Line {
+    fn execute(&self, following: &Following) {
+        let session = following.db.session();
+        session.execute(&format!("SET search_path = {}", self.schema));
+        for statement in self.sql.split("; ") {
+            session.execute(statement);
+        }
+    }
+
+    /// A row of the table changes afterwards, if that is possible.
+    fn go_on(&self, following: &Following) {
+        let is_refused = self.sql.contains("NOTHING");
+        let is_elsewhere = self.outcome.starts_with("dropped") || self.outcome.starts_with("renamed");
+        if !is_elsewhere && !self.sql.contains("DROP TABLE") && !is_refused {
+            following.db.execute(&format!("UPDATE {}.t SET at = now() WHERE true", self.schema));
+        }
+    }
+
+    #[track_caller]
+    fn assert_happened(&self, before: &BTreeMap<(String, String), Known>, after: &BTreeMap<(String, String), Known>) {
+        let Line { schema, sql, outcome } = self;
+        let of_line = before.iter().find(|((other, _), _)| other == schema);
+        let ((_, oid), was) = of_line.unwrap();
+        let (_, is) = after.iter().find(|((_, other), _)| other == oid).unwrap_or_else(|| {
+            after.iter().find(|(_, other)| other.target == was.target).unwrap_or_else(|| panic!("{sql}: it is lost"))
+        });
+        let happened = match (was, is) {
+            _ if is.state == "dropped" => "dropped",
+            _ if is.copy_lsn != was.copy_lsn => "copied again",
+            _ if is.target != was.target => "renamed",
+            _ if is.epoch != was.epoch => "in place",
+            _ => "nothing",
+        };
+        assert!(outcome.starts_with(happened), "{sql}: {happened}, documented: {outcome}");
+        assert!(["live", "dropped"].contains(&is.state.as_str()), "{sql}: {is:?}");
+    }
+}
+
+/// The page for operators, line by line: for tables that are published with all others, and for those that a publication
+/// names. Each line has a schema of its own.
+fn documented(what: &str) -> Vec<(Following, Vec<Line>)> {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema-changes.md")).unwrap();
     let setup = page.split("```sql").nth(1).unwrap().split("```").next().unwrap();
     let (all, named): (Vec<_>, Vec<_>) = page
@@ -58,61 +105,83 @@ fn each_change_does_what_the_documentation_says() {
         })
         .partition(|(_, is_named)| !is_named);
     assert!(all.len() > 40 && named.len() > 3, "{} and {} lines were found", all.len(), named.len());
-    for (name, lines) in [("documented", all), ("documented_named", named)] {
-        let following = Following::new(name);
-        let schema = |number: usize| format!("c{number}");
-        for number in 0..lines.len() {
-            let schema = schema(number);
+    let of_lines = |name: &str, lines: Vec<((&str, &str), bool)>| {
+        let following = Following::new(&format!("{what}_{name}"));
+        let lines: Vec<Line> = lines
+            .into_iter()
+            .enumerate()
+            .map(|(number, ((sql, outcome), _))| Line {
+                schema: format!("c{number}"),
+                sql: sql.replace("{schema}", &number.to_string()),
+                outcome: outcome.to_owned(),
+            })
+            .collect();
+        for Line { schema, .. } in &lines {
             following.db.execute(&format!("CREATE SCHEMA {schema}; SET search_path = {schema}; {setup}"));
         }
-        if name == "documented" {
-            following.db.execute("CREATE PUBLICATION rhei FOR ALL TABLES");
-        }
+        (following, lines)
+    };
+    let all = of_lines("all", all);
+    all.0.db.execute("CREATE PUBLICATION rhei FOR ALL TABLES");
+    vec![all, of_lines("named", named)]
+}
+
+#[test]
+fn each_change_does_what_the_documentation_says() {
+    for (following, lines) in documented("documented") {
         following.sync();
         assert_all_same(&following);
         let before = known(&following);
-        for (number, ((sql, _), _)) in lines.iter().enumerate() {
-            let session = following.db.session();
-            session.execute(&format!("SET search_path = {}", schema(number)));
-            for statement in sql.replace("{schema}", &number.to_string()).split("; ") {
-                session.execute(statement);
-            }
-        }
+        lines.iter().for_each(|line| line.execute(&following));
         following.sync();
         assert_all_same(&following);
         let after = known(&following);
-        for (number, ((sql, outcome), _)) in lines.iter().enumerate() {
-            let of_line = before.iter().find(|((schema, _), _)| *schema == format!("c{number}"));
-            let ((_, oid), was) = of_line.unwrap();
-            let (_, is) = after.iter().find(|((_, other), _)| other == oid).unwrap_or_else(|| {
-                after
-                    .iter()
-                    .find(|(_, other)| other.target == was.target)
-                    .unwrap_or_else(|| panic!("{sql}: it is lost"))
-            });
-            let happened = match (was, is) {
-                _ if is.state == "dropped" => "dropped",
-                _ if is.copy_lsn != was.copy_lsn => "copied again",
-                _ if is.target != was.target => "renamed",
-                _ if is.epoch != was.epoch => "in place",
-                _ => "nothing",
-            };
-            assert!(outcome.starts_with(happened), "{sql}: {happened}, documented: {outcome}");
-            assert!(["live", "dropped"].contains(&is.state.as_str()), "{sql}: {is:?}");
-        }
+        lines.iter().for_each(|line| line.assert_happened(&before, &after));
         // And goes on from there.
-        for (number, ((sql, outcome), _)) in lines.iter().enumerate() {
-            let session = following.db.session();
-            let is_refused = sql.contains("NOTHING");
-            if !outcome.starts_with("dropped")
-                && !outcome.starts_with("renamed")
-                && !sql.contains("DROP TABLE")
-                && !is_refused
-            {
-                session.execute(&format!("UPDATE c{number}.t SET at = now() WHERE true"));
-            }
-        }
+        lines.iter().for_each(|line| line.go_on(&following));
         following.sync();
+        assert_all_same(&following);
+    }
+}
+
+/// `sync` mends by copying what the stream has lost. A run is compared as it was left: once stopped, and once killed before
+/// DuckDB has written the changes from its log into the file, in a time zone in which nothing may be read again.
+#[test]
+fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
+    for (following, lines) in documented("lived") {
+        let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").env("TZ", "America/New_York");
+        let mut running = rhei.spawn(["run"]);
+        following.wait_settled(&mut running);
+        running.stop(SOON).assert_code(0);
+        assert_all_same(&following);
+        let before = known(&following);
+
+        let mut running = rhei.spawn(["run"]);
+        following.wait_settled(&mut running);
+        assert_eq!(running.copies(), [""; 0]);
+        for line in &lines {
+            let copies = running.copies().len();
+            line.execute(&following);
+            following.wait_settled(&mut running);
+            let copied = running.copies().split_off(copies);
+            let of_line = format!("{}.t", line.schema);
+            let (of_line, others): (Vec<_>, Vec<_>) = copied.into_iter().partition(|table| *table == of_line);
+            let is_documented = line.outcome.starts_with("copied again");
+            assert_eq!(!of_line.is_empty(), is_documented, "{line:?}: copied {of_line:?}\n{}", running.logs());
+            let is_new = |table: &String| line.sql.contains("fresh") && *table == format!("{}.fresh", line.schema);
+            assert!(others.iter().all(is_new), "{line:?}: copied {others:?}\n{}", running.logs());
+        }
+        running.kill9();
+        assert_all_same(&following);
+        let after = known(&following);
+        lines.iter().for_each(|line| line.assert_happened(&before, &after));
+
+        // And goes on from there.
+        let mut running = rhei.spawn(["run"]);
+        lines.iter().for_each(|line| line.go_on(&following));
+        following.wait_settled(&mut running);
+        assert_eq!(running.copies(), [""; 0], "{}", running.logs());
+        running.stop(SOON).assert_code(0);
         assert_all_same(&following);
     }
 }
