@@ -16,12 +16,11 @@ mod every_value;
 mod exactness;
 mod failover;
 mod following;
+mod histories;
 mod lifecycle;
 mod pgbench_runs;
 mod pipeline;
 mod publications;
-mod random_history;
-
 mod recorded;
 mod refusals;
 mod rows;
