@@ -496,6 +496,13 @@ impl Catalogs {
         self.others.insert(oid);
     }
 
+    /// A table that waited for its copy was not published when that was to begin. If it is by now, the next look finds it new.
+    pub fn gone(&mut self, oid: u32) {
+        if self.others.remove(&oid) {
+            self.settled = None;
+        }
+    }
+
     /// The table goes on in this shape.
     pub fn adopted(&mut self, spec: &Arc<TableSpec>) {
         self.others.remove(&spec.oid);

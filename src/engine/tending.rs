@@ -143,6 +143,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let is_planned =
             |oid: u32| tables.iter().any(|table| table.spec.oid == oid) || refused.iter().any(|row| row.oid == oid);
         for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
+            if let Some(catalogs) = &mut self.catalogs {
+                catalogs.gone(oid);
+            }
             if self.copying.remove(&oid).is_some() {
                 self.consumer.assembler().unfollow(oid);
                 self.target.call(move |target| target.abandon_copy(oid, None)).await?;

@@ -459,3 +459,27 @@ fn composites_ranges_hstores_and_json_may_be_nested_types_on_request() {
     following.rhei.clone().config(&settings).run_ok(["sync"]);
     assert_eq!(read(1), copied);
 }
+
+/// Nobody is at its copy after that, and the next look finds it like a new one.
+#[test]
+fn a_table_that_left_while_it_waited_for_its_copy_is_copied_when_it_comes_back() {
+    let following = Following::new("left_waiting");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE other (id int PRIMARY KEY);
+         INSERT INTO t VALUES (1, 1); CREATE PUBLICATION rhei FOR TABLE t, other",
+    );
+    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+    following.wait_settled(&mut running);
+    following.rhei.run_ok(["pause"]);
+    let mark = running.log_mark();
+    following.db.execute("ALTER TABLE t ALTER n TYPE int USING n * 100");
+    running.wait_for_log_after(mark, "public.t is copied again", SOON);
+    running.wait_for_log_after(mark, "following the source", SOON);
+    following.db.execute("ALTER PUBLICATION rhei DROP TABLE t");
+    following.rhei.run_ok(["resume"]);
+    following.wait_settled(&mut running);
+    following.db.execute("INSERT INTO t VALUES (2, 2); ALTER PUBLICATION rhei ADD TABLE t");
+    following.wait_settled(&mut running);
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t", "public.other"]);
+}
