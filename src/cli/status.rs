@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use super::{CliError, Session};
 use crate::{
-    Lsn,
-    control,
+    Lsn, control,
     source::{catalog, connect::connect_sql},
     target::DuckDb,
 };
