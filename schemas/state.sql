@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS _rhei.tables (
     excluded VARCHAR NOT NULL,                  -- JSON array of column names
     copied_rows UBIGINT NOT NULL,
     is_ours BOOLEAN NOT NULL,                   -- the table of this name in the target was put there by rhei
-    has_shadow BOOLEAN NOT NULL                 -- a copy is on its way; changes are kept in _rhei.pending_<oid>
+    has_shadow BOOLEAN NOT NULL,                -- a copy is on its way; changes are kept in _rhei.pending_<oid>
+    remedy VARCHAR                              -- of a paused table: operator, or allow_nulls ([sync] on_unrepresentable)
 );
 
 CREATE TABLE IF NOT EXISTS _rhei.columns (

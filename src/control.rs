@@ -182,7 +182,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
         .iter()
         .map(|table| {
             let error = match &table.state {
-                TableState::Error(reason) => Some(reason),
+                TableState::Error(pause) => Some(&pause.reason),
                 _ => None,
             };
             json!({

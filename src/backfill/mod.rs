@@ -42,6 +42,7 @@ pub use self::{
 };
 use crate::{
     Lsn,
+    change::Pause,
     engine::{EngineError, Event, Options, Writer},
     source::{
         Hold,
@@ -56,9 +57,7 @@ use crate::{
 pub enum Copied {
     Done,
     /// This table cannot be copied; the others can.
-    Failed {
-        reason: String,
-    },
+    Failed(Pause),
     /// Its shape or its file changed after the snapshot was taken: what the snapshot shows of it means nothing.
     Changed,
 }
@@ -253,11 +252,20 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                     Copied::Changed
                 }
             }
-            copied => copied,
+            // Of a table that was altered since its snapshot, COPY reads what nobody planned for.
+            Copied::Failed(pause) => {
+                let now = self.current(control, oid).await?;
+                if now.is_some_and(|now| is_same(&table.source, &now)) {
+                    let reason = pause.reason.clone();
+                    let _ = self.options.events.send(Event::CopyFailed { table: name, reason });
+                    Copied::Failed(pause)
+                } else {
+                    tracing::info!(table = name, "changed while it was copied; it is copied again");
+                    Copied::Changed
+                }
+            }
+            Copied::Changed => Copied::Changed,
         };
-        if let Copied::Failed { reason } = &copied {
-            let _ = self.options.events.send(Event::CopyFailed { table: name, reason: reason.clone() });
-        }
         self.options.board.end(oid);
         // Nobody listens any more when the session is about to end.
         let _ = self.told.send(Told::Copied { oid, copied }).await;

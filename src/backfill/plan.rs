@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{snapshot::Snapshot, widths};
 use crate::{
     Lsn,
-    change::{Key, TableSpec},
+    change::{Key, Pause, TableSpec},
     engine::{
         EngineError, Event, Options, Writer,
         attach::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned, wanted_tables},
@@ -145,7 +145,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
                 let reason = error.to_string();
                 let event = Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };
                 let _ = options.events.send(event);
-                let state = TableState::Error(reason);
+                let state = TableState::Error(Pause::new(reason));
                 refused.push(StoredTable { state, ..unplanned(&table, target) });
                 continue;
             }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Copied, snapshot::import_for_copy};
 use crate::{
-    change::{Nulled, TableSpec},
+    change::{Nulled, Pause, Remedy, TableSpec},
     engine::{EngineError, Event, Options, copy_it, with_causes},
     source::{SourceError, copy::CopyReader, copy_out::CopyClient, wire::WireError},
     target::{Loader, TargetError},
@@ -232,7 +232,7 @@ impl Worker {
                 }
                 Attempt::Ended(copied) => {
                     let why = match &copied {
-                        Copied::Failed { reason } => reason.clone(),
+                        Copied::Failed(pause) => pause.reason.clone(),
                         Copied::Changed | Copied::Done => "the table changed its shape".to_owned(),
                     };
                     self.give_up(job, "failed", &why).await?;
@@ -250,7 +250,7 @@ impl Worker {
                     if is_last {
                         let table = &spec.source;
                         let reason = format!("{why}; then copy it with `rhei backfill --table {table}`");
-                        return Ok(Some(Copied::Failed { reason }));
+                        return Ok(Some(Copied::Failed(Pause::new(reason))));
                     }
                     tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried again");
                     self.client = None;
@@ -386,7 +386,7 @@ impl Worker {
             // DuckDB does not take what the table holds, and the other tables are not concerned.
             (None, Err(error)) if error.table().is_some() => {
                 let reason = format!("{}; {}", with_causes(&error), copy_it(&spec));
-                return Ok(Attempt::Ended(Copied::Failed { reason }));
+                return Ok(Attempt::Ended(Copied::Failed(Pause { reason, remedy: error.remedy() })));
             }
             (None, Err(error)) => return Err(error.into()),
             (Some(error), _) => error,
@@ -394,7 +394,8 @@ impl Worker {
         if error.is_about_values() {
             let table = &spec.source;
             let reason = format!("{}; then copy it with `rhei backfill --table {table}`", with_causes(&error));
-            Ok(Attempt::Ended(Copied::Failed { reason }))
+            let remedy = if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
+            Ok(Attempt::Ended(Copied::Failed(Pause { reason, remedy })))
         } else if is_gone(&error) {
             Ok(Attempt::Ended(Copied::Changed))
         } else if matches!(error, SourceError::Wire(WireError::Server(_))) || error.is_transient() {

@@ -33,6 +33,7 @@ impl ColumnsError {
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::NetEffect { source, .. } => source.remedy(),
+            Self::Value { source, .. } if source.is_unrepresentable() => Remedy::AllowNulls,
             Self::Value { .. } | Self::Arrow { .. } => Remedy::Operator,
         }
     }

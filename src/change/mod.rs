@@ -66,8 +66,27 @@ pub struct TableFailure {
 pub enum Remedy {
     /// Only the operator can: the table is paused.
     Operator,
+    /// It is paused, for a value that the target has no room for. The settings may let NULL take its place, and then a new
+    /// copy brings it back.
+    AllowNulls,
     /// A new copy does: it begins at once.
     CopyAgain,
+}
+
+/// Why a table is paused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// For people.
+    pub reason: String,
+    /// What brings it back; never [`Remedy::CopyAgain`].
+    pub remedy: Remedy,
+}
+
+impl Pause {
+    /// For the operator to look at.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), remedy: Remedy::Operator }
+    }
 }
 
 /// Net effect on one table. Applied in this order: truncate, read `patches` from the target, delete, insert.

@@ -213,6 +213,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         board: Board::default(),
         latency: Latency::default(),
         left_out: crate::engine::left_out::LeftOut::default(),
+        recopies: crate::engine::recopies::Recopies::default(),
         settled: crate::engine::settled::SettledLsn::default(),
         events,
     };

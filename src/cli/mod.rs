@@ -229,6 +229,7 @@ impl Session {
             board: board.clone(),
             latency: crate::engine::latency::Latency::default(),
             left_out: crate::engine::left_out::LeftOut::default(),
+            recopies: crate::engine::recopies::Recopies::default(),
             settled: crate::engine::settled::SettledLsn::default(),
             events,
         };

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     Checkpoint, Lsn,
     backfill::{self, Copied, FirstSlot, Planned, Round, Told, create_slot},
-    change::{QualifiedName, TableSpec, ddl::Secret},
+    change::{Pause, QualifiedName, Remedy, TableSpec, ddl::Secret},
     failpoint::reached,
     source::{
         Hold,
@@ -434,9 +434,9 @@ fn wants_another_copy(options: &Options, table: &SourceTable, stored: &StoredTab
     let plan_options = PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
     let is_paused = matches!(stored.state, TableState::Error(_));
     // A value that may become NULL by now is no reason to stay paused.
-    if let TableState::Error(reason) = &stored.state
+    if let TableState::Error(pause) = &stored.state
         && options.null_unrepresentable
-        && reason.contains(crate::types::NO_ROOM)
+        && pause.remedy == Remedy::AllowNulls
     {
         return true;
     }
@@ -600,14 +600,14 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     };
                     match writer.call(merge).await {
                         Err(EngineError::Target(error)) if is_of_table(&error) => {
-                            let reason = super::with_causes(&error);
-                            writer.call(move |target| target.abandon_copy(oid, Some(&reason))).await?;
+                            let pause = Pause { reason: super::with_causes(&error), remedy: error.remedy() };
+                            writer.call(move |target| target.abandon_copy(oid, Some(&pause))).await?;
                         }
                         merged => merged?,
                     }
                 }
-                Told::Copied { oid, copied: Copied::Failed { reason } } => {
-                    writer.call(move |target| target.abandon_copy(oid, Some(&reason))).await?;
+                Told::Copied { oid, copied: Copied::Failed(pause) } => {
+                    writer.call(move |target| target.abandon_copy(oid, Some(&pause))).await?;
                 }
                 Told::Copied { copied: Copied::Changed, .. } => changed += 1,
             }
@@ -626,7 +626,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     let tables = state.into_iter().flat_map(|state| state.tables);
     Ok(tables
         .filter_map(|table| match table.state {
-            TableState::Error(reason) => Some((table.source.to_string(), reason)),
+            TableState::Error(pause) => Some((table.source.to_string(), pause.reason)),
             _ => None,
         })
         .collect())
@@ -699,7 +699,7 @@ async fn ready<T: OlapEngine + 'static>(
                 attached.tables.push(spec);
             }
             TableState::Live => attached.tables.push(spec()),
-            TableState::Error(reason) => {
+            TableState::Error(Pause { reason, .. }) => {
                 tracing::warn!(table = %stored.source, reason, "paused");
                 attached.in_error.push((stored.oid, stored.source.clone(), reason.clone()));
             }

@@ -11,6 +11,8 @@ pub mod copying;
 mod enum_labels;
 pub mod latency;
 pub mod left_out;
+pub mod options;
+pub mod recopies;
 pub mod replicate;
 pub mod schema;
 pub mod settled;
@@ -31,6 +33,7 @@ use serde::Serialize;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
+pub use self::options::{Event, Options};
 use self::schema::{Asked, Catalogs, Look, Looked, Place, Verdict};
 use crate::{
     Checkpoint, Lsn, backfill,
@@ -39,95 +42,10 @@ use crate::{
         assemble::{Answer, Question},
         relation::Relation,
     },
-    config::{Supervision, TablePattern},
     failpoint::reached,
-    source::{BatchLimits, CdcConsumer, Delivery, SourceError, connect::SourceOptions, spool::SpoolError},
-    target::{Applied, OlapEngine, TargetError, duckdb::TargetOptions},
+    source::{BatchLimits, CdcConsumer, Delivery, SourceError, spool::SpoolError},
+    target::{Applied, OlapEngine, TargetError},
 };
-
-/// What a pipeline needs to know of the settings.
-#[derive(Debug, Clone)]
-pub struct Options {
-    pub source: SourceOptions,
-    pub target: TargetOptions,
-    pub publications: Vec<String>,
-    pub slot: String,
-    /// Standbys keep the slot too (PostgreSQL 17 and newer).
-    pub failover_slot: bool,
-    pub slot_lost: slot_lost::SlotLost,
-    pub tables: Vec<TablePattern>,
-    pub exclude: Vec<TablePattern>,
-    pub table_settings: BTreeMap<String, tables::TableSettings>,
-    pub interval: Duration,
-    pub max_batch_rows: u64,
-    pub memory_limit_bytes: usize,
-    /// `[sync] on_unrepresentable = "null"`.
-    pub null_unrepresentable: bool,
-    pub trust_widening: bool,
-    /// How often the catalogs are looked at.
-    pub catalog_interval: Duration,
-    pub workers: usize,
-    /// Bytes a second that all copy workers together take from the source at most.
-    pub rate_limit_bytes: Option<u64>,
-    /// Heap bytes of one chunk; none: by the size of the table.
-    pub chunk_bytes: Option<u64>,
-    /// After how long a snapshot that is held is warned about.
-    pub snapshot_warning: Duration,
-    /// Who changes shapes, or the file itself, waits for cycles, and they for him.
-    pub ddl_lock: DdlLock,
-    pub supervision: Supervision,
-    /// When rows last changed.
-    pub activity: supervisor::Activity,
-    /// How far copies are.
-    pub board: backfill::board::Board,
-    /// How long changes take to arrive.
-    pub latency: latency::Latency,
-    /// Changes that are left out of the copy.
-    pub left_out: left_out::LeftOut,
-    /// Up to where everything is in the copy, also what the stream never mentions.
-    pub settled: settled::SettledLsn,
-    /// Where progress goes; who listens draws it.
-    pub events: tokio::sync::mpsc::UnboundedSender<Event>,
-}
-
-/// What happens on the way, for progress displays and logs.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// Slot creation waits for transactions of the source that are still open (trap 12).
-    WaitingForTransactions {
-        what: String,
-    },
-    CopyStarted {
-        table: String,
-        estimated_rows: u64,
-    },
-    /// The board has moved on.
-    CopyProgress,
-    CopyFinished {
-        table: String,
-        rows: u64,
-    },
-    CopyFailed {
-        table: String,
-        reason: String,
-    },
-    /// What changed while it was copied is in it.
-    WentLive {
-        table: String,
-    },
-    /// No copy is on its way any more.
-    AllLive,
-    /// Values that DuckDB has no room for became NULL, as the settings allow.
-    Nulled {
-        table: String,
-        nulled: Nulled,
-    },
-    Cycle(CycleReport),
-    /// A stream has begun or begun again at this checkpoint.
-    Streaming {
-        checkpoint: Lsn,
-    },
-}
 
 /// What one cycle did. Every count is of what its name says: source rows unless it says target.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -308,6 +226,7 @@ pub struct SyncEngine<C, T> {
     board: backfill::board::Board,
     latency: latency::Latency,
     left_out: left_out::LeftOut,
+    recopies: recopies::Recopies,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
 
@@ -400,6 +319,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             board: options.board.clone(),
             latency: options.latency.clone(),
             left_out: options.left_out.clone(),
+            recopies: options.recopies.clone(),
             events: options.events.clone(),
         }
     }
@@ -495,6 +415,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             self.has_shapes = false;
             batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
             batch.reshapes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
+            batch.failed.iter_mut().for_each(|failure| self.limit_recopies(failure));
             let position = self.consumer.position();
             let report = CycleReport {
                 source_transactions: batch.source_transactions,
@@ -528,6 +449,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.latency.record(&commit_times_us);
         self.consumer.acknowledge(applied.durable);
         let Effects { counts, truncated, nulled, failed } = effects;
+        log_failures(&failed);
         for failure in &failed {
             self.copying.remove(&failure.oid);
             self.catching_up.remove(&failure.oid);
@@ -579,10 +501,23 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(report)
     }
 
+    /// A table that would be copied again without end is paused.
+    fn limit_recopies(&self, failure: &mut TableFailure) {
+        if failure.remedy == Remedy::CopyAgain && !self.recopies.try_take(failure.oid) {
+            failure.remedy = Remedy::Operator;
+            failure.reason = format!(
+                "the table was copied {} times within an hour, and cannot be followed: {}",
+                recopies::MAX_RECOPIES,
+                failure.reason
+            );
+        }
+    }
+
     /// Tables cannot go on from within a source transaction of which parts may have been applied: those are taken back, the
     /// tables paused, and the transaction is read again without them.
     async fn pause_and_read_again(&mut self, failed: Vec<TableFailure>) -> Result<CycleReport, EngineError> {
         self.in_parts = false;
+        log_failures(&failed);
         let checkpoint = self.checkpoint;
         let batch = ChangeBatch {
             is_part: false,
@@ -849,9 +784,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let (oid, table) = (table.oid, table.source.clone());
                     // A copy that is on its way is begun again; one that was whole is for the operator to look at.
                     let is_copied = self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
-                    let remedy = if is_copied { Remedy::CopyAgain } else { Remedy::Operator };
-                    tracing::error!(%table, reason, "table paused");
-                    let failure = TableFailure { oid, table, reason, remedy };
+                    // Changes that came while it was not published are nowhere.
+                    let is_excused = is_copied || (error.is_diverged() && self.was_republished(oid).await?);
+                    let remedy = if is_excused { Remedy::CopyAgain } else { error.remedy() };
+                    let mut failure = TableFailure { oid, table, reason, remedy };
+                    self.limit_recopies(&mut failure);
                     self.paused.insert(failure.oid);
                     if batch.is_part || self.in_parts {
                         return Ok(Outcome::RolledBack(failure));
@@ -867,6 +804,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
+    /// Whether a table that is followed is published otherwise than when it was copied, or not at all.
+    async fn was_republished(&mut self, oid: u32) -> Result<bool, EngineError> {
+        match &mut self.catalogs {
+            Some(catalogs) => in_time(catalogs.was_republished(oid)).await,
+            None => Ok(false),
+        }
+    }
+
     /// Gives the consumer back, for its shutdown.
     pub fn into_consumer(self) -> C {
         self.consumer
@@ -879,6 +824,16 @@ async fn in_time<R>(answer: impl Future<Output = Result<R, EngineError>>) -> Res
     const ANSWER: Duration = Duration::from_secs(120);
     let silent = |_| SourceError::from(crate::source::wire::WireError::Silent(ANSWER));
     tokio::time::timeout(ANSWER, answer).await.map_err(silent)?
+}
+
+/// Says which tables are paused, and which are copied again.
+fn log_failures(failed: &[TableFailure]) {
+    for TableFailure { table, reason, remedy, .. } in failed {
+        match remedy {
+            Remedy::CopyAgain => tracing::warn!(%table, reason, "a change cannot be applied; copying the table again"),
+            Remedy::Operator | Remedy::AllowNulls => tracing::error!(%table, reason, "table paused"),
+        }
+    }
 }
 
 pub fn copy_it(table: &TableSpec) -> String {

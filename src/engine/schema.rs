@@ -183,17 +183,22 @@ fn decide(
     Ok(Verdict::Reshape(Box::new(reshape)))
 }
 
+/// How a table is published otherwise than before: what happened to it in between may not have come.
+fn is_published_otherwise(known: &Fingerprint, found: &Fingerprint) -> Option<&'static str> {
+    if (&known.listed, &known.schema) != (&found.listed, &found.schema) {
+        return Some("it left its publication and came back, or is published in another way");
+    }
+    if known.publications != found.publications {
+        return Some("its publication was altered, so changes between may not have come");
+    }
+    (known.row_filter != found.row_filter).then_some("its row filter is another one")
+}
+
 /// What happened without a word on the wire. `Ok(true)`: the table was rewritten, perhaps with other values.
 fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: bool) -> Result<bool, String> {
     let found = &now.fingerprint;
-    if (&known.listed, &known.schema) != (&found.listed, &found.schema) {
-        return Err("it left its publication and came back, or is published in another way".to_owned());
-    }
-    if known.publications != found.publications {
-        return Err("its publication was altered, so changes between may not have come".to_owned());
-    }
-    if known.row_filter != found.row_filter {
-        return Err("its row filter is another one".to_owned());
+    if let Some(reason) = is_published_otherwise(known, found) {
+        return Err(reason.to_owned());
     }
     if known.files.keys().any(|oid| !found.files.contains_key(oid)) {
         return Err("a partition was detached or dropped".to_owned());
@@ -511,6 +516,23 @@ impl Catalogs {
 
     pub fn spec(&self, oid: u32) -> Option<&Arc<TableSpec>> {
         self.specs.get(&oid)
+    }
+
+    /// Whether a table is published otherwise than when it was copied, or not at all. What nobody can say is no.
+    pub async fn was_republished(&mut self, oid: u32) -> Result<bool, EngineError> {
+        let Some(spec) = self.specs.get(&oid) else { return Ok(false) };
+        let Ok(known) = serde_json::from_str::<Fingerprint>(&spec.fingerprint) else { return Ok(true) };
+        catalog::begin_moment(&self.sql).await?;
+        let tables = match catalog::published_table(&self.sql, &self.options.publications, oid).await {
+            Err(error) if error.is_locked() => {
+                catalog::break_moment(&self.sql).await?;
+                return Ok(false);
+            }
+            tables => tables?,
+        };
+        catalog::end_moment(&self.sql).await?;
+
+        Ok(tables.first().is_none_or(|now| is_published_otherwise(&known, &now.fingerprint).is_some()))
     }
 
     /// What relations are that nobody follows, in their order.

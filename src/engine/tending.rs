@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Lsn,
     backfill::{self, Copied, Planned, Told},
-    change::TableSpec,
+    change::{Pause, QualifiedName, TableSpec},
     checkpoint::reachable_target,
     failpoint::reached,
     source::{CdcConsumer, connect::SqlClient},
@@ -72,6 +72,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         return Ok(attach_anew);
                     }
                 }
+                if let Some(reason) = self.renamed_since_attach(&tables).await? {
+                    return Ok(Some(reason));
+                }
                 reached("copy.planned");
                 let ids = self.adopt(lsn, &tables, refused, &holder, copies).await?;
                 reached("copy.adopted");
@@ -99,7 +102,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                             Err(error) => return Err(error),
                         }
                     }
-                    Copied::Failed { reason } => self.give_up_copy(&spec, Some(reason)).await?,
+                    Copied::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
                     Copied::Changed => self.begin_anew(&spec, copies, "it changed while it was copied").await?,
                 }
             }
@@ -108,6 +111,21 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
         }
         Ok(None)
+    }
+
+    /// Names of tables are changed when a session attaches, all at once, since two may swap theirs. A copy that began under
+    /// the new name would leave the old one behind, owned by nobody. A reason to attach anew.
+    async fn renamed_since_attach(&mut self, tables: &[Planned]) -> Result<Option<String>, EngineError> {
+        let Some(state) = self.target.call(|target| target.state()).await? else { return Ok(None) };
+        let stored =
+            state.tables.iter().filter(|stored| !matches!(stored.state, TableState::Pending | TableState::Dropped));
+        let names: BTreeMap<u32, &QualifiedName> = stored.map(|stored| (stored.oid, &stored.target)).collect();
+
+        let is_renamed = |table: &&Planned| names.get(&table.spec.oid).is_some_and(|name| **name != table.spec.target);
+        Ok(tables
+            .iter()
+            .find(is_renamed)
+            .map(|table| format!("table {} has another name than when the session began", table.spec.source)))
     }
 
     /// Begins to keep changes of tables that are copied from `lsn` on. Per table the ids of its jobs.
@@ -155,8 +173,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let new: Vec<_> = begun.iter().map(|table| table.new_copy()).collect();
         for row in &refused {
             self.unfollow(row.oid);
-            if let TableState::Error(reason) = &row.state {
-                self.not_copied.push((row.source.to_string(), reason.clone()));
+            if let TableState::Error(pause) = &row.state {
+                self.not_copied.push((row.source.to_string(), pause.reason.clone()));
             }
         }
         let ids = self
@@ -220,21 +238,21 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
         let reason = format!("its copy had to begin anew too often, the last time because {why}; {}", copy_it(spec));
         let _ = self.events.send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
-        self.give_up_copy(spec, Some(reason)).await
+        self.give_up_copy(spec, Some(Pause::new(reason))).await
     }
 
     /// DuckDB does not take what the table holds; the other tables go on.
     async fn refused(&mut self, spec: &TableSpec, error: &TargetError) -> Result<(), EngineError> {
         let reason = format!("{}; {}", with_causes(error), copy_it(spec));
         let _ = self.events.send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
-        self.give_up_copy(spec, Some(reason)).await
+        self.give_up_copy(spec, Some(Pause { reason, remedy: error.remedy() })).await
     }
 
-    async fn give_up_copy(&mut self, spec: &TableSpec, reason: Option<String>) -> Result<(), EngineError> {
+    async fn give_up_copy(&mut self, spec: &TableSpec, pause: Option<Pause>) -> Result<(), EngineError> {
         let oid = spec.oid;
-        self.not_copied.extend(reason.clone().map(|reason| (spec.source.to_string(), reason)));
+        self.not_copied.extend(pause.as_ref().map(|pause| (spec.source.to_string(), pause.reason.clone())));
         self.unfollow(oid);
-        self.target.call(move |target| target.abandon_copy(oid, reason.as_deref())).await
+        self.target.call(move |target| target.abandon_copy(oid, pause.as_ref())).await
     }
 
     fn unfollow(&mut self, oid: u32) {
@@ -272,7 +290,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.begin_anew(&spec, copies, &error.to_string()).await?;
             }
             Err(EngineError::Target(error @ TargetError::ForeignTable { .. })) => {
-                self.give_up_copy(&spec, Some(error.to_string())).await?;
+                self.give_up_copy(&spec, Some(Pause::new(error.to_string()))).await?;
             }
             Err(EngineError::Target(error)) if is_of_table(&error) => self.refused(&spec, &error).await?,
             Err(error) => return Err(error),

@@ -188,6 +188,11 @@ impl SourceError {
         }
     }
 
+    /// Whether it is about a legal value that the target has no room for.
+    pub fn is_unrepresentable(&self) -> bool {
+        matches!(self, Self::Copy(copy::CopyError::Value { source, .. }) if source.is_unrepresentable())
+    }
+
     /// Whether it is about what a table holds, so that other tables can go on.
     pub fn is_about_values(&self) -> bool {
         matches!(self, Self::Copy(copy::CopyError::Value { .. }))

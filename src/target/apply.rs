@@ -26,8 +26,8 @@ use super::{
 use crate::{
     Checkpoint,
     change::{
-        COUNT_COLUMN, ChangeBatch, ColumnOrigin, Deletes, ORIGIN_PREFIX, Remedy, Reshape, RowCounts, TableChanges,
-        TableSpec,
+        COUNT_COLUMN, ChangeBatch, ColumnOrigin, Deletes, ORIGIN_PREFIX, Pause, Remedy, Reshape, RowCounts,
+        TableChanges, TableSpec,
     },
     checkpoint::DurableLsn,
     failpoint::reached,
@@ -146,7 +146,9 @@ pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progres
     }
     for failure in &batch.failed {
         let state = match failure.remedy {
-            Remedy::Operator => TableState::Error(failure.reason.clone()),
+            remedy @ (Remedy::Operator | Remedy::AllowNulls) => {
+                TableState::Error(Pause { reason: failure.reason.clone(), remedy })
+            }
             Remedy::CopyAgain => TableState::Resync,
         };
         if target.copying.contains_key(&failure.oid) {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, QualifiedName, TableSpec},
+    change::{ChangeBatch, Pause, QualifiedName, TableSpec},
     checkpoint::DurableLsn,
     failpoint::reached,
 };
@@ -430,7 +430,7 @@ impl OlapEngine for DuckDb {
                 jobs::cancel(connection, spec.oid, "its snapshot was lost")?;
                 if !is_resumed {
                     if let Err(error @ TargetError::ForeignTable { .. }) = target.refuse_foreign(&spec.target) {
-                        let state = TableState::Error(error.to_string());
+                        let state = TableState::Error(Pause::new(error.to_string()));
                         state::put_table(connection, &StoredTable::of(spec, state))?;
                         ids.push(Err(error.to_string()));
                         continue;
@@ -503,14 +503,14 @@ impl OlapEngine for DuckDb {
         Ok(true)
     }
 
-    fn abandon_copy(&mut self, oid: u32, reason: Option<&str>) -> Result<(), TargetError> {
+    fn abandon_copy(&mut self, oid: u32, pause: Option<&Pause>) -> Result<(), TargetError> {
         self.transaction(|target| {
             let connection = &target.connection;
             let Some(stored) = state::tables(connection)?.into_iter().find(|table| table.oid == oid) else {
                 return Ok(());
             };
-            let state = match reason {
-                Some(reason) => TableState::Error(reason.to_owned()),
+            let state = match pause {
+                Some(pause) => TableState::Error(pause.clone()),
                 None if state::is_ours(connection, &stored.target)? => TableState::Resync,
                 None => TableState::Pending,
             };

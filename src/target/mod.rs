@@ -26,9 +26,9 @@ pub use self::{
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, Key, QualifiedName, TableSpec},
+    change::{ChangeBatch, Key, Pause, QualifiedName, Remedy, TableSpec},
     checkpoint::DurableLsn,
-    types::Mapping,
+    types::{Mapping, ValueError},
 };
 
 /// The target. Plain blocking calls, made from one writer thread.
@@ -73,7 +73,7 @@ pub trait OlapEngine: Send {
     fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError>;
 
     /// Throws a copy away. With a reason the table is in `error`; else it waits to be copied anew.
-    fn abandon_copy(&mut self, oid: u32, reason: Option<&str>) -> Result<(), TargetError>;
+    fn abandon_copy(&mut self, oid: u32, pause: Option<&Pause>) -> Result<(), TargetError>;
 
     /// All jobs that are kept, oldest first.
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError>;
@@ -264,7 +264,7 @@ pub enum TableState {
     /// As `Copying` (or about to be), with an old copy that stays as it is and readable until the swap.
     Resync,
     /// Paused with a reason; the other tables go on. Left by a new copy.
-    Error(String),
+    Error(Pause),
     /// Gone from the source or the publication; the copy is kept as it was.
     Dropped,
 }
@@ -426,6 +426,27 @@ impl TargetError {
             }
             Self::Table { source, .. } => source.is_conflict(),
             _ => false,
+        }
+    }
+
+    /// The copy does not hold what the stream says of it.
+    pub fn is_diverged(&self) -> bool {
+        match self {
+            Self::Diverged { .. } => true,
+            Self::Table { source, .. } => source.is_diverged(),
+            _ => false,
+        }
+    }
+
+    /// Who brings the table back that it concerns.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Table { source, .. } => source.remedy(),
+            Self::Rows { source } => match source.downcast_ref::<ValueError>() {
+                Some(error) if error.is_unrepresentable() => Remedy::AllowNulls,
+                _ => Remedy::Operator,
+            },
+            _ => Remedy::Operator,
         }
     }
 

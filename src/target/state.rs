@@ -5,11 +5,11 @@ use duckdb::{Connection, params};
 use super::{Phase, Pipeline, StoredColumn, StoredState, StoredTable, TableState, TargetError, ddl, jobs, pending};
 use crate::{
     Checkpoint, Lsn,
-    change::{QualifiedName, ReplicaIdentity, TableSpec},
+    change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec},
 };
 
 /// Version of the layout of `_rhei`. A newer one is refused, since its meaning is not known here.
-pub const FORMAT_VERSION: i32 = 3;
+pub const FORMAT_VERSION: i32 = 4;
 const SCHEMA: &str = include_str!("../../schemas/state.sql");
 /// Cycles that are kept.
 const KEPT_CYCLES: u64 = 1000;
@@ -80,7 +80,7 @@ pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, Targe
 pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
-         whole_row_key, fingerprint, excluded, copied_rows, has_shadow FROM _rhei.tables ORDER BY source_schema, source_name, oid",
+         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy FROM _rhei.tables ORDER BY source_schema, source_name, oid",
     )?;
     let mut rows = statement.query([])?;
     let mut tables = Vec::new();
@@ -98,7 +98,10 @@ pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, Target
                 "catching_up" => TableState::CatchingUp,
                 "live" => TableState::Live,
                 "resync" => TableState::Resync,
-                "error" => TableState::Error(error.unwrap_or_default()),
+                "error" => {
+                    let remedy = remedy_of(row.get::<_, Option<String>>(15)?.as_deref())?;
+                    TableState::Error(Pause { reason: error.unwrap_or_default(), remedy })
+                }
                 "dropped" => TableState::Dropped,
                 other => return Err(corrupt(format!("table state \"{other}\" is unknown"))),
             },
@@ -179,12 +182,9 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
     let is_ours = is_ours(connection, &table.target)?;
     connection.execute("DELETE FROM _rhei.tables WHERE oid = ?", params![table.oid])?;
     connection.execute("DELETE FROM _rhei.columns WHERE table_oid = ?", params![table.oid])?;
-    let error = match &table.state {
-        TableState::Error(reason) => Some(reason.as_str()),
-        _ => None,
-    };
+    let (error, remedy) = stored_pause(&table.state);
     connection.execute(
-        "INSERT INTO _rhei.tables VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO _rhei.tables VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             table.oid,
             table.source.schema,
@@ -202,6 +202,7 @@ pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<
             table.copied_rows,
             is_ours,
             table.has_shadow,
+            remedy,
         ],
     )?;
     for column in &table.columns {
@@ -275,6 +276,21 @@ pub(super) fn set_ours(connection: &Connection, oid: u32) -> Result<(), TargetEr
     change_table(connection, oid, "true AS is_ours", &[])
 }
 
+/// Reason and remedy of a paused table, as they are stored.
+fn stored_pause(state: &TableState) -> (Option<&str>, Option<&'static str>) {
+    let TableState::Error(pause) = state else { return (None, None) };
+    let remedy = if pause.remedy == Remedy::AllowNulls { "allow_nulls" } else { "operator" };
+    (Some(&pause.reason), Some(remedy))
+}
+
+fn remedy_of(stored: Option<&str>) -> Result<Remedy, TargetError> {
+    match stored {
+        Some("allow_nulls") => Ok(Remedy::AllowNulls),
+        Some("operator") => Ok(Remedy::Operator),
+        other => Err(corrupt(format!("the remedy of a paused table is unknown ({})", other.unwrap_or("none")))),
+    }
+}
+
 /// Moves a table to another state.
 pub(super) fn set_state(
     connection: &Connection,
@@ -282,17 +298,20 @@ pub(super) fn set_state(
     state: &TableState,
     copied: Option<u64>,
 ) -> Result<(), TargetError> {
-    let error = match state {
-        TableState::Error(reason) => Some(reason.as_str()),
-        _ => None,
-    };
-    let set = "?::VARCHAR AS state, ?::VARCHAR AS error, coalesce(?::UBIGINT, copied_rows) AS copied_rows";
-    change_table(connection, oid, set, &[&state.word(), &error, &copied])
+    let (error, remedy) = stored_pause(state);
+    let set = "?::VARCHAR AS state, ?::VARCHAR AS error, coalesce(?::UBIGINT, copied_rows) AS copied_rows, \
+               ?::VARCHAR AS remedy";
+    change_table(connection, oid, set, &[&state.word(), &error, &copied, &remedy])
 }
 
 /// The shadow has become the table.
 pub(super) fn set_live(connection: &Connection, oid: u32) -> Result<(), TargetError> {
-    change_table(connection, oid, "'live' AS state, NULL AS error, true AS is_ours, false AS has_shadow", &[])
+    change_table(
+        connection,
+        oid,
+        "'live' AS state, NULL AS error, true AS is_ours, false AS has_shadow, NULL AS remedy",
+        &[],
+    )
 }
 
 /// Replaces the row of a table; `set` is a REPLACE list. Rows are few and rarely change, so DELETE and INSERT it is here

@@ -199,9 +199,6 @@ pub enum ValueError {
     NotUtf8,
 }
 
-/// Stands in every message about a value that the target has no room for.
-pub const NO_ROOM: &str = "cannot be stored as";
-
 impl ValueError {
     fn malformed(expected: &'static str, bytes: &[u8]) -> Self {
         const SHOWN: usize = 40;

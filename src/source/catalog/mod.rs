@@ -552,15 +552,18 @@ async fn type_parts(
     Ok(parts)
 }
 
-/// Leaves with their estimated rows. `pg_partition_tree` of an ordinary table is the table itself.
 /// Whether this role may read table `c` of schema `n`, or some of its columns.
-const READABLE: &str = "has_schema_privilege(n.oid, 'USAGE') \
-     AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'))";
+///
+/// Functions that look at the newest state say NULL of a table that was dropped since the snapshot.
+const READABLE: &str = "coalesce(has_schema_privilege(n.oid, 'USAGE') \
+     AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')), false)";
 
+/// Leaves with their estimated rows. `pg_partition_tree` of an ordinary table is the table itself.
 async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(LeafTable, u64)>>, CatalogError> {
     let rows = client
         .query(
-            &format!("SELECT root.oid, n.nspname::text, c.relname::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint, \
+            &format!("SELECT root.oid, n.nspname::text, c.relname::text, \
+             coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::bigint, \
              greatest(c.reltuples, 0)::bigint, c.oid, c.relfilenode, \
              (SELECT string_agg(format('%s:%s', i.inhrelid, i.xmin), ',' ORDER BY i.inhrelid) FROM pg_inherits i \
               WHERE c.relispartition AND i.inhrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid))), {READABLE} \

@@ -1,0 +1,53 @@
+//! How often tables were copied again because a change of them could not be applied. A cause that stays makes copies without
+//! end, each of which reads the whole table at the source.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// So often within [`WINDOW`] a table is copied again before it is paused.
+pub const MAX_RECOPIES: usize = 5;
+const WINDOW: Duration = Duration::from_secs(3600);
+
+/// Of all tables of a pipeline, over all of its sessions.
+#[derive(Debug, Clone, Default)]
+pub struct Recopies(Arc<Mutex<HashMap<u32, VecDeque<Instant>>>>);
+
+impl Recopies {
+    /// Counts another copy of the table. `false`: there were too many.
+    pub fn try_take(&self, oid: u32) -> bool {
+        self.try_take_at(oid, Instant::now())
+    }
+
+    fn try_take_at(&self, oid: u32, now: Instant) -> bool {
+        let mut by_table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = by_table.entry(oid).or_default();
+        while taken.front().is_some_and(|&at| now.duration_since(at) > WINDOW) {
+            taken.pop_front();
+        }
+
+        let is_left = taken.len() < MAX_RECOPIES;
+        if is_left {
+            taken.push_back(now);
+        }
+        is_left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_copied_again_a_few_times_an_hour_and_others_beside_it() {
+        let (recopies, start) = (Recopies::default(), Instant::now());
+        for _ in 0..MAX_RECOPIES {
+            assert!(recopies.try_take_at(1, start));
+        }
+        assert!(!recopies.try_take_at(1, start + WINDOW));
+        assert!(recopies.try_take_at(2, start));
+        assert!(recopies.try_take_at(1, start + WINDOW + Duration::from_secs(1)));
+    }
+}
