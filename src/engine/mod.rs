@@ -784,8 +784,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let (oid, table) = (table.oid, table.source.clone());
                     // A copy that is on its way is begun again; one that was whole is for the operator to look at.
                     let is_copied = self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
-                    // Changes that came while it was not published are nowhere.
-                    let is_excused = is_copied || (error.is_diverged() && self.was_republished(oid).await?);
+                    let is_excused = is_copied || (error.is_diverged() && self.is_explained(oid).await?);
                     let remedy = if is_excused { Remedy::CopyAgain } else { error.remedy() };
                     let mut failure = TableFailure { oid, table, reason, remedy };
                     self.limit_recopies(&mut failure);
@@ -804,10 +803,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Whether a table that is followed is published otherwise than when it was copied, or not at all.
-    async fn was_republished(&mut self, oid: u32) -> Result<bool, EngineError> {
+    /// Whether the catalogs explain that the copy of a table does not hold what the stream says of it.
+    async fn is_explained(&mut self, oid: u32) -> Result<bool, EngineError> {
         match &mut self.catalogs {
-            Some(catalogs) => in_time(catalogs.was_republished(oid)).await,
+            Some(catalogs) => in_time(catalogs.explains_divergence(oid)).await,
             None => Ok(false),
         }
     }

@@ -518,21 +518,27 @@ impl Catalogs {
         self.specs.get(&oid)
     }
 
-    /// Whether a table is published otherwise than when it was copied, or not at all. What nobody can say is no.
-    pub async fn was_republished(&mut self, oid: u32) -> Result<bool, EngineError> {
-        let Some(spec) = self.specs.get(&oid) else { return Ok(false) };
-        let Ok(known) = serde_json::from_str::<Fingerprint>(&spec.fingerprint) else { return Ok(true) };
+    /// Whether something that the stream never mentions explains that a copy does not hold what the stream says of it: the
+    /// table left its publication for a while, a label was renamed, rows were rewritten. While somebody has the table
+    /// locked, nobody can say that it does not.
+    pub async fn explains_divergence(&mut self, oid: u32) -> Result<bool, EngineError> {
+        let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(false) };
         catalog::begin_moment(&self.sql).await?;
         let tables = match catalog::published_table(&self.sql, &self.options.publications, oid).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;
-                return Ok(false);
+                return Ok(true);
             }
             tables => tables?,
         };
+        let types = self.types_of(&tables).await?;
         catalog::end_moment(&self.sql).await?;
 
-        Ok(tables.first().is_none_or(|now| is_published_otherwise(&known, &now.fingerprint).is_some()))
+        let Some(now) = tables.first() else { return Ok(true) };
+        let settings = table_settings(&self.options, &now.name);
+        let verdict = judge(&spec, now, None, &types, self.policy(&settings, oid));
+        let has_no_doubt = checked_labels(&spec, now, &types).is_ok_and(|checks| checks.is_empty());
+        Ok(matches!(verdict, Verdict::Copy(_)) || !has_no_doubt)
     }
 
     /// What relations are that nobody follows, in their order.

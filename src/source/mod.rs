@@ -170,6 +170,12 @@ pub enum SourceError {
     StreamEnded,
 }
 
+/// Whether a question that the server refused with this SQLSTATE may be answered later: connections, deadlocks, resources,
+/// locks, cancelled statements, disks, and tables that were dropped while their catalogs were read (XX000).
+fn passes_by_itself(sqlstate: &str) -> bool {
+    ["08", "40", "53", "55P03", "57", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))
+}
+
 impl SourceError {
     /// Whether a new session from the checkpoint may succeed (traps 31-33).
     pub fn is_transient(&self) -> bool {
@@ -181,8 +187,7 @@ impl SourceError {
             Self::AnotherServer { .. } => true,
             Self::StreamEnded | Self::Spool(spool::SpoolError::Io { .. }) => true,
             Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => {
-                error.is_closed()
-                    || error.code().is_none_or(|code| code.code().starts_with("57P") || code.code().starts_with("08"))
+                error.is_closed() || error.code().is_none_or(|code| passes_by_itself(code.code()))
             }
             _ => false,
         }

@@ -596,3 +596,24 @@ fn tables_that_swap_their_names_while_one_waits_for_its_copy_keep_their_rows() {
     following.sync();
     following.assert_same(&["public.a", "public.b"]);
 }
+
+/// Rows are matched whole, and the stream names an older row's label as it is called now.
+#[test]
+fn a_keyless_table_whose_label_was_renamed_is_copied_and_not_paused() {
+    let following = Following::new("keyless_label");
+    following.db.execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (m mood[], n int); ALTER TABLE t REPLICA IDENTITY FULL;
+         INSERT INTO t VALUES ('{sad}', 1), ('{ok}', 2)",
+    );
+    following.sync();
+    let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
+    run.wait_for_log("following the source", SOON);
+    following.db.execute("INSERT INTO t VALUES (NULL, 3)");
+    following.wait_until_in_step();
+    following.db.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'");
+    following.db.execute("UPDATE t SET n = 10 WHERE n = 1");
+    run.wait_for_log("all tables are live", SOON);
+    following.wait_until_in_step();
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
