@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{snapshot::Snapshot, widths};
+use super::{
+    snapshot::{Snapshot, release_locks, watch_locks},
+    widths,
+};
 use crate::{
     Lsn,
     change::{Key, Pause, TableSpec},
@@ -108,6 +111,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
     is_plain: bool,
 ) -> Result<(Vec<Planned>, Vec<StoredTable>), EngineError> {
     let holder = snapshot.holder();
+    watch_locks(&holder).await?;
     let published = if is_plain {
         let mut tables = catalog::all_tables(&holder).await?;
         tables.retain(|table| is_wanted(options, &table.name));
@@ -177,6 +181,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         planned.push(Planned { spec, source: table, is_resumed, ranges, priority, long_columns, done_rows, snapshot });
     }
     widths::find_long_columns(&holder, &mut planned).await?;
+    release_locks(&holder).await?;
     Ok((planned, refused))
 }
 

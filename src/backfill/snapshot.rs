@@ -151,8 +151,32 @@ pub async fn create_slot(
     }
 }
 
+/// From here on locks that `holder` takes are given back by [`release_locks`]. Its transaction lasts as long as the round,
+/// and a lock that it kept would have every ALTER of the table wait for hours, and everybody else behind that.
+pub async fn watch_locks(holder: &SqlClient) -> Result<(), EngineError> {
+    Ok(holder.batch_execute("SAVEPOINT rhei_locks").await?)
+}
+
+/// Gives back the locks taken since [`watch_locks`]; the snapshot stays.
+pub async fn release_locks(holder: &SqlClient) -> Result<(), EngineError> {
+    Ok(holder.batch_execute("ROLLBACK TO SAVEPOINT rhei_locks; RELEASE SAVEPOINT rhei_locks").await?)
+}
+
 /// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder` sees them.
 pub async fn fetch_rows(
+    holder: &SqlClient,
+    spec: &std::sync::Arc<TableSpec>,
+    is_partitioned: bool,
+    keys: &[Vec<String>],
+) -> Result<Vec<RecordBatch>, EngineError> {
+    watch_locks(holder).await?;
+    let rows = fetch(holder, spec, is_partitioned, keys).await;
+    // Also what a refused statement leaves: the transaction goes on.
+    release_locks(holder).await?;
+    rows
+}
+
+async fn fetch(
     holder: &SqlClient,
     spec: &std::sync::Arc<TableSpec>,
     is_partitioned: bool,

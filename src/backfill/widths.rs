@@ -26,7 +26,7 @@ const SAMPLE_ROWS: u32 = 1000;
 const PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
 
 /// Whether DuckDB can keep a column by ZSTD, and PostgreSQL out of line. DuckDB refuses to give such a column a type that ZSTD is
-/// not for; none of these is followed in place when its type changes ([`crate::types::Mapping::converts_to`]).
+/// not for; none of these is followed in place when its type changes ([`crate::types::in_place`]).
 fn may_be_long(column: &ColumnSpec) -> bool {
     ["VARCHAR", "BLOB", "JSON"].contains(&column.mapping.target_type.as_str())
 }

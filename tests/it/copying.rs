@@ -444,3 +444,28 @@ fn a_table_that_is_copied_goes_live_at_once_on_an_idle_source() {
     }
     running.stop(SOON).assert_code(0);
 }
+
+/// A copy may take hours. An ALTER that waits for it has every query of its table wait behind it.
+#[test]
+fn a_copy_locks_no_other_table_while_it_runs() {
+    let following = Following::new("copy_locks");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 40000) i;
+         CREATE TABLE tree (id int PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10);
+         CREATE TABLE gone PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (1), (11)",
+    );
+    let rhei = following.rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MB").env("RHEI_BACKFILL_RATE_LIMIT", "2MB");
+    let mut running = rhei.spawn(["run"]);
+    running.wait_for_log("copied table=\"public.tree\"", SOON);
+    let locked = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'relation' \
+         AND a.datname = current_database() AND a.application_name LIKE 'rhei/%' AND l.relation IN \
+         ('tree'::regclass, 'leaf'::regclass, 'gone'::regclass)";
+    wait_until(SOON, "the last question about the tree gives its locks back", || following.db.value(locked) == "0");
+    following.db.execute("SET lock_timeout = '5s'; ALTER TABLE tree ADD COLUMN late int; DROP TABLE gone");
+    let copied = running.logs().contains("copied table=\"public.t\"");
+    assert!(!copied, "the copy was over before:\n{}", running.logs());
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.t", "public.tree"]);
+}
