@@ -376,24 +376,23 @@ fn a_label_that_was_only_added_costs_no_copy() {
 }
 
 #[test]
-fn a_composite_that_came_and_got_a_field_before_anybody_looked_is_noticed() {
-    let following = Following::new("late_field");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
-    following.sync();
-    let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
-    run.wait_for_log("following the source", SOON);
-    following.db.execute("INSERT INTO t VALUES (2)");
-    following.wait_until_in_step();
-    following
-        .db
-        .execute("CREATE TYPE pair AS (a int, b int); ALTER TABLE t ADD p pair; INSERT INTO t VALUES (3, (1, 2))");
-    following.wait_until_in_step();
-    following.db.execute("ALTER TYPE pair ADD ATTRIBUTE c int");
-    run.stop(SOON).assert_code(0);
-    let mut run = running_after_sync(&following);
-    run.wait_for_log("all tables are live", SOON);
-    run.stop(SOON).assert_code(0);
-    following.assert_same(&["public.t"]);
+fn types_that_came_and_were_altered_before_anybody_looked_are_noticed() {
+    let altered = [
+        ("CREATE TYPE kind AS (a int, b int)", "(1,2)", "ALTER TYPE kind ADD ATTRIBUTE c int"),
+        ("CREATE TYPE kind AS ENUM ('sad', 'ok')", "ok", "ALTER TYPE kind RENAME VALUE 'ok' TO 'fine'"),
+    ];
+    for (create, value, alter) in altered {
+        let following = Following::new("late_type");
+        following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+        following.sync();
+        for statement in [create, "ALTER TABLE t ADD k kind", &format!("INSERT INTO t VALUES (2, '{value}')"), alter] {
+            following.db.execute(statement);
+        }
+        let mut run = running_after_sync(&following);
+        run.wait_for_log("all tables are live", SOON);
+        run.stop(SOON).assert_code(0);
+        following.assert_same(&["public.t"]);
+    }
 }
 
 /// The walsender decodes with the publication of then.
