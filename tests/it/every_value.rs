@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Types that the tables use. Domains and composites as they nest in practice.
-const SETUP: &str = "
+pub const SETUP: &str = "
     CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy', 'it''s', 'a, \"b\"', 'ünï', '');
     CREATE DOMAIN dom_int AS int4 CHECK (value >= -1000000000);
     CREATE DOMAIN dom_of_dom AS dom_int CHECK (value <= 1000000000);
@@ -29,7 +29,7 @@ const SETUP: &str = "
     CREATE TYPE inner_pair AS (n int4, t text);
     CREATE TYPE outer_row AS (a int4, b text, c inner_pair, d numeric(10,2));";
 
-const SETTINGS: &str = "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; SET intervalstyle = 'postgres'";
+pub const SETTINGS: &str = "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; SET intervalstyle = 'postgres'";
 
 /// Added to ids when values move, far above those that count the rows.
 const COPIED_ID: u32 = 500_000_000;
@@ -41,7 +41,7 @@ fn from_env(name: &str, default: u64) -> u64 {
 
 /// What a server must have for a type.
 #[derive(Debug, Clone, Copy)]
-enum Needs {
+pub enum Needs {
     Nothing,
     Major(u32),
     Extension(&'static str),
@@ -50,10 +50,10 @@ enum Needs {
 
 /// A type, and how its values are made: in the text form that its input function reads.
 #[derive(Debug, Clone, Copy)]
-struct Kind {
-    sql: &'static str,
+pub struct Kind {
+    pub sql: &'static str,
     needs: Needs,
-    edges: &'static [&'static str],
+    pub edges: &'static [&'static str],
     random: fn(&mut StdRng) -> String,
 }
 
@@ -67,7 +67,17 @@ impl Kind {
         self
     }
 
-    fn value(&self, r: &mut StdRng) -> Option<String> {
+    /// Whether this server has the type. Its extension is installed by that.
+    pub fn is_there(&self, cluster: &Cluster, session: &Session) -> bool {
+        match self.needs {
+            Needs::Nothing => true,
+            Needs::Major(major) => cluster.major() >= major,
+            Needs::Extension(name) => session.try_query(&format!("CREATE EXTENSION {name}")).is_ok(),
+            Needs::Libxml => session.try_query("SELECT '<a/>'::xml").is_ok(),
+        }
+    }
+
+    pub fn value(&self, r: &mut StdRng) -> Option<String> {
         match r.random_range(0..100) {
             0..5 => None,
             5..25 if !self.edges.is_empty() => Some(pick(r, self.edges).to_owned()),
@@ -173,13 +183,7 @@ fn random_values_of_every_type_arrive_unchanged_by_copy_and_by_stream() {
 
     let mut tables = Vec::new();
     for (number, kind) in kinds().into_iter().enumerate() {
-        let is_there = match kind.needs {
-            Needs::Nothing => true,
-            Needs::Major(major) => cluster.major() >= major,
-            Needs::Extension(name) => session.try_query(&format!("CREATE EXTENSION {name}")).is_ok(),
-            Needs::Libxml => session.try_query("SELECT '<a/>'::xml").is_ok(),
-        };
-        if is_there {
+        if kind.is_there(cluster, &session) {
             let rng = StdRng::seed_from_u64(seed.wrapping_add(number as u64));
             tables.push(Table { session: &session, name: table_name(number, kind.sql), kind, rng });
         }
@@ -290,7 +294,7 @@ fn with_on_unrepresentable_null_the_value_becomes_null_and_is_counted() {
     }
 }
 
-fn kinds() -> Vec<Kind> {
+pub fn kinds() -> Vec<Kind> {
     let mut kinds = numbers();
     kinds.extend(texts());
     kinds.extend(moments());
@@ -949,7 +953,7 @@ fn mood(r: &mut StdRng) -> String {
 }
 
 /// Inside arrays, composites and hstore.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 

@@ -29,5 +29,6 @@ mod security;
 mod settled;
 mod supervision;
 mod tidy;
+mod type_pairs;
 mod values;
 mod variants;
