@@ -112,8 +112,8 @@ impl Mapping {
                     "CASE WHEN {column} < 0 THEN '-0' || substr({cast}, 2) WHEN {column} >= 0 THEN '0' || {cast} END"
                 )
             }
-            // A cast would be by the zone of the session, and AT TIME ZONE is milliseconds off where years are many. By
-            // number it is exact; infinity has none.
+            // A cast would be by the zone of the session, and AT TIME ZONE is milliseconds off
+            // where years are many. By number it is exact; infinity has none.
             (Kind::Timestamp { with_zone: from }, Kind::Timestamp { with_zone: to }) if from != to => {
                 let made = if *to { "make_timestamptz" } else { "make_timestamp" };
                 format!("coalesce({made}(epoch_us({column})), {column} AT TIME ZONE 'UTC')")

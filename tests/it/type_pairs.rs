@@ -1,5 +1,5 @@
-//! Every change of a column's type that a server makes without writing the table anew, against what rhei decides about it:
-//! what goes through in place must leave in DuckDB what a new copy would.
+//! Every change of a column's type that a server makes without writing the table anew, against what
+//! rhei decides about it: what goes through in place must leave in DuckDB what a new copy would.
 //!
 //! RHEI_TEST_SEED replays a run. RHEI_BLESS=1 writes the table of docs/schema-changes.md anew.
 
@@ -34,7 +34,8 @@ use crate::{
 
 const ROWS: usize = 1000;
 
-/// Types beside those that the random values know: lengths, precisions, domains, and arrays of them.
+/// Types beside those that the random values know: lengths, precisions, domains, and arrays of
+/// them.
 const VARIANTS: &[&str] = &[
     "varchar(3)",
     "varchar(9)",
@@ -122,8 +123,8 @@ const DOMAINS: &[&str] = &[
     "CREATE DOMAIN domain_of_free AS free_text",
 ];
 
-/// What the server does with an empty table of a type, for each of these types: nothing (no row), or whether it writes the
-/// table anew. Nothing is left of it.
+/// What the server does with an empty table of a type, for each of these types: nothing (no row),
+/// or whether it writes the table anew. Nothing is left of it.
 const PAIRS_OF: &str = "
     CREATE FUNCTION public.pairs_of(t regclass, targets text[]) RETURNS TABLE (target text, rewritten bool)
     LANGUAGE plpgsql AS $$
@@ -319,7 +320,8 @@ fn printed(session: &Session, table: &str) -> Texts {
     rows.into_iter().map(|mut row| row.remove(0)).collect()
 }
 
-/// What the server prints once the column has another type, and whether the table is in another file by then.
+/// What the server prints once the column has another type, and whether the table is in another
+/// file by then.
 fn printed_after(session: &Session, table: &str, sql: &str) -> (bool, Texts) {
     let mut rows = session.query(&format!(
         "BEGIN; SELECT pg_relation_filenode('{table}'); ALTER TABLE {table} ALTER c TYPE {sql};
@@ -330,7 +332,8 @@ fn printed_after(session: &Session, table: &str, sql: &str) -> (bool, Texts) {
     (rows[0] != rows[1], texts)
 }
 
-/// A column as rhei decodes it from the server's text, and which values it has room for; the others are NULL.
+/// A column as rhei decodes it from the server's text, and which values it has room for; the others
+/// are NULL.
 fn decoded(mapping: &Mapping, texts: &Texts) -> (ArrayRef, Vec<bool>) {
     let mut builder = ColumnBuilder::new(mapping, texts.len());
     let mut has_room = Vec::with_capacity(texts.len());
@@ -656,7 +659,8 @@ fn assert_documented(wanted: &str) {
     assert!(found == wanted, "docs/schema-changes.md differs (RHEI_BLESS=1 writes it anew); wanted is\n{wanted}");
 }
 
-/// The decisions as a table: a line for each type that a column may have had, with letters for lengths.
+/// The decisions as a table: a line for each type that a column may have had, with letters for
+/// lengths.
 fn documented(types: &Types, session: &Session, in_place: &BTreeMap<(String, String), InPlace>) -> String {
     let named: HashMap<&str, (String, bool)> =
         types.all.iter().map(|of| (of.sql.as_str(), named(types, session, of))).collect();
@@ -697,7 +701,8 @@ fn documented(types: &Types, session: &Session, in_place: &BTreeMap<(String, Str
     table
 }
 
-/// A type's short name, with letters for lengths, and whether it is a domain, which has the name of what is below it.
+/// A type's short name, with letters for lengths, and whether it is a domain, which has the name of
+/// what is below it.
 fn named(types: &Types, session: &Session, of: &Type) -> (String, bool) {
     let (mut oid, mut typmod) = (of.oid, of.typmod);
     let mut ndims = of.ndims;
