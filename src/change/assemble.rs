@@ -398,8 +398,8 @@ impl Assembler {
         }
     }
 
-    /// Relations of which changes came since the last call that nobody follows, and how many. What becomes of them is for
-    /// whoever knows the catalogs to say: none may be forgotten that is not known to be left out.
+    /// Untracked relations whose changes came since the last call, with the number of changes. The caller compares them with
+    /// the catalogs: only a relation that is known to be left out of the copy may be forgotten.
     pub fn take_untracked(&mut self) -> Vec<(Relation, u64)> {
         let untracked = std::mem::take(&mut self.untracked);
         let taken = untracked.into_iter().filter_map(|oid| {
@@ -659,7 +659,7 @@ impl Assembler {
         Ok(is_followed)
     }
 
-    /// A change that is not taken. It is either in a copy, or brought by one to come, or somebody is told of it.
+    /// Passes a change over. It is either in a copy, or a later copy brings it, or the relation is reported as untracked.
     fn pass_over(&mut self, oid: u32) {
         let (Some(open), Some(described)) = (&self.open, self.described.get_mut(&oid)) else { return };
         match &described.follow {

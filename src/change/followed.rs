@@ -15,7 +15,7 @@ pub(super) struct Described {
     pub relation: Relation,
     /// What to do with its rows.
     pub follow: Follow,
-    /// Rows and TRUNCATEs of it that nobody followed, since they were last told of.
+    /// Rows and TRUNCATEs of the relation that were passed over since they were last reported.
     pub ignored: u64,
     /// Commit LSN of the last source transaction that changed it, whether anybody wanted it or not.
     pub seen: Lsn,
@@ -23,7 +23,7 @@ pub(super) struct Described {
 
 #[derive(Debug)]
 pub(super) enum Follow {
-    /// Of no table that is followed now. Its rows are counted, and whoever knows the catalogs is told.
+    /// The relation is no table that is followed now. Its changes are counted and reported as untracked.
     Untracked,
     /// Of a table that is paused, which only another copy brings back.
     Paused,

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So often within [`WINDOW`] a table is copied again before it is paused.
+/// How often a table is copied again within an hour before it is paused.
 pub const MAX_RECOPIES: usize = 5;
 const WINDOW: Duration = Duration::from_secs(3600);
 

@@ -374,12 +374,12 @@ pub struct Look {
 /// How long a question waits for a lock that somebody holds on a published table.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// What a relation is that nobody follows.
+/// What an untracked relation of the stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// A table of ours that is paused, or about to be copied: what came of it will be in its copy.
     AwaitsCopy,
-    /// A published table that nobody has copied.
+    /// A published table that was never copied.
     New,
     /// A partition of this table, which is followed as a whole: a publication was altered in between.
     PartOf(u32),
@@ -541,7 +541,7 @@ impl Catalogs {
         Ok(matches!(verdict, Verdict::Copy(_)) || !has_no_doubt)
     }
 
-    /// What relations are that nobody follows, in their order.
+    /// Finds out what untracked relations are, in their order.
     pub async fn places(&mut self, relations: &[&Relation]) -> Result<Vec<Place>, EngineError> {
         let is_known = |oid: &u32| self.specs.contains_key(oid) || self.others.contains(oid);
         let unknown = |relation: &&&Relation| !is_known(&relation.oid) && !self.left_out.contains_key(&relation.oid);
