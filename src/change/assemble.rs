@@ -135,6 +135,15 @@ pub enum Answer {
     Reshape(Box<Reshape>),
 }
 
+/// A relation that is not followed, and whose changes were passed over.
+#[derive(Debug, Clone)]
+pub struct Untracked {
+    pub relation: Relation,
+    pub changes: u64,
+    /// Commit LSN of the last of them.
+    pub last_change: Lsn,
+}
+
 /// A Relation message that waits for its [`Answer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
@@ -400,14 +409,25 @@ impl Assembler {
 
     /// Untracked relations whose changes came since the last call, with the number of changes. The caller compares them with
     /// the catalogs: only a relation that is known to be left out of the copy may be forgotten.
-    pub fn take_untracked(&mut self) -> Vec<(Relation, u64)> {
+    pub fn take_untracked(&mut self) -> Vec<Untracked> {
         let untracked = std::mem::take(&mut self.untracked);
         let taken = untracked.into_iter().filter_map(|oid| {
             let described = self.described.get_mut(&oid)?;
             let changes = std::mem::take(&mut described.ignored);
-            matches!(described.follow, Follow::Untracked).then(|| (described.relation.clone(), changes))
+            let (relation, last_change) = (described.relation.clone(), described.seen);
+            matches!(described.follow, Follow::Untracked).then_some(Untracked { relation, changes, last_change })
         });
         taken.collect()
+    }
+
+    /// Reports them once more later: the catalogs cannot be read now.
+    pub fn put_back_untracked(&mut self, untracked: Vec<Untracked>) {
+        for Untracked { relation, changes, .. } in untracked {
+            if let Some(described) = self.described.get_mut(&relation.oid) {
+                described.ignored += changes;
+                self.untracked.insert(relation.oid);
+            }
+        }
     }
 
     /// Takes the next message.

@@ -39,7 +39,7 @@ use crate::{
     Checkpoint, Lsn, backfill,
     change::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
-        assemble::{Answer, Question},
+        assemble::{Answer, Question, Untracked},
         relation::Relation,
     },
     failpoint::reached,
@@ -450,6 +450,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.consumer.acknowledge(applied.durable);
         let Effects { counts, truncated, nulled, failed } = effects;
         log_failures(&failed);
+        self.count_recopies(&failed);
         for failure in &failed {
             self.copying.remove(&failure.oid);
             self.catching_up.remove(&failure.oid);
@@ -501,9 +502,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(report)
     }
 
+    /// Counts the copies that a batch leads to, once it is committed.
+    fn count_recopies(&self, failed: &[TableFailure]) {
+        let again = failed.iter().filter(|failure| failure.remedy == Remedy::CopyAgain);
+        again.for_each(|failure| self.recopies.count(failure.oid));
+    }
+
     /// A table that would be copied again without end is paused.
     fn limit_recopies(&self, failure: &mut TableFailure) {
-        if failure.remedy == Remedy::CopyAgain && !self.recopies.try_take(failure.oid) {
+        if failure.remedy == Remedy::CopyAgain && self.recopies.is_spent(failure.oid) {
             failure.remedy = Remedy::Operator;
             failure.reason = format!(
                 "the table was copied {} times within an hour, and cannot be followed: {}",
@@ -534,6 +541,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             target.apply(&batch, &checkpoint).map(|_| ())
         };
         self.target.call(work).await?;
+        self.count_recopies(&failed);
         let tables: Vec<String> = failed.iter().map(|failure| failure.table.to_string()).collect();
         let reason = format!("a large transaction is read again without {}", tables.join(", "));
         let attach_anew = Some(reason);
@@ -562,9 +570,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let table = &question.relation.name;
                     tracing::warn!(%table, "waiting for a lock that somebody holds on a published table, to read its shape");
                 }
-                // It may wait for us: where the names of synchronous standbys include this connection.
-                Asked::NotVisible if since.elapsed() >= MAX_INVISIBLE => {
-                    break Verdict::Copy("the transaction that changed it is not visible at the source".to_owned());
+                // The commit waits for our acknowledgement, and that for this answer. A copy comes without it.
+                Asked::NotVisible
+                    if since.elapsed() >= MAX_INVISIBLE && in_time(catalogs.is_synchronous_standby()).await? =>
+                {
+                    break Verdict::Copy(
+                        "synchronous_standby_names at the source includes rhei, so the table's shape cannot be read \
+                         before its change is acknowledged"
+                            .to_owned(),
+                    );
                 }
                 Asked::NotVisible => {
                     if !is_said && since.elapsed() >= INVISIBLE_WARNING {
@@ -573,7 +587,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         tracing::warn!(
                             %table,
                             "waiting for a transaction of the source that is not visible there yet, as while a \
-                             synchronous standby has not answered"
+                             standby in synchronous_standby_names has not answered"
                         );
                     }
                     tokio::time::sleep(INVISIBLE_PAUSE).await;
@@ -607,20 +621,31 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(reason)
     }
 
+    /// Whether the copy of a table holds what was committed at `commit_lsn`.
+    fn is_in_copy(&self, oid: u32, commit_lsn: Lsn) -> bool {
+        let spec = self.catalogs.as_ref().and_then(|catalogs| catalogs.spec(oid));
+        spec.is_some_and(|spec| commit_lsn < spec.copy_lsn)
+    }
+
     /// Finds out what the relations are whose changes came and were not taken: none is left out that is not known to be.
     /// A reason to attach anew: one of them is a table to copy, or a part of one.
     async fn place_untracked(&mut self) -> Result<Option<String>, EngineError> {
         let untracked = self.consumer.assembler().take_untracked();
         let Some(catalogs) = self.catalogs.as_mut().filter(|_| !untracked.is_empty()) else { return Ok(None) };
-        let relations: Vec<&Relation> = untracked.iter().map(|(relation, _)| relation).collect();
-        let places = in_time(catalogs.places(&relations)).await?;
+        let relations: Vec<&Relation> = untracked.iter().map(|untracked| &untracked.relation).collect();
+        let Some(places) = in_time(catalogs.places(&relations)).await? else {
+            self.consumer.assembler().put_back_untracked(untracked);
+            return Ok(None);
+        };
 
         let mut reasons = Vec::new();
-        for ((relation, changes), place) in untracked.iter().zip(places) {
+        for (Untracked { relation, changes, last_change }, place) in untracked.iter().zip(places) {
             match place {
                 Place::AwaitsCopy => {}
                 Place::LeftOut(reason) => self.left_out.add(&relation.name, reason, *changes),
                 Place::New => reasons.push(format!("table {} is new", relation.name)),
+                // What came before its copy is in it.
+                Place::PartOf(root) if self.is_in_copy(root, *last_change) => {}
                 Place::PartOf(root) => {
                     let why = format!("rows came for its partition {} alone", relation.name);
                     reasons.push(self.copy_again(root, why).await?);

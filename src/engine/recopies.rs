@@ -16,23 +16,28 @@ const WINDOW: Duration = Duration::from_secs(3600);
 pub struct Recopies(Arc<Mutex<HashMap<u32, VecDeque<Instant>>>>);
 
 impl Recopies {
-    /// Counts another copy of the table. `false`: there were too many.
-    pub fn try_take(&self, oid: u32) -> bool {
-        self.try_take_at(oid, Instant::now())
+    /// Whether the table was copied again too often to be copied once more.
+    pub fn is_spent(&self, oid: u32) -> bool {
+        self.is_spent_at(oid, Instant::now())
     }
 
-    fn try_take_at(&self, oid: u32, now: Instant) -> bool {
-        let mut by_table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = by_table.entry(oid).or_default();
-        while taken.front().is_some_and(|&at| now.duration_since(at) > WINDOW) {
-            taken.pop_front();
-        }
+    /// Counts another copy of the table.
+    pub fn count(&self, oid: u32) {
+        self.count_at(oid, Instant::now());
+    }
 
-        let is_left = taken.len() < MAX_RECOPIES;
-        if is_left {
-            taken.push_back(now);
+    fn is_spent_at(&self, oid: u32, now: Instant) -> bool {
+        let mut by_table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = by_table.entry(oid).or_default();
+        while counted.front().is_some_and(|&at| now.duration_since(at) > WINDOW) {
+            counted.pop_front();
         }
-        is_left
+        counted.len() >= MAX_RECOPIES
+    }
+
+    fn count_at(&self, oid: u32, now: Instant) {
+        let mut by_table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        by_table.entry(oid).or_default().push_back(now);
     }
 }
 
@@ -44,10 +49,11 @@ mod tests {
     fn a_table_is_copied_again_a_few_times_an_hour_and_others_beside_it() {
         let (recopies, start) = (Recopies::default(), Instant::now());
         for _ in 0..MAX_RECOPIES {
-            assert!(recopies.try_take_at(1, start));
+            assert!(!recopies.is_spent_at(1, start));
+            recopies.count_at(1, start);
         }
-        assert!(!recopies.try_take_at(1, start + WINDOW));
-        assert!(recopies.try_take_at(2, start));
-        assert!(recopies.try_take_at(1, start + WINDOW + Duration::from_secs(1)));
+        assert!(recopies.is_spent_at(1, start + WINDOW));
+        assert!(!recopies.is_spent_at(2, start));
+        assert!(!recopies.is_spent_at(1, start + WINDOW + Duration::from_secs(1)));
     }
 }

@@ -541,15 +541,23 @@ impl Catalogs {
         Ok(matches!(verdict, Verdict::Copy(_)) || !has_no_doubt)
     }
 
-    /// Finds out what untracked relations are, in their order.
-    pub async fn places(&mut self, relations: &[&Relation]) -> Result<Vec<Place>, EngineError> {
+    /// Whether commits at the source wait for this pipeline's own stream, as a synchronous standby's.
+    pub async fn is_synchronous_standby(&self) -> Result<bool, EngineError> {
+        Ok(catalog::is_synchronous_standby(&self.sql, &self.options.slot).await?)
+    }
+
+    /// Finds out what untracked relations are, in their order. `None`: a published table is locked; ask again.
+    pub async fn places(&mut self, relations: &[&Relation]) -> Result<Option<Vec<Place>>, EngineError> {
         let is_known = |oid: &u32| self.specs.contains_key(oid) || self.others.contains(oid);
         let unknown = |relation: &&&Relation| !is_known(&relation.oid) && !self.left_out.contains_key(&relation.oid);
         let asked: Vec<u32> = relations.iter().filter(unknown).map(|relation| relation.oid).collect();
 
         // One question for all of them, and none for those that were left out before: there may be thousands.
         if !asked.is_empty() {
-            let published = catalog::published_names(&self.sql, &self.options.publications).await?;
+            let published = match catalog::published_names(&self.sql, &self.options.publications).await {
+                Err(error) if error.is_locked() => return Ok(None),
+                published => published?,
+            };
             let published: BTreeMap<u32, QualifiedName> = published.into_iter().collect();
             let ancestors = catalog::ancestors(&self.sql, &asked).await?;
             for oid in asked {
@@ -568,7 +576,7 @@ impl Catalogs {
             Some(place) if !is_known(&relation.oid) => *place,
             _ => Place::AwaitsCopy,
         };
-        Ok(relations.iter().map(place).collect())
+        Ok(Some(relations.iter().map(place).collect()))
     }
 
     /// Judges a relation that the stream describes.
@@ -591,12 +599,12 @@ impl Catalogs {
                 return Ok(Asked::Judged(verdict));
             }
         }
-        self.unanswered += 1;
         let xids = catalog::begin_moment(&self.sql).await?;
         if !xids.sees(question.xid) {
             catalog::break_moment(&self.sql).await?;
             return Ok(Asked::NotVisible);
         }
+        self.unanswered += 1;
         let mut tables = match catalog::published_table(&self.sql, &self.options.publications, oid).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;

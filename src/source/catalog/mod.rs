@@ -693,6 +693,13 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, Catal
     }))
 }
 
+/// Whether commits wait for the walsender of this slot, since `synchronous_standby_names` includes it.
+pub async fn is_synchronous_standby(client: &Client, slot: &str) -> Result<bool, CatalogError> {
+    let query = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
+         WHERE s.slot_name = $1::text AND r.sync_state IN ('sync', 'quorum'))";
+    Ok(client.query_one(query, &[&slot]).await?.try_get(0)?)
+}
+
 /// Whether standbys keep the slot too. Asked of PostgreSQL 17 and newer.
 pub async fn is_failover_slot(client: &Client, name: &str) -> Result<bool, CatalogError> {
     let query = "SELECT failover FROM pg_replication_slots WHERE slot_name = $1::text";
