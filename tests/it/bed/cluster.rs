@@ -593,6 +593,12 @@ pub fn installed() -> Vec<(u32, PathBuf)> {
     found
 }
 
+/// The major version that the tests run on.
+pub fn tested_major() -> u32 {
+    static MAJOR: OnceLock<u32> = OnceLock::new();
+    *MAJOR.get_or_init(|| major_of(bin_dir()).unwrap())
+}
+
 fn major_of(bin: &Path) -> Option<u32> {
     if !bin.join("initdb").exists() || !bin.join("pg_ctl").exists() {
         return None;

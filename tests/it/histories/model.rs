@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::bed::cluster::quote;
+use crate::bed::cluster::{quote, tested_major};
 
 pub const MOOD: &str = "public.mood";
 
@@ -265,7 +265,9 @@ impl Table {
     pub fn can_change(&self) -> bool {
         match self.identity {
             Identity::Default => self.key.as_ref().is_some_and(|key| !key.is_deferrable),
-            Identity::Full | Identity::Index => true,
+            // 18 refuses both when the identity has a column that is not published.
+            Identity::Full => !self.has(Role::Generated) || tested_major() < 18,
+            Identity::Index => true,
         }
     }
 
