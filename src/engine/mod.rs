@@ -109,6 +109,11 @@ impl EngineError {
         }
     }
 
+    /// See [`SourceError::is_refused_question`].
+    pub fn is_refused_question(&self) -> bool {
+        matches!(self, Self::Source(error) if error.is_refused_question())
+    }
+
     /// A disk at our end does not take what is written: it is full, or broken.
     pub fn is_of_disk(&self) -> bool {
         match self {

@@ -114,6 +114,12 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         };
         let attached = match attached {
             Ok(attached) => attached,
+            Err(error) if error.is_refused_question() && breaks < BREAKS => {
+                breaks += 1;
+                tracing::warn!(error = super::with_causes(&error), "asking the source's catalogs again");
+                tokio::time::sleep(Duration::from_millis(500) * breaks).await;
+                continue;
+            }
             Err(error) => {
                 again = again.or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
                 continue;
@@ -532,7 +538,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
                 }
                 error
             }
-            Err(error) if !has_streamed || !error.is_transient() => return Err(error),
+            Err(error) if !error.is_transient() => return Err(error),
+            Err(error) if !has_streamed && !error.is_refused_question() => return Err(error),
             Err(error) => error,
         };
         must_reopen = error.is_of_disk();

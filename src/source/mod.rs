@@ -193,6 +193,17 @@ impl SourceError {
         }
     }
 
+    /// Whether the server refused a question for something that passes by itself: a deadlock, a lock, or a table that was
+    /// dropped while its catalogs were read (XX000). A server that answers is there, so it is worth asking again at once.
+    pub fn is_refused_question(&self) -> bool {
+        match self {
+            Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => error
+                .code()
+                .is_some_and(|code| ["40", "55P03", "57014", "XX"].iter().any(|class| code.code().starts_with(class))),
+            _ => false,
+        }
+    }
+
     /// Whether it is about a legal value that the target has no room for.
     pub fn is_unrepresentable(&self) -> bool {
         matches!(self, Self::Copy(copy::CopyError::Value { source, .. }) if source.is_unrepresentable())
