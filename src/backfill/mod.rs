@@ -252,7 +252,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                     Copied::Changed
                 }
             }
-            // Of a table that was altered since its snapshot, COPY reads what nobody planned for.
+            // COPY reads a table in its newest shape. If that is not the planned one, the value says nothing of the table.
             Copied::Failed(pause) => {
                 let now = self.current(control, oid).await?;
                 if now.is_some_and(|now| is_same(&table.source, &now)) {

@@ -151,8 +151,8 @@ pub async fn create_slot(
     }
 }
 
-/// From here on locks that `holder` takes are given back by [`release_locks`]. Its transaction lasts as long as the round,
-/// and a lock that it kept would have every ALTER of the table wait for hours, and everybody else behind that.
+/// Has [`release_locks`] give back the locks that `holder` takes from here on. The transaction of `holder` lasts as long
+/// as the round: a lock kept for hours would hold up every ALTER of its table, and all queries behind that ALTER.
 pub async fn watch_locks(holder: &SqlClient) -> Result<(), EngineError> {
     Ok(holder.batch_execute("SAVEPOINT rhei_locks").await?)
 }

@@ -650,7 +650,7 @@ impl Assembler {
         } else if self.asks && !is_past {
             let has_open_rows =
                 self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
-            // Good for one question: what comes later may be another change, which nobody has described.
+            // A description serves one question: a later relation may follow a change that was not described.
             let description = self.descriptions.remove(&oid);
             let bytes = description.as_ref().map_or(0, Description::bytes);
             self.described_bytes = self.described_bytes.saturating_sub(bytes);

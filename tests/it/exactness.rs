@@ -358,7 +358,7 @@ fn a_label_that_was_only_added_costs_no_copy() {
     following.db.execute(
         "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'sad')",
     );
-    let run = running(&following);
+    let mut run = running(&following);
     let before = copies(&run);
     following.db.execute("ALTER TYPE mood ADD VALUE 'glad'");
     following.db.execute("INSERT INTO t VALUES (2, 'glad')");
@@ -368,11 +368,12 @@ fn a_label_that_was_only_added_costs_no_copy() {
         "CREATE TYPE tone AS ENUM ('low', 'high'); ALTER TABLE t ADD tone tone; INSERT INTO t VALUES (3, 'ok', 'low')",
     );
     following.wait_until_in_step();
+    following.wait_settled(&mut run);
+    assert_eq!(copies(&run), before, "copied again\n{}", run.logs());
     run.stop(SOON).assert_code(0);
     let output = following.sync();
     assert!(!output.stderr.contains(" copied "), "{}", output.stderr);
     following.assert_same(&["public.t"]);
-    let _ = before;
 }
 
 #[test]
