@@ -510,7 +510,7 @@ fn password_fields(line: &str) -> Vec<String> {
 
 /// Settings that shape the text of values, and timeouts that must not end a long copy (traps 11, 73). Given at
 /// startup, they win over those of the role and the database.
-pub(super) const PINNED: [(&str, &str); 13] = [
+pub(super) const PINNED: [(&str, &str); 14] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -524,6 +524,8 @@ pub(super) const PINNED: [(&str, &str); 13] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("client_min_messages", "warning"),
+    // Questions to the catalogs look expensive to the planner, and compiling one takes longer than to answer it.
+    ("jit", "off"),
 ];
 
 /// A timeout that only newer servers have.

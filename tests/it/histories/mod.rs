@@ -62,7 +62,7 @@ fn each_history(count: &str, default: u64, play: impl Fn(&Cluster, u64) + Sync) 
     // Of its own, because autovacuum moves rows at moments that no seed decides.
     let cluster = Cluster::start(ClusterOptions::default().conf("autovacuum = off"));
     let next = AtomicU64::new(range.start);
-    let failed = Mutex::new(Vec::new());
+    let failed: Mutex<Vec<String>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -72,15 +72,17 @@ fn each_history(count: &str, default: u64, play: impl Fn(&Cluster, u64) + Sync) 
                     if history >= range.end || failed.lock().unwrap().len() >= 3 {
                         break;
                     }
-                    if catch_unwind(AssertUnwindSafe(|| play(&cluster, seed + history))).is_err() {
-                        failed.lock().unwrap().push(history);
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| play(&cluster, seed + history))) {
+                        let why = panic.downcast_ref::<String>().map_or("a panic without a message", String::as_str);
+                        failed.lock().unwrap().push(format!("RHEI_TEST_HISTORY={history}: {why}"));
                     }
                 }
             });
         }
     });
     let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "replay with RHEI_TEST_SEED={seed} and RHEI_TEST_HISTORY= one of {failed:?}");
+    // What failed is said at the end once more: whole scripts are long.
+    assert!(failed.is_empty(), "replay with RHEI_TEST_SEED={seed} and one of these:\n{}", failed.join("\n"));
 }
 
 /// A deadlock with the replicator took our transaction.
