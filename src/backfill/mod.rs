@@ -24,8 +24,9 @@ mod widths;
 mod worker;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -42,7 +43,7 @@ pub use self::{
 };
 use crate::{
     Lsn,
-    change::Pause,
+    change::{Pause, QualifiedName},
     engine::{EngineError, Event, Options, Writer},
     source::{
         Hold,
@@ -75,6 +76,8 @@ pub enum Told {
         /// Per table the ids of its jobs, or none when it has to wait for another round.
         adopted: oneshot::Sender<Vec<Option<Vec<u64>>>>,
     },
+    /// These tables cannot be read now, since somebody holds a lock on them; the round goes on without them.
+    Locked(BTreeMap<u32, QualifiedName>),
     Copied {
         oid: u32,
         copied: Copied,
@@ -87,8 +90,8 @@ pub struct Round {
     pub wanted: Option<BTreeSet<u32>>,
     /// The slot of the pipeline itself, when it was just made; else the round makes one for the time of its snapshot.
     pub first: Option<FirstSlot>,
-    /// Hold the stream before the slot is made: the way out when tables change too fast.
-    pub hold_first: bool,
+    /// Keep the stream so far behind the source while the slot is made: the way out when tables change too fast.
+    pub trail: Option<Duration>,
     /// Nobody follows: an ordinary snapshot will do.
     pub is_plain: bool,
     pub hold: Hold,
@@ -116,23 +119,31 @@ pub async fn run<T: OlapEngine + 'static>(
     round: Round,
 ) -> Result<(), EngineError> {
     let release = Release(round.hold.clone());
-    if round.hold_first {
-        round.hold.set(Lsn(1));
-    }
+    let (is_plain, wanted) = (round.is_plain, round.wanted.as_ref());
     let prepare = async {
-        let snapshot = match (round.is_plain, round.first) {
+        // What may take long, or wait for somebody, comes before the snapshot, which the stream waits for.
+        let control = connect_sql(&options.source, "copy control").await?;
+        let measured = plan::measure(options, &control, wanted, is_plain).await?;
+        if !measured.locked.is_empty() {
+            let _ = round.told.send(Told::Locked(measured.locked.clone())).await;
+            if wanted.is_some_and(|wanted| wanted.iter().all(|oid| measured.locked.contains_key(oid))) {
+                return Ok(None);
+            }
+        }
+        let snapshot = match (is_plain, round.first) {
             (true, _) => Snapshot::plain(options).await?,
             (false, Some(first)) => Snapshot::of_slot(options, first, false, &round.hold).await?,
-            (false, None) => Snapshot::of_temporary_slot(options, &round.hold).await?,
+            (false, None) => Snapshot::of_temporary_slot(options, &control, &round.hold, round.trail).await?,
         };
-        let planned = plan::plan(options, writer, &snapshot, round.wanted.as_ref(), round.is_plain).await?;
-        Ok::<_, EngineError>((snapshot, planned))
+        let planned = plan::plan(options, writer, &snapshot, wanted, is_plain, &measured).await?;
+        Ok::<_, EngineError>(Some((control, snapshot, planned)))
     };
-    let (snapshot, (tables, refused)) = tokio::select! {
+    let prepared = tokio::select! {
         // Making a slot may wait for hours.
         () = round.stop.cancelled() => return Ok(()),
         prepared = prepare => prepared?,
     };
+    let Some((control, snapshot, (tables, refused))) = prepared else { return Ok(()) };
     let (adopted, is_adopted) = oneshot::channel();
     let planned =
         Told::Planned { lsn: snapshot.lsn, tables: tables.clone(), refused, holder: snapshot.holder(), adopted };
@@ -147,7 +158,8 @@ pub async fn run<T: OlapEngine + 'static>(
     if tables.is_empty() {
         return Ok(());
     }
-    let copy = Copy { options, writer, snapshot, tables, is_plain: round.is_plain, told: round.told, stop: round.stop };
+    let (told, stop) = (round.told, round.stop);
+    let copy = Copy { options, writer, control, snapshot, tables, is_plain, told, stop };
     let ended = copy.run().await;
     for (table, _) in &copy.tables {
         options.board.end(table.spec.oid);
@@ -158,6 +170,8 @@ pub async fn run<T: OlapEngine + 'static>(
 struct Copy<'a, T> {
     options: &'a Options,
     writer: &'a Writer<T>,
+    /// For questions to the catalogs.
+    control: SqlClient,
     snapshot: Snapshot,
     /// With the ids of their jobs.
     tables: Vec<(Planned, Vec<u64>)>,
@@ -191,7 +205,6 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             turn: tokio::sync::Mutex::new(()),
             stop: self.stop.clone(),
         });
-        let control = connect_sql(&self.options.source, "copy control").await?;
         let (done, mut tables_done) = mpsc::unbounded_channel::<(usize, Copied)>();
         // Nothing of these is left to copy.
         for (at, _) in self.tables.iter().enumerate().filter(|(_, (table, _))| table.ranges.is_empty()) {
@@ -210,7 +223,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             tokio::select! {
                 told = tables_done.recv() => match told {
                     Some((at, copied)) => {
-                        if let Err(error) = self.tell(&control, at, copied).await {
+                        if let Err(error) = self.tell(at, copied).await {
                             break Err(error);
                         }
                     }
@@ -239,12 +252,12 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
     }
 
     /// A table whose last chunk is done is looked at once more before it counts.
-    async fn tell(&self, control: &SqlClient, at: usize, copied: Copied) -> Result<(), EngineError> {
+    async fn tell(&self, at: usize, copied: Copied) -> Result<(), EngineError> {
         let Some((table, _)) = self.tables.get(at) else { return Ok(()) };
         let (oid, name) = (table.spec.oid, table.spec.source.to_string());
         let copied = match copied {
             Copied::Done => {
-                let now = self.current(control, oid).await?;
+                let now = self.current(oid).await?;
                 if now.is_some_and(|now| is_same(&table.source, &now)) {
                     Copied::Done
                 } else {
@@ -254,7 +267,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             }
             // COPY reads a table in its newest shape. If that is not the planned one, the value says nothing of the table.
             Copied::Failed(pause) => {
-                let now = self.current(control, oid).await?;
+                let now = self.current(oid).await?;
                 if now.is_some_and(|now| is_same(&table.source, &now)) {
                     let reason = pause.reason.clone();
                     let _ = self.options.events.send(Event::CopyFailed { table: name, reason });
@@ -272,12 +285,13 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         Ok(())
     }
 
-    async fn current(&self, control: &SqlClient, oid: u32) -> Result<Option<SourceTable>, EngineError> {
+    async fn current(&self, oid: u32) -> Result<Option<SourceTable>, EngineError> {
+        let control = &self.control;
         catalog::begin_moment(control).await?;
         let now = if self.is_plain {
             catalog::all_tables(control).await?.into_iter().find(|table| table.oid == oid)
         } else {
-            catalog::published_table(control, &self.options.publications, oid).await?.pop()
+            catalog::published_among(control, &self.options.publications, &[oid]).await?.pop()
         };
         catalog::end_moment(control).await?;
         Ok(now)

@@ -1,8 +1,9 @@
 //! What is copied under a snapshot, in which pieces, and what an earlier try has left to do.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -13,13 +14,16 @@ use super::{
 };
 use crate::{
     Lsn,
-    change::{Key, Pause, TableSpec},
+    change::{ColumnSpec, Key, Pause, QualifiedName, TableSpec},
     engine::{
         EngineError, Event, Options, Writer,
-        attach::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned, wanted_tables},
+        attach::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned},
         tables::{self, PlanOptions},
     },
-    source::catalog::{self, SourceTable, quote_identifier, quote_table},
+    source::{
+        catalog::{self, SourceTable, quote_identifier, quote_table},
+        connect::SqlClient,
+    },
     target::{NewCopy, NewJob, OlapEngine, StoredTable, TableState},
 };
 
@@ -29,6 +33,9 @@ const PAGE_BYTES: u64 = 8192;
 const FEWEST_PAGES: u64 = 2048;
 const MOST_PAGES: u64 = 16384;
 const CHUNKS_PER_WORKER: u64 = 4;
+
+/// How long a copy waits for a lock before it turns to other tables.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A table to copy.
 #[derive(Debug, Clone)]
@@ -102,6 +109,70 @@ pub(super) struct Range {
     pub query: String,
 }
 
+/// What is known of tables before their snapshot is taken. The stream is not held while this is found out, however long it
+/// takes.
+#[derive(Default)]
+pub(super) struct Measured {
+    /// Pages of each table that holds rows.
+    pages: HashMap<u32, u64>,
+    /// By table: the numbers of columns with long values.
+    long_columns: HashMap<u32, Vec<i16>>,
+    /// Tables that cannot be read now, since somebody holds a lock on them or on a partition of theirs.
+    pub locked: BTreeMap<u32, QualifiedName>,
+}
+
+/// Measures the tables that are to be copied. Waits for no lock longer than [`LOCK_PATIENCE`].
+pub(super) async fn measure(
+    options: &Options,
+    control: &SqlClient,
+    wanted: Option<&BTreeSet<u32>>,
+    is_plain: bool,
+) -> Result<Measured, EngineError> {
+    control.batch_execute(&format!("SET lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
+    let mut tables = tables_to_copy(options, control, wanted, is_plain).await?;
+    let mut measured = Measured::default();
+    loop {
+        let leaves: Vec<u32> = tables.iter().flat_map(|table| table.leaves.iter().map(|leaf| leaf.oid)).collect();
+        match catalog::measure(control, &leaves).await {
+            Ok(pages) => measured.pages = pages,
+            Err(error) if error.is_locked() => {
+                let locked = catalog::locked_among(control, &leaves).await?;
+                let is_locked = |table: &SourceTable| table.leaves.iter().any(|leaf| locked.contains(&leaf.oid));
+                for table in tables.extract_if(.., |table| is_locked(table)) {
+                    measured.locked.insert(table.oid, table.name);
+                }
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        break;
+    }
+    measured.long_columns = widths::find_long_columns(control, &tables).await?;
+    Ok(measured)
+}
+
+/// The tables as the catalogs have them now, or at the snapshot of the session.
+async fn tables_to_copy(
+    options: &Options,
+    client: &SqlClient,
+    wanted: Option<&BTreeSet<u32>>,
+    is_plain: bool,
+) -> Result<Vec<SourceTable>, EngineError> {
+    let mut tables = match wanted {
+        _ if is_plain => catalog::all_tables(client).await?,
+        None => catalog::published_tables(client, &options.publications).await?,
+        Some(wanted) => {
+            let wanted: Vec<u32> = wanted.iter().copied().collect();
+            catalog::published_among(client, &options.publications, &wanted).await?
+        }
+    };
+    tables.retain(|table| is_wanted(options, &table.name));
+    if tables.is_empty() && wanted.is_none() {
+        return Err(no_tables(options));
+    }
+    Ok(tables)
+}
+
 /// Plans what is to be copied, as it is in the snapshot. Also returns the rows of tables that cannot be.
 pub(super) async fn plan<T: OlapEngine + 'static>(
     options: &Options,
@@ -109,32 +180,34 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
     snapshot: &Snapshot,
     wanted: Option<&BTreeSet<u32>>,
     is_plain: bool,
+    measured: &Measured,
 ) -> Result<(Vec<Planned>, Vec<StoredTable>), EngineError> {
     let holder = snapshot.holder();
     watch_locks(&holder).await?;
-    let published = if is_plain {
-        let mut tables = catalog::all_tables(&holder).await?;
-        tables.retain(|table| is_wanted(options, &table.name));
-        if tables.is_empty() {
-            return Err(no_tables(options));
-        }
-        tables
+    let mut chosen = tables_to_copy(options, &holder, wanted, is_plain).await?;
+    chosen.retain(|table| !measured.locked.contains_key(&table.oid));
+    chosen.iter_mut().for_each(|table| table.measured(&measured.pages));
+    // Names depend on those of all other tables.
+    let named = if is_plain {
+        chosen.iter().map(|table| (table.oid, table.name.clone())).collect()
     } else {
-        wanted_tables(options, &holder).await?
+        let mut named = catalog::published_names(&holder, &options.publications).await?;
+        named.retain(|(_, name)| is_wanted(options, name));
+        named
     };
+    let types = types_of(&holder, &chosen).await?;
+    release_locks(&holder).await?;
+
     let stored = writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
     let stored: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
-    let targets = target_names(options, &published, &stored);
-    let types = types_of(&holder, &published).await?;
+    let targets = target_names(options, &named, &stored);
     let (mut planned, mut refused) = (Vec::new(), Vec::new());
-    let mut chosen: Vec<SourceTable> =
-        published.into_iter().filter(|table| wanted.is_none_or(|wanted| wanted.contains(&table.oid))).collect();
     // A TRUNCATE may have ended a copy since it was asked for.
     let is_whole = |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
     chosen.retain(|table| is_plain || !stored.get(&table.oid).is_some_and(is_whole));
     chosen.sort_by_key(|table| {
         let priority = table_settings(options, &table.name).copy_priority;
-        (std::cmp::Reverse(priority), table.size_bytes)
+        (std::cmp::Reverse(priority), table.pages())
     });
     for (at, table) in chosen.into_iter().enumerate() {
         let settings = table_settings(options, &table.name);
@@ -171,17 +244,19 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
                 done.entry(chunk.leaf).or_insert_with(Vec::new).push(pages);
                 done_rows += rows;
             }
-            tracing::info!(table = %earlier.source, rows = done_rows, "its copy goes on where it was");
+            tracing::info!(table = %earlier.source, rows = done_rows, "the table's copy goes on where it was");
             spec = earlier;
         }
         let ranges = ranges(&table, &spec, &done, options);
         let spec = Arc::new(spec);
         let snapshot = snapshot.lsn;
-        let long_columns = BTreeSet::new();
+        let is_long = |column: &&ColumnSpec| {
+            let numbers = measured.long_columns.get(&table.oid);
+            widths::may_be_long(column) && numbers.is_some_and(|numbers| numbers.contains(&column.attnum))
+        };
+        let long_columns = spec.columns.iter().filter(is_long).map(|column| column.target_name.clone()).collect();
         planned.push(Planned { spec, source: table, is_resumed, ranges, priority, long_columns, done_rows, snapshot });
     }
-    widths::find_long_columns(&holder, &mut planned).await?;
-    release_locks(&holder).await?;
     Ok((planned, refused))
 }
 
@@ -230,7 +305,7 @@ fn ranges(table: &SourceTable, spec: &TableSpec, done: &BTreeMap<u32, Vec<Pages>
         spec.columns.iter().map(|column| column.mapping.copy_select(&quote_identifier(&column.name))).collect();
     let columns = columns.join(", ");
     let filter = table.row_filter.as_ref().map(|filter| format!("({filter})"));
-    let all: u64 = table.leaves.iter().map(|leaf| leaf.pages).sum();
+    let all = table.pages();
     // Several for each worker, so that all of them are busy to the end.
     let size = match options.chunk_bytes {
         Some(bytes) => (bytes / PAGE_BYTES).max(1),
@@ -240,7 +315,7 @@ fn ranges(table: &SourceTable, spec: &TableSpec, done: &BTreeMap<u32, Vec<Pages>
     for leaf in &table.leaves {
         let from = quote_table(&leaf.name);
         let none = Vec::new();
-        for pages in missing(done.get(&leaf.oid).unwrap_or(&none), leaf.pages, size) {
+        for pages in missing(done.get(&leaf.oid).unwrap_or(&none), leaf.pages.unwrap_or(0), size) {
             let mut conditions = Vec::new();
             if pages.first > 0 {
                 conditions.push(format!("ctid >= '({},0)'", pages.first));

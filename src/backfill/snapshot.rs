@@ -1,16 +1,18 @@
 //! A snapshot of the source, and the sessions that keep it.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arrow::record_batch::RecordBatch;
 use futures_util::StreamExt;
 
+use super::plan::LOCK_PATIENCE;
 use crate::{
     Lsn,
     change::TableSpec,
@@ -64,16 +66,29 @@ impl Snapshot {
     }
 
     /// Makes a slot for as long as it takes to take its snapshot over. The stream is held where the snapshot is.
-    pub async fn of_temporary_slot(options: &Options, hold: &Hold) -> Result<Self, EngineError> {
+    /// With `trail` the stream stays so far behind the source meanwhile, so that it is not past the snapshot when that is
+    /// there.
+    pub async fn of_temporary_slot(
+        options: &Options,
+        control: &SqlClient,
+        hold: &Hold,
+        trail: Option<Duration>,
+    ) -> Result<Self, EngineError> {
         // Slot names have 63 bytes at most.
         let prefix = options.slot.get(..40).unwrap_or(&options.slot);
         // A new name each time: a walsender that still waits to make the last one keeps that name for a while.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}_copy_{}_{number}", std::process::id());
-        let control = connect_sql(&options.source, "copy control").await?;
         let mut replication = ReplicationClient::connect(&options.source, "copy").await?;
-        let created = create_slot(options, &control, &mut replication, &name, SlotKeep::Temporary).await?;
+        let creation = create_slot(options, control, &mut replication, &name, SlotKeep::Temporary);
+        let created = match trail {
+            None => creation.await?,
+            Some(trail) => tokio::select! {
+                created = creation => created?,
+                failed = stay_behind(control, hold, trail) => return Err(failed),
+            },
+        };
         Self::of_slot(options, FirstSlot { replication, created }, true, hold).await
     }
 
@@ -119,12 +134,32 @@ async fn import(options: &Options, snapshot: &str, purpose: &str) -> Result<SqlC
     Ok(client)
 }
 
+/// Keeps the stream at where the source's WAL ended `trail` ago. Returns only what went wrong.
+async fn stay_behind(control: &SqlClient, hold: &Hold, trail: Duration) -> EngineError {
+    const STEP: Duration = Duration::from_millis(50);
+    let mut ends: VecDeque<(Instant, Lsn)> = VecDeque::new();
+    loop {
+        match catalog::wal_insert_lsn(control).await {
+            Ok(end) => ends.push_back((Instant::now(), end)),
+            Err(error) => return error.into(),
+        }
+        while ends.get(1).is_some_and(|(read_at, _)| read_at.elapsed() >= trail) {
+            ends.pop_front();
+        }
+        hold.set(ends.front().map_or(Lsn(1), |(_, end)| *end));
+        tokio::time::sleep(STEP).await;
+    }
+}
+
 /// The same for a session that copies.
 pub async fn import_for_copy(options: &Options, snapshot: &str, purpose: &str) -> Result<CopyClient, WireError> {
     let mut client = CopyClient::connect(&options.source, purpose).await?;
     let snapshot = quote_literal(snapshot);
     client
-        .execute(&format!("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT {snapshot}"))
+        .execute(&format!(
+            "SET lock_timeout = '{}ms'; BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT {snapshot}",
+            LOCK_PATIENCE.as_millis()
+        ))
         .await?;
     Ok(client)
 }
@@ -163,13 +198,18 @@ pub async fn release_locks(holder: &SqlClient) -> Result<(), EngineError> {
 }
 
 /// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder` sees them.
+///
+/// # Errors
+/// [`SourceError::is_locked`]: somebody holds a lock on the table.
 pub async fn fetch_rows(
     holder: &SqlClient,
-    spec: &std::sync::Arc<TableSpec>,
+    spec: &Arc<TableSpec>,
     is_partitioned: bool,
     keys: &[Vec<String>],
 ) -> Result<Vec<RecordBatch>, EngineError> {
     watch_locks(holder).await?;
+    // The stream is held meanwhile.
+    holder.batch_execute(&format!("SET LOCAL lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
     let rows = fetch(holder, spec, is_partitioned, keys).await;
     // Also what a refused statement leaves: the transaction goes on.
     release_locks(holder).await?;
@@ -178,11 +218,10 @@ pub async fn fetch_rows(
 
 async fn fetch(
     holder: &SqlClient,
-    spec: &std::sync::Arc<TableSpec>,
+    spec: &Arc<TableSpec>,
     is_partitioned: bool,
     keys: &[Vec<String>],
 ) -> Result<Vec<RecordBatch>, EngineError> {
-    const KEYS_A_QUERY: usize = 1000;
     let columns: Vec<String> =
         spec.columns.iter().map(|column| column.mapping.copy_select(&quote_identifier(&column.name))).collect();
     let key: Vec<String> = spec
@@ -191,29 +230,32 @@ async fn fetch(
         .filter_map(|&at| spec.columns.get(at))
         .map(|column| quote_identifier(&column.name))
         .collect();
-    let only = if is_partitioned { "" } else { "ONLY " };
+    let tuple = |key: &Vec<String>| {
+        let parts: Vec<String> = key.iter().map(|part| quote_literal(part)).collect();
+        format!("({})", parts.join(", "))
+    };
+    let tuples: Vec<String> = keys.iter().map(tuple).collect();
+    let query = format!(
+        "COPY (SELECT {} FROM {}{} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
+        columns.join(", "),
+        if is_partitioned { "" } else { "ONLY " },
+        quote_table(&spec.source),
+        key.join(", "),
+        tuples.join(", ")
+    );
+    // Arrow counts the bytes of a column in one batch by 31 bits.
+    const MOST_BATCH_BYTES: usize = 64 << 20;
     let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut batches = Vec::new();
-    for keys in keys.chunks(KEYS_A_QUERY) {
-        let tuple = |key: &Vec<String>| {
-            let parts: Vec<String> = key.iter().map(|part| quote_literal(part)).collect();
-            format!("({})", parts.join(", "))
-        };
-        let tuples: Vec<String> = keys.iter().map(tuple).collect();
-        let query = format!(
-            "COPY (SELECT {} FROM {only}{} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
-            columns.join(", "),
-            quote_table(&spec.source),
-            key.join(", "),
-            tuples.join(", ")
-        );
-        let mut reader = CopyReader::new(std::sync::Arc::clone(spec));
-        let mut stream = Box::pin(holder.copy_out(&query).await?);
-        while let Some(piece) = stream.next().await {
-            reader.push(&piece?).map_err(SourceError::from)?;
+    let mut reader = CopyReader::new(Arc::clone(spec));
+    let mut stream = Box::pin(holder.copy_out(&query).await?);
+    while let Some(piece) = stream.next().await {
+        reader.push(&piece?).map_err(SourceError::from)?;
+        if reader.buffered_bytes() >= MOST_BATCH_BYTES {
+            batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
         }
-        reader.finish().map_err(SourceError::from)?;
-        batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
     }
+    reader.finish().map_err(SourceError::from)?;
+    batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
     Ok(batches)
 }

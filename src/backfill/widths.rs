@@ -4,16 +4,15 @@
 //! makes a third of the size, but reads short values that recur ten times slower, so it is for long ones only; and DuckDB
 //! can be told when a table is made, and not later.
 
-use std::collections::BTreeSet;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::types::Oid;
 
-use super::plan::Planned;
 use crate::{
     change::ColumnSpec,
     engine::EngineError,
     source::{
-        catalog::{quote_identifier, quote_table},
+        catalog::{SourceTable, quote_identifier, quote_table},
         connect::SqlClient,
     },
 };
@@ -27,23 +26,27 @@ const PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeo
 
 /// Whether DuckDB can keep a column by ZSTD, and PostgreSQL out of line. DuckDB refuses to give such a column a type that ZSTD is
 /// not for; none of these is followed in place when its type changes ([`crate::types::in_place`]).
-fn may_be_long(column: &ColumnSpec) -> bool {
+pub(super) fn may_be_long(column: &ColumnSpec) -> bool {
     ["VARCHAR", "BLOB", "JSON"].contains(&column.mapping.target_type.as_str())
 }
 
-/// Finds the columns with long values. A table that cannot be looked at has none.
-pub(super) async fn find_long_columns(holder: &SqlClient, tables: &mut [Planned]) -> Result<(), EngineError> {
-    let leaves: Vec<Oid> = tables.iter().flat_map(|table| table.source.leaves.iter().map(|leaf| leaf.oid)).collect();
-    let rows = holder
+/// Finds the columns with long values, by `attnum`, per table. A table that cannot be looked at has none.
+pub(super) async fn find_long_columns(
+    client: &SqlClient,
+    tables: &[SourceTable],
+) -> Result<HashMap<Oid, Vec<i16>>, EngineError> {
+    let mut found = HashMap::new();
+    let leaves: Vec<Oid> = tables.iter().flat_map(|table| table.leaves.iter().map(|leaf| leaf.oid)).collect();
+    let rows = client
         .query(
             "SELECT oid FROM pg_class WHERE oid = ANY($1) AND reltoastrelid <> 0 AND pg_relation_size(reltoastrelid) > 0",
             &[&leaves],
         )
         .await?;
-    let has_toast = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<Oid>, _>>()?;
+    let has_toast = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<Oid>, _>>()?;
     for table in tables {
-        let Some(leaf) = table.source.leaves.iter().find(|leaf| has_toast.contains(&leaf.oid)) else { continue };
-        let columns: Vec<&ColumnSpec> = table.spec.columns.iter().filter(|column| may_be_long(column)).collect();
+        let Some(leaf) = table.leaves.iter().find(|leaf| has_toast.contains(&leaf.oid)) else { continue };
+        let columns: Vec<_> = table.columns.iter().filter(|column| column.toastable).collect();
         if columns.is_empty() {
             continue;
         }
@@ -57,20 +60,19 @@ pub(super) async fn find_long_columns(holder: &SqlClient, tables: &mut [Planned]
             list(&|name| name),
             quote_table(&leaf.name)
         );
-        // Locks are given back at once.
-        holder.batch_execute(&format!("SAVEPOINT rhei_widths; {PATIENCE}")).await?;
-        let sampled = holder.query_one(&sql, &[]).await;
-        holder.batch_execute("ROLLBACK TO SAVEPOINT rhei_widths; RELEASE SAVEPOINT rhei_widths").await?;
+        client.batch_execute(&format!("BEGIN READ ONLY; {PATIENCE}")).await?;
+        let sampled = client.query_one(&sql, &[]).await;
+        client.batch_execute("ROLLBACK").await?;
         let means: Vec<f64> = match sampled {
             Ok(row) => row.try_get(0)?,
             Err(error) if error.as_db_error().is_some() => {
-                tracing::debug!(table = %table.spec.source, error = %error, "its columns were not sampled");
+                tracing::debug!(table = %table.name, error = %error, "the table's columns were not sampled");
                 continue;
             }
             Err(error) => return Err(error.into()),
         };
         let long = columns.iter().zip(means).filter(|(_, mean)| *mean >= LONG_BYTES);
-        table.long_columns = long.map(|(column, _)| column.target_name.clone()).collect();
+        found.insert(table.oid, long.map(|(column, _)| column.attnum).collect());
     }
-    Ok(())
+    Ok(found)
 }

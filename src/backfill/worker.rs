@@ -4,7 +4,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
@@ -32,6 +32,13 @@ const BATCHES_HELD: usize = 2;
 const ATTEMPTS: u32 = 5;
 /// Before a chunk is tried again; doubled each time.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Before a chunk of a table that somebody has locked is tried again; the others go on meanwhile.
+const LOCKED_PAUSE: Duration = Duration::from_secs(1);
+const LOCKED_STEP: Duration = Duration::from_millis(200);
+/// A round ends when nobody can go on for so long.
+const LONGEST_LOCK: Duration = Duration::from_secs(5);
+const LOCKED_WARNING: Duration = Duration::from_secs(60);
 
 /// A chunk that has brought nothing for so long is said to be stuck,
 const SILENCE: Duration = Duration::from_secs(30);
@@ -63,6 +70,23 @@ pub(super) struct Work {
     pub stop: CancellationToken,
 }
 
+impl Work {
+    /// The first chunk of a table that nobody has locked.
+    async fn next_chunk(&self) -> Next {
+        let mut queue = self.queue.lock().await;
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let is_free = |chunk: &Chunk| {
+            state.tables.get(chunk.table).and_then(|table| table.locked_until).is_none_or(|until| until <= now)
+        };
+        match queue.iter().position(is_free) {
+            Some(at) => queue.remove(at).map_or(Next::None, Next::Chunk),
+            None if queue.is_empty() => Next::None,
+            None => Next::AllLocked,
+        }
+    }
+}
+
 /// What [`Work::batch_bytes`] is.
 pub(super) fn batch_bytes(memory_limit: usize, workers: usize) -> usize {
     (memory_limit / 2 / (workers * BATCHES_HELD).max(1)).clamp(FEWEST_BATCH_BYTES, MOST_BATCH_BYTES)
@@ -81,6 +105,10 @@ struct TableState {
     nulled: Vec<Nulled>,
     /// Its other chunks are not begun any more.
     is_over: bool,
+    /// Somebody holds a lock on it: its chunks are not tried again before this.
+    locked_until: Option<Instant>,
+    /// When that was said last.
+    said_locked: Option<Instant>,
 }
 
 impl State {
@@ -143,6 +171,22 @@ impl Batches {
     }
 }
 
+/// What is to be copied next.
+enum Next {
+    Chunk(Chunk),
+    /// Somebody has locked the tables of all that is left.
+    AllLocked,
+    None,
+}
+
+/// What came of a chunk.
+enum Ended {
+    /// It is done, failed or was cancelled; and what that makes of its table.
+    Over(Option<Copied>),
+    /// Its table is locked.
+    PutOff,
+}
+
 /// What came of one attempt at a chunk.
 enum Attempt {
     Done {
@@ -156,6 +200,8 @@ enum Attempt {
     Retry(SourceError),
     /// Another attempt will tell.
     Conflict(TargetError),
+    /// Somebody holds a lock on the table that keeps readers out.
+    Locked(SourceError),
 }
 
 /// One connection to the source, one to the target.
@@ -185,15 +231,34 @@ impl Worker {
     /// Takes chunks until none are left.
     pub async fn run(mut self) -> Result<(), EngineError> {
         let work = Arc::clone(&self.work);
+        let mut locked_since = None;
         while !work.stop.is_cancelled() {
-            let Some(chunk) = work.queue.lock().await.pop_front() else { break };
+            let chunk = match work.next_chunk().await {
+                Next::Chunk(chunk) => chunk,
+                // The next round resumes what is left, and copies others first.
+                Next::AllLocked if locked_since.get_or_insert_with(Instant::now).elapsed() > LONGEST_LOCK => break,
+                Next::AllLocked => {
+                    tokio::select! {
+                        () = work.stop.cancelled() => {}
+                        () = tokio::time::sleep(LOCKED_STEP) => {}
+                    }
+                    continue;
+                }
+                Next::None => break,
+            };
             if self.is_over(chunk.table) {
                 let job = chunk.job;
                 self.give_up(job, "cancelled", "its table ended").await?;
                 continue;
             }
             self.begin(chunk.table);
-            if let Some(copied) = self.copy(&chunk).await? {
+            let Ended::Over(copied) = self.copy(&chunk).await? else {
+                // The others first.
+                work.queue.lock().await.push_back(chunk);
+                continue;
+            };
+            locked_since = None;
+            if let Some(copied) = copied {
                 if let Some((_, mut state)) = self.table(chunk.table)
                     && let Some(table) = state.tables.get_mut(chunk.table)
                 {
@@ -203,6 +268,21 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Somebody has locked the table.
+    fn put_off(&self, at: usize) {
+        let Some((spec, mut state)) = self.table(at) else { return };
+        let Some(table) = state.tables.get_mut(at) else { return };
+        let now = Instant::now();
+        table.locked_until = Some(now + LOCKED_PAUSE);
+        if table.said_locked.is_none_or(|said| now.duration_since(said) >= LOCKED_WARNING) {
+            table.said_locked = Some(now);
+            tracing::warn!(
+                table = %spec.source,
+                "the rest of the table waits to be copied: somebody holds a lock on it at the source"
+            );
+        }
     }
 
     fn begin(&self, at: usize) {
@@ -216,11 +296,11 @@ impl Worker {
     }
 
     /// A chunk, with all its attempts. What it makes of its table, if it is the last one of it or has failed.
-    async fn copy(&mut self, chunk: &Chunk) -> Result<Option<Copied>, EngineError> {
+    async fn copy(&mut self, chunk: &Chunk) -> Result<Ended, EngineError> {
         let (job, mut pause, mut attempt) = (chunk.job, RETRY_AFTER, 0);
         loop {
             match self.attempt(chunk).await? {
-                Attempt::Done { rows, nulled } => return Ok(self.chunk_done(chunk.table, rows, nulled)),
+                Attempt::Done { rows, nulled } => return Ok(Ended::Over(self.chunk_done(chunk.table, rows, nulled))),
                 Attempt::Cancelled => break,
                 // A source transaction larger than memory may keep the job for minutes, and cancel it then.
                 Attempt::Conflict(error) => {
@@ -230,13 +310,18 @@ impl Worker {
                         () = tokio::time::sleep(RETRY_AFTER) => {}
                     }
                 }
+                Attempt::Locked(error) => {
+                    self.give_up(job, "pending", &with_causes(&error)).await?;
+                    self.put_off(chunk.table);
+                    return Ok(Ended::PutOff);
+                }
                 Attempt::Ended(copied) => {
                     let why = match &copied {
                         Copied::Failed(pause) => pause.reason.clone(),
                         Copied::Changed | Copied::Done => "the table changed its shape".to_owned(),
                     };
                     self.give_up(job, "failed", &why).await?;
-                    return Ok(Some(copied));
+                    return Ok(Ended::Over(Some(copied)));
                 }
                 Attempt::Retry(error) => {
                     attempt += 1;
@@ -250,7 +335,7 @@ impl Worker {
                     if is_last {
                         let table = &spec.source;
                         let reason = format!("{why}; then copy it with `rhei backfill --table {table}`");
-                        return Ok(Some(Copied::Failed(Pause::new(reason))));
+                        return Ok(Ended::Over(Some(Copied::Failed(Pause::new(reason)))));
                     }
                     tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried again");
                     self.client = None;
@@ -261,7 +346,7 @@ impl Worker {
                 }
             }
         }
-        Ok(None)
+        Ok(Ended::Over(None))
     }
 
     /// Writes down that a job could not be done, however long somebody else is at its row.
@@ -391,7 +476,9 @@ impl Worker {
             (None, Err(error)) => return Err(error.into()),
             (Some(error), _) => error,
         };
-        if error.is_about_values() {
+        if error.is_locked() {
+            Ok(Attempt::Locked(error))
+        } else if error.is_about_values() {
             let table = &spec.source;
             let reason = format!("{}; then copy it with `rhei backfill --table {table}`", with_causes(&error));
             let remedy = if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };

@@ -153,7 +153,8 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
         if chosen.is_empty() {
             return Err(no_tables(options));
         }
-        slot::create_publication(sql, name, &chosen).await?;
+        let what = "waiting for a lock that somebody holds on a table, to create the publication";
+        patiently(what, slot::create_publication(sql, name, &chosen)).await?;
         reached("publication.created");
         tracing::info!(publication = name, tables = chosen.len(), "publication created");
     }
@@ -258,8 +259,8 @@ async fn resume<T: OlapEngine + 'static>(
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
     judge_column_lists(options, &source.sql).await?;
-    // Sizes, and in newer majors the list of what is published, take a lock on each table.
-    let what = "waiting for a lock that somebody holds on a published table, to read its shape";
+    // A row filter takes a lock on its table, to be printed; nothing else here does.
+    let what = "waiting for a lock that somebody holds on a published table, to read its row filter";
     let published = patiently(what, wanted_tables(options, &source.sql)).await?;
     let types = types_of(&source.sql, &published).await?;
     catalog::end_moment(&source.sql).await?;
@@ -274,8 +275,9 @@ async fn resume<T: OlapEngine + 'static>(
     }
     let mut by_oid: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
     let (mut changed, mut to_copy, mut abandoned) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let present: BTreeSet<u32> = published.iter().map(|table| table.oid).collect();
     for stored in by_oid.values_mut() {
-        let is_gone = !published.iter().any(|table| table.oid == stored.oid);
+        let is_gone = !present.contains(&stored.oid);
         if is_gone && stored.state != TableState::Dropped {
             tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it is");
             if stored.has_shadow {
@@ -285,7 +287,7 @@ async fn resume<T: OlapEngine + 'static>(
             changed.insert(stored.oid);
         }
     }
-    let targets = target_names(options, &published, &by_oid);
+    let targets = target_names(options, &names_of(&published), &by_oid);
     for table in &published {
         let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
         let needs_copy = match by_oid.get(&table.oid) {
@@ -398,28 +400,31 @@ async fn rename<T: OlapEngine + 'static>(
 /// What each published table is to be called. A name that a table has is kept as long as it still is what is wanted.
 pub fn target_names(
     options: &Options,
-    published: &[SourceTable],
+    published: &[(u32, QualifiedName)],
     stored: &BTreeMap<u32, StoredTable>,
 ) -> BTreeMap<u32, QualifiedName> {
-    let wanted =
-        |table: &SourceTable| table_settings(options, &table.name).target.unwrap_or_else(|| table.name.clone());
-    let kept = |table: &SourceTable| {
-        let stored = stored.get(&table.oid).filter(|stored| stored.state != TableState::Dropped)?;
-        tables::is_name_for(&stored.target, &wanted(table)).then(|| stored.target.clone())
+    let wanted = |name: &QualifiedName| table_settings(options, name).target.unwrap_or_else(|| name.clone());
+    let kept = |oid: u32, name: &QualifiedName| {
+        let stored = stored.get(&oid).filter(|stored| stored.state != TableState::Dropped)?;
+        tables::is_name_for(&stored.target, &wanted(name)).then(|| stored.target.clone())
     };
-    let mut by_age: Vec<&SourceTable> = published.iter().collect();
-    by_age.sort_by_key(|table| table.oid);
+    let mut by_age: Vec<&(u32, QualifiedName)> = published.iter().collect();
+    by_age.sort_by_key(|(oid, _)| *oid);
     let mut names: BTreeMap<u32, QualifiedName> = BTreeMap::new();
     let mut taken = BTreeSet::new();
-    for table in &by_age {
-        if let Some(name) = kept(table) {
-            names.insert(table.oid, tables::target_name(&name, &mut taken));
+    for (oid, name) in &by_age {
+        if let Some(name) = kept(*oid, name) {
+            names.insert(*oid, tables::target_name(&name, &mut taken));
         }
     }
-    for table in by_age {
-        names.entry(table.oid).or_insert_with(|| tables::target_name(&wanted(table), &mut taken));
+    for (oid, name) in by_age {
+        names.entry(*oid).or_insert_with(|| tables::target_name(&wanted(name), &mut taken));
     }
     names
+}
+
+fn names_of(tables: &[SourceTable]) -> Vec<(u32, QualifiedName)> {
+    tables.iter().map(|table| (table.oid, table.name.clone())).collect()
 }
 
 /// The settings of a table.
@@ -519,7 +524,7 @@ async fn create<T: OlapEngine + 'static>(
     reached("slot.created");
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
-    let targets = target_names(options, &tables, &BTreeMap::new());
+    let targets = target_names(options, &names_of(&tables), &BTreeMap::new());
     let rows =
         tables.iter().filter(|table| !known.contains(&table.oid)).map(|table| pending(table, &targets)).collect();
     save(writer, &pipeline, rows).await?;
@@ -573,14 +578,14 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     let round = Round {
         wanted: None,
         first: None,
-        hold_first: false,
+        trail: None,
         is_plain: true,
         hold: Hold::default(),
         told: tell,
         stop: stop.clone(),
     };
     let mut specs: BTreeMap<u32, Arc<TableSpec>> = BTreeMap::new();
-    let mut changed = 0;
+    let (mut changed, mut locked) = (0, Vec::new());
     let follow = async {
         let told = Closing(&mut told);
         while let Some(told) = told.0.recv().await {
@@ -610,6 +615,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     writer.call(move |target| target.abandon_copy(oid, Some(&pause))).await?;
                 }
                 Told::Copied { copied: Copied::Changed, .. } => changed += 1,
+                Told::Locked(tables) => locked.extend(tables.into_values()),
             }
         }
         Ok::<_, EngineError>(())
@@ -617,6 +623,13 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     let (copied, followed) = tokio::join!(backfill::run(options, writer, round), follow);
     followed?;
     copied?;
+    if !locked.is_empty() {
+        let locked: Vec<String> = locked.iter().map(ToString::to_string).collect();
+        return Err(EngineError::Setup(format!(
+            "{} could not be read, since somebody holds a lock on it; the others are copied\nhint: run it again",
+            locked.join(", ")
+        )));
+    }
     if changed > 0 {
         return Err(EngineError::Setup(format!(
             "{changed} tables changed their shape while they were being copied; the others are copied\nhint: run it again"

@@ -14,12 +14,18 @@ use tokio_util::sync::CancellationToken;
 use super::{EngineError, Options, Writer, supervisor::Restarts, with_causes};
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
+    change::QualifiedName,
     source::Hold,
     target::OlapEngine,
 };
 
-/// After so many rounds in a row that came too late for a table, the stream is held before the next one begins.
-const RACES: u32 = 3;
+/// After a round that came too late for a table, the stream stays so far behind the source while the next one begins; twice as
+/// far each time.
+const FIRST_TRAIL: Duration = Duration::from_millis(200);
+const LONGEST_TRAIL: Duration = Duration::from_secs(20);
+/// Tables that are locked are asked about again after this, and named every minute.
+const LOCKED_PAUSE: Duration = Duration::from_secs(1);
+const LOCKED_WARNING: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A round that went well for so long has not failed in a row with the one before.
@@ -53,6 +59,8 @@ pub struct Copies<T> {
     /// How often in a row a round may fail before that is an error.
     patience: u32,
     not_before: Option<Instant>,
+    /// When tables that are locked were named last.
+    said_locked: Option<Instant>,
     is_paused: bool,
 }
 
@@ -83,6 +91,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
             begun_anew: BTreeMap::new(),
             patience,
             not_before: None,
+            said_locked: None,
             is_paused: false,
         }
     }
@@ -176,13 +185,35 @@ impl<T: OlapEngine + 'static> Copies<T> {
         }
     }
 
+    fn trail(&self) -> Option<Duration> {
+        let doublings = self.races.checked_sub(1)?;
+        Some((FIRST_TRAIL * 2_u32.saturating_pow(doublings.min(10))).min(LONGEST_TRAIL))
+    }
+
+    /// The round goes on without tables that somebody has locked; they stay wanted.
+    fn locked(&mut self, tables: &BTreeMap<u32, QualifiedName>) {
+        if let Some(running) = &mut self.running {
+            running.asked.retain(|oid| !tables.contains_key(oid));
+        }
+        self.not_before = Some(Instant::now() + LOCKED_PAUSE);
+        if self.said_locked.is_none_or(|said| said.elapsed() >= LOCKED_WARNING) {
+            self.said_locked = Some(Instant::now());
+            let names: Vec<String> = tables.values().take(10).map(ToString::to_string).collect();
+            tracing::warn!(
+                tables = names.join(", "),
+                count = tables.len(),
+                "tables wait for their copy: somebody holds a lock on them at the source"
+            );
+        }
+    }
+
     fn begin(&mut self) {
         let (tell, told) = mpsc::channel(16);
         let stop = CancellationToken::new();
         let round = Round {
             wanted: Some(self.wanted.clone()),
             first: self.first.take(),
-            hold_first: self.races >= RACES,
+            trail: self.trail(),
             is_plain: false,
             hold: self.hold.clone(),
             told: tell,
@@ -218,8 +249,13 @@ impl<T: OlapEngine + 'static> Copies<T> {
                 self.begin();
                 continue;
             };
-            if let Some(told) = running.told.recv().await {
-                return Ok(News::Told(told));
+            match running.told.recv().await {
+                Some(Told::Locked(tables)) => {
+                    self.locked(&tables);
+                    continue;
+                }
+                Some(told) => return Ok(News::Told(told)),
+                None => {}
             }
             let ended = (&mut running.task).await.unwrap_or_else(|lost| Err(EngineError::lost("a copy", lost)));
             let (unfinished, lasted) = match self.running.take() {

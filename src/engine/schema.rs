@@ -206,10 +206,8 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     if known.inherits.iter().any(|(oid, rows)| found.inherits.get(oid).is_some_and(|now| now != rows)) {
         return Err("a partition was detached and attached again".to_owned());
     }
-    // Born empty, as partitions mostly are: whatever came into it came by the stream (trap 71). A file has its table's
-    // oid until the first TRUNCATE, so this one has never held a row.
-    let was_ever_filled = |leaf: &LeafTable| leaf.pages > 0 || leaf.file != leaf.oid;
-    if now.leaves.iter().any(|leaf| !known.files.contains_key(&leaf.oid) && was_ever_filled(leaf)) {
+    let may_hold_others = |leaf: &LeafTable| !leaf.is_born_in_tree && leaf.pages != Some(0);
+    if new_leaves(known, now).any(|leaf| leaf.file != leaf.oid || may_hold_others(leaf)) {
         return Err("a partition that holds rows was attached".to_owned());
     }
     if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label)) {
@@ -237,6 +235,12 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
         }
     }
     Ok(is_other_file && is_altered)
+}
+
+/// Partitions that came since. What came into one that was made as a partition came by the stream (trap 71); of one that
+/// was attached its size says whether it holds rows. A file has its table's oid until the first TRUNCATE or rewrite.
+fn new_leaves<'a>(known: &'a Fingerprint, now: &'a SourceTable) -> impl Iterator<Item = &'a LeafTable> {
+    now.leaves.iter().filter(|leaf| !known.files.contains_key(&leaf.oid))
 }
 
 /// The table as the stream describes it, with what the catalogs know of its columns. `None`: as it is followed.
@@ -369,6 +373,8 @@ pub struct Look {
     began: settled::Began,
     tables: Vec<SourceTable>,
     types: TypeCatalog,
+    /// Tables that could not be looked at, since somebody holds a lock on a part of them.
+    locked: BTreeSet<u32>,
 }
 
 /// How long a question waits for a lock that somebody holds on a published table.
@@ -524,7 +530,7 @@ impl Catalogs {
     pub async fn explains_divergence(&mut self, oid: u32) -> Result<bool, EngineError> {
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(false) };
         catalog::begin_moment(&self.sql).await?;
-        let tables = match catalog::published_table(&self.sql, &self.options.publications, oid).await {
+        let mut tables = match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;
                 return Ok(true);
@@ -533,6 +539,9 @@ impl Catalogs {
         };
         let types = self.types_of(&tables).await?;
         catalog::end_moment(&self.sql).await?;
+        if !self.measure_attached(&mut tables).await?.is_empty() {
+            return Ok(true);
+        }
 
         let Some(now) = tables.first() else { return Ok(true) };
         let settings = table_settings(&self.options, &now.name);
@@ -605,7 +614,7 @@ impl Catalogs {
             return Ok(Asked::NotVisible);
         }
         self.unanswered += 1;
-        let mut tables = match catalog::published_table(&self.sql, &self.options.publications, oid).await {
+        let mut tables = match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;
                 return Ok(Asked::Locked);
@@ -615,6 +624,9 @@ impl Catalogs {
         let described = question.relation.columns.iter().map(|column| column.type_oid);
         let types = self.types_with(&tables, described).await?;
         catalog::end_moment(&self.sql).await?;
+        if !self.measure_attached(&mut tables).await?.is_empty() {
+            return Ok(Asked::Locked);
+        }
         let Some(now) = tables.pop() else {
             // Gone by now. What the stream still brings of it fits, or is nobody's business any more.
             return Ok(Asked::Judged(if fits(&spec, &question.relation) {
@@ -651,7 +663,7 @@ impl Catalogs {
     async fn see(&self) -> Result<Option<Seen>, EngineError> {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
         let xids = catalog::begin_moment(&self.sql).await?;
-        let tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
+        let mut tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;
                 return Ok(None);
@@ -660,6 +672,8 @@ impl Catalogs {
         };
         let types = self.types_of(&tables).await?;
         catalog::end_moment(&self.sql).await?;
+        let locked = self.measure_attached(&mut tables).await?;
+        tables.retain(|table| !locked.contains(&table.oid));
         let tables = tables.into_iter().map(|table| (table.oid, table)).collect();
         Ok(Some(Seen { before, xids, tables, types }))
     }
@@ -672,6 +686,29 @@ impl Catalogs {
         let flushed = crate::checkpoint::reachable_target(catalog::wal_flush_lsn(&self.sql).await?);
         let is_settled = age >= catalog::wal_writer_delay(&self.sql).await? * 3;
         Ok(if is_settled { position.min(flushed) } else { position })
+    }
+
+    /// Measures partitions that were attached since their tables were judged last: only an empty one changes nothing. Returns
+    /// the tables of which one is locked, so that it cannot be measured now. Not inside a moment.
+    async fn measure_attached(&self, tables: &mut [SourceTable]) -> Result<BTreeSet<u32>, EngineError> {
+        let mut unmeasured = BTreeSet::new();
+        for table in tables.iter_mut().filter(|table| table.kind == b'p') {
+            let Some(spec) = self.specs.get(&table.oid) else { continue };
+            let Ok(known) = serde_json::from_str::<Fingerprint>(&spec.fingerprint) else { continue };
+            let attached: Vec<u32> =
+                new_leaves(&known, table).filter(|leaf| !leaf.is_measured()).map(|leaf| leaf.oid).collect();
+            if attached.is_empty() {
+                continue;
+            }
+            match catalog::measure(&self.sql, &attached).await {
+                Ok(pages) => table.measured(&pages),
+                Err(error) if error.is_locked() => {
+                    unmeasured.insert(table.oid);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(unmeasured)
     }
 
     fn policy<'a>(&self, settings: &'a TableSettings, oid: u32) -> Policy<'a> {
@@ -699,6 +736,7 @@ impl Catalogs {
         let types = self.types_of(&tables).await?;
         let publication = catalog::publication(&self.sql, &self.options.publications).await?;
         catalog::end_moment(&self.sql).await?;
+        let locked = self.measure_attached(&mut tables).await?;
         let Some(publication) = publication else {
             return Err(slot::SlotError::PublicationMissing { names: self.options.publications.clone() }.into());
         };
@@ -708,7 +746,7 @@ impl Catalogs {
             return Ok(Looked::Unchanged { began });
         }
         let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
-        Ok(Looked::Changed(Look { at, began, tables, types }))
+        Ok(Looked::Changed(Look { at, began, tables, types, locked }))
     }
 
     /// What a look comes to, once everything before it has been applied.
@@ -727,7 +765,7 @@ impl Catalogs {
                 settled.set_changed = Some(format!("table {} is now called {}", spec.source, table.name));
                 continue;
             }
-            if is_skipped(table.oid) {
+            if is_skipped(table.oid) || look.locked.contains(&table.oid) {
                 is_whole = false;
                 continue;
             }

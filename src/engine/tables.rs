@@ -28,9 +28,9 @@ pub enum TablePlanError {
     #[error("table {table} has no column that could be copied")]
     NoColumns { table: QualifiedName },
     #[error(
-        "table {table} is, or has among its partitions, a foreign table ({foreign}), whose rows are not in the source's WAL\nhint: leave it out by [source] exclude; or have the publication name the other partitions one by one, without publish_via_partition_root"
+        "table {table} is, or has among its partitions, a foreign or unlogged table ({without_wal}), whose rows are not in the source's WAL\nhint: leave it out by [source] exclude; or have the publication name the other partitions one by one, without publish_via_partition_root"
     )]
-    Foreign { table: QualifiedName, foreign: String },
+    WithoutWal { table: QualifiedName, without_wal: String },
     #[error("table {table} has no column \"{column}\", which the settings name")]
     NoSuchColumn { table: QualifiedName, column: String },
     #[error("column \"{column}\" of table {table} is part of its replica identity and cannot be left out")]
@@ -56,10 +56,8 @@ pub struct PlanOptions<'a> {
 pub fn plan(table: &SourceTable, types: &TypeCatalog, options: PlanOptions<'_>) -> Result<TableSpec, TablePlanError> {
     let settings = options.settings;
     let name = || table.name.clone();
-    if table.kind == b'f' || !table.foreign_leaves.is_empty() {
-        let itself = || table.name.to_string();
-        let foreign = table.foreign_leaves.first().cloned().unwrap_or_else(itself);
-        return Err(TablePlanError::Foreign { table: name(), foreign });
+    if let Some(without_wal) = table.leaves_without_wal.first().cloned() {
+        return Err(TablePlanError::WithoutWal { table: name(), without_wal });
     }
     let named = settings.exclude_columns.iter().chain(settings.column_types.keys());
     for column in named {

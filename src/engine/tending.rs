@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use arrow::record_batch::RecordBatch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,6 +24,15 @@ use crate::{
     source::{CdcConsumer, connect::SqlClient},
     target::{OlapEngine, StoredTable, TableState, TargetError},
 };
+
+/// What came of fetching what kept changes leave open.
+enum Filled {
+    All,
+    /// Somebody holds a lock on the table.
+    Locked,
+    /// It cannot be done: the copy has to begin anew.
+    No,
+}
 
 /// Whether an error is about what one table holds. Another transaction that was in the way is not.
 pub(super) fn is_of_table(error: &TargetError) -> bool {
@@ -81,6 +91,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 // Gone only when the round broke off, which it says itself.
                 let _ = adopted.send(ids);
             }
+            // `Copies` has them wait.
+            News::Told(Told::Locked(_)) => {}
             News::Told(Told::Copied { oid, copied }) => {
                 copies.done(oid, &copied);
                 let Some(spec) = self.copying.remove(&oid) else { return Ok(None) };
@@ -146,11 +158,18 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 adopted.insert(oid);
             } else if self.copying.contains_key(&oid) {
                 // Truncated meanwhile, it would be catching up.
-                if self.fill_open(table, holder).await? {
-                    adopted.insert(oid);
-                } else {
-                    self.give_up_copy(&table.spec, None).await?;
-                    too_late.insert(oid);
+                match self.fill_open(table, holder).await? {
+                    Filled::All => {
+                        adopted.insert(oid);
+                    }
+                    // The next round resumes it.
+                    Filled::Locked => {
+                        too_late.insert(oid);
+                    }
+                    Filled::No => {
+                        self.give_up_copy(&table.spec, None).await?;
+                        too_late.insert(oid);
+                    }
                 }
             } else if !self.catching_up.contains_key(&oid) {
                 // Its shadow went while the round waited.
@@ -208,26 +227,39 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(tables.iter().map(|table| ids.remove(&table.spec.oid)).collect())
     }
 
-    /// Fetches what kept changes leave open. `false`: that cannot be done, and the copy has to begin anew.
-    async fn fill_open(&self, table: &Planned, holder: &SqlClient) -> Result<bool, EngineError> {
-        let spec = Arc::clone(&table.spec);
-        let keys = self.target.call(move |target| target.open_keys(&spec)).await?;
-        if keys.is_empty() {
-            return Ok(true);
-        }
-        if !backfill::is_fetchable(&table.spec) {
-            return Ok(false);
-        }
-        let rows = match backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await {
-            // The table has changed since, as the copy would find out.
-            Err(error @ EngineError::Source(_)) if !error.is_transient() => return Ok(false),
-            rows => rows?,
-        };
-        let spec = Arc::clone(&table.spec);
-        match self.target.call(move |target| target.fill_open(&spec, &rows)).await {
-            Ok(()) => Ok(true),
-            Err(EngineError::Target(TargetError::Diverged { .. })) => Ok(false),
-            Err(error) => Err(error),
+    /// Fetches what kept changes leave open, some rows at a time. The stream waits meanwhile.
+    async fn fill_open(&self, table: &Planned, holder: &SqlClient) -> Result<Filled, EngineError> {
+        // Of a table with more of them another copy is quicker.
+        const MOST_KEYS: usize = 100_000;
+        const FEWEST_AT_ONCE: usize = 16;
+        const MOST_AT_ONCE: usize = 1000;
+        let (mut filled, mut at_once) = (0, FEWEST_AT_ONCE);
+        loop {
+            let spec = Arc::clone(&table.spec);
+            let keys = self.target.call(move |target| target.open_keys(&spec, at_once)).await?;
+            if keys.is_empty() {
+                return Ok(Filled::All);
+            }
+            filled += keys.len();
+            if !backfill::is_fetchable(&table.spec) || filled > MOST_KEYS {
+                return Ok(Filled::No);
+            }
+
+            let rows = match backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await {
+                Err(EngineError::Source(error)) if error.is_locked() => return Ok(Filled::Locked),
+                // The table has changed since, as the copy would find out.
+                Err(error @ EngineError::Source(_)) if !error.is_transient() => return Ok(Filled::No),
+                rows => rows?,
+            };
+            // As many as there is memory for, by what these have taken.
+            let bytes: usize = rows.iter().map(RecordBatch::get_array_memory_size).sum();
+            at_once = (keys.len() * self.limits.max_bytes / bytes.max(1)).clamp(FEWEST_AT_ONCE, MOST_AT_ONCE);
+            let spec = Arc::clone(&table.spec);
+            match self.target.call(move |target| target.fill_open(&spec, &rows, keys.len())).await {
+                Ok(()) => {}
+                Err(EngineError::Target(TargetError::Diverged { .. })) => return Ok(Filled::No),
+                Err(error) => return Err(error),
+            }
         }
     }
 

@@ -28,6 +28,8 @@ use std::{
     time::Duration,
 };
 
+use tokio_postgres::error::SqlState;
+
 use crate::{
     Lsn,
     change::{
@@ -200,6 +202,16 @@ impl SourceError {
             Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => error
                 .code()
                 .is_some_and(|code| ["40", "55P03", "57014", "XX"].iter().any(|class| code.code().starts_with(class))),
+            _ => false,
+        }
+    }
+
+    /// Somebody holds a lock on a table, and was not waited for any longer.
+    pub fn is_locked(&self) -> bool {
+        match self {
+            Self::Catalog(error) => error.is_locked(),
+            Self::Query(error) => error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE),
+            Self::Wire(wire::WireError::Server(message)) => message.code == SqlState::LOCK_NOT_AVAILABLE.code(),
             _ => false,
         }
     }

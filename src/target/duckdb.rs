@@ -453,12 +453,12 @@ impl OlapEngine for DuckDb {
         self.reading(|connection| jobs::done(connection, oid, copy_lsn))
     }
 
-    fn open_keys(&mut self, table: &TableSpec) -> Result<Vec<Vec<String>>, TargetError> {
-        pending::open_keys(&self.connection, table)
+    fn open_keys(&mut self, table: &TableSpec, most: usize) -> Result<Vec<Vec<String>>, TargetError> {
+        pending::open_keys(&self.connection, table, most)
     }
 
-    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch]) -> Result<(), TargetError> {
-        self.transaction(|target| pending::fill(&target.connection, table, rows))
+    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch], asked: usize) -> Result<(), TargetError> {
+        self.transaction(|target| pending::fill(&target.connection, table, rows, asked as u64))
     }
 
     fn finish_load(&mut self, table: &TableSpec) -> Result<(), TargetError> {

@@ -59,11 +59,11 @@ pub trait OlapEngine: Send {
     /// The chunks that are in the shadow of a table, as their jobs describe them, and their rows.
     fn done_chunks(&mut self, oid: u32, copy_lsn: Lsn) -> Result<Vec<(serde_json::Value, u64)>, TargetError>;
 
-    /// Keys of rows that changed while the table was copied and have values that only the source can tell.
-    fn open_keys(&mut self, table: &TableSpec) -> Result<Vec<Vec<String>>, TargetError>;
+    /// Keys of rows that changed while the table was copied and have values that only the source can tell: `most` of them.
+    fn open_keys(&mut self, table: &TableSpec, most: usize) -> Result<Vec<Vec<String>>, TargetError>;
 
-    /// The rows under those keys, as the source has them at the checkpoint.
-    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch]) -> Result<(), TargetError>;
+    /// The rows under `asked` of those keys, as the source has them at the checkpoint.
+    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch], asked: usize) -> Result<(), TargetError>;
 
     /// Every chunk is in the shadow: the table is `catching_up`.
     fn finish_load(&mut self, table: &TableSpec) -> Result<(), TargetError>;

@@ -268,11 +268,18 @@ pub(super) fn open_rows(connection: &Connection, spec: &TableSpec) -> Result<u64
 }
 
 /// Keys of those rows, as text that PostgreSQL reads, in the order of the key columns.
-pub(super) fn open_keys(connection: &Connection, spec: &TableSpec) -> Result<Vec<Vec<String>>, TargetError> {
+pub(super) fn open_keys(
+    connection: &Connection,
+    spec: &TableSpec,
+    most: usize,
+) -> Result<Vec<Vec<String>>, TargetError> {
     let keys: Vec<String> = key(spec).map(|(at, _)| format!("c{at}::VARCHAR")).collect();
     let width = keys.len();
-    let mut statement =
-        connection.prepare(&format!("SELECT {} FROM {} WHERE len(open) > 0", keys.join(", "), name(spec.oid)))?;
+    let mut statement = connection.prepare(&format!(
+        "SELECT {} FROM {} WHERE len(open) > 0 LIMIT {most}",
+        keys.join(", "),
+        name(spec.oid)
+    ))?;
     let mut rows = statement.query([])?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
@@ -282,7 +289,7 @@ pub(super) fn open_keys(connection: &Connection, spec: &TableSpec) -> Result<Vec
 }
 
 /// Replaces rows with open values by what the source has under their keys, at the moment that the changes here have
-/// reached. Every such row must be among `batches`, whose columns are those of the table.
+/// reached: `batches`, whose columns are those of the table, hold one row for each of `asked` such rows.
 ///
 /// # Errors
 /// One is missing.
@@ -290,18 +297,18 @@ pub(super) fn fill(
     connection: &Connection,
     spec: &TableSpec,
     batches: &[arrow::record_batch::RecordBatch],
+    asked: u64,
 ) -> Result<(), TargetError> {
     let pending = name(spec.oid);
     apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), batches)?;
-    let expected = open_rows(connection, spec)?;
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     let found: u64 = connection.query_row(
         &format!("SELECT count(*) FROM {pending} p JOIN {STAGE} s ON {matched} WHERE len(p.open) > 0"),
         [],
         |row| row.get(0),
     )?;
-    if found != expected {
-        return Err(TargetError::Diverged { what: "rows to fetch again", expected, found });
+    if found != asked {
+        return Err(TargetError::Diverged { what: "rows to fetch again", expected: asked, found });
     }
     let values: Vec<String> = all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
     connection.execute_batch(&format!(

@@ -167,7 +167,7 @@ fn a_killed_copy_goes_on_where_it_was_whatever_became_of_keys_and_toast() {
          UPDATE large SET n = 77 WHERE id % 390 = 0 OR id < -15000",
     );
     let mut running = rhei.spawn(["run"]);
-    running.wait_for_log("its copy goes on where it was", SOON);
+    running.wait_for_log("the table's copy goes on where it was", SOON);
     running.wait_for_log("all tables are live", SOON);
     running.stop(SOON).assert_code(0);
     following.sync();
@@ -191,7 +191,7 @@ fn a_rewritten_table_is_never_resumed() {
     following.db.execute("VACUUM FULL large");
     let fast = following.rhei.clone();
     let output = fast.run_ok(["sync"]);
-    assert!(!output.stderr.contains("its copy goes on where it was"), "{}", output.stderr);
+    assert!(!output.stderr.contains("the table's copy goes on where it was"), "{}", output.stderr);
     following.assert_same(&["public.large", "public.other"]);
 }
 

@@ -17,6 +17,13 @@ fn running(following: &Following) -> Running {
     running
 }
 
+/// The same for a copy that is live already.
+fn running_again(following: &Following) -> Running {
+    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+    running.wait_for_log("following the source", SOON);
+    running
+}
+
 /// How many copies of tables a run has finished.
 fn copies(running: &Running) -> usize {
     running.logs().lines().filter(|line| line.contains("INFO") && line.contains(" copied ")).count()
@@ -173,7 +180,7 @@ fn a_tree_with_a_foreign_partition_is_paused_with_its_reason_and_others_go_on() 
     );
     let checked = following.rhei.run(["check"]);
     checked.assert_code(1);
-    assert!(checked.stdout.contains("foreign table (public.far)"), "{}", checked.stdout);
+    assert!(checked.stdout.contains("foreign or unlogged table (public.far)"), "{}", checked.stdout);
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
     assert!(output.stderr.contains("public.tree") && output.stderr.contains("public.far"), "{}", output.stderr);
@@ -616,4 +623,86 @@ fn a_keyless_table_whose_label_was_renamed_is_copied_and_not_paused() {
     following.wait_until_in_step();
     run.stop(SOON).assert_code(0);
     following.assert_same(&["public.t"]);
+}
+
+/// What came into a partition that was made as one came by the stream; one that was attached with rows is not in the copy yet.
+#[test]
+fn partitions_that_are_made_on_demand_have_no_tree_copied_again() {
+    let following = Following::new("on_demand");
+    following.db.execute(
+        "CREATE TABLE tree (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+         CREATE TABLE p0 PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one')",
+    );
+    let mut run = running(&following);
+    let mark = run.log_mark();
+    following.db.execute(
+        "BEGIN; CREATE TABLE p1 PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (11, 'eleven'); COMMIT;
+         CREATE TABLE p2 PARTITION OF tree FOR VALUES FROM (20) TO (40) PARTITION BY RANGE (id);
+         CREATE TABLE p21 PARTITION OF p2 FOR VALUES FROM (20) TO (30); INSERT INTO tree SELECT i, 'twenty' FROM generate_series(20, 29) i;
+         CREATE TABLE empty (id int PRIMARY KEY, v text); ALTER TABLE tree ATTACH PARTITION empty FOR VALUES FROM (40) TO (50)",
+    );
+    following.wait_settled(&mut run);
+    run.assert_no_copies_since(mark);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.tree"]);
+
+    // And while nobody follows.
+    following.db.execute(
+        "CREATE TABLE p5 PARTITION OF tree FOR VALUES FROM (50) TO (60); INSERT INTO tree VALUES (51, 'late')",
+    );
+    let mut run = running_again(&following);
+    following.wait_settled(&mut run);
+    run.assert_no_copies_since(0);
+
+    // Made, filled and attached, in one transaction or in several: its rows never came as rows of the tree.
+    for (number, statements) in [
+        "CREATE TABLE q (id int PRIMARY KEY, v text); INSERT INTO q VALUES (61, 'q'); ALTER TABLE tree ATTACH PARTITION q FOR VALUES FROM (60) TO (70)",
+        "BEGIN; CREATE TABLE r (id int PRIMARY KEY, v text); INSERT INTO r VALUES (71, 'r'); \
+         ALTER TABLE tree ATTACH PARTITION r FOR VALUES FROM (70) TO (80); COMMIT",
+        "BEGIN; CREATE TABLE s PARTITION OF tree FOR VALUES FROM (80) TO (90); ALTER TABLE tree DETACH PARTITION s; \
+         INSERT INTO s VALUES (81, 's'); ALTER TABLE tree ATTACH PARTITION s FOR VALUES FROM (80) TO (90); COMMIT",
+        "CREATE TABLE u (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE u1 PARTITION OF u FOR VALUES FROM (90) TO (95); \
+         INSERT INTO u VALUES (91, 'u'); ALTER TABLE tree ATTACH PARTITION u FOR VALUES FROM (90) TO (95)",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mark = run.log_mark();
+        following.db.execute(statements);
+        following.wait_settled(&mut run);
+        assert_eq!(run.copies_since(mark).len(), 1, "{number}: {}", run.logs());
+    }
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.tree"]);
+}
+
+/// Rows of an unlogged partition are not in the WAL, whatever its root is.
+#[test]
+fn a_tree_with_an_unlogged_partition_is_paused_until_that_is_logged() {
+    let following = Following::new("unlogged_leaf");
+    following.db.execute(
+        "CREATE TABLE tree (id int PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE p0 PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1);
+         CREATE TABLE other (id int PRIMARY KEY)",
+    );
+    let mut run = running(&following);
+    following.db.execute("ALTER TABLE p0 SET UNLOGGED; INSERT INTO tree VALUES (2); INSERT INTO other VALUES (1)");
+    let is_paused = || {
+        let status = following.rhei.status().unwrap_or_default();
+        let tables = status["tables"].as_array().cloned().unwrap_or_default();
+        tables.iter().any(|table| {
+            let reason = table["error"].as_str().unwrap_or_default();
+            table["source"] == "public.tree" && reason.contains("unlogged table (public.p0)")
+        })
+    };
+    wait_until(SOON, "the tree is paused with its reason", is_paused);
+    following.wait_until_in_step();
+    following.db.execute("ALTER TABLE p0 SET LOGGED; INSERT INTO tree VALUES (3)");
+    let mark = run.log_mark();
+    following.rhei.run_ok(["resync", "public.tree"]);
+    run.wait_for_log_after(mark, "live table=\"public.tree\"", SOON);
+    wait_until(SOON, "the tree is live", || !is_paused());
+    following.wait_settled(&mut run);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.tree", "public.other"]);
 }

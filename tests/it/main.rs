@@ -19,6 +19,7 @@ mod failover;
 mod following;
 mod histories;
 mod lifecycle;
+mod locks;
 mod pgbench_runs;
 mod pipeline;
 mod publications;

@@ -567,21 +567,3 @@ fn a_table_may_take_the_name_of_a_dropped_one_that_differs_by_case() {
     following.sync();
     following.assert_same(&["public.t"]);
 }
-
-/// A lock at the source holds up what needs it, and neither the stop nor the end.
-#[test]
-fn a_locked_table_is_waited_for_and_a_stop_is_heard_meanwhile() {
-    let following = Following::new("locked");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)");
-    following.sync();
-    following.db.execute("INSERT INTO other VALUES (1)");
-    let locker = following.db.session();
-    locker.execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
-    let mut syncing = following.rhei.spawn(["sync"]);
-    syncing.wait_for_log("waiting for a lock", SOON);
-    syncing.sigterm();
-    syncing.wait(SOON);
-    locker.execute("COMMIT");
-    following.sync();
-    following.assert_same(&["public.t", "public.other"]);
-}

@@ -5,7 +5,7 @@ mod publication;
 mod xids;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -164,16 +164,15 @@ pub struct SourceTable {
     pub kind: u8,
     pub replica_identity: ReplicaIdentity,
     pub estimated_rows: u64,
-    /// Heap bytes, over all leaves.
-    pub size_bytes: u64,
     /// The publications' row filters as one condition.
     pub row_filter: Option<String>,
     /// The columns that are published, in the order of `attnum`.
     pub columns: Vec<SourceColumn>,
     /// The tables that hold the rows: itself, or its leaf partitions.
     pub leaves: Vec<LeafTable>,
-    /// Partitions that are foreign tables, as SQL names them: their rows are not in the WAL.
-    pub foreign_leaves: Vec<String>,
+    /// Those of its partitions, or itself, that are foreign tables or unlogged ones, as SQL names them: their rows are not in
+    /// the WAL.
+    pub leaves_without_wal: Vec<String>,
     pub can_select: bool,
     /// Columns of the key, by `attnum`, in the order of the index; empty when there is none.
     pub identity_index: Vec<i16>,
@@ -279,9 +278,32 @@ pub struct LeafTable {
     pub file: u32,
     /// See [`Fingerprint::inherits`].
     pub inherits: String,
-    /// Pages of 8 KiB.
-    pub pages: u64,
+    /// It was made as a partition of its root, and never was anything else: all of its rows came as rows of the root.
+    pub is_born_in_tree: bool,
+    /// Pages of 8 KiB; none as long as nobody has measured it ([`measure`]).
+    pub pages: Option<u64>,
     pub can_select: bool,
+}
+
+impl LeafTable {
+    /// Its size is known, or does not matter to whoever follows its root.
+    pub fn is_measured(&self) -> bool {
+        self.is_born_in_tree || self.pages.is_some()
+    }
+}
+
+impl SourceTable {
+    /// Notes what [`measure`] found.
+    pub fn measured(&mut self, pages: &HashMap<u32, u64>) {
+        for leaf in &mut self.leaves {
+            leaf.pages = pages.get(&leaf.oid).copied().or(leaf.pages);
+        }
+    }
+
+    /// Pages of 8 KiB of heap, over all leaves that were measured.
+    pub fn pages(&self) -> u64 {
+        self.leaves.iter().filter_map(|leaf| leaf.pages).sum()
+    }
 }
 
 /// How rows are told apart, by `attnum`.
@@ -309,9 +331,13 @@ pub async fn published_tables(client: &Client, names: &[String]) -> Result<Vec<S
     describe(client, members(client, names, None).await?, names).await
 }
 
-/// One of them; empty when it is not published.
-pub async fn published_table(client: &Client, names: &[String], oid: u32) -> Result<Vec<SourceTable>, CatalogError> {
-    describe(client, members(client, names, Some(oid)).await?, names).await
+/// Those of them with these oids.
+pub async fn published_among(
+    client: &Client,
+    names: &[String],
+    oids: &[u32],
+) -> Result<Vec<SourceTable>, CatalogError> {
+    describe(client, members(client, names, Some(oids)).await?, names).await
 }
 
 /// All tables that could be copied, for a copy without a publication.
@@ -353,9 +379,10 @@ async fn describe(
     publications: &[String],
 ) -> Result<Vec<SourceTable>, CatalogError> {
     let oids: Vec<u32> = members.iter().map(|member| member.oid).collect();
+    let members: HashMap<u32, Member> = members.into_iter().map(|member| (member.oid, member)).collect();
     let mut columns = columns_of(client, &oids).await?;
     let mut parts = type_parts(client, &columns).await?;
-    let mut leaves = leaves_of(client, &oids).await?;
+    let mut trees = trees_of(client, &oids).await?;
     // pg_publication_namespace is there since 15.
     let schemas = if publication::has_pg15_publications(client).await? {
         "(SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_namespace p \
@@ -371,16 +398,10 @@ async fn describe(
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident LIMIT 1), \
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
              (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
-             (SELECT md5(string_agg(format('%s:%s:%s', a.attrelid, a.attnum, a.xmin), ',' ORDER BY a.attrelid, a.attnum)) \
-              FROM pg_attribute a WHERE a.attnum > 0 AND a.attrelid IN \
-                (SELECT relid FROM pg_partition_tree(c.oid) WHERE c.relkind = 'p' AND isleaf)), \
              (SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_rel p \
                JOIN pg_publication q ON q.oid = p.prpubid WHERE q.pubname = ANY($2::text[]) \
                AND p.prrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))), \
-             {schemas}, (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate), \
-             ARRAY(SELECT format('%I.%I', fn.nspname, f.relname) FROM pg_partition_tree(c.oid) leaf \
-               JOIN pg_class f ON f.oid = leaf.relid AND f.relkind = 'f' JOIN pg_namespace fn ON fn.oid = f.relnamespace \
-               WHERE c.relkind = 'p' ORDER BY 1) \
+             {schemas}, (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"),
             &[&oids, &publications],
         )
@@ -388,13 +409,13 @@ async fn describe(
     let mut tables = Vec::with_capacity(rows.len());
     for row in rows {
         let oid: u32 = row.try_get(0)?;
-        let Some(member) = members.iter().find(|member| member.oid == oid) else { continue };
+        let Some(member) = members.get(&oid) else { continue };
         let mut published = columns.remove(&oid).unwrap_or_default();
         let attributes = published.iter().map(|column| (column.attnum, column.xmin)).collect();
         published.retain(|column| member.brings(column));
         let code = row.try_get::<_, i8>(4)? as u8;
         let parts_of_types = parts.remove(&oid).unwrap_or_default();
-        let parts = leaves.remove(&oid).unwrap_or_default();
+        let Tree { leaves, estimated_rows, leaf_attributes, without_wal } = trees.remove(&oid).unwrap_or_default();
         tables.push(SourceTable {
             oid,
             name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
@@ -403,8 +424,7 @@ async fn describe(
                 what: "a replica identity",
                 found: char::from(code).to_string(),
             })?,
-            estimated_rows: parts.iter().map(|(_, rows)| rows).sum(),
-            size_bytes: parts.iter().map(|(leaf, _)| leaf.pages * 8192).sum(),
+            estimated_rows,
             row_filter: member.row_filter.clone(),
             columns: published,
             can_select: row.try_get(6)?,
@@ -412,21 +432,21 @@ async fn describe(
             primary_key: row.try_get::<_, Option<Vec<i16>>>(8)?.unwrap_or_default(),
             is_primary_key_immediate: row.try_get::<_, Option<bool>>(9)?.unwrap_or_default(),
             fingerprint: Fingerprint {
-                files: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.file)).collect(),
-                inherits: parts.iter().map(|(leaf, _)| (leaf.oid, leaf.inherits.clone())).collect(),
+                files: leaves.iter().map(|leaf| (leaf.oid, leaf.file)).collect(),
+                inherits: leaves.iter().map(|leaf| (leaf.oid, leaf.inherits.clone())).collect(),
                 attributes,
-                leaf_attributes: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
+                leaf_attributes,
                 last_attnum: row.try_get(5)?,
-                key_index: row.try_get::<_, Option<u32>>(13)?.unwrap_or_default(),
+                key_index: row.try_get::<_, Option<u32>>(12)?.unwrap_or_default(),
                 labels: parts_of_types.labels,
                 composites: parts_of_types.composites,
                 row_filter: member.row_filter.clone(),
-                listed: row.try_get::<_, Option<String>>(11)?.unwrap_or_default(),
-                schema: row.try_get::<_, Option<String>>(12)?.unwrap_or_default(),
+                listed: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
+                schema: row.try_get::<_, Option<String>>(11)?.unwrap_or_default(),
                 publications: member.publications(),
             },
-            foreign_leaves: row.try_get(14)?,
-            leaves: parts.into_iter().map(|(leaf, _)| leaf).collect(),
+            leaves_without_wal: without_wal,
+            leaves,
         });
     }
     Ok(tables)
@@ -461,11 +481,11 @@ async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<So
     // A partitioned table holds no rows, so its leaves say what is missing, each under a number of its own.
     let rows = client
         .query(
-            "SELECT root.oid, a.attname::text, leaf.relid::oid, a.attmissingval::text \
-             FROM unnest($1::oid[]) AS root(oid) CROSS JOIN LATERAL ( \
-               SELECT root.oid AS relid UNION SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf) leaf \
-             JOIN pg_class c ON c.oid = leaf.relid AND c.relkind = 'r' \
-             JOIN pg_attribute a ON a.attrelid = leaf.relid AND a.attnum > 0 AND NOT a.attisdropped",
+            &format!(
+                "WITH RECURSIVE {TREE} SELECT tree.root, a.attname::text, tree.oid, a.attmissingval::text \
+                 FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind = 'r' \
+                 JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attnum > 0 AND NOT a.attisdropped"
+            ),
             &[&oids],
         )
         .await?;
@@ -558,40 +578,107 @@ async fn type_parts(
 const READABLE: &str = "coalesce(has_schema_privilege(n.oid, 'USAGE') \
      AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')), false)";
 
-/// Leaves with their estimated rows. `pg_partition_tree` of an ordinary table is the table itself.
-async fn leaves_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<(LeafTable, u64)>>, CatalogError> {
+/// Each of the tables `$1` with all of its partitions, read without a lock on any of them. `links` are the rows of pg_inherits
+/// between a table and its root; `is_born` says that each of them was made with its table.
+///
+/// A partition that was attached has had its columns updated by that; the system columns are as they were made.
+const TREE: &str = "tree(root, oid, links, is_born) AS ( \
+       SELECT root, root, '{}'::text[], true FROM unnest($1::oid[]) AS root \
+       UNION ALL SELECT tree.root, i.inhrelid, links || format('%s:%s', i.inhrelid, i.xmin), is_born AND EXISTS ( \
+         SELECT FROM pg_attribute made JOIN pg_attribute a ON a.attrelid = made.attrelid AND a.attnum > 0 \
+           AND a.xmin = made.xmin AND a.cmin = made.cmin \
+         WHERE made.attrelid = i.inhrelid AND made.attnum = -1 AND made.xmin = i.xmin) \
+       FROM tree JOIN pg_class parent ON parent.oid = tree.oid AND parent.relkind = 'p' \
+       JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)";
+
+/// The tables that hold the rows of one table: itself, or its leaf partitions.
+#[derive(Default)]
+struct Tree {
+    leaves: Vec<LeafTable>,
+    estimated_rows: u64,
+    /// See [`Fingerprint::leaf_attributes`].
+    leaf_attributes: String,
+    /// See [`SourceTable::leaves_without_wal`].
+    without_wal: Vec<String>,
+}
+
+async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, CatalogError> {
     let rows = client
         .query(
-            &format!("SELECT root.oid, n.nspname::text, c.relname::text, \
-             coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::bigint, \
-             greatest(c.reltuples, 0)::bigint, c.oid, c.relfilenode, \
-             (SELECT string_agg(format('%s:%s', i.inhrelid, i.xmin), ',' ORDER BY i.inhrelid) FROM pg_inherits i \
-              WHERE c.relispartition AND i.inhrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid))), {READABLE} \
-             FROM unnest($1::oid[]) AS root(oid) CROSS JOIN LATERAL ( \
-               SELECT relid FROM pg_partition_tree(root.oid) WHERE isleaf \
-               UNION SELECT root.oid WHERE EXISTS (SELECT 1 FROM pg_class WHERE oid = root.oid AND relkind = 'r')) leaf \
-             JOIN pg_class c ON c.oid = leaf.relid AND c.relkind = 'r' JOIN pg_namespace n ON n.oid = c.relnamespace \
-             ORDER BY 1, 2, 3"),
+            &format!(
+                "WITH RECURSIVE {TREE} SELECT tree.root, n.nspname::text, c.relname::text, c.oid, c.relfilenode, \
+                 greatest(c.reltuples, 0)::bigint, links, is_born, {READABLE}, \
+                 c.relkind = 'r' AND c.relpersistence = 'p', format('%I.%I', n.nspname, c.relname) \
+                 FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind IN ('r', 'f') \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2, 3"
+            ),
             &[&oids],
         )
         .await?;
-    let mut leaves: HashMap<u32, Vec<(LeafTable, u64)>> = HashMap::new();
+    let mut trees: HashMap<u32, Tree> = HashMap::new();
     for row in rows {
-        let name = QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? };
-        let pages = row.try_get::<_, i64>(3)?.unsigned_abs();
-        let rows = row.try_get::<_, i64>(4)?.unsigned_abs();
-        let inherits = row.try_get::<_, Option<String>>(7)?.unwrap_or_default();
-        let leaf = LeafTable {
-            oid: row.try_get(5)?,
-            name,
-            file: row.try_get(6)?,
-            inherits,
-            pages,
+        let tree = trees.entry(row.try_get(0)?).or_default();
+        if !row.try_get::<_, bool>(9)? {
+            tree.without_wal.push(row.try_get(10)?);
+            continue;
+        }
+
+        let mut links: Vec<String> = row.try_get(6)?;
+        links.sort_unstable();
+        tree.estimated_rows += row.try_get::<_, i64>(5)?.unsigned_abs();
+        tree.leaves.push(LeafTable {
+            oid: row.try_get(3)?,
+            name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
+            file: row.try_get(4)?,
+            inherits: links.join(","),
+            is_born_in_tree: row.try_get(7)?,
+            pages: None,
             can_select: row.try_get(8)?,
-        };
-        leaves.entry(row.try_get(0)?).or_default().push((leaf, rows));
+        });
     }
-    Ok(leaves)
+
+    let rows = client
+        .query(
+            &format!(
+                "WITH RECURSIVE {TREE} SELECT tree.root, md5(string_agg(format('%s:%s:%s', a.attrelid, a.attnum, a.xmin), \
+                 ',' ORDER BY a.attrelid, a.attnum)) FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind <> 'p' \
+                 JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attnum > 0 WHERE tree.oid <> tree.root GROUP BY 1"
+            ),
+            &[&oids],
+        )
+        .await?;
+    for row in rows {
+        if let Some(tree) = trees.get_mut(&row.try_get(0)?) {
+            tree.leaf_attributes = row.try_get(1)?;
+        }
+    }
+    Ok(trees)
+}
+
+/// Pages of these tables that hold rows, by oid. Takes an ACCESS SHARE lock on each of them for a moment.
+///
+/// # Errors
+/// [`CatalogError::is_locked`], where the session limits how long it waits.
+pub async fn measure(client: &Client, leaves: &[u32]) -> Result<HashMap<u32, u64>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT oid, coalesce(pg_relation_size(oid), 0) / current_setting('block_size')::bigint FROM unnest($1::oid[]) oid",
+            &[&leaves],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<_, i64>(1)?.unsigned_abs()))).collect()
+}
+
+/// Those of these tables on which somebody holds a lock that keeps readers out, or waits for one.
+pub async fn locked_among(client: &Client, tables: &[u32]) -> Result<HashSet<u32>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT DISTINCT relation FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ANY($1)",
+            &[&tables],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// What a type is made of: elements, bases of domains, bounds of ranges, fields of composites.

@@ -4,11 +4,11 @@
 //! `publish_via_partition_root`, also where another publication names the partition itself (trap 61). So what the view
 //! `pg_publication_tables` says of one publication is not yet what a stream of several brings.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use super::{CatalogError, SourceColumn};
+use super::{CatalogError, SourceColumn, columns_of};
 use crate::change::QualifiedName;
 
 /// The publications of a pipeline, taken together.
@@ -84,8 +84,18 @@ pub(super) struct Member {
 struct Brought {
     publication_oid: u32,
     publication_xmin: i64,
-    /// Before 15: none, and all of them are meant.
-    columns: Option<Vec<String>>,
+    columns: Brings,
+}
+
+/// Which columns of a table a publication brings.
+#[derive(PartialEq, Eq)]
+enum Brings {
+    /// By `attnum`, as its column list says.
+    Listed(Vec<i16>),
+    /// All but those that are generated.
+    Stored,
+    /// All, also those that are generated (`publish_generated_columns` of 18).
+    All,
 }
 
 impl Member {
@@ -97,8 +107,8 @@ impl Member {
 
     /// Whether the stream brings a column.
     pub fn brings(&self, column: &SourceColumn) -> bool {
-        match self.brought_by.first().and_then(|brought| brought.columns.as_ref()) {
-            Some(names) => names.contains(&column.name),
+        match self.brought_by.first() {
+            Some(brought) => brought.brings(column),
             None => !column.is_generated,
         }
     }
@@ -111,59 +121,113 @@ impl Member {
         each.join(",")
     }
 
-    /// Publications bring it with different columns, which the server finds only when it decodes a change of it.
-    fn has_conflict(&self) -> bool {
+    /// Whether publications may bring it with different columns.
+    fn has_different_lists(&self) -> bool {
         self.brought_by.iter().any(|by| Some(&by.columns) != self.brought_by.first().map(|first| &first.columns))
+    }
+
+    /// Publications bring it with different columns, which the server finds only when it decodes a change of it.
+    fn has_conflict(&self, columns: &[SourceColumn]) -> bool {
+        columns.iter().any(|column| {
+            let brings = self.brings(column);
+            self.brought_by.iter().any(|by| by.brings(column) != brings)
+        })
     }
 }
 
-/// What the publications together bring; all of it, or of one table only.
-pub(super) async fn members(client: &Client, names: &[String], only: Option<u32>) -> Result<Vec<Member>, CatalogError> {
-    let version = server_version_num(client).await?;
-    // 15 to 17 list generated columns there, and never send them (trap 20). A list of all others is none then.
-    let is_sent = if version >= 180_000 { "" } else { "AND a.attgenerated = ''" };
-    let details = if version >= 150_000 {
-        format!(
-            "ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid \
-             AND a.attname = ANY (p.attnames) {is_sent} ORDER BY a.attnum), p.rowfilter"
-        )
-    } else {
-        "NULL::text[], NULL::text".to_owned()
-    };
-
-    // Of one table its ancestors are needed as well: they decide whether it is a table of its own.
-    let rows = client
-        .query(
-            &format!(
-                "SELECT c.oid, p.schemaname::text, p.tablename::text, q.oid, q.xmin::text::bigint, q.pubviaroot, \
-                 ARRAY(SELECT relid::oid FROM pg_partition_ancestors(c.oid) WHERE relid <> c.oid), {details} \
-                 FROM pg_publication_tables p JOIN pg_publication q ON q.pubname = p.pubname \
-                 JOIN pg_namespace n ON n.nspname = p.schemaname \
-                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
-                 WHERE p.pubname = ANY($1::text[]) AND ($2::oid IS NULL OR c.oid = $2 \
-                 OR c.oid IN (SELECT relid FROM pg_partition_ancestors($2))) ORDER BY c.oid, q.oid"
-            ),
-            &[&names, &only],
-        )
-        .await?;
-
-    let mut roots: Vec<u32> = Vec::new();
-    for row in &rows {
-        if row.try_get(5)? {
-            roots.push(row.try_get(0)?);
+impl Brought {
+    fn brings(&self, column: &SourceColumn) -> bool {
+        match &self.columns {
+            Brings::Listed(numbers) => numbers.contains(&column.attnum),
+            Brings::Stored => !column.is_generated,
+            Brings::All => true,
         }
     }
+}
+
+/// What the publications together bring; all of it, or of some tables only.
+///
+/// This is what the view `pg_publication_tables` says of each of them, read from the catalogs beneath it: from 16 on the
+/// view opens every table, and so waits for whoever holds a lock on any of them.
+pub(super) async fn members(
+    client: &Client,
+    names: &[String],
+    only: Option<&[u32]>,
+) -> Result<Vec<Member>, CatalogError> {
+    let version = server_version_num(client).await?;
+    // Column lists, row filters and whole schemas came with 15.
+    let (in_schemas, is_by_schema, details) = if version >= 150_000 {
+        (
+            "UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_publication_namespace s ON s.pnpubid = p.oid \
+             JOIN pg_class c ON c.relnamespace = s.pnnspid WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'",
+            "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid = c.relnamespace)",
+            "listed.prattrs::int2[], pg_get_expr(listed.prqual, listed.prrelid)",
+        )
+    } else {
+        ("", "false", "NULL::int2[], NULL::text")
+    };
+    let with_generated = if version >= 180_000 { "pubgencols = 's'" } else { "false" };
+    // A publication brings a partitioned table as itself or as its leaves. One of all tables brings no foreign ones.
+    let sql = format!(
+        "WITH RECURSIVE chosen AS MATERIALIZED ( \
+           SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, {with_generated} AS with_generated \
+           FROM pg_publication WHERE pubname = ANY($1::text[]) \
+         ), named(pub, rel) AS ( \
+           SELECT p.oid, r.prrelid FROM chosen p JOIN pg_publication_rel r ON r.prpubid = p.oid {in_schemas} \
+         ), tree(pub, rel) AS ( \
+           SELECT pub, rel FROM named JOIN chosen p ON p.oid = pub WHERE NOT p.pubviaroot \
+           UNION SELECT pub, i.inhrelid FROM tree JOIN pg_class parent ON parent.oid = rel AND parent.relkind = 'p' \
+           JOIN pg_inherits i ON i.inhparent = rel AND NOT i.inhdetachpending \
+         ), brought(pub, rel) AS ( \
+           SELECT pub, rel FROM named JOIN chosen p ON p.oid = pub WHERE p.pubviaroot \
+           UNION SELECT pub, rel FROM tree JOIN pg_class c ON c.oid = rel AND c.relkind <> 'p' \
+           UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_class c ON p.puballtables AND c.oid >= 16384 \
+             AND c.relpersistence = 'p' AND c.relkind = ANY (CASE WHEN p.pubviaroot THEN '{{r,p}}' ELSE '{{r}}' END::\"char\"[]) \
+             AND NOT (p.pubviaroot AND c.relispartition) \
+         ) SELECT c.oid, n.nspname::text, c.relname::text, p.oid, p.version, p.pubviaroot, c.relispartition, \
+           p.with_generated, {details} \
+         FROM brought JOIN chosen p ON p.oid = brought.pub JOIN pg_class c ON c.oid = brought.rel \
+         JOIN pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_publication_rel listed ON listed.prpubid = p.oid AND listed.prrelid = c.oid \
+           AND NOT p.puballtables AND NOT {is_by_schema} \
+         WHERE $2::oid[] IS NULL OR c.oid = ANY($2) ORDER BY c.oid, p.oid"
+    );
+    // Of some tables their ancestors are needed as well: they decide whether a partition is a table of its own.
+    let with_ancestors = match only {
+        None => None,
+        Some(only) => {
+            let ancestors = ancestors(client, only).await?;
+            Some(only.iter().copied().chain(ancestors.into_values().flatten()).collect::<Vec<u32>>())
+        }
+    };
+    let rows = client.query(&sql, &[&names, &with_ancestors]).await?;
+
+    let (mut roots, mut partitions) = (HashSet::new(), Vec::new());
+    for row in &rows {
+        let oid: u32 = row.try_get(0)?;
+        if row.try_get(5)? {
+            roots.insert(oid);
+        }
+        if row.try_get(6)? {
+            partitions.push(oid);
+        }
+    }
+    let ancestors = ancestors(client, &partitions).await?;
     let mut members: Vec<Member> = Vec::new();
     for row in rows {
         let oid: u32 = row.try_get(0)?;
-        let ancestors: Vec<u32> = row.try_get(6)?;
-        if only.is_some_and(|only| only != oid) || ancestors.iter().any(|ancestor| roots.contains(ancestor)) {
+        let is_part = ancestors.get(&oid).is_some_and(|all| all.iter().any(|ancestor| roots.contains(ancestor)));
+        if is_part || only.is_some_and(|only| !only.contains(&oid)) {
             continue;
         }
 
-        let brought =
-            Brought { publication_oid: row.try_get(3)?, publication_xmin: row.try_get(4)?, columns: row.try_get(7)? };
-        let row_filter: Option<String> = row.try_get(8)?;
+        let columns = match (row.try_get(8)?, row.try_get(7)?) {
+            (Some(list), _) => Brings::Listed(list),
+            (None, true) => Brings::All,
+            (None, false) => Brings::Stored,
+        };
+        let brought = Brought { publication_oid: row.try_get(3)?, publication_xmin: row.try_get(4)?, columns };
+        let row_filter: Option<String> = row.try_get(9)?;
         match members.last_mut().filter(|member| member.oid == oid) {
             // Several publications join their filters by OR, and one without a filter wins (trap 19).
             Some(member) => {
@@ -185,8 +249,12 @@ pub(super) async fn members(client: &Client, names: &[String], only: Option<u32>
     Ok(members)
 }
 
-/// The ancestors of those of these tables that are partitions, from the nearest to the root.
+/// The ancestors of those of these tables that are partitions, from the nearest to the root. Locks none of them.
 pub async fn ancestors(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<u32>>, CatalogError> {
+    let mut ancestors: HashMap<u32, Vec<u32>> = HashMap::new();
+    if oids.is_empty() {
+        return Ok(ancestors);
+    }
     let rows = client
         .query(
             "SELECT part, ancestor.relid::oid FROM unnest($1::oid[]) AS part \
@@ -195,7 +263,6 @@ pub async fn ancestors(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec
             &[&oids],
         )
         .await?;
-    let mut ancestors: HashMap<u32, Vec<u32>> = HashMap::new();
     for row in rows {
         ancestors.entry(row.try_get(0)?).or_default().push(row.try_get(1)?);
     }
@@ -210,6 +277,10 @@ pub async fn published_names(client: &Client, names: &[String]) -> Result<Vec<(u
 
 /// Tables that two of the publications bring with different columns: decoding their changes is an error (trap 19).
 pub async fn conflicting_column_lists(client: &Client, names: &[String]) -> Result<Vec<QualifiedName>, CatalogError> {
-    let members = members(client, names, None).await?;
-    Ok(members.into_iter().filter(Member::has_conflict).map(|member| member.name).collect())
+    let mut doubtful = members(client, names, None).await?;
+    doubtful.retain(Member::has_different_lists);
+    let oids: Vec<u32> = doubtful.iter().map(|member| member.oid).collect();
+    let columns = columns_of(client, &oids).await?;
+    let has_conflict = |member: &Member| columns.get(&member.oid).is_some_and(|columns| member.has_conflict(columns));
+    Ok(doubtful.into_iter().filter(has_conflict).map(|member| member.name).collect())
 }

@@ -282,10 +282,15 @@ impl Running {
         copies_in(self.stderr.shared.0.lock().unwrap().lines.iter().map(String::as_str))
     }
 
+    /// As [`Self::copies`], past the first `mark` lines of the log.
+    pub fn copies_since(&self, mark: usize) -> Vec<String> {
+        copies_in(self.stderr.shared.0.lock().unwrap().lines.iter().skip(mark).map(String::as_str))
+    }
+
     /// Tables are followed as they are: none was copied past the first `mark` lines of the log.
     #[track_caller]
     pub fn assert_no_copies_since(&self, mark: usize) {
-        let copies = copies_in(self.stderr.shared.0.lock().unwrap().lines.iter().skip(mark).map(String::as_str));
+        let copies = self.copies_since(mark);
         assert!(copies.is_empty(), "copied: {copies:?}\n{}", self.logs());
     }
 

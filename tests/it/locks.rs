@@ -1,0 +1,209 @@
+//! Locks at the source: rhei keeps none beyond its statement, and one that somebody else holds stops one table, not the stream.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use crate::{bed::Rhei, following::Following};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn slowly(rhei: &Rhei) -> Rhei {
+    rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MB").env("RHEI_BACKFILL_RATE_LIMIT", "2MB")
+}
+
+/// Whether a relation of a user is locked by one of our sessions in another way than the copy of `table` has to.
+fn strange_locks(following: &Following, table: &str) -> String {
+    following.db.value(&format!(
+        "SELECT coalesce(string_agg(DISTINCT format('%s %s by %s', l.relation::regclass, l.mode, a.application_name), ', '), '') \
+         FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'relation' AND l.relation >= 16384 \
+         AND a.datname = current_database() AND a.application_name LIKE 'rhei/%' AND NOT (l.mode = 'AccessShareLock' AND l.relation IN \
+         (SELECT '{table}'::regclass UNION SELECT indexrelid FROM pg_index WHERE indrelid = '{table}'::regclass \
+          UNION SELECT reltoastrelid FROM pg_class WHERE oid = '{table}'::regclass))"
+    ))
+}
+
+/// Everything that somebody may do to other tables goes through within a second, and the copy goes on.
+#[test]
+fn ddl_on_other_tables_waits_for_no_copy() {
+    let following = Following::new("ddl_beside");
+    following.db.execute(
+        "CREATE TABLE large (id int PRIMARY KEY, v text);
+         INSERT INTO large SELECT i, repeat('x', 200) FROM generate_series(1, 60000) i;
+         CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10);
+         CREATE TABLE gone PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (1), (11);
+         CREATE TABLE free (id int PRIMARY KEY, v text); INSERT INTO free VALUES (25, 'free');
+         CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain SELECT i, 'plain' FROM generate_series(1, 100) i;
+         CREATE TABLE dropped (id int PRIMARY KEY); INSERT INTO dropped VALUES (1)",
+    );
+    let mut running = slowly(&following.rhei).spawn(["run"]);
+    for table in ["tree", "free", "plain", "dropped"] {
+        running.wait_for_log(&format!("live table=\"public.{table}\""), SOON);
+    }
+    for change in [
+        "ALTER TABLE tree ADD COLUMN late int",
+        "ALTER TABLE tree DETACH PARTITION gone",
+        "ALTER TABLE tree ATTACH PARTITION free FOR VALUES FROM (20) TO (30)",
+        "TRUNCATE leaf",
+        "VACUUM FULL plain",
+        "CLUSTER plain USING plain_pkey",
+        "ALTER TABLE plain ALTER v TYPE varchar(20)",
+        "DROP TABLE dropped",
+        "REINDEX TABLE plain",
+    ] {
+        // The tables differ by a column, so that is made the same first.
+        if change.contains("ATTACH") {
+            following.db.execute("SET lock_timeout = '1s'; ALTER TABLE free ADD COLUMN late int");
+        }
+        let session = following.db.session();
+        session.execute("SET lock_timeout = '1s'");
+        session.execute(change);
+        assert_eq!(strange_locks(&following, "large"), "", "after {change}");
+    }
+    assert!(!running.logs().contains("live table=\"public.large\""), "the copy was over before:\n{}", running.logs());
+    running.stop(SOON).assert_code(0);
+    following.sync();
+    following.assert_same(&["public.large", "public.tree", "public.plain"]);
+}
+
+/// As VACUUM FULL or an ALTER in an open transaction hold it.
+struct Lock(crate::bed::Session);
+
+fn lock(following: &Following, table: &str) -> Lock {
+    let session = following.db.session();
+    session.execute(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
+    Lock(session)
+}
+
+impl Lock {
+    fn release(self) {
+        self.0.execute("COMMIT");
+    }
+}
+
+/// With two tables locked as long as it takes, a third one's changes and shapes arrive, and a `run` or `sync` that begins meanwhile
+/// gets as far.
+#[test]
+fn a_lock_stops_one_table_and_no_other() {
+    let following = Following::new("one_locked");
+    following.db.execute(
+        "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT i, 'a' FROM generate_series(1, 100) i;
+         CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b SELECT i, 'b' FROM generate_series(1, 100) i;
+         CREATE TABLE c (id int PRIMARY KEY, v text); CREATE TABLE d (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR TABLE c, d",
+    );
+    following.sync();
+    let d = lock(&following, "d");
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    following.db.execute("INSERT INTO c VALUES (1, 'one')");
+    following.wait_until_in_step();
+    following.db.execute("SET lock_timeout = '5s'; ALTER TABLE c ADD n int DEFAULT 7; INSERT INTO c VALUES (2, 'two')");
+    following.wait_until_in_step();
+    following.db.execute("ALTER PUBLICATION rhei ADD TABLE a, b");
+    let a = lock(&following, "a");
+    running.wait_for_log("wait for their copy", SOON);
+    following.db.execute("INSERT INTO c VALUES (3, 'three')");
+    following.wait_until_in_step();
+    running.kill9();
+
+    let mut running = following.run();
+    running.wait_for_log("wait for their copy", SOON);
+    following.db.execute("INSERT INTO c VALUES (4, 'four')");
+    following.wait_until_in_step();
+    d.release();
+    a.release();
+    following.wait_settled(&mut running);
+    let copied = running.copies();
+    assert_eq!(copied.len(), 2, "{copied:?}");
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.a", "public.b", "public.c", "public.d"]);
+
+    let d = lock(&following, "d");
+    following.db.execute("INSERT INTO c VALUES (5, 'five')");
+    following.sync();
+    d.release();
+    following.assert_same(&["public.c", "public.d"]);
+}
+
+/// Its snapshot is given back, and what was copied of it stays.
+#[test]
+fn a_table_that_is_locked_while_it_is_copied_waits_and_goes_on_where_it_was() {
+    let following = Following::new("locked_midway");
+    following.db.execute(
+        "CREATE TABLE large (id int PRIMARY KEY, v text);
+         INSERT INTO large SELECT i, repeat('x', 200) FROM generate_series(1, 30000) i;
+         CREATE TABLE c (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR TABLE large, c",
+    );
+    let mut running = slowly(&following.rhei).spawn(["run"]);
+    running.wait_for_log("live table=\"public.c\"", SOON);
+    let large = lock(&following, "large");
+    running.wait_for_log("the rest of the table waits to be copied", SOON);
+    following.db.execute("INSERT INTO c VALUES (1)");
+    following.wait_until_in_step();
+    running.wait_for_log("wait for their copy", SOON);
+    following.db.execute("INSERT INTO c VALUES (2)");
+    following.wait_until_in_step();
+    large.release();
+    running.wait_for_log("live table=\"public.large\"", SOON);
+    assert!(running.logs().contains("the table's copy goes on where it was"), "{}", running.logs());
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.large", "public.c"]);
+}
+
+/// A copy that waits for its table is given up by a stop, and the lock's owner never waits for rhei.
+#[test]
+fn a_stop_is_heard_while_a_table_is_locked() {
+    let following = Following::new("locked_stop");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY);
+         CREATE PUBLICATION rhei FOR TABLE t, other",
+    );
+    let locked = lock(&following, "t");
+    let mut syncing = following.rhei.spawn(["sync"]);
+    syncing.wait_for_log("waiting for transactions", SOON);
+    syncing.sigterm();
+    syncing.wait(SOON);
+    locked.release();
+    following.sync();
+    following.assert_same(&["public.t", "public.other"]);
+}
+
+/// Everything on a table that changes without a pause is copied again, while a transaction stays open for as long as it likes:
+/// the stream of the others does not wait for either.
+#[test]
+fn a_hot_table_is_copied_again_without_holding_the_stream() {
+    let following = Following::new("hot");
+    following.db.execute(
+        "CREATE TABLE hot (id int PRIMARY KEY, n int); INSERT INTO hot SELECT i, 0 FROM generate_series(1, 1000) i;
+         CREATE TABLE c (id int PRIMARY KEY)",
+    );
+    following.sync();
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let session = following.db.session();
+            while !is_over.load(Ordering::Relaxed) {
+                session.execute("UPDATE hot SET n = n + 1 WHERE id = (random() * 999)::int + 1");
+            }
+        });
+        for round in 1..=3 {
+            let etl = following.db.session();
+            etl.execute("BEGIN; SELECT pg_current_xact_id()");
+            let mark = running.log_mark();
+            following.rhei.run_ok(["resync", "public.hot"]);
+            running.wait_for_log_after(mark, "waiting for transactions", SOON);
+            following.db.execute(&format!("INSERT INTO c VALUES ({round})"));
+            following.wait_until_in_step();
+            etl.execute("COMMIT");
+            running.wait_for_log_after(mark, "live table=\"public.hot\"", SOON);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    following.wait_settled(&mut running);
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.hot", "public.c"]);
+}
