@@ -158,6 +158,7 @@ pub async fn run<T: OlapEngine + 'static>(
     if tables.is_empty() {
         return Ok(());
     }
+    tracing::info!(tables = tables.len(), snapshot = %snapshot.lsn, "copying tables under one snapshot");
     let (told, stop) = (round.told, round.stop);
     let copy = Copy { options, writer, control, snapshot, tables, is_plain, told, stop };
     let ended = copy.run().await;

@@ -133,6 +133,8 @@ pub enum Answer {
     Same,
     /// The table in another shape; rows from here on have it.
     Reshape(Box<Reshape>),
+    /// A table that only another copy makes equal to the source, for this reason; no row of it counts before that.
+    Copy(String),
 }
 
 /// A relation that is not followed, and whose changes were passed over.
@@ -247,6 +249,10 @@ impl Assembler {
         match answer {
             Answer::Same => self.settle(question.relation),
             Answer::Reshape(reshape) => self.held = Some((question.relation, reshape)),
+            Answer::Copy(reason) => {
+                self.fail(question.relation.oid, &reason, Remedy::CopyAltered);
+                self.describe_as(question.relation, Follow::Paused);
+            }
         }
     }
 
@@ -295,10 +301,14 @@ impl Assembler {
         self.tables.insert(oid, Followed { spec, failure: None, reported: false });
     }
 
-    /// Follows a table no longer; what was folded of it and not taken yet is dropped.
+    /// Follows a table no longer; what was read of it and not taken yet is dropped.
     pub fn unfollow(&mut self, oid: u32) {
         self.tables.remove(&oid);
         self.effects.remove(&oid);
+        self.reshapes.retain(|reshape| reshape.after.oid != oid);
+        if let Some(open) = &mut self.open {
+            open.reshapes.retain(|reshape| reshape.after.oid != oid);
+        }
         if let Some(described) = self.described.get_mut(&oid) {
             described.follow = Follow::Untracked;
         }
@@ -343,7 +353,8 @@ impl Assembler {
     /// From here on the table cannot be followed.
     fn fail(&mut self, oid: u32, why: &str, remedy: Remedy) {
         let Some(followed) = self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none()) else { return };
-        followed.failure = Some((format!("{why}; {}", copy_again(&followed.spec)), remedy));
+        let reason = if remedy.is_copy() { why.to_owned() } else { format!("{why}; {}", copy_again(&followed.spec)) };
+        followed.failure = Some((reason, remedy));
 
         match &mut self.open {
             Some(open) => open.changes.push(Change::Fail { table: oid }),
@@ -596,14 +607,13 @@ impl Assembler {
             }
         }
         let mut failed = Vec::new();
-        for followed in self.tables.values_mut() {
-            // What failed inside the open transaction belongs to the batch that holds it.
-            let is_open = self.open.as_ref().is_some_and(|open| {
-                open.changes
-                    .iter()
-                    .any(|change| matches!(change, Change::Fail { table } if *table == followed.spec.oid))
-            });
-            if let (Some((reason, remedy)), false, false) = (&followed.failure, followed.reported, is_open) {
+        // What failed inside the open transaction belongs to the batch that holds it.
+        let fails_in_open = |oid: u32| {
+            let is_it = |change: &Change| matches!(change, Change::Fail { table } if *table == oid);
+            self.open.as_ref().is_some_and(|open| open.changes.iter().any(is_it))
+        };
+        for followed in self.tables.values_mut().filter(|followed| !followed.reported) {
+            if let Some((reason, remedy)) = followed.failure.as_ref().filter(|_| !fails_in_open(followed.spec.oid)) {
                 followed.reported = true;
                 let (oid, table) = (followed.spec.oid, followed.spec.source.clone());
                 failed.push(TableFailure { oid, table, reason: reason.clone(), remedy: *remedy });

@@ -71,6 +71,15 @@ pub enum Remedy {
     AllowNulls,
     /// A new copy does: it begins at once.
     CopyAgain,
+    /// The same, however often: the source has altered the table so that only a new copy is exact.
+    CopyAltered,
+}
+
+impl Remedy {
+    /// A new copy begins at once, and the table is not paused.
+    pub fn is_copy(self) -> bool {
+        matches!(self, Self::CopyAgain | Self::CopyAltered)
+    }
 }
 
 /// Why a table is paused.
@@ -78,7 +87,7 @@ pub enum Remedy {
 pub struct Pause {
     /// For people.
     pub reason: String,
-    /// What brings it back; never [`Remedy::CopyAgain`].
+    /// What brings it back; never another copy ([`Remedy::is_copy`]).
     pub remedy: Remedy,
 }
 

@@ -318,7 +318,7 @@ async fn resume<T: OlapEngine + 'static>(
         }
     }
     for &oid in &abandoned {
-        writer.call(move |target| target.abandon_copy(oid, None)).await?;
+        writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
         if let Some(stored) = by_oid.get_mut(&oid).filter(|stored| stored.state != TableState::Dropped) {
             (stored.state, stored.has_shadow) = (TableState::Resync, false);
         }
@@ -514,7 +514,7 @@ async fn create<T: OlapEngine + 'static>(
     for table in &mut old_tables {
         if std::mem::take(&mut table.has_shadow) {
             let oid = table.oid;
-            writer.call(move |target| target.abandon_copy(oid, None)).await?;
+            writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
         }
         table.state = TableState::Dropped;
     }
@@ -606,13 +606,13 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     match writer.call(merge).await {
                         Err(EngineError::Target(error)) if is_of_table(&error) => {
                             let pause = Pause { reason: super::with_causes(&error), remedy: error.remedy() };
-                            writer.call(move |target| target.abandon_copy(oid, Some(&pause))).await?;
+                            writer.call(move |target| target.abandon_copies(&[(oid, Some(pause))])).await?;
                         }
                         merged => merged?,
                     }
                 }
                 Told::Copied { oid, copied: Copied::Failed(pause) } => {
-                    writer.call(move |target| target.abandon_copy(oid, Some(&pause))).await?;
+                    writer.call(move |target| target.abandon_copies(&[(oid, Some(pause))])).await?;
                 }
                 Told::Copied { copied: Copied::Changed, .. } => changed += 1,
                 Told::Locked(tables) => locked.extend(tables.into_values()),

@@ -23,6 +23,10 @@ use crate::{
 /// far each time.
 const FIRST_TRAIL: Duration = Duration::from_millis(200);
 const LONGEST_TRAIL: Duration = Duration::from_secs(20);
+/// A round begins when the stream has found no other table to copy for so long,
+const CALM_BEFORE_ROUND: Duration = Duration::from_secs(1);
+/// and after this at the latest.
+const LONGEST_WAIT_FOR_CALM: Duration = Duration::from_secs(10);
 /// Tables that are locked are asked about again after this, and named every minute.
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 const LOCKED_WARNING: Duration = Duration::from_secs(60);
@@ -59,6 +63,8 @@ pub struct Copies<T> {
     /// How often in a row a round may fail before that is an error.
     patience: u32,
     not_before: Option<Instant>,
+    /// When the first of the wanted tables was asked for.
+    wanted_since: Instant,
     /// When tables that are locked were named last.
     said_locked: Option<Instant>,
     is_paused: bool,
@@ -91,6 +97,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
             begun_anew: BTreeMap::new(),
             patience,
             not_before: None,
+            wanted_since: Instant::now(),
             said_locked: None,
             is_paused: false,
         }
@@ -108,6 +115,21 @@ impl<T: OlapEngine + 'static> Copies<T> {
 
     pub fn want(&mut self, oids: impl IntoIterator<Item = u32>) {
         self.wanted.extend(oids);
+    }
+
+    /// The same for what the stream or a look has found: a moment later, since a migration changes many tables in a row, and one
+    /// round is to copy them all.
+    pub fn want_soon(&mut self, oids: BTreeSet<u32>) {
+        if oids.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        if self.wanted.is_empty() {
+            self.wanted_since = now;
+        }
+        self.wanted.extend(oids);
+        let begin_at = (now + CALM_BEFORE_ROUND).min(self.wanted_since + LONGEST_WAIT_FOR_CALM);
+        self.not_before = self.not_before.max(Some(begin_at));
     }
 
     /// The slot of the pipeline, whose snapshot the next round uses.

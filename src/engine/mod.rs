@@ -38,7 +38,7 @@ use self::schema::{Asked, Catalogs, Look, Looked, Place, Verdict};
 use crate::{
     Checkpoint, Lsn, backfill,
     change::{
-        ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
+        ChangeBatch, Nulled, Pause, Remedy, RowCounts, TableFailure, TableSpec,
         assemble::{Answer, Question, Untracked},
         relation::Relation,
     },
@@ -232,6 +232,8 @@ pub struct SyncEngine<C, T> {
     latency: latency::Latency,
     left_out: left_out::LeftOut,
     recopies: recopies::Recopies,
+    /// Tables that wait for another copy since the last call of [`Self::take_to_copy`].
+    to_copy: BTreeSet<u32>,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
 
@@ -325,6 +327,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             latency: options.latency.clone(),
             left_out: options.left_out.clone(),
             recopies: options.recopies.clone(),
+            to_copy: BTreeSet::new(),
             events: options.events.clone(),
         }
     }
@@ -409,9 +412,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Delivery::Batch(batch) => batch,
                 Delivery::Ended => return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) }),
                 Delivery::Question(question) => {
-                    if let Some(reason) = self.judge(&question, stop).await? {
-                        return Ok(CycleReport { attach_anew: Some(reason), ..nothing(&self.checkpoint) });
-                    }
+                    self.judge(&question, stop).await?;
                     continue;
                 }
             };
@@ -483,11 +484,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if let Some(catalogs) = &mut self.catalogs {
             failed.iter().for_each(|failure| catalogs.forget(failure.oid));
         }
-        let lost = failed.iter().find(|failure| failure.remedy == Remedy::CopyAgain);
-        report.attach_anew = match lost {
-            Some(failure) => Some(format!("table {}: {}", failure.table, failure.reason)),
-            None => self.place_untracked().await?,
-        };
+        for failure in failed.iter().filter(|failure| failure.remedy.is_copy()) {
+            self.wait_for_copy(failure.oid);
+        }
+        report.attach_anew = self.place_untracked().await?;
         report.paused = failed;
         report.is_behind = counts.inserted + counts.updated + counts.deleted >= self.limits.max_rows;
         report.duration_ms = started.elapsed().as_millis() as u64;
@@ -553,18 +553,18 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(CycleReport { checkpoint: checkpoint.lsn, paused: failed, attach_anew, ..CycleReport::default() })
     }
 
-    /// Answers what the stream asks. A reason to attach anew: the table can only be followed after another copy.
-    async fn judge(&mut self, question: &Question, stop: &CancellationToken) -> Result<Option<String>, EngineError> {
+    /// Answers what the stream asks.
+    async fn judge(&mut self, question: &Question, stop: &CancellationToken) -> Result<(), EngineError> {
         let Some(catalogs) = &mut self.catalogs else {
             self.consumer.assembler().answer(Answer::Same);
-            return Ok(None);
+            return Ok(());
         };
         let (since, mut is_said) = (Instant::now(), false);
         let mut verdict = loop {
             // Dropping the question half asked is safe: after a stop the connection is not used again.
             let asked = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(None),
+                () = stop.cancelled() => return Ok(()),
                 asked = in_time(catalogs.relation(question)) => asked?,
             };
             match asked {
@@ -613,17 +613,46 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 (self.look, self.looked) = (None, None);
                 self.consumer.assembler().answer(Answer::Reshape(reshape));
             }
-            Verdict::Copy(reason) => return Ok(Some(self.copy_again(oid, reason).await?)),
+            // The batch that holds the change says so to the target.
+            Verdict::Copy(reason) => self.consumer.assembler().answer(Answer::Copy(reason)),
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// Marks a table: the next session copies it. Its old copy stays readable until then.
-    async fn copy_again(&mut self, oid: u32, reason: String) -> Result<String, EngineError> {
-        let Some(spec) = self.catalogs.as_ref().and_then(|catalogs| catalogs.spec(oid)) else { return Ok(reason) };
-        let reason = format!("table {} is copied again: {reason}", spec.source);
-        self.target.call(move |target| target.abandon_copy(oid, None)).await?;
-        Ok(reason)
+    /// Marks tables that only another copy makes equal to the source, for these reasons. Their old copies stay readable
+    /// until then, and everything else goes on.
+    async fn copy_again(&mut self, copies: Vec<(u32, String)>) -> Result<(), EngineError> {
+        let Some(catalogs) = self.catalogs.as_ref().filter(|_| !copies.is_empty()) else { return Ok(()) };
+        for (oid, reason) in &copies {
+            let table = catalogs.spec(*oid).map(|spec| spec.source.to_string()).unwrap_or_default();
+            tracing::info!("table {table} is copied again: {reason}");
+        }
+
+        let abandoned: Vec<(u32, Option<Pause>)> = copies.iter().map(|(oid, _)| (*oid, None)).collect();
+        self.target.call(move |target| target.abandon_copies(&abandoned)).await?;
+        copies.into_iter().for_each(|(oid, _)| self.wait_for_copy(oid));
+        Ok(())
+    }
+
+    /// The table is followed no longer, until somebody begins its copy.
+    fn wait_for_copy(&mut self, oid: u32) {
+        self.copying.remove(&oid);
+        self.catching_up.remove(&oid);
+        self.consumer.assembler().unfollow(oid);
+        if let Some(catalogs) = &mut self.catalogs {
+            catalogs.forget(oid);
+        }
+        self.to_copy.insert(oid);
+    }
+
+    /// Tables that wait for another copy, since the last call.
+    pub fn take_to_copy(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.to_copy)
+    }
+
+    /// Whether there are such tables.
+    pub fn has_to_copy(&self) -> bool {
+        !self.to_copy.is_empty()
     }
 
     /// Whether the copy of a table holds what was committed at `commit_lsn`.
@@ -643,7 +672,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             return Ok(None);
         };
 
-        let mut reasons = Vec::new();
+        let (mut reasons, mut copies) = (Vec::new(), Vec::new());
         for (Untracked { relation, changes, last_change }, place) in untracked.iter().zip(places) {
             match place {
                 Place::AwaitsCopy => {}
@@ -653,10 +682,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Place::PartOf(root) if self.is_in_copy(root, *last_change) => {}
                 Place::PartOf(root) => {
                     let why = format!("rows came for its partition {} alone", relation.name);
-                    reasons.push(self.copy_again(root, why).await?);
+                    if !copies.iter().any(|(oid, _)| *oid == root) {
+                        copies.push((root, why));
+                    }
                 }
             }
         }
+        self.copy_again(copies).await?;
         Ok((!reasons.is_empty()).then(|| reasons.join("; ")))
     }
 
@@ -736,15 +768,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if !noted.is_empty() {
             self.target.call(move |target| target.note_shapes(&noted)).await?;
         }
-        let mut reasons = Vec::new();
-        for (oid, reason) in settled.copies {
-            reasons.push(self.copy_again(oid, reason).await?);
-        }
-        reasons.extend(settled.set_changed);
-        Ok(match reasons.is_empty() {
-            false => Settling::AttachAnew(reasons.join("; ")),
-            true if has_shapes => Settling::NewShapes,
-            true => Settling::Done,
+        self.copy_again(settled.copies).await?;
+        Ok(match settled.set_changed {
+            Some(reason) => Settling::AttachAnew(reason),
+            None if has_shapes => Settling::NewShapes,
+            None => Settling::Done,
         })
     }
 
@@ -860,6 +888,7 @@ fn log_failures(failed: &[TableFailure]) {
     for TableFailure { table, reason, remedy, .. } in failed {
         match remedy {
             Remedy::CopyAgain => tracing::warn!(%table, reason, "a change cannot be applied; copying the table again"),
+            Remedy::CopyAltered => tracing::info!("table {table} is copied again: {reason}"),
             Remedy::Operator | Remedy::AllowNulls => tracing::error!(%table, reason, "table paused"),
         }
     }

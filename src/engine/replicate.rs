@@ -63,7 +63,7 @@ impl SyncReport {
         self.truncated += cycle.truncated;
         self.cycles += 1;
         self.checkpoint = cycle.checkpoint;
-        for failure in &cycle.paused {
+        for failure in cycle.paused.iter().filter(|failure| !failure.remedy.is_copy()) {
             self.in_error.push((failure.table.to_string(), failure.reason.clone()));
         }
     }
@@ -164,11 +164,15 @@ async fn sync_sessions<T: OlapEngine + 'static>(
             }
         }
     }
-    Err(EngineError::Setup(
+    Err(changed_again_and_again())
+}
+
+fn changed_again_and_again() -> EngineError {
+    EngineError::Setup(
         "tables changed their shape again and again while they were copied\nhint: run it again when fewer schema changes \
          are made"
             .to_owned(),
-    ))
+    )
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -189,6 +193,7 @@ async fn catch_up<T: OlapEngine + 'static>(
     stop: &CancellationToken,
 ) -> Result<Ended, EngineError> {
     let mut is_settled = false;
+    let mut rounds = 0;
     // When the position to be reached was read, at the latest.
     let mut read_at = tokio::time::Instant::now();
     loop {
@@ -217,7 +222,7 @@ async fn catch_up<T: OlapEngine + 'static>(
                 report.reached = engine.reachable(report.reached, read_at.elapsed()).await?;
             }
         }
-        if is_settled {
+        if is_settled && !engine.has_to_copy() {
             return Ok(Ended::Done);
         }
         if !engine.is_looking() {
@@ -226,6 +231,14 @@ async fn catch_up<T: OlapEngine + 'static>(
                 looked = engine.look() => looked?,
             };
             match looked {
+                Ok(None) if engine.has_to_copy() => {
+                    rounds += 1;
+                    if rounds > ATTACH_LIMIT {
+                        return Err(changed_again_and_again());
+                    }
+                    copies.want(engine.take_to_copy());
+                    is_settled = false;
+                }
                 Ok(None) => return Ok(Ended::Done),
                 Ok(Some(at)) => {
                     report.reached = report.reached.max(at);
@@ -239,7 +252,9 @@ async fn catch_up<T: OlapEngine + 'static>(
         }
         match engine.settle().await? {
             Settling::AttachAnew(reason) => return Ok(Ended::AttachAnew(reason)),
-            Settling::Done => return Ok(Ended::Done),
+            Settling::Done if !engine.has_to_copy() => return Ok(Ended::Done),
+            // The next look finds nothing new, unless the source has gone on.
+            Settling::Done => {}
             Settling::NewShapes => is_settled = true,
             // A transaction is half read, or a copy waits: one more cycle.
             Settling::Waiting => report.reached = Lsn(report.reached.0.max(engine.checkpoint().lsn.0 + 1)),
@@ -656,6 +671,11 @@ async fn session<T: OlapEngine + 'static>(
         }
         if let Settling::AttachAnew(reason) = engine.settle().await? {
             break Ended::AttachAnew(reason);
+        }
+        if engine.has_to_copy() {
+            copies.want_soon(engine.take_to_copy());
+            // Others may have changed as well.
+            look_at = tokio::time::Instant::now();
         }
         engine.publish_settled(copies, &options.settled).await?;
     };

@@ -597,14 +597,14 @@ impl Catalogs {
             self.unanswered = 0;
             self.seen = self.see().await?;
         }
-        // Only that nothing has changed is taken from there.
+        // New shapes are not taken from there: another question may have changed the table's since.
         let is_seen = |seen: &&Seen| question.commit_lsn < seen.before && seen.xids.sees(question.xid);
         if let Some(seen) = self.seen.as_ref().filter(is_seen)
             && let Some(now) = seen.tables.get(&oid)
         {
             let settings = table_settings(&self.options, &now.name);
             let verdict = judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid));
-            if matches!(verdict, Verdict::Same) {
+            if matches!(verdict, Verdict::Same | Verdict::Copy(_)) {
                 return Ok(Asked::Judged(verdict));
             }
         }

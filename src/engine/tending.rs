@@ -185,7 +185,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
             if self.copying.remove(&oid).is_some() {
                 self.consumer.assembler().unfollow(oid);
-                self.target.call(move |target| target.abandon_copy(oid, None)).await?;
+                self.target.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
             }
         }
         let begun: Vec<_> = tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
@@ -284,7 +284,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let oid = spec.oid;
         self.not_copied.extend(pause.as_ref().map(|pause| (spec.source.to_string(), pause.reason.clone())));
         self.unfollow(oid);
-        self.target.call(move |target| target.abandon_copy(oid, pause.as_ref())).await
+        self.target.call(move |target| target.abandon_copies(&[(oid, pause)])).await
     }
 
     fn unfollow(&mut self, oid: u32) {

@@ -149,7 +149,7 @@ pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progres
             remedy @ (Remedy::Operator | Remedy::AllowNulls) => {
                 TableState::Error(Pause { reason: failure.reason.clone(), remedy })
             }
-            Remedy::CopyAgain => TableState::Resync,
+            Remedy::CopyAgain | Remedy::CopyAltered => TableState::Resync,
         };
         if target.copying.contains_key(&failure.oid) {
             progress.ends_a_copy = true;

@@ -503,19 +503,21 @@ impl OlapEngine for DuckDb {
         Ok(true)
     }
 
-    fn abandon_copy(&mut self, oid: u32, pause: Option<&Pause>) -> Result<(), TargetError> {
+    fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError> {
         self.transaction(|target| {
             let connection = &target.connection;
-            let Some(stored) = state::tables(connection)?.into_iter().find(|table| table.oid == oid) else {
-                return Ok(());
-            };
-            let state = match pause {
-                Some(pause) => TableState::Error(pause.clone()),
-                None if state::is_ours(connection, &stored.target)? => TableState::Resync,
-                None => TableState::Pending,
-            };
-            state::drop_shadow(connection, oid)?;
-            state::set_state(connection, oid, &state, None)
+            let stored = state::tables(connection)?;
+            for (oid, pause) in copies {
+                let Some(stored) = stored.iter().find(|table| table.oid == *oid) else { continue };
+                let state = match pause {
+                    Some(pause) => TableState::Error(pause.clone()),
+                    None if state::is_ours(connection, &stored.target)? => TableState::Resync,
+                    None => TableState::Pending,
+                };
+                state::drop_shadow(connection, *oid)?;
+                state::set_state(connection, *oid, &state, None)?;
+            }
+            Ok(())
         })?;
         self.state().map(|_| ())
     }

@@ -72,8 +72,8 @@ pub trait OlapEngine: Send {
     /// table's place, and the table is `live` as of the checkpoint; says whether it is.
     fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError>;
 
-    /// Throws a copy away. With a reason the table is in `error`; else it waits to be copied anew.
-    fn abandon_copy(&mut self, oid: u32, pause: Option<&Pause>) -> Result<(), TargetError>;
+    /// Throws copies away, by the oids of their tables. With a reason a table is in `error`; else it waits to be copied anew.
+    fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError>;
 
     /// All jobs that are kept, oldest first.
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError>;

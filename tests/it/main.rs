@@ -20,6 +20,7 @@ mod following;
 mod histories;
 mod lifecycle;
 mod locks;
+mod migrations;
 mod pgbench_runs;
 mod pipeline;
 mod publications;

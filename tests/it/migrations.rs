@@ -1,0 +1,73 @@
+//! Migrations that change many tables at once: one round of copies, and nothing else waits for it.
+
+use std::time::Duration;
+
+use crate::following::Following;
+
+const SOON: Duration = Duration::from_secs(120);
+const TABLES: usize = 60;
+
+fn each(table: impl Fn(usize) -> String) -> String {
+    (1..=TABLES).map(table).collect::<Vec<_>>().join(";\n")
+}
+
+fn with_tables(name: &str) -> Following {
+    let following = Following::new(name);
+    following.db.execute(&each(|i| {
+        format!(
+            "CREATE TABLE t{i} (id int PRIMARY KEY, n int); INSERT INTO t{i} SELECT i, i FROM generate_series(1, 10) i"
+        )
+    }));
+    following.db.execute("CREATE TABLE other (id int PRIMARY KEY, v text)");
+    following.sync();
+    following
+}
+
+fn names() -> Vec<String> {
+    let mut names: Vec<String> = (1..=TABLES).map(|i| format!("public.t{i}")).collect();
+    names.push("public.other".to_owned());
+    names
+}
+
+/// `sync` once failed for more than 30 tables, and `run` began a session for each.
+#[test]
+fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() {
+    let retype = each(|i| {
+        format!("ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 1 + (2::bigint ^ 40)::bigint)")
+    });
+    for in_one in [true, false] {
+        let following = with_tables("retyped");
+        let mut running = following.run();
+        running.wait_for_log("following the source", SOON);
+        following.wait_until_in_step();
+        if in_one {
+            following.db.execute(&format!("BEGIN; {retype}; COMMIT"));
+        } else {
+            retype.split(";\n").for_each(|statement| following.db.execute(statement));
+        }
+        // The longest that a commit of another table took to be acknowledged is not a matter of copies.
+        for number in 0..20 {
+            following.db.execute(&format!("INSERT INTO other VALUES ({number}, 'beside')"));
+            following.wait_until_in_step();
+        }
+        following.wait_settled(&mut running);
+        assert_eq!(running.copies().len(), TABLES, "{}", running.logs());
+        let logs = running.logs();
+        assert!(!logs.contains("attaching anew"), "{logs}");
+        assert_eq!(logs.matches("under one snapshot").count(), 1, "{logs}");
+        running.stop(SOON).assert_code(0);
+        let names = names();
+        following.assert_same(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_sync_copies_all_tables_that_were_retyped_at_once() {
+    let following = with_tables("retyped_sync");
+    following.db.execute(&each(|i| format!("ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 0)")));
+    let synced = following.sync();
+    assert_eq!(synced.stderr.matches(" copied table=").count(), TABLES, "{}", synced.stderr);
+    assert_eq!(synced.stderr.matches("under one snapshot").count(), 1, "{}", synced.stderr);
+    let names = names();
+    following.assert_same(&names.iter().map(String::as_str).collect::<Vec<_>>());
+}
