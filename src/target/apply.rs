@@ -126,17 +126,21 @@ impl Default for Progress {
 }
 
 /// The rows of a batch; the first part of the transaction of [`super::OlapEngine::apply`].
-pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progress) -> Result<(), TargetError> {
+pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, progress: &mut Progress) -> Result<(), TargetError> {
     // ALTER comes before any other statement on a table of this transaction (trap 69).
     for reshape in &batch.reshapes {
         bring_into_shape(&target.connection, reshape).map_err(|source| source.of(&reshape.after))?;
+        target.tables()?.put_shape(&reshape.after);
         reached("apply.reshaped");
     }
     for changes in &batch.tables {
         progress.counts += changes.counts;
-        if let Some(is_loaded) = target.copying.get(&changes.table.oid) {
+        if let Some(&is_loaded) = target.copying.get(&changes.table.oid) {
             progress.ends_a_copy |= changes.truncate;
-            keep_for_later(&target.connection, changes, *is_loaded).map_err(|source| source.of(&changes.table))?;
+            keep_for_later(&target.connection, changes, is_loaded).map_err(|source| source.of(&changes.table))?;
+            if changes.truncate {
+                target.tables()?.set_state(changes.table.oid, TableState::CatchingUp, Some(0));
+            }
             continue;
         }
         let (deleted, inserted) =
@@ -153,9 +157,9 @@ pub(super) fn apply(target: &DuckDb, batch: &ChangeBatch, progress: &mut Progres
         };
         if target.copying.contains_key(&failure.oid) {
             progress.ends_a_copy = true;
-            state::drop_shadow(&target.connection, failure.oid)?;
+            target.drop_shadows(&[failure.oid])?;
         }
-        state::set_state(&target.connection, failure.oid, &state, None)?;
+        target.tables()?.set_state(failure.oid, state, None);
     }
     Ok(())
 }
@@ -196,13 +200,12 @@ fn keep_for_later(connection: &Connection, changes: &TableChanges, is_loaded: bo
         // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
         connection.execute_batch(&ddl::create_shadow(spec, &BTreeSet::new()))?;
         connection.execute_batch(&pending::create_statement(spec))?;
-        jobs::cancel(connection, spec.oid, "the table was truncated")?;
-        state::set_state(connection, spec.oid, &TableState::CatchingUp, Some(0))?;
+        jobs::cancel(connection, &[spec.oid], "the table was truncated")?;
     }
     pending::capture(connection, changes, is_loaded || changes.truncate)
 }
 
-/// Alters a table, and says so in `_rhei`.
+/// Alters a table.
 fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), TargetError> {
     let variable = |at: usize| format!("_rhei_missing_{at}");
     let mut filled = BTreeMap::new();
@@ -245,7 +248,7 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
         }
         connection.execute_batch(&format!("RESET VARIABLE {}", variable(at)))?;
     }
-    state::put_shape(connection, &reshape.after)
+    Ok(())
 }
 
 /// Returns rows deleted and inserted.

@@ -16,8 +16,10 @@ use super::{
     apply::{self, Progress, Views},
     arrow_scan::Database,
     compact, ddl, jobs,
+    jobs::NewJob,
     pace::Pace,
     pending, state,
+    tables::Tables,
 };
 use crate::{
     Checkpoint, Lsn,
@@ -45,6 +47,8 @@ pub struct DuckDb {
     pub(super) database: Arc<Database>,
     path: PathBuf,
     pub(super) pipeline: Option<Pipeline>,
+    /// None: they have to be read, since a transaction failed.
+    tables: Option<Tables>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
     pub(super) pace: Pace,
@@ -84,6 +88,7 @@ impl DuckDb {
             database,
             path: path.clone(),
             pipeline: None,
+            tables: None,
             copying: BTreeMap::new(),
             pace,
             views: Views::default(),
@@ -100,9 +105,41 @@ impl DuckDb {
         &self.path
     }
 
+    /// What `_rhei` says of the tables, and what the transaction that is open has changed of it.
+    pub(super) fn tables(&mut self) -> Result<&mut Tables, TargetError> {
+        let tables = match self.tables.take() {
+            Some(tables) => tables,
+            None if state::exists(&self.connection)? => Tables::read(&self.connection)?,
+            None => Tables::default(),
+        };
+        Ok(self.tables.insert(tables))
+    }
+
+    /// Drops what a copy on its way has gathered.
+    pub(super) fn drop_shadows(&mut self, oids: &[u32]) -> Result<(), TargetError> {
+        let mut statements = String::new();
+        for &oid in oids {
+            let Some(target) = self.tables()?.get(oid).map(|table| table.target.clone()) else { continue };
+            statements.push_str(&ddl::drop_table(&ddl::shadow_of(&target)));
+            statements.push_str(&pending::drop_statement(oid));
+            self.tables()?.set_shadowless(oid);
+        }
+        self.connection.execute_batch(&statements)?;
+        jobs::cancel(&self.connection, oids, "its copy was given up")
+    }
+
+    /// After a transaction that may have changed tables.
+    fn refresh(&mut self) -> Result<(), TargetError> {
+        self.copying = self.tables()?.copying();
+        // DuckDB does not keep what it plans anew after a table has changed.
+        self.connection.flush_prepared_statement_cache();
+        self.set_pace()
+    }
+
     fn roll_back_quietly(&mut self) {
         self.parts = None;
         if std::mem::take(&mut self.is_open) {
+            self.tables = None;
             // Fails when there is none any more; either way nothing of it is left.
             let _ = self.connection.execute_batch("ROLLBACK");
         }
@@ -140,6 +177,7 @@ impl DuckDb {
             }
         }
         self.is_detached = false;
+        self.tables = None;
         self.state().map(|_| ())
     }
 
@@ -184,12 +222,13 @@ impl DuckDb {
             self.connection.execute_batch("BEGIN TRANSACTION")?;
             self.is_open = true;
             let done = work(self).and_then(|done| {
-                self.connection.execute_batch("COMMIT")?;
+                self.commit()?;
                 Ok(done)
             });
             self.is_open = false;
             let Err(error) = done else { return done };
             self.pipeline.clone_from(&before);
+            self.tables = None;
             // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
             let _ = self.connection.execute_batch("ROLLBACK");
             conflicts += 1;
@@ -198,6 +237,13 @@ impl DuckDb {
             }
             std::thread::sleep(jobs::CONFLICT_PAUSE);
         }
+    }
+
+    fn commit(&mut self) -> Result<(), TargetError> {
+        if let Some(tables) = &mut self.tables {
+            tables.write(&self.connection)?;
+        }
+        Ok(self.connection.execute_batch("COMMIT")?)
     }
 
     /// Begins the transaction, goes on with it, or ends it. After a failure nothing of it is left.
@@ -223,7 +269,7 @@ impl DuckDb {
             }
             let applied = apply::conclude(self, batch, checkpoint, &progress)?;
             reached("apply.committing");
-            self.connection.execute_batch("COMMIT")?;
+            self.commit()?;
             Ok(applied)
         });
         let ends_a_copy = progress.ends_a_copy;
@@ -233,6 +279,7 @@ impl DuckDb {
             (Err(_), _) => {
                 self.is_open = false;
                 self.pipeline = before;
+                self.tables = None;
                 // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
                 let _ = self.connection.execute_batch("ROLLBACK");
                 return applied.map(|applied| (applied, false));
@@ -263,14 +310,8 @@ impl DuckDb {
     }
 
     /// A table of that name that rhei did not make is somebody's work.
-    pub(super) fn refuse_foreign(&self, name: &QualifiedName) -> Result<(), TargetError> {
-        let exists: bool = self.connection.query_row(
-            "SELECT count(*) > 0 FROM information_schema.tables WHERE table_catalog = current_database() \
-             AND lower(table_schema) = lower(?) AND lower(table_name) = lower(?)",
-            duckdb::params![name.schema, name.name],
-            |row| row.get(0),
-        )?;
-        if exists && !state::is_ours(&self.connection, name)? {
+    pub(super) fn refuse_foreign(&mut self, name: &QualifiedName) -> Result<(), TargetError> {
+        if !self.tables()?.is_ours(name) && state::table_exists(&self.connection, name)? {
             return Err(TargetError::ForeignTable { table: name.to_string(), path: self.path.clone() });
         }
         Ok(())
@@ -350,102 +391,118 @@ fn attach(connection: &Connection, path: &Path, mode: AccessMode) -> Result<(), 
 impl OlapEngine for DuckDb {
     fn state(&mut self) -> Result<Option<StoredState>, TargetError> {
         self.be_attached()?;
-        let stored = self.reading(state::read)?;
-        self.pipeline = stored.as_ref().map(|stored| stored.pipeline.clone());
-        let tables = stored.as_ref().map(|stored| stored.tables.as_slice()).unwrap_or_default();
-        let copying = tables.iter().filter(|table| table.has_shadow);
-        self.copying = copying.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect();
-        // Whoever calls may have changed tables, and DuckDB does not keep what it then plans anew.
-        self.connection.flush_prepared_statement_cache();
-        self.set_pace()?;
-        Ok(stored)
+        if self.parts.is_some() {
+            return self.reading(state::read);
+        }
+        if self.tables.is_none() || self.pipeline.is_none() {
+            self.pipeline = state::read_pipeline(&self.connection)?;
+        }
+        self.refresh()?;
+        let Some(pipeline) = self.pipeline.clone() else { return Ok(None) };
+        Ok(Some(StoredState { pipeline, tables: self.tables()?.list() }))
     }
 
     fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable]) -> Result<(), TargetError> {
         self.transaction(|target| {
             state::create(&target.connection)?;
             state::put_pipeline(&target.connection, pipeline)?;
-            tables.iter().try_for_each(|table| state::put_table(&target.connection, table))
+            let stored = target.tables()?;
+            tables.iter().for_each(|table| stored.put(table.clone()));
+            target.pipeline = Some(pipeline.clone());
+            Ok(())
         })?;
-        self.state().map(|_| ())
+        self.refresh()
     }
 
     fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
         self.transaction(|target| {
-            for table in tables {
-                if target.copying.contains_key(&table.oid) && !table.has_shadow {
-                    state::drop_shadow(&target.connection, table.oid)?;
-                }
-                state::put_table(&target.connection, table)?;
-            }
+            let is_ended = |table: &&StoredTable| target.copying.contains_key(&table.oid) && !table.has_shadow;
+            let ended: Vec<u32> = tables.iter().filter(is_ended).map(|table| table.oid).collect();
+            target.drop_shadows(&ended)?;
+            let stored = target.tables()?;
+            tables.iter().for_each(|table| stored.put(table.clone()));
             Ok(())
         })?;
-        self.state().map(|_| ())
+        self.refresh()
     }
 
     fn note_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
-        self.transaction(|target| tables.iter().try_for_each(|table| state::put_shape(&target.connection, table)))?;
-        self.state().map(|_| ())
+        self.transaction(|target| {
+            let stored = target.tables()?;
+            tables.iter().for_each(|table| stored.put_shape(table));
+            Ok(())
+        })?;
+        self.refresh()
     }
 
     fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError> {
         self.transaction(|target| {
-            let connection = &target.connection;
             let (mut moving, mut ours) = (Vec::new(), Vec::new());
             for (from, table) in moves {
-                let is_ours = state::is_ours(connection, from)?;
+                let is_ours = target.tables()?.is_ours(from);
                 ours.push(is_ours);
-                if is_ours && *from != table.target && state::table_exists(connection, from)? {
+                if is_ours && *from != table.target && state::table_exists(&target.connection, from)? {
                     moving.push((from, table));
                 }
             }
             // All at once, so that two tables can swap their names.
             for (from, table) in &moving {
-                connection.execute_batch(&ddl::set_aside(from, table.oid))?;
+                target.connection.execute_batch(&ddl::set_aside(from, table.oid))?;
             }
             for (from, table) in &moving {
                 // A copy that is only kept gives way.
-                if state::give_way(connection, &table.target, table.oid)? {
-                    connection.execute_batch(&ddl::drop_table(&table.target))?;
+                if target.tables()?.give_way(&table.target, table.oid) {
+                    target.connection.execute_batch(&ddl::drop_table(&table.target))?;
                 }
                 target.refuse_foreign(&table.target)?;
-                connection.execute_batch(&ddl::bring_back(from, table.oid, &table.target))?;
+                target.connection.execute_batch(&ddl::bring_back(from, table.oid, &table.target))?;
             }
+            let stored = target.tables()?;
             for ((_, table), is_ours) in moves.iter().zip(ours) {
-                state::put_table(connection, table)?;
+                stored.put(table.clone());
                 if is_ours {
-                    state::set_ours(connection, table.oid)?;
+                    stored.set_ours(table.oid);
                 }
             }
             Ok(())
         })?;
-        self.state().map(|_| ())
+        self.refresh()
     }
 
     fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Result<Vec<u64>, String>>, TargetError> {
         let ids = self.transaction(|target| {
-            let connection = &target.connection;
-            let mut ids = Vec::with_capacity(copies.len());
-            for NewCopy { spec, is_resumed, long_columns, jobs } in copies {
-                jobs::cancel(connection, spec.oid, "its snapshot was lost")?;
-                if !is_resumed {
-                    if let Err(error @ TargetError::ForeignTable { .. }) = target.refuse_foreign(&spec.target) {
-                        let state = TableState::Error(Pause::new(error.to_string()));
-                        state::put_table(connection, &StoredTable::of(spec, state))?;
-                        ids.push(Err(error.to_string()));
-                        continue;
-                    }
-                    connection.execute_batch(&ddl::create_shadow(spec, long_columns))?;
-                    connection.execute_batch(&pending::create_statement(spec))?;
-                    let has_old = state::is_ours(connection, &spec.target)?;
-                    let state = if has_old { TableState::Resync } else { TableState::Copying };
-                    state::put_table(connection, &StoredTable { has_shadow: true, ..StoredTable::of(spec, state) })?;
+            let oids: Vec<u32> = copies.iter().map(|copy| copy.spec.oid).collect();
+            jobs::cancel(&target.connection, &oids, "its snapshot was lost")?;
+            let mut refused = BTreeMap::new();
+            for NewCopy { spec, is_resumed, long_columns, .. } in copies.iter().filter(|copy| !copy.is_resumed) {
+                debug_assert!(!is_resumed);
+                if let Err(error @ TargetError::ForeignTable { .. }) = target.refuse_foreign(&spec.target) {
+                    let state = TableState::Error(Pause::new(error.to_string()));
+                    target.tables()?.put(StoredTable::of(spec, state));
+                    refused.insert(spec.oid, error.to_string());
+                    continue;
                 }
-                ids.push(Ok(jobs::add(connection, spec.oid, jobs)?));
+                let statements =
+                    format!("{} {}", ddl::create_shadow(spec, long_columns), pending::create_statement(spec));
+                target.connection.execute_batch(&statements)?;
+                let stored = target.tables()?;
+                let has_old = stored.is_ours(&spec.target);
+                let state = if has_old { TableState::Resync } else { TableState::Copying };
+                stored.put(StoredTable { has_shadow: true, ..StoredTable::of(spec, state) });
             }
-            Ok(ids)
+            let begun: Vec<(u32, &[NewJob])> = copies
+                .iter()
+                .filter(|copy| !refused.contains_key(&copy.spec.oid))
+                .map(|copy| (copy.spec.oid, copy.jobs.as_slice()))
+                .collect();
+            let mut ids = jobs::add(&target.connection, &begun)?.into_iter();
+            let outcome = |copy: &NewCopy| match refused.remove(&copy.spec.oid) {
+                Some(reason) => Err(reason),
+                None => Ok(ids.by_ref().take(copy.jobs.len()).collect()),
+            };
+            Ok(copies.iter().map(outcome).collect())
         })?;
-        self.state()?;
+        self.refresh()?;
         Ok(ids)
     }
 
@@ -469,9 +526,10 @@ impl OlapEngine for DuckDb {
                 .map_err(|error| error.of_copy(table))?;
             let shadow = ddl::table(&ddl::shadow_of(&table.target));
             let copied = connection.query_row(&format!("SELECT count(*) FROM {shadow}"), [], |row| row.get(0))?;
-            state::set_state(connection, table.oid, &TableState::CatchingUp, Some(copied))
+            target.tables()?.set_state(table.oid, TableState::CatchingUp, Some(copied));
+            Ok(())
         })?;
-        self.state().map(|_| ())
+        self.refresh()
     }
 
     fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError> {
@@ -490,36 +548,36 @@ impl OlapEngine for DuckDb {
         // the transaction, and before the renaming: a log with both cannot be replayed after a crash. Nothing can come
         // between the two: this is the one writer, and a crash leaves a shadow with nothing more to merge.
         self.transaction(|target| {
-            let connection = &target.connection;
             target.refuse_foreign(&table.target)?;
-            connection.execute_batch(&ddl::swap(&table.target))?;
-            connection.execute_batch(&pending::drop_statement(table.oid))?;
-            state::give_way(connection, &table.target, table.oid)?;
-            state::set_live(connection, table.oid)?;
+            target.connection.execute_batch(&ddl::swap(&table.target))?;
+            target.connection.execute_batch(&pending::drop_statement(table.oid))?;
+            let stored = target.tables()?;
+            stored.give_way(&table.target, table.oid);
+            stored.set_live(table.oid);
             reached("merge.swapping");
             Ok(())
         })?;
-        self.state()?;
+        self.refresh()?;
         Ok(true)
     }
 
     fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError> {
         self.transaction(|target| {
-            let connection = &target.connection;
-            let stored = state::tables(connection)?;
+            let oids: Vec<u32> = copies.iter().map(|(oid, _)| *oid).collect();
+            target.drop_shadows(&oids)?;
+            let stored = target.tables()?;
             for (oid, pause) in copies {
-                let Some(stored) = stored.iter().find(|table| table.oid == *oid) else { continue };
+                let Some(name) = stored.get(*oid).map(|table| table.target.clone()) else { continue };
                 let state = match pause {
                     Some(pause) => TableState::Error(pause.clone()),
-                    None if state::is_ours(connection, &stored.target)? => TableState::Resync,
+                    None if stored.is_ours(&name) => TableState::Resync,
                     None => TableState::Pending,
                 };
-                state::drop_shadow(connection, *oid)?;
-                state::set_state(connection, *oid, &state, None)?;
+                stored.set_state(*oid, state, None);
             }
             Ok(())
         })?;
-        self.state().map(|_| ())
+        self.refresh()
     }
 
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
@@ -568,7 +626,7 @@ impl OlapEngine for DuckDb {
         }
         self.pace.applied(&applied, (log_bytes, self.log_bytes()));
         if !batch.reshapes.is_empty() || ends_a_copy && !self.copying.is_empty() {
-            self.state()?;
+            self.refresh()?;
         }
         Ok(applied)
     }

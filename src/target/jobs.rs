@@ -64,27 +64,34 @@ pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
     Ok(connection.execute(&sql, [])? as u64)
 }
 
-/// Writes the jobs of a table; returns their ids, in order.
-pub(super) fn add(connection: &Connection, oid: u32, jobs: &[NewJob]) -> Result<Vec<u64>, TargetError> {
+/// Writes the jobs of tables, by oid; returns their ids, in order.
+pub(super) fn add(connection: &Connection, tables: &[(u32, &[NewJob])]) -> Result<Vec<u64>, TargetError> {
     prune(connection)?;
     let last: u64 = connection.query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
-    let mut ids = Vec::with_capacity(jobs.len());
-    for (id, job) in (last + 1..).zip(jobs) {
-        connection.execute(
-            "INSERT INTO _rhei.jobs VALUES (?, ?, ?, ?, 'pending', 0, ?, NULL, NULL, now(), NULL, NULL)",
-            params![id, oid, job.kind, job.payload.to_string(), job.priority],
-        )?;
+    let mut statement = connection
+        .prepare("INSERT INTO _rhei.jobs VALUES (?, ?, ?, ?, 'pending', 0, ?, NULL, NULL, now(), NULL, NULL)")?;
+    let jobs = tables.iter().flat_map(|(oid, jobs)| jobs.iter().map(move |job| (*oid, job)));
+    let mut ids = Vec::new();
+    for (id, (oid, job)) in (last + 1..).zip(jobs) {
+        statement.execute(params![id, oid, job.kind, job.payload.to_string(), job.priority])?;
         ids.push(id);
     }
     Ok(ids)
 }
 
-/// Ends the open jobs of a table.
-pub(super) fn cancel(connection: &Connection, oid: u32, why: &str) -> Result<(), TargetError> {
-    connection.execute_batch("CREATE OR REPLACE TEMP TABLE _rhei_open AS SELECT * FROM _rhei.jobs LIMIT 0")?;
-    let open = "table_oid = ? AND status IN ('pending', 'running')";
-    connection.execute(&format!("INSERT INTO _rhei_open SELECT * FROM _rhei.jobs WHERE {open}"), params![oid])?;
-    connection.execute(&format!("DELETE FROM _rhei.jobs WHERE {open}"), params![oid])?;
+/// Ends the open jobs of tables.
+pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result<(), TargetError> {
+    let oids: Vec<String> = oids.iter().map(ToString::to_string).collect();
+    let open = format!("table_oid IN ({}) AND status IN ('pending', 'running')", oids.join(", "));
+    if oids.is_empty()
+        || !connection.query_row(&format!("SELECT count(*) > 0 FROM _rhei.jobs WHERE {open}"), [], |row| row.get(0))?
+    {
+        return Ok(());
+    }
+    connection.execute_batch(&format!(
+        "CREATE OR REPLACE TEMP TABLE _rhei_open AS SELECT * FROM _rhei.jobs WHERE {open}; \
+         DELETE FROM _rhei.jobs WHERE {open};"
+    ))?;
     connection.execute(
         "INSERT INTO _rhei.jobs SELECT * REPLACE ('cancelled' AS status, coalesce(error, ?::VARCHAR) AS error, \
          now() AS finished_at) FROM _rhei_open",

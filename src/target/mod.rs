@@ -2,7 +2,7 @@
 //!
 //! `duckdb` opens and locks the file and holds the one writer, `arrow_scan` has it read Arrow in place, `apply` turns a change batch into statements, `ddl` is
 //! the only place that quotes the target's identifiers, `pace` sets DuckDB for the
-//! work at hand, `compact` writes the file anew, `state`, `jobs` and `pending` (changes of tables that are still
+//! work at hand, `compact` writes the file anew, `state`, `tables`, `jobs` and `pending` (changes of tables that are still
 //! being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
@@ -14,6 +14,7 @@ pub mod jobs;
 mod pace;
 mod pending;
 pub mod state;
+mod tables;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 

@@ -1,12 +1,9 @@
-//! `_rhei`: what the file says of itself. The only place that touches that schema.
+//! `_rhei.pipeline` and `_rhei.cycles`: what the file says of itself.
 
 use duckdb::{Connection, params};
 
-use super::{Phase, Pipeline, StoredColumn, StoredState, StoredTable, TableState, TargetError, ddl, jobs, pending};
-use crate::{
-    Checkpoint, Lsn,
-    change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec},
-};
+use super::{Phase, Pipeline, StoredState, TargetError, tables::Tables};
+use crate::{Checkpoint, Lsn, change::QualifiedName};
 
 /// Version of the layout of `_rhei`. A newer one is refused, since its meaning is not known here.
 pub const FORMAT_VERSION: i32 = 4;
@@ -36,7 +33,8 @@ pub(super) fn exists(connection: &Connection) -> Result<bool, TargetError> {
     Ok(connection.query_row(query, [], |row| row.get::<_, i64>(0))? > 0)
 }
 
-pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, TargetError> {
+/// Everything but the tables.
+pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>, TargetError> {
     if !exists(connection)? {
         return Ok(None);
     }
@@ -73,72 +71,12 @@ pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, Targe
             commit_time_us: row.get::<_, Option<i64>>(11)?.map(|time| time - EPOCH_2000_US),
         },
     };
-    drop(rows);
-    Ok(Some(StoredState { pipeline, tables: tables(connection)? }))
+    Ok(Some(pipeline))
 }
 
-pub(super) fn tables(connection: &Connection) -> Result<Vec<StoredTable>, TargetError> {
-    let mut statement = connection.prepare(
-        "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
-         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy FROM _rhei.tables ORDER BY source_schema, source_name, oid",
-    )?;
-    let mut rows = statement.query([])?;
-    let mut tables = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (word, error): (String, Option<String>) = (row.get(5)?, row.get(6)?);
-        let identity: String = row.get(9)?;
-        let identity = identity.bytes().next().and_then(ReplicaIdentity::from_code);
-        tables.push(StoredTable {
-            oid: row.get(0)?,
-            source: QualifiedName { schema: row.get(1)?, name: row.get(2)? },
-            target: QualifiedName { schema: row.get(3)?, name: row.get(4)? },
-            state: match word.as_str() {
-                "pending" => TableState::Pending,
-                "copying" => TableState::Copying,
-                "catching_up" => TableState::CatchingUp,
-                "live" => TableState::Live,
-                "resync" => TableState::Resync,
-                "error" => {
-                    let remedy = remedy_of(row.get::<_, Option<String>>(15)?.as_deref())?;
-                    TableState::Error(Pause { reason: error.unwrap_or_default(), remedy })
-                }
-                "dropped" => TableState::Dropped,
-                other => return Err(corrupt(format!("table state \"{other}\" is unknown"))),
-            },
-            copy_lsn: lsn(&row.get::<_, String>(7)?)?,
-            epoch: row.get(8)?,
-            replica_identity: identity.ok_or_else(|| corrupt("a replica identity is unknown".to_owned()))?,
-            whole_row_key: row.get(10)?,
-            fingerprint: row.get(11)?,
-            columns: Vec::new(),
-            excluded: from_json(&row.get::<_, String>(12)?)?,
-            copied_rows: row.get(13)?,
-            has_shadow: row.get(14)?,
-        });
-    }
-    drop(rows);
-    let mut statement = connection.prepare(
-        "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, mapping \
-         FROM _rhei.columns ORDER BY table_oid, attnum",
-    )?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let oid: u32 = row.get(0)?;
-        let column = StoredColumn {
-            attnum: row.get(1)?,
-            name: row.get(2)?,
-            type_oid: row.get(3)?,
-            typmod: row.get(4)?,
-            not_null: row.get(5)?,
-            key_position: row.get(6)?,
-            target_name: row.get(7)?,
-            mapping: serde_json::from_str(&row.get::<_, String>(8)?).map_err(|error| corrupt(error.to_string()))?,
-        };
-        if let Some(table) = tables.iter_mut().find(|table| table.oid == oid) {
-            table.columns.push(column);
-        }
-    }
-    Ok(tables)
+pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, TargetError> {
+    let Some(pipeline) = read_pipeline(connection)? else { return Ok(None) };
+    Ok(Some(StoredState { pipeline, tables: Tables::read(connection)?.list() }))
 }
 
 pub(super) fn put_pipeline(connection: &Connection, pipeline: &Pipeline) -> Result<(), TargetError> {
@@ -178,89 +116,6 @@ pub(super) fn put_checkpoint(
     put_pipeline(connection, pipeline)
 }
 
-pub(super) fn put_table(connection: &Connection, table: &StoredTable) -> Result<(), TargetError> {
-    let is_ours = is_ours(connection, &table.target)?;
-    connection.execute("DELETE FROM _rhei.tables WHERE oid = ?", params![table.oid])?;
-    connection.execute("DELETE FROM _rhei.columns WHERE table_oid = ?", params![table.oid])?;
-    let (error, remedy) = stored_pause(&table.state);
-    connection.execute(
-        "INSERT INTO _rhei.tables VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        params![
-            table.oid,
-            table.source.schema,
-            table.source.name,
-            table.target.schema,
-            table.target.name,
-            table.state.word(),
-            error,
-            table.copy_lsn.to_string(),
-            table.epoch,
-            char::from(table.replica_identity.code()).to_string(),
-            table.whole_row_key,
-            table.fingerprint,
-            to_json(&table.excluded),
-            table.copied_rows,
-            is_ours,
-            table.has_shadow,
-            remedy,
-        ],
-    )?;
-    for column in &table.columns {
-        connection.execute(
-            "INSERT INTO _rhei.columns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            params![
-                table.oid,
-                column.attnum,
-                column.name,
-                column.type_oid,
-                column.typmod,
-                column.not_null,
-                column.key_position,
-                column.target_name,
-                column.mapping.target_type,
-                serde_json::to_string(&column.mapping).map_err(|error| corrupt(error.to_string()))?,
-            ],
-        )?;
-    }
-    Ok(())
-}
-
-/// Whether the table of this name was put there by rhei.
-pub(super) fn is_ours(connection: &Connection, target: &QualifiedName) -> Result<bool, TargetError> {
-    Ok(connection.query_row(
-        "SELECT coalesce(bool_or(is_ours), false) FROM _rhei.tables \
-         WHERE lower(target_schema) = lower(?) AND lower(target_name) = lower(?)",
-        params![target.schema, target.name],
-        |row| row.get(0),
-    )?)
-}
-
-/// A table that takes another shape: its row and columns anew, in the state that it is in.
-pub(super) fn put_shape(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
-    let Some(stored) = tables(connection)?.into_iter().find(|table| table.oid == spec.oid) else { return Ok(()) };
-    let (state, copied_rows, has_shadow) = (stored.state, stored.copied_rows, stored.has_shadow);
-    put_table(connection, &StoredTable { copied_rows, has_shadow, ..StoredTable::of(spec, state) })
-}
-
-/// Forgets other tables of this name, which are only kept: their copy is replaced or dropped. Returns whether there were
-/// any.
-pub(super) fn give_way(connection: &Connection, target: &QualifiedName, oid: u32) -> Result<bool, TargetError> {
-    let others = "SELECT oid FROM _rhei.tables WHERE state = 'dropped' AND oid <> ? \
-                  AND lower(target_schema) = lower(?) AND lower(target_name) = lower(?)";
-    let given = params![oid, target.schema, target.name];
-    connection.execute(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({others})"), given)?;
-    Ok(connection.execute(&format!("DELETE FROM _rhei.tables WHERE oid IN ({others})"), given)? > 0)
-}
-
-/// Drops what a copy on its way has gathered.
-pub(super) fn drop_shadow(connection: &Connection, oid: u32) -> Result<(), TargetError> {
-    let Some(stored) = tables(connection)?.into_iter().find(|table| table.oid == oid) else { return Ok(()) };
-    connection.execute_batch(&ddl::drop_table(&ddl::shadow_of(&stored.target)))?;
-    connection.execute_batch(&pending::drop_statement(oid))?;
-    jobs::cancel(connection, oid, "its copy was given up")?;
-    change_table(connection, oid, "false AS has_shadow", &[])
-}
-
 /// Whether the target has a table of this name.
 pub(super) fn table_exists(connection: &Connection, name: &QualifiedName) -> Result<bool, TargetError> {
     Ok(connection.query_row(
@@ -269,59 +124,6 @@ pub(super) fn table_exists(connection: &Connection, name: &QualifiedName) -> Res
         params![name.schema, name.name],
         |row| row.get(0),
     )?)
-}
-
-/// Remembers that the table in the target was put there by rhei.
-pub(super) fn set_ours(connection: &Connection, oid: u32) -> Result<(), TargetError> {
-    change_table(connection, oid, "true AS is_ours", &[])
-}
-
-/// Reason and remedy of a paused table, as they are stored.
-fn stored_pause(state: &TableState) -> (Option<&str>, Option<&'static str>) {
-    let TableState::Error(pause) = state else { return (None, None) };
-    let remedy = if pause.remedy == Remedy::AllowNulls { "allow_nulls" } else { "operator" };
-    (Some(&pause.reason), Some(remedy))
-}
-
-fn remedy_of(stored: Option<&str>) -> Result<Remedy, TargetError> {
-    match stored {
-        Some("allow_nulls") => Ok(Remedy::AllowNulls),
-        Some("operator") => Ok(Remedy::Operator),
-        other => Err(corrupt(format!("the remedy of a paused table is unknown ({})", other.unwrap_or("none")))),
-    }
-}
-
-/// Moves a table to another state.
-pub(super) fn set_state(
-    connection: &Connection,
-    oid: u32,
-    state: &TableState,
-    copied: Option<u64>,
-) -> Result<(), TargetError> {
-    let (error, remedy) = stored_pause(state);
-    let set = "?::VARCHAR AS state, ?::VARCHAR AS error, coalesce(?::UBIGINT, copied_rows) AS copied_rows, \
-               ?::VARCHAR AS remedy";
-    change_table(connection, oid, set, &[&state.word(), &error, &copied, &remedy])
-}
-
-/// The shadow has become the table.
-pub(super) fn set_live(connection: &Connection, oid: u32) -> Result<(), TargetError> {
-    change_table(
-        connection,
-        oid,
-        "'live' AS state, NULL AS error, true AS is_ours, false AS has_shadow, NULL AS remedy",
-        &[],
-    )
-}
-
-/// Replaces the row of a table; `set` is a REPLACE list. Rows are few and rarely change, so DELETE and INSERT it is here
-/// too: an UPDATE would block CHECKPOINT under an open reader.
-fn change_table(connection: &Connection, oid: u32, set: &str, given: &[&dyn duckdb::ToSql]) -> Result<(), TargetError> {
-    connection.execute_batch("CREATE OR REPLACE TEMP TABLE _rhei_moved AS SELECT * FROM _rhei.tables LIMIT 0")?;
-    connection.execute("INSERT INTO _rhei_moved SELECT * FROM _rhei.tables WHERE oid = ?", params![oid])?;
-    connection.execute("DELETE FROM _rhei.tables WHERE oid = ?", params![oid])?;
-    connection.execute(&format!("INSERT INTO _rhei.tables SELECT * REPLACE ({set}) FROM _rhei_moved"), given)?;
-    Ok(connection.execute_batch("DROP TABLE _rhei_moved")?)
 }
 
 /// Records a cycle; returns how many old ones were pruned.
@@ -353,18 +155,18 @@ pub(super) fn put_cycle(connection: &Connection, checkpoint: &Checkpoint, cycle:
     Ok(pruned as u64)
 }
 
-fn corrupt(reason: String) -> TargetError {
+pub(super) fn corrupt(reason: String) -> TargetError {
     TargetError::Corrupt { reason }
 }
 
-fn lsn(text: &str) -> Result<Lsn, TargetError> {
+pub(super) fn lsn(text: &str) -> Result<Lsn, TargetError> {
     text.parse().map_err(|error: crate::lsn::ParseLsnError| corrupt(error.to_string()))
 }
 
-fn to_json(names: &[String]) -> String {
+pub(super) fn to_json(names: &[String]) -> String {
     serde_json::Value::from(names.to_vec()).to_string()
 }
 
-fn from_json(text: &str) -> Result<Vec<String>, TargetError> {
+pub(super) fn from_json(text: &str) -> Result<Vec<String>, TargetError> {
     serde_json::from_str(text).map_err(|error| corrupt(error.to_string()))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::{
-    bed::{Running, rhei::wal_bytes, wait_until},
+    bed::{Running, rhei::wal_bytes},
     following::Following,
 };
 

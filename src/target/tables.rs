@@ -1,0 +1,306 @@
+//! `_rhei.tables` and `_rhei.columns`, kept in memory: this process is the only writer of the file. A change is made here and
+//! written with the transaction that it belongs to; after a transaction that failed everything is read anew.
+//!
+//! Rows are replaced by DELETE and INSERT, never updated: an UPDATE would block CHECKPOINT under an open reader.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use duckdb::{Connection, params};
+
+use super::state::{corrupt, from_json, lsn, to_json};
+use super::{StoredColumn, StoredTable, TableState, TargetError, ddl};
+use crate::change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec};
+
+/// A table, and whether the table of its name in the target was put there by rhei.
+#[derive(Debug, Clone)]
+struct Row {
+    table: StoredTable,
+    is_ours: bool,
+}
+
+/// What a row needs to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Dirty {
+    Row,
+    RowAndColumns,
+}
+
+/// The tables of a file.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    rows: BTreeMap<u32, Row>,
+    dirty: BTreeMap<u32, Dirty>,
+    /// Names in the target, in lower case, and how many rows say that rhei put the table there.
+    ours: HashMap<(String, String), usize>,
+}
+
+fn lower(name: &QualifiedName) -> (String, String) {
+    (name.schema.to_lowercase(), name.name.to_lowercase())
+}
+
+impl Tables {
+    pub fn read(connection: &Connection) -> Result<Self, TargetError> {
+        let mut tables = Self::default();
+        for (table, is_ours) in read_rows(connection)? {
+            tables.insert(Row { table, is_ours });
+        }
+        read_columns(connection, &mut tables.rows)?;
+        Ok(tables)
+    }
+
+    /// By name, as people read them.
+    pub fn list(&self) -> Vec<StoredTable> {
+        let mut tables: Vec<StoredTable> = self.rows.values().map(|row| row.table.clone()).collect();
+        let key = |table: &StoredTable| (table.source.schema.clone(), table.source.name.clone(), table.oid);
+        tables.sort_by_cached_key(key);
+        tables
+    }
+
+    pub fn get(&self, oid: u32) -> Option<&StoredTable> {
+        self.rows.get(&oid).map(|row| &row.table)
+    }
+
+    /// Tables that are being copied, and whether their shadows are loaded.
+    pub fn copying(&self) -> BTreeMap<u32, bool> {
+        let tables = self.rows.values().map(|row| &row.table).filter(|table| table.has_shadow);
+        tables.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect()
+    }
+
+    /// Whether the table of this name was put there by rhei.
+    pub fn is_ours(&self, target: &QualifiedName) -> bool {
+        self.ours.contains_key(&lower(target))
+    }
+
+    fn insert(&mut self, row: Row) {
+        self.remove(row.table.oid);
+        if row.is_ours {
+            *self.ours.entry(lower(&row.table.target)).or_default() += 1;
+        }
+        self.rows.insert(row.table.oid, row);
+    }
+
+    fn remove(&mut self, oid: u32) -> Option<Row> {
+        let row = self.rows.remove(&oid)?;
+        if row.is_ours {
+            let name = lower(&row.table.target);
+            match self.ours.get_mut(&name) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.ours.remove(&name)),
+            }
+        }
+        Some(row)
+    }
+
+    fn touch(&mut self, oid: u32, dirty: Dirty) {
+        let known = self.dirty.entry(oid).or_insert(dirty);
+        *known = (*known).max(dirty);
+    }
+
+    /// Replaces a table's row and columns, or adds them.
+    pub fn put(&mut self, table: StoredTable) {
+        let (oid, is_ours) = (table.oid, self.is_ours(&table.target));
+        self.insert(Row { table, is_ours });
+        self.touch(oid, Dirty::RowAndColumns);
+    }
+
+    /// A table that takes another shape: its row and columns anew, in the state that it is in.
+    pub fn put_shape(&mut self, spec: &TableSpec) {
+        let Some(stored) = self.get(spec.oid) else { return };
+        let (state, copied_rows, has_shadow) = (stored.state.clone(), stored.copied_rows, stored.has_shadow);
+        self.put(StoredTable { copied_rows, has_shadow, ..StoredTable::of(spec, state) });
+    }
+
+    fn change(&mut self, oid: u32, change: impl FnOnce(&mut Row)) {
+        let Some(mut row) = self.remove(oid) else { return };
+        change(&mut row);
+        self.insert(row);
+        self.touch(oid, Dirty::Row);
+    }
+
+    /// Moves a table to another state.
+    pub fn set_state(&mut self, oid: u32, state: TableState, copied: Option<u64>) {
+        self.change(oid, |row| {
+            row.table.state = state;
+            row.table.copied_rows = copied.unwrap_or(row.table.copied_rows);
+        });
+    }
+
+    /// The shadow has become the table.
+    pub fn set_live(&mut self, oid: u32) {
+        self.change(oid, |row| {
+            row.is_ours = true;
+            (row.table.state, row.table.has_shadow) = (TableState::Live, false);
+        });
+    }
+
+    /// The table in the target was put there by rhei.
+    pub fn set_ours(&mut self, oid: u32) {
+        self.change(oid, |row| row.is_ours = true);
+    }
+
+    /// The shadow is gone.
+    pub fn set_shadowless(&mut self, oid: u32) {
+        self.change(oid, |row| row.table.has_shadow = false);
+    }
+
+    /// Forgets other tables of this name, which are only kept: their copy is replaced or dropped. Returns whether there were
+    /// any.
+    pub fn give_way(&mut self, target: &QualifiedName, oid: u32) -> bool {
+        let name = lower(target);
+        let is_kept = |row: &&Row| {
+            row.table.state == TableState::Dropped && row.table.oid != oid && lower(&row.table.target) == name
+        };
+        let others: Vec<u32> = self.rows.values().filter(is_kept).map(|row| row.table.oid).collect();
+        for &other in &others {
+            self.remove(other);
+            self.touch(other, Dirty::RowAndColumns);
+        }
+        !others.is_empty()
+    }
+
+    /// Writes what has changed, as a part of the transaction that is open.
+    pub fn write(&mut self, connection: &Connection) -> Result<(), TargetError> {
+        let dirty = std::mem::take(&mut self.dirty);
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        let list = |oids: &mut dyn Iterator<Item = u32>| oids.map(|oid| oid.to_string()).collect::<Vec<_>>().join(", ");
+        let with_columns: BTreeSet<u32> =
+            dirty.iter().filter(|(_, dirty)| **dirty == Dirty::RowAndColumns).map(|(oid, _)| *oid).collect();
+        let rows = list(&mut dirty.keys().copied());
+        connection.execute_batch(&format!("DELETE FROM _rhei.tables WHERE oid IN ({rows})"))?;
+        if !with_columns.is_empty() {
+            let columns = list(&mut with_columns.iter().copied());
+            connection.execute_batch(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({columns})"))?;
+        }
+
+        let mut rows = connection.appender_to_catalog_and_db("tables", ddl::CATALOG, "_rhei")?;
+        for row in dirty.keys().filter_map(|oid| self.rows.get(oid)) {
+            let table = &row.table;
+            let (error, remedy) = stored_pause(&table.state);
+            rows.append_row(params![
+                table.oid,
+                table.source.schema,
+                table.source.name,
+                table.target.schema,
+                table.target.name,
+                table.state.word(),
+                error,
+                table.copy_lsn.to_string(),
+                table.epoch,
+                char::from(table.replica_identity.code()).to_string(),
+                table.whole_row_key,
+                table.fingerprint,
+                to_json(&table.excluded),
+                table.copied_rows,
+                row.is_ours,
+                table.has_shadow,
+                remedy,
+            ])?;
+        }
+        rows.flush()?;
+        drop(rows);
+
+        let mut columns = connection.appender_to_catalog_and_db("columns", ddl::CATALOG, "_rhei")?;
+        for table in with_columns.iter().filter_map(|oid| self.get(*oid)) {
+            for column in &table.columns {
+                columns.append_row(params![
+                    table.oid,
+                    column.attnum,
+                    column.name,
+                    column.type_oid,
+                    column.typmod,
+                    column.not_null,
+                    column.key_position,
+                    column.target_name,
+                    column.mapping.target_type,
+                    serde_json::to_string(&column.mapping).map_err(|error| corrupt(error.to_string()))?,
+                ])?;
+            }
+        }
+        columns.flush()?;
+        Ok(())
+    }
+}
+
+fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, TargetError> {
+    let mut statement = connection.prepare(
+        "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
+         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours FROM _rhei.tables",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut tables = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (word, error): (String, Option<String>) = (row.get(5)?, row.get(6)?);
+        let identity: String = row.get(9)?;
+        let identity = identity.bytes().next().and_then(ReplicaIdentity::from_code);
+        let table = StoredTable {
+            oid: row.get(0)?,
+            source: QualifiedName { schema: row.get(1)?, name: row.get(2)? },
+            target: QualifiedName { schema: row.get(3)?, name: row.get(4)? },
+            state: match word.as_str() {
+                "pending" => TableState::Pending,
+                "copying" => TableState::Copying,
+                "catching_up" => TableState::CatchingUp,
+                "live" => TableState::Live,
+                "resync" => TableState::Resync,
+                "error" => {
+                    let remedy = remedy_of(row.get::<_, Option<String>>(15)?.as_deref())?;
+                    TableState::Error(Pause { reason: error.unwrap_or_default(), remedy })
+                }
+                "dropped" => TableState::Dropped,
+                other => return Err(corrupt(format!("table state \"{other}\" is unknown"))),
+            },
+            copy_lsn: lsn(&row.get::<_, String>(7)?)?,
+            epoch: row.get(8)?,
+            replica_identity: identity.ok_or_else(|| corrupt("a replica identity is unknown".to_owned()))?,
+            whole_row_key: row.get(10)?,
+            fingerprint: row.get(11)?,
+            columns: Vec::new(),
+            excluded: from_json(&row.get::<_, String>(12)?)?,
+            copied_rows: row.get(13)?,
+            has_shadow: row.get(14)?,
+        };
+        tables.push((table, row.get(16)?));
+    }
+    Ok(tables)
+}
+
+fn read_columns(connection: &Connection, tables: &mut BTreeMap<u32, Row>) -> Result<(), TargetError> {
+    let mut statement = connection.prepare(
+        "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, mapping \
+         FROM _rhei.columns ORDER BY table_oid, attnum",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let column = StoredColumn {
+            attnum: row.get(1)?,
+            name: row.get(2)?,
+            type_oid: row.get(3)?,
+            typmod: row.get(4)?,
+            not_null: row.get(5)?,
+            key_position: row.get(6)?,
+            target_name: row.get(7)?,
+            mapping: serde_json::from_str(&row.get::<_, String>(8)?).map_err(|error| corrupt(error.to_string()))?,
+        };
+        if let Some(of) = tables.get_mut(&row.get(0)?) {
+            of.table.columns.push(column);
+        }
+    }
+    Ok(())
+}
+
+/// Reason and remedy of a paused table, as they are stored.
+fn stored_pause(state: &TableState) -> (Option<&str>, Option<&'static str>) {
+    let TableState::Error(pause) = state else { return (None, None) };
+    let remedy = if pause.remedy == Remedy::AllowNulls { "allow_nulls" } else { "operator" };
+    (Some(&pause.reason), Some(remedy))
+}
+
+fn remedy_of(stored: Option<&str>) -> Result<Remedy, TargetError> {
+    match stored {
+        Some("allow_nulls") => Ok(Remedy::AllowNulls),
+        Some("operator") => Ok(Remedy::Operator),
+        other => Err(corrupt(format!("the remedy of a paused table is unknown ({})", other.unwrap_or("none")))),
+    }
+}
