@@ -24,7 +24,7 @@ mod widths;
 mod worker;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -53,6 +53,9 @@ use crate::{
     target::{OlapEngine, StoredTable},
 };
 
+/// So many tables are looked at together when they are done.
+const MOST_TOLD: usize = 500;
+
 /// What became of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Copied {
@@ -78,10 +81,8 @@ pub enum Told {
     },
     /// These tables cannot be read now, since somebody holds a lock on them; the round goes on without them.
     Locked(BTreeMap<u32, QualifiedName>),
-    Copied {
-        oid: u32,
-        copied: Copied,
-    },
+    /// What became of tables, by oid.
+    Copied(Vec<(u32, Copied)>),
 }
 
 /// What a round is about.
@@ -220,16 +221,17 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let began = tokio::time::Instant::now();
         let warning = self.options.snapshot_warning;
         let mut warnings = tokio::time::interval_at(began + warning, warning);
+        let mut ended_tables = Vec::new();
         let ended = loop {
             tokio::select! {
-                told = tables_done.recv() => match told {
-                    Some((at, copied)) => {
-                        if let Err(error) = self.tell(at, copied).await {
-                            break Err(error);
-                        }
+                count = tables_done.recv_many(&mut ended_tables, MOST_TOLD) => {
+                    if count == 0 {
+                        break Ok(());
                     }
-                    None => break Ok(()),
-                },
+                    if let Err(error) = self.tell(std::mem::take(&mut ended_tables)).await {
+                        break Err(error);
+                    }
+                }
                 Some(ended) = workers.join_next() => {
                     let lost = |lost| EngineError::lost("a copy worker", lost);
                     if let Err(error) = ended.map_err(lost).and_then(|ended| ended) {
@@ -252,49 +254,47 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         ended.and(others)
     }
 
-    /// A table whose last chunk is done is looked at once more before it counts.
-    async fn tell(&self, at: usize, copied: Copied) -> Result<(), EngineError> {
-        let Some((table, _)) = self.tables.get(at) else { return Ok(()) };
-        let (oid, name) = (table.spec.oid, table.spec.source.to_string());
-        let copied = match copied {
-            Copied::Done => {
-                let now = self.current(oid).await?;
-                if now.is_some_and(|now| is_same(&table.source, &now)) {
-                    Copied::Done
-                } else {
-                    tracing::info!(table = name, "changed while it was copied; it is copied again");
+    /// Tables whose last chunks are done are looked at once more before they count.
+    async fn tell(&self, ended: Vec<(usize, Copied)>) -> Result<(), EngineError> {
+        let ended: Vec<(&Planned, Copied)> =
+            ended.into_iter().filter_map(|(at, copied)| Some((&self.tables.get(at)?.0, copied))).collect();
+        let oids: Vec<u32> = ended.iter().map(|(table, _)| table.spec.oid).collect();
+        let now = self.current(&oids).await?;
+
+        let mut told = Vec::with_capacity(ended.len());
+        for (table, copied) in ended {
+            let (oid, name) = (table.spec.oid, table.spec.source.to_string());
+            let is_unchanged = now.get(&oid).is_some_and(|now| is_same(&table.source, now));
+            // COPY reads a table in its newest shape. If that is not the planned one, what came says nothing of the table.
+            let copied = match copied {
+                Copied::Done | Copied::Failed(_) if !is_unchanged => {
+                    tracing::info!(table = name, "the table changed while it was copied; it is copied again");
                     Copied::Changed
                 }
-            }
-            // COPY reads a table in its newest shape. If that is not the planned one, the value says nothing of the table.
-            Copied::Failed(pause) => {
-                let now = self.current(oid).await?;
-                if now.is_some_and(|now| is_same(&table.source, &now)) {
+                Copied::Failed(pause) => {
                     let reason = pause.reason.clone();
                     let _ = self.options.events.send(Event::CopyFailed { table: name, reason });
                     Copied::Failed(pause)
-                } else {
-                    tracing::info!(table = name, "changed while it was copied; it is copied again");
-                    Copied::Changed
                 }
-            }
-            Copied::Changed => Copied::Changed,
-        };
-        self.options.board.end(oid);
+                copied => copied,
+            };
+            self.options.board.end(oid);
+            told.push((oid, copied));
+        }
         // Nobody listens any more when the session is about to end.
-        let _ = self.told.send(Told::Copied { oid, copied }).await;
+        let _ = self.told.send(Told::Copied(told)).await;
         Ok(())
     }
 
-    async fn current(&self, oid: u32) -> Result<Option<SourceTable>, EngineError> {
+    async fn current(&self, oids: &[u32]) -> Result<HashMap<u32, SourceTable>, EngineError> {
         let control = &self.control;
         catalog::begin_moment(control).await?;
         let now = if self.is_plain {
-            catalog::all_tables(control).await?.into_iter().find(|table| table.oid == oid)
+            catalog::all_tables(control).await?
         } else {
-            catalog::published_among(control, &self.options.publications, &[oid]).await?.pop()
+            catalog::published_among(control, &self.options.publications, oids).await?
         };
         catalog::end_moment(control).await?;
-        Ok(now)
+        Ok(now.into_iter().map(|table| (table.oid, table)).collect())
     }
 }

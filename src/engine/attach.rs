@@ -597,24 +597,34 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     let ids = writer.call(move |target| target.begin_copies(&new)).await?;
                     let _ = adopted.send(ids.into_iter().map(Result::ok).collect());
                 }
-                Told::Copied { oid, copied: Copied::Done } => {
-                    let Some(spec) = specs.get(&oid).cloned() else { continue };
-                    let merge = move |target: &mut T| {
-                        target.finish_load(&spec)?;
-                        target.merge(&spec, i64::MAX.unsigned_abs()).map(|_| ())
-                    };
-                    match writer.call(merge).await {
-                        Err(EngineError::Target(error)) if is_of_table(&error) => {
-                            let pause = Pause { reason: super::with_causes(&error), remedy: error.remedy() };
-                            writer.call(move |target| target.abandon_copies(&[(oid, Some(pause))])).await?;
-                        }
-                        merged => merged?,
+                Told::Copied(copied) => {
+                    for (oid, copied) in copied {
+                        let pause = match copied {
+                            Copied::Done => {
+                                let Some(spec) = specs.get(&oid).cloned() else { continue };
+                                let merge = move |target: &mut T| {
+                                    target.finish_loads(std::slice::from_ref(&spec))?;
+                                    target.merge(&[spec], i64::MAX.unsigned_abs()).map(|_| ())
+                                };
+                                match writer.call(merge).await {
+                                    Err(EngineError::Target(error)) if is_of_table(&error) => {
+                                        Pause { reason: super::with_causes(&error), remedy: error.remedy() }
+                                    }
+                                    merged => {
+                                        merged?;
+                                        continue;
+                                    }
+                                }
+                            }
+                            Copied::Failed(pause) => pause,
+                            Copied::Changed => {
+                                changed += 1;
+                                continue;
+                            }
+                        };
+                        writer.call(move |target| target.abandon_copies(&[(oid, Some(pause))])).await?;
                     }
                 }
-                Told::Copied { oid, copied: Copied::Failed(pause) } => {
-                    writer.call(move |target| target.abandon_copies(&[(oid, Some(pause))])).await?;
-                }
-                Told::Copied { copied: Copied::Changed, .. } => changed += 1,
                 Told::Locked(tables) => locked.extend(tables.into_values()),
             }
         }

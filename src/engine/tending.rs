@@ -93,36 +93,53 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
             // `Copies` has them wait.
             News::Told(Told::Locked(_)) => {}
-            News::Told(Told::Copied { oid, copied }) => {
-                copies.done(oid, &copied);
-                let Some(spec) = self.copying.remove(&oid) else { return Ok(None) };
-                match copied {
-                    Copied::Done => {
-                        reached("copy.loaded");
-                        let loaded = Arc::clone(&spec);
-                        match self.target.call(move |target| target.finish_load(&loaded)).await {
-                            Ok(()) => {
-                                reached("copy.finished");
-                                self.catching_up.insert(oid, spec);
-                            }
-                            Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
-                                self.begin_anew(&spec, copies, &error.to_string()).await?;
-                            }
-                            Err(EngineError::Target(error)) if is_of_table(&error) => {
-                                self.refused(&spec, &error).await?;
-                            }
-                            Err(error) => return Err(error),
-                        }
+            News::Told(Told::Copied(copied)) => {
+                let mut loaded = Vec::new();
+                for (oid, copied) in copied {
+                    copies.done(oid, &copied);
+                    let Some(spec) = self.copying.remove(&oid) else { continue };
+                    match copied {
+                        Copied::Done => loaded.push(spec),
+                        Copied::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
+                        Copied::Changed => self.begin_anew(&spec, copies, "it changed while it was copied").await?,
                     }
-                    Copied::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
-                    Copied::Changed => self.begin_anew(&spec, copies, "it changed while it was copied").await?,
                 }
+                self.loaded(loaded, copies).await?;
             }
             News::Over { unfinished } => {
                 copies.want(unfinished.into_iter().filter(|oid| self.copying.contains_key(oid)))
             }
         }
         Ok(None)
+    }
+
+    /// Every chunk of these tables is in their shadows.
+    async fn loaded(&mut self, tables: Vec<Arc<TableSpec>>, copies: &mut Copies<T>) -> Result<(), EngineError> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        reached("copy.loaded");
+        let all = tables.clone();
+        match self.target.call(move |target| target.finish_loads(&all)).await {
+            Ok(()) => {
+                reached("copy.finished");
+                self.catching_up.extend(tables.into_iter().map(|spec| (spec.oid, spec)));
+            }
+            // One by one, to find the one that it is about.
+            Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
+                for table in tables {
+                    Box::pin(self.loaded(vec![table], copies)).await?;
+                }
+            }
+            Err(error) => match (error, tables.first()) {
+                (EngineError::Target(error @ TargetError::Diverged { .. }), Some(spec)) => {
+                    self.begin_anew(spec, copies, &error.to_string()).await?;
+                }
+                (EngineError::Target(error), Some(spec)) if is_of_table(&error) => self.refused(spec, &error).await?,
+                (error, _) => return Err(error),
+            },
+        }
+        Ok(())
     }
 
     /// Names of tables are changed when a session attaches, all at once, since two may swap theirs. A copy that began under
@@ -296,37 +313,57 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Merges some of what changed while a table was copied. `false`: there is nothing to merge, for now.
+    /// Merges some of what changed while tables were copied. `false`: there is nothing to merge, for now.
     pub async fn merge_step(&mut self, copies: &mut Copies<T>) -> Result<bool, EngineError> {
-        const MOST_ROWS: u64 = 200_000;
+        const MOST_TABLES: usize = 200;
         let checkpoint = self.checkpoint.lsn;
-        let due = self.catching_up.values().find(|spec| reachable_target(spec.copy_lsn) <= checkpoint);
-        let Some(spec) = due.cloned() else { return Ok(false) };
+        let is_due = |spec: &&Arc<TableSpec>| reachable_target(spec.copy_lsn) <= checkpoint;
+        let due: Vec<Arc<TableSpec>> = self.catching_up.values().filter(is_due).take(MOST_TABLES).cloned().collect();
+        if due.is_empty() {
+            return Ok(false);
+        }
+        self.merge(due, copies).await?;
+        Ok(true)
+    }
+
+    async fn merge(&mut self, tables: Vec<Arc<TableSpec>>, copies: &mut Copies<T>) -> Result<(), EngineError> {
+        const MOST_ROWS: u64 = 200_000;
         let merged = {
             let _shape = self.ddl_lock.write().await;
-            let spec = Arc::clone(&spec);
-            self.target.call(move |target| target.merge(&spec, MOST_ROWS)).await
+            let tables = tables.clone();
+            self.target.call(move |target| target.merge(&tables, MOST_ROWS)).await
         };
         match merged {
-            Ok(false) => {}
-            Ok(true) => {
-                reached("merge.live");
-                self.catching_up.remove(&spec.oid);
-                copies.live(spec.oid);
-                let _ = self.events.send(Event::WentLive { table: spec.source.to_string() });
-                if !self.is_copying() && copies.has_all() {
+            Ok(live) => {
+                if !live.is_empty() {
+                    reached("merge.live");
+                }
+                for spec in tables.iter().filter(|spec| live.contains(&spec.oid)) {
+                    self.catching_up.remove(&spec.oid);
+                    copies.live(spec.oid);
+                    let _ = self.events.send(Event::WentLive { table: spec.source.to_string() });
+                }
+                if !live.is_empty() && !self.is_copying() && copies.has_all() {
                     let _ = self.events.send(Event::AllLive);
                 }
             }
-            Err(EngineError::Target(error @ TargetError::Diverged { .. })) => {
-                self.begin_anew(&spec, copies, &error.to_string()).await?;
+            // One by one, to find the one that it is about.
+            Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
+                for table in tables {
+                    Box::pin(self.merge(vec![table], copies)).await?;
+                }
             }
-            Err(EngineError::Target(error @ TargetError::ForeignTable { .. })) => {
-                self.give_up_copy(&spec, Some(Pause::new(error.to_string()))).await?;
-            }
-            Err(EngineError::Target(error)) if is_of_table(&error) => self.refused(&spec, &error).await?,
-            Err(error) => return Err(error),
+            Err(error) => match (error, tables.first()) {
+                (EngineError::Target(error @ TargetError::Diverged { .. }), Some(spec)) => {
+                    self.begin_anew(spec, copies, &error.to_string()).await?;
+                }
+                (EngineError::Target(error @ TargetError::ForeignTable { .. }), Some(spec)) => {
+                    self.give_up_copy(spec, Some(Pause::new(error.to_string()))).await?;
+                }
+                (EngineError::Target(error), Some(spec)) if is_of_table(&error) => self.refused(spec, &error).await?,
+                (error, _) => return Err(error),
+            },
         }
-        Ok(true)
+        Ok(())
     }
 }

@@ -450,6 +450,18 @@ fn stage_values(spec: &TableSpec, columns: &[usize]) -> String {
 }
 
 /// Quoted name and type of staging columns.
+/// How many rows each of these tables has.
+pub(super) fn counts(connection: &Connection, tables: impl Iterator<Item = String>) -> Result<Vec<u64>, TargetError> {
+    let each: Vec<String> =
+        tables.enumerate().map(|(at, table)| format!("SELECT {at} AS place, count(*) AS n FROM {table}")).collect();
+    if each.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut statement = connection.prepare(&format!("SELECT n FROM ({}) ORDER BY place", each.join(" UNION ALL ")))?;
+    let counts = statement.query_map([], |row| row.get(0))?;
+    Ok(counts.collect::<Result<_, _>>()?)
+}
+
 pub(super) fn stage_columns(spec: &TableSpec, columns: &[usize], prefix: &str) -> Vec<(String, String)> {
     let columns = columns.iter().filter_map(|&at| spec.columns.get(at));
     columns

@@ -1,7 +1,7 @@
 //! `DuckDb`: opens and locks the file, keeps its settings, and is the one writer.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -110,7 +110,7 @@ impl DuckDb {
         let tables = match self.tables.take() {
             Some(tables) => tables,
             None if state::exists(&self.connection)? => Tables::read(&self.connection)?,
-            None => Tables::default(),
+            None => Tables::of_new_file(&self.connection)?,
         };
         Ok(self.tables.insert(tables))
     }
@@ -311,7 +311,7 @@ impl DuckDb {
 
     /// A table of that name that rhei did not make is somebody's work.
     pub(super) fn refuse_foreign(&mut self, name: &QualifiedName) -> Result<(), TargetError> {
-        if !self.tables()?.is_ours(name) && state::table_exists(&self.connection, name)? {
+        if self.tables()?.is_foreign(name) {
             return Err(TargetError::ForeignTable { table: name.to_string(), path: self.path.clone() });
         }
         Ok(())
@@ -518,47 +518,75 @@ impl OlapEngine for DuckDb {
         self.transaction(|target| pending::fill(&target.connection, table, rows, asked as u64))
     }
 
-    fn finish_load(&mut self, table: &TableSpec) -> Result<(), TargetError> {
+    fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
         self.transaction(|target| {
-            let connection = &target.connection;
-            pending::close_open_values(connection, table)
-                .and_then(|()| jobs::refuse(connection, "finish.refused", table))
-                .map_err(|error| error.of_copy(table))?;
-            let shadow = ddl::table(&ddl::shadow_of(&table.target));
-            let copied = connection.query_row(&format!("SELECT count(*) FROM {shadow}"), [], |row| row.get(0))?;
-            target.tables()?.set_state(table.oid, TableState::CatchingUp, Some(copied));
+            for table in tables {
+                pending::close_open_values(&target.connection, table)
+                    .and_then(|()| jobs::refuse(&target.connection, "finish.refused", table))
+                    .map_err(|error| error.of_copy(table))?;
+            }
+            let shadows = tables.iter().map(|table| ddl::table(&ddl::shadow_of(&table.target)));
+            let copied = apply::counts(&target.connection, shadows)?;
+            let stored = target.tables()?;
+            for (table, copied) in tables.iter().zip(copied) {
+                stored.set_state(table.oid, TableState::CatchingUp, Some(copied));
+            }
             Ok(())
         })?;
         self.refresh()
     }
 
-    fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError> {
-        let merged = self.transaction(|target| {
-            let is_merged = pending::merge(&target.connection, table, most_rows)
-                .and_then(|merged| jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged))
-                .map_err(|error| error.of_copy(table))?;
+    fn merge(&mut self, tables: &[Arc<TableSpec>], most_rows: u64) -> Result<BTreeSet<u32>, TargetError> {
+        self.be_attached()?;
+        self.roll_back()?;
+        let kept = pending::kept_rows(&self.connection, tables)?;
+        let mut merged: Vec<&Arc<TableSpec>> =
+            tables.iter().zip(&kept).filter(|(_, kept)| **kept == 0).map(|(table, _)| table).collect();
+        let due: Vec<(&Arc<TableSpec>, u64)> = tables.iter().zip(kept).filter(|(_, kept)| *kept > 0).collect();
+        let whole = self.transaction(|target| {
+            for table in &merged {
+                jobs::refuse(&target.connection, "merge.refused", table).map_err(|error| error.of_copy(table))?;
+            }
+            let (mut left, mut done) = (most_rows, Vec::new());
+            for &(table, kept) in &due {
+                if left == 0 {
+                    break;
+                }
+                let is_merged = pending::merge(&target.connection, table, left)
+                    .and_then(|merged| jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged))
+                    .map_err(|error| error.of_copy(table))?;
+                left = left.saturating_sub(kept);
+                done.extend(is_merged.then_some(table));
+            }
             reached("merge.step");
-            Ok(is_merged)
+            Ok(done)
         })?;
-        if !merged {
-            return Ok(false);
+        merged.extend(whole);
+        if merged.is_empty() {
+            return Ok(BTreeSet::new());
         }
         reached("merge.merged");
         // In a transaction of its own. DuckDB writes rows into its log under the name that their table has at the end of
         // the transaction, and before the renaming: a log with both cannot be replayed after a crash. Nothing can come
         // between the two: this is the one writer, and a crash leaves a shadow with nothing more to merge.
         self.transaction(|target| {
-            target.refuse_foreign(&table.target)?;
-            target.connection.execute_batch(&ddl::swap(&table.target))?;
-            target.connection.execute_batch(&pending::drop_statement(table.oid))?;
+            let mut statements = String::new();
+            for table in &merged {
+                target.refuse_foreign(&table.target)?;
+                statements.push_str(&ddl::swap(&table.target));
+                statements.push_str(&pending::drop_statement(table.oid));
+            }
+            target.connection.execute_batch(&statements)?;
             let stored = target.tables()?;
-            stored.give_way(&table.target, table.oid);
-            stored.set_live(table.oid);
+            for table in &merged {
+                stored.give_way(&table.target, table.oid);
+                stored.set_live(table.oid);
+            }
             reached("merge.swapping");
             Ok(())
         })?;
         self.refresh()?;
-        Ok(true)
+        Ok(merged.iter().map(|table| table.oid).collect())
     }
 
     fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError> {

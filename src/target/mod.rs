@@ -66,12 +66,12 @@ pub trait OlapEngine: Send {
     /// The rows under `asked` of those keys, as the source has them at the checkpoint.
     fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch], asked: usize) -> Result<(), TargetError>;
 
-    /// Every chunk is in the shadow: the table is `catching_up`.
-    fn finish_load(&mut self, table: &TableSpec) -> Result<(), TargetError>;
+    /// Every chunk of these tables is in their shadows: they are `catching_up`.
+    fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
-    /// Merges some of what changed meanwhile into a shadow that is loaded. When nothing is left, the shadow takes the
-    /// table's place, and the table is `live` as of the checkpoint; says whether it is.
-    fn merge(&mut self, table: &TableSpec, most_rows: u64) -> Result<bool, TargetError>;
+    /// Merges some of what changed meanwhile into shadows that are loaded, `most_rows` in all. Where nothing is left, the shadow
+    /// takes the table's place, and the table is `live` as of the checkpoint; returns the oids of those.
+    fn merge(&mut self, tables: &[Arc<TableSpec>], most_rows: u64) -> Result<BTreeSet<u32>, TargetError>;
 
     /// Throws copies away, by the oids of their tables. With a reason a table is in `error`; else it waits to be copied anew.
     fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError>;

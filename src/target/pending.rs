@@ -51,6 +51,14 @@ pub(super) fn create_statement(spec: &TableSpec) -> String {
     format!("{} CREATE TABLE {} ({});", drop_statement(spec.oid), name(spec.oid), columns.join(", "))
 }
 
+/// How many changes are kept of each of these tables.
+pub(super) fn kept_rows(
+    connection: &Connection,
+    tables: &[std::sync::Arc<TableSpec>],
+) -> Result<Vec<u64>, TargetError> {
+    apply::counts(connection, tables.iter().map(|table| name(table.oid)))
+}
+
 fn is_keyed(spec: &TableSpec) -> bool {
     matches!(spec.key, Key::Columns(_))
 }

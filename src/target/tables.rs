@@ -3,7 +3,7 @@
 //!
 //! Rows are replaced by DELETE and INSERT, never updated: an UPDATE would block CHECKPOINT under an open reader.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use duckdb::{Connection, params};
 
@@ -32,6 +32,8 @@ pub(super) struct Tables {
     dirty: BTreeMap<u32, Dirty>,
     /// Names in the target, in lower case, and how many rows say that rhei put the table there.
     ours: HashMap<(String, String), usize>,
+    /// Names of tables that somebody else put there. Nobody can do so while this process has the file.
+    foreign: HashSet<(String, String)>,
 }
 
 fn lower(name: &QualifiedName) -> (String, String) {
@@ -45,7 +47,37 @@ impl Tables {
             tables.insert(Row { table, is_ours });
         }
         read_columns(connection, &mut tables.rows)?;
+        tables.read_foreign(connection)?;
         Ok(tables)
+    }
+
+    /// Of a file that rhei has not written to yet.
+    pub fn of_new_file(connection: &Connection) -> Result<Self, TargetError> {
+        let mut tables = Self::default();
+        tables.read_foreign(connection)?;
+        Ok(tables)
+    }
+
+    fn read_foreign(&mut self, connection: &Connection) -> Result<(), TargetError> {
+        let shadows = self.rows.values().filter(|row| row.table.has_shadow);
+        let shadows: HashSet<_> = shadows.map(|row| lower(&ddl::shadow_of(&row.table.target))).collect();
+        let mut statement = connection.prepare(
+            "SELECT lower(table_schema), lower(table_name) FROM information_schema.tables \
+             WHERE table_catalog = current_database() AND table_schema <> '_rhei'",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let name = (row.get(0)?, row.get(1)?);
+            if !self.ours.contains_key(&name) && !shadows.contains(&name) {
+                self.foreign.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody else put a table of this name into the target.
+    pub fn is_foreign(&self, target: &QualifiedName) -> bool {
+        !self.is_ours(target) && self.foreign.contains(&lower(target))
     }
 
     /// By name, as people read them.

@@ -209,8 +209,9 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
     begin_empty_copies(&mut target, Lsn(1), &specs);
     let go_live = |target: &mut DuckDb| {
         for spec in &specs {
-            target.finish_load(spec).unwrap();
-            while !target.merge(spec, 1).unwrap() {}
+            let one = std::slice::from_ref(spec);
+            target.finish_loads(one).unwrap();
+            while target.merge(one, 1).unwrap().is_empty() {}
         }
         opens_after_a_crash(&path);
     };
@@ -362,10 +363,11 @@ async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_un
     }
     assert!(parts > 2, "{parts} parts");
     // Some rows are merged, some are not, and then all of them change.
-    assert!(!target.merge(&table, 2).unwrap());
+    let one = std::slice::from_ref(&table);
+    assert!(target.merge(one, 2).unwrap().is_empty());
     let Delivery::Batch(batch) = consumer.next_batch(&limits(usize::MAX)).await.unwrap() else { panic!("no batch") };
     target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap();
-    while !target.merge(&table, 2).unwrap() {}
+    while target.merge(one, 2).unwrap().is_empty() {}
     drop(target);
     let rows = query_copy(&path, "SELECT id::VARCHAR, doc FROM public.t ORDER BY id");
     let expected = ["1", "2", "3"].map(|id| vec![Some(id.to_owned()), Some("toasted".to_owned())]);
