@@ -56,6 +56,29 @@ use crate::{
 /// So many tables are looked at together when they are done.
 const MOST_TOLD: usize = 500;
 
+/// Small tables are copied together: so many of them, and pages of so many in all.
+const MOST_BUNDLED: usize = 64;
+const BUNDLED_PAGES: u64 = 256;
+
+/// Chunks with their sizes in pages, in their order; those of small tables that follow each other together.
+fn bundled(chunks: impl Iterator<Item = (u64, Chunk)>) -> VecDeque<Vec<Chunk>> {
+    let mut queue: VecDeque<Vec<Chunk>> = VecDeque::new();
+    let mut room = 0;
+    for (pages, chunk) in chunks {
+        match queue.back_mut() {
+            Some(bundle) if pages <= room && bundle.len() < MOST_BUNDLED => {
+                bundle.push(chunk);
+                room -= pages;
+            }
+            _ => {
+                queue.push_back(vec![chunk]);
+                room = BUNDLED_PAGES.saturating_sub(pages);
+            }
+        }
+    }
+    queue
+}
+
 /// What became of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Copied {
@@ -185,15 +208,17 @@ struct Copy<'a, T> {
 impl<T: OlapEngine + 'static> Copy<'_, T> {
     /// All workers take chunks from one queue, those of small tables first.
     async fn run(&self) -> Result<(), EngineError> {
-        let mut queue: Vec<(i32, Chunk)> = Vec::new();
+        let mut queue: Vec<(i32, u64, Chunk)> = Vec::new();
         for (at, (table, ids)) in self.tables.iter().enumerate() {
             self.options.board.begin(&table.spec, table.source.estimated_rows, table.ranges.len(), table.done_rows);
+            // Of a table that was measured, and has nothing but one piece.
+            let pages = if table.ranges.len() == 1 { table.source.pages().max(1) } else { u64::MAX };
             for (range, &job) in table.ranges.iter().zip(ids) {
-                queue.push((table.priority, Chunk { table: at, query: range.query.clone(), job }));
+                queue.push((table.priority, pages, Chunk { table: at, query: range.query.clone(), job }));
             }
         }
-        queue.sort_by_key(|(priority, _)| *priority);
-        let queue: VecDeque<Chunk> = queue.into_iter().map(|(_, chunk)| chunk).collect();
+        queue.sort_by_key(|(priority, ..)| *priority);
+        let queue = bundled(queue.into_iter().map(|(_, pages, chunk)| (pages, chunk)));
         let left = self.tables.iter().map(|(table, _)| table.ranges.len()).collect();
         let work = Arc::new(worker::Work {
             options: self.options.clone(),

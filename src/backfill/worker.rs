@@ -59,7 +59,8 @@ pub(super) struct Work {
     pub snapshots: Vec<String>,
     pub specs: Vec<Arc<TableSpec>>,
     pub estimates: Vec<u64>,
-    pub queue: tokio::sync::Mutex<VecDeque<Chunk>>,
+    /// Chunks that are copied together: one, or those of several small tables.
+    pub queue: tokio::sync::Mutex<VecDeque<Vec<Chunk>>>,
     pub state: Mutex<State>,
     pub pace: Option<Pace>,
     /// Bytes of rows, as they come, in one record batch. All batches together are half of the memory that the settings allow;
@@ -76,11 +77,12 @@ impl Work {
         let mut queue = self.queue.lock().await;
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let is_free = |chunk: &Chunk| {
-            state.tables.get(chunk.table).and_then(|table| table.locked_until).is_none_or(|until| until <= now)
+        let is_free = |chunks: &Vec<Chunk>| {
+            let until = |chunk: &Chunk| state.tables.get(chunk.table).and_then(|table| table.locked_until);
+            chunks.iter().filter_map(until).all(|until| until <= now)
         };
         match queue.iter().position(is_free) {
-            Some(at) => queue.remove(at).map_or(Next::None, Next::Chunk),
+            Some(at) => queue.remove(at).map_or(Next::None, Next::Chunks),
             None if queue.is_empty() => Next::None,
             None => Next::AllLocked,
         }
@@ -173,7 +175,7 @@ impl Batches {
 
 /// What is to be copied next.
 enum Next {
-    Chunk(Chunk),
+    Chunks(Vec<Chunk>),
     /// Somebody has locked the tables of all that is left.
     AllLocked,
     None,
@@ -185,6 +187,28 @@ enum Ended {
     Over(Option<Copied>),
     /// Its table is locked.
     PutOff,
+}
+
+/// Why tables are not copied together.
+#[derive(Debug)]
+enum Unbundled {
+    TooLarge,
+    NoConnection,
+    /// It is found once more, by the table that it concerns.
+    #[expect(dead_code, reason = "the debug log shows it")]
+    Source(SourceError),
+}
+
+impl From<SourceError> for Unbundled {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error)
+    }
+}
+
+impl From<WireError> for Unbundled {
+    fn from(error: WireError) -> Self {
+        Self::Source(error.into())
+    }
 }
 
 /// What came of one attempt at a chunk.
@@ -233,8 +257,8 @@ impl Worker {
         let work = Arc::clone(&self.work);
         let mut locked_since = None;
         while !work.stop.is_cancelled() {
-            let chunk = match work.next_chunk().await {
-                Next::Chunk(chunk) => chunk,
+            let mut chunks = match work.next_chunk().await {
+                Next::Chunks(chunks) => chunks,
                 // The next round resumes what is left, and copies others first.
                 Next::AllLocked if locked_since.get_or_insert_with(Instant::now).elapsed() > LONGEST_LOCK => break,
                 Next::AllLocked => {
@@ -246,28 +270,143 @@ impl Worker {
                 }
                 Next::None => break,
             };
-            if self.is_over(chunk.table) {
-                let job = chunk.job;
-                self.give_up(job, "cancelled", "its table ended").await?;
+            if chunks.len() > 1 && self.copy_all(&chunks).await? {
+                locked_since = None;
                 continue;
             }
-            self.begin(chunk.table);
-            let Ended::Over(copied) = self.copy(&chunk).await? else {
-                // The others first.
-                work.queue.lock().await.push_back(chunk);
-                continue;
-            };
-            locked_since = None;
-            if let Some(copied) = copied {
-                if let Some((_, mut state)) = self.table(chunk.table)
-                    && let Some(table) = state.tables.get_mut(chunk.table)
-                {
-                    table.is_over = true;
+            // Singly, so that what is in the way of one table concerns no other.
+            while let Some(chunk) = chunks.pop() {
+                if work.stop.is_cancelled() {
+                    break;
                 }
-                let _ = self.done.send((chunk.table, copied));
+                if self.is_over(chunk.table) {
+                    let job = chunk.job;
+                    self.give_up(job, "cancelled", "its table ended").await?;
+                    continue;
+                }
+                self.begin(chunk.table);
+                let Ended::Over(copied) = self.copy(&chunk).await? else {
+                    // The others first.
+                    work.queue.lock().await.push_back(vec![chunk]);
+                    continue;
+                };
+                locked_since = None;
+                if let Some(copied) = copied {
+                    self.over(chunk.table, copied);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Nothing more is copied of the table.
+    fn over(&self, at: usize, copied: Copied) {
+        if let Some((_, mut state)) = self.table(at)
+            && let Some(table) = state.tables.get_mut(at)
+        {
+            table.is_over = true;
+        }
+        let _ = self.done.send((at, copied));
+    }
+
+    /// Small tables whole, in one round trip and one transaction of the target. `false`: something is in the way of one of
+    /// them, and nothing is copied.
+    async fn copy_all(&mut self, chunks: &[Chunk]) -> Result<bool, EngineError> {
+        let jobs: Vec<u64> = chunks.iter().map(|chunk| chunk.job).collect();
+        let begun = {
+            let jobs = jobs.clone();
+            self.on_thread(move |loader| loader.begin_all(&jobs)).await
+        };
+        match begun {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(EngineError::Target(error)) if error.is_conflict() => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        chunks.iter().for_each(|chunk| self.begin(chunk.table));
+        let specs: Vec<Arc<TableSpec>> =
+            chunks.iter().filter_map(|chunk| self.work.specs.get(chunk.table).cloned()).collect();
+        let (batches, nulled) = match self.read_all(chunks, &specs).await {
+            Ok(read) => read,
+            Err(why) => {
+                tracing::debug!(?why, tables = specs.len(), "copying small tables one by one");
+                return Ok(false);
+            }
+        };
+
+        let rows: Vec<u64> = batches.iter().map(|batch| batch.num_rows() as u64).collect();
+        let loads: Vec<_> = specs
+            .iter()
+            .zip(&jobs)
+            .zip(batches)
+            .map(|((spec, job), batch)| (Arc::clone(spec), *job, vec![batch]))
+            .collect();
+        let Some(mut taken) = self.loader.take() else { return Err(self.lost_loader()) };
+        let load = tokio::task::spawn_blocking(move || {
+            let loaded = taken.load_all(&loads);
+            (taken, loaded)
+        });
+        let (returned, loaded) = load.await.map_err(|lost| EngineError::lost("a load", lost))?;
+        self.loader = Some(returned);
+        match loaded {
+            Ok(()) => {}
+            // What concerns the whole file is found once more.
+            Err(error) if error.is_of_disk() => return Err(error.into()),
+            Err(_) => return Ok(false),
+        }
+        for ((chunk, rows), nulled) in chunks.iter().zip(rows).zip(nulled) {
+            if let Some(copied) = self.chunk_done(chunk.table, rows, nulled) {
+                self.over(chunk.table, copied);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The rows of whole tables, with what became NULL in them.
+    async fn read_all(
+        &mut self,
+        chunks: &[Chunk],
+        specs: &[Arc<TableSpec>],
+    ) -> Result<(Vec<RecordBatch>, Vec<Vec<Nulled>>), Unbundled> {
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => connect(&self.work, self.number).await.map_err(|_| Unbundled::NoConnection)?,
+        };
+        let mut readers: Vec<CopyReader> = specs.iter().map(|spec| CopyReader::new(Arc::clone(spec))).collect();
+        let queries: Vec<&str> = chunks.iter().map(|chunk| chunk.query.as_str()).collect();
+        client.execute("SAVEPOINT rhei_copy").await.map_err(SourceError::from)?;
+        let (mut bytes, mut sizes) = (0, vec![0; specs.len()]);
+        let most_bytes = self.work.batch_bytes;
+        let read = client.copy_each(&queries, |at, piece| {
+            bytes += piece.len();
+            sizes.get_mut(at).into_iter().for_each(|size| *size += piece.len() as u64);
+            // Long values lie elsewhere than in the pages that were counted.
+            if bytes > most_bytes {
+                return Err(Unbundled::TooLarge);
+            }
+            readers.get_mut(at).map_or(Ok(()), |reader| Ok(reader.push(piece).map_err(SourceError::from)?))
+        });
+        tokio::time::timeout(SILENCE, read).await.map_err(|_| SourceError::from(WireError::Silent(SILENCE)))??;
+        client
+            .execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy")
+            .await
+            .map_err(SourceError::from)?;
+        self.client = Some(client);
+        if let Some(pace) = &self.work.pace {
+            pace.take(bytes).await;
+        }
+
+        let (mut batches, mut nulled) = (Vec::new(), Vec::new());
+        for ((reader, spec), size) in readers.iter_mut().zip(specs).zip(sizes) {
+            reader.finish().map_err(SourceError::from)?;
+            let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+            let batch = reader.take_batch(&schema).map_err(SourceError::from)?;
+            self.work.options.board.add(spec.oid, batch.num_rows() as u64, size);
+            batches.push(batch);
+            nulled.push(reader.take_nulled());
+        }
+        let _ = self.work.options.events.send(Event::CopyProgress);
+        Ok((batches, nulled))
     }
 
     /// Somebody has locked the table.

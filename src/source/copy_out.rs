@@ -41,6 +41,42 @@ impl CopyClient {
         }
     }
 
+    /// Runs several COPY .. TO STDOUT in one round trip, and shows what comes to `each`, with the index of its statement.
+    ///
+    /// # Errors
+    /// Also those of `each`. The session is of no more use then.
+    pub async fn copy_each<E: From<WireError>>(
+        &mut self,
+        queries: &[&str],
+        mut each: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut out = BytesMut::new();
+        frontend::query(&queries.join("; "), &mut out).map_err(WireError::from)?;
+        self.0.send(&out).await?;
+        let (mut at, mut is_done) = (0, false);
+        let mut show = |tag: u8, body: &[u8]| match tag {
+            b'd' => each(at, body).map(|()| false),
+            b'C' => {
+                at += 1;
+                Ok(false)
+            }
+            b'Z' => {
+                is_done = true;
+                Ok(true)
+            }
+            b'E' => Err(WireError::Server(ServerMessage::read(body)).into()),
+            b'H' | b'c' | b'N' | b'S' => Ok(false),
+            tag => Err(WireError::Unexpected { tag, during: "copying" }.into()),
+        };
+        while !self.0.frames.drain(&mut show)? {
+            if self.0.socket.read_buf(self.0.frames.buffer()).await.map_err(WireError::from)? == 0 {
+                return Err(WireError::Closed.into());
+            }
+        }
+        debug_assert!(is_done);
+        Ok(())
+    }
+
     /// Shows what has arrived of the copy to `each`, and waits when nothing has. `false`: that was all of it.
     ///
     /// # Errors

@@ -59,8 +59,13 @@ impl Views {
         database: &Arc<Database>,
         changes: impl Iterator<Item = &'a TableChanges>,
     ) -> Result<(), TargetError> {
-        if self.0.len() > Self::MOST {
+        let changes: Vec<&TableChanges> = changes.collect();
+        let is_new = |changes: &&&TableChanges| !self.0.contains_key(&(changes.table.oid, Rows::Inserts));
+        // With more tables than that, rows are staged; views that are there are used.
+        let mut room = Self::MOST.saturating_sub(self.0.len());
+        if changes.iter().filter(is_new).count() > room && changes.len() <= Self::MOST / 2 {
             self.0.clear();
+            room = Self::MOST;
         }
         for changes in changes {
             let keys = match &changes.deletes {
@@ -70,7 +75,9 @@ impl Views {
             for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)] {
                 if let Some(first) = batches.first()
                     && self.get(&changes.table, rows, first).is_none()
+                    && room > 0
                 {
+                    room -= 1;
                     self.0.insert((changes.table.oid, rows), BatchView::new(database, first.schema())?);
                 }
             }
@@ -531,4 +538,32 @@ pub(super) fn load(
         loaded += found;
     }
     Ok(loaded)
+}
+
+/// Appends few rows to the shadow of a table. A view of them would take longer to make than this takes.
+pub(super) fn append_to_shadow(
+    connection: &Connection,
+    spec: &TableSpec,
+    batches: &[RecordBatch],
+) -> Result<(), TargetError> {
+    if total(batches) == 0 {
+        return Ok(());
+    }
+    let shadow = ddl::shadow_of(&spec.target);
+    if spec.columns.iter().all(|column| column.mapping.stage_type() == column.mapping.target_type) {
+        let mut appender = connection.appender_to_catalog_and_db(&shadow.name, ddl::CATALOG, &shadow.schema)?;
+        for batch in batches {
+            append(&mut appender, batch)?;
+        }
+        return Ok(appender.flush()?);
+    }
+    let all: Vec<usize> = (0..spec.columns.len()).collect();
+    stage(connection, &stage_columns(spec, &all, ""), batches)?;
+    connection.execute_batch(&format!(
+        "INSERT INTO {} ({}) SELECT {} FROM {STAGE} s; DROP TABLE {STAGE};",
+        ddl::table(&shadow),
+        column_list(spec, &all),
+        stage_values(spec, &all)
+    ))?;
+    Ok(())
 }

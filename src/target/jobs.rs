@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arrow::record_batch::RecordBatch;
 use duckdb::{Connection, params};
 use serde::Serialize;
 
@@ -154,6 +155,10 @@ pub(super) fn all(connection: &Connection) -> Result<Vec<StoredJob>, TargetError
     Ok(jobs)
 }
 
+fn listed(jobs: &[u64]) -> String {
+    jobs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, TargetError> {
     let sql = "SELECT count(*) = 0 FROM _rhei.jobs WHERE id = ? AND status <> 'cancelled'";
     Ok(connection.query_row(sql, params![job], |row| row.get(0))?)
@@ -265,6 +270,63 @@ impl Loader {
         });
         reached("chunk.loaded");
         self.view = Some((Arc::clone(table), view));
+        loaded
+    }
+
+    /// Jobs are begun, once more, all or none. `false`: one of them was cancelled meanwhile.
+    pub fn begin_all(&self, jobs: &[u64]) -> Result<bool, TargetError> {
+        self.patiently(|connection| {
+            let listed = listed(jobs);
+            let open: u64 = connection.query_row(
+                &format!("SELECT count(*) FROM _rhei.jobs WHERE id IN ({listed}) AND status <> 'cancelled'"),
+                [],
+                |row| row.get(0),
+            )?;
+            if open < jobs.len() as u64 {
+                return Ok(false);
+            }
+            connection.execute_batch(&format!(
+                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN ({listed}); \
+                 DELETE FROM _rhei.jobs WHERE id IN ({listed}); \
+                 INSERT INTO _rhei.jobs SELECT * REPLACE ('running' AS status, attempts + 1 AS attempts, \
+                 now() AS started_at, NULL::TIMESTAMPTZ AS finished_at) FROM _rhei_job; DROP TABLE _rhei_job;"
+            ))?;
+            Ok(true)
+        })
+    }
+
+    /// As [`Self::load`], for chunks of several small tables, all in one transaction: each with its job and its rows.
+    pub fn load_all(&mut self, chunks: &[(Arc<TableSpec>, u64, Vec<RecordBatch>)]) -> Result<(), TargetError> {
+        let jobs: Vec<u64> = chunks.iter().map(|(_, job, _)| *job).collect();
+        let loaded = self.transaction(|connection| {
+            let listed = listed(&jobs);
+            let open: u64 = connection.query_row(
+                &format!("SELECT count(*) FROM _rhei.jobs WHERE id IN ({listed}) AND status <> 'cancelled'"),
+                [],
+                |row| row.get(0),
+            )?;
+            if open < jobs.len() as u64 {
+                return Err(TargetError::Cancelled);
+            }
+            let mut done = Vec::with_capacity(chunks.len());
+            for (table, job, batches) in chunks {
+                apply::append_to_shadow(connection, table, batches)
+                    .and_then(|()| refuse(connection, "load.refused", table))
+                    .map_err(|error| error.of_copy(table))?;
+                done.push(format!("({job}, {})", apply::total(batches)));
+            }
+            connection.execute_batch(&format!(
+                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN ({listed}); \
+                 DELETE FROM _rhei.jobs WHERE id IN ({listed}); \
+                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, NULL::VARCHAR AS error, \
+                 done.rows::UBIGINT AS rows, now() AS finished_at) \
+                 FROM _rhei_job j JOIN (VALUES {}) AS done(id, rows) ON done.id = j.id; DROP TABLE _rhei_job;",
+                done.join(", ")
+            ))?;
+            reached("chunk.loading");
+            Ok(())
+        });
+        reached("chunk.loaded");
         loaded
     }
 
