@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, error::SqlState};
 
-use self::publication::{Member, members};
+use self::publication::{Member, Naming, members};
 pub use self::{
     publication::{PublicationInfo, ancestors, conflicting_column_lists, publication, published_names},
     xids::XidSnapshot,
@@ -383,27 +383,19 @@ async fn describe(
     let mut columns = columns_of(client, &oids).await?;
     let mut parts = type_parts(client, &columns).await?;
     let mut trees = trees_of(client, &oids).await?;
-    // pg_publication_namespace is there since 15.
-    let schemas = if publication::has_pg15_publications(client).await? {
-        "(SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_namespace p \
-          JOIN pg_publication q ON q.oid = p.pnpubid WHERE q.pubname = ANY($2::text[]) AND p.pnnspid IN \
-          (SELECT relnamespace FROM pg_class WHERE oid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))))"
-    } else {
-        "NULL::text"
-    };
+    let naming = Naming::read(client, publications, &oids).await?;
     let rows = client
         .query(
-            &format!("SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, c.relnatts, \
+            &format!(
+                "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, c.relnatts, \
              {READABLE}, \
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident LIMIT 1), \
              (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
              (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
-             (SELECT string_agg(format('%s:%s', p.oid, p.xmin), ',' ORDER BY p.oid) FROM pg_publication_rel p \
-               JOIN pg_publication q ON q.oid = p.prpubid WHERE q.pubname = ANY($2::text[]) \
-               AND p.prrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid))), \
-             {schemas}, (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"),
-            &[&oids, &publications],
+             (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"
+            ),
+            &[&oids],
         )
         .await?;
     let mut tables = Vec::with_capacity(rows.len());
@@ -437,12 +429,12 @@ async fn describe(
                 attributes,
                 leaf_attributes,
                 last_attnum: row.try_get(5)?,
-                key_index: row.try_get::<_, Option<u32>>(12)?.unwrap_or_default(),
+                key_index: row.try_get::<_, Option<u32>>(10)?.unwrap_or_default(),
                 labels: parts_of_types.labels,
                 composites: parts_of_types.composites,
                 row_filter: member.row_filter.clone(),
-                listed: row.try_get::<_, Option<String>>(10)?.unwrap_or_default(),
-                schema: row.try_get::<_, Option<String>>(11)?.unwrap_or_default(),
+                listed: naming.listed(oid),
+                schema: naming.schema(oid),
                 publications: member.publications(),
             },
             leaves_without_wal: without_wal,

@@ -60,9 +60,69 @@ pub async fn publication(client: &Client, names: &[String]) -> Result<Option<Pub
     Ok(Some(info))
 }
 
-/// Row filters, column lists and schemas in publications came with 15.
-pub(super) async fn has_pg15_publications(client: &Client) -> Result<bool, CatalogError> {
-    Ok(server_version_num(client).await? >= 150_000)
+/// How publications name tables: by themselves or by their roots, and by schemas.
+pub(super) struct Naming {
+    ancestors: HashMap<u32, Vec<u32>>,
+    schemas: HashMap<u32, u32>,
+    /// Oid and `xmin` of the rows of pg_publication_rel, by table.
+    by_table: HashMap<u32, Vec<(u32, i64)>>,
+    /// The same of pg_publication_namespace, by schema.
+    by_schema: HashMap<u32, Vec<(u32, i64)>>,
+}
+
+impl Naming {
+    pub async fn read(client: &Client, publications: &[String], tables: &[u32]) -> Result<Self, CatalogError> {
+        let mut sql = "SELECT false, r.prrelid, r.oid, r.xmin::text::bigint FROM pg_publication_rel r \
+             JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = ANY($1::text[])"
+            .to_owned();
+        // Schemas came with 15.
+        if server_version_num(client).await? >= 150_000 {
+            sql.push_str(
+                " UNION ALL SELECT true, s.pnnspid, s.oid, s.xmin::text::bigint FROM pg_publication_namespace s \
+                 JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = ANY($1::text[])",
+            );
+        }
+        let (mut by_table, mut by_schema): (HashMap<u32, Vec<_>>, HashMap<u32, Vec<_>>) = Default::default();
+        for row in client.query(&sql, &[&publications]).await? {
+            let named = if row.try_get(0)? { &mut by_schema } else { &mut by_table };
+            named.entry(row.try_get(1)?).or_default().push((row.try_get(2)?, row.try_get(3)?));
+        }
+
+        let partitions =
+            client.query("SELECT oid FROM pg_class WHERE oid = ANY($1::oid[]) AND relispartition", &[&tables]).await?;
+        let partitions = partitions.iter().map(|row| row.try_get(0)).collect::<Result<Vec<u32>, _>>()?;
+        let ancestors = ancestors(client, &partitions).await?;
+        let mut schemas = HashMap::new();
+        if !by_schema.is_empty() {
+            let all: Vec<u32> = tables.iter().chain(ancestors.values().flatten()).copied().collect();
+            let query = "SELECT oid, relnamespace FROM pg_class WHERE oid = ANY($1::oid[])";
+            for row in client.query(query, &[&all]).await? {
+                schemas.insert(row.try_get(0)?, row.try_get(1)?);
+            }
+        }
+        Ok(Self { ancestors, schemas, by_table, by_schema })
+    }
+
+    fn with_ancestors(&self, table: u32) -> impl Iterator<Item = u32> {
+        std::iter::once(table).chain(self.ancestors.get(&table).into_iter().flatten().copied())
+    }
+
+    /// `OID:XMIN` of the rows that name a table or a root of it.
+    pub fn listed(&self, table: u32) -> String {
+        text(self.with_ancestors(table).filter_map(|oid| self.by_table.get(&oid)).flatten().copied().collect())
+    }
+
+    /// Of those that name its schema, or one of a root of it.
+    pub fn schema(&self, table: u32) -> String {
+        let schemas: HashSet<u32> =
+            self.with_ancestors(table).filter_map(|oid| self.schemas.get(&oid)).copied().collect();
+        text(schemas.iter().filter_map(|schema| self.by_schema.get(schema)).flatten().copied().collect())
+    }
+}
+
+fn text(mut rows: Vec<(u32, i64)>) -> String {
+    rows.sort_unstable();
+    rows.iter().map(|(oid, xmin)| format!("{oid}:{xmin}")).collect::<Vec<_>>().join(",")
 }
 
 async fn server_version_num(client: &Client) -> Result<i32, CatalogError> {
