@@ -186,8 +186,8 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    target.finish_load(spec).unwrap();
-    assert!(target.merge(spec, 1).unwrap());
+    target.finish_loads(std::slice::from_ref(spec)).unwrap();
+    assert!(!target.merge(std::slice::from_ref(spec), 1).unwrap().is_empty());
     target.tidy(Compaction::None).unwrap();
 }
 

@@ -200,8 +200,8 @@ fn target(folder: &std::path::Path, specs: &[Arc<TableSpec>], before: &[ChangeBa
     let mut target = DuckDb::open(&TargetOptions { path, ..TargetOptions::default() }).unwrap();
     begin_empty_copies(&mut target, Lsn(1), specs);
     for spec in specs {
-        target.finish_load(spec).unwrap();
-        assert!(target.merge(spec, 1).unwrap());
+        target.finish_loads(std::slice::from_ref(spec)).unwrap();
+        assert!(!target.merge(std::slice::from_ref(spec), 1).unwrap().is_empty());
     }
     apply(&mut target, before);
     target

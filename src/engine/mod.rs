@@ -34,13 +34,12 @@ use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
 pub use self::options::{Event, Options};
-use self::schema::{Asked, Catalogs, Look, Looked, Place, Verdict};
+use self::schema::{Asked, Catalogs, Look, Looked, Verdict};
 use crate::{
     Checkpoint, Lsn, backfill,
     change::{
-        ChangeBatch, Nulled, Pause, Remedy, RowCounts, TableFailure, TableSpec,
-        assemble::{Answer, Question, Untracked},
-        relation::Relation,
+        ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
+        assemble::{Answer, Question},
     },
     failpoint::reached,
     source::{BatchLimits, CdcConsumer, Delivery, SourceError, spool::SpoolError},
@@ -617,79 +616,6 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             Verdict::Copy(reason) => self.consumer.assembler().answer(Answer::Copy(reason)),
         }
         Ok(())
-    }
-
-    /// Marks tables that only another copy makes equal to the source, for these reasons. Their old copies stay readable
-    /// until then, and everything else goes on.
-    async fn copy_again(&mut self, copies: Vec<(u32, String)>) -> Result<(), EngineError> {
-        let Some(catalogs) = self.catalogs.as_ref().filter(|_| !copies.is_empty()) else { return Ok(()) };
-        for (oid, reason) in &copies {
-            let table = catalogs.spec(*oid).map(|spec| spec.source.to_string()).unwrap_or_default();
-            tracing::info!("table {table} is copied again: {reason}");
-        }
-
-        let abandoned: Vec<(u32, Option<Pause>)> = copies.iter().map(|(oid, _)| (*oid, None)).collect();
-        self.target.call(move |target| target.abandon_copies(&abandoned)).await?;
-        copies.into_iter().for_each(|(oid, _)| self.wait_for_copy(oid));
-        Ok(())
-    }
-
-    /// The table is followed no longer, until somebody begins its copy.
-    fn wait_for_copy(&mut self, oid: u32) {
-        self.copying.remove(&oid);
-        self.catching_up.remove(&oid);
-        self.consumer.assembler().unfollow(oid);
-        if let Some(catalogs) = &mut self.catalogs {
-            catalogs.forget(oid);
-        }
-        self.to_copy.insert(oid);
-    }
-
-    /// Tables that wait for another copy, since the last call.
-    pub fn take_to_copy(&mut self) -> BTreeSet<u32> {
-        std::mem::take(&mut self.to_copy)
-    }
-
-    /// Whether there are such tables.
-    pub fn has_to_copy(&self) -> bool {
-        !self.to_copy.is_empty()
-    }
-
-    /// Whether the copy of a table holds what was committed at `commit_lsn`.
-    fn is_in_copy(&self, oid: u32, commit_lsn: Lsn) -> bool {
-        let spec = self.catalogs.as_ref().and_then(|catalogs| catalogs.spec(oid));
-        spec.is_some_and(|spec| commit_lsn < spec.copy_lsn)
-    }
-
-    /// Finds out what the relations are whose changes came and were not taken: none is left out that is not known to be.
-    /// A reason to attach anew: one of them is a table to copy, or a part of one.
-    async fn place_untracked(&mut self) -> Result<Option<String>, EngineError> {
-        let untracked = self.consumer.assembler().take_untracked();
-        let Some(catalogs) = self.catalogs.as_mut().filter(|_| !untracked.is_empty()) else { return Ok(None) };
-        let relations: Vec<&Relation> = untracked.iter().map(|untracked| &untracked.relation).collect();
-        let Some(places) = in_time(catalogs.places(&relations)).await? else {
-            self.consumer.assembler().put_back_untracked(untracked);
-            return Ok(None);
-        };
-
-        let (mut reasons, mut copies) = (Vec::new(), Vec::new());
-        for (Untracked { relation, changes, last_change }, place) in untracked.iter().zip(places) {
-            match place {
-                Place::AwaitsCopy => {}
-                Place::LeftOut(reason) => self.left_out.add(&relation.name, reason, *changes),
-                Place::New => reasons.push(format!("table {} is new", relation.name)),
-                // What came before its copy is in it.
-                Place::PartOf(root) if self.is_in_copy(root, *last_change) => {}
-                Place::PartOf(root) => {
-                    let why = format!("rows came for its partition {} alone", relation.name);
-                    if !copies.iter().any(|(oid, _)| *oid == root) {
-                        copies.push((root, why));
-                    }
-                }
-            }
-        }
-        self.copy_again(copies).await?;
-        Ok((!reasons.is_empty()).then(|| reasons.join("; ")))
     }
 
     /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to come before

@@ -1,11 +1,14 @@
-//! How often tables were copied again because a change of them could not be applied. A cause that stays makes copies without
-//! end, each of which reads the whole table at the source.
+//! Tables that are copied again: which ones wait for that, and how often it was because a change could not be applied. A cause
+//! that stays makes copies without end, each of which reads the whole table at the source.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use super::{EngineError, SyncEngine};
+use crate::{change::Pause, source::CdcConsumer, target::OlapEngine};
 
 /// How often a table is copied again within an hour before it is paused.
 pub const MAX_RECOPIES: usize = 5;
@@ -38,6 +41,44 @@ impl Recopies {
     fn count_at(&self, oid: u32, now: Instant) {
         let mut by_table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         by_table.entry(oid).or_default().push_back(now);
+    }
+}
+
+impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
+    /// Marks tables that only another copy makes equal to the source, for these reasons. Their old copies stay readable
+    /// until then, and everything else goes on.
+    pub(super) async fn copy_again(&mut self, copies: Vec<(u32, String)>) -> Result<(), EngineError> {
+        let Some(catalogs) = self.catalogs.as_ref().filter(|_| !copies.is_empty()) else { return Ok(()) };
+        for (oid, reason) in &copies {
+            let table = catalogs.spec(*oid).map(|spec| spec.source.to_string()).unwrap_or_default();
+            tracing::info!("table {table} is copied again: {reason}");
+        }
+
+        let abandoned: Vec<(u32, Option<Pause>)> = copies.iter().map(|(oid, _)| (*oid, None)).collect();
+        self.target.call(move |target| target.abandon_copies(&abandoned)).await?;
+        copies.into_iter().for_each(|(oid, _)| self.wait_for_copy(oid));
+        Ok(())
+    }
+
+    /// The table is followed no longer, until somebody begins its copy.
+    pub(super) fn wait_for_copy(&mut self, oid: u32) {
+        self.copying.remove(&oid);
+        self.catching_up.remove(&oid);
+        self.consumer.assembler().unfollow(oid);
+        if let Some(catalogs) = &mut self.catalogs {
+            catalogs.forget(oid);
+        }
+        self.to_copy.insert(oid);
+    }
+
+    /// Tables that wait for another copy, since the last call.
+    pub fn take_to_copy(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.to_copy)
+    }
+
+    /// Whether there are such tables.
+    pub fn has_to_copy(&self) -> bool {
+        !self.to_copy.is_empty()
     }
 }
 

@@ -84,7 +84,7 @@ pub async fn sync(options: &Options, again: CopyAgain, stop: &CancellationToken)
     let goal = wal_position(options).await?;
     let writer = Writer::new(DuckDb::open(&options.target)?);
     let mut copies = Copies::new(options, &writer, BREAKS);
-    let ended = sync_sessions(options, again, stop, goal, &writer, &mut copies).await;
+    let ended = Box::pin(sync_sessions(options, again, stop, goal, &writer, &mut copies)).await;
     copies.shutdown().await;
     let report = ended?;
     if !report.is_stopped {

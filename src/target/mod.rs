@@ -256,7 +256,7 @@ impl StoredTable {
 pub enum TableState {
     /// Known, nothing copied yet. Entered when the table is first seen; left by `begin_copies`.
     Pending,
-    /// Rows are being loaded into the shadow, and changes are kept beside it. Left by `finish_load`.
+    /// Rows are being loaded into the shadow, and changes are kept beside it. Left by `finish_loads`.
     Copying,
     /// Every row of the snapshot is in the shadow; the changes that were kept are being merged into it. Left by `merge`.
     CatchingUp,
