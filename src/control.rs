@@ -3,7 +3,8 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -72,9 +73,13 @@ impl Control {
             }
         };
         let options = options.clone();
+        let last = LastStatus::default();
         let task = tokio::spawn(async move {
+            // So that there is one when the first question comes in the middle of a long step.
+            let (first, its_writer, its_last) = (options.clone(), writer.clone(), last.clone());
+            tokio::spawn(async move { status(&first, &its_writer, &its_last).await });
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, options.clone(), writer.clone(), ask.clone()));
+                tokio::spawn(serve(client, options.clone(), writer.clone(), ask.clone(), last.clone()));
             }
         });
         Some(Self { path, task })
@@ -86,12 +91,54 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
 const LONGEST_QUESTION: u64 = 64 << 10;
 
+/// How long an answer may take that waits for the writer: a merge, a file checkpoint or a large batch has it for longer.
+const WRITER_PATIENCE: Duration = Duration::from_millis(800);
+
+/// The last status that was asked for, and when: the answer while the writer is busy.
+#[derive(Debug, Clone, Default)]
+struct LastStatus(Arc<Mutex<Option<Remembered>>>);
+
+#[derive(Debug)]
+struct Remembered {
+    at: Instant,
+    status: Value,
+    tables: Vec<QualifiedName>,
+}
+
+impl LastStatus {
+    fn remember(&self, status: &Value, state: Option<StoredState>) {
+        let tables = state.into_iter().flat_map(|state| state.tables);
+        let names = tables.filter(|table| table.state != TableState::Dropped).map(|table| table.source).collect();
+        let remembered = Remembered { at: Instant::now(), status: status.clone(), tables: names };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembered);
+    }
+
+    fn get(&self) -> Option<Value> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().map(|last| {
+            let mut status = last.status.clone();
+            status["seconds_old"] = json!(last.at.elapsed().as_secs_f64());
+            status
+        })
+    }
+
+    fn table(&self, name: &str) -> Option<QualifiedName> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()?.tables.iter().find(|table| table.to_string() == name).cloned()
+    }
+}
+
+fn busy() -> Value {
+    json!({ "error": "it is in the middle of a long step (a merge, a file checkpoint or a large batch); ask again" })
+}
+
 /// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact` or `resync SCHEMA.TABLE`, and answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     options: Options,
     writer: Writer<T>,
     ask: UnboundedSender<Asked>,
+    last: LastStatus,
 ) {
     let mut question = String::new();
     let (read, mut write) = client.split();
@@ -100,8 +147,14 @@ async fn serve<T: OlapEngine + 'static>(
         return;
     }
     let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
-        ("status", _) => status(&options, &writer).await,
-        ("jobs", _) => writer.call(|target| target.jobs()).await.map(|jobs| json!(jobs)),
+        ("status", _) => match tokio::time::timeout(WRITER_PATIENCE, status(&options, &writer, &last)).await {
+            Ok(status) => status,
+            Err(_) => Ok(last.get().unwrap_or_else(busy)),
+        },
+        ("jobs", _) => {
+            let jobs = tokio::time::timeout(WRITER_PATIENCE, writer.call(|target| target.jobs())).await;
+            jobs.map_or_else(|_| Ok(busy()), |jobs| jobs.map(|jobs| json!(jobs)))
+        }
         // Nobody listens only when the replicator is about to end.
         ("pause", _) => Ok(json!({ "asked": ask.send(Asked::Pause(true)).is_ok() })),
         ("resume", _) => Ok(json!({ "asked": ask.send(Asked::Pause(false)).is_ok() })),
@@ -109,7 +162,7 @@ async fn serve<T: OlapEngine + 'static>(
             let _shape = options.ddl_lock.write().await;
             writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
         }
-        ("resync", table) => resync(table.to_owned(), &writer, &ask).await,
+        ("resync", table) => resync(table, &writer, &ask, &last).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
     let answer = answer.unwrap_or_else(|error| json!({ "error": crate::engine::with_causes(&error) }));
@@ -117,28 +170,40 @@ async fn serve<T: OlapEngine + 'static>(
     let _ = write.write_all(answer.to_string().as_bytes()).await;
 }
 
-async fn status<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<Value, EngineError> {
+async fn status<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    last: &LastStatus,
+) -> Result<Value, EngineError> {
     let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
     let (state, space) = writer.call(look).await?;
-    Ok(match state {
-        Some(state) => describe(&state, space, &Figures::of(options)),
+    let status = match &state {
+        Some(state) => describe(state, space, &Figures::of(options)),
         None => json!({ "error": "nothing was copied yet" }),
-    })
+    };
+    last.remember(&status, state);
+    Ok(status)
 }
 
 /// Has the session copy a table again.
 async fn resync<T: OlapEngine + 'static>(
-    name: String,
+    name: &str,
     writer: &Writer<T>,
     ask: &UnboundedSender<Asked>,
+    last: &LastStatus,
 ) -> Result<Value, EngineError> {
-    let state = writer.call(|target| target.state()).await?;
-    let known = state.into_iter().flat_map(|state| state.tables);
-    let mut known = known.filter(|table| table.state != TableState::Dropped);
-    let Some(table) = known.find(|table| table.source.to_string() == name) else {
+    let known = match tokio::time::timeout(WRITER_PATIENCE, writer.call(|target| target.state())).await {
+        Ok(state) => {
+            let tables = state?.into_iter().flat_map(|state| state.tables);
+            let mut tables = tables.filter(|table| table.state != TableState::Dropped);
+            tables.find(|table| table.source.to_string() == name).map(|table| table.source)
+        }
+        Err(_) => last.table(name),
+    };
+    let Some(table) = known else {
         return Ok(json!({ "error": format!("there is no table {name} in this copy") }));
     };
-    let _ = ask.send(Asked::Resync(table.source));
+    let _ = ask.send(Asked::Resync(table));
     Ok(json!({ "resync": name }))
 }
 

@@ -291,6 +291,8 @@ pub fn main() -> ExitCode {
         }
     };
     start_logs(&cli.global);
+    // What is copied, DuckDB's log, what it spills and the socket are for nobody else, from the moment that they are there.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // A second provider in the tree would make rustls ask which one to use.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -127,6 +127,7 @@ pub async fn attach<T: OlapEngine + 'static>(
                 && *again != CopyAgain::Everything
             {
                 verify_cluster(&source, before)?;
+                slot::judge_age(before.timeline, source.identity.timeline)?;
             }
             create(options, source, writer, stored, again).await
         }
@@ -201,6 +202,7 @@ async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Resu
         )));
     }
     verify_cluster(source, pipeline)?;
+    slot::judge_age(pipeline.timeline, source.identity.timeline)?;
     if options.slot_lost.take_has_no_wal() {
         return Err(slot::SlotError::Lost { slot: options.slot.clone() }.into());
     }

@@ -206,8 +206,7 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     if known.inherits.iter().any(|(oid, rows)| found.inherits.get(oid).is_some_and(|now| now != rows)) {
         return Err("a partition was detached and attached again".to_owned());
     }
-    let may_hold_others = |leaf: &LeafTable| !leaf.is_born_in_tree && leaf.pages != Some(0);
-    if new_leaves(known, now).any(|leaf| leaf.file != leaf.oid || may_hold_others(leaf)) {
+    if new_leaves(known, now).any(|leaf| leaf.file != leaf.oid || leaf.pages != Some(0)) {
         return Err("a partition that holds rows was attached".to_owned());
     }
     if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label)) {
@@ -237,8 +236,8 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
     Ok(is_other_file && is_altered)
 }
 
-/// Partitions that came since. What came into one that was made as a partition came by the stream (trap 71); of one that
-/// was attached its size says whether it holds rows. A file has its table's oid until the first TRUNCATE or rewrite.
+/// Partitions that came since. Born empty, as they mostly are, nothing came into them but by the stream (trap 71); else their
+/// sizes say whether they hold rows. A file has its table's oid until the first TRUNCATE or rewrite.
 fn new_leaves<'a>(known: &'a Fingerprint, now: &'a SourceTable) -> impl Iterator<Item = &'a LeafTable> {
     now.leaves.iter().filter(|leaf| !known.files.contains_key(&leaf.oid))
 }
@@ -688,7 +687,7 @@ impl Catalogs {
         Ok(if is_settled { position.min(flushed) } else { position })
     }
 
-    /// Measures partitions that were attached since their tables were judged last: only an empty one changes nothing. Returns
+    /// Measures partitions that came since their tables were judged last: only an empty one changes nothing. Returns
     /// the tables of which one is locked, so that it cannot be measured now. Not inside a moment.
     async fn measure_attached(&self, tables: &mut [SourceTable]) -> Result<BTreeSet<u32>, EngineError> {
         let mut unmeasured = BTreeSet::new();
@@ -696,7 +695,7 @@ impl Catalogs {
             let Some(spec) = self.specs.get(&table.oid) else { continue };
             let Ok(known) = serde_json::from_str::<Fingerprint>(&spec.fingerprint) else { continue };
             let attached: Vec<u32> =
-                new_leaves(&known, table).filter(|leaf| !leaf.is_measured()).map(|leaf| leaf.oid).collect();
+                new_leaves(&known, table).filter(|leaf| leaf.pages.is_none()).map(|leaf| leaf.oid).collect();
             if attached.is_empty() {
                 continue;
             }

@@ -2,7 +2,7 @@
 //! whole, or cannot be; and their kept changes, merged step by step.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -150,7 +150,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             state.tables.iter().filter(|stored| !matches!(stored.state, TableState::Pending | TableState::Dropped));
         let names: BTreeMap<u32, &QualifiedName> = stored.map(|stored| (stored.oid, &stored.target)).collect();
 
-        let is_renamed = |table: &&Planned| names.get(&table.spec.oid).is_some_and(|name| **name != table.spec.target);
+        // Nor may it take a name that another table has here, and has given up at the source.
+        let lower = |name: &QualifiedName| (name.schema.to_lowercase(), name.name.to_lowercase());
+        let owners: HashMap<(String, String), u32> = names.iter().map(|(oid, name)| (lower(name), *oid)).collect();
+        let is_of_another =
+            |oid: u32, target: &QualifiedName| owners.get(&lower(target)).is_some_and(|owner| *owner != oid);
+        let is_renamed = |table: &&Planned| {
+            let (oid, target) = (table.spec.oid, &table.spec.target);
+            names.get(&oid).is_some_and(|name| *name != target) || is_of_another(oid, target)
+        };
         Ok(tables
             .iter()
             .find(is_renamed)

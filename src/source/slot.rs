@@ -84,13 +84,17 @@ pub enum SlotError {
         "the source is on timeline {timeline}, which does not descend from this copy's timeline {known}\nhint: check the source URL; copy again with `rhei backfill --force`{BY_ITSELF}"
     )]
     Unrelated { known: u32, timeline: u32 },
+    #[error(
+        "the source is on timeline {timeline}, and this copy has followed timeline {known} already: it is an old primary that is back\nhint: check the source URL, and end that server or make it a standby; the slot and this copy are in order"
+    )]
+    OldPrimary { known: u32, timeline: u32 },
 }
 
 impl SlotError {
     /// Whether it may pass by itself (traps 30-33).
     pub fn is_transient(&self) -> bool {
-        // A standby that is about to be promoted.
-        matches!(self, Self::Active { .. } | Self::InRecovery)
+        // A standby that is about to be promoted; an old primary that is about to be ended.
+        matches!(self, Self::Active { .. } | Self::InRecovery | Self::OldPrimary { .. })
     }
 
     /// Whether the slot can no longer serve this copy, so that only another copy of every table with a new slot helps. A
@@ -171,6 +175,11 @@ pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), Slo
         return Err(SlotError::OtherDatabase { known: known.database.to_owned(), found: found.database.to_owned() });
     }
     Ok(())
+}
+
+/// Timelines only grow: whoever is on a lower one was left by its cluster, and what it says of the slot does not count.
+pub fn judge_age(known: u32, timeline: u32) -> Result<(), SlotError> {
+    if timeline < known { Err(SlotError::OldPrimary { known, timeline }) } else { Ok(()) }
 }
 
 /// Trap 36: `history` holds lines of `timeline`, switch LSN and reason. Our timeline must be an ancestor that was left

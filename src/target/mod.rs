@@ -346,6 +346,12 @@ fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
 }
 
 fn is_of_disk(text: &str) -> bool {
+    // After any failure of a file checkpoint DuckDB says of each statement that the database has been invalidated.
+    if let Some((_, original)) = text.split_once("Original error:")
+        && ["Out of Memory Error", "INTERNAL Error"].iter().any(|kind| original.contains(kind))
+    {
+        return false;
+    }
     const WORDS: [&str; 7] = [
         "No space left",
         "quota exceeded",
@@ -369,6 +375,8 @@ fn is_damage(text: &str) -> bool {
 fn refused(error: &::duckdb::Error) -> &'static str {
     if is_of_disk(&error.to_string()) {
         "the target's disk does not take what is written\nhint: make room; nothing that was committed is lost"
+    } else if error.to_string().contains("Out of Memory Error") {
+        "DuckDB has no memory left\nhint: raise [target] duckdb_memory_limit, or lower [target] threads"
     } else if is_damage(&error.to_string()) {
         "the target is damaged\nhint: restore it with its log from a backup, or copy again into a new file"
     } else {
@@ -466,6 +474,19 @@ mod tests {
 
     fn error(sql: &str) -> TargetError {
         ::duckdb::Connection::open_in_memory().unwrap().execute_batch(sql).unwrap_err().into()
+    }
+
+    #[test]
+    fn a_file_checkpoint_that_had_no_memory_is_no_full_disk() {
+        let invalidated = |original: &str| {
+            format!(
+                "FATAL Error: Failed: database has been invalidated because of a previous fatal error. The database must be \
+                 restarted prior to being used again.\nOriginal error: \"{original}\""
+            )
+        };
+        assert!(is_of_disk(&invalidated("IO Error: Could not write all bytes: No space left on device")));
+        assert!(!is_of_disk(&invalidated("Out of Memory Error: failed to pin block of size 256.0 KiB")));
+        assert!(!is_of_disk(&invalidated("INTERNAL Error: Attempted to access index 1")));
     }
 
     /// DuckDB's messages hold what they could not read.

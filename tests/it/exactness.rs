@@ -17,13 +17,6 @@ fn running(following: &Following) -> Running {
     running
 }
 
-/// The same for a copy that is live already.
-fn running_again(following: &Following) -> Running {
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
-    running.wait_for_log("following the source", SOON);
-    running
-}
-
 /// How many copies of tables a run has finished.
 fn copies(running: &Running) -> usize {
     running.logs().lines().filter(|line| line.contains("INFO") && line.contains(" copied ")).count()
@@ -625,9 +618,10 @@ fn a_keyless_table_whose_label_was_renamed_is_copied_and_not_paused() {
     following.assert_same(&["public.t"]);
 }
 
-/// What came into a partition that was made as one came by the stream; one that was attached with rows is not in the copy yet.
+/// A partition that came empty changes nothing. Of one that holds rows when it is noticed they may never have come as rows of the
+/// tree.
 #[test]
-fn partitions_that_are_made_on_demand_have_no_tree_copied_again() {
+fn a_partition_that_came_with_rows_has_its_tree_copied_and_an_empty_one_has_not() {
     let following = Following::new("on_demand");
     following.db.execute(
         "CREATE TABLE tree (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
@@ -636,25 +630,16 @@ fn partitions_that_are_made_on_demand_have_no_tree_copied_again() {
     let mut run = running(&following);
     let mark = run.log_mark();
     following.db.execute(
-        "BEGIN; CREATE TABLE p1 PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (11, 'eleven'); COMMIT;
+        "CREATE TABLE p1 PARTITION OF tree FOR VALUES FROM (10) TO (20);
          CREATE TABLE p2 PARTITION OF tree FOR VALUES FROM (20) TO (40) PARTITION BY RANGE (id);
-         CREATE TABLE p21 PARTITION OF p2 FOR VALUES FROM (20) TO (30); INSERT INTO tree SELECT i, 'twenty' FROM generate_series(20, 29) i;
+         CREATE TABLE p21 PARTITION OF p2 FOR VALUES FROM (20) TO (30);
          CREATE TABLE empty (id int PRIMARY KEY, v text); ALTER TABLE tree ATTACH PARTITION empty FOR VALUES FROM (40) TO (50)",
     );
     following.wait_settled(&mut run);
-    run.assert_no_copies_since(mark);
-    run.stop(SOON).assert_code(0);
-    following.assert_same(&["public.tree"]);
-
-    // And while nobody follows.
-    following.db.execute(
-        "CREATE TABLE p5 PARTITION OF tree FOR VALUES FROM (50) TO (60); INSERT INTO tree VALUES (51, 'late')",
-    );
-    let mut run = running_again(&following);
+    following.db.execute("INSERT INTO tree SELECT i, 'later' FROM generate_series(10, 29) i");
     following.wait_settled(&mut run);
-    run.assert_no_copies_since(0);
+    run.assert_no_copies_since(mark);
 
-    // Made, filled and attached, in one transaction or in several: its rows never came as rows of the tree.
     for (number, statements) in [
         "CREATE TABLE q (id int PRIMARY KEY, v text); INSERT INTO q VALUES (61, 'q'); ALTER TABLE tree ATTACH PARTITION q FOR VALUES FROM (60) TO (70)",
         "BEGIN; CREATE TABLE r (id int PRIMARY KEY, v text); INSERT INTO r VALUES (71, 'r'); \

@@ -397,3 +397,33 @@ fn a_slot_that_is_there_becomes_a_failover_slot_where_the_server_can() {
     let query = format!("SELECT failover FROM pg_replication_slots WHERE slot_name = '{slot}'");
     assert_eq!(following.db.value(&query), "t");
 }
+
+/// It has no slot of ours, and says that it never heard of our history: neither makes the slot of the new primary a lost one.
+#[test]
+fn an_old_primary_that_is_back_is_refused_and_nothing_is_copied_from_it() {
+    let old = Cluster::start(ClusterOptions::default());
+    let db = old.database("old_primary");
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
+    let new = old.standby();
+    wait_until(SOON, "the standby has the table", || {
+        new.replica_of(&db).try_query("SELECT FROM t").is_ok_and(|rows| rows.len() == 1)
+    });
+    new.promote();
+    let promoted = new.replica_of(&db);
+    wait_until(SOON, "the standby is the primary", || promoted.value("SELECT pg_is_in_recovery()") == "f");
+    let following = Following::of(promoted);
+    following.sync();
+    following.db.execute("INSERT INTO t VALUES (2, 'new')");
+    following.sync();
+    let before = rows(&following);
+
+    db.execute("INSERT INTO t VALUES (3, 'old')");
+    for settings in ["stop", "resync"] {
+        let to_old = following.rhei.clone().source(db.url()).env("RHEI_SOURCE_ON_SLOT_LOST", settings);
+        refused(&to_old.run(["sync"]), &["an old primary that is back", "timeline 1"]);
+        assert_eq!(rows(&following), before);
+    }
+    following.db.execute("INSERT INTO t VALUES (4, 'goes on')");
+    following.sync();
+    following.assert_same(&["public.t"]);
+}

@@ -362,3 +362,29 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
 fn toml_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\t', "\\t"))
 }
+
+/// Whatever lies beside the target holds data of the source, or reaches the replicator.
+#[test]
+fn files_and_socket_are_for_their_owner_alone_from_the_moment_that_they_are_there() {
+    use std::os::unix::fs::PermissionsExt;
+    let following = Following::new("private");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)");
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    following.db.execute("INSERT INTO t VALUES (0)");
+    following.wait_until_in_step();
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(following.copy().parent().unwrap()).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.starts_with("copy.duckdb") {
+            let mode = entry.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{name} has mode {mode:o}");
+            seen.push(name);
+        }
+    }
+    for wanted in ["copy.duckdb", "copy.duckdb.wal", "copy.duckdb.rhei.sock"] {
+        assert!(seen.iter().any(|name| name == wanted), "no {wanted} among {seen:?}");
+    }
+    running.stop(SOON).assert_code(0);
+}

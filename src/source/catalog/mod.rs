@@ -278,18 +278,9 @@ pub struct LeafTable {
     pub file: u32,
     /// See [`Fingerprint::inherits`].
     pub inherits: String,
-    /// It was made as a partition of its root, and never was anything else: all of its rows came as rows of the root.
-    pub is_born_in_tree: bool,
     /// Pages of 8 KiB; none as long as nobody has measured it ([`measure`]).
     pub pages: Option<u64>,
     pub can_select: bool,
-}
-
-impl LeafTable {
-    /// Its size is known, or does not matter to whoever follows its root.
-    pub fn is_measured(&self) -> bool {
-        self.is_born_in_tree || self.pages.is_some()
-    }
 }
 
 impl SourceTable {
@@ -571,15 +562,10 @@ const READABLE: &str = "coalesce(has_schema_privilege(n.oid, 'USAGE') \
      AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')), false)";
 
 /// Each of the tables `$1` with all of its partitions, read without a lock on any of them. `links` are the rows of pg_inherits
-/// between a table and its root; `is_born` says that each of them was made with its table.
-///
-/// A partition that was attached has had its columns updated by that; the system columns are as they were made.
-const TREE: &str = "tree(root, oid, links, is_born) AS ( \
-       SELECT root, root, '{}'::text[], true FROM unnest($1::oid[]) AS root \
-       UNION ALL SELECT tree.root, i.inhrelid, links || format('%s:%s', i.inhrelid, i.xmin), is_born AND EXISTS ( \
-         SELECT FROM pg_attribute made JOIN pg_attribute a ON a.attrelid = made.attrelid AND a.attnum > 0 \
-           AND a.xmin = made.xmin AND a.cmin = made.cmin \
-         WHERE made.attrelid = i.inhrelid AND made.attnum = -1 AND made.xmin = i.xmin) \
+/// between a table and its root.
+const TREE: &str = "tree(root, oid, links) AS ( \
+       SELECT root, root, '{}'::text[] FROM unnest($1::oid[]) AS root \
+       UNION ALL SELECT tree.root, i.inhrelid, links || format('%s:%s', i.inhrelid, i.xmin) \
        FROM tree JOIN pg_class parent ON parent.oid = tree.oid AND parent.relkind = 'p' \
        JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)";
 
@@ -599,7 +585,7 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
         .query(
             &format!(
                 "WITH RECURSIVE {TREE} SELECT tree.root, n.nspname::text, c.relname::text, c.oid, c.relfilenode, \
-                 greatest(c.reltuples, 0)::bigint, links, is_born, {READABLE}, \
+                 greatest(c.reltuples, 0)::bigint, links, {READABLE}, \
                  c.relkind = 'r' AND c.relpersistence = 'p', format('%I.%I', n.nspname, c.relname) \
                  FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind IN ('r', 'f') \
                  JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2, 3"
@@ -610,8 +596,8 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
     let mut trees: HashMap<u32, Tree> = HashMap::new();
     for row in rows {
         let tree = trees.entry(row.try_get(0)?).or_default();
-        if !row.try_get::<_, bool>(9)? {
-            tree.without_wal.push(row.try_get(10)?);
+        if !row.try_get::<_, bool>(8)? {
+            tree.without_wal.push(row.try_get(9)?);
             continue;
         }
 
@@ -623,9 +609,8 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
             name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
             file: row.try_get(4)?,
             inherits: links.join(","),
-            is_born_in_tree: row.try_get(7)?,
             pages: None,
-            can_select: row.try_get(8)?,
+            can_select: row.try_get(7)?,
         });
     }
 

@@ -1,0 +1,140 @@
+//! Many small tables: what a first copy and each `sync` after it cost, beside what PostgreSQL and DuckDB alone take for as many
+//! tables in the same run: `make bench-tables`.
+//!
+//! RHEI_BENCH_TABLES names how many (default "100 1000"; 10,000 takes minutes). Each has ten rows of four columns. CPU-seconds of
+//! the server are the whole machine's less those of the client.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
+
+#[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
+#[path = "../tests/it/bed/mod.rs"]
+mod bed;
+#[allow(dead_code, reason = "as above")]
+mod measure;
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir};
+use measure::{GLANCE, Report, machine_cpu, peak_mib, process_cpu};
+
+const ROWS: u32 = 10;
+
+struct Measured {
+    wall: f64,
+    cpu: f64,
+    machine: f64,
+    peak_mib: f64,
+}
+
+/// Runs work that says what the client took: CPU-seconds and memory in MiB.
+fn measured(work: impl FnOnce() -> (f64, f64)) -> Measured {
+    let (machine, started) = (machine_cpu(), Instant::now());
+    let (cpu, peak_mib) = work();
+    Measured { wall: started.elapsed().as_secs_f64(), cpu, machine: machine_cpu() - machine, peak_mib }
+}
+
+impl Measured {
+    fn line(&self, what: &str) -> String {
+        let server = (self.machine - self.cpu).max(0.0);
+        format!("{what:<26} {:>8.2} s  {:>7.2}  {server:>7.2}  {:>6.0}", self.wall, self.cpu, self.peak_mib)
+    }
+}
+
+fn synced(rhei: &Rhei) -> (f64, f64) {
+    let mut running = rhei.spawn(["sync"]);
+    let (mut cpu, mut peak) = (0.0, 0.0);
+    while running.is_running() {
+        cpu = process_cpu(&running.pid().to_string()).unwrap_or(cpu);
+        peak = peak_mib(running.pid()).unwrap_or(peak);
+        std::thread::sleep(GLANCE);
+    }
+    running.wait(std::time::Duration::from_secs(1)).assert_code(0);
+    (cpu, peak)
+}
+
+fn dumped(cluster: &Cluster, db: &Db, file: &Path) -> (f64, f64) {
+    let mut command = Command::new(cluster.bin().join("pg_dump"));
+    command.args(["--format=custom", "--dbname"]).arg(db.url()).arg("--file").arg(file);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let (mut cpu, mut peak) = (0.0, 0.0);
+    while child.try_wait().unwrap().is_none() {
+        cpu = process_cpu(&child.id().to_string()).unwrap_or(cpu);
+        peak = peak_mib(child.id()).unwrap_or(peak);
+        std::thread::sleep(GLANCE);
+    }
+    assert!(child.wait().unwrap().success());
+    (cpu, peak)
+}
+
+/// DuckDB makes and fills as many tables in one transaction.
+fn made_by_duckdb(tables: usize, file: &Path) -> (f64, f64) {
+    let before = process_cpu("self").unwrap();
+    let connection = duckdb::Connection::open(file).unwrap();
+    connection.execute_batch("BEGIN").unwrap();
+    for table in 1..=tables {
+        connection.execute_batch(&format!("CREATE TABLE t{table} (id INTEGER, n INTEGER, v VARCHAR)")).unwrap();
+        let mut appender = connection.appender(&format!("t{table}")).unwrap();
+        for row in 1..=ROWS {
+            appender.append_row(duckdb::params![row, row, format!("row {row}")]).unwrap();
+        }
+        appender.flush().unwrap();
+    }
+    connection.execute_batch("COMMIT").unwrap();
+    drop(connection);
+    (process_cpu("self").unwrap() - before, peak_mib(std::process::id()).unwrap_or_default())
+}
+
+fn each(db: &Db, tables: usize, statement: &str) {
+    db.execute(&format!(
+        "DO $$ BEGIN FOR i IN 1..{tables} LOOP EXECUTE format('{}', i); END LOOP; END $$",
+        statement.replace('\'', "''")
+    ));
+}
+
+fn main() {
+    let sizes = std::env::var("RHEI_BENCH_TABLES").unwrap_or_else(|_| "100 1000".to_owned());
+    let cluster = Cluster::start(ClusterOptions::default().conf("max_locks_per_transaction = 2000"));
+    let mut report = Report::default();
+    for tables in sizes.split_whitespace().map(|size| size.parse::<usize>().unwrap()) {
+        let db = cluster.database("tables");
+        each(&db, tables, "CREATE TABLE t%1$s (id int PRIMARY KEY, n int, v text)");
+        each(&db, tables, &format!("INSERT INTO t%1$s SELECT i, i, 'row ' || i FROM generate_series(1, {ROWS}) i"));
+        let folder = temp_dir();
+        let slot = format!("bench_tables_{tables}");
+        let rhei = Rhei::new(folder.path())
+            .source(db.url())
+            .target("copy.duckdb")
+            .deadline(std::time::Duration::from_secs(900))
+            .config(&format!("[source]\nslot = \"{slot}\"\n"));
+        report.say(format!("{tables} tables                      wall  client s  server s  peak MiB"));
+        let dump = measured(|| dumped(&cluster, &db, &folder.path().join("dump")));
+        report.say(dump.line("pg_dump"));
+        let made = measured(|| made_by_duckdb(tables, &folder.path().join("made.duckdb")));
+        report.say(made.line("DuckDB, one transaction"));
+        let first = measured(|| synced(&rhei));
+        report.say(first.line("rhei: first copy"));
+        let question = Instant::now();
+        db.value("SELECT count(*) FROM pg_publication_tables");
+        let question = question.elapsed().as_secs_f64();
+        let nothing = measured(|| synced(&rhei));
+        report.say(nothing.line("rhei: nothing to do"));
+        db.execute("INSERT INTO t1 VALUES (1001, 1, 'one')");
+        let one = measured(|| synced(&rhei));
+        report.say(one.line("rhei: a row in one table"));
+        each(&db, tables, "INSERT INTO t%1$s VALUES (1002, 1, 'each')");
+        report.say(measured(|| synced(&rhei)).line("rhei: a row in each"));
+        each(&db, tables, "ALTER TABLE t%1$s ALTER n TYPE bigint");
+        report.say(measured(|| synced(&rhei)).line("rhei: all retyped"));
+        report.say(format!(
+            "first copy: {:.2} of pg_dump and DuckDB; nothing to do: {:.2} s, the publications' tables are counted in {question:.2} s",
+            first.wall / (dump.wall + made.wall),
+            nothing.wall,
+        ));
+        report.say(String::new());
+        db.query(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    }
+    report.write("Many small tables", &cluster.major().to_string());
+}
