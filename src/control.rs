@@ -2,6 +2,7 @@
 //! meanwhile. Both ends are here. One connection, one question (a line), one answer (a JSON document).
 
 use std::{
+    future::Future,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -75,9 +76,8 @@ impl Control {
         let options = options.clone();
         let last = LastStatus::default();
         let task = tokio::spawn(async move {
-            // So that there is one when the first question comes in the middle of a long step.
-            let (first, its_writer, its_last) = (options.clone(), writer.clone(), last.clone());
-            tokio::spawn(async move { status(&first, &its_writer, &its_last).await });
+            // So that a status is known when the first question comes in the middle of a long step.
+            tokio::spawn(status(options.clone(), writer.clone(), last.clone()));
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(serve(client, options.clone(), writer.clone(), ask.clone(), last.clone()));
             }
@@ -91,12 +91,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
 const LONGEST_QUESTION: u64 = 64 << 10;
 
-/// How long an answer may take that waits for the writer: a merge, a file checkpoint or a large batch has it for longer.
+/// How long an answer waits for the writer. A merge, a file checkpoint or a large batch may keep the writer for longer.
 const WRITER_PATIENCE: Duration = Duration::from_millis(800);
 
-/// The last status that was asked for, and when: the answer while the writer is busy.
+/// The last status that was asked for, which is the answer while the writer is busy.
 #[derive(Debug, Clone, Default)]
-struct LastStatus(Arc<Mutex<Option<Remembered>>>);
+struct LastStatus {
+    remembered: Arc<Mutex<Option<Remembered>>>,
+    /// One question at a time waits for the writer: each takes a thread for as long.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
 
 #[derive(Debug)]
 struct Remembered {
@@ -110,11 +114,11 @@ impl LastStatus {
         let tables = state.into_iter().flat_map(|state| state.tables);
         let names = tables.filter(|table| table.state != TableState::Dropped).map(|table| table.source).collect();
         let remembered = Remembered { at: Instant::now(), status: status.clone(), tables: names };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembered);
+        *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembered);
     }
 
     fn get(&self) -> Option<Value> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         last.as_ref().map(|last| {
             let mut status = last.status.clone();
             status["seconds_old"] = json!(last.at.elapsed().as_secs_f64());
@@ -123,13 +127,28 @@ impl LastStatus {
     }
 
     fn table(&self, name: &str) -> Option<QualifiedName> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         last.as_ref()?.tables.iter().find(|table| table.to_string() == name).cloned()
     }
 }
 
 fn busy() -> Value {
-    json!({ "error": "it is in the middle of a long step (a merge, a file checkpoint or a large batch); ask again" })
+    json!({
+        "error": "the replicator is in the middle of a long step (a merge, a file checkpoint or a large batch); ask again"
+    })
+}
+
+/// What the writer answers within [`WRITER_PATIENCE`]. A question that takes longer goes on, and its answer is forgotten.
+async fn soon<R: Send + 'static>(
+    last: &LastStatus,
+    question: impl Future<Output = Result<R, EngineError>> + Send + 'static,
+) -> Option<Result<R, EngineError>> {
+    let turn = Arc::clone(&last.turn);
+    let asked = tokio::spawn(async move {
+        let _turn = turn.lock().await;
+        question.await
+    });
+    tokio::time::timeout(WRITER_PATIENCE, asked).await.ok()?.ok()
 }
 
 /// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact` or `resync SCHEMA.TABLE`, and answers it.
@@ -147,13 +166,14 @@ async fn serve<T: OlapEngine + 'static>(
         return;
     }
     let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
-        ("status", _) => match tokio::time::timeout(WRITER_PATIENCE, status(&options, &writer, &last)).await {
-            Ok(status) => status,
-            Err(_) => Ok(last.get().unwrap_or_else(busy)),
-        },
+        ("status", _) => {
+            let answer = soon(&last, status(options.clone(), writer.clone(), last.clone())).await;
+            answer.unwrap_or_else(|| Ok(last.get().unwrap_or_else(busy)))
+        }
         ("jobs", _) => {
-            let jobs = tokio::time::timeout(WRITER_PATIENCE, writer.call(|target| target.jobs())).await;
-            jobs.map_or_else(|_| Ok(busy()), |jobs| jobs.map(|jobs| json!(jobs)))
+            let writer = writer.clone();
+            let jobs = soon(&last, async move { writer.call(|target| target.jobs()).await }).await;
+            jobs.map_or_else(|| Ok(busy()), |jobs| jobs.map(|jobs| json!(jobs)))
         }
         // Nobody listens only when the replicator is about to end.
         ("pause", _) => Ok(json!({ "asked": ask.send(Asked::Pause(true)).is_ok() })),
@@ -171,14 +191,14 @@ async fn serve<T: OlapEngine + 'static>(
 }
 
 async fn status<T: OlapEngine + 'static>(
-    options: &Options,
-    writer: &Writer<T>,
-    last: &LastStatus,
+    options: Options,
+    writer: Writer<T>,
+    last: LastStatus,
 ) -> Result<Value, EngineError> {
     let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
     let (state, space) = writer.call(look).await?;
     let status = match &state {
-        Some(state) => describe(state, space, &Figures::of(options)),
+        Some(state) => describe(state, space, &Figures::of(&options)),
         None => json!({ "error": "nothing was copied yet" }),
     };
     last.remember(&status, state);
@@ -192,13 +212,14 @@ async fn resync<T: OlapEngine + 'static>(
     ask: &UnboundedSender<Asked>,
     last: &LastStatus,
 ) -> Result<Value, EngineError> {
-    let known = match tokio::time::timeout(WRITER_PATIENCE, writer.call(|target| target.state())).await {
-        Ok(state) => {
+    let its_writer = writer.clone();
+    let known = match soon(last, async move { its_writer.call(|target| target.state()).await }).await {
+        Some(state) => {
             let tables = state?.into_iter().flat_map(|state| state.tables);
             let mut tables = tables.filter(|table| table.state != TableState::Dropped);
             tables.find(|table| table.source.to_string() == name).map(|table| table.source)
         }
-        Err(_) => last.table(name),
+        None => last.table(name),
     };
     let Some(table) = known else {
         return Ok(json!({ "error": format!("there is no table {name} in this copy") }));

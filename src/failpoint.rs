@@ -3,12 +3,13 @@
 //! Builds without the feature `failpoints` of the crate `fail`, which only tests and benchmarks ask for, contain none of this.
 
 /// Every place, in the order in which a first copy and its stream come by.
-pub const ALL: [&str; 28] = [
+pub const ALL: [&str; 29] = [
     "publication.created",
     "slot.intended",
     "slot.created",
     "slot.recorded",
     "stream.started",
+    "copy.snapshot",
     "copy.planned",
     "copy.adopted",
     "chunk.loading",

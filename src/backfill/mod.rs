@@ -53,14 +53,15 @@ use crate::{
     target::{OlapEngine, StoredTable},
 };
 
-/// So many tables are looked at together when they are done.
+/// How many tables one question to the catalogs checks when their copies are done.
 const MOST_TOLD: usize = 500;
 
-/// Small tables are copied together: so many of them, and pages of so many in all.
+/// A bundle of small tables, which are read and loaded together, has at most so many tables,
 const MOST_BUNDLED: usize = 64;
+/// and so many pages of 8 KiB in all.
 const BUNDLED_PAGES: u64 = 256;
 
-/// Chunks with their sizes in pages, in their order; those of small tables that follow each other together.
+/// Puts neighbouring chunks of small tables into bundles. Each chunk comes with its pages.
 fn bundled(chunks: impl Iterator<Item = (u64, Chunk)>) -> VecDeque<Vec<Chunk>> {
     let mut queue: VecDeque<Vec<Chunk>> = VecDeque::new();
     let mut room = 0;
@@ -102,9 +103,9 @@ pub enum Told {
         /// Per table the ids of its jobs, or none when it has to wait for another round.
         adopted: oneshot::Sender<Vec<Option<Vec<u64>>>>,
     },
-    /// These tables cannot be read now, since somebody holds a lock on them; the round goes on without them.
+    /// Another session at the source has locked these tables; the round copies the others.
     Locked(BTreeMap<u32, QualifiedName>),
-    /// What became of tables, by oid.
+    /// What became of the copies of tables, by oid.
     Copied(Vec<(u32, Copied)>),
 }
 
@@ -114,7 +115,8 @@ pub struct Round {
     pub wanted: Option<BTreeSet<u32>>,
     /// The slot of the pipeline itself, when it was just made; else the round makes one for the time of its snapshot.
     pub first: Option<FirstSlot>,
-    /// Keep the stream so far behind the source while the slot is made: the way out when tables change too fast.
+    /// How far the stream stays behind the source while the slot is made. Without it, a table that changes
+    /// all the time has always changed between the slot's snapshot and the begin of its copy.
     pub trail: Option<Duration>,
     /// Nobody follows: an ordinary snapshot will do.
     pub is_plain: bool,
@@ -145,7 +147,7 @@ pub async fn run<T: OlapEngine + 'static>(
     let release = Release(round.hold.clone());
     let (is_plain, wanted) = (round.is_plain, round.wanted.as_ref());
     let prepare = async {
-        // What may take long, or wait for somebody, comes before the snapshot, which the stream waits for.
+        // The stream is held from the snapshot on, so whatever may wait for a lock comes before it.
         let control = connect_sql(&options.source, "copy control").await?;
         let measured = plan::measure(options, &control, wanted, is_plain).await?;
         if !measured.locked.is_empty() {
@@ -211,7 +213,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let mut queue: Vec<(i32, u64, Chunk)> = Vec::new();
         for (at, (table, ids)) in self.tables.iter().enumerate() {
             self.options.board.begin(&table.spec, table.source.estimated_rows, table.ranges.len(), table.done_rows);
-            // Of a table that was measured, and has nothing but one piece.
+            // Only a table that is one chunk can be copied in a bundle.
             let pages = if table.ranges.len() == 1 { table.source.pages().max(1) } else { u64::MAX };
             for (range, &job) in table.ranges.iter().zip(ids) {
                 queue.push((table.priority, pages, Chunk { table: at, query: range.query.clone(), job }));
@@ -279,7 +281,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         ended.and(others)
     }
 
-    /// Tables whose last chunks are done are looked at once more before they count.
+    /// Compares tables whose last chunks are done with the catalogs, and reports what became of their copies.
     async fn tell(&self, ended: Vec<(usize, Copied)>) -> Result<(), EngineError> {
         let ended: Vec<(&Planned, Copied)> =
             ended.into_iter().filter_map(|(at, copied)| Some((&self.tables.get(at)?.0, copied))).collect();

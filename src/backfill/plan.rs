@@ -109,15 +109,14 @@ pub(super) struct Range {
     pub query: String,
 }
 
-/// What is known of tables before their snapshot is taken. The stream is not held while this is found out, however long it
-/// takes.
+/// What is measured of tables before their snapshot is taken, while the stream is not held.
 #[derive(Default)]
 pub(super) struct Measured {
     /// Pages of each table that holds rows.
     pages: HashMap<u32, u64>,
     /// By table: the numbers of columns with long values.
     long_columns: HashMap<u32, Vec<i16>>,
-    /// Tables that cannot be read now, since somebody holds a lock on them or on a partition of theirs.
+    /// Tables that another session has locked, or of which it has locked a partition.
     pub locked: BTreeMap<u32, QualifiedName>,
 }
 

@@ -17,6 +17,7 @@ use crate::{
     Lsn,
     change::TableSpec,
     engine::{EngineError, Event, Options},
+    failpoint::reached,
     source::{
         Hold, SourceError,
         catalog::{self, quote_identifier, quote_literal, quote_table},
@@ -52,6 +53,7 @@ impl Snapshot {
         is_temporary: bool,
         hold: &Hold,
     ) -> Result<Self, EngineError> {
+        reached("copy.snapshot");
         let FirstSlot { mut replication, created } = first;
         let lsn = created.consistent_point;
         hold.set(lsn);
@@ -200,7 +202,7 @@ pub async fn release_locks(holder: &SqlClient) -> Result<(), EngineError> {
 /// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder` sees them.
 ///
 /// # Errors
-/// [`SourceError::is_locked`]: somebody holds a lock on the table.
+/// [`SourceError::is_locked`]: another session has locked the table.
 pub async fn fetch_rows(
     holder: &SqlClient,
     spec: &Arc<TableSpec>,

@@ -33,10 +33,11 @@ const ATTEMPTS: u32 = 5;
 /// Before a chunk is tried again; doubled each time.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Before a chunk of a table that somebody has locked is tried again; the others go on meanwhile.
+/// How long a worker leaves the chunks of a table alone that another session has locked,
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
+/// and how often it asks for a chunk when the tables of all chunks are locked.
 const LOCKED_STEP: Duration = Duration::from_millis(200);
-/// A round ends when nobody can go on for so long.
+/// A worker ends when the tables of all chunks have been locked for so long; the next round copies them.
 const LONGEST_LOCK: Duration = Duration::from_secs(5);
 const LOCKED_WARNING: Duration = Duration::from_secs(60);
 
@@ -59,7 +60,7 @@ pub(super) struct Work {
     pub snapshots: Vec<String>,
     pub specs: Vec<Arc<TableSpec>>,
     pub estimates: Vec<u64>,
-    /// Chunks that are copied together: one, or those of several small tables.
+    /// Bundles: one chunk, or those of several small tables, which are copied together.
     pub queue: tokio::sync::Mutex<VecDeque<Vec<Chunk>>>,
     pub state: Mutex<State>,
     pub pace: Option<Pace>,
@@ -72,7 +73,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// The first chunk of a table that nobody has locked.
+    /// Takes the first bundle from the queue whose tables are not locked.
     async fn next_chunk(&self) -> Next {
         let mut queue = self.queue.lock().await;
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,9 +108,9 @@ struct TableState {
     nulled: Vec<Nulled>,
     /// Its other chunks are not begun any more.
     is_over: bool,
-    /// Somebody holds a lock on it: its chunks are not tried again before this.
+    /// Another session has locked the table: its chunks are not tried again before this.
     locked_until: Option<Instant>,
-    /// When that was said last.
+    /// When the log named the table as locked last.
     said_locked: Option<Instant>,
 }
 
@@ -176,7 +177,7 @@ impl Batches {
 /// What is to be copied next.
 enum Next {
     Chunks(Vec<Chunk>),
-    /// Somebody has locked the tables of all that is left.
+    /// Another session has locked the tables of all chunks that are left.
     AllLocked,
     None,
 }
@@ -194,7 +195,7 @@ enum Ended {
 enum Unbundled {
     TooLarge,
     NoConnection,
-    /// It is found once more, by the table that it concerns.
+    /// The copy of the single table meets the error once more, and names the table.
     #[expect(dead_code, reason = "the debug log shows it")]
     Source(SourceError),
 }
@@ -224,7 +225,7 @@ enum Attempt {
     Retry(SourceError),
     /// Another attempt will tell.
     Conflict(TargetError),
-    /// Somebody holds a lock on the table that keeps readers out.
+    /// Another session has locked the table.
     Locked(SourceError),
 }
 
@@ -274,7 +275,7 @@ impl Worker {
                 locked_since = None;
                 continue;
             }
-            // Singly, so that what is in the way of one table concerns no other.
+            // One by one, so that an error concerns the table that it is about and no other.
             while let Some(chunk) = chunks.pop() {
                 if work.stop.is_cancelled() {
                     break;
@@ -309,8 +310,8 @@ impl Worker {
         let _ = self.done.send((at, copied));
     }
 
-    /// Small tables whole, in one round trip and one transaction of the target. `false`: something is in the way of one of
-    /// them, and nothing is copied.
+    /// Copies a bundle in one round trip to the source and one transaction of the target. `false`: one of its tables cannot
+    /// be copied so, and nothing of the bundle was copied.
     async fn copy_all(&mut self, chunks: &[Chunk]) -> Result<bool, EngineError> {
         let jobs: Vec<u64> = chunks.iter().map(|chunk| chunk.job).collect();
         let begun = {
@@ -350,7 +351,6 @@ impl Worker {
         self.loader = Some(returned);
         match loaded {
             Ok(()) => {}
-            // What concerns the whole file is found once more.
             Err(error) if error.is_of_disk() => return Err(error.into()),
             Err(_) => return Ok(false),
         }
@@ -362,7 +362,7 @@ impl Worker {
         Ok(true)
     }
 
-    /// The rows of whole tables, with what became NULL in them.
+    /// Reads all rows of the tables of a bundle, and which of their values became NULL.
     async fn read_all(
         &mut self,
         chunks: &[Chunk],
@@ -380,7 +380,7 @@ impl Worker {
         let read = client.copy_each(&queries, |at, piece| {
             bytes += piece.len();
             sizes.get_mut(at).into_iter().for_each(|size| *size += piece.len() as u64);
-            // Long values lie elsewhere than in the pages that were counted.
+            // Values that are kept out of line (TOAST) are not in the pages that were counted.
             if bytes > most_bytes {
                 return Err(Unbundled::TooLarge);
             }
@@ -409,7 +409,7 @@ impl Worker {
         Ok((batches, nulled))
     }
 
-    /// Somebody has locked the table.
+    /// Leaves the chunks of a table alone for a while: another session has locked it.
     fn put_off(&self, at: usize) {
         let Some((spec, mut state)) = self.table(at) else { return };
         let Some(table) = state.tables.get_mut(at) else { return };
@@ -419,7 +419,7 @@ impl Worker {
             table.said_locked = Some(now);
             tracing::warn!(
                 table = %spec.source,
-                "the rest of the table waits to be copied: somebody holds a lock on it at the source"
+                "the rest of the table waits to be copied: another session at the source has locked it"
             );
         }
     }

@@ -291,7 +291,7 @@ pub fn main() -> ExitCode {
         }
     };
     start_logs(&cli.global);
-    // What is copied, DuckDB's log, what it spills and the socket are for nobody else, from the moment that they are there.
+    // Every file and socket that rhei and DuckDB make is private to the user from the moment it exists.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // A second provider in the tree would make rustls ask which one to use.
     let _ = rustls::crypto::ring::default_provider().install_default();

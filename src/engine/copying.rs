@@ -212,7 +212,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
         Some((FIRST_TRAIL * 2_u32.saturating_pow(doublings.min(10))).min(LONGEST_TRAIL))
     }
 
-    /// The round goes on without tables that somebody has locked; they stay wanted.
+    /// Keeps tables that other sessions have locked for a later round.
     fn locked(&mut self, tables: &BTreeMap<u32, QualifiedName>) {
         if let Some(running) = &mut self.running {
             running.asked.retain(|oid| !tables.contains_key(oid));
@@ -224,12 +224,17 @@ impl<T: OlapEngine + 'static> Copies<T> {
             tracing::warn!(
                 tables = names.join(", "),
                 count = tables.len(),
-                "tables wait for their copy: somebody holds a lock on them at the source"
+                "tables wait for their copy: other sessions at the source have locked them"
             );
         }
     }
 
     fn begin(&mut self) {
+        // The pipeline's own snapshot is there already, and the stream starts at it: nothing may go by before the round has
+        // adopted its tables.
+        if let Some(first) = &self.first {
+            self.hold.set(first.created.consistent_point);
+        }
         let (tell, told) = mpsc::channel(16);
         let stop = CancellationToken::new();
         let round = Round {

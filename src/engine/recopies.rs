@@ -60,7 +60,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(())
     }
 
-    /// The table is followed no longer, until somebody begins its copy.
+    /// Stops following a table until its next copy begins.
     pub(super) fn wait_for_copy(&mut self, oid: u32) {
         self.copying.remove(&oid);
         self.catching_up.remove(&oid);

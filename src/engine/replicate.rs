@@ -167,6 +167,22 @@ async fn sync_sessions<T: OlapEngine + 'static>(
     Err(changed_again_and_again())
 }
 
+/// Has one round copy every table that the stream and the look before it found to need another copy.
+///
+/// # Errors
+/// The source was altered during each of the rounds before, too.
+fn copy_what_was_found<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    copies: &mut Copies<T>,
+    rounds: u32,
+) -> Result<(), EngineError> {
+    if rounds > ATTACH_LIMIT {
+        return Err(changed_again_and_again());
+    }
+    copies.want(engine.take_to_copy());
+    Ok(())
+}
+
 fn changed_again_and_again() -> EngineError {
     EngineError::Setup(
         "tables changed their shape again and again while they were copied\nhint: run it again when fewer schema changes \
@@ -233,10 +249,7 @@ async fn catch_up<T: OlapEngine + 'static>(
             match looked {
                 Ok(None) if engine.has_to_copy() => {
                     rounds += 1;
-                    if rounds > ATTACH_LIMIT {
-                        return Err(changed_again_and_again());
-                    }
-                    copies.want(engine.take_to_copy());
+                    copy_what_was_found(engine, copies, rounds)?;
                     is_settled = false;
                 }
                 Ok(None) => return Ok(Ended::Done),
@@ -253,8 +266,10 @@ async fn catch_up<T: OlapEngine + 'static>(
         match engine.settle().await? {
             Settling::AttachAnew(reason) => return Ok(Ended::AttachAnew(reason)),
             Settling::Done if !engine.has_to_copy() => return Ok(Ended::Done),
-            // The next look finds nothing new, unless the source has gone on.
-            Settling::Done => {}
+            Settling::Done => {
+                rounds += 1;
+                copy_what_was_found(engine, copies, rounds)?;
+            }
             Settling::NewShapes => is_settled = true,
             // A transaction is half read, or a copy waits: one more cycle.
             Settling::Waiting => report.reached = Lsn(report.reached.0.max(engine.checkpoint().lsn.0 + 1)),

@@ -91,7 +91,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 // Gone only when the round broke off, which it says itself.
                 let _ = adopted.send(ids);
             }
-            // `Copies` has them wait.
+            // `Copies::next` keeps these tables for a later round.
             News::Told(Told::Locked(_)) => {}
             News::Told(Told::Copied(copied)) => {
                 let mut loaded = Vec::new();
@@ -113,7 +113,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(None)
     }
 
-    /// Every chunk of these tables is in their shadows.
+    /// Moves tables to `catching_up` whose chunks are all in their shadows.
     async fn loaded(&mut self, tables: Vec<Arc<TableSpec>>, copies: &mut Copies<T>) -> Result<(), EngineError> {
         if tables.is_empty() {
             return Ok(());
@@ -125,21 +125,37 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 reached("copy.finished");
                 self.catching_up.extend(tables.into_iter().map(|spec| (spec.oid, spec)));
             }
-            // One by one, to find the one that it is about.
+            // One by one, to find the table that the error concerns.
             Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
                 for table in tables {
                     Box::pin(self.loaded(vec![table], copies)).await?;
                 }
             }
-            Err(error) => match (error, tables.first()) {
-                (EngineError::Target(error @ TargetError::Diverged { .. }), Some(spec)) => {
-                    self.begin_anew(spec, copies, &error.to_string()).await?;
-                }
-                (EngineError::Target(error), Some(spec)) if is_of_table(&error) => self.refused(spec, &error).await?,
-                (error, _) => return Err(error),
-            },
+            Err(error) => self.failed(tables.first(), error, copies).await?,
         }
         Ok(())
+    }
+
+    /// The copy of one table came to nothing at its end: it begins anew, or its table is paused.
+    ///
+    /// # Errors
+    /// The error is not about the table.
+    async fn failed(
+        &mut self,
+        spec: Option<&Arc<TableSpec>>,
+        error: EngineError,
+        copies: &mut Copies<T>,
+    ) -> Result<(), EngineError> {
+        match (error, spec) {
+            (EngineError::Target(error @ TargetError::Diverged { .. }), Some(spec)) => {
+                self.begin_anew(spec, copies, &error.to_string()).await
+            }
+            (EngineError::Target(error @ TargetError::ForeignTable { .. }), Some(spec)) => {
+                self.give_up_copy(spec, Some(Pause::new(error.to_string()))).await
+            }
+            (EngineError::Target(error), Some(spec)) if is_of_table(&error) => self.refused(spec, &error).await,
+            (error, _) => Err(error),
+        }
     }
 
     /// Names of tables are changed when a session attaches, all at once, since two may swap theirs. A copy that began under
@@ -150,7 +166,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             state.tables.iter().filter(|stored| !matches!(stored.state, TableState::Pending | TableState::Dropped));
         let names: BTreeMap<u32, &QualifiedName> = stored.map(|stored| (stored.oid, &stored.target)).collect();
 
-        // Nor may it take a name that another table has here, and has given up at the source.
+        // Nor may a copy take a name that another table still has in the target and no longer at the source.
         let lower = |name: &QualifiedName| (name.schema.to_lowercase(), name.name.to_lowercase());
         let owners: HashMap<(String, String), u32> = names.iter().map(|(oid, name)| (lower(name), *oid)).collect();
         let is_of_another =
@@ -355,22 +371,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let _ = self.events.send(Event::AllLive);
                 }
             }
-            // One by one, to find the one that it is about.
+            // One by one, to find the table that the error concerns.
             Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
                 for table in tables {
                     Box::pin(self.merge(vec![table], copies)).await?;
                 }
             }
-            Err(error) => match (error, tables.first()) {
-                (EngineError::Target(error @ TargetError::Diverged { .. }), Some(spec)) => {
-                    self.begin_anew(spec, copies, &error.to_string()).await?;
-                }
-                (EngineError::Target(error @ TargetError::ForeignTable { .. }), Some(spec)) => {
-                    self.give_up_copy(spec, Some(Pause::new(error.to_string()))).await?;
-                }
-                (EngineError::Target(error), Some(spec)) if is_of_table(&error) => self.refused(spec, &error).await?,
-                (error, _) => return Err(error),
-            },
+            Err(error) => self.failed(tables.first(), error, copies).await?,
         }
         Ok(())
     }

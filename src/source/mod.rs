@@ -206,7 +206,7 @@ impl SourceError {
         }
     }
 
-    /// Somebody holds a lock on a table, and was not waited for any longer.
+    /// The statement waited for the lock of another session as long as `lock_timeout` allows.
     pub fn is_locked(&self) -> bool {
         match self {
             Self::Catalog(error) => error.is_locked(),

