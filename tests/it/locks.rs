@@ -68,6 +68,15 @@ fn ddl_on_other_tables_waits_for_no_copy() {
     following.assert_same(&["public.large", "public.tree", "public.plain"]);
 }
 
+/// Ends a thread that writes, also when the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// As VACUUM FULL or an ALTER in an open transaction hold it.
 struct Lock(crate::bed::Session);
 
@@ -184,6 +193,7 @@ fn a_hot_table_is_copied_again_without_holding_the_stream() {
     running.wait_for_log("following the source", SOON);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = Over(&is_over);
         scope.spawn(|| {
             let session = following.db.session();
             while !is_over.load(Ordering::Relaxed) {
@@ -201,7 +211,6 @@ fn a_hot_table_is_copied_again_without_holding_the_stream() {
             etl.execute("COMMIT");
             running.wait_for_log_after(mark, "live table=\"public.hot\"", SOON);
         }
-        is_over.store(true, Ordering::Relaxed);
     });
     following.wait_settled(&mut running);
     running.stop(SOON).assert_code(0);
@@ -217,10 +226,13 @@ fn a_table_that_changes_while_every_snapshot_is_taken_is_copied_in_the_end() {
         "CREATE TABLE hot (id int PRIMARY KEY, n int); INSERT INTO hot SELECT i, 0 FROM generate_series(1, 1000) i",
     );
     following.sync();
-    let mut running = following.rhei.clone().env("FAILPOINTS", "copy.snapshot=sleep(300)").spawn(["run"]);
+    // A look at the catalogs has the stream wait for a moment, which would do as well.
+    let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h");
+    let mut running = rhei.env("FAILPOINTS", "copy.snapshot=sleep(500)").spawn(["run"]);
     running.wait_for_log("following the source", SOON);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = Over(&is_over);
         scope.spawn(|| {
             let session = following.db.session();
             while !is_over.load(Ordering::Relaxed) {
@@ -230,9 +242,8 @@ fn a_table_that_changes_while_every_snapshot_is_taken_is_copied_in_the_end() {
         let mark = running.log_mark();
         following.rhei.run_ok(["resync", "public.hot"]);
         running.wait_for_log_after(mark, "live table=\"public.hot\"", SOON);
-        is_over.store(true, Ordering::Relaxed);
     });
-    following.wait_settled(&mut running);
+    following.wait_until_in_step();
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.hot"]);
 }
