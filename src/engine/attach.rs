@@ -154,7 +154,7 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
         if chosen.is_empty() {
             return Err(no_tables(options));
         }
-        let what = "waiting for a lock that somebody holds on a table, to create the publication";
+        let what = "creating the publication waits for a table that another session has locked";
         patiently(what, slot::create_publication(sql, name, &chosen)).await?;
         reached("publication.created");
         tracing::info!(publication = name, tables = chosen.len(), "publication created");
@@ -262,7 +262,7 @@ async fn resume<T: OlapEngine + 'static>(
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
     judge_column_lists(options, &source.sql).await?;
     // A row filter takes a lock on its table, to be printed; nothing else here does.
-    let what = "waiting for a lock that somebody holds on a published table, to read its row filter";
+    let what = "reading a row filter waits for a published table that another session has locked";
     let published = patiently(what, wanted_tables(options, &source.sql)).await?;
     let types = types_of(&source.sql, &published).await?;
     catalog::end_moment(&source.sql).await?;
@@ -638,7 +638,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     if !locked.is_empty() {
         let locked: Vec<String> = locked.iter().map(ToString::to_string).collect();
         return Err(EngineError::Setup(format!(
-            "{} could not be read, since somebody holds a lock on it; the others are copied\nhint: run it again",
+            "{} could not be read: another session has locked it; the other tables are copied\nhint: run it again",
             locked.join(", ")
         )));
     }

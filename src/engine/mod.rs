@@ -625,9 +625,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
             match in_time(catalogs.look()).await? {
                 // One that still waits for the stream is older, and so comes first.
-                Looked::Unchanged { began } => {
-                    self.looked.get_or_insert(began);
-                }
+                Looked::Unchanged { began } => match &mut self.looked {
+                    Some(older) => older.confirm(&began, catalogs).await?,
+                    None => self.looked = Some(began),
+                },
                 Looked::Changed(look) => self.look = Some(look),
                 Looked::Locked => return Ok(Err(Locked)),
             }

@@ -372,7 +372,7 @@ pub struct Look {
     began: settled::Began,
     tables: Vec<SourceTable>,
     types: TypeCatalog,
-    /// Tables that could not be looked at, since somebody holds a lock on a part of them.
+    /// Tables of which another session has locked a new partition, so that its size is not known.
     locked: BTreeSet<u32>,
 }
 
@@ -687,6 +687,16 @@ impl Catalogs {
         Ok(if is_settled { position.min(flushed) } else { position })
     }
 
+    /// Whether all WAL before a position is flushed.
+    pub(super) async fn has_flushed(&self, position: Lsn) -> Result<bool, EngineError> {
+        Ok(catalog::wal_flush_lsn(&self.sql).await? >= position)
+    }
+
+    /// Those of the transactions that may wait for synchronous standbys.
+    pub(super) async fn awaiting_standbys(&self, xids: &BTreeSet<u32>) -> Result<BTreeSet<u32>, EngineError> {
+        Ok(catalog::awaiting_standbys(&self.sql, xids).await?)
+    }
+
     /// Measures partitions that came since their tables were judged last: only an empty one changes nothing. Returns
     /// the tables of which one is locked, so that it cannot be measured now. Not inside a moment.
     async fn measure_attached(&self, tables: &mut [SourceTable]) -> Result<BTreeSet<u32>, EngineError> {
@@ -722,8 +732,9 @@ impl Catalogs {
     /// Looks.
     pub async fn look(&mut self) -> Result<Looked, EngineError> {
         let read_at = tokio::time::Instant::now();
-        let began = settled::Began::new(catalog::wal_insert_lsn(&self.sql).await?, read_at);
-        catalog::begin_moment(&self.sql).await?;
+        let (position, xids) = catalog::wal_insert_lsn_and_xids(&self.sql).await?;
+        let snapshot = catalog::begin_moment(&self.sql).await?;
+        let began = settled::Began::new(position, read_at, xids, snapshot);
         let mut tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;

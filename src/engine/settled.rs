@@ -2,10 +2,12 @@
 //!
 //! A checkpoint says that every row change before it is in the copy. It does not say that a rewrite, a renamed label or
 //! a new table has been noticed, since only a look at the catalogs finds those. A position is settled once all of this
-//! holds: a look began after the position was read, and showed nothing that is not acted upon; the stream has passed the
-//! position; what the look led to is applied; and no table waits for its copy or is being copied.
+//! holds: a look began after the position was read, and showed nothing that is not acted upon; no transaction has its
+//! commit record before the position and was invisible to that look; the stream has passed the position; what the look led
+//! to is applied; and no table waits for its copy or is being copied.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,12 +17,19 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{EngineError, SyncEngine, copying::Copies};
-use crate::{Lsn, checkpoint::reachable_target, source::CdcConsumer, target::OlapEngine};
+use super::{EngineError, SyncEngine, copying::Copies, schema::Catalogs};
+use crate::{
+    Lsn,
+    checkpoint::reachable_target,
+    source::{CdcConsumer, catalog::XidSnapshot},
+    target::OlapEngine,
+};
 
 /// How long the stream has to come to a position before the server is asked whether it can at all; twice as long each
 /// time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(100);
+/// A transaction whose commit record is flushed waits for standbys or becomes visible within this.
+const COMMITTING: Duration = Duration::from_secs(1);
 
 /// The settled position, which never falls. Shared by the session, which moves it on, and `status`.
 #[derive(Debug, Clone, Default)]
@@ -45,18 +54,72 @@ pub struct Began {
     /// How far the stream has to come: no commit lies between this and the position.
     reach: Lsn,
     patience: Duration,
+    /// Transactions that the look did not see and that may have their commit record before the position: a commit is written,
+    /// flushed, and confirmed by synchronous standbys before it becomes visible.
+    unseen: BTreeSet<u32>,
+    /// What the look sees.
+    snapshot: XidSnapshot,
+    doubt: Doubt,
+}
+
+/// What is known of transactions that stay unseen: whether they have their commit record before the position.
+#[derive(Debug)]
+enum Doubt {
+    /// They may be flushing it.
+    Unflushed,
+    /// All WAL before the position was flushed by then.
+    Flushed(Instant),
+    /// They were flushed for long by then, and of these it could not be said that they do not wait for standbys. The others
+    /// become visible soon, or have no commit record there.
+    Asked { at: Instant, waiting: BTreeSet<u32> },
 }
 
 impl Began {
-    pub(super) fn new(at: Lsn, read_at: Instant) -> Self {
-        Self { at, read_at, reach: reachable_target(at), patience: FIRST_PATIENCE }
+    /// `xids`: the transactions that were in progress after the position was read, and before the look. `snapshot`: what the
+    /// look sees.
+    pub(super) fn new(at: Lsn, read_at: Instant, xids: BTreeSet<u32>, snapshot: XidSnapshot) -> Self {
+        Self {
+            at,
+            read_at,
+            reach: reachable_target(at),
+            patience: FIRST_PATIENCE,
+            unseen: xids.into_iter().filter(|xid| !snapshot.sees(*xid)).collect(),
+            snapshot,
+            doubt: Doubt::Unflushed,
+        }
+    }
+
+    /// Another look has found nothing new: it speaks for the transactions that have ended since this one.
+    pub(super) async fn confirm(&mut self, later: &Self, catalogs: &Catalogs) -> Result<(), EngineError> {
+        self.unseen.retain(|xid| !later.snapshot.sees(*xid));
+        if self.unseen.is_empty() {
+            return Ok(());
+        }
+
+        let is_long_ago = |then: Instant| later.read_at.duration_since(then) >= COMMITTING;
+        match &self.doubt {
+            Doubt::Unflushed => {
+                if catalogs.has_flushed(self.at).await? {
+                    self.doubt = Doubt::Flushed(Instant::now());
+                }
+                return Ok(());
+            }
+            Doubt::Flushed(since) if is_long_ago(*since) => {}
+            Doubt::Asked { at, waiting } if is_long_ago(*at) => self.unseen.retain(|xid| waiting.contains(xid)),
+            Doubt::Flushed(_) | Doubt::Asked { .. } => return Ok(()),
+        }
+        if !self.unseen.is_empty() {
+            let waiting = catalogs.awaiting_standbys(&self.unseen).await?;
+            self.doubt = Doubt::Asked { at: Instant::now(), waiting };
+        }
+        Ok(())
     }
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// A position waits for the stream to pass it.
     pub fn is_settling(&self) -> bool {
-        self.looked.is_some()
+        self.looked.as_ref().is_some_and(|looked| looked.unseen.is_empty())
     }
 
     /// Publishes the position of the last look that left nothing to be done, once everything before it is in the copy.
@@ -69,6 +132,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         // Every batch that was taken is applied by now, so the copy holds all that came before the end of the last one.
         let passed = self.consumer.position().decoded.max(self.checkpoint.lsn);
         let (Some(looked), Some(catalogs)) = (&mut self.looked, &self.catalogs) else { return Ok(()) };
+        // How far the stream has to come is asked when nothing before the position can be flushed later.
+        if !looked.unseen.is_empty() {
+            return Ok(());
+        }
         let age = looked.read_at.elapsed();
         if looked.reach > passed && age >= looked.patience {
             looked.reach = catalogs.flushed(looked.reach, age).await?;

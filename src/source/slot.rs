@@ -177,7 +177,7 @@ pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), Slo
     Ok(())
 }
 
-/// Timelines only grow: whoever is on a lower one was left by its cluster, and what it says of the slot does not count.
+/// Timelines only grow: a server on a lower one is an old primary, and its slots say nothing about this pipeline.
 pub fn judge_age(known: u32, timeline: u32) -> Result<(), SlotError> {
     if timeline < known { Err(SlotError::OldPrimary { known, timeline }) } else { Ok(()) }
 }

@@ -32,7 +32,7 @@ pub(super) struct Tables {
     dirty: BTreeMap<u32, Dirty>,
     /// Names in the target, in lower case, and how many rows say that rhei put the table there.
     ours: HashMap<(String, String), usize>,
-    /// Names of tables that somebody else put there. Nobody can do so while this process has the file.
+    /// Names of tables that rhei did not make. None can be added while this process has the file locked.
     foreign: HashSet<(String, String)>,
 }
 
@@ -75,7 +75,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether somebody else put a table of this name into the target.
+    /// Whether the target has a table of this name that rhei did not make.
     pub fn is_foreign(&self, target: &QualifiedName) -> bool {
         !self.is_ours(target) && self.foreign.contains(&lower(target))
     }

@@ -597,6 +597,36 @@ fn tables_that_swap_their_names_while_one_waits_for_its_copy_keep_their_rows() {
     following.assert_same(&["public.a", "public.b"]);
 }
 
+/// The name is still that of the older table's copy until a session puts the names right.
+#[test]
+fn a_new_table_that_takes_the_name_of_another_one_before_its_copy_leaves_that_its_rows() {
+    let following = Following::new("name_taken_over");
+    following.db.execute(
+        "CREATE TABLE a (id int PRIMARY KEY, v int); INSERT INTO a SELECT i, i FROM generate_series(1, 50) i;
+         CREATE PUBLICATION rhei FOR ALL TABLES",
+    );
+    following.sync();
+    let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
+    run.wait_for_log("following the source", SOON);
+    // The copy of `b` waits for a transaction, and takes the name of `a` meanwhile.
+    let open = following.db.session();
+    open.execute("BEGIN; SELECT txid_current()");
+    following.db.execute("CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'b')");
+    run.wait_for_log("waiting for transactions", SOON);
+    following.db.execute("BEGIN; ALTER TABLE a RENAME TO older; ALTER TABLE b RENAME TO a; COMMIT");
+    open.execute("COMMIT");
+    run.wait_for_log("all tables are live", SOON);
+    following.db.execute("INSERT INTO a VALUES (100, 'in a'); INSERT INTO older VALUES (100, 100)");
+    following.wait_until_in_step();
+    run.stop(SOON).assert_code(0);
+
+    let mut run = following.run();
+    following.wait_settled(&mut run);
+    run.assert_no_copies_since(0);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.a", "public.older"]);
+}
+
 /// Rows are matched whole, and the stream names an older row's label as it is called now.
 #[test]
 fn a_keyless_table_whose_label_was_renamed_is_copied_and_not_paused() {

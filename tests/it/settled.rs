@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::{
-    bed::{Running, rhei::wal_bytes},
+    bed::{Cluster, ClusterOptions, Running, rhei::wal_bytes, wait_until},
     following::Following,
 };
 
@@ -97,4 +97,45 @@ fn nothing_is_settled_while_a_table_waits_for_its_copy() {
     following.wait_settled(&mut running);
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.t", "public.other"]);
+}
+
+/// A commit is in the WAL before it is visible, for as long as synchronous standbys do not answer: a look at the catalogs that
+/// begins in between does not speak for it.
+#[test]
+fn a_commit_that_no_look_could_see_is_not_settled() {
+    let cluster = Cluster::start(ClusterOptions::default().conf("synchronous_standby_names = 'nobody'"));
+    let local = "synchronous_commit = local";
+    cluster.maintenance().execute(&format!("ALTER SYSTEM SET {local}"));
+    cluster.maintenance().execute("SELECT pg_reload_conf()");
+    let following = Following::of(cluster.database("settled_unseen"));
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)");
+    let mut running = run(&following);
+    following.wait_settled(&mut running);
+
+    // A transaction that stays open and does not commit keeps nothing from being settled.
+    let open = following.db.session();
+    open.execute("BEGIN; SELECT txid_current()");
+    following.db.execute("INSERT INTO t VALUES (3)");
+    following.wait_settled(&mut running);
+    open.execute("COMMIT");
+
+    let session = following.db.session();
+    let writer = std::thread::spawn(move || {
+        session.execute("SET synchronous_commit = on");
+        session.execute("ALTER TABLE t ADD COLUMN u uuid DEFAULT gen_random_uuid()");
+    });
+    wait_until(SOON, "the commit waits for a standby", || {
+        following.db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") != "0"
+    });
+    let written = following.db.wal_lsn();
+    let too_early = following.rhei.try_settle(&mut running, &written, Duration::from_secs(3));
+    assert!(too_early.is_err(), "settled although nobody sees the new column");
+
+    cluster.maintenance().execute("ALTER SYSTEM SET synchronous_standby_names = ''");
+    cluster.maintenance().execute("SELECT pg_reload_conf()");
+    writer.join().unwrap();
+    following.rhei.wait_settled(&mut running, &written, SOON);
+    assert_eq!(running.copies(), ["public.t", "public.t"], "{}", running.logs());
+    running.kill9();
+    following.assert_same(&["public.t"]);
 }

@@ -5,7 +5,7 @@ mod publication;
 mod xids;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -131,6 +131,10 @@ pub async fn server(client: &Client) -> Result<ServerInfo, CatalogError> {
 async fn lsn(client: &Client, expression: &str) -> Result<Lsn, CatalogError> {
     let row = client.query_one(&format!("SELECT ({expression})::text"), &[]).await?;
     let text: String = row.try_get(0)?;
+    parse_lsn(text)
+}
+
+fn parse_lsn(text: String) -> Result<Lsn, CatalogError> {
     text.parse().map_err(|_| CatalogError::Answer { what: "an LSN", found: text })
 }
 
@@ -278,7 +282,7 @@ pub struct LeafTable {
     pub file: u32,
     /// See [`Fingerprint::inherits`].
     pub inherits: String,
-    /// Pages of 8 KiB; none as long as nobody has measured it ([`measure`]).
+    /// Pages of 8 KiB; none before [`measure`] has counted them.
     pub pages: Option<u64>,
     pub can_select: bool,
 }
@@ -646,7 +650,7 @@ pub async fn measure(client: &Client, leaves: &[u32]) -> Result<HashMap<u32, u64
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<_, i64>(1)?.unsigned_abs()))).collect()
 }
 
-/// Those of these tables on which somebody holds a lock that keeps readers out, or waits for one.
+/// Those of these tables on which another session holds an ACCESS EXCLUSIVE lock, or waits for one.
 pub async fn locked_among(client: &Client, tables: &[u32]) -> Result<HashSet<u32>, CatalogError> {
     let rows = client
         .query(
@@ -762,6 +766,34 @@ pub async fn is_synchronous_standby(client: &Client, slot: &str) -> Result<bool,
     let query = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
          WHERE s.slot_name = $1::text AND r.sync_state IN ('sync', 'quorum'))";
     Ok(client.query_one(query, &[&slot]).await?.try_get(0)?)
+}
+
+/// The end of the WAL, and the transactions that had a number and were in progress after that was read, prepared ones too: a
+/// commit record before the position belongs to one of them, or to one that every later snapshot sees.
+pub async fn wal_insert_lsn_and_xids(client: &Client) -> Result<(Lsn, BTreeSet<u32>), CatalogError> {
+    // The second question depends on the answer to the first.
+    let query = "SELECT lsn::text, array(SELECT backend_xid::text FROM pg_stat_activity \
+           WHERE backend_xid IS NOT NULL AND lsn IS NOT NULL) \
+         || array(SELECT transaction::text FROM pg_prepared_xacts WHERE lsn IS NOT NULL) \
+         FROM (SELECT pg_current_wal_insert_lsn() AS lsn OFFSET 0) AS position";
+    let row = client.query_one(query, &[]).await?;
+    let (lsn, xids): (String, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+    let parsed: Option<BTreeSet<u32>> = xids.iter().map(|xid| xid.parse().ok()).collect();
+    let xids = parsed.ok_or_else(|| CatalogError::Answer { what: "transactions", found: xids.join(",") })?;
+    Ok((parse_lsn(lsn)?, xids))
+}
+
+/// Those of the transactions of which it cannot be said that they do not wait for synchronous standbys. Of sessions of other
+/// roles only members of `pg_read_all_stats` are told.
+pub async fn awaiting_standbys(client: &Client, xids: &BTreeSet<u32>) -> Result<BTreeSet<u32>, CatalogError> {
+    let query = "SELECT current_setting('synchronous_standby_names') = '', array(SELECT backend_xid::text \
+         FROM pg_stat_activity WHERE state IS NOT NULL AND wait_event IS DISTINCT FROM 'SyncRep' AND backend_xid IS NOT NULL)";
+    let row = client.query_one(query, &[]).await?;
+    let (waits_for_none, not_waiting): (bool, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+    if waits_for_none {
+        return Ok(BTreeSet::new());
+    }
+    Ok(xids.iter().copied().filter(|xid| !not_waiting.contains(&xid.to_string())).collect())
 }
 
 /// Whether standbys keep the slot too. Asked of PostgreSQL 17 and newer.

@@ -208,7 +208,7 @@ impl Brought {
 /// What the publications together bring; all of it, or of some tables only.
 ///
 /// This is what the view `pg_publication_tables` says of each of them, read from the catalogs beneath it: from 16 on the
-/// view opens every table, and so waits for whoever holds a lock on any of them.
+/// view opens every table, and so waits for the locks that other sessions hold on any of them.
 pub(super) async fn members(
     client: &Client,
     names: &[String],
