@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Copied, snapshot::import_for_copy};
 use crate::{
     change::{Nulled, Pause, Remedy, TableSpec},
-    engine::{EngineError, Event, Options, copy_it, with_causes},
+    engine::{EngineError, Event, Options, copy_it, error_policy, with_causes},
     source::{SourceError, copy::CopyReader, copy_out::CopyClient, wire::WireError},
     target::{Loader, TargetError},
     types::schema_of,
@@ -468,7 +468,7 @@ impl Worker {
                     let is_last = attempt >= ATTEMPTS;
                     self.give_up(job, if is_last { "failed" } else { "pending" }, &why).await?;
                     let Some(spec) = self.work.specs.get(chunk.table) else { break };
-                    if is_last && error.is_transient() {
+                    if is_last && error_policy::of_source(&error).is_waited_for() {
                         return Err(error.into());
                     }
                     if is_last {
@@ -530,7 +530,9 @@ impl Worker {
         if self.client.is_none() {
             match connect(&self.work, self.number).await {
                 Ok(connected) => self.client = Some(connected),
-                Err(EngineError::Source(error)) if error.is_transient() => return Ok(Attempt::Retry(error)),
+                Err(EngineError::Source(error)) if error_policy::of_source(&error).is_waited_for() => {
+                    return Ok(Attempt::Retry(error));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -624,7 +626,9 @@ impl Worker {
             Ok(Attempt::Ended(Copied::Failed(Pause { reason, remedy })))
         } else if is_gone(&error) {
             Ok(Attempt::Ended(Copied::Changed))
-        } else if matches!(error, SourceError::Wire(WireError::Server(_))) || error.is_transient() {
+        } else if matches!(error, SourceError::Wire(WireError::Server(_)))
+            || error_policy::of_source(&error).is_waited_for()
+        {
             Ok(Attempt::Retry(error))
         } else {
             Err(error.into())

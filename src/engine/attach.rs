@@ -152,7 +152,8 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
         let candidates = catalog::candidate_tables(sql).await?;
         let chosen: Vec<QualifiedName> = candidates.into_iter().filter(|table| is_wanted(options, table)).collect();
         if chosen.is_empty() {
-            return Err(no_tables(options));
+            // It would hold the first table that comes, and none of those after it.
+            return Err(EngineError::Setup(no_tables(options).to_string()));
         }
         let what = "creating the publication waits for a table that another session has locked";
         patiently(what, slot::create_publication(sql, name, &chosen)).await?;
@@ -183,11 +184,7 @@ pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
 pub fn no_tables(options: &Options) -> EngineError {
     let patterns: Vec<String> = options.tables.iter().map(ToString::to_string).collect();
     let asked = if patterns.is_empty() { "any table".to_owned() } else { patterns.join(", ") };
-    EngineError::Setup(format!(
-        "no table of the source matches {asked}\ndetail: Publication {} holds no such table.\nhint: see [source] tables \
-         and exclude, and `SELECT * FROM pg_publication_tables`",
-        options.publications.join(", ")
-    ))
+    EngineError::NoTable { asked, publications: options.publications.join(", ") }
 }
 
 /// A file that rhei made stands against the source: same cluster, same history, a slot that still has all we need.
@@ -474,6 +471,9 @@ async fn create<T: OlapEngine + 'static>(
     let keep = if options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
     let info = publication(options, &source.sql).await?;
     let tables = wanted_tables(options, &source.sql).await?;
+    if tables.is_empty() {
+        return Err(no_tables(options));
+    }
     // A slot of that name in another cluster is somebody else's.
     let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
         pipeline.slot == options.slot
@@ -660,9 +660,6 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
 pub async fn wanted_tables(options: &Options, sql: &SqlClient) -> Result<Vec<SourceTable>, EngineError> {
     let mut published = catalog::published_tables(sql, &options.publications).await?;
     published.retain(|table| is_wanted(options, &table.name));
-    if published.is_empty() {
-        return Err(no_tables(options));
-    }
     Ok(published)
 }
 

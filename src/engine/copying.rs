@@ -11,7 +11,12 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{EngineError, Options, Writer, supervisor::Restarts, with_causes};
+use super::{
+    EngineError, Options, Writer,
+    error_policy::{Policy, policy},
+    supervisor::Restarts,
+    with_causes,
+};
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
     change::QualifiedName,
@@ -294,9 +299,12 @@ impl<T: OlapEngine + 'static> Copies<T> {
                     self.failures = 0;
                 }
                 self.failures += 1;
-                let is_spent = matches!(error, EngineError::Bug { .. }) && !self.restarts.take();
-                // A disk that is full is the whole session's to wait for.
-                let is_over = !error.is_transient() || error.is_of_disk() || is_spent;
+                let is_over = match policy(&error) {
+                    Policy::Outage | Policy::Passing => false,
+                    Policy::Restart => !self.restarts.take(),
+                    // A disk that is full is the whole session's to wait for.
+                    Policy::Disk | Policy::Table | Policy::Operator => true,
+                };
                 if is_over || self.failures > self.patience {
                     return Err(error);
                 }

@@ -2,13 +2,14 @@
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
 //! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's
-//! shape, `slot_lost` what follows from a slot that is of no more use, `latency` measures, `supervisor` begins again what
+//! shape, `error_policy` what an error leads to, `slot_lost` what follows from a slot that is of no more use, `latency` measures, `supervisor` begins again what
 //! failed, `settled` says how far everything is in the copy, this file holds one cycle, `replicate` the long run and the
 //! catch-up.
 
 pub mod attach;
 pub mod copying;
 mod enum_labels;
+pub mod error_policy;
 pub mod latency;
 pub mod left_out;
 pub mod options;
@@ -42,7 +43,7 @@ use crate::{
         assemble::{Answer, Question},
     },
     failpoint::reached,
-    source::{BatchLimits, CdcConsumer, Delivery, SourceError, spool::SpoolError},
+    source::{BatchLimits, CdcConsumer, Delivery, SourceError},
     target::{Applied, OlapEngine, TargetError},
 };
 
@@ -89,6 +90,11 @@ pub enum EngineError {
     Target(#[from] TargetError),
     #[error("{0}")]
     Setup(String),
+    #[error(
+        "no table of the source matches {asked}\ndetail: Publication {publications} holds no such table.\nhint: see [source] \
+         tables and exclude, and `SELECT * FROM pg_publication_tables`"
+    )]
+    NoTable { asked: String, publications: String },
     #[error("{what} met a bug: {why}")]
     Bug { what: &'static str, why: String },
     #[error("the snapshot of the copy is lost")]
@@ -98,30 +104,6 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// Whether a new session from the checkpoint may succeed.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Source(error) => error.is_transient(),
-            Self::Bug { .. } | Self::SnapshotLost | Self::Busy => true,
-            Self::Target(_) => self.is_of_disk(),
-            Self::Setup(_) => false,
-        }
-    }
-
-    /// See [`SourceError::is_refused_question`].
-    pub fn is_refused_question(&self) -> bool {
-        matches!(self, Self::Source(error) if error.is_refused_question())
-    }
-
-    /// A disk at our end does not take what is written: it is full, or broken.
-    pub fn is_of_disk(&self) -> bool {
-        match self {
-            Self::Target(error) => error.is_of_disk(),
-            Self::Source(SourceError::Spool(SpoolError::Io { .. })) => true,
-            _ => false,
-        }
-    }
-
     /// A task that panicked, or that was ended by the runtime.
     pub(crate) fn lost(what: &'static str, lost: tokio::task::JoinError) -> Self {
         let why = match lost.try_into_panic() {

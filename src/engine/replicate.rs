@@ -18,6 +18,7 @@ use super::{
     CycleOptions, CycleReport, EngineError, Event, Locked, Options, Settling, SyncEngine, Writer,
     attach::{Attached, CopyAgain, attach},
     copying::Copies,
+    error_policy::{Policy, Standstill, policy},
     schema::Catalogs,
     slot_lost,
     supervisor::{self, Restarts, Supervisor},
@@ -114,7 +115,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         };
         let attached = match attached {
             Ok(attached) => attached,
-            Err(error) if error.is_refused_question() && breaks < BREAKS => {
+            Err(error) if policy(&error) == Policy::Passing && breaks < BREAKS => {
                 breaks += 1;
                 tracing::warn!(error = super::with_causes(&error), "asking the source's catalogs again");
                 tokio::time::sleep(Duration::from_millis(500) * breaks).await;
@@ -139,7 +140,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         };
         let ended = match catch_up(&mut engine, &mut report, options, copies, stop).await {
             // What broke after it had begun may heal: the checkpoint says where to go on.
-            Err(error) if error.is_transient() && !error.is_of_disk() && breaks < BREAKS => {
+            Err(error) if may_heal(&error) && breaks < BREAKS => {
                 breaks += 1;
                 wants_whole |= wants_whole_from_now_on(&error);
                 tracing::warn!(error = super::with_causes(&error), "the stream broke; going on from the checkpoint");
@@ -165,6 +166,11 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         }
     }
     Err(changed_again_and_again())
+}
+
+/// Whether a stream that ended with this is begun again from the checkpoint.
+fn may_heal(error: &EngineError) -> bool {
+    policy(error).is_waited_for() || matches!(error, EngineError::Bug { .. })
 }
 
 /// Has one round copy every table that the stream and the look before it found to need another copy.
@@ -422,7 +428,7 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
     ended?;
     match writer.call(|target| target.tidy(Compaction::None)).await {
         // It stays in the log, and is written into the file next time.
-        Err(error) if error.is_of_disk() => {
+        Err(error) if policy(&error) == Policy::Disk => {
             tracing::warn!(error = super::with_causes(&error), "file checkpoint put off");
             Ok(())
         }
@@ -498,6 +504,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
     const CALM: Duration = Duration::from_secs(10);
     const STEADY: Duration = Duration::from_secs(2);
     const IN_A_ROW: u32 = 20;
+    const EMPTY_PAUSE: Duration = Duration::from_secs(2);
+    const EMPTY_WARNING: Duration = Duration::from_secs(60);
     let mut pause = FIRST_PAUSE;
     let mut failures = 0_u32;
     let mut has_streamed = false;
@@ -506,10 +514,12 @@ async fn run_sessions<T: OlapEngine + 'static>(
     let mut wants_whole = false;
     let mut restarts = Restarts::new(options.supervision.restart);
     let mut must_reopen = false;
+    let mut standstill = Standstill::default();
+    let mut said_empty: Option<tokio::time::Instant> = None;
     loop {
-        let mut is_streaming = false;
+        let (mut is_streaming, mut position) = (false, Lsn::ZERO);
         let began = tokio::time::Instant::now();
-        let how = How { wants_whole, is_streaming: &mut is_streaming };
+        let how = How { wants_whole, is_streaming: &mut is_streaming, position: &mut position };
         let ended = supervisor::caught("the session", async {
             if must_reopen {
                 // Nobody else may have it open.
@@ -560,33 +570,64 @@ async fn run_sessions<T: OlapEngine + 'static>(
                 again = CopyAgain::Nothing;
                 continue;
             }
-            // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
-            Err(error @ EngineError::Bug { .. }) => {
-                if !restarts.take() {
-                    tracing::error!("too many bugs in too short a time; rhei stops");
-                    return Err(error);
+            Err(EngineError::NoTable { .. }) => {
+                has_streamed = true;
+                if said_empty.is_none_or(|said| said.elapsed() >= EMPTY_WARNING) {
+                    said_empty = Some(tokio::time::Instant::now());
+                    tracing::warn!(
+                        publications = options.publications.join(", "),
+                        "waiting for the first table: the publication holds none that [source] tables and exclude choose"
+                    );
                 }
-                error
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(options.catalog_interval.min(EMPTY_PAUSE)) => {}
+                }
+                continue;
             }
-            Err(error) if !error.is_transient() => return Err(error),
-            Err(error) if !has_streamed && !error.is_refused_question() => return Err(error),
             Err(error) => error,
         };
-        must_reopen = error.is_of_disk();
+        // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
+        let policy = policy(&error);
+        match policy {
+            Policy::Passing => {}
+            Policy::Outage | Policy::Disk if has_streamed => {}
+            Policy::Restart if restarts.take() => {}
+            Policy::Restart => {
+                tracing::error!("too many bugs in too short a time; rhei stops");
+                return Err(error);
+            }
+            Policy::Outage | Policy::Disk | Policy::Table | Policy::Operator => return Err(error),
+        }
+        // What DuckDB has failed at may have left the file closed.
+        must_reopen = policy == Policy::Disk || matches!(error, EngineError::Target(_));
         wants_whole |= wants_whole_from_now_on(&error);
         // One that breaks as soon as it streams may do so again and again.
         if is_streaming && began.elapsed() > STEADY {
             (failures, pause) = (0, FIRST_PAUSE);
         }
         failures += 1;
-        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        let is_end_of_stream = is_streaming && policy.is_waited_for();
+        let left_alone = if is_end_of_stream { standstill.ended(position, began.elapsed()) } else { None };
+        let jittered = left_alone.unwrap_or(pause).mul_f64(rand::rng().random_range(0.5..1.0));
         tracing::warn!(
             error = super::with_causes(&error),
             failures,
             retry_in_ms = jittered.as_millis() as u64,
             "{}; going on from the checkpoint",
-            if must_reopen { "the disk failed" } else { "the stream broke" }
+            match policy {
+                Policy::Disk => "the disk failed",
+                Policy::Restart => "rhei met a bug",
+                _ => "the stream broke",
+            }
         );
+        if left_alone.is_some() {
+            tracing::error!(
+                %position,
+                "the source ends the stream at the same position again and again, and is left alone for longer and longer: its log \
+                 says whether it crashes over what comes next there"
+            );
+        }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(jittered) => {}
@@ -600,6 +641,8 @@ struct How<'a> {
     wants_whole: bool,
     /// Whether it has begun to.
     is_streaming: &'a mut bool,
+    /// How far the stream had come when it ended.
+    position: &'a mut Lsn,
 }
 
 /// One session: attach, stream until `stop`, an error, or a reason to attach anew.
@@ -618,16 +661,34 @@ async fn session<T: OlapEngine + 'static>(
     };
     let mut engine = stream(options, writer, attached, copies, how.wants_whole).await?;
     *how.is_streaming = true;
+    let followed = Box::pin(follow(&mut engine, options, asked, copies, stop)).await;
+    *how.position = engine.consumer.position().decoded.max(engine.checkpoint().lsn);
+    let ended = followed?;
+    if ended == Ended::Stopped {
+        tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, acknowledging");
+    }
+    engine.into_consumer().shutdown().await?;
+    Ok(ended)
+}
+
+/// Streams until `stop`, an error, or a reason to attach anew.
+async fn follow<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    options: &Options,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
+    copies: &mut Copies<T>,
+    stop: &CancellationToken,
+) -> Result<Ended, EngineError> {
     let mut ticks = tokio::time::interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // A cycle begins as soon as something has come, but not sooner than this.
     let mut not_before = tokio::time::Instant::now();
     let mut look_at = tokio::time::Instant::now();
-    let ended = 'running: loop {
+    loop {
         tokio::select! {
-            () = stop.cancelled() => break Ended::Stopped,
+            () = stop.cancelled() => return Ok(Ended::Stopped),
             Some(asked) = asked.recv() => match asked {
-                Asked::Resync(table) => break Ended::Resync(vec![table]),
+                Asked::Resync(table) => return Ok(Ended::Resync(vec![table])),
                 Asked::Pause(is_paused) => copies.pause(is_paused),
             },
             news = copies.next() => {
@@ -637,7 +698,7 @@ async fn session<T: OlapEngine + 'static>(
                     let _ = options.events.send(Event::Cycle(cycle));
                 }
                 if let Some(reason) = attach_anew {
-                    break Ended::AttachAnew(reason);
+                    return Ok(Ended::AttachAnew(reason));
                 }
             }
             _ = ticks.tick() => {}
@@ -651,7 +712,7 @@ async fn session<T: OlapEngine + 'static>(
         }
         if look_at.elapsed() > Duration::ZERO {
             let looked = tokio::select! {
-                () = stop.cancelled() => break Ended::Stopped,
+                () = stop.cancelled() => return Ok(Ended::Stopped),
                 looked = engine.look() => looked?,
             };
             if looked == Err(Locked) {
@@ -669,7 +730,7 @@ async fn session<T: OlapEngine + 'static>(
             let cycle = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };
             let report = engine.sync_once(cycle, stop).await?;
             if report.is_stopped {
-                break 'running Ended::Stopped;
+                return Ok(Ended::Stopped);
             }
             let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
             if has_rows || report.source_transactions > 0 {
@@ -678,14 +739,14 @@ async fn session<T: OlapEngine + 'static>(
             let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
             let _ = options.events.send(Event::Cycle(report));
             if let Some(reason) = attach_anew {
-                break 'running Ended::AttachAnew(reason);
+                return Ok(Ended::AttachAnew(reason));
             }
             if !is_behind || !asked.is_empty() || copies.is_holding() {
                 break;
             }
         }
         if let Settling::AttachAnew(reason) = engine.settle().await? {
-            break Ended::AttachAnew(reason);
+            return Ok(Ended::AttachAnew(reason));
         }
         if engine.has_to_copy() {
             copies.want_soon(engine.take_to_copy());
@@ -693,12 +754,5 @@ async fn session<T: OlapEngine + 'static>(
             look_at = tokio::time::Instant::now();
         }
         engine.publish_settled(copies, &options.settled).await?;
-    };
-    if ended != Ended::Stopped {
-        engine.into_consumer().shutdown().await?;
-        return Ok(ended);
     }
-    tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, acknowledging");
-    engine.into_consumer().shutdown().await?;
-    Ok(ended)
 }

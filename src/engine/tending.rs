@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CycleOptions, CycleReport, EngineError, Event, SyncEngine, copy_it,
     copying::{Copies, News},
+    error_policy::policy,
     with_causes,
 };
 use crate::{
@@ -289,7 +290,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             let rows = match backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await {
                 Err(EngineError::Source(error)) if error.is_locked() => return Ok(Filled::Locked),
                 // The table has changed since, as the copy would find out.
-                Err(error @ EngineError::Source(_)) if !error.is_transient() => return Ok(Filled::No),
+                Err(error @ EngineError::Source(_)) if !policy(&error).is_waited_for() => return Ok(Filled::No),
                 rows => rows?,
             };
             // As many as there is memory for, by what these have taken.

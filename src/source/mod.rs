@@ -2,7 +2,7 @@
 //!
 //! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `stream` reads what comes, `feedback` is the only writer on that
 //! socket, `pgoutput` reads messages, `spool` keeps transactions that have not ended, `consumer` makes change batches of them (`recorded` does so from a file),
-//! `slot`, `catalog` and `ddl_trigger` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
+//! `sqlstate` tells refusals of the server apart, `slot`, `catalog` and `ddl_trigger` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
 
 pub mod catalog;
 pub mod connect;
@@ -15,6 +15,7 @@ pub mod pgoutput;
 pub mod recorded;
 pub mod slot;
 pub mod spool;
+pub mod sqlstate;
 pub mod stream;
 pub mod tls;
 pub mod wire;
@@ -172,40 +173,7 @@ pub enum SourceError {
     StreamEnded,
 }
 
-/// Whether a question that the server refused with this SQLSTATE may be answered later: connections, deadlocks, resources,
-/// locks, cancelled statements, disks, and tables that were dropped while their catalogs were read (XX000).
-fn passes_by_itself(sqlstate: &str) -> bool {
-    ["08", "40", "53", "55P03", "57", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))
-}
-
 impl SourceError {
-    /// Whether a new session from the checkpoint may succeed (traps 31-33).
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Connect(error) => error.is_transient(),
-            Self::Wire(error) => error.is_transient(),
-            Self::Slot(error) => error.is_transient(),
-            // The next session verifies whoever answers then.
-            Self::AnotherServer { .. } => true,
-            Self::StreamEnded | Self::Spool(spool::SpoolError::Io { .. }) => true,
-            Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => {
-                error.is_closed() || error.code().is_none_or(|code| passes_by_itself(code.code()))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether the server refused a question for something that passes by itself: a deadlock, a lock, or a table that was
-    /// dropped while its catalogs were read (XX000). A server that answers is there, so it is worth asking again at once.
-    pub fn is_refused_question(&self) -> bool {
-        match self {
-            Self::Query(error) | Self::Catalog(catalog::CatalogError::Query(error)) => error
-                .code()
-                .is_some_and(|code| ["40", "55P03", "57014", "XX"].iter().any(|class| code.code().starts_with(class))),
-            _ => false,
-        }
-    }
-
     /// The statement waited for the lock of another session as long as `lock_timeout` allows.
     pub fn is_locked(&self) -> bool {
         match self {

@@ -74,26 +74,6 @@ pub enum WireError {
     Unproven,
 }
 
-impl WireError {
-    /// Whether a new connection may do better (traps 31-33).
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Connect(error) => error.is_transient(),
-            Self::Io(_) | Self::Closed | Self::Silent(_) => true,
-            Self::Server(message) => {
-                // XX000 is the server's own slip: PostgreSQL 15 now and then fails to decode rows of a table that was
-                // rewritten ("unexpected duplicate for tablespace 0, relfilenode .."), and can the next time.
-                message.code.starts_with("08")
-                    || matches!(
-                        message.code.as_str(),
-                        "57P01" | "57P02" | "57P03" | "53300" | "53400" | "55006" | "XX000"
-                    )
-            }
-            _ => false,
-        }
-    }
-}
-
 /// An ErrorResponse or NoticeResponse.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerMessage {

@@ -438,6 +438,19 @@ impl TargetError {
         }
     }
 
+    /// DuckDB had no memory left, or met a bug of its own; the file may have to be opened again. Nothing is wrong with what was
+    /// to be written.
+    pub fn is_inside_duckdb(&self) -> bool {
+        match self {
+            Self::Query(error) | Self::Open { source: error, .. } => {
+                let text = error.to_string();
+                is_of_kind(&text, &["Out of Memory Error", "INTERNAL Error", "FATAL Error"]) && !is_of_disk(&text)
+            }
+            Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_inside_duckdb(),
+            _ => false,
+        }
+    }
+
     /// The copy does not hold what the stream says of it.
     pub fn is_diverged(&self) -> bool {
         match self {
@@ -457,6 +470,12 @@ impl TargetError {
             },
             _ => Remedy::Operator,
         }
+    }
+
+    /// As if DuckDB had refused a statement with this.
+    #[cfg(test)]
+    pub fn saying(text: &str) -> Self {
+        Self::Query(::duckdb::Error::DuckDBFailure(::duckdb::ffi::Error::new(1), Some(text.to_owned())))
     }
 
     /// The oid of the one table that this error concerns, if it does.

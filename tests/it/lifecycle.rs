@@ -239,3 +239,39 @@ fn status_asks_the_running_replicator() {
     let status: serde_json::Value = serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
     assert_eq!(status["replicator"], "stopped");
 }
+
+/// A first migration is followed from its first table on.
+#[test]
+fn an_empty_publication_is_waited_for_in_a_run() {
+    let following = Following::new("empty_publication");
+    following.db.execute("CREATE PUBLICATION rhei FOR ALL TABLES");
+    let refused = following.rhei.run(["sync"]);
+    refused.assert_code(1);
+    assert!(refused.stderr.contains("no table of the source matches any table"), "{}", refused.stderr);
+
+    let mut run = following.run();
+    run.wait_for_log("waiting for the first table", SOON);
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    run.wait_for_log("all tables are live", SOON);
+    following.db.execute("INSERT INTO t VALUES (2)");
+    following.wait_settled(&mut run);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
+
+/// As by migrations that go back to the start.
+#[test]
+fn a_run_goes_on_when_its_last_table_is_dropped() {
+    let following = Following::new("last_table");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR ALL TABLES");
+    let mut run = following.run();
+    run.wait_for_log("all tables are live", SOON);
+    following.db.execute("DROP TABLE t");
+    run.wait_for_log("no longer published", SOON);
+    following.wait_settled(&mut run);
+    following.db.execute("CREATE TABLE next (id int PRIMARY KEY); INSERT INTO next VALUES (1)");
+    following.wait_settled(&mut run);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.next"]);
+    following.rhei.run_ok(["sync"]);
+}

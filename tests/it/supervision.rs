@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    bed::{Cluster, wait_until},
+    bed::{Cluster, ClusterOptions, wait_until},
     following::Following,
 };
 
@@ -199,4 +199,33 @@ fn sync_says_that_the_disk_is_full_and_goes_on_when_it_is_called_again() {
     disk.make_room();
     following.sync();
     following.assert_same(&["public.t"]);
+}
+
+/// PostgreSQL 15 crashes when it decodes a row of a partition whose DETACH CONCURRENTLY is pending, and all its sessions end
+/// with each attempt.
+#[test]
+fn a_source_that_crashes_over_what_comes_next_is_left_alone() {
+    if Cluster::shared().major() != 15 {
+        return;
+    }
+    let cluster = Cluster::start(ClusterOptions::default());
+    let following = Following::of(cluster.database("crashing"));
+    following.db.execute(
+        "CREATE TABLE root (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
+         CREATE TABLE low PARTITION OF root FOR VALUES FROM (0) TO (100);
+         CREATE TABLE high PARTITION OF root FOR VALUES FROM (100) TO (200);
+         CREATE PUBLICATION rhei FOR ALL TABLES WITH (publish_via_partition_root = true)",
+    );
+    let mut run = following.run();
+    run.wait_for_log("all tables are live", SOON);
+    let reader = following.db.session();
+    reader.execute("BEGIN; SELECT * FROM root");
+    let detacher = following.db.session();
+    detacher.execute("SET statement_timeout = '500ms'");
+    assert!(detacher.try_query("ALTER TABLE root DETACH PARTITION low CONCURRENTLY").is_err());
+    following.db.execute("INSERT INTO low VALUES (1, 1)");
+    run.wait_for_log("is left alone for longer and longer", SOON);
+    let crashes = cluster.log().matches("was terminated by signal").count();
+    assert!((3..=4).contains(&crashes), "{crashes} crashes\n{}", run.logs());
+    run.stop(SOON).assert_code(0);
 }
