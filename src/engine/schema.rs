@@ -448,7 +448,7 @@ pub struct Catalogs {
     others: BTreeSet<u32>,
     publication: String,
     /// What the last settled look showed, to tell in a moment that nothing has changed.
-    settled: Option<String>,
+    settled: Option<Settlement>,
     truncated: BTreeSet<u32>,
     /// Relations that are not followed, as they were found since the last look.
     left_out: BTreeMap<u32, Place>,
@@ -456,6 +456,14 @@ pub struct Catalogs {
     seen: Option<Seen>,
     /// Questions that it did not answer.
     unanswered: u32,
+}
+
+/// A look that was acted upon.
+struct Settlement {
+    /// What it showed.
+    shown: String,
+    /// What it saw. The catalogs hold nothing else as long as no transaction has ended since.
+    snapshot: XidSnapshot,
 }
 
 /// All published tables at one moment, with all that `xids` sees.
@@ -734,7 +742,11 @@ impl Catalogs {
         let read_at = tokio::time::Instant::now();
         let (position, xids) = catalog::wal_insert_lsn_and_xids(&self.sql).await?;
         let snapshot = catalog::begin_moment(&self.sql).await?;
-        let began = settled::Began::new(position, read_at, xids, snapshot);
+        let began = settled::Began::new(position, read_at, xids, snapshot.clone());
+        if self.settled.as_ref().is_some_and(|settled| settled.snapshot == snapshot) {
+            catalog::end_moment(&self.sql).await?;
+            return Ok(Looked::Unchanged { began });
+        }
         let mut tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
             Err(error) if error.is_locked() => {
                 catalog::break_moment(&self.sql).await?;
@@ -752,7 +764,10 @@ impl Catalogs {
         };
         slot::judge_publication(&publication)?;
         slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
-        if self.settled.as_ref() == Some(&shown(&tables)) {
+        if let Some(settled) = &mut self.settled
+            && settled.shown == shown(&tables)
+        {
+            settled.snapshot = snapshot;
             return Ok(Looked::Unchanged { began });
         }
         let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
@@ -801,7 +816,8 @@ impl Catalogs {
         }
         self.truncated.clear();
         self.left_out.clear();
-        self.settled = is_whole.then(|| shown(&look.tables));
+        self.settled =
+            is_whole.then(|| Settlement { shown: shown(&look.tables), snapshot: look.began.snapshot().clone() });
         settled.began = is_whole.then_some(look.began);
         settled
     }

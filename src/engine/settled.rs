@@ -89,6 +89,11 @@ impl Began {
         }
     }
 
+    /// What the look sees.
+    pub(super) fn snapshot(&self) -> &XidSnapshot {
+        &self.snapshot
+    }
+
     /// Another look has found nothing new: it speaks for the transactions that have ended since this one.
     pub(super) async fn confirm(&mut self, later: &Self, catalogs: &Catalogs) -> Result<(), EngineError> {
         self.unseen.retain(|xid| !later.snapshot.sees(*xid));

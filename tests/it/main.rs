@@ -30,6 +30,7 @@ mod rows;
 mod schema_changes;
 mod security;
 mod settled;
+mod storm;
 mod supervision;
 mod tidy;
 mod type_pairs;

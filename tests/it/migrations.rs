@@ -1,11 +1,17 @@
 //! Migrations that change many tables at once: one round of copies, and nothing else waits for it.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::following::Following;
 
 const SOON: Duration = Duration::from_secs(120);
-const TABLES: usize = 60;
+const TABLES: usize = 500;
 
 fn each(table: impl Fn(usize) -> String) -> String {
     (1..=TABLES).map(table).collect::<Vec<_>>().join(";\n")
@@ -40,16 +46,32 @@ fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() 
         let mut running = following.run();
         running.wait_for_log("following the source", SOON);
         following.wait_until_in_step();
+        // Commits of an unrelated table, before, during and after it.
+        let (session, is_over) = (following.db.session(), Arc::new(AtomicBool::new(false)));
+        let beside = std::thread::spawn({
+            let is_over = Arc::clone(&is_over);
+            move || {
+                let mut number = 1000;
+                while !is_over.load(Ordering::Relaxed) {
+                    session.execute(&format!("INSERT INTO other VALUES ({number}, 'beside')"));
+                    number += 1;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        });
         if in_one {
             following.db.execute(&format!("BEGIN; {retype}; COMMIT"));
         } else {
-            retype.split(";\n").for_each(|statement| following.db.execute(statement));
-        }
-        for number in 0..20 {
-            following.db.execute(&format!("INSERT INTO other VALUES ({number}, 'beside')"));
-            following.wait_until_in_step();
+            let session = following.db.session();
+            retype.split(";\n").for_each(|statement| session.execute(statement));
         }
         following.wait_settled(&mut running);
+        is_over.store(true, Ordering::Relaxed);
+        beside.join().unwrap();
+        following.wait_settled(&mut running);
+        let status: serde_json::Value =
+            serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
+        println!("in one {in_one}: from commit to visible {}", status["commit_to_visible"]["since_start"]["max_ms"]);
         assert_eq!(running.copies().len(), TABLES, "{}", running.logs());
         let logs = running.logs();
         assert!(!logs.contains("attaching anew"), "{logs}");
