@@ -92,7 +92,8 @@ pub async fn sync(options: &Options, again: CopyAgain, stop: &CancellationToken)
         tracing::info!(position = %report.reached, "caught up");
     }
     // What a copy has just written needs none: its last row groups are small, and no more.
-    let compaction = if report.updated + report.deleted > 0 { Compaction::All } else { Compaction::None };
+    let changed_rows = report.updated + report.deleted;
+    let compaction = if changed_rows > 0 { Compaction::For { changed_rows } } else { Compaction::None };
     writer.call(move |target| target.tidy(compaction)).await?;
     Ok(report)
 }

@@ -122,7 +122,10 @@ pub enum Compaction {
     None,
     /// Some row groups; the commit that does it stays short.
     Some,
-    All,
+    /// As many row groups as so many updated and deleted rows leave work for.
+    For {
+        changed_rows: u64,
+    },
 }
 
 /// A copy that is to begin, or to go on.
