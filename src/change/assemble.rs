@@ -735,8 +735,10 @@ impl Assembler {
             Follow::AsIs => Some(self.arena.store_row(tuple)),
             Follow::Project(kept) => {
                 let mut bytes = Vec::with_capacity(tuple.bytes().len());
+                // Taken apart once: a tuple has no index of its fields.
+                let fields: Vec<super::tuple::Field<'_>> = tuple.fields().collect();
                 for &column in kept {
-                    write_field(&mut bytes, tuple.field(column).unwrap_or(super::tuple::Field::Null));
+                    write_field(&mut bytes, fields.get(column).copied().unwrap_or(super::tuple::Field::Null));
                 }
                 Some(self.arena.store_row(Tuple::trusted(&bytes, kept.len())))
             }

@@ -3,7 +3,7 @@
 //! A first pass over each row remembers where its fields lie; then each column is decoded in one tight loop. Rows that
 //! the batch itself made obsolete are never decoded.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, Int64Array},
@@ -12,7 +12,7 @@ use arrow::{
 };
 
 use super::{
-    COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, Patch, Remedy, TableChanges, TableSpec,
+    COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Remedy, TableChanges, TableSpec,
     net_effect::{Arena, NetEffect, NetEffectError, Slice, key_tuple},
     tuple::{Field, Tuple},
 };
@@ -69,37 +69,51 @@ pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result
     let rows = tuples(table, arena, left.inserts.iter().copied());
     let inserts = record_batch(table, &rows, &all, "", Vec::new(), &mut nulled)?.into_iter().collect();
 
-    // Few patterns of open columns occur in one table, so a list is searched rather than a map.
-    let mut groups: Vec<(Vec<usize>, Vec<Slice>, Vec<Slice>)> = Vec::new();
-    for &(row, origin) in &left.patches {
-        let tuple = Tuple::trusted(arena.get(row), table.columns.len());
-        let is_open = |(column, field)| (field == Field::Unchanged).then_some(column);
-        let open: Vec<usize> = tuple.fields().enumerate().filter_map(is_open).collect();
-        match groups.iter_mut().find(|(unchanged, ..)| *unchanged == open) {
-            Some((_, rows, origins)) => {
-                rows.push(row);
-                origins.push(origin);
-            }
-            None => groups.push((open, vec![row], vec![origin])),
+    let patch = patch(table, &left.patches, arena, &mut nulled)?;
+    Ok(TableChanges { table: Arc::clone(table), truncate, deletes, inserts, patch, nulled, counts })
+}
+
+/// `patches`: rows that lack values, each with the key under which it stood before the batch.
+fn patch(
+    table: &TableSpec,
+    patches: &[(Slice, Slice)],
+    arena: &Arena,
+    nulled: &mut Vec<Nulled>,
+) -> Result<Option<Patch>, ColumnsError> {
+    if patches.is_empty() {
+        return Ok(None);
+    }
+    let rows = tuples(table, arena, patches.iter().map(|&(row, _)| row));
+
+    let mut patterns: Vec<Vec<usize>> = Vec::new();
+    let mut known: HashMap<Vec<usize>, i64> = HashMap::new();
+    let mut of_rows: Vec<i64> = Vec::with_capacity(rows.len());
+    for tuple in &rows {
+        let lacks = |(column, field)| (field == Field::Unchanged).then_some(column);
+        let unchanged: Vec<usize> = tuple.fields().enumerate().filter_map(lacks).collect();
+        let pattern = *known.entry(unchanged).or_insert_with_key(|unchanged| {
+            patterns.push(unchanged.clone());
+            patterns.len() as i64 - 1
+        });
+        of_rows.push(pattern);
+    }
+
+    let key_columns = table.key_columns();
+    let keys: Vec<Tuple<'_>> =
+        patches.iter().map(|&(_, origin)| key_tuple(arena.get(origin), key_columns.len())).collect();
+    let mut extra = Vec::new();
+    if let Some(batch) = record_batch(table, &keys, key_columns, ORIGIN_PREFIX, Vec::new(), nulled)? {
+        let fields = batch.schema();
+        for (field, array) in fields.fields().iter().zip(batch.columns()) {
+            extra.push((field.as_ref().clone(), Arc::clone(array)));
         }
     }
-    let mut patches = Vec::with_capacity(groups.len());
-    for (unchanged, rows, origins) in groups {
-        let width = table.key_columns().len();
-        let keys: Vec<Tuple<'_>> = origins.iter().map(|&key| key_tuple(arena.get(key), width)).collect();
-        let mut extra = Vec::new();
-        if let Some(batch) = record_batch(table, &keys, table.key_columns(), ORIGIN_PREFIX, Vec::new(), &mut nulled)? {
-            let fields = batch.schema();
-            for (field, array) in fields.fields().iter().zip(batch.columns()) {
-                extra.push((field.as_ref().clone(), Arc::clone(array)));
-            }
-        }
-        let rows = tuples(table, arena, rows.into_iter());
-        if let Some(rows) = record_batch(table, &rows, &all, "", extra, &mut nulled)? {
-            patches.push(Patch { unchanged, rows });
-        }
-    }
-    Ok(TableChanges { table: Arc::clone(table), truncate, deletes, inserts, patches, nulled, counts })
+    let pattern_field = ArrowField::new(PATTERN_COLUMN, DataType::Int64, false);
+    extra.push((pattern_field, Arc::new(Int64Array::from(of_rows)) as ArrayRef));
+
+    let all: Vec<usize> = (0..table.columns.len()).collect();
+    let rows = record_batch(table, &rows, &all, "", extra, nulled)?;
+    Ok(rows.map(|rows| Patch { patterns, rows }))
 }
 
 fn tuples<'a>(table: &TableSpec, arena: &'a Arena, slices: impl Iterator<Item = Slice>) -> Vec<Tuple<'a>> {

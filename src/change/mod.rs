@@ -98,18 +98,18 @@ impl Pause {
     }
 }
 
-/// Net effect on one table. Applied in this order: truncate, read `patches` from the target, delete, insert.
+/// Net effect on one table. Applied in this order: truncate, read what `patch` lacks from the target, delete, insert.
 #[derive(Debug, Clone)]
 pub struct TableChanges {
     pub table: Arc<TableSpec>,
-    /// The table was truncated: every row that stood before the batch goes. `deletes` and `patches` are empty then.
+    /// The table was truncated: every row that stood before the batch goes. There are no `deletes` and no `patch` then.
     pub truncate: bool,
     /// Rows that stood before the batch and go, or are replaced.
     pub deletes: Deletes,
     /// Complete rows to insert, in the order of `table.columns`, field names = `target_name`. May be empty.
     pub inserts: Vec<RecordBatch>,
     /// Rows to insert whose unchanged TOAST values must be read from the target before the deletes (trap 51).
-    pub patches: Vec<Patch>,
+    pub patch: Option<Patch>,
     /// Values that the target has no room for and that became NULL, as the settings allow.
     pub nulled: Vec<Nulled>,
     /// What the source did, for the report.
@@ -153,14 +153,26 @@ pub const COUNT_COLUMN: &str = "_rhei_count";
 /// Prefix of the columns of [`Patch::rows`] that hold the key under which the row stood before the batch.
 pub const ORIGIN_PREFIX: &str = "_rhei_origin_";
 
-/// Rows to insert that lack values the wire left out. All rows of one patch lack the same columns.
+/// Name of the last column of [`Patch::rows`].
+pub const PATTERN_COLUMN: &str = "_rhei_pattern";
+
+/// Rows to insert that lack values the wire left out.
 #[derive(Debug, Clone)]
 pub struct Patch {
-    /// Indexes into `table.columns` of the values to read from the target. Never empty.
-    pub unchanged: Vec<usize>,
-    /// `table.columns` (NULL where unchanged), then the key columns of the row before the batch, named
-    /// [`ORIGIN_PREFIX`] + `target_name`. Each origin key is also among the deletes, and must be found.
+    /// Each is the indexes into `table.columns` of the values that rows lack, and that are read from the target. Never empty.
+    pub patterns: Vec<Vec<usize>>,
+    /// `table.columns` (NULL where unchanged), then the key columns of the row before the batch, named [`ORIGIN_PREFIX`] +
+    /// `target_name`, and a last `Int64` column [`PATTERN_COLUMN`], an index into `patterns`. Each origin key is also among the
+    /// deletes, and must be found.
     pub rows: RecordBatch,
+}
+
+impl Patch {
+    /// The patterns that lack a column.
+    pub fn lacking(&self, column: usize) -> Vec<usize> {
+        let lacks = |(_, unchanged): &(usize, &Vec<usize>)| unchanged.contains(&column);
+        self.patterns.iter().enumerate().filter(lacks).map(|(pattern, _)| pattern).collect()
+    }
 }
 
 /// Row changes of the source before they were reduced.

@@ -298,12 +298,16 @@ impl NetEffect {
                 let merged = if new.is_open() {
                     let before = taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
                     let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
+                    let (mut old_fields, mut before_fields) =
+                        (old_tuple.map(|old| old.fields()), before.map(|before| before.fields()));
                     for (column, field) in new_tuple.fields().enumerate() {
+                        let of_old = old_fields.as_mut().and_then(Iterator::next);
+                        let of_before = before_fields.as_mut().and_then(Iterator::next);
                         let supplied = match field {
                             Field::Unchanged => match old {
-                                OldRow::Full(_) => old_tuple.and_then(|old| old.field(column)),
-                                OldRow::Key(_) if key.contains(&column) => old_tuple.and_then(|old| old.field(column)),
-                                _ => before.and_then(|before| before.field(column)),
+                                OldRow::Full(_) => of_old,
+                                OldRow::Key(_) if key.contains(&column) => of_old,
+                                _ => of_before,
                             },
                             other => Some(other),
                         };

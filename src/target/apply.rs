@@ -26,8 +26,8 @@ use super::{
 use crate::{
     Checkpoint,
     change::{
-        COUNT_COLUMN, ChangeBatch, ColumnOrigin, Deletes, ORIGIN_PREFIX, Pause, Remedy, Reshape, RowCounts,
-        TableChanges, TableSpec,
+        COUNT_COLUMN, ChangeBatch, ColumnOrigin, ColumnSpec, Deletes, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Pause,
+        Remedy, Reshape, RowCounts, TableChanges, TableSpec,
     },
     checkpoint::DurableLsn,
     failpoint::reached,
@@ -270,26 +270,21 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
     }
     // Read before anything is deleted, under the keys that the rows had before the batch.
     let mut patched = 0;
-    for (number, patch) in changes.patches.iter().enumerate() {
-        let mut columns = stage_columns(spec, &all, "");
-        columns.extend(stage_columns(spec, spec.key_columns(), ORIGIN_PREFIX));
-        stage(connection, &columns, std::slice::from_ref(&patch.rows))?;
+    if let Some(patch) = &changes.patch {
+        stage_patch(connection, spec, patch)?;
         let values: Vec<String> = spec
             .columns
             .iter()
             .enumerate()
             .map(|(at, column)| {
                 let name = ddl::quoted(&column.target_name);
-                if patch.unchanged.contains(&at) {
-                    format!("t.{name}")
-                } else {
-                    format!("{} AS {name}", column.mapping.stage_expr(&format!("s.{name}")))
-                }
+                let value = patched_value(patch, column, at, &format!("t.{name}"));
+                format!("{value} AS {name}")
             })
             .collect();
         let found = connection.execute(
             &format!(
-                "CREATE TEMP TABLE {PATCHED}{number} AS SELECT {} FROM {STAGE} s JOIN {target} t ON {}",
+                "CREATE TEMP TABLE {PATCHED} AS SELECT {} FROM {STAGE} s JOIN {target} t ON {}",
                 values.join(", "),
                 key_match(spec, ORIGIN_PREFIX)
             ),
@@ -297,14 +292,14 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
         )? as u64;
         connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
         let found: u64 = match found {
-            0 => connection.query_row(&format!("SELECT count(*) FROM {PATCHED}{number}"), [], |row| row.get(0))?,
+            0 => connection.query_row(&format!("SELECT count(*) FROM {PATCHED}"), [], |row| row.get(0))?,
             found => found,
         };
         let expected = patch.rows.num_rows() as u64;
         if found != expected {
             return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
         }
-        patched += found;
+        patched = found;
     }
     let (staged, rows) = match &changes.deletes {
         Deletes::ByKey(batches) => (total(batches), delete_by_key(connection, spec, &target, batches, views)?),
@@ -329,10 +324,10 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
             Ok(inserted as u64)
         })?;
     }
-    for number in 0..changes.patches.len() {
-        let sql = format!("INSERT INTO {target} ({names}) SELECT {names} FROM {PATCHED}{number}");
-        inserted += connection.execute(&sql, [])? as u64;
-        connection.execute_batch(&format!("DROP TABLE {PATCHED}{number}"))?;
+    if changes.patch.is_some() {
+        inserted +=
+            connection.execute(&format!("INSERT INTO {target} ({names}) SELECT {names} FROM {PATCHED}"), [])? as u64;
+        connection.execute_batch(&format!("DROP TABLE {PATCHED}"))?;
     }
     let expected = total(&changes.inserts) + patched;
     if inserted != expected {
@@ -456,7 +451,6 @@ fn stage_values(spec: &TableSpec, columns: &[usize]) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 
-/// Quoted name and type of staging columns.
 /// How many rows each of these tables has.
 pub(super) fn counts(connection: &Connection, tables: impl Iterator<Item = String>) -> Result<Vec<u64>, TargetError> {
     let each: Vec<String> =
@@ -469,6 +463,35 @@ pub(super) fn counts(connection: &Connection, tables: impl Iterator<Item = Strin
     Ok(counts.collect::<Result<_, _>>()?)
 }
 
+/// Stages the rows of a patch, with their former keys and the number of what they lack.
+pub(super) fn stage_patch(connection: &Connection, spec: &TableSpec, patch: &Patch) -> Result<(), TargetError> {
+    let all: Vec<usize> = (0..spec.columns.len()).collect();
+    let mut columns = stage_columns(spec, &all, "");
+    columns.extend(stage_columns(spec, spec.key_columns(), ORIGIN_PREFIX));
+    columns.push((ddl::quoted(PATTERN_COLUMN), "BIGINT".to_owned()));
+    stage(connection, &columns, std::slice::from_ref(&patch.rows))
+}
+
+/// The value of a column in a patched row: what came, or `unchanged` in rows that lack it.
+pub(super) fn patched_value(patch: &Patch, column: &ColumnSpec, at: usize, unchanged: &str) -> String {
+    let came = column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&column.target_name)));
+    let lacking = patch.lacking(at);
+    if lacking.is_empty() {
+        came
+    } else if lacking.len() == patch.patterns.len() {
+        unchanged.to_owned()
+    } else {
+        let lacking: Vec<String> = lacking.iter().map(ToString::to_string).collect();
+        format!(
+            "CASE WHEN s.{} IN ({}) THEN {unchanged} ELSE CAST({came} AS {}) END",
+            ddl::quoted(PATTERN_COLUMN),
+            lacking.join(", "),
+            column.mapping.target_type
+        )
+    }
+}
+
+/// Quoted name and type of staging columns.
 pub(super) fn stage_columns(spec: &TableSpec, columns: &[usize], prefix: &str) -> Vec<(String, String)> {
     let columns = columns.iter().filter_map(|&at| spec.columns.get(at));
     columns

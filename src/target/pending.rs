@@ -20,7 +20,7 @@ use super::{
     apply::{self, STAGE},
     ddl,
 };
-use crate::change::{COUNT_COLUMN, Deletes, Key, ORIGIN_PREFIX, TableChanges, TableSpec};
+use crate::change::{COUNT_COLUMN, Deletes, Key, ORIGIN_PREFIX, PATTERN_COLUMN, TableChanges, TableSpec};
 
 const PATCHED: &str = "_rhei_pending_patched";
 const STEP: &str = "_rhei_pending_step";
@@ -137,22 +137,21 @@ fn capture_keyed(
     let shadow = ddl::table(&ddl::shadow_of(&spec.target));
     let nothing = listed(&[]);
     // Read before anything is deleted, under the keys that the rows had before the batch.
-    for (number, patch) in changes.patches.iter().enumerate() {
-        let mut columns = apply::stage_columns(spec, &all(spec), "");
-        columns.extend(apply::stage_columns(spec, spec.key_columns(), ORIGIN_PREFIX));
-        apply::stage(connection, &columns, std::slice::from_ref(&patch.rows))?;
+    if let Some(patch) = &changes.patch {
+        apply::stage_patch(connection, spec, patch)?;
         let mut values: Vec<String> = Vec::with_capacity(spec.columns.len() + 4);
-        for at in 0..spec.columns.len() {
-            values.push(match (patch.unchanged.contains(&at), is_loaded) {
-                (false, _) => format!("{} AS c{at}", staged(spec, at, "")),
-                (true, false) => format!("p.c{at} AS c{at}"),
-                (true, true) => {
-                    format!("CASE WHEN p.gone IS NULL THEN t.{} ELSE p.c{at} END AS c{at}", target_column(spec, at))
-                }
-            });
+        for (at, column) in spec.columns.iter().enumerate() {
+            let unchanged = if is_loaded {
+                format!("CASE WHEN p.gone IS NULL THEN t.{} ELSE p.c{at} END", target_column(spec, at))
+            } else {
+                format!("p.c{at}")
+            };
+            values.push(format!("{} AS c{at}", apply::patched_value(patch, column, at, &unchanged)));
         }
         values.push("false AS gone".to_owned());
-        let open = listed(&patch.unchanged);
+        let patterns = patch.patterns.iter().enumerate();
+        let open: String = patterns.map(|(pattern, lacks)| format!(" WHEN {pattern} THEN {}", listed(lacks))).collect();
+        let open = format!("CASE s.{}{open} END", ddl::quoted(PATTERN_COLUMN));
         values.push(if is_loaded {
             format!("{nothing} AS open")
         } else {
@@ -176,14 +175,12 @@ fn capture_keyed(
             _ => "false".to_owned(),
         };
         connection.execute_batch(&format!(
-            "CREATE TEMP TABLE {PATCHED}{number} AS SELECT {}, {is_lost} AS lost FROM {STAGE} s \
+            "CREATE TEMP TABLE {PATCHED} AS SELECT {}, {is_lost} AS lost FROM {STAGE} s \
              LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {from_shadow}; DROP TABLE {STAGE};",
             values.join(", ")
         ))?;
         let found: u64 =
-            connection.query_row(&format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}{number}"), [], |row| {
-                row.get(0)
-            })?;
+            connection.query_row(&format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}"), [], |row| row.get(0))?;
         let expected = patch.rows.num_rows() as u64;
         if found != expected {
             return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
@@ -210,11 +207,11 @@ fn capture_keyed(
             values.join(", ")
         ))?;
     }
-    for number in 0..changes.patches.len() {
+    if changes.patch.is_some() {
         let matched = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
         connection.execute_batch(&format!(
-            "DELETE FROM {pending} p USING {PATCHED}{number} s WHERE {matched};
-             INSERT INTO {pending} BY NAME SELECT * EXCLUDE (lost) FROM {PATCHED}{number}; DROP TABLE {PATCHED}{number};"
+            "DELETE FROM {pending} p USING {PATCHED} s WHERE {matched};
+             INSERT INTO {pending} BY NAME SELECT * EXCLUDE (lost) FROM {PATCHED}; DROP TABLE {PATCHED};"
         ))?;
     }
     Ok(())

@@ -409,3 +409,33 @@ fn a_transaction_that_is_streamed_before_it_ends_is_applied_when_it_commits() {
     following.assert_same(&LARGE_TABLES);
     assert!(streamed_transactions(&following) > 2, "nothing was streamed");
 }
+
+/// Each row lacks other values, and one statement reads all of them from the copy.
+#[test]
+fn rows_that_lack_values_in_hundreds_of_ways_arrive_in_one_batch() {
+    let columns = |of: &str| (0..9).map(|at| of.replace("{}", &at.to_string())).collect::<Vec<_>>().join(", ");
+    let following = Following::new("many_patterns");
+    following.db.execute(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(9,2), a int[], {});
+         ALTER TABLE t {};
+         INSERT INTO t SELECT i, i, ARRAY[i], {} FROM generate_series(1, 511) i",
+        columns("c{} text"),
+        columns("ALTER c{} SET STORAGE EXTERNAL"),
+        columns("repeat(md5(i::text || {}), 80)")
+    ));
+    let mut run = following.run();
+    run.wait_for_log("all tables are live", SOON);
+    let mark = run.log_mark();
+    // Which columns a row keeps is its number. A batch sees all of them.
+    let set =
+        |at: usize| format!("c{at} = CASE WHEN id & {} = 0 THEN c{at} ELSE repeat(md5('new' || id), 80) END", 1 << at);
+    let all: Vec<String> = (0..9).map(set).collect();
+    following.db.execute(&format!(
+        "BEGIN; UPDATE t SET n = n + 0.01, {}; UPDATE t SET id = id + 1000 WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0; COMMIT",
+        all.join(", ")
+    ));
+    following.wait_until_in_step();
+    run.assert_no_copies_since(mark);
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
