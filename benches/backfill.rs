@@ -145,6 +145,7 @@ fn spec() -> TableSpec {
         fingerprint: String::new(),
         null_unrepresentable: false,
         copy_lsn: Lsn(1),
+        copy_xids: None,
     }
 }
 

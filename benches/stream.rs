@@ -54,6 +54,7 @@ fn spec(oid: u32) -> Arc<TableSpec> {
         fingerprint: String::new(),
         null_unrepresentable: false,
         copy_lsn: Lsn::ZERO,
+        copy_xids: None,
     })
 }
 

@@ -95,6 +95,8 @@ pub enum Told {
     /// The snapshot is there, and what is to be copied under it. The stream is held at `lsn` until this is answered.
     Planned {
         lsn: Lsn,
+        /// Everything that had committed before this is in the snapshot.
+        since: Lsn,
         tables: Vec<Planned>,
         /// Tables that cannot be copied as they are set up.
         refused: Vec<StoredTable>,
@@ -105,6 +107,8 @@ pub enum Told {
     },
     /// Another session at the source has locked these tables; the round copies the others.
     Locked(BTreeMap<u32, QualifiedName>),
+    /// These go on under the snapshot of a slot, which has to wait for transactions; the round copies the others.
+    PutOff(BTreeSet<u32>),
     /// What became of the copies of tables, by oid.
     Copied(Vec<(u32, Copied)>),
 }
@@ -145,23 +149,32 @@ pub async fn run<T: OlapEngine + 'static>(
     round: Round,
 ) -> Result<(), EngineError> {
     let release = Release(round.hold.clone());
-    let (is_plain, wanted) = (round.is_plain, round.wanted.as_ref());
+    let (is_plain, mut wanted) = (round.is_plain, round.wanted.clone());
     let prepare = async {
         // The stream is held from the snapshot on, so whatever may wait for a lock comes before it.
         let control = connect_sql(&options.source, "copy control").await?;
-        let measured = plan::measure(options, &control, wanted, is_plain).await?;
+        let measured = plan::measure(options, &control, wanted.as_ref(), is_plain).await?;
         if !measured.locked.is_empty() {
             let _ = round.told.send(Told::Locked(measured.locked.clone())).await;
-            if wanted.is_some_and(|wanted| wanted.iter().all(|oid| measured.locked.contains_key(oid))) {
+            if wanted.as_ref().is_some_and(|wanted| wanted.iter().all(|oid| measured.locked.contains_key(oid))) {
                 return Ok(None);
             }
         }
         let snapshot = match (is_plain, round.first) {
             (true, _) => Snapshot::plain(options).await?,
             (false, Some(first)) => Snapshot::of_slot(options, first, false, &round.hold).await?,
-            (false, None) => Snapshot::of_temporary_slot(options, &control, &round.hold, round.trail).await?,
+            (false, None) => match without_slot(writer, &control, wanted.as_ref()).await? {
+                Some((begun_anew, others)) => {
+                    if !others.is_empty() {
+                        let _ = round.told.send(Told::PutOff(others)).await;
+                    }
+                    wanted = Some(begun_anew);
+                    Snapshot::of_xids(options, &control, &round.hold).await?
+                }
+                None => Snapshot::of_temporary_slot(options, &control, &round.hold, round.trail).await?,
+            },
         };
-        let planned = plan::plan(options, writer, &snapshot, wanted, is_plain, &measured).await?;
+        let planned = plan::plan(options, writer, &snapshot, wanted.as_ref(), is_plain, &measured).await?;
         Ok::<_, EngineError>(Some((control, snapshot, planned)))
     };
     let prepared = tokio::select! {
@@ -171,8 +184,8 @@ pub async fn run<T: OlapEngine + 'static>(
     };
     let Some((control, snapshot, (tables, refused))) = prepared else { return Ok(()) };
     let (adopted, is_adopted) = oneshot::channel();
-    let planned =
-        Told::Planned { lsn: snapshot.lsn, tables: tables.clone(), refused, holder: snapshot.holder(), adopted };
+    let (lsn, since, holder) = (snapshot.lsn, snapshot.since, snapshot.holder());
+    let planned = Told::Planned { lsn, since, tables: tables.clone(), refused, holder, adopted };
     if round.told.send(planned).await.is_err() {
         return Ok(());
     }
@@ -192,6 +205,41 @@ pub async fn run<T: OlapEngine + 'static>(
         options.board.end(table.spec.oid);
     }
     ended
+}
+
+/// The tables whose copies can begin under a snapshot that no slot is needed for, and those that cannot, when a slot would have to wait:
+/// what an earlier try has copied of a table goes on only where the stream can stand exactly at the snapshot. None: a slot it is.
+async fn without_slot<T: OlapEngine + 'static>(
+    writer: &Writer<T>,
+    control: &SqlClient,
+    wanted: Option<&BTreeSet<u32>>,
+) -> Result<Option<(BTreeSet<u32>, BTreeSet<u32>)>, EngineError> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    if !has_lasting_transactions(control).await? || catalog::has_synchronous_standbys(control).await? {
+        return Ok(None);
+    }
+    let stored = writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
+    let under_way: BTreeSet<u32> = stored.iter().filter(|table| table.has_shadow).map(|table| table.oid).collect();
+    let (others, begun_anew): (BTreeSet<u32>, BTreeSet<u32>) = wanted.iter().partition(|oid| under_way.contains(oid));
+    Ok((!begun_anew.is_empty()).then_some((begun_anew, others)))
+}
+
+/// Whether a slot that is made now would have to wait: for transactions, of any database, that have written and are in progress.
+async fn has_lasting_transactions(control: &SqlClient) -> Result<bool, EngineError> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(50);
+    let (_, xids) = catalog::wal_insert_lsn_and_xids(control).await?;
+    let since = tokio::time::Instant::now();
+    loop {
+        let snapshot = catalog::current_snapshot(control).await?;
+        if xids.iter().all(|xid| snapshot.sees(*xid)) {
+            return Ok(false);
+        }
+        if since.elapsed() >= PATIENCE {
+            return Ok(true);
+        }
+        tokio::time::sleep(STEP).await;
+    }
 }
 
 struct Copy<'a, T> {

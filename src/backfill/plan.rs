@@ -216,7 +216,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         let plan_options = PlanOptions { settings: &settings, null_unrepresentable, before: before.as_ref() };
         let target = targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone());
         let spec = match tables::plan(&table, &types, plan_options) {
-            Ok(spec) => TableSpec { copy_lsn: snapshot.lsn, target, ..spec },
+            Ok(spec) => TableSpec { copy_lsn: snapshot.lsn, copy_xids: snapshot.xids.clone(), target, ..spec },
             Err(error) => {
                 let reason = error.to_string();
                 let event = Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };

@@ -15,7 +15,8 @@ use futures_util::StreamExt;
 use super::plan::LOCK_PATIENCE;
 use crate::{
     Lsn,
-    change::TableSpec,
+    change::{TableSpec, xids::XidSnapshot},
+    checkpoint::reachable_target,
     engine::{EngineError, Event, Options},
     failpoint::reached,
     source::{
@@ -37,8 +38,11 @@ pub struct FirstSlot {
 
 /// A snapshot that two sessions hold, so that a worker that lost its connection can come back.
 pub struct Snapshot {
-    /// It sees exactly the transactions with `commit_lsn` before this.
+    /// It sees exactly the transactions with `commit_lsn` before this, or those of them that `xids` names.
     pub lsn: Lsn,
+    pub xids: Option<Arc<XidSnapshot>>,
+    /// It sees all transactions with `commit_lsn` before this.
+    pub since: Lsn,
     /// Any of these will do.
     pub ids: Vec<String>,
     holders: Vec<Arc<SqlClient>>,
@@ -61,7 +65,7 @@ impl Snapshot {
         let Some(exported) = &created.snapshot else {
             return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
         };
-        let snapshot = Self::held(options, lsn, exported).await?;
+        let snapshot = Self::held(options, (lsn, None, lsn), exported).await?;
         if is_temporary {
             replication.drop_slot(&created.name).await?;
         }
@@ -100,10 +104,35 @@ impl Snapshot {
         let first = connect_sql(&options.source, "snapshot").await?;
         first.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
         let exported = export(&first).await?;
-        Self::held(options, Lsn::ZERO, &exported).await
+        Self::held(options, (Lsn::ZERO, None, Lsn::ZERO), &exported).await
     }
 
-    async fn held(options: &Options, lsn: Lsn, exported: &str) -> Result<Self, EngineError> {
+    /// One that waits for nobody, for when a slot would have to wait for transactions that stay open: which transactions it sees is told
+    /// by their numbers. The stream is held for about a second before it.
+    pub async fn of_xids(options: &Options, control: &SqlClient, hold: &Hold) -> Result<Self, EngineError> {
+        // A commit becomes visible a moment after it is flushed, since no standby has to confirm it.
+        const VISIBLE: Duration = Duration::from_secs(1);
+        const STEP: Duration = Duration::from_millis(20);
+        let since = catalog::wal_insert_lsn(control).await?;
+        hold.set(since);
+        while catalog::wal_flush_lsn(control).await? < reachable_target(since) {
+            tokio::time::sleep(STEP).await;
+        }
+        tokio::time::sleep(VISIBLE).await;
+
+        let first = connect_sql(&options.source, "snapshot").await?;
+        let xids = catalog::begin_moment(&first).await?;
+        let exported = export(&first).await?;
+        // Whatever it sees is committed by now, and so before the end of the WAL.
+        let lsn = catalog::wal_insert_lsn(control).await?;
+        Self::held(options, (lsn, Some(Arc::new(xids)), since), &exported).await
+    }
+
+    async fn held(
+        options: &Options,
+        (lsn, xids, since): (Lsn, Option<Arc<XidSnapshot>>, Lsn),
+        exported: &str,
+    ) -> Result<Self, EngineError> {
         let (mut ids, mut holders) = (Vec::new(), Vec::new());
         for _ in 0..2 {
             let holder = match import(options, exported, "snapshot").await {
@@ -116,7 +145,7 @@ impl Snapshot {
             ids.push(export(&holder).await?);
             holders.push(Arc::new(holder));
         }
-        Ok(Self { lsn, ids, holders })
+        Ok(Self { lsn, xids, since, ids, holders })
     }
 
     /// A session that sees it, for questions to the catalogs: plan and rows are of one moment.

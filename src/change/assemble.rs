@@ -520,7 +520,7 @@ impl Assembler {
             return Ok(());
         }
         self.reshapes.extend(open.reshapes);
-        self.fold_all(open.changes, commit_lsn);
+        self.fold_all(open.changes, commit_lsn, open.xid);
         self.source_transactions += 1;
         self.end_lsn = self.end_lsn.max(end_lsn);
         self.commit_times_us.push(commit_time_us);
@@ -533,10 +533,10 @@ impl Assembler {
         if self.described_bytes > limit { Err(AssembleError::TooManyRelations { limit }) } else { Ok(()) }
     }
 
-    fn fold_all(&mut self, mut changes: Vec<Change>, commit_lsn: Lsn) {
+    fn fold_all(&mut self, mut changes: Vec<Change>, commit_lsn: Lsn, xid: u32) {
         for at in 0..changes.len() {
             let Some(change) = changes.get(at).copied() else { break };
-            self.fold(change, commit_lsn);
+            self.fold(change, commit_lsn, xid);
             // Each update of a row that leaves a long value out copies it from the row before: a small message may take
             // much memory, over and over.
             if self.arena.wants_compaction() {
@@ -551,7 +551,7 @@ impl Assembler {
         }
     }
 
-    fn fold(&mut self, change: Change, commit_lsn: Lsn) {
+    fn fold(&mut self, change: Change, commit_lsn: Lsn, xid: u32) {
         let oid = change.table();
         let Some(followed) = self.tables.get_mut(&oid) else { return };
         if followed.failure.is_some() && !matches!(change, Change::Fail { .. }) {
@@ -559,7 +559,7 @@ impl Assembler {
         }
         let spec = &followed.spec;
         // Already in the copy (trap 15).
-        if commit_lsn < spec.copy_lsn {
+        if spec.has_copied(commit_lsn, xid) {
             return;
         }
         let effect = self.effects.entry(oid).or_insert_with(|| NetEffect::new(&spec.key, spec.columns.len()));
@@ -592,7 +592,7 @@ impl Assembler {
             self.reshapes.append(&mut open.reshapes);
             let changes = std::mem::take(&mut open.changes);
             open.parted.extend(changes.iter().map(Change::table));
-            self.fold_all(changes, open.commit_lsn);
+            self.fold_all(changes, open.commit_lsn, open.xid);
             self.open = Some(open);
         }
         let mut tables = Vec::with_capacity(self.effects.len());
@@ -649,7 +649,7 @@ impl Assembler {
         // Inside a transaction that the copy already holds, the shape may be an old one: what fits is taken, and a
         // change after it is described anew.
         let is_past = match &self.open {
-            Some(open) => open.skip || open.commit_lsn < followed.spec.copy_lsn,
+            Some(open) => open.skip || followed.spec.has_copied(open.commit_lsn, open.xid),
             // Once more what was described before the last commit, for a transaction that came in pieces meanwhile.
             None => self.last_commit.max(self.checkpoint) < followed.spec.copy_lsn,
         };
@@ -699,7 +699,7 @@ impl Assembler {
                 self.untracked.insert(oid);
             }
             Follow::Stale(difference) => {
-                let is_in_copy = self.tables.get(&oid).is_some_and(|it| open.commit_lsn < it.spec.copy_lsn);
+                let is_in_copy = self.tables.get(&oid).is_some_and(|it| it.spec.has_copied(open.commit_lsn, open.xid));
                 if !is_in_copy {
                     let why = format!("the stream describes the table otherwise than the catalogs: {difference}");
                     described.follow = Follow::Paused;
@@ -809,6 +809,7 @@ mod tests {
             fingerprint: String::new(),
             null_unrepresentable: false,
             copy_lsn: Lsn::ZERO,
+            copy_xids: None,
         })
     }
 

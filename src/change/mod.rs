@@ -10,6 +10,7 @@ pub mod followed;
 pub mod net_effect;
 pub mod relation;
 pub mod tuple;
+pub mod xids;
 
 use std::sync::Arc;
 

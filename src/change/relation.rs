@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use super::xids::XidSnapshot;
 use crate::{Lsn, types::Mapping};
 
 /// A schema (namespace) and a name, exactly as PostgreSQL spells them.
@@ -112,8 +113,18 @@ pub struct TableSpec {
     /// Values that the target has no room for become NULL and are counted, rather than pause the table.
     pub null_unrepresentable: bool,
     /// The snapshot that the table was copied at: its changes in transactions with `commit_lsn < copy_lsn` are
-    /// already in the copy and are skipped (trap 15).
+    /// already in the copy and are skipped (trap 15). See `copy_xids`.
     pub copy_lsn: Lsn,
+    /// Of a snapshot that no place in the WAL belongs to: which of the transactions before `copy_lsn` it sees. The others are
+    /// not in the copy. None: it sees all of them.
+    pub copy_xids: Option<Arc<XidSnapshot>>,
+}
+
+impl TableSpec {
+    /// Whether the copy was begun with what this transaction did.
+    pub fn has_copied(&self, commit_lsn: Lsn, xid: u32) -> bool {
+        commit_lsn < self.copy_lsn && self.copy_xids.as_ref().is_none_or(|xids| xids.sees(xid))
+    }
 }
 
 /// One column that is copied.

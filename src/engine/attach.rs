@@ -353,6 +353,7 @@ pub fn unplanned(table: &SourceTable, target: QualifiedName) -> StoredTable {
         target,
         state: TableState::Pending,
         copy_lsn: Lsn::ZERO,
+        copy_xids: None,
         epoch: 0,
         replica_identity: table.replica_identity,
         whole_row_key: false,
@@ -628,6 +629,8 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     }
                 }
                 Told::Locked(tables) => locked.extend(tables.into_values()),
+                // Only rounds beside a stream do so.
+                Told::PutOff(_) => {}
             }
         }
         Ok::<_, EngineError>(())

@@ -286,6 +286,10 @@ impl<T: OlapEngine + 'static> Copies<T> {
                     self.locked(&tables);
                     continue;
                 }
+                Some(Told::PutOff(tables)) => {
+                    running.asked.retain(|oid| !tables.contains(oid));
+                    continue;
+                }
                 Some(told) => return Ok(News::Told(told)),
                 None => {}
             }

@@ -59,10 +59,10 @@ impl LeftOut {
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
-    /// Whether the copy of a table holds what was committed at `commit_lsn`.
+    /// Whether the copy of a table is known to hold what was committed at `commit_lsn`.
     fn is_in_copy(&self, oid: u32, commit_lsn: Lsn) -> bool {
         let spec = self.catalogs.as_ref().and_then(|catalogs| catalogs.spec(oid));
-        spec.is_some_and(|spec| commit_lsn < spec.copy_lsn)
+        spec.is_some_and(|spec| commit_lsn < spec.copy_lsn && spec.copy_xids.is_none())
     }
 
     /// Finds out what the relations are whose changes came and were not taken: none is left out that is not known to be.

@@ -30,9 +30,10 @@ use crate::{
         ddl::{DescribedColumn, Description},
         followed::fits,
         relation::Relation,
+        xids::XidSnapshot,
     },
     source::{
-        catalog::{self, CompositeFields, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable, XidSnapshot},
+        catalog::{self, CompositeFields, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable},
         connect::{SqlClient, connect_sql},
         slot,
     },
@@ -99,7 +100,8 @@ fn decide(
     };
     let mut after = tables::plan(&table, types, options).map_err(|error| error.to_string())?;
     // Names of tables are the catalog's, and changed elsewhere; the copy's LSN stays.
-    (after.source, after.target, after.copy_lsn) = (spec.source.clone(), spec.target.clone(), spec.copy_lsn);
+    (after.source, after.target) = (spec.source.clone(), spec.target.clone());
+    (after.copy_lsn, after.copy_xids) = (spec.copy_lsn, spec.copy_xids.clone());
     after.epoch = spec.epoch + 1;
     let last = after.columns.iter().map(|column| column.attnum).max().unwrap_or(0).max(known.last_attnum);
     after.fingerprint = tables::fingerprint_text(&Fingerprint {

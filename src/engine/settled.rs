@@ -18,12 +18,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{EngineError, SyncEngine, copying::Copies, schema::Catalogs};
-use crate::{
-    Lsn,
-    checkpoint::reachable_target,
-    source::{CdcConsumer, catalog::XidSnapshot},
-    target::OlapEngine,
-};
+use crate::{Lsn, change::xids::XidSnapshot, checkpoint::reachable_target, source::CdcConsumer, target::OlapEngine};
 
 /// How long the stream has to come to a position before the server is asked whether it can at all; twice as long each
 /// time.

@@ -129,6 +129,7 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, options: PlanOptions<'_>) 
         fingerprint: fingerprint_text(&table.fingerprint),
         null_unrepresentable: options.null_unrepresentable,
         copy_lsn: Lsn::ZERO,
+        copy_xids: None,
     })
 }
 
@@ -223,6 +224,7 @@ pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpe
         fingerprint: stored.fingerprint.clone(),
         null_unrepresentable,
         copy_lsn: stored.copy_lsn,
+        copy_xids: stored.copy_xids.clone(),
     }
 }
 

@@ -70,7 +70,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         cycles: &mut Vec<CycleReport>,
     ) -> Result<Option<String>, EngineError> {
         match news {
-            News::Told(Told::Planned { lsn, tables, refused, holder, adopted }) => {
+            News::Told(Told::Planned { lsn, since, tables, refused, holder, adopted }) => {
                 // The rows of those that go on have to be known as the snapshot sees them.
                 while tables.iter().any(|table| table.is_resumed) && self.checkpoint.lsn < reachable_target(lsn) {
                     let linger = Duration::from_millis(20);
@@ -87,13 +87,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     return Ok(Some(reason));
                 }
                 reached("copy.planned");
-                let ids = self.adopt(lsn, &tables, refused, &holder, copies).await?;
+                let ids = self.adopt(since, &tables, refused, &holder, copies).await?;
                 reached("copy.adopted");
                 // Gone only when the round broke off, which it says itself.
                 let _ = adopted.send(ids);
             }
             // `Copies::next` keeps these tables for a later round.
-            News::Told(Told::Locked(_)) => {}
+            News::Told(Told::Locked(_) | Told::PutOff(_)) => {}
             News::Told(Told::Copied(copied)) => {
                 let mut loaded = Vec::new();
                 for (oid, copied) in copied {
@@ -182,10 +182,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             .map(|table| format!("table {} has another name than when the session began", table.spec.source)))
     }
 
-    /// Begins to keep changes of tables that are copied from `lsn` on. Per table the ids of its jobs.
+    /// Begins to keep changes of tables whose snapshot holds all that committed before `since`. Per table the ids of its jobs.
     async fn adopt(
         &mut self,
-        lsn: Lsn,
+        since: Lsn,
         tables: &[Planned],
         refused: Vec<StoredTable>,
         holder: &SqlClient,
@@ -194,7 +194,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
         for table in tables {
             let oid = table.spec.oid;
-            if self.consumer.assembler().has_seen(oid, lsn) {
+            if self.consumer.assembler().has_seen(oid, since) {
                 too_late.insert(oid);
             } else if !table.is_resumed {
                 adopted.insert(oid);

@@ -254,6 +254,7 @@ mod tests {
             fingerprint: String::new(),
             null_unrepresentable: false,
             copy_lsn: Lsn::ZERO,
+            copy_xids: None,
         })
     }
 

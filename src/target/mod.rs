@@ -27,7 +27,7 @@ pub use self::{
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, Key, Pause, QualifiedName, Remedy, TableSpec},
+    change::{ChangeBatch, Key, Pause, QualifiedName, Remedy, TableSpec, xids::XidSnapshot},
     checkpoint::DurableLsn,
     types::{Mapping, ValueError},
 };
@@ -196,6 +196,8 @@ pub struct StoredTable {
     pub target: QualifiedName,
     pub state: TableState,
     pub copy_lsn: Lsn,
+    /// See [`TableSpec::copy_xids`].
+    pub copy_xids: Option<Arc<XidSnapshot>>,
     pub epoch: u32,
     pub replica_identity: crate::change::ReplicaIdentity,
     /// `WholeRow` and `AppendOnly` tables have no key columns; this tells them apart.
@@ -242,6 +244,7 @@ impl StoredTable {
             target: spec.target.clone(),
             state,
             copy_lsn: spec.copy_lsn,
+            copy_xids: spec.copy_xids.clone(),
             epoch: spec.epoch,
             replica_identity: spec.replica_identity,
             whole_row_key: spec.key == Key::WholeRow,

@@ -3,13 +3,16 @@
 //!
 //! Rows are replaced by DELETE and INSERT, never updated: an UPDATE would block CHECKPOINT under an open reader.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use duckdb::{Connection, params};
 
 use super::state::{corrupt, from_json, lsn, to_json};
 use super::{StoredColumn, StoredTable, TableState, TargetError, ddl};
-use crate::change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec};
+use crate::change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec, xids::XidSnapshot};
 
 /// A table, and whether the table of its name in the target was put there by rhei.
 #[derive(Debug, Clone)]
@@ -228,6 +231,7 @@ impl Tables {
                 row.is_ours,
                 table.has_shadow,
                 remedy,
+                table.copy_xids.as_ref().map(|xids| xids.text()),
             ])?;
         }
         rows.flush()?;
@@ -255,10 +259,16 @@ impl Tables {
     }
 }
 
+fn xids(text: Option<String>) -> Result<Option<Arc<XidSnapshot>>, TargetError> {
+    let Some(text) = text else { return Ok(None) };
+    let parsed = XidSnapshot::parse(&text).ok_or_else(|| corrupt(format!("snapshot \"{text}\" makes no sense")))?;
+    Ok(Some(Arc::new(parsed)))
+}
+
 fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
-         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours FROM _rhei.tables",
+         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours, copy_xids FROM _rhei.tables",
     )?;
     let mut rows = statement.query([])?;
     let mut tables = Vec::new();
@@ -284,6 +294,7 @@ fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, Target
                 other => return Err(corrupt(format!("table state \"{other}\" is unknown"))),
             },
             copy_lsn: lsn(&row.get::<_, String>(7)?)?,
+            copy_xids: xids(row.get::<_, Option<String>>(17)?)?,
             epoch: row.get(8)?,
             replica_identity: identity.ok_or_else(|| corrupt("a replica identity is unknown".to_owned()))?,
             whole_row_key: row.get(10)?,

@@ -424,10 +424,10 @@ fn options_of_a_publication_that_were_changed_and_changed_back_are_noticed() {
             let run = if stopped {
                 None
             } else {
-                let mut run = running_after_sync(&following);
+                // A look at the catalogs in between would refuse the publication.
+                let run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
                 following.db.execute("INSERT INTO t VALUES (20, 'x')");
                 following.wait_until_in_step();
-                run.wait_for_log("following the source", SOON);
                 Some(run)
             };
             following.db.execute(change);
@@ -579,16 +579,13 @@ fn tables_that_swap_their_names_while_one_waits_for_its_copy_keep_their_rows() {
     following.sync();
     let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
     run.wait_for_log("following the source", SOON);
-    // The copy of `a` waits for a transaction, and its name goes meanwhile.
+    // The copy of `a` waits for a lock, and its name goes meanwhile.
     let open = following.db.session();
-    open.execute("BEGIN; SELECT txid_current()");
+    open.execute("BEGIN; LOCK TABLE a IN ACCESS EXCLUSIVE MODE");
     let mark = run.log_mark();
     following.rhei.run_ok(["resync", "public.a"]);
-    run.wait_for_log_after(mark, "waiting for transactions", SOON);
-    following
-        .db
-        .execute("BEGIN; ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; ALTER TABLE x RENAME TO b; COMMIT");
-    open.execute("COMMIT");
+    run.wait_for_log_after(mark, "wait for their copy", SOON);
+    open.execute("ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; ALTER TABLE x RENAME TO b; COMMIT");
     run.wait_for_log_after(mark, "all tables are live", SOON);
     following.db.execute("INSERT INTO a VALUES (100, 'in a'); INSERT INTO b VALUES (100, 100)");
     following.wait_until_in_step();
@@ -608,13 +605,13 @@ fn a_new_table_that_takes_the_name_of_another_one_before_its_copy_leaves_that_it
     following.sync();
     let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
     run.wait_for_log("following the source", SOON);
-    // The copy of `b` waits for a transaction, and takes the name of `a` meanwhile.
+    // The copy of `b` waits for a lock, and takes the name of `a` meanwhile.
     let open = following.db.session();
-    open.execute("BEGIN; SELECT txid_current()");
-    following.db.execute("CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'b')");
-    run.wait_for_log("waiting for transactions", SOON);
-    following.db.execute("BEGIN; ALTER TABLE a RENAME TO older; ALTER TABLE b RENAME TO a; COMMIT");
-    open.execute("COMMIT");
+    open.execute("BEGIN; CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'b'); COMMIT");
+    open.execute("BEGIN; LOCK TABLE b IN ACCESS EXCLUSIVE MODE; INSERT INTO b VALUES (2, 'b')");
+    following.db.execute("INSERT INTO a VALUES (99, 99)");
+    run.wait_for_log("wait for their copy", SOON);
+    open.execute("ALTER TABLE a RENAME TO older; ALTER TABLE b RENAME TO a; COMMIT");
     run.wait_for_log("all tables are live", SOON);
     following.db.execute("INSERT INTO a VALUES (100, 'in a'); INSERT INTO older VALUES (100, 100)");
     following.wait_until_in_step();

@@ -156,6 +156,7 @@ fn spec(oid: u32, name: &str, identity: ReplicaIdentity, key: Key, columns: &[(&
         fingerprint: String::new(),
         null_unrepresentable: false,
         copy_lsn: Lsn::ZERO,
+        copy_xids: None,
     })
 }
 

@@ -401,6 +401,7 @@ fn spec(declared: &Type, mapping: &Mapping) -> Arc<TableSpec> {
         fingerprint: String::new(),
         null_unrepresentable: false,
         copy_lsn: Lsn(1),
+        copy_xids: None,
     })
 }
 

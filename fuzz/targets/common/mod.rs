@@ -249,6 +249,7 @@ pub fn table(oid: u32, name: &str, identity: ReplicaIdentity, key: Key, columns:
         fingerprint: String::new(),
         null_unrepresentable: false,
         copy_lsn: Lsn::ZERO,
+        copy_xids: None,
     }
 }
 

@@ -2,7 +2,6 @@
 //! identifiers. Queries run with `search_path = pg_catalog`, so what the server prints is schema-qualified.
 
 mod publication;
-mod xids;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -13,13 +12,10 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, error::SqlState};
 
 use self::publication::{Member, Naming, members};
-pub use self::{
-    publication::{PublicationInfo, ancestors, conflicting_column_lists, publication, published_names},
-    xids::XidSnapshot,
-};
+pub use self::publication::{PublicationInfo, ancestors, conflicting_column_lists, publication, published_names};
 use crate::{
     Lsn,
-    change::{QualifiedName, ReplicaIdentity},
+    change::{QualifiedName, ReplicaIdentity, xids::XidSnapshot},
     types::{FieldInfo, TypeCatalog, TypeInfo},
 };
 
@@ -60,7 +56,11 @@ pub fn quote_table(name: &QualifiedName) -> String {
 /// them. Ends with [`end_moment`]. Returns what that state holds.
 pub async fn begin_moment(client: &Client) -> Result<XidSnapshot, CatalogError> {
     client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
+    current_snapshot(client).await
+}
 
+/// Which transactions the next statement sees, or all of a transaction that keeps its snapshot.
+pub async fn current_snapshot(client: &Client) -> Result<XidSnapshot, CatalogError> {
     let row = client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
     let text: String = row.try_get(0)?;
     XidSnapshot::parse(&text).ok_or(CatalogError::Answer { what: "a snapshot", found: text })
@@ -794,6 +794,12 @@ pub async fn awaiting_standbys(client: &Client, xids: &BTreeSet<u32>) -> Result<
         return Ok(BTreeSet::new());
     }
     Ok(xids.iter().copied().filter(|xid| !not_waiting.contains(&xid.to_string())).collect())
+}
+
+/// Whether commits of the server wait for standbys before they become visible.
+pub async fn has_synchronous_standbys(client: &Client) -> Result<bool, CatalogError> {
+    let query = "SELECT current_setting('synchronous_standby_names') <> ''";
+    Ok(client.query_one(query, &[]).await?.try_get(0)?)
 }
 
 /// Whether standbys keep the slot too. Asked of PostgreSQL 17 and newer.

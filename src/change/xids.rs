@@ -23,6 +23,12 @@ impl XidSnapshot {
         Some(Self { oldest, next, in_progress })
     }
 
+    /// As [`Self::parse`] reads it.
+    pub fn text(&self) -> String {
+        let in_progress: Vec<String> = self.in_progress.iter().map(ToString::to_string).collect();
+        format!("{}:{}:{}", self.oldest, self.next, in_progress.join(","))
+    }
+
     /// Whether what a committed transaction did is visible. The stream names transactions by the low 32 bits of their
     /// number; those that it can still bring are less than 2^31 transactions away. 0 is no transaction.
     ///
@@ -48,6 +54,7 @@ mod tests {
             let at = |xid: u64| epoch + xid;
             let text = format!("{}:{}:{},{}", at(1000), at(1010), at(1000), at(1005));
             let snapshot = XidSnapshot::parse(&text).unwrap();
+            assert_eq!(snapshot.text(), text);
             let seen: Vec<u32> = (995..1015).filter(|&xid| snapshot.sees(xid)).collect();
             assert_eq!(seen, [995, 996, 997, 998, 999, 1001, 1002, 1003, 1004, 1006, 1007, 1008, 1009]);
         }
