@@ -56,9 +56,9 @@ use crate::{
 /// How many tables one question to the catalogs checks when their copies are done.
 const MOST_TOLD: usize = 500;
 
-/// A bundle of small tables, which are read and loaded together, has at most so many tables,
+/// The most tables in a bundle: small tables that one message reads and one transaction loads.
 const MOST_BUNDLED: usize = 64;
-/// and so many pages of 8 KiB in all.
+/// The most pages of 8 KiB that the tables of a bundle have together.
 const BUNDLED_PAGES: u64 = 256;
 
 /// Puts neighbouring chunks of small tables into bundles. Each chunk comes with its pages.
@@ -92,10 +92,11 @@ pub enum Copied {
 
 /// What a round tells the one who follows the stream.
 pub enum Told {
-    /// The snapshot is there, and what is to be copied under it. The stream is held at `lsn` until this is answered.
+    /// The snapshot is there, and the tables that are to be copied under it are planned. The stream is
+    /// held at `since` until this is answered.
     Planned {
         lsn: Lsn,
-        /// Everything that had committed before this is in the snapshot.
+        /// The snapshot sees every transaction with `commit_lsn` before this.
         since: Lsn,
         tables: Vec<Planned>,
         /// Tables that cannot be copied as they are set up.
@@ -107,7 +108,8 @@ pub enum Told {
     },
     /// Another session at the source has locked these tables; the round copies the others.
     Locked(BTreeMap<u32, QualifiedName>),
-    /// These go on under the snapshot of a slot, which has to wait for transactions; the round copies the others.
+    /// Copies of these tables were interrupted and can go on only under the snapshot of a slot, which
+    /// would have to wait for transactions; the round copies the other tables.
     PutOff(BTreeSet<u32>),
     /// What became of the copies of tables, by oid.
     Copied(Vec<(u32, Copied)>),
@@ -119,8 +121,8 @@ pub struct Round {
     pub wanted: Option<BTreeSet<u32>>,
     /// The slot of the pipeline itself, when it was just made; else the round makes one for the time of its snapshot.
     pub first: Option<FirstSlot>,
-    /// How far the stream stays behind the source while the slot is made. Without it, a table that changes
-    /// all the time has always changed between the slot's snapshot and the begin of its copy.
+    /// How far the stream stays behind the source while the slot is made. Without this, a table that
+    /// changes all the time has always changed between the slot's snapshot and the begin of its copy.
     pub trail: Option<Duration>,
     /// Nobody follows: an ordinary snapshot will do.
     pub is_plain: bool,
@@ -163,13 +165,13 @@ pub async fn run<T: OlapEngine + 'static>(
         let snapshot = match (is_plain, round.first) {
             (true, _) => Snapshot::plain(options).await?,
             (false, Some(first)) => Snapshot::of_slot(options, first, false, &round.hold).await?,
-            (false, None) => match without_slot(writer, &control, wanted.as_ref()).await? {
+            (false, None) => match tables_without_slot(writer, &control, wanted.as_ref()).await? {
                 Some((begun_anew, others)) => {
                     if !others.is_empty() {
                         let _ = round.told.send(Told::PutOff(others)).await;
                     }
                     wanted = Some(begun_anew);
-                    Snapshot::of_xids(options, &control, &round.hold).await?
+                    Snapshot::without_slot(options, &control, &round.hold).await?
                 }
                 None => Snapshot::of_temporary_slot(options, &control, &round.hold, round.trail).await?,
             },
@@ -207,9 +209,11 @@ pub async fn run<T: OlapEngine + 'static>(
     ended
 }
 
-/// The tables whose copies can begin under a snapshot that no slot is needed for, and those that cannot, when a slot would have to wait:
-/// what an earlier try has copied of a table goes on only where the stream can stand exactly at the snapshot. None: a slot it is.
-async fn without_slot<T: OlapEngine + 'static>(
+/// Whether a round takes a snapshot without a slot, because PostgreSQL would make a slot only when
+/// transactions that last are over. Returns the tables that can be copied under such a snapshot, and
+/// those that cannot: a copy that was interrupted goes on only where the stream can stand exactly at
+/// the next snapshot. None: the round makes a slot.
+async fn tables_without_slot<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     control: &SqlClient,
     wanted: Option<&BTreeSet<u32>>,
@@ -224,7 +228,8 @@ async fn without_slot<T: OlapEngine + 'static>(
     Ok((!begun_anew.is_empty()).then_some((begun_anew, others)))
 }
 
-/// Whether a slot that is made now would have to wait: for transactions, of any database, that have written and are in progress.
+/// Whether transactions of any database have written something and are still in progress a second
+/// later, so that making a slot would wait for them.
 async fn has_lasting_transactions(control: &SqlClient) -> Result<bool, EngineError> {
     const PATIENCE: Duration = Duration::from_secs(1);
     const STEP: Duration = Duration::from_millis(50);

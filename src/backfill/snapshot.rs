@@ -38,10 +38,11 @@ pub struct FirstSlot {
 
 /// A snapshot that two sessions hold, so that a worker that lost its connection can come back.
 pub struct Snapshot {
-    /// It sees exactly the transactions with `commit_lsn` before this, or those of them that `xids` names.
+    /// The snapshot sees no transaction with `commit_lsn` from this on.
     pub lsn: Lsn,
+    /// Which transactions with `commit_lsn` before `lsn` it sees. None: all of them.
     pub xids: Option<Arc<XidSnapshot>>,
-    /// It sees all transactions with `commit_lsn` before this.
+    /// The snapshot sees every transaction with `commit_lsn` before this.
     pub since: Lsn,
     /// Any of these will do.
     pub ids: Vec<String>,
@@ -65,11 +66,11 @@ impl Snapshot {
         let Some(exported) = &created.snapshot else {
             return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
         };
-        let snapshot = Self::held(options, (lsn, None, lsn), exported).await?;
+        let (ids, holders) = hold_in_sessions(options, exported).await?;
         if is_temporary {
             replication.drop_slot(&created.name).await?;
         }
-        Ok(snapshot)
+        Ok(Self { lsn, xids: None, since: lsn, ids, holders })
     }
 
     /// Makes a slot for as long as it takes to take its snapshot over. The stream is held where the snapshot is.
@@ -104,54 +105,58 @@ impl Snapshot {
         let first = connect_sql(&options.source, "snapshot").await?;
         first.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
         let exported = export(&first).await?;
-        Self::held(options, (Lsn::ZERO, None, Lsn::ZERO), &exported).await
+        let (ids, holders) = hold_in_sessions(options, &exported).await?;
+        Ok(Self { lsn: Lsn::ZERO, xids: None, since: Lsn::ZERO, ids, holders })
     }
 
-    /// One that waits for nobody, for when a slot would have to wait for transactions that stay open: which transactions it sees is told
-    /// by their numbers. The stream is held for about a second before it.
-    pub async fn of_xids(options: &Options, control: &SqlClient, hold: &Hold) -> Result<Self, EngineError> {
-        // A commit becomes visible a moment after it is flushed, since no standby has to confirm it.
-        const VISIBLE: Duration = Duration::from_secs(1);
+    /// A snapshot that waits for no transaction, for when making a slot would. The stream is held for one
+    /// to two seconds before it.
+    pub async fn without_slot(options: &Options, control: &SqlClient, hold: &Hold) -> Result<Self, EngineError> {
         const STEP: Duration = Duration::from_millis(20);
-        let since = catalog::wal_insert_lsn(control).await?;
+        let since = reachable_target(catalog::wal_flush_lsn(control).await?);
         hold.set(since);
-        while catalog::wal_flush_lsn(control).await? < reachable_target(since) {
-            tokio::time::sleep(STEP).await;
-        }
-        tokio::time::sleep(VISIBLE).await;
+        tokio::time::sleep(catalog::VISIBLE_AFTER_FLUSH).await;
 
         let first = connect_sql(&options.source, "snapshot").await?;
         let xids = catalog::begin_moment(&first).await?;
         let exported = export(&first).await?;
-        // Whatever it sees is committed by now, and so before the end of the WAL.
-        let lsn = catalog::wal_insert_lsn(control).await?;
-        Self::held(options, (lsn, Some(Arc::new(xids)), since), &exported).await
-    }
+        let (ids, holders) = hold_in_sessions(options, &exported).await?;
 
-    async fn held(
-        options: &Options,
-        (lsn, xids, since): (Lsn, Option<Arc<XidSnapshot>>, Lsn),
-        exported: &str,
-    ) -> Result<Self, EngineError> {
-        let (mut ids, mut holders) = (Vec::new(), Vec::new());
-        for _ in 0..2 {
-            let holder = match import(options, exported, "snapshot").await {
-                // Whoever exported it is gone.
-                Err(EngineError::Source(SourceError::Query(error))) if error.as_db_error().is_some() => {
-                    return Err(EngineError::SnapshotLost);
-                }
-                holder => holder?,
-            };
-            ids.push(export(&holder).await?);
-            holders.push(Arc::new(holder));
+        // Every transaction that the snapshot sees has its commit record before the end of the WAL. The
+        // stream comes only as far as the WAL is flushed.
+        let (end, read_at) = (catalog::wal_insert_lsn(control).await?, Instant::now());
+        let mut lsn = end;
+        while catalog::wal_flush_lsn(control).await? < reachable_target(lsn) {
+            tokio::time::sleep(STEP).await;
+            lsn = catalog::flushed(control, end, read_at.elapsed()).await?;
         }
-        Ok(Self { lsn, xids, since, ids, holders })
+        Ok(Self { lsn, xids: Some(Arc::new(xids)), since, ids, holders })
     }
 
     /// A session that sees it, for questions to the catalogs: plan and rows are of one moment.
     pub fn holder(&self) -> Arc<SqlClient> {
         Arc::clone(&self.holders[0])
     }
+}
+
+/// Has two sessions hold an exported snapshot. Returns the ids under which they export it in turn.
+async fn hold_in_sessions(
+    options: &Options,
+    exported: &str,
+) -> Result<(Vec<String>, Vec<Arc<SqlClient>>), EngineError> {
+    let (mut ids, mut holders) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let holder = match import(options, exported, "snapshot").await {
+            // The session that exported it is gone.
+            Err(EngineError::Source(SourceError::Query(error))) if error.as_db_error().is_some() => {
+                return Err(EngineError::SnapshotLost);
+            }
+            holder => holder?,
+        };
+        ids.push(export(&holder).await?);
+        holders.push(Arc::new(holder));
+    }
+    Ok((ids, holders))
 }
 
 async fn export(holder: &SqlClient) -> Result<String, EngineError> {

@@ -37,7 +37,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 /// and how often it asks for a chunk when the tables of all chunks are locked.
 const LOCKED_STEP: Duration = Duration::from_millis(200);
-/// A worker ends when the tables of all chunks have been locked for so long; the next round copies them.
+/// A worker ends when other sessions have locked the tables of all its chunks for so long. The next
+/// round copies these tables.
 const LONGEST_LOCK: Duration = Duration::from_secs(5);
 const LOCKED_WARNING: Duration = Duration::from_secs(60);
 

@@ -235,8 +235,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
     }
 
     fn begin(&mut self) {
-        // The pipeline's own snapshot is there already, and the stream starts at it: nothing may go by before the round has
-        // adopted its tables.
+        // The stream starts at the snapshot of the pipeline's own slot, so it must not pass changes of the
+        // tables before the round has adopted them.
         if let Some(first) = &self.first {
             self.hold.set(first.created.consistent_point);
         }

@@ -107,7 +107,7 @@ fn of_refusal(sqlstate: &str) -> Policy {
 fn of_target(error: &TargetError) -> Policy {
     if error.is_of_disk() {
         Policy::Disk
-    } else if error.is_conflict() || error.is_inside_duckdb() {
+    } else if error.is_conflict() || error.is_internal() {
         Policy::Restart
     } else if error.table().is_some() || error.is_diverged() {
         Policy::Table

@@ -2,9 +2,9 @@
 //!
 //! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
 //! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's
-//! shape, `error_policy` what an error leads to, `slot_lost` what follows from a slot that is of no more use, `latency` measures, `supervisor` begins again what
-//! failed, `settled` says how far everything is in the copy, this file holds one cycle, `replicate` the long run and the
-//! catch-up.
+//! shape, `error_policy` what an error leads to, `slot_lost` what follows from a slot that this copy cannot go on with,
+//! `latency` measures, `supervisor` begins again what failed, `settled` says how far everything is in the copy, this file
+//! holds one cycle, `replicate` the long run and the catch-up.
 
 pub mod attach;
 pub mod copying;
@@ -400,7 +400,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let asked = Instant::now();
                     self.judge(&question, stop).await?;
                     asking += asked.elapsed();
-                    // A migration asks about one table after the other: what came of other tables goes out in between.
+                    // A migration has a question about one table after the other. Changes of other tables are
+                    // applied in between.
                     if asking >= MAX_ASKING {
                         limits.max_rows = 1;
                     }

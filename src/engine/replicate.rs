@@ -672,7 +672,7 @@ async fn session<T: OlapEngine + 'static>(
     Ok(ended)
 }
 
-/// Streams until `stop`, an error, or a reason to attach anew.
+/// Follows the stream until `stop`, an error, or something that the session has to attach again for.
 async fn follow<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     options: &Options,

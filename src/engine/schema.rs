@@ -687,14 +687,9 @@ impl Catalogs {
         Ok(Some(Seen { before, xids, tables, types }))
     }
 
-    /// A position of the source's WAL that was read `age` ago, or less where nobody flushes what is behind it: records that
-    /// belong to no commit stay in memory until the next flush, on an idle source up to 15 seconds, and a walsender sends
-    /// only what is flushed. A commit is flushed before anybody sees it, or, with `synchronous_commit = off`, within three
-    /// times `wal_writer_delay`. So once that has passed, no commit lies between what is flushed and the position.
+    /// See [`catalog::flushed`].
     pub async fn flushed(&self, position: Lsn, age: Duration) -> Result<Lsn, EngineError> {
-        let flushed = crate::checkpoint::reachable_target(catalog::wal_flush_lsn(&self.sql).await?);
-        let is_settled = age >= catalog::wal_writer_delay(&self.sql).await? * 3;
-        Ok(if is_settled { position.min(flushed) } else { position })
+        Ok(catalog::flushed(&self.sql, position, age).await?)
     }
 
     /// Whether all WAL before a position is flushed.

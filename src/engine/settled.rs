@@ -18,13 +18,17 @@ use std::{
 use tokio::time::Instant;
 
 use super::{EngineError, SyncEngine, copying::Copies, schema::Catalogs};
-use crate::{Lsn, change::xids::XidSnapshot, checkpoint::reachable_target, source::CdcConsumer, target::OlapEngine};
+use crate::{
+    Lsn,
+    change::xids::XidSnapshot,
+    checkpoint::reachable_target,
+    source::{CdcConsumer, catalog::VISIBLE_AFTER_FLUSH},
+    target::OlapEngine,
+};
 
 /// How long the stream has to come to a position before the server is asked whether it can at all; twice as long each
 /// time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(100);
-/// A transaction whose commit record is flushed waits for standbys or becomes visible within this.
-const COMMITTING: Duration = Duration::from_secs(1);
 
 /// The settled position, which never falls. Shared by the session, which moves it on, and `status`.
 #[derive(Debug, Clone, Default)]
@@ -57,15 +61,15 @@ pub struct Began {
     doubt: Doubt,
 }
 
-/// What is known of transactions that stay unseen: whether they have their commit record before the position.
+/// What is known of transactions that stay invisible: whether their commit record is before the position.
 #[derive(Debug)]
 enum Doubt {
-    /// They may be flushing it.
+    /// They may be flushing their commit records.
     Unflushed,
     /// All WAL before the position was flushed by then.
     Flushed(Instant),
-    /// They were flushed for long by then, and of these it could not be said that they do not wait for standbys. The others
-    /// become visible soon, or have no commit record there.
+    /// When the server was asked which of them wait for synchronous standbys, long after the flush, and those
+    /// that may. The others become visible soon, or have no commit record before the position.
     Asked { at: Instant, waiting: BTreeSet<u32> },
 }
 
@@ -89,14 +93,14 @@ impl Began {
         &self.snapshot
     }
 
-    /// Another look has found nothing new: it speaks for the transactions that have ended since this one.
+    /// Takes notice of a later look that found nothing new: it saw the transactions that have ended since.
     pub(super) async fn confirm(&mut self, later: &Self, catalogs: &Catalogs) -> Result<(), EngineError> {
         self.unseen.retain(|xid| !later.snapshot.sees(*xid));
         if self.unseen.is_empty() {
             return Ok(());
         }
 
-        let is_long_ago = |then: Instant| later.read_at.duration_since(then) >= COMMITTING;
+        let is_long_ago = |then: Instant| later.read_at.duration_since(then) >= VISIBLE_AFTER_FLUSH;
         match &self.doubt {
             Doubt::Unflushed => {
                 if catalogs.has_flushed(self.at).await? {

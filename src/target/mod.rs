@@ -446,13 +446,13 @@ impl TargetError {
 
     /// DuckDB had no memory left, or met a bug of its own; the file may have to be opened again. Nothing is wrong with what was
     /// to be written.
-    pub fn is_inside_duckdb(&self) -> bool {
+    pub fn is_internal(&self) -> bool {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => {
                 let text = error.to_string();
                 is_of_kind(&text, &["Out of Memory Error", "INTERNAL Error", "FATAL Error"]) && !is_of_disk(&text)
             }
-            Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_inside_duckdb(),
+            Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_internal(),
             _ => false,
         }
     }

@@ -2,7 +2,11 @@
 
 use std::{path::Path, time::Duration};
 
-use crate::bed::{Cluster, Db, Output, Rhei, Running, assert_same, temp_dir, wait_until};
+use crate::bed::{
+    Cluster, Db, Output, Rhei, Running, assert_same,
+    oracle::{Pair, assert_same_pairs},
+    temp_dir, wait_until,
+};
 
 /// Slots are of the whole cluster, so each test's is named like its database.
 pub struct Following {
@@ -54,6 +58,14 @@ impl Following {
     #[track_caller]
     pub fn assert_same(&self, tables: &[&str]) {
         assert_same(&self.db, self.copy(), tables);
+    }
+
+    /// Every published table must be the same.
+    #[track_caller]
+    pub fn assert_all_same(&self) {
+        let published = self.db.query("SELECT schemaname || '.' || tablename FROM pg_publication_tables ORDER BY 1");
+        let pairs: Vec<Pair> = published.iter().map(|row| Pair::new(row[0].as_deref().unwrap())).collect();
+        assert_same_pairs(&self.db, self.copy(), &pairs);
     }
 
     /// Until all that is committed at the source by now is in the copy of a replicator that runs.

@@ -77,6 +77,14 @@ impl Drop for Over<'_> {
     }
 }
 
+/// Each update is a transaction.
+fn update_without_pause(following: &Following, is_over: &AtomicBool) {
+    let session = following.db.session();
+    while !is_over.load(Ordering::Relaxed) {
+        session.execute("UPDATE hot SET n = n + 1 WHERE id = (random() * 999)::int + 1");
+    }
+}
+
 /// As VACUUM FULL or an ALTER in an open transaction hold it.
 struct Lock(crate::bed::Session);
 
@@ -195,12 +203,7 @@ fn a_hot_table_is_copied_again_without_holding_the_stream() {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _over = Over(&is_over);
-        scope.spawn(|| {
-            let session = following.db.session();
-            while !is_over.load(Ordering::Relaxed) {
-                session.execute("UPDATE hot SET n = n + 1 WHERE id = (random() * 999)::int + 1");
-            }
-        });
+        scope.spawn(|| update_without_pause(&following, &is_over));
         for round in 1..=3 {
             let etl = following.db.session();
             etl.execute("BEGIN; SELECT pg_current_xact_id()");
@@ -233,12 +236,7 @@ fn a_table_that_changes_while_every_snapshot_is_taken_is_copied_in_the_end() {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _over = Over(&is_over);
-        scope.spawn(|| {
-            let session = following.db.session();
-            while !is_over.load(Ordering::Relaxed) {
-                session.execute("UPDATE hot SET n = n + 1 WHERE id = (random() * 999)::int + 1");
-            }
-        });
+        scope.spawn(|| update_without_pause(&following, &is_over));
         let mark = running.log_mark();
         following.rhei.run_ok(["resync", "public.hot"]);
         running.wait_for_log_after(mark, "live table=\"public.hot\"", SOON);

@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    bed::{
-        oracle::{Pair, assert_same_pairs, query_copy},
-        wait_until,
-    },
+    bed::{oracle::query_copy, wait_until},
     following::Following,
 };
 
@@ -34,14 +31,6 @@ fn known(following: &Following) -> BTreeMap<(String, String), Known> {
             ((cell(0), cell(1)), known)
         })
         .collect()
-}
-
-/// Everything that is published must be the same.
-#[track_caller]
-fn assert_all_same(following: &Following) {
-    let published = following.db.query("SELECT schemaname || '.' || tablename FROM pg_publication_tables ORDER BY 1");
-    let pairs: Vec<Pair> = published.iter().map(|row| Pair::new(row[0].as_deref().unwrap())).collect();
-    assert_same_pairs(&following.db, following.copy(), &pairs);
 }
 
 /// A line of the page for operators: a change, and what becomes of it.
@@ -130,17 +119,17 @@ fn documented(what: &str) -> Vec<(Following, Vec<Line>)> {
 fn each_change_does_what_the_documentation_says() {
     for (following, lines) in documented("documented") {
         following.sync();
-        assert_all_same(&following);
+        following.assert_all_same();
         let before = known(&following);
         lines.iter().for_each(|line| line.execute(&following));
         following.sync();
-        assert_all_same(&following);
+        following.assert_all_same();
         let after = known(&following);
         lines.iter().for_each(|line| line.assert_happened(&before, &after));
         // And goes on from there.
         lines.iter().for_each(|line| line.go_on(&following));
         following.sync();
-        assert_all_same(&following);
+        following.assert_all_same();
     }
 }
 
@@ -153,7 +142,7 @@ fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
         let mut running = rhei.spawn(["run"]);
         following.wait_settled(&mut running);
         running.stop(SOON).assert_code(0);
-        assert_all_same(&following);
+        following.assert_all_same();
         let before = known(&following);
 
         let mut running = rhei.spawn(["run"]);
@@ -172,7 +161,7 @@ fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
             assert!(others.iter().all(is_new), "{line:?}: copied {others:?}\n{}", running.logs());
         }
         running.kill9();
-        assert_all_same(&following);
+        following.assert_all_same();
         let after = known(&following);
         lines.iter().for_each(|line| line.assert_happened(&before, &after));
 
@@ -182,7 +171,7 @@ fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
         following.wait_settled(&mut running);
         assert_eq!(running.copies(), [""; 0], "{}", running.logs());
         running.stop(SOON).assert_code(0);
-        assert_all_same(&following);
+        following.assert_all_same();
     }
 }
 

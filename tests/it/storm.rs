@@ -12,7 +12,7 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
-    bed::{Cluster, ClusterOptions, Session, oracle::Pair, oracle::assert_same_pairs, oracle::query_copy},
+    bed::{Cluster, ClusterOptions, Session, oracle::query_copy},
     following::Following,
 };
 
@@ -201,12 +201,20 @@ fn a_run_outlives_a_storm_of_locks_and_schema_changes_and_is_equal_after_it() {
     assert!(running.is_running(), "seed {seed}: the run has ended\n{}", running.logs());
 
     following.wait_settled(&mut running);
+    // Whatever the storm has led to, the stream alone brings what comes after it.
+    let mark = running.log_mark();
+    for number in 0..TABLES {
+        following
+            .db
+            .execute(&format!("DELETE FROM t{number} WHERE id % 3 = 0; INSERT INTO t{number} (id) VALUES (-1000)"));
+    }
+    following.wait_settled(&mut running);
+    running.assert_no_copies_since(mark);
     let logs = running.logs();
     running.stop(SOON).assert_code(0);
+
     let paused = query_copy(following.copy(), "SELECT source_name, error FROM _rhei.tables WHERE state = 'error'");
     assert!(paused.is_empty(), "seed {seed}: {paused:?}\n{logs}");
-    let published = following.db.query("SELECT schemaname || '.' || tablename FROM pg_publication_tables ORDER BY 1");
-    let pairs: Vec<Pair> = published.iter().map(|row| Pair::new(row[0].as_deref().unwrap())).collect();
-    println!("seed {seed}: {} copies, {} tables", logs.matches(" copied table=").count(), pairs.len());
-    assert_same_pairs(&following.db, following.copy(), &pairs);
+    println!("seed {seed}: {} copies", logs.matches(" copied table=").count());
+    following.assert_all_same();
 }

@@ -16,6 +16,7 @@ pub use self::publication::{PublicationInfo, ancestors, conflicting_column_lists
 use crate::{
     Lsn,
     change::{QualifiedName, ReplicaIdentity, xids::XidSnapshot},
+    checkpoint::reachable_target,
     types::{FieldInfo, TypeCatalog, TypeInfo},
 };
 
@@ -73,6 +74,22 @@ pub async fn break_moment(client: &Client) -> Result<(), CatalogError> {
 
 pub async fn end_moment(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("COMMIT").await?)
+}
+
+/// A transaction becomes visible within this after its commit record is flushed, unless it waits for
+/// synchronous standbys: a backend has little left to do in between.
+pub const VISIBLE_AFTER_FLUSH: Duration = Duration::from_secs(1);
+
+/// A position of the source's WAL that was read `age` ago, or the end of the flushed WAL where that is
+/// before it and no commit lies between the two.
+///
+/// WAL records that belong to no commit stay in memory until the next flush, on an idle source up to 15
+/// seconds, and a walsender sends only what is flushed. A commit is flushed before it becomes visible
+/// or, with `synchronous_commit = off`, within three times `wal_writer_delay`.
+pub async fn flushed(client: &Client, position: Lsn, age: Duration) -> Result<Lsn, CatalogError> {
+    let flushed = reachable_target(wal_flush_lsn(client).await?);
+    let holds_all_commits = age >= wal_writer_delay(client).await? * 3;
+    Ok(if holds_all_commits { position.min(flushed) } else { position })
 }
 
 /// What the server is, and what this role may do there.
