@@ -10,7 +10,10 @@ use std::{
 
 use tokio_postgres::config::{Host, TargetSessionAttrs};
 
-use super::tls::{self, SslMode, TlsSettings};
+use super::{
+    sqlstate::{self, Refusal},
+    tls::{self, SslMode, TlsSettings},
+};
 
 /// What libpq would read from its surroundings. Empty unless taken from the process.
 #[derive(Clone, Default)]
@@ -610,15 +613,18 @@ fn explain(error: &tokio_postgres::Error, source: &SourceOptions, address: &str)
     }
 }
 
-/// What a server's refusal to let us in means, by its SQLSTATE.
+/// What it means that the server did not let us in, by its SQLSTATE.
 pub(super) fn refusal(code: &str, message: &str, source: &SourceOptions, address: String) -> ConnectError {
     let (user, message) = (source.user().to_owned(), message.to_owned());
     match code {
         "28P01" => ConnectError::Password { user, address },
         "28000" | "42501" => ConnectError::NotAllowed { user, address, message },
         "3D000" => ConnectError::NoDatabase { database: source.database().to_owned(), address },
-        "53300" | "57P01" | "57P02" | "57P03" => ConnectError::Busy { address, message },
-        _ => ConnectError::Refused { address, message },
+        _ => match sqlstate::refusal(code) {
+            // A cancel that was meant for a statement can meet a session that is only being opened.
+            Refusal::Locked | Refusal::Passing | Refusal::Outage => ConnectError::Busy { address, message },
+            Refusal::Data | Refusal::Lasting => ConnectError::Refused { address, message },
+        },
     }
 }
 
@@ -632,6 +638,18 @@ mod tests {
         assert_eq!(format!("{options:?}"), "SourceOptions(\"u@h:1/d\")");
         let broken = SourceOptions::parse("postgresql://u:hush@h:port/d", &Environment::default()).unwrap_err();
         assert!(!format!("{broken} {broken:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_refusal_that_passes_by_itself_is_told_from_one_that_lasts() {
+        let options = SourceOptions::parse("postgresql://u@h/d", &Environment::default()).unwrap();
+        let refused = |code| refusal(code, "why", &options, "h:5432".to_owned());
+        for code in ["53300", "57P03", "57014", "40P01", "XX000", "58030", "08006", "55P03"] {
+            assert!(refused(code).is_transient(), "{code}");
+        }
+        for code in ["28P01", "28000", "3D000", "42501", "42704", "22023", "0A000", "XX001"] {
+            assert!(!refused(code).is_transient(), "{code}");
+        }
     }
 
     /// Wrong in ways that are easily typed.

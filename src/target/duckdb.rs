@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -17,6 +18,7 @@ use super::{
     arrow_scan::Database,
     compact, ddl, jobs,
     jobs::NewJob,
+    new_file,
     pace::Pace,
     pending, state,
     tables::Tables,
@@ -81,6 +83,7 @@ impl DuckDb {
         let since = SystemTime::now();
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
         sweep(path, since);
+        new_file::sweep(path);
         connection.set_prepared_statement_cache_capacity(PREPARED);
         let pace = Pace::new(&connection)?;
         let mut opened = Self {
@@ -363,29 +366,40 @@ fn open(options: &TargetOptions, mode: AccessMode) -> Result<(Arc<Database>, Con
 }
 
 fn attach(connection: &Connection, path: &Path, mode: AccessMode) -> Result<(), TargetError> {
+    if !matches!(mode, AccessMode::ReadOnly) {
+        new_file::make(connection, path).map_err(|error| match error {
+            TargetError::Query(source) => not_attached(path, source),
+            TargetError::Io(source) if source.kind() == ErrorKind::PermissionDenied => {
+                TargetError::NotWritable { path: path.to_owned() }
+            }
+            error => error,
+        })?;
+    }
     let how = match mode {
         AccessMode::ReadOnly => "READ_ONLY",
         _ => "STORAGE_VERSION 'latest'",
     };
     let file = ddl::literal(&path.display().to_string());
     let attach = format!("ATTACH {file} AS {} ({how}); USE {};", ddl::CATALOG, ddl::CATALOG);
-    connection.execute_batch(&attach).map_err(|source| {
-        let text = source.to_string();
-        let path = path.to_owned();
-        if text.contains("Could not set lock") {
-            let holder =
-                text.split("(PID ").nth(1).and_then(|rest| rest.split(')').next()).unwrap_or("unknown").to_owned();
-            TargetError::Locked { path, holder }
-        } else if text.contains("not a valid DuckDB database file") {
-            TargetError::NotADatabase { path }
-        } else if super::is_damage(&text) {
-            TargetError::Damaged { path, source }
-        } else if text.contains("Permission denied") || text.contains("Read-only file system") {
-            TargetError::NotWritable { path }
-        } else {
-            TargetError::Open { path, source }
-        }
-    })
+    connection.execute_batch(&attach).map_err(|source| not_attached(path, source))
+}
+
+/// Why DuckDB did not open, or make, the file at `path`.
+fn not_attached(path: &Path, source: duckdb::Error) -> TargetError {
+    let text = source.to_string();
+    let path = path.to_owned();
+    if text.contains("Could not set lock") {
+        let holder = text.split("(PID ").nth(1).and_then(|rest| rest.split(')').next()).unwrap_or("unknown").to_owned();
+        TargetError::Locked { path, holder }
+    } else if text.contains("not a valid DuckDB database file") {
+        TargetError::NotADatabase { path }
+    } else if super::is_damage(&text) {
+        TargetError::Damaged { path, source }
+    } else if text.contains("Permission denied") || text.contains("Read-only file system") {
+        TargetError::NotWritable { path }
+    } else {
+        TargetError::Open { path, source }
+    }
 }
 
 impl OlapEngine for DuckDb {

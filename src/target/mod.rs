@@ -2,7 +2,7 @@
 //!
 //! `duckdb` opens and locks the file and holds the one writer, `arrow_scan` has it read Arrow in place, `apply` turns a change batch into statements, `ddl` is
 //! the only place that quotes the target's identifiers, `pace` sets DuckDB for the
-//! work at hand, `compact` writes the file anew, `state`, `tables`, `jobs` and `pending` (changes of tables that are still
+//! work at hand, `compact` writes the file anew, `new_file` makes one, `state`, `tables`, `jobs` and `pending` (changes of tables that are still
 //! being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
@@ -11,6 +11,7 @@ pub mod compact;
 pub mod ddl;
 pub mod duckdb;
 pub mod jobs;
+mod new_file;
 mod pace;
 mod pending;
 pub mod state;

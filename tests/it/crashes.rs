@@ -2,7 +2,8 @@
 //! and ends equal.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    os::unix::process::ExitStatusExt,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -154,4 +155,22 @@ fn deaths_at_pairs_of_places_lose_nothing_and_repeat_nothing() {
     for ((place, skipped), times) in died {
         println!("  {place} after {skipped}: {times}");
     }
+}
+
+/// DuckDB makes a file of 12 kB in several writes.
+#[test]
+fn a_death_while_the_file_is_made_leaves_nothing_in_the_way() {
+    let following = Following::new("half_made");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 10)");
+    for bytes in [0, 4096, 8192] {
+        let died = following.rhei.clone().longest_file(bytes).run(["sync"]);
+        assert_eq!(died.status.signal(), Some(libc::SIGXFSZ), "{bytes} bytes: {}", died.stderr);
+    }
+
+    following.sync();
+
+    following.assert_same(&["public.t"]);
+    let files = std::fs::read_dir(following.folder.path()).unwrap();
+    let files: BTreeSet<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!files.iter().any(|file| file.contains("creating")), "{files:?}");
 }

@@ -22,6 +22,7 @@ pub struct Rhei {
     target: Option<PathBuf>,
     environment: BTreeMap<String, String>,
     deadline: Duration,
+    longest_file: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -68,6 +69,7 @@ impl Rhei {
             target: None,
             environment: BTreeMap::new(),
             deadline: Duration::from_secs(120),
+            longest_file: None,
         }
     }
 
@@ -101,6 +103,12 @@ impl Rhei {
     /// How long [`Self::run`] may take; two minutes unless told.
     pub fn deadline(mut self, deadline: Duration) -> Rhei {
         self.deadline = deadline;
+        self
+    }
+
+    /// The system ends the process when it writes beyond so many bytes of any file; a multiple of 512.
+    pub fn longest_file(mut self, bytes: u64) -> Rhei {
+        self.longest_file = Some(bytes);
         self
     }
 
@@ -162,7 +170,15 @@ impl Rhei {
 
     #[track_caller]
     pub fn spawn<A: AsRef<str>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rhei"));
+        let binary = env!("CARGO_BIN_EXE_rhei");
+        let mut command = match self.longest_file {
+            None => Command::new(binary),
+            Some(bytes) => {
+                let mut limited = Command::new("sh");
+                limited.args(["-c", "ulimit -c 0 && ulimit -f $0 && exec \"$@\"", &(bytes / 512).to_string(), binary]);
+                limited
+            }
+        };
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("PG") || text.starts_with("RHEI_") {

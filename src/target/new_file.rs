@@ -1,0 +1,85 @@
+//! A new target file comes into being whole or not at all.
+//!
+//! DuckDB writes a new file in several steps, and a process that is killed between them leaves a file that no DuckDB
+//! opens. So rhei lets DuckDB make it under another name, and gives it its own one when it is complete.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
+use duckdb::Connection;
+
+use super::{TargetError, compact::beside, ddl};
+
+/// How the name of a file that is being made goes on behind the name of the target; the process id follows.
+const UNFINISHED: &str = ".creating-";
+
+/// The file is attached under this name while it is made.
+const NEW: &str = "rhei_new";
+
+/// Makes an empty database at `path`, unless something has that name already.
+///
+/// # Errors
+/// As DuckDB and the disk put them: [`TargetError::Query`] and [`TargetError::Io`].
+pub fn make(connection: &Connection, path: &Path) -> Result<(), TargetError> {
+    // A link that leads nowhere is something.
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(());
+    }
+    let unfinished = beside(path, &format!("{UNFINISHED}{}", std::process::id()));
+    let made = write(connection, &unfinished).and_then(|()| Ok(give_name(&unfinished, path)?));
+    if made.is_err() {
+        let _ = connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEW}"));
+    }
+    remove(&unfinished);
+    made
+}
+
+fn write(connection: &Connection, unfinished: &Path) -> Result<(), TargetError> {
+    // Left by a process that had the same id.
+    remove(unfinished);
+    let file = ddl::literal(&unfinished.display().to_string());
+    connection.execute_batch(&format!("ATTACH {file} AS {NEW} (STORAGE_VERSION 'latest'); DETACH DATABASE {NEW};"))?;
+    Ok(File::open(unfinished)?.sync_all()?)
+}
+
+/// Never replaces a file that another process has made meanwhile.
+fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
+    // The log of a file that somebody has removed. DuckDB, too, removes it when it makes a new file.
+    let stale_log = beside(path, ".wal");
+    if stale_log.exists() && !path.exists() {
+        fs::remove_file(&stale_log)?;
+    }
+    match fs::hard_link(unfinished, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        // Not every file system has hard links.
+        Err(_) => fs::rename(unfinished, path)?,
+        Ok(()) => {}
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+/// Removes what processes that were killed have left unfinished. For whoever holds the lock of the file at `path`: nobody
+/// else makes it then.
+pub fn sweep(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Some(Ok(entries)) = path.file_name().map(|_| fs::read_dir(folder)) else { return };
+    let unfinished = beside(path, UNFINISHED);
+    let prefix = unfinished.file_name().unwrap_or_default().as_encoded_bytes();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let rest = name.as_encoded_bytes().strip_prefix(prefix);
+        if rest.is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit)) {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn remove(unfinished: &Path) {
+    // Whatever cannot be removed is in nobody's way.
+    let _ = fs::remove_file(unfinished);
+    let _ = fs::remove_file(beside(unfinished, ".wal"));
+}
