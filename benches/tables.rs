@@ -12,15 +12,27 @@ mod bed;
 mod measure;
 
 use std::{
+    io::Write,
     path::Path,
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir};
-use measure::{GLANCE, Report, machine_cpu, peak_mib, process_cpu};
+use bed::{Cluster, ClusterOptions, Db, Rhei, Running, temp_dir, wait_until};
+use measure::{GLANCE, Report, family_cpu, machine_cpu, peak_mib, process_cpu};
 
 const ROWS: u32 = 10;
+
+/// `catalog_interval`, in seconds: its default.
+const LOOK: u32 = 10;
+
+/// How many of these a replicator is watched for.
+const LOOKS: u32 = 3;
+
+/// What DuckDB may use, in MB. It keeps about 50 kB in memory for each table that one transaction touches.
+fn duckdb_mb(tables: usize) -> usize {
+    (tables / 5).max(512)
+}
 
 struct Measured {
     wall: f64,
@@ -51,7 +63,7 @@ fn synced(rhei: &Rhei) -> (f64, f64) {
         peak = peak_mib(running.pid()).unwrap_or(peak);
         std::thread::sleep(GLANCE);
     }
-    running.wait(std::time::Duration::from_secs(1)).assert_code(0);
+    running.wait(Duration::from_secs(1)).assert_code(0);
     (cpu, peak)
 }
 
@@ -67,6 +79,47 @@ fn dumped(cluster: &Cluster, db: &Db, file: &Path) -> (f64, f64) {
     }
     assert!(child.wait().unwrap().success());
     (cpu, peak)
+}
+
+/// One psql copies each table to nothing, as a script would.
+fn copied_by_psql(cluster: &Cluster, db: &Db, tables: usize) -> (f64, f64) {
+    let copies: String = (1..=tables).map(|table| format!("COPY t{table} TO STDOUT;\n")).collect();
+    let mut command = Command::new(cluster.bin().join("psql"));
+    command.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname"]).arg(db.url());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(copies.as_bytes()).unwrap();
+    let (mut cpu, mut peak) = (0.0, 0.0);
+    while child.try_wait().unwrap().is_none() {
+        cpu = process_cpu(&child.id().to_string()).unwrap_or(cpu);
+        peak = peak_mib(child.id()).unwrap_or(peak);
+        std::thread::sleep(GLANCE);
+    }
+    assert!(child.wait().unwrap().success());
+    (cpu, peak)
+}
+
+/// What `rhei run` takes while no published table changes: its share of a core, and the server's CPU-seconds for each look at
+/// the catalogs. `meanwhile`: what others do, once a second.
+fn at_rest(cluster: &Cluster, rhei: &Rhei, meanwhile: impl Fn()) -> (f64, f64) {
+    let mut running = rhei.spawn(["run"]);
+    wait_until(Duration::from_secs(60), "the replicator answers", || {
+        assert!(running.is_running(), "{}", running.logs());
+        rhei.status().is_some()
+    });
+    let postmaster = cluster.postmaster_pid().unwrap();
+    let used = |running: &Running| (process_cpu(&running.pid().to_string()).unwrap(), family_cpu(postmaster));
+    let rest = |seconds: u32| {
+        (0..seconds).for_each(|_| {
+            meanwhile();
+            std::thread::sleep(Duration::from_secs(1));
+        })
+    };
+    rest(LOOK);
+    let before = used(&running);
+    rest(LOOK * LOOKS);
+    let after = used(&running);
+    running.stop(Duration::from_secs(60)).assert_code(0);
+    ((after.0 - before.0) / f64::from(LOOK * LOOKS), (after.1 - before.1) / f64::from(LOOKS))
 }
 
 /// DuckDB makes and fills as many tables in one transaction.
@@ -96,7 +149,8 @@ fn each(db: &Db, tables: usize, statement: &str) {
 
 fn main() {
     let sizes = std::env::var("RHEI_BENCH_TABLES").unwrap_or_else(|_| "100 1000".to_owned());
-    let cluster = Cluster::start(ClusterOptions::default().conf("max_locks_per_transaction = 2000"));
+    let cluster =
+        Cluster::start(ClusterOptions::default().conf("max_locks_per_transaction = 2000").conf("autovacuum = off"));
     let mut report = Report::default();
     for tables in sizes.split_whitespace().map(|size| size.parse::<usize>().unwrap()) {
         let db = cluster.database("tables");
@@ -104,16 +158,20 @@ fn main() {
         each(&db, tables, &format!("INSERT INTO t%1$s SELECT i, i, 'row ' || i FROM generate_series(1, {ROWS}) i"));
         let folder = temp_dir();
         let slot = format!("bench_tables_{tables}");
-        let rhei = Rhei::new(folder.path())
-            .source(db.url())
-            .target("copy.duckdb")
-            .deadline(std::time::Duration::from_secs(900))
-            .config(&format!("[source]\nslot = \"{slot}\"\n"));
-        report.say(format!("{tables} tables                      wall  client s  server s  peak MiB"));
+        let rhei =
+            Rhei::new(folder.path()).source(db.url()).target("copy.duckdb").deadline(Duration::from_secs(900)).config(
+                &format!("[source]\nslot = \"{slot}\"\n[target]\nduckdb_memory_limit = \"{}MB\"\n", duckdb_mb(tables)),
+            );
+        report.say(format!(
+            "{tables} tables                      wall  client s  server s  peak MiB (DuckDB may use {} MB)",
+            duckdb_mb(tables)
+        ));
         let dump = measured(|| dumped(&cluster, &db, &folder.path().join("dump")));
         report.say(dump.line("pg_dump"));
         let made = measured(|| made_by_duckdb(tables, &folder.path().join("made.duckdb")));
         report.say(made.line("DuckDB, one transaction"));
+        let psql = measured(|| copied_by_psql(&cluster, &db, tables));
+        report.say(psql.line("psql, a COPY of each"));
         let first = measured(|| synced(&rhei));
         report.say(first.line("rhei: first copy"));
         let question = Instant::now();
@@ -128,6 +186,18 @@ fn main() {
         report.say(measured(|| synced(&rhei)).line("rhei: a row in each"));
         each(&db, tables, "ALTER TABLE t%1$s ALTER n TYPE bigint");
         report.say(measured(|| synced(&rhei)).line("rhei: all retyped"));
+        db.execute("CREATE UNLOGGED TABLE IF NOT EXISTS elsewhere (n int)");
+        let session = db.session();
+        for (what, meanwhile) in
+            [("nothing happens", "SELECT 1"), ("others commit", "INSERT INTO elsewhere VALUES (1)")]
+        {
+            let (core, server) = at_rest(&cluster, &rhei, || session.execute(meanwhile));
+            report.say(format!(
+                "rhei run, {what}: {:.1} % of a core; the server takes {:.0} ms for each look at the catalogs",
+                core * 100.0,
+                server * 1000.0
+            ));
+        }
         report.say(format!(
             "first copy: {:.2} of pg_dump and DuckDB; nothing to do: {:.2} s, the publications' tables are counted in {question:.2} s",
             first.wall / (dump.wall + made.wall),

@@ -10,6 +10,23 @@ pub fn process_cpu(pid: &str) -> Option<f64> {
     Some(ticks / 100.0)
 }
 
+/// CPU-seconds so far of a process, of its children, and of those that it has already waited for: a server from its postmaster.
+pub fn family_cpu(parent: u32) -> f64 {
+    let ticks = |pid: &str, words: usize| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split_whitespace().collect();
+        let is_child = fields.get(1) == Some(&parent.to_string().as_str());
+        let used = fields.iter().skip(11).take(words).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>();
+        (is_child, used / 100.0)
+    };
+    let processes =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let children = processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    // Of the parent also what its children took that have ended.
+    let own = ticks(&parent.to_string(), 4).1;
+    own + children.map(|pid| ticks(&pid, 2)).filter(|(is_child, _)| *is_child).map(|(_, used)| used).sum::<f64>()
+}
+
 /// Busy seconds of all cores since boot.
 pub fn machine_cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap();

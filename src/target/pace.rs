@@ -41,6 +41,12 @@ const LOOK: Duration = Duration::from_secs(60);
 const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
 /// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
 const COPYING_THRESHOLD: u64 = 512;
+/// DuckDB keeps new rows of small tables in memory, where they count for its limit and cannot spill, until they are written into
+/// the file: about 50 kB for a table of ten rows, so 10,000 of these are more than 512 MB. From so many bytes on the file is written
+/// while tables are copied, too.
+const MOST_UNSPILLABLE: u64 = 128 << 20;
+/// And then, since some commits find another one on its way and cannot write it, often: about every three thousand tables.
+const CROWDED_THRESHOLD: u64 = 1;
 /// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can wait, for so long after the
 /// last one.
 const HURRIED_ROWS: u64 = 20_000;
@@ -152,7 +158,7 @@ impl Pace {
         self.set_vacuum_tasks(connection, if self.is_wide && !self.is_worth_it { 0 } else { VACUUM_TASKS })?;
         let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
         let threshold = if is_copying {
-            COPYING_THRESHOLD
+            if unspillable_bytes(connection)? > MOST_UNSPILLABLE { CROWDED_THRESHOLD } else { COPYING_THRESHOLD }
         } else if is_hurried {
             *CALM_THRESHOLD.end()
         } else {
@@ -240,6 +246,12 @@ impl Pace {
         // What was found before stays so until it is compacted.
         (self.looked_at, self.is_worth_it) = (Some(Instant::now()), self.is_worth_it || is_worth_it);
     }
+}
+
+/// Memory of rows that are only in the log yet, in parts that DuckDB cannot write to its temporary files.
+fn unspillable_bytes(connection: &Connection) -> Result<u64, TargetError> {
+    let sql = "SELECT coalesce(sum(memory_usage_bytes), 0)::UBIGINT FROM duckdb_memory() WHERE tag = 'IN_MEMORY_TABLE'";
+    Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
 /// One at least, so that what many small changes leave behind goes as well.
@@ -386,5 +398,24 @@ mod tests {
         bed.insert(10, 4000);
         assert!(bed.row_groups() < SPARE_ROW_GROUPS);
         assert!(!bed.target.pace.is_worth_it);
+    }
+
+    /// They count for DuckDB's limit until the file is written, and no limit makes it write the file.
+    #[test]
+    fn rows_of_thousands_of_small_tables_do_not_pile_up_in_memory_while_they_are_copied() {
+        let mut bed = Bed::new();
+        let DuckDb { connection, pace, .. } = &mut bed.target;
+        let mut most = 0;
+        for round in 0..40 {
+            pace.set(connection, &bed.path, true).unwrap();
+            let fill = |table| {
+                format!("CREATE TABLE rhei_target.t{table} AS SELECT i, 'row ' || i AS v, i AS n FROM range(10) r(i);")
+            };
+            let tables: String = (round * 100..(round + 1) * 100).map(fill).collect();
+            connection.execute_batch(&format!("BEGIN; {tables} COMMIT;")).unwrap();
+            most = most.max(unspillable_bytes(connection).unwrap());
+        }
+        assert!(most > MOST_UNSPILLABLE, "{most} bytes: the test makes too few tables");
+        assert!(most < MOST_UNSPILLABLE + (32 << 20), "{most} bytes");
     }
 }
