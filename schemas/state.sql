@@ -36,7 +36,8 @@ CREATE TABLE IF NOT EXISTS _rhei.tables (
     is_ours BOOLEAN NOT NULL,                   -- the table of this name in the target was put there by rhei
     has_shadow BOOLEAN NOT NULL,                -- a copy is on its way; changes are kept in _rhei.pending_<oid>
     remedy VARCHAR,                             -- of a paused table: operator, or allow_nulls ([sync] on_unrepresentable)
-    copy_xids VARCHAR                           -- which transactions before copy_lsn are in the copy, as pg_snapshot; NULL: all
+    copy_xids VARCHAR,                          -- which transactions before copy_lsn are in the copy, as pg_snapshot; NULL: all
+    truncated_by UINTEGER                       -- xid of the last TRUNCATE that was applied since the table was copied
 );
 
 CREATE TABLE IF NOT EXISTS _rhei.columns (

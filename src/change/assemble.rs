@@ -569,7 +569,7 @@ impl Assembler {
             Change::Update { old, new, .. } => effect.update(arena, old, new),
             Change::Delete { old, .. } => effect.delete(arena, old),
             Change::Truncate { .. } => {
-                effect.truncate();
+                effect.truncate(xid);
                 Ok(())
             }
             Change::Fail { .. } => {

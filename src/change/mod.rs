@@ -103,8 +103,9 @@ impl Pause {
 #[derive(Debug, Clone)]
 pub struct TableChanges {
     pub table: Arc<TableSpec>,
-    /// The table was truncated: every row that stood before the batch goes. There are no `deletes` and no `patch` then.
-    pub truncate: bool,
+    /// The table was truncated, by this transaction at last: every row that stood before the batch goes. There are no `deletes`
+    /// and no `patch` then.
+    pub truncate: Option<u32>,
     /// Rows that stood before the batch and go, or are replaced.
     pub deletes: Deletes,
     /// Complete rows to insert, in the order of `table.columns`, field names = `target_name`. May be empty.

@@ -166,7 +166,8 @@ pub enum OldRow {
 pub struct NetEffect {
     columns: usize,
     rows: Rows,
-    pub truncated: bool,
+    /// The transaction whose TRUNCATE was the last one.
+    pub truncated: Option<u32>,
     pub counts: RowCounts,
     hasher: DefaultHashBuilder,
     scratch: Vec<u8>,
@@ -253,7 +254,7 @@ impl NetEffect {
             super::Key::AppendOnly => Rows::AppendOnly(Vec::new()),
         };
         let hasher = DefaultHashBuilder::default();
-        Self { columns, rows, truncated: false, counts: RowCounts::default(), hasher, scratch: Vec::new() }
+        Self { columns, rows, truncated: None, counts: RowCounts::default(), hasher, scratch: Vec::new() }
     }
 
     pub fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
@@ -289,7 +290,7 @@ impl NetEffect {
                 };
                 write_key(&mut self.scratch, key, old_tuple.unwrap_or(new_tuple), None)?;
                 let taken = take(&self.hasher, index, states, arena, &self.scratch);
-                if taken.is_none() && self.truncated {
+                if taken.is_none() && self.truncated.is_some() {
                     return Err(NetEffectError::NoSuchRow);
                 }
                 // Values that the wire left out: from the old row when it is whole, else from what this batch wrote
@@ -367,7 +368,7 @@ impl NetEffect {
                         arena.waste(state.tuple);
                         gone.extend(state.origin);
                     }
-                    None if self.truncated => return Err(NetEffectError::NoSuchRow),
+                    None if self.truncated.is_some() => return Err(NetEffectError::NoSuchRow),
                     None => gone.push(arena.store(&self.scratch)),
                 }
                 Ok(())
@@ -381,10 +382,10 @@ impl NetEffect {
         }
     }
 
-    /// All rows that stand now go, those of this batch included.
-    pub fn truncate(&mut self) {
+    /// All rows that stand now go, those of this batch included. `xid`: whose TRUNCATE it is.
+    pub fn truncate(&mut self, xid: u32) {
         self.counts.truncates += 1;
-        self.truncated = true;
+        self.truncated = Some(xid);
         match &mut self.rows {
             Rows::Keyed { index, states, gone, .. } => {
                 index.clear();
@@ -444,7 +445,7 @@ impl NetEffect {
                     match count {
                         1.. => left.inserts.extend(std::iter::repeat_n(row, count as usize)),
                         0 => {}
-                        ..0 if self.truncated => return Err(NetEffectError::NoSuchRow),
+                        ..0 if self.truncated.is_some() => return Err(NetEffectError::NoSuchRow),
                         ..0 => left.deleted_rows.push((row, -count)),
                     }
                 }
@@ -739,12 +740,12 @@ mod tests {
                             effect.delete(&mut arena, OldRow::Key(old)).unwrap();
                         }
                         Op::Truncate => {
-                            effect.truncate();
+                            effect.truncate(1);
                             model.clear();
                         }
                     }
                 }
-                let truncated = effect.truncated;
+                let truncated = effect.truncated.is_some();
                 let left = effect.survivors().unwrap();
                 apply(&mut target, &arena, truncated, &left);
                 prop_assert_eq!(&target, &model);

@@ -63,6 +63,8 @@ pub struct Attached {
     pub first: Option<FirstSlot>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
+    /// Tables that were truncated since they were copied, and the last transactions that did it.
+    pub truncated: BTreeMap<u32, u32>,
     /// The source says itself what its tables look like after each change, and signs it with this.
     pub ddl_secret: Option<Secret>,
 }
@@ -362,6 +364,7 @@ pub fn unplanned(table: &SourceTable, target: QualifiedName) -> StoredTable {
         excluded: Vec::new(),
         copied_rows: 0,
         has_shadow: false,
+        truncated_by: None,
     }
 }
 
@@ -711,9 +714,11 @@ async fn ready<T: OlapEngine + 'static>(
         to_copy,
         first: None,
         in_error: Vec::new(),
+        truncated: BTreeMap::new(),
         ddl_secret: ddl_secret(sql).await?,
     };
     for stored in &state.tables {
+        attached.truncated.extend(stored.truncated_by.map(|xid| (stored.oid, xid)));
         let spec = || Arc::new(tables::from_stored(stored, options.null_unrepresentable));
         match &stored.state {
             _ if stored.has_shadow => {

@@ -248,7 +248,8 @@ enum Outcome {
 #[derive(Default)]
 struct Effects {
     counts: RowCounts,
-    truncated: Vec<u32>,
+    /// Tables, and the transactions that truncated them.
+    truncated: Vec<(u32, u32)>,
     nulled: Vec<(String, Nulled)>,
     failed: Vec<TableFailure>,
 }
@@ -257,7 +258,7 @@ impl Effects {
     fn add(&mut self, batch: ChangeBatch) {
         for changes in batch.tables {
             self.counts += changes.counts;
-            self.truncated.extend(changes.truncate.then_some(changes.table.oid));
+            self.truncated.extend(changes.truncate.map(|xid| (changes.table.oid, xid)));
             let table = changes.table.source.to_string();
             self.nulled.extend(changes.nulled.into_iter().map(|nulled| (table.clone(), nulled)));
         }
@@ -462,12 +463,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         report.pruned = applied.pruned;
         report.checkpoint = self.checkpoint.lsn;
         report.wal_released_bytes = self.checkpoint.lsn.bytes_since(before);
-        for oid in truncated {
+        for (oid, xid) in truncated {
             // Its copy has ended with it.
             let spec = self.copying.remove(&oid);
             self.catching_up.extend(spec.map(|spec| (spec.oid, spec)));
             if let Some(catalogs) = &mut self.catalogs {
-                catalogs.truncated(oid);
+                catalogs.truncated(oid, xid);
             }
         }
         for (table, nulled) in nulled {

@@ -379,7 +379,7 @@ async fn stream<T: OlapEngine + 'static>(
         wants_whole,
     };
     let fingerprint = attached.pipeline.publication_fingerprint;
-    let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint).await?;
+    let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint, attached.truncated).await?;
     let consumer = PgConsumer::start(&options.source, stream).await?;
     reached("stream.started");
     let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });

@@ -58,8 +58,17 @@ pub struct Policy<'a> {
     pub null_unrepresentable: bool,
     /// A rewrite that turned `int` into `bigint` is taken for the plain cast that it most often is (trap 67).
     pub trust_widening: bool,
-    /// The stream has brought a TRUNCATE, which explains a new file.
-    pub is_truncated: bool,
+    /// The last TRUNCATE that was applied, which explains a new file.
+    pub truncated: Option<Truncated>,
+}
+
+/// A TRUNCATE that was applied.
+#[derive(Debug, Clone, Copy)]
+pub struct Truncated {
+    /// Its transaction.
+    pub by: u32,
+    /// What the catalogs say was read before it was visible.
+    pub is_unseen: bool,
 }
 
 /// Judges a table that is followed as `spec` by what the catalogs say `now`, and by what the stream says, if it does.
@@ -82,7 +91,7 @@ fn decide(
 ) -> Result<Verdict, String> {
     let known: Fingerprint =
         serde_json::from_str(&spec.fingerprint).map_err(|_| "nothing is known of its last copy".to_owned())?;
-    let rewritten = compare(&known, now, question.is_none(), policy.is_truncated)?;
+    let rewritten = compare(&known, now, question.is_none(), policy.truncated)?;
     if rewritten && !policy.trust_widening {
         return Err("it was rewritten, as by ALTER COLUMN .. TYPE or a default that differs by row".to_owned());
     }
@@ -197,7 +206,12 @@ fn is_published_otherwise(known: &Fingerprint, found: &Fingerprint) -> Option<&'
 }
 
 /// What happened without a word on the wire. `Ok(true)`: the table was rewritten, perhaps with other values.
-fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: bool) -> Result<bool, String> {
+fn compare(
+    known: &Fingerprint,
+    now: &SourceTable,
+    is_look: bool,
+    truncated: Option<Truncated>,
+) -> Result<bool, String> {
     let found = &now.fingerprint;
     if let Some(reason) = is_published_otherwise(known, found) {
         return Err(reason.to_owned());
@@ -231,7 +245,12 @@ fn compare(known: &Fingerprint, now: &SourceTable, is_look: bool, is_truncated: 
         if now.kind == b'p' {
             return Err("the file of a partition was replaced, as by TRUNCATE".to_owned());
         }
-        if found.listed.is_empty() && !is_truncated {
+        // The file that a TRUNCATE left is the one that is there if nothing has changed the table's row in pg_class since. And
+        // when the look has not seen the TRUNCATE yet, nothing of what it saw is left.
+        let own = now.leaves.iter().find(|leaf| leaf.oid == now.oid);
+        let is_its_file = |truncated: Truncated| own.is_some_and(|leaf| leaf.changed_by == truncated.by);
+        let is_explained = truncated.is_some_and(|truncated| truncated.is_unseen || is_its_file(truncated));
+        if found.listed.is_empty() && !is_explained {
             return Err("its file was replaced, as by SET UNLOGGED and SET LOGGED".to_owned());
         }
     }
@@ -451,7 +470,8 @@ pub struct Catalogs {
     publication: String,
     /// What the last settled look showed, to tell in a moment that nothing has changed.
     settled: Option<Settlement>,
-    truncated: BTreeSet<u32>,
+    /// The last transactions whose TRUNCATE was applied, by table.
+    truncated: BTreeMap<u32, u32>,
     /// Relations that are not followed, as they were found since the last look.
     left_out: BTreeMap<u32, Place>,
     /// What all tables were like at one moment, for when many questions come at once.
@@ -487,6 +507,7 @@ impl Catalogs {
         tables: &[Arc<TableSpec>],
         others: BTreeSet<u32>,
         publication: String,
+        truncated: BTreeMap<u32, u32>,
     ) -> Result<Self, EngineError> {
         let sql = connect_sql(&options.source, "catalogs").await?;
         sql.batch_execute(&format!("SET lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
@@ -498,7 +519,7 @@ impl Catalogs {
             others,
             publication,
             settled: None,
-            truncated: BTreeSet::new(),
+            truncated,
             left_out: BTreeMap::new(),
             seen: None,
             unanswered: 0,
@@ -506,8 +527,8 @@ impl Catalogs {
     }
 
     /// A TRUNCATE of the table was applied.
-    pub fn truncated(&mut self, oid: u32) {
-        self.truncated.insert(oid);
+    pub fn truncated(&mut self, oid: u32, xid: u32) {
+        self.truncated.insert(oid, xid);
     }
 
     /// The table is paused: whatever becomes of its shape is the next copy's business.
@@ -554,7 +575,7 @@ impl Catalogs {
 
         let Some(now) = tables.first() else { return Ok(true) };
         let settings = table_settings(&self.options, &now.name);
-        let verdict = judge(&spec, now, None, &types, self.policy(&settings, oid));
+        let verdict = judge(&spec, now, None, &types, self.policy(&settings, oid, None));
         let has_no_doubt = checked_labels(&spec, now, &types).is_ok_and(|checks| checks.is_empty());
         Ok(matches!(verdict, Verdict::Copy(_)) || !has_no_doubt)
     }
@@ -612,7 +633,7 @@ impl Catalogs {
             && let Some(now) = seen.tables.get(&oid)
         {
             let settings = table_settings(&self.options, &now.name);
-            let verdict = judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid));
+            let verdict = judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
             if matches!(verdict, Verdict::Same | Verdict::Copy(_)) {
                 return Ok(Asked::Judged(verdict));
             }
@@ -645,7 +666,7 @@ impl Catalogs {
             }));
         };
         let settings = table_settings(&self.options, &now.name);
-        let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid));
+        let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid, None));
         Ok(Asked::Judged(verdict))
     }
 
@@ -725,12 +746,15 @@ impl Catalogs {
         Ok(unmeasured)
     }
 
-    fn policy<'a>(&self, settings: &'a TableSettings, oid: u32) -> Policy<'a> {
+    /// `seen`: what a look at the table saw.
+    fn policy<'a>(&self, settings: &'a TableSettings, oid: u32, seen: Option<&XidSnapshot>) -> Policy<'a> {
+        let truncated =
+            self.truncated.get(&oid).map(|&by| Truncated { by, is_unseen: seen.is_some_and(|it| !it.sees(by)) });
         Policy {
             settings,
             null_unrepresentable: self.options.null_unrepresentable,
             trust_widening: self.options.trust_widening,
-            is_truncated: self.truncated.contains(&oid),
+            truncated,
         }
     }
 
@@ -799,7 +823,8 @@ impl Catalogs {
                     continue;
                 }
             }
-            match judge(spec, table, None, &look.types, self.policy(&settings, table.oid)) {
+            match judge(spec, table, None, &look.types, self.policy(&settings, table.oid, Some(look.began.snapshot())))
+            {
                 Verdict::Same => {}
                 Verdict::Noted(after) => settled.noted.push(*after),
                 Verdict::Reshape(reshape) => settled.reshapes.push(*reshape),
@@ -811,7 +836,6 @@ impl Catalogs {
                 settled.set_changed = Some(format!("table {} is no longer published", spec.source));
             }
         }
-        self.truncated.clear();
         self.left_out.clear();
         self.settled =
             is_whole.then(|| Settlement { shown: shown(&look.tables), snapshot: look.began.snapshot().clone() });

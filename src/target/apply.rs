@@ -142,10 +142,13 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, progress: &mut Pro
     }
     for changes in &batch.tables {
         progress.counts += changes.counts;
+        if let Some(xid) = changes.truncate {
+            target.tables()?.set_truncated(changes.table.oid, xid);
+        }
         if let Some(&is_loaded) = target.copying.get(&changes.table.oid) {
-            progress.ends_a_copy |= changes.truncate;
+            progress.ends_a_copy |= changes.truncate.is_some();
             keep_for_later(&target.connection, changes, is_loaded).map_err(|source| source.of(&changes.table))?;
-            if changes.truncate {
+            if changes.truncate.is_some() {
                 target.tables()?.set_state(changes.table.oid, TableState::CatchingUp, Some(0));
             }
             continue;
@@ -203,13 +206,13 @@ pub(super) fn conclude(
 /// that there is comes by the stream.
 fn keep_for_later(connection: &Connection, changes: &TableChanges, is_loaded: bool) -> Result<(), TargetError> {
     let spec = &changes.table;
-    if changes.truncate {
+    if changes.truncate.is_some() {
         // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
         connection.execute_batch(&ddl::create_shadow(spec, &BTreeSet::new()))?;
         connection.execute_batch(&pending::create_statement(spec))?;
         jobs::cancel(connection, &[spec.oid], "the table was truncated")?;
     }
-    pending::capture(connection, changes, is_loaded || changes.truncate)
+    pending::capture(connection, changes, is_loaded || changes.truncate.is_some())
 }
 
 /// Alters a table.
@@ -265,7 +268,7 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
     let all: Vec<usize> = (0..spec.columns.len()).collect();
     let names = column_list(spec, &all);
     let mut deleted = 0;
-    if changes.truncate {
+    if changes.truncate.is_some() {
         deleted += connection.execute(&format!("DELETE FROM {target}"), [])? as u64;
     }
     // Read before anything is deleted, under the keys that the rows had before the batch.

@@ -211,6 +211,8 @@ pub struct StoredTable {
     pub copied_rows: u64,
     /// A shadow is being filled, and changes from `copy_lsn` on are kept for it.
     pub has_shadow: bool,
+    /// The transaction whose TRUNCATE was applied last.
+    pub truncated_by: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,6 +256,7 @@ impl StoredTable {
             excluded: spec.excluded.clone(),
             copied_rows: 0,
             has_shadow: false,
+            truncated_by: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Phase, Pipeline, StoredState, TargetError, tables::Tables};
 use crate::{Checkpoint, Lsn, change::QualifiedName};
 
 /// Version of the layout of `_rhei`. A newer one is refused, since its meaning is not known here.
-pub const FORMAT_VERSION: i32 = 5;
+pub const FORMAT_VERSION: i32 = 6;
 const SCHEMA: &str = include_str!("../../schemas/state.sql");
 /// Cycles that are kept.
 const KEPT_CYCLES: u64 = 1000;

@@ -141,8 +141,9 @@ impl Tables {
     /// A table that takes another shape: its row and columns anew, in the state that it is in.
     pub fn put_shape(&mut self, spec: &TableSpec) {
         let Some(stored) = self.get(spec.oid) else { return };
-        let (state, copied_rows, has_shadow) = (stored.state.clone(), stored.copied_rows, stored.has_shadow);
-        self.put(StoredTable { copied_rows, has_shadow, ..StoredTable::of(spec, state) });
+        let StoredTable { copied_rows, has_shadow, truncated_by, .. } = *stored;
+        let state = stored.state.clone();
+        self.put(StoredTable { copied_rows, has_shadow, truncated_by, ..StoredTable::of(spec, state) });
     }
 
     fn change(&mut self, oid: u32, change: impl FnOnce(&mut Row)) {
@@ -171,6 +172,11 @@ impl Tables {
     /// The table in the target was put there by rhei.
     pub fn set_ours(&mut self, oid: u32) {
         self.change(oid, |row| row.is_ours = true);
+    }
+
+    /// This TRUNCATE explains that the table has another file.
+    pub fn set_truncated(&mut self, oid: u32, xid: u32) {
+        self.change(oid, |row| row.table.truncated_by = Some(xid));
     }
 
     /// The shadow is gone.
@@ -232,6 +238,7 @@ impl Tables {
                 table.has_shadow,
                 remedy,
                 table.copy_xids.as_ref().map(|xids| xids.text()),
+                table.truncated_by,
             ])?;
         }
         rows.flush()?;
@@ -268,7 +275,8 @@ fn xids(text: Option<String>) -> Result<Option<Arc<XidSnapshot>>, TargetError> {
 fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
-         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours, copy_xids FROM _rhei.tables",
+         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours, copy_xids, truncated_by \
+         FROM _rhei.tables",
     )?;
     let mut rows = statement.query([])?;
     let mut tables = Vec::new();
@@ -303,6 +311,7 @@ fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, Target
             excluded: from_json(&row.get::<_, String>(12)?)?,
             copied_rows: row.get(13)?,
             has_shadow: row.get(14)?,
+            truncated_by: row.get(18)?,
         };
         tables.push((table, row.get(16)?));
     }

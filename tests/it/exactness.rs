@@ -718,3 +718,48 @@ fn a_tree_with_an_unlogged_partition_is_paused_until_that_is_logged() {
     run.stop(SOON).assert_code(0);
     following.assert_same(&["public.tree", "public.other"]);
 }
+
+/// The stream brings the TRUNCATE, which gives a table another file, and says nothing of what comes while it is unlogged.
+#[test]
+fn rows_that_came_into_a_truncated_table_while_it_was_unlogged_arrive() {
+    let following = Following::new("truncated_unlogged");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    following.db.execute("CREATE PUBLICATION rhei FOR ALL TABLES");
+    following.sync();
+    // Its next look at the catalogs is ten seconds away.
+    let mut run = following.run();
+    following.wait_settled(&mut run);
+
+    following.db.execute("TRUNCATE t; INSERT INTO t VALUES (2)");
+    following.wait_until_in_step();
+    following.db.execute("ALTER TABLE t SET UNLOGGED; INSERT INTO t VALUES (3); ALTER TABLE t SET LOGGED");
+    following.wait_settled(&mut run);
+
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}
+
+#[test]
+fn a_truncate_that_was_applied_asks_for_no_copy_also_after_a_kill() {
+    let following = Following::new("truncated_known");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (0)");
+    following.db.execute("CREATE PUBLICATION rhei FOR ALL TABLES");
+    following.sync();
+
+    let mut run = following.run();
+    following.wait_settled(&mut run);
+    following.db.execute("TRUNCATE t; INSERT INTO t VALUES (1)");
+    following.wait_until_in_step();
+    run.kill9();
+    let mut run = running_after_sync(&following);
+    following.wait_settled(&mut run);
+    assert_eq!(run.copies(), Vec::<String>::new(), "after a kill: {}", run.logs());
+
+    for id in 2..60 {
+        following.db.execute(&format!("TRUNCATE t; INSERT INTO t VALUES ({id})"));
+    }
+    following.wait_settled(&mut run);
+    assert_eq!(run.copies(), Vec::<String>::new(), "while it looks: {}", run.logs());
+    run.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t"]);
+}

@@ -297,6 +297,9 @@ pub struct LeafTable {
     pub name: QualifiedName,
     /// `relfilenode`.
     pub file: u32,
+    /// `xmin` of its row in pg_class: the transaction that gave it its file, or has changed something else of it since.
+    /// VACUUM, ANALYZE and CREATE INDEX change that row in its place.
+    pub changed_by: u32,
     /// See [`Fingerprint::inherits`].
     pub inherits: String,
     /// Pages of 8 KiB; none before [`measure`] has counted them.
@@ -607,7 +610,7 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
             &format!(
                 "WITH RECURSIVE {TREE} SELECT tree.root, n.nspname::text, c.relname::text, c.oid, c.relfilenode, \
                  greatest(c.reltuples, 0)::bigint, links, {READABLE}, \
-                 c.relkind = 'r' AND c.relpersistence = 'p', format('%I.%I', n.nspname, c.relname) \
+                 c.relkind = 'r' AND c.relpersistence = 'p', format('%I.%I', n.nspname, c.relname), c.xmin::text::bigint \
                  FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind IN ('r', 'f') \
                  JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2, 3"
             ),
@@ -629,6 +632,7 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
             oid: row.try_get(3)?,
             name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
             file: row.try_get(4)?,
+            changed_by: xmin(row.try_get(10)?),
             inherits: links.join(","),
             pages: None,
             can_select: row.try_get(7)?,
