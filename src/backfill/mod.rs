@@ -56,12 +56,12 @@ use crate::{
 /// How many tables one question to the catalogs checks when their copies are done.
 const MOST_TOLD: usize = 500;
 
-/// The most tables in a bundle: small tables that one message reads and one transaction loads.
+/// The most tables in a bundle: small tables and partitions that one message reads and one transaction loads.
 const MOST_BUNDLED: usize = 64;
 /// The most pages of 8 KiB that the tables of a bundle have together.
 const BUNDLED_PAGES: u64 = 256;
 
-/// Puts neighbouring chunks of small tables into bundles. Each chunk comes with its pages.
+/// Puts neighbouring chunks that are small tables, or small partitions, into bundles. Each chunk comes with its pages.
 fn bundled(chunks: impl Iterator<Item = (u64, Chunk)>) -> VecDeque<Vec<Chunk>> {
     let mut queue: VecDeque<Vec<Chunk>> = VecDeque::new();
     let mut room = 0;
@@ -266,9 +266,11 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let mut queue: Vec<(i32, u64, Chunk)> = Vec::new();
         for (at, (table, ids)) in self.tables.iter().enumerate() {
             self.options.board.begin(&table.spec, table.source.estimated_rows, table.ranges.len(), table.done_rows);
-            // Only a table that is one chunk can be copied in a bundle.
-            let pages = if table.ranges.len() == 1 { table.source.pages().max(1) } else { u64::MAX };
+            let leaves = table.source.leaves.iter();
+            let leaf_pages: HashMap<u32, u64> = leaves.map(|leaf| (leaf.oid, leaf.pages.unwrap_or(0))).collect();
             for (range, &job) in table.ranges.iter().zip(ids) {
+                let pages =
+                    leaf_pages.get(&range.leaf).filter(|_| range.is_whole_leaf()).map_or(u64::MAX, |&it| it.max(1));
                 queue.push((table.priority, pages, Chunk { table: at, query: range.query.clone(), job }));
             }
         }

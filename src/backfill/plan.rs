@@ -103,10 +103,17 @@ struct Pages {
 /// A range of pages of a table that holds rows.
 #[derive(Debug, Clone)]
 pub(super) struct Range {
-    leaf: u32,
+    pub leaf: u32,
     leaf_name: String,
     pages: Pages,
     pub query: String,
+}
+
+impl Range {
+    /// It is all that there is of its table or partition.
+    pub fn is_whole_leaf(&self) -> bool {
+        self.pages == Pages { first: 0, next: None }
+    }
 }
 
 /// What is measured of tables before their snapshot is taken, while the stream is not held.

@@ -495,6 +495,9 @@ struct Seen {
     xids: XidSnapshot,
     tables: BTreeMap<u32, SourceTable>,
     types: TypeCatalog,
+    /// Relations that were found to fit their tables, as these are followed. The server describes a partition tree anew for each of
+    /// its partitions, and to judge it takes a time that grows with their number.
+    fitting: BTreeMap<u32, (Arc<TableSpec>, Relation)>,
 }
 
 /// After so many questions in a row, each of which costs the source a look at all publications, one look at all tables
@@ -632,8 +635,17 @@ impl Catalogs {
         if let Some(seen) = self.seen.as_ref().filter(is_seen)
             && let Some(now) = seen.tables.get(&oid)
         {
+            let is_same_question = |(of, relation): &(Arc<TableSpec>, Relation)| {
+                question.description.is_none() && Arc::ptr_eq(of, &spec) && *relation == question.relation
+            };
+            if seen.fitting.get(&oid).is_some_and(is_same_question) {
+                return Ok(Asked::Judged(Verdict::Same));
+            }
             let settings = table_settings(&self.options, &now.name);
             let verdict = judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
+            if let (Verdict::Same, None, Some(seen)) = (&verdict, &question.description, &mut self.seen) {
+                seen.fitting.insert(oid, (Arc::clone(&spec), question.relation.clone()));
+            }
             if matches!(verdict, Verdict::Same | Verdict::Copy(_)) {
                 return Ok(Asked::Judged(verdict));
             }
@@ -705,7 +717,7 @@ impl Catalogs {
         let locked = self.measure_attached(&mut tables).await?;
         tables.retain(|table| !locked.contains(&table.oid));
         let tables = tables.into_iter().map(|table| (table.oid, table)).collect();
-        Ok(Some(Seen { before, xids, tables, types }))
+        Ok(Some(Seen { before, xids, tables, types, fitting: BTreeMap::new() }))
     }
 
     /// See [`catalog::flushed`].
