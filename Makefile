@@ -13,7 +13,7 @@ TEST ?=
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: help setup build test test-matrix chaos demo bench bench-latency bench-soak bench-backfill bench-tables fuzz fmt lint deny docs clean
+.PHONY: help setup build test test-matrix chaos demo workloads bench bench-latency bench-soak bench-backfill bench-tables fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ chaos: setup ## everything goes wrong for a while: make chaos SECONDS=60 SEED=n
 	@scripts/setup.sh chaos
 	@$(ENV) RHEI_CHAOS_CLOCK=1 RHEI_CHAOS_SECONDS=$(SECONDS) RHEI_CHAOS_SEED=$(SEED) cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
 		--nocapture --exact chaos::a_minute_of_faults_leaves_both_sides_equal
+
+workloads: setup ## the migrations of two applications, followed by a run (minutes; needs Python and a package index)
+	@scripts/workloads.sh
 
 demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure
 	@$(ENV) exec "$$CARGO_TARGET_DIR/debug/rhei" demo

@@ -36,3 +36,4 @@ mod tidy;
 mod type_pairs;
 mod values;
 mod variants;
+mod workloads;
