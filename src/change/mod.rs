@@ -118,6 +118,14 @@ pub struct TableChanges {
     pub counts: RowCounts,
 }
 
+impl TableChanges {
+    /// Whether rows come or go, apart from those that a TRUNCATE takes.
+    pub fn has_rows(&self) -> bool {
+        let (Deletes::ByKey(deletes) | Deletes::Rows(deletes)) = &self.deletes;
+        self.patch.is_some() || deletes.iter().chain(&self.inserts).any(|batch| batch.num_rows() > 0)
+    }
+}
+
 /// Values of one column that became NULL because the target has no room for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nulled {

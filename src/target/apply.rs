@@ -147,7 +147,7 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, progress: &mut Pro
         }
         if let Some(&is_loaded) = target.copying.get(&changes.table.oid) {
             progress.ends_a_copy |= changes.truncate.is_some();
-            keep_for_later(&target.connection, changes, is_loaded).map_err(|source| source.of(&changes.table))?;
+            keep_for_later(target, changes, is_loaded).map_err(|source| source.of(&changes.table))?;
             if changes.truncate.is_some() {
                 target.tables()?.set_state(changes.table.oid, TableState::CatchingUp, Some(0));
             }
@@ -204,15 +204,24 @@ pub(super) fn conclude(
 
 /// Changes of a table that is still being copied. A TRUNCATE ends its copy: whatever the snapshot holds is gone, and all
 /// that there is comes by the stream.
-fn keep_for_later(connection: &Connection, changes: &TableChanges, is_loaded: bool) -> Result<(), TargetError> {
+fn keep_for_later(target: &mut DuckDb, changes: &TableChanges, is_loaded: bool) -> Result<(), TargetError> {
     let spec = &changes.table;
     if changes.truncate.is_some() {
         // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
-        connection.execute_batch(&ddl::create_shadow(spec, &BTreeSet::new()))?;
-        connection.execute_batch(&pending::create_statement(spec))?;
-        jobs::cancel(connection, &[spec.oid], "the table was truncated")?;
+        target.connection.execute_batch(&ddl::create_shadow(spec, &BTreeSet::new()))?;
+        target.drop_pending(spec.oid)?;
+        jobs::cancel(&target.connection, &[spec.oid], "the table was truncated")?;
     }
-    pending::capture(connection, changes, is_loaded || changes.truncate.is_some())
+
+    // Most tables that are copied do not change meanwhile.
+    if !changes.has_rows() {
+        return Ok(());
+    }
+    if !target.tables()?.has_pending(spec.oid) {
+        target.connection.execute_batch(&pending::create_statement(spec))?;
+        target.tables()?.set_pending(spec.oid, true);
+    }
+    pending::capture(&target.connection, changes, is_loaded || changes.truncate.is_some())
 }
 
 /// Alters a table.

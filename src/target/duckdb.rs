@@ -124,11 +124,20 @@ impl DuckDb {
         for &oid in oids {
             let Some(target) = self.tables()?.get(oid).map(|table| table.target.clone()) else { continue };
             statements.push_str(&ddl::drop_table(&ddl::shadow_of(&target)));
-            statements.push_str(&pending::drop_statement(oid));
+            self.drop_pending(oid)?;
             self.tables()?.set_shadowless(oid);
         }
         self.connection.execute_batch(&statements)?;
         jobs::cancel(&self.connection, oids, "its copy was given up")
+    }
+
+    /// Drops the changes that were kept for a copy.
+    pub(super) fn drop_pending(&mut self, oid: u32) -> Result<(), TargetError> {
+        if self.tables()?.has_pending(oid) {
+            self.connection.execute_batch(&pending::drop_statement(oid))?;
+            self.tables()?.set_pending(oid, false);
+        }
+        Ok(())
     }
 
     /// After a transaction that may have changed tables.
@@ -496,9 +505,8 @@ impl OlapEngine for DuckDb {
                     refused.insert(spec.oid, error.to_string());
                     continue;
                 }
-                let statements =
-                    format!("{} {}", ddl::create_shadow(spec, long_columns), pending::create_statement(spec));
-                target.connection.execute_batch(&statements)?;
+                target.connection.execute_batch(&ddl::create_shadow(spec, long_columns))?;
+                target.drop_pending(spec.oid)?;
                 let stored = target.tables()?;
                 let has_old = stored.is_ours(&spec.target);
                 let state = if has_old { TableState::Resync } else { TableState::Copying };
@@ -525,6 +533,9 @@ impl OlapEngine for DuckDb {
     }
 
     fn open_keys(&mut self, table: &TableSpec, most: usize) -> Result<Vec<Vec<String>>, TargetError> {
+        if !self.tables()?.has_pending(table.oid) {
+            return Ok(Vec::new());
+        }
         pending::open_keys(&self.connection, table, most)
     }
 
@@ -535,7 +546,9 @@ impl OlapEngine for DuckDb {
     fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
         self.transaction(|target| {
             for table in tables {
-                pending::close_open_values(&target.connection, table)
+                let has_pending = target.tables()?.has_pending(table.oid);
+                let closed = if has_pending { pending::close_open_values(&target.connection, table) } else { Ok(()) };
+                closed
                     .and_then(|()| jobs::refuse(&target.connection, "finish.refused", table))
                     .map_err(|error| error.of_copy(table))?;
             }
@@ -553,10 +566,11 @@ impl OlapEngine for DuckDb {
     fn merge(&mut self, tables: &[Arc<TableSpec>], most_rows: u64) -> Result<BTreeSet<u32>, TargetError> {
         self.be_attached()?;
         self.roll_back()?;
-        let kept = pending::kept_rows(&self.connection, tables)?;
-        let mut merged: Vec<&Arc<TableSpec>> =
-            tables.iter().zip(&kept).filter(|(_, kept)| **kept == 0).map(|(table, _)| table).collect();
-        let due: Vec<(&Arc<TableSpec>, u64)> = tables.iter().zip(kept).filter(|(_, kept)| *kept > 0).collect();
+        let stored = self.tables()?;
+        let (changed, mut merged): (Vec<_>, Vec<_>) = tables.iter().partition(|table| stored.has_pending(table.oid));
+        let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
+        let (due, unchanged): (Vec<_>, Vec<_>) = changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
+        merged.extend(unchanged.into_iter().map(|(table, _)| table));
         let whole = self.transaction(|target| {
             for table in &merged {
                 jobs::refuse(&target.connection, "merge.refused", table).map_err(|error| error.of_copy(table))?;
@@ -588,9 +602,11 @@ impl OlapEngine for DuckDb {
             for table in &merged {
                 target.refuse_foreign(&table.target)?;
                 statements.push_str(&ddl::swap(&table.target));
-                statements.push_str(&pending::drop_statement(table.oid));
             }
             target.connection.execute_batch(&statements)?;
+            for table in &merged {
+                target.drop_pending(table.oid)?;
+            }
             let stored = target.tables()?;
             for table in &merged {
                 stored.give_way(&table.target, table.oid);

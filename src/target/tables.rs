@@ -11,7 +11,7 @@ use std::{
 use duckdb::{Connection, params};
 
 use super::state::{corrupt, from_json, lsn, to_json};
-use super::{StoredColumn, StoredTable, TableState, TargetError, ddl};
+use super::{StoredColumn, StoredTable, TableState, TargetError, ddl, pending};
 use crate::change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec, xids::XidSnapshot};
 
 /// A table, and whether the table of its name in the target was put there by rhei.
@@ -35,6 +35,8 @@ pub(super) struct Tables {
     dirty: BTreeMap<u32, Dirty>,
     /// Names in the target, in lower case, and how many rows say that rhei put the table there.
     ours: HashMap<(String, String), usize>,
+    /// Tables whose changes are kept for their copy, in a table of `_rhei` that is made for the first of them.
+    pending: BTreeSet<u32>,
     /// Names of tables that rhei did not make. None can be added while this process has the file locked.
     foreign: HashSet<(String, String)>,
 }
@@ -51,6 +53,7 @@ impl Tables {
         }
         read_columns(connection, &mut tables.rows)?;
         tables.read_foreign(connection)?;
+        tables.pending = pending::all(connection)?;
         Ok(tables)
     }
 
@@ -76,6 +79,20 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Whether changes of the table may be kept for its copy.
+    pub fn has_pending(&self, oid: u32) -> bool {
+        self.pending.contains(&oid)
+    }
+
+    /// The table that keeps them was made, or dropped.
+    pub fn set_pending(&mut self, oid: u32, is_there: bool) {
+        if is_there {
+            self.pending.insert(oid);
+        } else {
+            self.pending.remove(&oid);
+        }
     }
 
     /// Whether the target has a table of this name that rhei did not make.
