@@ -14,7 +14,7 @@ mod measure;
 use std::{
     io::Write,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -67,10 +67,8 @@ fn synced(rhei: &Rhei) -> (f64, f64) {
     (cpu, peak)
 }
 
-fn dumped(cluster: &Cluster, db: &Db, file: &Path) -> (f64, f64) {
-    let mut command = Command::new(cluster.bin().join("pg_dump"));
-    command.args(["--format=custom", "--dbname"]).arg(db.url()).arg("--file").arg(file);
-    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+/// CPU-seconds and memory in MiB of a process that has to end well.
+fn until_ended(mut child: Child) -> (f64, f64) {
     let (mut cpu, mut peak) = (0.0, 0.0);
     while child.try_wait().unwrap().is_none() {
         cpu = process_cpu(&child.id().to_string()).unwrap_or(cpu);
@@ -81,6 +79,12 @@ fn dumped(cluster: &Cluster, db: &Db, file: &Path) -> (f64, f64) {
     (cpu, peak)
 }
 
+fn dumped(cluster: &Cluster, db: &Db, file: &Path) -> (f64, f64) {
+    let mut command = Command::new(cluster.bin().join("pg_dump"));
+    command.args(["--format=custom", "--dbname"]).arg(db.url()).arg("--file").arg(file);
+    until_ended(command.stdout(Stdio::null()).spawn().unwrap())
+}
+
 /// One psql copies each table to nothing, as a script would.
 fn copied_by_psql(cluster: &Cluster, db: &Db, tables: usize) -> (f64, f64) {
     let copies: String = (1..=tables).map(|table| format!("COPY t{table} TO STDOUT;\n")).collect();
@@ -88,14 +92,7 @@ fn copied_by_psql(cluster: &Cluster, db: &Db, tables: usize) -> (f64, f64) {
     command.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname"]).arg(db.url());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(copies.as_bytes()).unwrap();
-    let (mut cpu, mut peak) = (0.0, 0.0);
-    while child.try_wait().unwrap().is_none() {
-        cpu = process_cpu(&child.id().to_string()).unwrap_or(cpu);
-        peak = peak_mib(child.id()).unwrap_or(peak);
-        std::thread::sleep(GLANCE);
-    }
-    assert!(child.wait().unwrap().success());
-    (cpu, peak)
+    until_ended(child)
 }
 
 /// What `rhei run` takes while no published table changes: its share of a core, and the server's CPU-seconds for each look at

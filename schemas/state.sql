@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS _rhei.tables (
     has_shadow BOOLEAN NOT NULL,                -- a copy is on its way; changes are kept in _rhei.pending_<oid>
     remedy VARCHAR,                             -- of a paused table: operator, or allow_nulls ([sync] on_unrepresentable)
     copy_xids VARCHAR,                          -- which transactions before copy_lsn are in the copy, as pg_snapshot; NULL: all
-    truncated_by UINTEGER                       -- xid of the last TRUNCATE that was applied since the table was copied
+    truncated_by UINTEGER                       -- xid of the last TRUNCATE that was applied since the fingerprint was stored
 );
 
 CREATE TABLE IF NOT EXISTS _rhei.columns (

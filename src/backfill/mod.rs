@@ -56,12 +56,14 @@ use crate::{
 /// How many tables one question to the catalogs checks when their copies are done.
 const MOST_TOLD: usize = 500;
 
-/// The most tables in a bundle: small tables and partitions that one message reads and one transaction loads.
+/// The most tables in a bundle. A bundle is small tables, or small partitions, that one message
+/// reads and one transaction loads.
 const MOST_BUNDLED: usize = 64;
 /// The most pages of 8 KiB that the tables of a bundle have together.
 const BUNDLED_PAGES: u64 = 256;
 
-/// Puts neighbouring chunks that are small tables, or small partitions, into bundles. Each chunk comes with its pages.
+/// Puts neighbouring chunks of small tables and small partitions into bundles. Each chunk comes
+/// with its pages.
 fn bundled(chunks: impl Iterator<Item = (u64, Chunk)>) -> VecDeque<Vec<Chunk>> {
     let mut queue: VecDeque<Vec<Chunk>> = VecDeque::new();
     let mut room = 0;

@@ -103,8 +103,8 @@ impl Pause {
 #[derive(Debug, Clone)]
 pub struct TableChanges {
     pub table: Arc<TableSpec>,
-    /// The table was truncated, by this transaction at last: every row that stood before the batch goes. There are no `deletes`
-    /// and no `patch` then.
+    /// The transaction of the last TRUNCATE in the batch. Every row that the table had before the batch goes; there are no
+    /// `deletes` and no `patch` then.
     pub truncate: Option<u32>,
     /// Rows that stood before the batch and go, or are replaced.
     pub deletes: Deletes,
@@ -119,7 +119,7 @@ pub struct TableChanges {
 }
 
 impl TableChanges {
-    /// Whether rows come or go, apart from those that a TRUNCATE takes.
+    /// Whether the batch inserts, updates or deletes rows of the table, besides a TRUNCATE.
     pub fn has_rows(&self) -> bool {
         let (Deletes::ByKey(deletes) | Deletes::Rows(deletes)) = &self.deletes;
         self.patch.is_some() || deletes.iter().chain(&self.inserts).any(|batch| batch.num_rows() > 0)

@@ -63,7 +63,7 @@ pub struct Attached {
     pub first: Option<FirstSlot>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
-    /// Tables that were truncated since they were copied, and the last transactions that did it.
+    /// By table: the last transaction whose TRUNCATE was applied since the fingerprint of the table was stored.
     pub truncated: BTreeMap<u32, u32>,
     /// The source says itself what its tables look like after each change, and signs it with this.
     pub ddl_secret: Option<Secret>,

@@ -248,7 +248,7 @@ enum Outcome {
 #[derive(Default)]
 struct Effects {
     counts: RowCounts,
-    /// Tables, and the transactions that truncated them.
+    /// Oids of truncated tables, each with the transaction of its last TRUNCATE.
     truncated: Vec<(u32, u32)>,
     nulled: Vec<(String, Nulled)>,
     failed: Vec<TableFailure>,

@@ -65,9 +65,9 @@ pub struct Policy<'a> {
 /// A TRUNCATE that was applied.
 #[derive(Debug, Clone, Copy)]
 pub struct Truncated {
-    /// Its transaction.
+    /// The transaction of the TRUNCATE.
     pub by: u32,
-    /// What the catalogs say was read before it was visible.
+    /// The catalogs were read before the TRUNCATE was visible.
     pub is_unseen: bool,
 }
 
@@ -245,8 +245,8 @@ fn compare(
         if now.kind == b'p' {
             return Err("the file of a partition was replaced, as by TRUNCATE".to_owned());
         }
-        // The file that a TRUNCATE left is the one that is there if nothing has changed the table's row in pg_class since. And
-        // when the look has not seen the TRUNCATE yet, nothing of what it saw is left.
+        // The table still has the file that the TRUNCATE made if the row in pg_class is as the TRUNCATE's transaction left it.
+        // And if the look did not see the TRUNCATE, the TRUNCATE has since removed every row of the file that the look saw.
         let own = now.leaves.iter().find(|leaf| leaf.oid == now.oid);
         let is_its_file = |truncated: Truncated| own.is_some_and(|leaf| leaf.changed_by == truncated.by);
         let is_explained = truncated.is_some_and(|truncated| truncated.is_unseen || is_its_file(truncated));
@@ -470,7 +470,8 @@ pub struct Catalogs {
     publication: String,
     /// What the last settled look showed, to tell in a moment that nothing has changed.
     settled: Option<Settlement>,
-    /// The last transactions whose TRUNCATE was applied, by table.
+    /// By table: the last transaction whose TRUNCATE was applied, until a look that saw it has been settled. Numbers of
+    /// transactions come again, so none is kept for longer.
     truncated: BTreeMap<u32, u32>,
     /// Relations that are not followed, as they were found since the last look.
     left_out: BTreeMap<u32, Place>,
@@ -495,8 +496,8 @@ struct Seen {
     xids: XidSnapshot,
     tables: BTreeMap<u32, SourceTable>,
     types: TypeCatalog,
-    /// Relations that were found to fit their tables, as these are followed. The server describes a partition tree anew for each of
-    /// its partitions, and to judge it takes a time that grows with their number.
+    /// By table: the Relation message that was judged [`Verdict::Same`], and the shape that it was compared with. The server
+    /// sends the root's Relation again for each partition, and judging one takes longer the more partitions there are.
     fitting: BTreeMap<u32, (Arc<TableSpec>, Relation)>,
 }
 
@@ -758,7 +759,7 @@ impl Catalogs {
         Ok(unmeasured)
     }
 
-    /// `seen`: what a look at the table saw.
+    /// `seen`: the snapshot in which the catalogs were read.
     fn policy<'a>(&self, settings: &'a TableSettings, oid: u32, seen: Option<&XidSnapshot>) -> Policy<'a> {
         let truncated =
             self.truncated.get(&oid).map(|&by| Truncated { by, is_unseen: seen.is_some_and(|it| !it.sees(by)) });
@@ -841,6 +842,9 @@ impl Catalogs {
                 Verdict::Noted(after) => settled.noted.push(*after),
                 Verdict::Reshape(reshape) => settled.reshapes.push(*reshape),
                 Verdict::Copy(reason) => settled.copies.push((table.oid, reason)),
+            }
+            if self.truncated.get(&table.oid).is_some_and(|&by| look.began.snapshot().sees(by)) {
+                self.truncated.remove(&table.oid);
             }
         }
         for (oid, spec) in &self.specs {

@@ -211,7 +211,7 @@ pub struct StoredTable {
     pub copied_rows: u64,
     /// A shadow is being filled, and changes from `copy_lsn` on are kept for it.
     pub has_shadow: bool,
-    /// The transaction whose TRUNCATE was applied last.
+    /// The transaction whose TRUNCATE was applied last, since the fingerprint was stored.
     pub truncated_by: Option<u32>,
 }
 

@@ -24,7 +24,7 @@ const NEW: &str = "rhei_new";
 /// # Errors
 /// As DuckDB and the disk put them: [`TargetError::Query`] and [`TargetError::Io`].
 pub fn make(connection: &Connection, path: &Path) -> Result<(), TargetError> {
-    // A link that leads nowhere is something.
+    // A symbolic link that leads nowhere has the name, too; DuckDB makes the file that it names.
     if fs::symlink_metadata(path).is_ok() {
         return Ok(());
     }
@@ -34,7 +34,9 @@ pub fn make(connection: &Connection, path: &Path) -> Result<(), TargetError> {
         let _ = connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEW}"));
     }
     remove(&unfinished);
-    made
+
+    // Another process has made the file meanwhile, and has swept ours away.
+    if path.exists() { Ok(()) } else { made }
 }
 
 fn write(connection: &Connection, unfinished: &Path) -> Result<(), TargetError> {
@@ -47,13 +49,13 @@ fn write(connection: &Connection, unfinished: &Path) -> Result<(), TargetError> 
 
 /// Never replaces a file that another process has made meanwhile.
 fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
-    // The log of a file that somebody has removed. DuckDB, too, removes it when it makes a new file.
+    // This log belongs to a file that somebody has removed. DuckDB removes such a log when it makes a file by itself.
     let stale_log = beside(path, ".wal");
     if stale_log.exists() && !path.exists() {
         fs::remove_file(&stale_log)?;
     }
     match fs::hard_link(unfinished, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(_) if fs::symlink_metadata(path).is_ok() => return Ok(()),
         // Not every file system has hard links.
         Err(_) => fs::rename(unfinished, path)?,
         Ok(()) => {}
@@ -62,8 +64,8 @@ fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes what processes that were killed have left unfinished. For whoever holds the lock of the file at `path`: nobody
-/// else makes it then.
+/// Removes the unfinished files of processes that were killed. The caller has the file at `path` open, so it exists, and no
+/// other process needs an unfinished one.
 pub fn sweep(path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(Ok(entries)) = path.file_name().map(|_| fs::read_dir(folder)) else { return };
@@ -79,7 +81,7 @@ pub fn sweep(path: &Path) {
 }
 
 fn remove(unfinished: &Path) {
-    // Whatever cannot be removed is in nobody's way.
+    // An unfinished file that cannot be removed does no harm.
     let _ = fs::remove_file(unfinished);
     let _ = fs::remove_file(beside(unfinished, ".wal"));
 }

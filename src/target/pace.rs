@@ -42,8 +42,8 @@ const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
 /// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
 const COPYING_THRESHOLD: u64 = 512;
 /// DuckDB keeps new rows of small tables in memory, where they count for its limit and cannot spill, until they are written into
-/// the file: about 50 kB for a table of ten rows, so 10,000 of these are more than 512 MB. From so many bytes on the file is written
-/// while tables are copied, too.
+/// the file: about 50 kB for a table of ten rows, and 500 MB for 10,000 such tables. Once these rows take more memory than this, DuckDB
+/// writes them into the file although tables are being copied.
 const MOST_UNSPILLABLE: u64 = 128 << 20;
 /// And then, since some commits find another one on its way and cannot write it, often: about every three thousand tables.
 const CROWDED_THRESHOLD: u64 = 1;

@@ -1,8 +1,8 @@
 //! `_rhei.pending_<oid>`: what became of rows of a table while it was being copied.
 //!
 //! The stream never waits for a copy. Changes to a table whose shadow is still being loaded are kept here, in the
-//! transaction of the checkpoint, and are merged into the shadow when its last chunk is in it. The table is made for the
-//! first of them: most tables do not change while they are copied, and thousands of them may be.
+//! transaction of the checkpoint, and are merged into the shadow when its last chunk is in it. The first
+//! change makes this table: most source tables do not change while they are copied.
 //!
 //! **Keyed tables.** One row per key that changed since the snapshot: what it is now, or that it is gone. Merging is then
 //! delete by key and insert, in any order and in steps of any size, and it does not matter whether the shadow holds a
@@ -37,8 +37,8 @@ pub(super) fn drop_statement(oid: u32) -> String {
     format!("DROP TABLE IF EXISTS {};", name(oid))
 }
 
-/// The tables that have one.
-pub(super) fn all(connection: &Connection) -> Result<BTreeSet<u32>, TargetError> {
+/// Oids of the tables that have such a table.
+pub(super) fn kept_tables(connection: &Connection) -> Result<BTreeSet<u32>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT substr(table_name, 9)::UINTEGER FROM duckdb_tables() WHERE database_name = current_database() \
          AND schema_name = '_rhei' AND regexp_full_match(table_name, 'pending_[0-9]+')",
@@ -47,7 +47,7 @@ pub(super) fn all(connection: &Connection) -> Result<BTreeSet<u32>, TargetError>
     Ok(oids.collect::<Result<_, _>>()?)
 }
 
-/// Makes an empty one.
+/// The statement that makes an empty one; there is none yet.
 pub(super) fn create_statement(spec: &TableSpec) -> String {
     let mut columns: Vec<String> =
         spec.columns.iter().enumerate().map(|(at, column)| format!("c{at} {}", column.mapping.target_type)).collect();
@@ -77,7 +77,7 @@ fn key(spec: &TableSpec) -> impl Iterator<Item = (usize, &crate::change::ColumnS
     spec.key_columns().iter().filter_map(|&at| Some((at, spec.columns.get(at)?)))
 }
 
-fn every(spec: &TableSpec) -> Vec<usize> {
+fn all(spec: &TableSpec) -> Vec<usize> {
     (0..spec.columns.len()).collect()
 }
 
@@ -113,12 +113,12 @@ pub(super) fn capture(connection: &Connection, changes: &TableChanges, is_loaded
 }
 
 fn capture_rows(connection: &Connection, spec: &TableSpec, changes: &TableChanges) -> Result<(), TargetError> {
-    let values: Vec<String> = every(spec).into_iter().map(|at| staged(spec, at, "")).collect();
+    let values: Vec<String> = all(spec).into_iter().map(|at| staged(spec, at, "")).collect();
     let values = values.join(", ");
     if let Deletes::Rows(batches) = &changes.deletes
         && apply::total(batches) > 0
     {
-        let mut columns = apply::stage_columns(spec, &every(spec), "");
+        let mut columns = apply::stage_columns(spec, &all(spec), "");
         columns.push((ddl::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
         apply::stage(connection, &columns, batches)?;
         connection.execute_batch(&format!(
@@ -128,7 +128,7 @@ fn capture_rows(connection: &Connection, spec: &TableSpec, changes: &TableChange
         ))?;
     }
     if apply::total(&changes.inserts) > 0 {
-        apply::stage(connection, &apply::stage_columns(spec, &every(spec), ""), &changes.inserts)?;
+        apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
         connection.execute_batch(&format!(
             "INSERT INTO {} SELECT {values}, 1 FROM {STAGE} s; DROP TABLE {STAGE};",
             name(spec.oid)
@@ -208,10 +208,10 @@ fn capture_keyed(
         ))?;
     }
     if apply::total(&changes.inserts) > 0 {
-        apply::stage(connection, &apply::stage_columns(spec, &every(spec), ""), &changes.inserts)?;
+        apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
         forget_staged(connection, spec)?;
         let values: Vec<String> =
-            every(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+            all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
         connection.execute_batch(&format!(
             "INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {nothing} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
             values.join(", ")
@@ -315,7 +315,7 @@ pub(super) fn fill(
     asked: u64,
 ) -> Result<(), TargetError> {
     let pending = name(spec.oid);
-    apply::stage(connection, &apply::stage_columns(spec, &every(spec), ""), batches)?;
+    apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), batches)?;
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     let found: u64 = connection.query_row(
         &format!("SELECT count(*) FROM {pending} p JOIN {STAGE} s ON {matched} WHERE len(p.open) > 0"),
@@ -325,7 +325,7 @@ pub(super) fn fill(
     if found != asked {
         return Err(TargetError::Diverged { what: "rows to fetch again", expected: asked, found });
     }
-    let values: Vec<String> = every(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+    let values: Vec<String> = all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
     connection.execute_batch(&format!(
         "DELETE FROM {pending} p USING {STAGE} s WHERE len(p.open) > 0 AND {matched};
          INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
@@ -339,8 +339,8 @@ pub(super) fn fill(
 /// nothing is left.
 pub(super) fn merge(connection: &Connection, spec: &TableSpec, most: u64) -> Result<bool, TargetError> {
     let (pending, shadow) = (name(spec.oid), ddl::table(&ddl::shadow_of(&spec.target)));
-    let names: Vec<String> = every(spec).into_iter().map(|at| target_column(spec, at)).collect();
-    let values: Vec<String> = every(spec).into_iter().map(|at| format!("s.c{at}")).collect();
+    let names: Vec<String> = all(spec).into_iter().map(|at| target_column(spec, at)).collect();
+    let values: Vec<String> = all(spec).into_iter().map(|at| format!("s.c{at}")).collect();
     let (names, values) = (names.join(", "), values.join(", "));
     let count = |what: &str| -> Result<u64, TargetError> {
         Ok(connection.query_row(&format!("SELECT count(*) FROM {pending} {what}"), [], |row| row.get(0))?)

@@ -35,7 +35,7 @@ pub(super) struct Tables {
     dirty: BTreeMap<u32, Dirty>,
     /// Names in the target, in lower case, and how many rows say that rhei put the table there.
     ours: HashMap<(String, String), usize>,
-    /// Tables whose changes are kept for their copy, in a table of `_rhei` that is made for the first of them.
+    /// Oids of the tables that have a table of kept changes (see `pending`).
     pending: BTreeSet<u32>,
     /// Names of tables that rhei did not make. None can be added while this process has the file locked.
     foreign: HashSet<(String, String)>,
@@ -53,7 +53,7 @@ impl Tables {
         }
         read_columns(connection, &mut tables.rows)?;
         tables.read_foreign(connection)?;
-        tables.pending = pending::all(connection)?;
+        tables.pending = pending::kept_tables(connection)?;
         Ok(tables)
     }
 
@@ -81,12 +81,12 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether changes of the table may be kept for its copy.
+    /// Whether the table has a table of kept changes, which may be empty.
     pub fn has_pending(&self, oid: u32) -> bool {
         self.pending.contains(&oid)
     }
 
-    /// The table that keeps them was made, or dropped.
+    /// The table of kept changes was made, or dropped.
     pub fn set_pending(&mut self, oid: u32, is_there: bool) {
         if is_there {
             self.pending.insert(oid);
@@ -158,9 +158,8 @@ impl Tables {
     /// A table that takes another shape: its row and columns anew, in the state that it is in.
     pub fn put_shape(&mut self, spec: &TableSpec) {
         let Some(stored) = self.get(spec.oid) else { return };
-        let StoredTable { copied_rows, has_shadow, truncated_by, .. } = *stored;
-        let state = stored.state.clone();
-        self.put(StoredTable { copied_rows, has_shadow, truncated_by, ..StoredTable::of(spec, state) });
+        let (state, copied_rows, has_shadow) = (stored.state.clone(), stored.copied_rows, stored.has_shadow);
+        self.put(StoredTable { copied_rows, has_shadow, ..StoredTable::of(spec, state) });
     }
 
     fn change(&mut self, oid: u32, change: impl FnOnce(&mut Row)) {
@@ -191,7 +190,7 @@ impl Tables {
         self.change(oid, |row| row.is_ours = true);
     }
 
-    /// This TRUNCATE explains that the table has another file.
+    /// Until the shape of the table is stored again, this TRUNCATE explains why the table has another file.
     pub fn set_truncated(&mut self, oid: u32, xid: u32) {
         self.change(oid, |row| row.table.truncated_by = Some(xid));
     }
