@@ -228,6 +228,8 @@ pub(super) async fn members(
     };
     let with_generated = if version >= 180_000 { "pubgencols = 's'" } else { "false" };
     // A publication brings a partitioned table as itself or as its leaves. One of all tables brings no foreign ones.
+    // The condition on $2 names `brought.rel`: of `c.oid`, PostgreSQL makes a condition of an index scan that begins once
+    // per table and goes through all of $2 each time.
     let sql = format!(
         "WITH RECURSIVE chosen AS MATERIALIZED ( \
            SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, {with_generated} AS with_generated \
@@ -250,7 +252,7 @@ pub(super) async fn members(
          JOIN pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_publication_rel listed ON listed.prpubid = p.oid AND listed.prrelid = c.oid \
            AND NOT p.puballtables AND NOT {is_by_schema} \
-         WHERE $2::oid[] IS NULL OR c.oid = ANY($2) ORDER BY c.oid, p.oid"
+         WHERE $2::oid[] IS NULL OR brought.rel = ANY($2) ORDER BY c.oid, p.oid"
     );
     // Of some tables their ancestors are needed as well: they decide whether a partition is a table of its own.
     let with_ancestors = match only {
@@ -273,11 +275,12 @@ pub(super) async fn members(
         }
     }
     let ancestors = ancestors(client, &partitions).await?;
+    let only: Option<HashSet<u32>> = only.map(|only| only.iter().copied().collect());
     let mut members: Vec<Member> = Vec::new();
     for row in rows {
         let oid: u32 = row.try_get(0)?;
         let is_part = ancestors.get(&oid).is_some_and(|all| all.iter().any(|ancestor| roots.contains(ancestor)));
-        if is_part || only.is_some_and(|only| !only.contains(&oid)) {
+        if is_part || only.as_ref().is_some_and(|only| !only.contains(&oid)) {
             continue;
         }
 
