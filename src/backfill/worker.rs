@@ -315,19 +315,10 @@ impl Worker {
     /// be copied so, and nothing of the bundle was copied.
     async fn copy_all(&mut self, chunks: &[Chunk]) -> Result<bool, EngineError> {
         let jobs: Vec<u64> = chunks.iter().map(|chunk| chunk.job).collect();
-        let begun = {
-            let jobs = jobs.clone();
-            self.on_thread(move |loader| loader.begin_all(&jobs)).await
-        };
-        match begun {
-            Ok(true) => {}
-            Ok(false) => return Ok(false),
-            Err(EngineError::Target(error)) if error.is_conflict() => return Ok(false),
-            Err(error) => return Err(error),
-        }
         chunks.iter().for_each(|chunk| self.begin(chunk.table));
         let specs: Vec<Arc<TableSpec>> =
             chunks.iter().filter_map(|chunk| self.work.specs.get(chunk.table).cloned()).collect();
+        let since = Instant::now();
         let (batches, nulled) = match self.read_all(chunks, &specs).await {
             Ok(read) => read,
             Err(why) => {
@@ -343,9 +334,10 @@ impl Worker {
             .zip(batches)
             .map(|((spec, job), batch)| (Arc::clone(spec), *job, vec![batch]))
             .collect();
+        let reading = since.elapsed();
         let Some(mut taken) = self.loader.take() else { return Err(self.lost_loader()) };
         let load = tokio::task::spawn_blocking(move || {
-            let loaded = taken.load_all(&loads);
+            let loaded = taken.load_all(&loads, reading);
             (taken, loaded)
         });
         let (returned, loaded) = load.await.map_err(|lost| EngineError::lost("a load", lost))?;

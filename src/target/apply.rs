@@ -208,6 +208,7 @@ fn keep_for_later(target: &mut DuckDb, changes: &TableChanges, is_loaded: bool) 
     let spec = &changes.table;
     if changes.truncate.is_some() {
         // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
+        target.connection.execute_batch(&ddl::drop_table(&ddl::shadow_of(&spec.target)))?;
         target.connection.execute_batch(&ddl::create_shadow(spec, &BTreeSet::new()))?;
         target.drop_pending(spec.oid)?;
         jobs::cancel(&target.connection, &[spec.oid], "the table was truncated")?;

@@ -1,6 +1,8 @@
 //! Names and shapes in DuckDB. The only place that quotes the target's identifiers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+
+use duckdb::Connection;
 
 use crate::change::{ColumnOrigin, ColumnSpec, QualifiedName, Reshape, TableSpec};
 
@@ -32,6 +34,11 @@ fn schema(name: &QualifiedName) -> String {
     format!("{CATALOG}.{}", quoted(&name.schema))
 }
 
+/// A name as DuckDB tells names apart.
+pub fn lower(name: &QualifiedName) -> (String, String) {
+    (name.schema.to_lowercase(), name.name.to_lowercase())
+}
+
 /// How the names of shadows end.
 pub const SHADOW_ENDING: &str = "__rhei_shadow";
 
@@ -40,7 +47,21 @@ pub fn shadow_of(name: &QualifiedName) -> QualifiedName {
     QualifiedName::new(name.schema.clone(), format!("{}{SHADOW_ENDING}", name.name))
 }
 
-/// Statements that leave an empty shadow. No key, no index, no NOT NULL: deletes go before inserts, and keys live in
+/// The shadows of a file, by [`lower`] names.
+pub fn shadows(connection: &Connection) -> Result<HashSet<(String, String)>, duckdb::Error> {
+    let sql = format!(
+        "SELECT lower(schema_name), lower(table_name) FROM duckdb_tables() \
+         WHERE database_name = '{CATALOG}' AND ends_with(lower(table_name), '{SHADOW_ENDING}')"
+    );
+    connection.prepare(&sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// The statement that makes a schema where there is none.
+pub fn create_schema(name: &QualifiedName) -> String {
+    format!("CREATE SCHEMA IF NOT EXISTS {};", schema(name))
+}
+
+/// The statement that makes an empty shadow. No key, no index, no NOT NULL: deletes go before inserts, and keys live in
 /// `_rhei` (duckdb.md 8). Columns with long values are compressed by ZSTD (`backfill::widths` says why).
 pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> String {
     let column = |column: &ColumnSpec| {
@@ -48,12 +69,7 @@ pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> Strin
         format!("{} {}{compression}", quoted(&column.target_name), column.mapping.target_type)
     };
     let columns: Vec<String> = spec.columns.iter().map(column).collect();
-    let shadow = table(&shadow_of(&spec.target));
-    format!(
-        "CREATE SCHEMA IF NOT EXISTS {}; DROP TABLE IF EXISTS {shadow}; CREATE TABLE {shadow} ({});",
-        schema(&spec.target),
-        columns.join(", ")
-    )
+    format!("CREATE TABLE {} ({});", table(&shadow_of(&spec.target)), columns.join(", "))
 }
 
 /// Statements that put the shadow in the table's place. Readers with an older snapshot keep the old table.
@@ -86,11 +102,7 @@ pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String 
     if from.schema == to.schema {
         return format!("ALTER TABLE {moving} RENAME TO {};", quoted(&to.name));
     }
-    format!(
-        "CREATE SCHEMA IF NOT EXISTS {}; CREATE TABLE {} AS FROM {moving}; DROP TABLE {moving};",
-        schema(to),
-        table(to)
-    )
+    format!("{} CREATE TABLE {} AS FROM {moving}; DROP TABLE {moving};", create_schema(to), table(to))
 }
 
 /// Statements that bring a table into another shape. `value` is what older rows have in the new column with this index,

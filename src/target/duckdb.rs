@@ -330,6 +330,22 @@ impl DuckDb {
     }
 }
 
+/// Makes the empty shadows of copies that begin, in the place of older ones.
+fn create_shadows(connection: &Connection, copies: &[&NewCopy]) -> Result<(), TargetError> {
+    let older = ddl::shadows(connection)?;
+    let schemas: BTreeMap<String, String> =
+        copies.iter().map(|copy| (copy.spec.target.schema.clone(), ddl::create_schema(&copy.spec.target))).collect();
+    let mut statements: String = schemas.into_values().collect();
+    for NewCopy { spec, long_columns, .. } in copies {
+        let shadow = ddl::shadow_of(&spec.target);
+        if older.contains(&ddl::lower(&shadow)) {
+            statements.push_str(&ddl::drop_table(&shadow));
+        }
+        statements.push_str(&ddl::create_shadow(spec, long_columns));
+    }
+    Ok(connection.execute_batch(&statements)?)
+}
+
 /// Where DuckDB writes what has no room in its memory: beside the file, under the name that DuckDB itself would give it.
 fn spill_folder(path: &Path) -> PathBuf {
     compact::beside(path, ".tmp")
@@ -474,7 +490,7 @@ impl OlapEngine for DuckDb {
             }
             for (from, table) in &moving {
                 // A copy that is only kept gives way.
-                if target.tables()?.give_way(&table.target, table.oid) {
+                if target.tables()?.give_way([(&table.target, table.oid)]) {
                     target.connection.execute_batch(&ddl::drop_table(&table.target))?;
                 }
                 target.refuse_foreign(&table.target)?;
@@ -496,22 +512,23 @@ impl OlapEngine for DuckDb {
         let ids = self.transaction(|target| {
             let oids: Vec<u32> = copies.iter().map(|copy| copy.spec.oid).collect();
             jobs::cancel(&target.connection, &oids, "its snapshot was lost")?;
-            let mut refused = BTreeMap::new();
-            for NewCopy { spec, is_resumed, long_columns, .. } in copies.iter().filter(|copy| !copy.is_resumed) {
-                debug_assert!(!is_resumed);
+            let (mut refused, mut begun) = (BTreeMap::new(), Vec::new());
+            for copy in copies.iter().filter(|copy| !copy.is_resumed) {
+                let spec = &copy.spec;
                 if let Err(error @ TargetError::ForeignTable { .. }) = target.refuse_foreign(&spec.target) {
                     let state = TableState::Error(Pause::new(error.to_string()));
                     target.tables()?.put(StoredTable::of(spec, state));
                     refused.insert(spec.oid, error.to_string());
                     continue;
                 }
-                target.connection.execute_batch(&ddl::create_shadow(spec, long_columns))?;
+                begun.push(copy);
                 target.drop_pending(spec.oid)?;
                 let stored = target.tables()?;
                 let has_old = stored.is_ours(&spec.target);
                 let state = if has_old { TableState::Resync } else { TableState::Copying };
                 stored.put(StoredTable { has_shadow: true, ..StoredTable::of(spec, state) });
             }
+            create_shadows(&target.connection, &begun)?;
             let begun: Vec<(u32, &[NewJob])> = copies
                 .iter()
                 .filter(|copy| !refused.contains_key(&copy.spec.oid))
@@ -608,10 +625,8 @@ impl OlapEngine for DuckDb {
                 target.drop_pending(table.oid)?;
             }
             let stored = target.tables()?;
-            for table in &merged {
-                stored.give_way(&table.target, table.oid);
-                stored.set_live(table.oid);
-            }
+            stored.give_way(merged.iter().map(|table| (&table.target, table.oid)));
+            merged.iter().for_each(|table| stored.set_live(table.oid));
             reached("merge.swapping");
             Ok(())
         })?;

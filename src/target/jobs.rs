@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     RowStream, TargetError, apply,
     arrow_scan::{BatchView, Database},
+    ddl,
 };
 use crate::{
     Lsn,
@@ -69,15 +70,20 @@ pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
 pub(super) fn add(connection: &Connection, tables: &[(u32, &[NewJob])]) -> Result<Vec<u64>, TargetError> {
     prune(connection)?;
     let last: u64 = connection.query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
-    let mut statement = connection
-        .prepare("INSERT INTO _rhei.jobs VALUES (?, ?, ?, ?, 'pending', 0, ?, NULL, NULL, now(), NULL, NULL)")?;
     let jobs = tables.iter().flat_map(|(oid, jobs)| jobs.iter().map(move |job| (*oid, job)));
-    let mut ids = Vec::new();
-    for (id, (oid, job)) in (last + 1..).zip(jobs) {
-        statement.execute(params![id, oid, job.kind, job.payload.to_string(), job.priority])?;
-        ids.push(id);
+    let jobs: Vec<(u64, (u32, &NewJob))> = (last + 1..).zip(jobs).collect();
+
+    // A statement costs more than the rows that it brings.
+    const ROWS_OF_A_STATEMENT: usize = 500;
+    for jobs in jobs.chunks(ROWS_OF_A_STATEMENT) {
+        let row = |(id, (oid, job)): &(u64, (u32, &NewJob))| {
+            let (kind, payload) = (ddl::literal(job.kind), ddl::literal(&job.payload.to_string()));
+            format!("({id}, {oid}, {kind}, {payload}, 'pending', 0, {}, NULL, NULL, now(), NULL, NULL)", job.priority)
+        };
+        let rows: Vec<String> = jobs.iter().map(row).collect();
+        connection.execute_batch(&format!("INSERT INTO _rhei.jobs VALUES {}", rows.join(", ")))?;
     }
-    Ok(ids)
+    Ok(jobs.iter().map(|(id, _)| *id).collect())
 }
 
 /// Ends the open jobs of tables.
@@ -273,30 +279,13 @@ impl Loader {
         loaded
     }
 
-    /// Jobs are begun, once more, all or none. `false`: one of them was cancelled meanwhile.
-    pub fn begin_all(&self, jobs: &[u64]) -> Result<bool, TargetError> {
-        self.patiently(|connection| {
-            let listed = listed(jobs);
-            let open: u64 = connection.query_row(
-                &format!("SELECT count(*) FROM _rhei.jobs WHERE id IN ({listed}) AND status <> 'cancelled'"),
-                [],
-                |row| row.get(0),
-            )?;
-            if open < jobs.len() as u64 {
-                return Ok(false);
-            }
-            connection.execute_batch(&format!(
-                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN ({listed}); \
-                 DELETE FROM _rhei.jobs WHERE id IN ({listed}); \
-                 INSERT INTO _rhei.jobs SELECT * REPLACE ('running' AS status, attempts + 1 AS attempts, \
-                 now() AS started_at, NULL::TIMESTAMPTZ AS finished_at) FROM _rhei_job; DROP TABLE _rhei_job;"
-            ))?;
-            Ok(true)
-        })
-    }
-
-    /// As [`Self::load`], for chunks of several small tables, all in one transaction: each with its job and its rows.
-    pub fn load_all(&mut self, chunks: &[(Arc<TableSpec>, u64, Vec<RecordBatch>)]) -> Result<(), TargetError> {
+    /// As [`Self::load`], for chunks of several small tables, all in one transaction: each with its job and its rows. Their
+    /// jobs go from `pending` to `done`: `reading` is how long it took to read the rows.
+    pub fn load_all(
+        &mut self,
+        chunks: &[(Arc<TableSpec>, u64, Vec<RecordBatch>)],
+        reading: Duration,
+    ) -> Result<(), TargetError> {
         let jobs: Vec<u64> = chunks.iter().map(|(_, job, _)| *job).collect();
         let loaded = self.transaction(|connection| {
             let listed = listed(&jobs);
@@ -318,9 +307,11 @@ impl Loader {
             connection.execute_batch(&format!(
                 "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN ({listed}); \
                  DELETE FROM _rhei.jobs WHERE id IN ({listed}); \
-                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, NULL::VARCHAR AS error, \
-                 done.rows::UBIGINT AS rows, now() AS finished_at) \
+                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, attempts + 1 AS attempts, \
+                 NULL::VARCHAR AS error, done.rows::UBIGINT AS rows, \
+                 now() - INTERVAL '{} microseconds' AS started_at, now() AS finished_at) \
                  FROM _rhei_job j JOIN (VALUES {}) AS done(id, rows) ON done.id = j.id; DROP TABLE _rhei_job;",
+                reading.as_micros(),
                 done.join(", ")
             ))?;
             reached("chunk.loading");

@@ -42,9 +42,10 @@ const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
 /// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
 const COPYING_THRESHOLD: u64 = 512;
 /// DuckDB keeps new rows of small tables in memory, where they count for its limit and cannot spill, until they are written into
-/// the file: about 50 kB for a table of ten rows, and 500 MB for 10,000 such tables. Once these rows take more memory than this, DuckDB
-/// writes them into the file although tables are being copied.
-const MOST_UNSPILLABLE: u64 = 128 << 20;
+/// the file: about 50 kB for a table of ten rows, and 500 MB for 10,000 such tables. Once these rows take more than this part of
+/// DuckDB's memory limit, DuckDB writes them into the file although tables are being copied. Each time it goes through all tables,
+/// so it must not happen more often than it has to.
+const MOST_UNSPILLABLE_PART: u64 = 4;
 /// And then, since some commits find another one on its way and cannot write it, often: about every three thousand tables.
 const CROWDED_THRESHOLD: u64 = 1;
 /// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can wait, for so long after the
@@ -82,7 +83,7 @@ pub(super) struct Pace {
     /// When it was last looked at whether it is worth compacting, though rows are wide; and the answer.
     looked_at: Option<Instant>,
     is_worth_it: bool,
-    /// [`MOST_UNSPILLABLE`], but in tests.
+    /// Bytes: [`MOST_UNSPILLABLE_PART`] of DuckDB's memory limit, but in tests.
     most_unspillable: u64,
 }
 
@@ -103,7 +104,7 @@ impl Pace {
             written: BTreeSet::new(),
             looked_at: None,
             is_worth_it: false,
-            most_unspillable: MOST_UNSPILLABLE,
+            most_unspillable: memory_limit(connection)? / MOST_UNSPILLABLE_PART,
         })
     }
 
@@ -252,6 +253,21 @@ impl Pace {
 }
 
 /// Memory of rows that are only in the log yet, in parts that DuckDB cannot write to its temporary files.
+/// What DuckDB may use, in bytes.
+fn memory_limit(connection: &Connection) -> Result<u64, TargetError> {
+    let text: String = connection.query_row("SELECT current_setting('memory_limit')", [], |row| row.get(0))?;
+    parse_bytes(&text).ok_or_else(|| TargetError::Corrupt { reason: format!("DuckDB's memory limit \"{text}\"") })
+}
+
+/// A size as DuckDB prints it: `1.8 GiB`.
+fn parse_bytes(text: &str) -> Option<u64> {
+    const UNITS: [&str; 6] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (number, unit) = text.trim().split_once(' ')?;
+    let power = UNITS.iter().position(|known| *known == unit || unit == "byte")?;
+    let bytes = number.parse::<f64>().ok()? * 1024_f64.powi(i32::try_from(power).ok()?);
+    Some(bytes as u64)
+}
+
 fn unspillable_bytes(connection: &Connection) -> Result<u64, TargetError> {
     let sql = "SELECT coalesce(sum(memory_usage_bytes), 0)::UBIGINT FROM duckdb_memory() WHERE tag = 'IN_MEMORY_TABLE'";
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
@@ -293,6 +309,19 @@ fn is_worth_compacting(connection: &Connection, table: &QualifiedName) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_that_duckdb_prints_is_read() {
+        assert_eq!(parse_bytes("0 bytes"), Some(0));
+        assert_eq!(parse_bytes("512.0 KiB"), Some(512 << 10));
+        assert_eq!(parse_bytes("1.5 GiB"), Some(3 << 29));
+        assert_eq!(parse_bytes("much"), None);
+        for limit in ["100MB", "1GB", "3TB"] {
+            let connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch(&format!("SET memory_limit = '{limit}'")).unwrap();
+            memory_limit(&connection).unwrap();
+        }
+    }
     use crate::{
         Lsn,
         checkpoint::DurableLsn,

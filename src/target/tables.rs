@@ -11,7 +11,11 @@ use std::{
 use duckdb::{Connection, params};
 
 use super::state::{corrupt, from_json, lsn, to_json};
-use super::{StoredColumn, StoredTable, TableState, TargetError, ddl, pending};
+use super::{
+    StoredColumn, StoredTable, TableState, TargetError,
+    ddl::{self, lower},
+    pending,
+};
 use crate::change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec, xids::XidSnapshot};
 
 /// A table, and whether the table of its name in the target was put there by rhei.
@@ -39,10 +43,6 @@ pub(super) struct Tables {
     pending: BTreeSet<u32>,
     /// Names of tables that rhei did not make. None can be added while this process has the file locked.
     foreign: HashSet<(String, String)>,
-}
-
-fn lower(name: &QualifiedName) -> (String, String) {
-    (name.schema.to_lowercase(), name.name.to_lowercase())
 }
 
 impl Tables {
@@ -200,12 +200,13 @@ impl Tables {
         self.change(oid, |row| row.table.has_shadow = false);
     }
 
-    /// Forgets other tables of this name, which are only kept: their copy is replaced or dropped. Returns whether there were
-    /// any.
-    pub fn give_way(&mut self, target: &QualifiedName, oid: u32) -> bool {
-        let name = lower(target);
+    /// Forgets other tables of these names, which are only kept: their copies are replaced or dropped. Returns whether
+    /// there were any.
+    pub fn give_way<'a>(&mut self, tables: impl IntoIterator<Item = (&'a QualifiedName, u32)>) -> bool {
+        let owners: HashMap<(String, String), u32> = tables.into_iter().map(|(name, oid)| (lower(name), oid)).collect();
         let is_kept = |row: &&Row| {
-            row.table.state == TableState::Dropped && row.table.oid != oid && lower(&row.table.target) == name
+            row.table.state == TableState::Dropped
+                && owners.get(&lower(&row.table.target)).is_some_and(|owner| *owner != row.table.oid)
         };
         let others: Vec<u32> = self.rows.values().filter(is_kept).map(|row| row.table.oid).collect();
         for &other in &others {
