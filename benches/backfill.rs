@@ -6,7 +6,11 @@
 //!
 //! With RHEI_BENCH_LARGE=1 also what takes minutes: a table of ten times as many rows is copied beside 20 MB/s of writes to
 //! another one, and measured are rhei's memory and the WAL that the slot holds.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failing unwrap is a failing benchmark"
+)]
 
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
 #[path = "../tests/it/bed/mod.rs"]
@@ -86,9 +90,11 @@ fn copied(db: &Db, keep: bool) -> Vec<Vec<u8>> {
         .map(|_| {
             let (queries, url) = (Arc::clone(&queries), db.url());
             std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async move {
-                    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+                    let (client, connection) =
+                        tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
                     tokio::spawn(connection);
                     let mut kept = Vec::new();
                     loop {
@@ -130,8 +136,11 @@ fn spec() -> TableSpec {
         typmod,
         not_null: false,
         target_name: name.to_owned(),
-        mapping: map_column(&ColumnType { type_oid, typmod, ndims: 0, override_type: None }, &TypeCatalog::default())
-            .unwrap(),
+        mapping: map_column(
+            &ColumnType { type_oid, typmod, ndims: 0, override_type: None },
+            &TypeCatalog::default(),
+        )
+        .unwrap(),
     };
     TableSpec {
         oid: 1,
@@ -150,7 +159,8 @@ fn spec() -> TableSpec {
 }
 
 fn decode(spec: &Arc<TableSpec>, bytes: &[u8]) -> Vec<RecordBatch> {
-    let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+    let schema =
+        schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut reader = CopyReader::new(Arc::clone(spec));
     let mut batches = Vec::new();
     for piece in bytes.chunks(65_536) {
@@ -168,16 +178,27 @@ fn decode(spec: &Arc<TableSpec>, bytes: &[u8]) -> Vec<RecordBatch> {
 fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::PathBuf) {
     let mut target = DuckDb::open(&TargetOptions { path, ..TargetOptions::default() }).unwrap();
     target.put_state(&pipeline::pipeline(Lsn(1)), &[]).unwrap();
-    let new = |_: &Vec<RecordBatch>| NewJob { kind: "copy_chunk", payload: serde_json::json!({}), priority: 0 };
+    let new = |_: &Vec<RecordBatch>| NewJob {
+        kind: "copy_chunk",
+        payload: serde_json::json!({}),
+        priority: 0,
+    };
     let jobs = chunks.iter().map(new).collect();
     let mut jobs = target
-        .begin_copies(&[NewCopy { spec: Arc::clone(spec), is_resumed: false, long_columns: Default::default(), jobs }])
+        .begin_copies(&[NewCopy {
+            spec: Arc::clone(spec),
+            is_resumed: false,
+            long_columns: Default::default(),
+            jobs,
+        }])
         .unwrap();
     let jobs = jobs.remove(0).unwrap();
-    let queue: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(jobs.into_iter().zip(chunks).collect()));
+    let queue: Arc<std::sync::Mutex<Vec<_>>> =
+        Arc::new(std::sync::Mutex::new(jobs.into_iter().zip(chunks).collect()));
     let threads: Vec<_> = (0..WORKERS)
         .map(|_| {
-            let (mut loader, queue, spec) = (target.loader().unwrap(), Arc::clone(&queue), Arc::clone(spec));
+            let (mut loader, queue, spec) =
+                (target.loader().unwrap(), Arc::clone(&queue), Arc::clone(spec));
             std::thread::spawn(move || {
                 loop {
                     let Some((job, batches)) = queue.lock().unwrap().pop() else { return };
@@ -218,8 +239,11 @@ fn with_extension(db: &Db, extension: &str, path: &std::path::Path) {
 /// Writes about so many bytes of WAL a second to a table of its own, until it is told to stop.
 fn write_wal(db: &Db, bytes_per_second: u64, stop: &AtomicBool) -> u64 {
     let (started, begin) = (Instant::now(), db.wal_lsn());
-    let written =
-        || db.value(&format!("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{begin}')::bigint")).parse().unwrap();
+    let written = || {
+        db.value(&format!("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{begin}')::bigint"))
+            .parse()
+            .unwrap()
+    };
     while !stop.load(Ordering::Relaxed) {
         let due = (started.elapsed().as_secs_f64() * bytes_per_second as f64) as u64;
         if written() < due {
@@ -247,7 +271,10 @@ fn large(cluster: &Cluster, rows: u64) {
              [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
         )
     };
-    let rhei = Rhei::new(folder.path()).source(db.url()).target("alone.duckdb").config(&settings("bench_alone"));
+    let rhei = Rhei::new(folder.path())
+        .source(db.url())
+        .target("alone.duckdb")
+        .config(&settings("bench_alone"));
     let alone = measured("alone", || with_rhei(&rhei));
     println!(
         "{rows} rows alone: {:.1} s ({:.0} rows/s), peak {:.0} MB with memory_limit = {MEMORY_MB} MB and DuckDB limited to \
@@ -259,7 +286,10 @@ fn large(cluster: &Cluster, rows: u64) {
     db.execute("SELECT pg_drop_replication_slot('bench_alone')");
     db.execute("CREATE TABLE written (id bigint PRIMARY KEY, v text); CREATE SEQUENCE written_ids");
     db.execute("DROP PUBLICATION rhei");
-    let rhei = Rhei::new(folder.path()).source(db.url()).target("beside.duckdb").config(&settings("bench_beside"));
+    let rhei = Rhei::new(folder.path())
+        .source(db.url())
+        .target("beside.duckdb")
+        .config(&settings("bench_beside"));
     let stop = AtomicBool::new(false);
     let (mut unconfirmed, mut held, mut peak_mb) = (0_u64, 0_u64, 0.0_f64);
     let (wall, written) = std::thread::scope(|scope| {
@@ -316,8 +346,13 @@ fn create(db: &Db, rows: u64) {
 }
 
 fn main() {
-    let rows: u64 = std::env::var("RHEI_BENCH_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(2_000_000);
-    let cluster = Cluster::start(ClusterOptions::default().conf("max_wal_size = 8GB").conf("autovacuum = off"));
+    let rows: u64 = std::env::var("RHEI_BENCH_ROWS")
+        .ok()
+        .and_then(|rows| rows.parse().ok())
+        .unwrap_or(2_000_000);
+    let cluster = Cluster::start(
+        ClusterOptions::default().conf("max_wal_size = 8GB").conf("autovacuum = off"),
+    );
     let db = cluster.database("bench_backfill");
     create(&db, rows);
     let folder = temp_dir();
@@ -326,7 +361,8 @@ fn main() {
     copied(&db, false);
     let mut all = Vec::new();
     all.push(measured("COPY BINARY to nothing", || here(|| drop(copied(&db, false)))));
-    let chunks: Vec<Vec<RecordBatch>> = copied(&db, true).iter().map(|bytes| decode(&spec, bytes)).collect();
+    let chunks: Vec<Vec<RecordBatch>> =
+        copied(&db, true).iter().map(|bytes| decode(&spec, bytes)).collect();
     all.push(measured("DuckDB loads the same Arrow", || {
         here(|| load(&spec, chunks, folder.path().join("load.duckdb")))
     }));

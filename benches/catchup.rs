@@ -4,7 +4,11 @@
 //! `pg_recvlogical` reads it once more, with or without streaming of open transactions, whichever is quicker. Its mean is what
 //! a walsender can give on this machine, and rhei's figures are set against it. RHEI_BENCH_PERF=folder has perf write a profile of each catching up there, and RHEI_BENCH_LOG=1 shows its log. RHEI_BENCH_ONLY=name,name runs some of the workloads, RHEI_BENCH_SCALE=0.1 makes them smaller, and
 //! RHEI_BENCH_DOCS names a file one section of which is replaced by the results.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failing unwrap is a failing benchmark"
+)]
 
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
 #[path = "../tests/it/bed/mod.rs"]
@@ -44,7 +48,8 @@ struct Workload {
 }
 
 fn scaled(rows: u64) -> u64 {
-    let scale: f64 = std::env::var("RHEI_BENCH_SCALE").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1.0);
+    let scale: f64 =
+        std::env::var("RHEI_BENCH_SCALE").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1.0);
     ((rows as f64 * scale) as u64).max(1000)
 }
 
@@ -73,7 +78,8 @@ fn in_transactions(transactions: u64, statement: &str) -> String {
     format!("DO $$ BEGIN FOR k IN 1..{transactions} LOOP {statement}; COMMIT; END LOOP; END $$")
 }
 
-const CHECK: &str = "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || sum(amount)::text FROM public.t";
+const CHECK: &str =
+    "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || sum(amount)::text FROM public.t";
 
 fn updates(name: &'static str, table_rows: u64, wanted: Option<f64>) -> Workload {
     let (table_rows, changes) = (scaled(table_rows), scaled(300_000));
@@ -81,10 +87,13 @@ fn updates(name: &'static str, table_rows: u64, wanted: Option<f64>) -> Workload
     let keys = format!(
         "SELECT 1 + (hashint8extended(k * 1000 + i, 7) & 9007199254740991) % {table_rows} FROM generate_series(1, 1000) i"
     );
-    let update = format!("UPDATE t SET qty = qty + 1, amount = amount + 1, at = now() WHERE id IN ({keys})");
+    let update =
+        format!("UPDATE t SET qty = qty + 1, amount = amount + 1, at = now() WHERE id IN ({keys})");
     Workload {
         name,
-        what: format!("about {changes} updates of random rows out of {table_rows}, 1,000 a transaction"),
+        what: format!(
+            "about {changes} updates of random rows out of {table_rows}, 1,000 a transaction"
+        ),
         before: filled(table_rows),
         changes: vec![in_transactions(changes / 1000, &update)],
         rows: changes,
@@ -104,7 +113,8 @@ fn workloads() -> Vec<Workload> {
     let rounds = scaled(20_000) / 1000;
     let mixed_table = scaled(2_000_000);
     let wide_row = "SELECT i, abs(i) % 97, i / 7.0, (SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 500) j)";
-    let random = format!("1 + (hashint8extended(k * 1000 + i, 7) & 9007199254740991) % {mixed_table}");
+    let random =
+        format!("1 + (hashint8extended(k * 1000 + i, 7) & 9007199254740991) % {mixed_table}");
     vec![
         Workload {
             name: "inserts",
@@ -256,7 +266,8 @@ fn watch(db: &Db, slot: &str, pid: u32, mut phase: impl FnMut() -> Phase) -> Rea
     loop {
         let phase = phase();
         if phase != Phase::Reading && reading.wall == 0.0 {
-            (reading.wall, reading.client_cpu) = (started.elapsed().as_secs_f64(), reading.whole_cpu);
+            (reading.wall, reading.client_cpu) =
+                (started.elapsed().as_secs_f64(), reading.whole_cpu);
         }
         if phase == Phase::Ended {
             break;
@@ -264,7 +275,9 @@ fn watch(db: &Db, slot: &str, pid: u32, mut phase: impl FnMut() -> Phase) -> Rea
         // Rarely, since it takes time itself; a walsender lives as long as the connection.
         if asked.elapsed() > Duration::from_millis(if walsenders.is_empty() { 10 } else { 1000 }) {
             asked = Instant::now();
-            let sql = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}' AND active");
+            let sql = format!(
+                "SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"
+            );
             for row in session.query(&sql) {
                 walsenders.entry(row[0].clone().unwrap()).or_insert(0.0);
             }
@@ -282,10 +295,12 @@ fn watch(db: &Db, slot: &str, pid: u32, mut phase: impl FnMut() -> Phase) -> Rea
 }
 
 fn recvlogical() -> PathBuf {
-    let folders =
-        std::iter::once(bed::cluster::bin_dir().to_owned()).chain(installed().into_iter().rev().map(|(_, bin)| bin));
+    let folders = std::iter::once(bed::cluster::bin_dir().to_owned())
+        .chain(installed().into_iter().rev().map(|(_, bin)| bin));
     let mut programs = folders.map(|folder| folder.join("pg_recvlogical"));
-    programs.find(|program| program.exists()).expect("pg_recvlogical is installed with the Postgres server")
+    programs
+        .find(|program| program.exists())
+        .expect("pg_recvlogical is installed with the Postgres server")
 }
 
 /// Both readers come the same way: by TCP, as from another machine, or with RHEI_BENCH_SOCKET by the unix socket.
@@ -302,7 +317,18 @@ const MODES: [&[&str]; 2] = [&["proto_version=1"], &["proto_version=2", "streami
 /// Reads a slot to nothing. Returns the bytes that came too.
 fn to_nothing(cluster: &Cluster, db: &Db, slot: &str, end: &str, mode: &[&str]) -> (Reading, u64) {
     let mut child = Command::new(recvlogical())
-        .args(["--start", "--no-loop", "-f", "/dev/null", "-U", "postgres", "-d", db.name(), "-S", slot])
+        .args([
+            "--start",
+            "--no-loop",
+            "-f",
+            "/dev/null",
+            "-U",
+            "postgres",
+            "-d",
+            db.name(),
+            "-S",
+            slot,
+        ])
         .args(["-h", &host(cluster), "-p", &cluster.port().to_string()])
         .args([&format!("--endpos={end}"), "-o", "publication_names=rhei"])
         .args(mode.iter().flat_map(|option| ["-o", *option]))
@@ -312,7 +338,8 @@ fn to_nothing(cluster: &Cluster, db: &Db, slot: &str, end: &str, mode: &[&str]) 
     let (pid, mut bytes) = (child.id(), 0);
     let reading = watch(db, slot, pid, || {
         let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-        bytes = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok()).unwrap_or(bytes);
+        bytes =
+            io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok()).unwrap_or(bytes);
         if child.try_wait().unwrap().is_some() { Phase::Ended } else { Phase::Reading }
     });
     assert!(child.wait().unwrap().success());
@@ -360,7 +387,8 @@ fn run(cluster: &Cluster, workload: Workload) -> Outcome {
     let db = cluster.database("bench");
     workload.before.iter().for_each(|statement| db.execute(statement));
     let folder = temp_dir();
-    let source = if std::env::var_os("RHEI_BENCH_SOCKET").is_some() { db.socket_url() } else { db.url() };
+    let source =
+        if std::env::var_os("RHEI_BENCH_SOCKET").is_some() { db.socket_url() } else { db.url() };
     let settings = format!(
         "[source]\nslot = \"bench_rhei\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
          [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
@@ -379,7 +407,8 @@ fn run(cluster: &Cluster, workload: Workload) -> Outcome {
     db.execute("SELECT pg_logical_emit_message(true, 'bench', 'the end')");
     let (first, bytes) = to_nothing(cluster, &db, slots[0], &end, MODES[0]);
     let (streamed, _) = to_nothing(cluster, &db, slots[1], &end, MODES[1]);
-    let (first, mode) = if streamed.wall < first.wall { (streamed, MODES[1]) } else { (first, MODES[0]) };
+    let (first, mode) =
+        if streamed.wall < first.wall { (streamed, MODES[1]) } else { (first, MODES[0]) };
     let caught_up = with_rhei(&db, &rhei, "bench_rhei", Some(workload.name));
     let (second, _) = to_nothing(cluster, &db, slots[2], &end, mode);
     let mean = |of: fn(&Reading) -> f64| (of(&first) + of(&second)) / 2.0;
@@ -389,7 +418,8 @@ fn run(cluster: &Cluster, workload: Workload) -> Outcome {
         walsender_cpu: mean(|reading| reading.walsender_cpu),
         ..Reading::default()
     };
-    let copied = bed::oracle::query_copy(rhei.target_path(), &workload.check.replace("::text", "::VARCHAR"));
+    let copied =
+        bed::oracle::query_copy(rhei.target_path(), &workload.check.replace("::text", "::VARCHAR"));
     assert_eq!(copied, db.query(&workload.check), "{}", workload.name);
     Outcome { workload, bytes, bare, rhei: caught_up, idle }
 }
@@ -421,8 +451,9 @@ fn main() {
         let rate = workload.rows as f64 / rhei.wall;
         let ratio = bare.wall / rhei.wall;
         let whole = rhei.whole_wall / bare.wall;
-        let wanted =
-            |limit: Option<f64>, word| limit.map_or_else(String::new, |limit| format!(" (wanted: at {word} {limit})"));
+        let wanted = |limit: Option<f64>, word| {
+            limit.map_or_else(String::new, |limit| format!(" (wanted: at {word} {limit})"))
+        };
         println!(
             "{:12} {rate:8.0} rows/s ({:.2} s, {:.2} s of it also with nothing to do, and {:.2} s for compaction), {ratio:.2} of pg_recvlogical's {:.0} ({:.2} s){}; \
              the whole sync took {whole:.2} of its time{}; CPU-s: rhei {:.2} (and {:.2} for compaction), its \

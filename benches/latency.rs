@@ -2,7 +2,11 @@
 //!
 //! 1,000 transactions of one row a second against `rhei run` with an interval of 100 ms, measured by rhei itself from commit
 //! timestamps. Each batch holds what came since the one before it, so half an interval and an apply are what to expect.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failing unwrap is a failing benchmark"
+)]
 
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
 #[path = "../tests/it/bed/mod.rs"]
@@ -20,7 +24,8 @@ UPDATE t SET qty = qty + 1, at = now() WHERE id = :id;
 ";
 
 fn main() {
-    let seconds: u32 = std::env::var("RHEI_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
+    let seconds: u32 =
+        std::env::var("RHEI_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
     let cluster = Cluster::start(ClusterOptions::default().conf("max_wal_size = 4GB"));
     let db = cluster.database("latency");
     db.execute(
@@ -38,13 +43,15 @@ fn main() {
     running.wait_for_log("following the source", Duration::from_secs(60));
     let pid = running.pid();
     let (started, cpu) = (Instant::now(), process_cpu(&pid.to_string()).unwrap());
-    let transactions = Pgbench::start(&db, &Load::seconds(seconds).clients(4).rate(1000).script(SCRIPT))
-        .wait(Duration::from_secs(3600));
+    let transactions =
+        Pgbench::start(&db, &Load::seconds(seconds).clients(4).rate(1000).script(SCRIPT))
+            .wait(Duration::from_secs(3600));
     let wall = started.elapsed().as_secs_f64();
     let cpu = process_cpu(&pid.to_string()).unwrap() - cpu;
     let peak = peak_mib(pid).unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    let status: serde_json::Value = serde_json::from_str(&rhei.run_ok(["status", "--json"]).stdout).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&rhei.run_ok(["status", "--json"]).stdout).unwrap();
     running.stop(Duration::from_secs(60)).assert_code(0);
     rhei.run_ok(["sync"]);
     assert_same(&db, rhei.target_path(), &["public.t"]);

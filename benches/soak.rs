@@ -3,7 +3,11 @@
 //! A mixed load runs against `rhei run` at a steady rate: inserts, updates and deletes of random rows, small transactions and
 //! now and then a large one. Each minute prints rhei's memory and the size of the file; the end compares the file, and how
 //! long a group-by of it takes, with a fresh copy of the same rows.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failing unwrap is a failing benchmark"
+)]
 
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
 #[path = "../tests/it/bed/mod.rs"]
@@ -36,7 +40,9 @@ COMMIT;
 /// The median of five.
 fn group_by_seconds(file: &Path) -> f64 {
     let connection = duckdb::Connection::open_in_memory().unwrap();
-    connection.execute_batch(&format!("ATTACH '{}' AS copied (READ_ONLY); USE copied", file.display())).unwrap();
+    connection
+        .execute_batch(&format!("ATTACH '{}' AS copied (READ_ONLY); USE copied", file.display()))
+        .unwrap();
     let mut times: Vec<f64> = (0..5)
         .map(|_| {
             let started = Instant::now();
@@ -56,8 +62,11 @@ fn mb(path: &Path) -> f64 {
 }
 
 fn main() {
-    let minutes: u64 = std::env::var("RHEI_BENCH_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
-    let cluster = Cluster::start(ClusterOptions::default().conf("synchronous_commit = off").conf("max_wal_size = 4GB"));
+    let minutes: u64 =
+        std::env::var("RHEI_BENCH_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let cluster = Cluster::start(
+        ClusterOptions::default().conf("synchronous_commit = off").conf("max_wal_size = 4GB"),
+    );
     let db = cluster.database("soak");
     db.execute(&format!(
         "CREATE TABLE t (id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount numeric(12,2), at timestamptz, ok bool);
@@ -72,7 +81,8 @@ fn main() {
     let running = rhei.spawn(["run"]);
     let pid = running.pid();
     let seconds = u32::try_from(minutes * 60).unwrap();
-    let mut load = Pgbench::start(&db, &Load::seconds(seconds).clients(2).rate(RATE).script(SCRIPT));
+    let mut load =
+        Pgbench::start(&db, &Load::seconds(seconds).clients(2).rate(RATE).script(SCRIPT));
     let started = Instant::now();
     let mut memory = Vec::new();
     println!("minute   resident MiB   file MB   log MB   CPU-s of rhei");
@@ -104,13 +114,16 @@ fn main() {
     // peaks.
     let third = memory.len().div_ceil(3);
     let peak = |part: &[f64]| part.iter().copied().fold(0.0, f64::max);
-    let peaks: Vec<String> = memory.chunks(third).map(|part| format!("{:.0}", peak(part))).collect();
+    let peaks: Vec<String> =
+        memory.chunks(third).map(|part| format!("{:.0}", peak(part))).collect();
     let mut report = Report::default();
     report.say(format!(
         "{transactions} transactions in {minutes} minutes; resident memory at most {} MiB in the three thirds of that time",
         peaks.join(", ")
     ));
-    for (what, (size, seconds)) in [("after the run", grown), ("after a sync", compacted), ("fresh", fresh)] {
+    for (what, (size, seconds)) in
+        [("after the run", grown), ("after a sync", compacted), ("fresh", fresh)]
+    {
         report.say(format!(
             "{what:14} file {size:7.1} MB ({:.2} of a fresh copy), group-by {:.1} ms ({:.2})",
             size / fresh.0,

@@ -15,8 +15,8 @@ use rhei::{
     Checkpoint, Lsn,
     change::{ChangeBatch, ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
     source::{
-        BatchLimits, CdcConsumer, Delivery, pgoutput::Message, recorded::RecordedConsumer, stream::StreamMessage,
-        wire::FrameReader,
+        BatchLimits, CdcConsumer, Delivery, pgoutput::Message, recorded::RecordedConsumer,
+        stream::StreamMessage, wire::FrameReader,
     },
     target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
@@ -24,7 +24,8 @@ use rhei::{
 
 use pipeline::begin_empty_copies;
 
-const COLUMNS: [(&str, u32); 5] = [("id", 20), ("name", 25), ("quantity", 23), ("ordered_at", 1184), ("doc", 3802)];
+const COLUMNS: [(&str, u32); 5] =
+    [("id", 20), ("name", 25), ("quantity", 23), ("ordered_at", 1184), ("doc", 3802)];
 /// What a socket gives at a time.
 const READ_BYTES: usize = 64 << 10;
 
@@ -75,8 +76,10 @@ impl Recording {
     /// One transaction; `rows` gives table, tag and id of each of its rows.
     fn transaction(mut self, rows: impl Iterator<Item = (u32, u8, u64)>) -> Self {
         let commit = (self.commits + 1) * 1000;
-        self.messages
-            .push([b"B".as_slice(), &commit.to_be_bytes(), &0_i64.to_be_bytes(), &1_u32.to_be_bytes()].concat());
+        self.messages.push(
+            [b"B".as_slice(), &commit.to_be_bytes(), &0_i64.to_be_bytes(), &1_u32.to_be_bytes()]
+                .concat(),
+        );
         if self.commits == 0 {
             (1..=self.tables).for_each(|oid| self.messages.push(relation(oid)));
         }
@@ -85,8 +88,10 @@ impl Recording {
             self.rows += 1;
         }
         let end = commit + 500;
-        self.messages
-            .push([b"C\0".as_slice(), &commit.to_be_bytes(), &end.to_be_bytes(), &0_i64.to_be_bytes()].concat());
+        self.messages.push(
+            [b"C\0".as_slice(), &commit.to_be_bytes(), &end.to_be_bytes(), &0_i64.to_be_bytes()]
+                .concat(),
+        );
         self.commits += 1;
         self
     }
@@ -109,10 +114,22 @@ impl Recording {
     }
 
     /// All batches that it makes; `each` gets every one.
-    fn replay(messages: Vec<Vec<u8>>, specs: Vec<Arc<TableSpec>>, max_rows: u64, mut each: impl FnMut(ChangeBatch)) {
+    fn replay(
+        messages: Vec<Vec<u8>>,
+        specs: Vec<Arc<TableSpec>>,
+        max_rows: u64,
+        mut each: impl FnMut(ChangeBatch),
+    ) {
         let mut consumer = RecordedConsumer::new(messages, Lsn(1), specs);
         let (linger, until) = (Duration::ZERO, None);
-        let limits = BatchLimits { max_rows, max_bytes: usize::MAX, linger, until, any: false, hurry: false };
+        let limits = BatchLimits {
+            max_rows,
+            max_bytes: usize::MAX,
+            linger,
+            until,
+            any: false,
+            hurry: false,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             while let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() {
@@ -124,18 +141,21 @@ impl Recording {
 
 fn relation(oid: u32) -> Vec<u8> {
     let name = format!("orders_{oid}");
-    let mut relation = [b"R".as_slice(), &oid.to_be_bytes(), b"public\0", name.as_bytes(), b"\0d"].concat();
+    let mut relation =
+        [b"R".as_slice(), &oid.to_be_bytes(), b"public\0", name.as_bytes(), b"\0d"].concat();
     relation.extend((COLUMNS.len() as u16).to_be_bytes());
     for (at, (name, oid)) in COLUMNS.into_iter().enumerate() {
         relation.push(u8::from(at == 0));
-        relation.extend([name.as_bytes(), b"\0", &oid.to_be_bytes(), &(-1_i32).to_be_bytes()].concat());
+        relation
+            .extend([name.as_bytes(), b"\0", &oid.to_be_bytes(), &(-1_i32).to_be_bytes()].concat());
     }
     relation
 }
 
 /// `tag` is I or U.
 fn row(oid: u32, tag: u8, id: u64) -> Vec<u8> {
-    let mut row = [&[tag][..], &oid.to_be_bytes(), b"N", &(COLUMNS.len() as u16).to_be_bytes()].concat();
+    let mut row =
+        [&[tag][..], &oid.to_be_bytes(), b"N", &(COLUMNS.len() as u16).to_be_bytes()].concat();
     let values = [
         id.to_string(),
         format!("customer number {}", id % 5000),
@@ -162,7 +182,8 @@ fn inserts() -> Recording {
 /// Random rows of those that [`inserts`] made.
 fn updates() -> Recording {
     (0..50).fold(Recording::new(1), |recording, transaction| {
-        recording.transaction((0..1000).map(|row| (1, b'U', (transaction * 1000 + row) * 7919 % ROWS)))
+        recording
+            .transaction((0..1000).map(|row| (1, b'U', (transaction * 1000 + row) * 7919 % ROWS)))
     })
 }
 
@@ -171,7 +192,9 @@ fn frames(bytes: &[u8]) {
     for read in bytes.chunks(READ_BYTES) {
         frames.buffer().extend_from_slice(read);
         while let Some(frame) = frames.next_frame().unwrap() {
-            let Some(StreamMessage::Data { payload }) = StreamMessage::read(frame).unwrap() else { unreachable!() };
+            let Some(StreamMessage::Data { payload }) = StreamMessage::read(frame).unwrap() else {
+                unreachable!()
+            };
             std::hint::black_box(Message::decode(&payload).unwrap());
         }
     }
@@ -187,7 +210,11 @@ fn decoding(criterion: &mut Criterion) {
         group.bench_function(format!("columns/{name}"), |bencher| {
             bencher.iter_batched(
                 || (recording.messages.clone(), specs.clone()),
-                |(messages, specs)| Recording::replay(messages, specs, ROWS, |batch| assert!(batch.failed.is_empty())),
+                |(messages, specs)| {
+                    Recording::replay(messages, specs, ROWS, |batch| {
+                        assert!(batch.failed.is_empty())
+                    })
+                },
                 BatchSize::LargeInput,
             );
         });
@@ -210,14 +237,19 @@ fn target(folder: &std::path::Path, specs: &[Arc<TableSpec>], before: &[ChangeBa
 
 fn apply(target: &mut DuckDb, batches: &[ChangeBatch]) {
     for batch in batches {
-        let checkpoint = Checkpoint { lsn: batch.end_lsn, commit_time_us: batch.commit_times_us.last().copied() };
+        let checkpoint = Checkpoint {
+            lsn: batch.end_lsn,
+            commit_time_us: batch.commit_times_us.last().copied(),
+        };
         target.apply(batch, &checkpoint).unwrap();
     }
 }
 
 fn batches(recording: &Recording, max_rows: u64) -> Vec<ChangeBatch> {
     let mut batches = Vec::new();
-    Recording::replay(recording.messages.clone(), recording.specs(), max_rows, |batch| batches.push(batch));
+    Recording::replay(recording.messages.clone(), recording.specs(), max_rows, |batch| {
+        batches.push(batch)
+    });
     batches
 }
 
@@ -226,7 +258,10 @@ fn applying(criterion: &mut Criterion) {
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     // Each transaction is a batch of its own, of five rows in each table.
     let many = (0..6).fold(Recording::new(200), |recording, transaction| {
-        recording.transaction((1..=200).flat_map(move |oid| (0..5).map(move |row| (oid, b'I', transaction * 5 + row))))
+        recording.transaction(
+            (1..=200)
+                .flat_map(move |oid| (0..5).map(move |row| (oid, b'I', transaction * 5 + row))),
+        )
     });
     // The first one makes what is kept for each table.
     let (mut first, mut rest) = (batches(&many, 1), Vec::new());
@@ -238,8 +273,20 @@ fn applying(criterion: &mut Criterion) {
     };
     let workloads = [
         ("inserts, 100,000 rows a batch", vec![], batches(&inserts(), ROWS), 1, ROWS),
-        ("updates, 50,000 rows a batch", batches(&inserts(), ROWS), later(batches(&updates(), ROWS)), 1, 50_000),
-        ("updates, 1,000 rows a batch", batches(&inserts(), ROWS), later(batches(&updates(), 1000)), 1, 50_000),
+        (
+            "updates, 50,000 rows a batch",
+            batches(&inserts(), ROWS),
+            later(batches(&updates(), ROWS)),
+            1,
+            50_000,
+        ),
+        (
+            "updates, 1,000 rows a batch",
+            batches(&inserts(), ROWS),
+            later(batches(&updates(), 1000)),
+            1,
+            50_000,
+        ),
         ("200 tables, 5 rows of each a batch", first, rest, 200, many.rows * 5 / 6),
     ];
     for (name, before, batches, tables, rows) in workloads {

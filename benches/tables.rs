@@ -3,7 +3,11 @@
 //!
 //! RHEI_BENCH_TABLES names how many (default "100 1000"; 10,000 takes minutes). Each has ten rows of four columns. CPU-seconds of
 //! the server are the whole machine's less those of the client.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failing unwrap is a failing benchmark"
+)]
 
 #[allow(dead_code, reason = "the bed offers more than a benchmark needs")]
 #[path = "../tests/it/bed/mod.rs"]
@@ -45,13 +49,21 @@ struct Measured {
 fn measured(work: impl FnOnce() -> (f64, f64)) -> Measured {
     let (machine, started) = (machine_cpu(), Instant::now());
     let (cpu, peak_mib) = work();
-    Measured { wall: started.elapsed().as_secs_f64(), cpu, machine: machine_cpu() - machine, peak_mib }
+    Measured {
+        wall: started.elapsed().as_secs_f64(),
+        cpu,
+        machine: machine_cpu() - machine,
+        peak_mib,
+    }
 }
 
 impl Measured {
     fn line(&self, what: &str) -> String {
         let server = (self.machine - self.cpu).max(0.0);
-        format!("{what:<26} {:>8.2} s  {:>7.2}  {server:>7.2}  {:>6.0}", self.wall, self.cpu, self.peak_mib)
+        format!(
+            "{what:<26} {:>8.2} s  {:>7.2}  {server:>7.2}  {:>6.0}",
+            self.wall, self.cpu, self.peak_mib
+        )
     }
 }
 
@@ -104,7 +116,9 @@ fn at_rest(cluster: &Cluster, rhei: &Rhei, meanwhile: impl Fn()) -> (f64, f64) {
         rhei.status().is_some()
     });
     let postmaster = cluster.postmaster_pid().unwrap();
-    let used = |running: &Running| (process_cpu(&running.pid().to_string()).unwrap(), family_cpu(postmaster));
+    let used = |running: &Running| {
+        (process_cpu(&running.pid().to_string()).unwrap(), family_cpu(postmaster))
+    };
     let rest = |seconds: u32| {
         (0..seconds).for_each(|_| {
             meanwhile();
@@ -125,7 +139,9 @@ fn made_by_duckdb(tables: usize, file: &Path) -> (f64, f64) {
     let connection = duckdb::Connection::open(file).unwrap();
     connection.execute_batch("BEGIN").unwrap();
     for table in 1..=tables {
-        connection.execute_batch(&format!("CREATE TABLE t{table} (id INTEGER, n INTEGER, v VARCHAR)")).unwrap();
+        connection
+            .execute_batch(&format!("CREATE TABLE t{table} (id INTEGER, n INTEGER, v VARCHAR)"))
+            .unwrap();
         let mut appender = connection.appender(&format!("t{table}")).unwrap();
         for row in 1..=ROWS {
             appender.append_row(duckdb::params![row, row, format!("row {row}")]).unwrap();
@@ -146,19 +162,30 @@ fn each(db: &Db, tables: usize, statement: &str) {
 
 fn main() {
     let sizes = std::env::var("RHEI_BENCH_TABLES").unwrap_or_else(|_| "100 1000".to_owned());
-    let cluster =
-        Cluster::start(ClusterOptions::default().conf("max_locks_per_transaction = 2000").conf("autovacuum = off"));
+    let cluster = Cluster::start(
+        ClusterOptions::default().conf("max_locks_per_transaction = 2000").conf("autovacuum = off"),
+    );
     let mut report = Report::default();
     for tables in sizes.split_whitespace().map(|size| size.parse::<usize>().unwrap()) {
         let db = cluster.database("tables");
         each(&db, tables, "CREATE TABLE t%1$s (id int PRIMARY KEY, n int, v text)");
-        each(&db, tables, &format!("INSERT INTO t%1$s SELECT i, i, 'row ' || i FROM generate_series(1, {ROWS}) i"));
+        each(
+            &db,
+            tables,
+            &format!(
+                "INSERT INTO t%1$s SELECT i, i, 'row ' || i FROM generate_series(1, {ROWS}) i"
+            ),
+        );
         let folder = temp_dir();
         let slot = format!("bench_tables_{tables}");
-        let rhei =
-            Rhei::new(folder.path()).source(db.url()).target("copy.duckdb").deadline(Duration::from_secs(900)).config(
-                &format!("[source]\nslot = \"{slot}\"\n[target]\nduckdb_memory_limit = \"{}MB\"\n", duckdb_mb(tables)),
-            );
+        let rhei = Rhei::new(folder.path())
+            .source(db.url())
+            .target("copy.duckdb")
+            .deadline(Duration::from_secs(900))
+            .config(&format!(
+                "[source]\nslot = \"{slot}\"\n[target]\nduckdb_memory_limit = \"{}MB\"\n",
+                duckdb_mb(tables)
+            ));
         report.say(format!(
             "{tables} tables                      wall  client s  server s  peak MiB (DuckDB may use {} MB)",
             duckdb_mb(tables)

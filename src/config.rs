@@ -18,15 +18,21 @@ use crate::change::QualifiedName;
 /// A setting that cannot be understood. Exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {reason}\nhint: --config names the settings file; `rhei init` writes one")]
+    #[error(
+        "cannot read {path}: {reason}\nhint: --config names the settings file; `rhei init` writes one"
+    )]
     Read { path: String, reason: String },
     #[error("invalid setting in {path}{place}: {reason}")]
     Invalid { path: String, place: String, reason: String },
     #[error("invalid {variable}: {reason}")]
     Environment { variable: String, reason: String },
-    #[error("no target given\nhint: use --target PATH, RHEI_TARGET_PATH, or [target] path in rhei.toml")]
+    #[error(
+        "no target given\nhint: use --target PATH, RHEI_TARGET_PATH, or [target] path in rhei.toml"
+    )]
     NoTarget,
-    #[error("no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml")]
+    #[error(
+        "no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml"
+    )]
     NoSource,
 }
 
@@ -81,7 +87,8 @@ impl FromStr for TablePattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (schema, name) = text.split_once('.').ok_or("expected \"schema.table\"; * matches within a part")?;
+        let (schema, name) =
+            text.split_once('.').ok_or("expected \"schema.table\"; * matches within a part")?;
         if schema.is_empty() || name.is_empty() || name.contains('.') {
             return Err("expected \"schema.table\"; * matches within a part".to_owned());
         }
@@ -157,7 +164,8 @@ impl FromStr for ByteSize {
     fn from_str(text: &str) -> Result<Self, String> {
         let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(split);
-        let number: usize = number.parse().map_err(|_| "it has to begin with a whole number".to_owned())?;
+        let number: usize =
+            number.parse().map_err(|_| "it has to begin with a whole number".to_owned())?;
         let factor: usize = match unit.trim().to_ascii_lowercase().as_str() {
             "b" => 1,
             "kb" => 1000,
@@ -450,9 +458,14 @@ impl Config {
         let path = inputs.file.clone().unwrap_or_else(|| PathBuf::from("rhei.toml"));
         let mut settings = match std::fs::read_to_string(&path) {
             Ok(text) => parse(&text, &path)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && inputs.file.is_none() => Settings::default(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && inputs.file.is_none() => {
+                Settings::default()
+            }
             Err(error) => {
-                return Err(ConfigError::Read { path: path.display().to_string(), reason: error.to_string() });
+                return Err(ConfigError::Read {
+                    path: path.display().to_string(),
+                    reason: error.to_string(),
+                });
             }
         };
         override_from(&mut settings, &inputs.environment)?;
@@ -496,12 +509,19 @@ impl Config {
             return Err(invalid("sync.memory_limit", "must be at least 64kB"));
         }
         let slot = source.slot.unwrap_or_else(|| "rhei".to_owned());
-        let is_slot_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let is_slot_name =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         if slot.is_empty() || slot.len() > 63 || !slot.bytes().all(is_slot_name) {
-            return Err(invalid("source.slot", "may hold lower-case letters, digits and underscores, 63 at most"));
+            return Err(invalid(
+                "source.slot",
+                "may hold lower-case letters, digits and underscores, 63 at most",
+            ));
         }
         for name in settings.tables.keys() {
-            if name.split_once('.').is_none_or(|(schema, table)| schema.is_empty() || table.is_empty()) {
+            if name
+                .split_once('.')
+                .is_none_or(|(schema, table)| schema.is_empty() || table.is_empty())
+            {
                 return Err(invalid(
                     &format!("tables.\"{name}\""),
                     "is not a table; expected [tables.\"schema.table\"]",
@@ -514,7 +534,9 @@ impl Config {
             restart: match restart {
                 None => defaults.restart,
                 Some(Restart::Named(Once::Once)) => Budget { max: 1, within: None },
-                Some(Restart::Often(Often { max, within })) => Budget { max, within: Some(within.0) },
+                Some(Restart::Often(Often { max, within })) => {
+                    Budget { max, within: Some(within.0) }
+                }
             },
             grace: grace.map_or(defaults.grace, |span| span.0),
             lag_interval: lag_interval.map_or(defaults.lag_interval, |span| span.0),
@@ -540,7 +562,10 @@ impl Config {
             workers: settings.backfill.workers.unwrap_or(2),
             rate_limit: settings.backfill.rate_limit,
             chunk_size: settings.backfill.chunk_size,
-            snapshot_warning: settings.backfill.snapshot_warning.map_or(Duration::from_secs(3600), |span| span.0),
+            snapshot_warning: settings
+                .backfill
+                .snapshot_warning
+                .map_or(Duration::from_secs(3600), |span| span.0),
             supervision,
             table_settings: settings.tables,
         })
@@ -550,13 +575,18 @@ impl Config {
 /// Reads rhei.toml.
 pub fn parse(text: &str, path: &Path) -> Result<Settings, ConfigError> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
-        let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
+        let line = error
+            .span()
+            .map(|span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
         // Only the message: the text around a place could hold a password.
         let mut reason = error.message().to_owned();
         if let Some(hint) = nearest(&reason) {
             reason = format!("{reason}\nhint: did you mean `{hint}`?");
         }
-        let key = line.and_then(|line| key_at(text, line)).map(|key| format!(", {key}")).unwrap_or_default();
+        let key = line
+            .and_then(|line| key_at(text, line))
+            .map(|key| format!(", {key}"))
+            .unwrap_or_default();
         ConfigError::Invalid {
             path: path.display().to_string(),
             place: line.map(|line| format!(", line {line}{key}")).unwrap_or_default(),
@@ -570,7 +600,10 @@ fn key_at(text: &str, line: usize) -> Option<String> {
     let lines: Vec<&str> = text.lines().take(line).map(str::trim).collect();
     let (key, _) = lines.last()?.split_once('=')?;
     let section = lines.iter().rev().find_map(|line| line.strip_prefix('[')?.strip_suffix(']'));
-    Some(section.map_or_else(|| key.trim().to_owned(), |section| format!("{section}.{}", key.trim())))
+    Some(
+        section
+            .map_or_else(|| key.trim().to_owned(), |section| format!("{section}.{}", key.trim())),
+    )
 }
 
 /// For ``unknown field `intervall`, expected one of `interval`, ..``: the expected one that is close.
@@ -598,7 +631,10 @@ fn distance(one: &str, other: &str) -> usize {
 }
 
 /// One `RHEI_SECTION_KEY` for each scalar key.
-fn override_from(settings: &mut Settings, environment: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+fn override_from(
+    settings: &mut Settings,
+    environment: &BTreeMap<String, String>,
+) -> Result<(), ConfigError> {
     fn read<T: FromStr>(
         environment: &BTreeMap<String, String>,
         variable: &str,
@@ -679,7 +715,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_printed() {
-        let inputs = Inputs { source: Some(Secret::new("postgresql://u:hush@h/d")), ..Inputs::default() };
+        let inputs =
+            Inputs { source: Some(Secret::new("postgresql://u:hush@h/d")), ..Inputs::default() };
         let inputs = Inputs { file: Some("rhei.toml.example".into()), ..inputs };
         assert!(!format!("{:?}", Config::load(&inputs).unwrap()).contains("hush"));
     }
@@ -692,12 +729,19 @@ mod tests {
         assert!(!pattern.matches(&QualifiedName::new("public", "order")));
         assert!(!pattern.matches(&QualifiedName::new("other", "orders")));
         let matches = |name: &str, text: &str| matches_part(name, text);
-        for (name, text) in
-            [("*", ""), ("**", "a"), ("*b*c*", "abxcb"), ("a*a", "aa"), ("*ab*ab", "abxabab"), ("ä*", "äö")]
-        {
+        for (name, text) in [
+            ("*", ""),
+            ("**", "a"),
+            ("*b*c*", "abxcb"),
+            ("a*a", "aa"),
+            ("*ab*ab", "abxabab"),
+            ("ä*", "äö"),
+        ] {
             assert!(matches(name, text), "{name} and {text}");
         }
-        for (name, text) in [("a*a", "a"), ("*b*b*", "abc"), ("a*b*", "ba"), ("*ab*ab", "xab"), ("", "a")] {
+        for (name, text) in
+            [("a*a", "a"), ("*b*b*", "abc"), ("a*b*", "ba"), ("*ab*ab", "xab"), ("", "a")]
+        {
             assert!(!matches(name, text), "{name} and {text}");
         }
     }
@@ -712,15 +756,22 @@ mod tests {
     #[test]
     fn the_environment_stands_above_the_file_and_below_the_flags() {
         let environment = [("RHEI_TARGET_PATH", "env.duckdb"), ("RHEI_SYNC_INTERVAL", "2s")];
-        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let mut inputs = Inputs { file: Some("rhei.toml.example".into()), environment, ..Inputs::default() };
+        let environment =
+            environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut inputs =
+            Inputs { file: Some("rhei.toml.example".into()), environment, ..Inputs::default() };
         let config = Config::load(&inputs).unwrap();
         assert_eq!(config.target_path, Some("env.duckdb".into()));
         assert_eq!(config.interval, Duration::from_secs(2));
         inputs.target = Some("flag.duckdb".into());
         assert_eq!(Config::load(&inputs).unwrap().target_path, Some("flag.duckdb".into()));
         inputs.environment.insert("RHEI_SYNC_INTERVAL".to_owned(), "soon".to_owned());
-        assert!(Config::load(&inputs).unwrap_err().to_string().starts_with("invalid RHEI_SYNC_INTERVAL"));
+        assert!(
+            Config::load(&inputs)
+                .unwrap_err()
+                .to_string()
+                .starts_with("invalid RHEI_SYNC_INTERVAL")
+        );
     }
 
     /// As it is, and with every key switched on.
@@ -728,10 +779,15 @@ mod tests {
     fn the_example_parses() {
         let example = std::fs::read_to_string("rhei.toml.example").unwrap();
         parse(&example, Path::new("rhei.toml.example")).unwrap();
-        let all: String =
-            example.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n").collect();
+        let all: String = example
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n")
+            .collect();
         let settings = parse(&all, Path::new("rhei.toml.example")).unwrap();
-        assert!(settings.target.threads.is_some() && !settings.tables.is_empty(), "nothing was switched on");
+        assert!(
+            settings.target.threads.is_some() && !settings.tables.is_empty(),
+            "nothing was switched on"
+        );
     }
 
     #[test]

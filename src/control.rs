@@ -18,7 +18,9 @@ use tokio::{
 use crate::{
     backfill::board::Board,
     change::QualifiedName,
-    engine::{EngineError, Options, Writer, latency::Latency, left_out::LeftOut, settled::SettledLsn},
+    engine::{
+        EngineError, Options, Writer, latency::Latency, left_out::LeftOut, settled::SettledLsn,
+    },
     target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
 };
 
@@ -79,7 +81,13 @@ impl Control {
             // So that a status is known when the first question comes in the middle of a long step.
             tokio::spawn(status(options.clone(), writer.clone(), last.clone()));
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, options.clone(), writer.clone(), ask.clone(), last.clone()));
+                tokio::spawn(serve(
+                    client,
+                    options.clone(),
+                    writer.clone(),
+                    ask.clone(),
+                    last.clone(),
+                ));
             }
         });
         Some(Self { path, task })
@@ -112,7 +120,10 @@ struct Remembered {
 impl LastStatus {
     fn remember(&self, status: &Value, state: Option<StoredState>) {
         let tables = state.into_iter().flat_map(|state| state.tables);
-        let names = tables.filter(|table| table.state != TableState::Dropped).map(|table| table.source).collect();
+        let names = tables
+            .filter(|table| table.state != TableState::Dropped)
+            .map(|table| table.source)
+            .collect();
         let remembered = Remembered { at: Instant::now(), status: status.clone(), tables: names };
         *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembered);
     }
@@ -185,7 +196,8 @@ async fn serve<T: OlapEngine + 'static>(
         ("resync", table) => resync(table, &writer, &ask, &last).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
-    let answer = answer.unwrap_or_else(|error| json!({ "error": crate::engine::with_causes(&error) }));
+    let answer =
+        answer.unwrap_or_else(|error| json!({ "error": crate::engine::with_causes(&error) }));
     // A client that went away is no concern.
     let _ = write.write_all(answer.to_string().as_bytes()).await;
 }
@@ -213,14 +225,15 @@ async fn resync<T: OlapEngine + 'static>(
     last: &LastStatus,
 ) -> Result<Value, EngineError> {
     let its_writer = writer.clone();
-    let known = match soon(last, async move { its_writer.call(|target| target.state()).await }).await {
-        Some(state) => {
-            let tables = state?.into_iter().flat_map(|state| state.tables);
-            let mut tables = tables.filter(|table| table.state != TableState::Dropped);
-            tables.find(|table| table.source.to_string() == name).map(|table| table.source)
-        }
-        None => last.table(name),
-    };
+    let known =
+        match soon(last, async move { its_writer.call(|target| target.state()).await }).await {
+            Some(state) => {
+                let tables = state?.into_iter().flat_map(|state| state.tables);
+                let mut tables = tables.filter(|table| table.state != TableState::Dropped);
+                tables.find(|table| table.source.to_string() == name).map(|table| table.source)
+            }
+            None => last.table(name),
+        };
     let Some(table) = known else {
         return Ok(json!({ "error": format!("there is no table {name} in this copy") }));
     };
@@ -249,7 +262,12 @@ pub struct Figures {
 impl Figures {
     fn of(options: &Options) -> Self {
         let (board, latency) = (options.board.clone(), options.latency.clone());
-        Self { board, latency, left_out: options.left_out.clone(), settled: options.settled.clone() }
+        Self {
+            board,
+            latency,
+            left_out: options.left_out.clone(),
+            settled: options.settled.clone(),
+        }
     }
 }
 

@@ -38,7 +38,9 @@ impl FromStr for Lsn {
             digits_only.then(|| u32::from_str_radix(part, 16).ok()).flatten()
         };
         text.split_once('/')
-            .and_then(|(high, low)| Some(Self(u64::from(half(high)?) << 32 | u64::from(half(low)?))))
+            .and_then(|(high, low)| {
+                Some(Self(u64::from(half(high)?) << 32 | u64::from(half(low)?)))
+            })
             .ok_or_else(|| ParseLsnError(text.to_owned()))
     }
 }
@@ -62,7 +64,9 @@ mod tests {
 
     #[test]
     fn prints_and_reads_the_text_form_of_postgres() {
-        for (text, value) in [("0/0", 0), ("16/B374D848", 0x16_B374_D848), ("FFFFFFFF/FFFFFFFF", u64::MAX)] {
+        for (text, value) in
+            [("0/0", 0), ("16/B374D848", 0x16_B374_D848), ("FFFFFFFF/FFFFFFFF", u64::MAX)]
+        {
             assert_eq!(text.parse::<Lsn>().unwrap(), Lsn(value));
             assert_eq!(Lsn(value).to_string(), text);
         }

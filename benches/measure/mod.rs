@@ -14,24 +14,42 @@ pub fn process_cpu(pid: &str) -> Option<f64> {
 pub fn family_cpu(parent: u32) -> f64 {
     let ticks = |pid: &str, words: usize| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split_whitespace().collect();
+        let fields: Vec<&str> =
+            stat.rsplit(") ").next().unwrap_or_default().split_whitespace().collect();
         let is_child = fields.get(1) == Some(&parent.to_string().as_str());
-        let used = fields.iter().skip(11).take(words).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>();
+        let used = fields
+            .iter()
+            .skip(11)
+            .take(words)
+            .filter_map(|field| field.parse::<f64>().ok())
+            .sum::<f64>();
         (is_child, used / 100.0)
     };
-    let processes =
-        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let processes = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
     let children = processes.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     // Of the parent also what its children took that have ended.
     let own = ticks(&parent.to_string(), 4).1;
-    own + children.map(|pid| ticks(&pid, 2)).filter(|(is_child, _)| *is_child).map(|(_, used)| used).sum::<f64>()
+    own + children
+        .map(|pid| ticks(&pid, 2))
+        .filter(|(is_child, _)| *is_child)
+        .map(|(_, used)| used)
+        .sum::<f64>()
 }
 
 /// Busy seconds of all cores since boot.
 pub fn machine_cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap();
-    let ticks: Vec<u64> =
-        stat.lines().next().unwrap().split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect();
+    let ticks: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(1)
+        .map(|word| word.parse().unwrap())
+        .collect();
     // user, nice, system, idle, iowait, irq, softirq, steal
     (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) as f64 / 100.0
 }
@@ -76,7 +94,10 @@ pub fn write_section(title: &str, server: &str, body: &[String]) {
     let Some(path) = std::env::var_os("RHEI_BENCH_DOCS") else { return };
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("?");
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
+        .unwrap_or("?");
     let memory = read("/proc/meminfo");
     let memory: f64 = memory
         .lines()
@@ -85,12 +106,16 @@ pub fn write_section(title: &str, server: &str, body: &[String]) {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let date = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let date = date.split('T').next().unwrap_or_default();
-    let machine = format!("{model}, {cores} cores, {:.0} GiB; PostgreSQL {server}; {date}", memory / 1024.0 / 1024.0);
+    let machine = format!(
+        "{model}, {cores} cores, {:.0} GiB; PostgreSQL {server}; {date}",
+        memory / 1024.0 / 1024.0
+    );
     let section = format!("## {title}\n\n{machine}\n\n{}\n", body.join("\n"));
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let mut parts: Vec<String> = text.split("\n## ").map(str::to_owned).collect();
     let head = parts.remove(0);
-    let mut sections: Vec<String> = parts.into_iter().map(|part| format!("## {}\n", part.trim_end())).collect();
+    let mut sections: Vec<String> =
+        parts.into_iter().map(|part| format!("## {}\n", part.trim_end())).collect();
     match sections.iter_mut().find(|other| other.starts_with(&format!("## {title}\n"))) {
         Some(other) => *other = section,
         None => sections.push(section),

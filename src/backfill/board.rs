@@ -76,7 +76,16 @@ impl Board {
     /// The copy of a table begins, or goes on with rows that an earlier round has copied.
     pub fn begin(&self, spec: &TableSpec, estimated_rows: u64, chunks: usize, kept_rows: u64) {
         let (table, began) = (spec.source.to_string(), Instant::now());
-        let copying = Copying { table, began, estimated_rows, kept_rows, rows: 0, bytes: 0, chunks, chunks_done: 0 };
+        let copying = Copying {
+            table,
+            began,
+            estimated_rows,
+            kept_rows,
+            rows: 0,
+            bytes: 0,
+            chunks,
+            chunks_done: 0,
+        };
         self.lock().insert(spec.oid, copying);
     }
 
@@ -113,7 +122,8 @@ impl Board {
                 chunks_done: 0,
             },
             |total, copying| Copying {
-                estimated_rows: total.estimated_rows + copying.estimated_rows.max(copying.kept_rows + copying.rows),
+                estimated_rows: total.estimated_rows
+                    + copying.estimated_rows.max(copying.kept_rows + copying.rows),
                 kept_rows: total.kept_rows + copying.kept_rows,
                 rows: total.rows + copying.rows,
                 bytes: total.bytes + copying.bytes,
@@ -122,7 +132,8 @@ impl Board {
                 ..total
             },
         );
-        let tables = all.values().map(|copying| (copying.table.clone(), copying.progress())).collect();
+        let tables =
+            all.values().map(|copying| (copying.table.clone(), copying.progress())).collect();
         Some((tables, total.progress()))
     }
 }
@@ -139,7 +150,11 @@ impl Copying {
             chunks: self.chunks,
             chunks_done: self.chunks_done,
             seconds,
-            megabytes_per_second: if seconds > 0.0 { self.bytes as f64 / 1e6 / seconds } else { 0.0 },
+            megabytes_per_second: if seconds > 0.0 {
+                self.bytes as f64 / 1e6 / seconds
+            } else {
+                0.0
+            },
             seconds_left: (self.rows > 0).then(|| left * seconds / self.rows as f64),
         }
     }

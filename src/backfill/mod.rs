@@ -160,7 +160,10 @@ pub async fn run<T: OlapEngine + 'static>(
         let measured = plan::measure(options, &control, wanted.as_ref(), is_plain).await?;
         if !measured.locked.is_empty() {
             let _ = round.told.send(Told::Locked(measured.locked.clone())).await;
-            if wanted.as_ref().is_some_and(|wanted| wanted.iter().all(|oid| measured.locked.contains_key(oid))) {
+            if wanted
+                .as_ref()
+                .is_some_and(|wanted| wanted.iter().all(|oid| measured.locked.contains_key(oid)))
+            {
                 return Ok(None);
             }
         }
@@ -175,10 +178,13 @@ pub async fn run<T: OlapEngine + 'static>(
                     wanted = Some(begun_anew);
                     Snapshot::without_slot(options, &control, &round.hold).await?
                 }
-                None => Snapshot::of_temporary_slot(options, &control, &round.hold, round.trail).await?,
+                None => {
+                    Snapshot::of_temporary_slot(options, &control, &round.hold, round.trail).await?
+                }
             },
         };
-        let planned = plan::plan(options, writer, &snapshot, wanted.as_ref(), is_plain, &measured).await?;
+        let planned =
+            plan::plan(options, writer, &snapshot, wanted.as_ref(), is_plain, &measured).await?;
         Ok::<_, EngineError>(Some((control, snapshot, planned)))
     };
     let prepared = tokio::select! {
@@ -221,12 +227,17 @@ async fn tables_without_slot<T: OlapEngine + 'static>(
     wanted: Option<&BTreeSet<u32>>,
 ) -> Result<Option<(BTreeSet<u32>, BTreeSet<u32>)>, EngineError> {
     let Some(wanted) = wanted else { return Ok(None) };
-    if !has_lasting_transactions(control).await? || catalog::has_synchronous_standbys(control).await? {
+    if !has_lasting_transactions(control).await?
+        || catalog::has_synchronous_standbys(control).await?
+    {
         return Ok(None);
     }
-    let stored = writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
-    let under_way: BTreeSet<u32> = stored.iter().filter(|table| table.has_shadow).map(|table| table.oid).collect();
-    let (others, begun_anew): (BTreeSet<u32>, BTreeSet<u32>) = wanted.iter().partition(|oid| under_way.contains(oid));
+    let stored =
+        writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
+    let under_way: BTreeSet<u32> =
+        stored.iter().filter(|table| table.has_shadow).map(|table| table.oid).collect();
+    let (others, begun_anew): (BTreeSet<u32>, BTreeSet<u32>) =
+        wanted.iter().partition(|oid| under_way.contains(oid));
     Ok((!begun_anew.is_empty()).then_some((begun_anew, others)))
 }
 
@@ -267,13 +278,25 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
     async fn run(&self) -> Result<(), EngineError> {
         let mut queue: Vec<(i32, u64, Chunk)> = Vec::new();
         for (at, (table, ids)) in self.tables.iter().enumerate() {
-            self.options.board.begin(&table.spec, table.source.estimated_rows, table.ranges.len(), table.done_rows);
+            self.options.board.begin(
+                &table.spec,
+                table.source.estimated_rows,
+                table.ranges.len(),
+                table.done_rows,
+            );
             let leaves = table.source.leaves.iter();
-            let leaf_pages: HashMap<u32, u64> = leaves.map(|leaf| (leaf.oid, leaf.pages.unwrap_or(0))).collect();
+            let leaf_pages: HashMap<u32, u64> =
+                leaves.map(|leaf| (leaf.oid, leaf.pages.unwrap_or(0))).collect();
             for (range, &job) in table.ranges.iter().zip(ids) {
-                let pages =
-                    leaf_pages.get(&range.leaf).filter(|_| range.is_whole_leaf()).map_or(u64::MAX, |&it| it.max(1));
-                queue.push((table.priority, pages, Chunk { table: at, query: range.query.clone(), job }));
+                let pages = leaf_pages
+                    .get(&range.leaf)
+                    .filter(|_| range.is_whole_leaf())
+                    .map_or(u64::MAX, |&it| it.max(1));
+                queue.push((
+                    table.priority,
+                    pages,
+                    Chunk { table: at, query: range.query.clone(), job },
+                ));
             }
         }
         queue.sort_by_key(|(priority, ..)| *priority);
@@ -287,13 +310,18 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             queue: tokio::sync::Mutex::new(queue),
             state: Mutex::new(worker::State::new(left)),
             pace: self.options.rate_limit_bytes.map(Pace::new),
-            batch_bytes: worker::batch_bytes(self.options.memory_limit_bytes, self.options.workers.max(1)),
+            batch_bytes: worker::batch_bytes(
+                self.options.memory_limit_bytes,
+                self.options.workers.max(1),
+            ),
             turn: tokio::sync::Mutex::new(()),
             stop: self.stop.clone(),
         });
         let (done, mut tables_done) = mpsc::unbounded_channel::<(usize, Copied)>();
         // Nothing of these is left to copy.
-        for (at, _) in self.tables.iter().enumerate().filter(|(_, (table, _))| table.ranges.is_empty()) {
+        for (at, _) in
+            self.tables.iter().enumerate().filter(|(_, (table, _))| table.ranges.is_empty())
+        {
             let _ = done.send((at, Copied::Done));
         }
         let mut workers = tokio::task::JoinSet::new();
@@ -340,8 +368,10 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
 
     /// Compares tables whose last chunks are done with the catalogs, and reports what became of their copies.
     async fn tell(&self, ended: Vec<(usize, Copied)>) -> Result<(), EngineError> {
-        let ended: Vec<(&Planned, Copied)> =
-            ended.into_iter().filter_map(|(at, copied)| Some((&self.tables.get(at)?.0, copied))).collect();
+        let ended: Vec<(&Planned, Copied)> = ended
+            .into_iter()
+            .filter_map(|(at, copied)| Some((&self.tables.get(at)?.0, copied)))
+            .collect();
         let oids: Vec<u32> = ended.iter().map(|(table, _)| table.spec.oid).collect();
         let now = self.current(&oids).await?;
 
@@ -352,7 +382,10 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             // COPY reads a table in its newest shape. If that is not the planned one, what came says nothing of the table.
             let copied = match copied {
                 Copied::Done | Copied::Failed(_) if !is_unchanged => {
-                    tracing::info!(table = name, "the table changed while it was copied; it is copied again");
+                    tracing::info!(
+                        table = name,
+                        "the table changed while it was copied; it is copied again"
+                    );
                     Copied::Changed
                 }
                 Copied::Failed(pause) => {

@@ -138,12 +138,15 @@ pub(super) async fn measure(
     let mut tables = tables_to_copy(options, control, wanted, is_plain).await?;
     let mut measured = Measured::default();
     loop {
-        let leaves: Vec<u32> = tables.iter().flat_map(|table| table.leaves.iter().map(|leaf| leaf.oid)).collect();
+        let leaves: Vec<u32> =
+            tables.iter().flat_map(|table| table.leaves.iter().map(|leaf| leaf.oid)).collect();
         match catalog::measure(control, &leaves).await {
             Ok(pages) => measured.pages = pages,
             Err(error) if error.is_locked() => {
                 let locked = catalog::locked_among(control, &leaves).await?;
-                let is_locked = |table: &SourceTable| table.leaves.iter().any(|leaf| locked.contains(&leaf.oid));
+                let is_locked = |table: &SourceTable| {
+                    table.leaves.iter().any(|leaf| locked.contains(&leaf.oid))
+                };
                 for table in tables.extract_if(.., |table| is_locked(table)) {
                     measured.locked.insert(table.oid, table.name);
                 }
@@ -204,12 +207,15 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
     let types = types_of(&holder, &chosen).await?;
     release_locks(&holder).await?;
 
-    let stored = writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
-    let stored: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
+    let stored =
+        writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
+    let stored: BTreeMap<u32, StoredTable> =
+        stored.into_iter().map(|table| (table.oid, table)).collect();
     let targets = target_names(options, &named, &stored);
     let (mut planned, mut refused) = (Vec::new(), Vec::new());
     // A TRUNCATE may have ended a copy since it was asked for.
-    let is_whole = |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
+    let is_whole =
+        |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
     chosen.retain(|table| is_plain || !stored.get(&table.oid).is_some_and(is_whole));
     chosen.sort_by_key(|table| {
         let priority = table_settings(options, &table.name).copy_priority;
@@ -220,13 +226,20 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         let null_unrepresentable = options.null_unrepresentable;
         let stored = stored.get(&table.oid);
         let before = stored.map(|stored| tables::from_stored(stored, null_unrepresentable));
-        let plan_options = PlanOptions { settings: &settings, null_unrepresentable, before: before.as_ref() };
+        let plan_options =
+            PlanOptions { settings: &settings, null_unrepresentable, before: before.as_ref() };
         let target = targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone());
         let spec = match tables::plan(&table, &types, plan_options) {
-            Ok(spec) => TableSpec { copy_lsn: snapshot.lsn, copy_xids: snapshot.xids.clone(), target, ..spec },
+            Ok(spec) => TableSpec {
+                copy_lsn: snapshot.lsn,
+                copy_xids: snapshot.xids.clone(),
+                target,
+                ..spec
+            },
             Err(error) => {
                 let reason = error.to_string();
-                let event = Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };
+                let event =
+                    Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };
                 let _ = options.events.send(event);
                 let state = TableState::Error(Pause::new(reason));
                 refused.push(StoredTable { state, ..unplanned(&table, target) });
@@ -235,7 +248,9 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         };
         let priority = i32::try_from(at).unwrap_or(i32::MAX);
         let earlier = match (stored, before) {
-            (Some(stored), Some(before)) if !is_plain && is_resumable(stored, &before, &spec) => Some(before),
+            (Some(stored), Some(before)) if !is_plain && is_resumable(stored, &before, &spec) => {
+                Some(before)
+            }
             _ => None,
         };
         let (mut spec, mut done, mut done_rows) = (spec, BTreeMap::new(), 0);
@@ -244,7 +259,9 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
             let (oid, copy_lsn) = (earlier.oid, earlier.copy_lsn);
             let jobs = writer.call(move |target| target.done_chunks(oid, copy_lsn)).await?;
             for (payload, rows) in jobs {
-                let corrupt = |error: serde_json::Error| EngineError::Setup(format!("a job makes no sense: {error}"));
+                let corrupt = |error: serde_json::Error| {
+                    EngineError::Setup(format!("a job makes no sense: {error}"))
+                };
                 let chunk: Chunk = serde_json::from_value(payload).map_err(corrupt)?;
                 let pages = Pages { first: chunk.pages.0, next: chunk.pages.1 };
                 done.entry(chunk.leaf).or_insert_with(Vec::new).push(pages);
@@ -258,10 +275,21 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         let snapshot = snapshot.lsn;
         let is_long = |column: &&ColumnSpec| {
             let numbers = measured.long_columns.get(&table.oid);
-            widths::may_be_long(column) && numbers.is_some_and(|numbers| numbers.contains(&column.attnum))
+            widths::may_be_long(column)
+                && numbers.is_some_and(|numbers| numbers.contains(&column.attnum))
         };
-        let long_columns = spec.columns.iter().filter(is_long).map(|column| column.target_name.clone()).collect();
-        planned.push(Planned { spec, source: table, is_resumed, ranges, priority, long_columns, done_rows, snapshot });
+        let long_columns =
+            spec.columns.iter().filter(is_long).map(|column| column.target_name.clone()).collect();
+        planned.push(Planned {
+            spec,
+            source: table,
+            is_resumed,
+            ranges,
+            priority,
+            long_columns,
+            done_rows,
+            snapshot,
+        });
     }
     Ok((planned, refused))
 }
@@ -269,11 +297,18 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
 /// Whether chunks of an earlier snapshot are still good: rows are told apart by a key, and the table, its files and its
 /// shape are the same.
 fn is_resumable(stored: &StoredTable, before: &TableSpec, now: &TableSpec) -> bool {
-    let is_under_way = stored.has_shadow && matches!(stored.state, TableState::Copying | TableState::Resync);
+    let is_under_way =
+        stored.has_shadow && matches!(stored.state, TableState::Copying | TableState::Resync);
     let columns = before.columns.len() == now.columns.len()
         && before.columns.iter().zip(&now.columns).all(|(before, now)| {
-            (before.attnum, &before.name, before.type_oid, before.typmod, &before.mapping, &before.target_name)
-                == (now.attnum, &now.name, now.type_oid, now.typmod, &now.mapping, &now.target_name)
+            (
+                before.attnum,
+                &before.name,
+                before.type_oid,
+                before.typmod,
+                &before.mapping,
+                &before.target_name,
+            ) == (now.attnum, &now.name, now.type_oid, now.typmod, &now.mapping, &now.target_name)
         });
     is_under_way
         && columns
@@ -306,16 +341,25 @@ pub fn is_fetchable(spec: &TableSpec) -> bool {
 }
 
 /// The COPY statements that together read what is not `done` of the table, once.
-fn ranges(table: &SourceTable, spec: &TableSpec, done: &BTreeMap<u32, Vec<Pages>>, options: &Options) -> Vec<Range> {
-    let columns: Vec<String> =
-        spec.columns.iter().map(|column| column.mapping.copy_select(&quote_identifier(&column.name))).collect();
+fn ranges(
+    table: &SourceTable,
+    spec: &TableSpec,
+    done: &BTreeMap<u32, Vec<Pages>>,
+    options: &Options,
+) -> Vec<Range> {
+    let columns: Vec<String> = spec
+        .columns
+        .iter()
+        .map(|column| column.mapping.copy_select(&quote_identifier(&column.name)))
+        .collect();
     let columns = columns.join(", ");
     let filter = table.row_filter.as_ref().map(|filter| format!("({filter})"));
     let all = table.pages();
     // Several for each worker, so that all of them are busy to the end.
     let size = match options.chunk_bytes {
         Some(bytes) => (bytes / PAGE_BYTES).max(1),
-        None => (all / (options.workers.max(1) as u64 * CHUNKS_PER_WORKER)).clamp(FEWEST_PAGES, MOST_PAGES),
+        None => (all / (options.workers.max(1) as u64 * CHUNKS_PER_WORKER))
+            .clamp(FEWEST_PAGES, MOST_PAGES),
     };
     let mut ranges = Vec::new();
     for leaf in &table.leaves {
@@ -330,9 +374,14 @@ fn ranges(table: &SourceTable, spec: &TableSpec, done: &BTreeMap<u32, Vec<Pages>
                 conditions.push(format!("ctid < '({next},0)'"));
             }
             conditions.extend(filter.clone());
-            let filter =
-                if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
-            let query = format!("COPY (SELECT {columns} FROM ONLY {from}{filter}) TO STDOUT (FORMAT binary)");
+            let filter = if conditions.is_empty() {
+                String::new()
+            } else {
+                format!(" WHERE {}", conditions.join(" AND "))
+            };
+            let query = format!(
+                "COPY (SELECT {columns} FROM ONLY {from}{filter}) TO STDOUT (FORMAT binary)"
+            );
             ranges.push(Range { leaf: leaf.oid, leaf_name: leaf.name.to_string(), pages, query });
         }
     }
@@ -352,7 +401,9 @@ fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
         let until = next_done.map(|pages| pages.first);
         while until.is_none_or(|until| first < until) {
             // Not a sliver at the end.
-            let next = Some(first + size).filter(|&next| next + size / 4 < until.unwrap_or(pages)).or(until);
+            let next = Some(first + size)
+                .filter(|&next| next + size / 4 < until.unwrap_or(pages))
+                .or(until);
             missing.push(Pages { first, next });
             match next {
                 Some(next) => first = next,
@@ -371,7 +422,13 @@ fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
 pub(super) fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
     let columns = |table: &SourceTable| -> Vec<_> {
         let of = |column: &catalog::SourceColumn| {
-            (column.attnum, column.name.clone(), column.type_oid, column.typmod, column.is_generated)
+            (
+                column.attnum,
+                column.name.clone(),
+                column.type_oid,
+                column.typmod,
+                column.is_generated,
+            )
         };
         table.columns.iter().map(of).collect()
     };

@@ -64,7 +64,10 @@ impl Snapshot {
         let lsn = created.consistent_point;
         hold.set(lsn);
         let Some(exported) = &created.snapshot else {
-            return Err(EngineError::Setup(format!("slot \"{}\" exported no snapshot", created.name)));
+            return Err(EngineError::Setup(format!(
+                "slot \"{}\" exported no snapshot",
+                created.name
+            )));
         };
         let (ids, holders) = hold_in_sessions(options, exported).await?;
         if is_temporary {
@@ -111,7 +114,11 @@ impl Snapshot {
 
     /// A snapshot that waits for no transaction, for when making a slot would. The stream is held for one
     /// to two seconds before it.
-    pub async fn without_slot(options: &Options, control: &SqlClient, hold: &Hold) -> Result<Self, EngineError> {
+    pub async fn without_slot(
+        options: &Options,
+        control: &SqlClient,
+        hold: &Hold,
+    ) -> Result<Self, EngineError> {
         const STEP: Duration = Duration::from_millis(20);
         let since = reachable_target(catalog::wal_flush_lsn(control).await?);
         hold.set(since);
@@ -148,7 +155,9 @@ async fn hold_in_sessions(
     for _ in 0..2 {
         let holder = match import(options, exported, "snapshot").await {
             // The session that exported it is gone.
-            Err(EngineError::Source(SourceError::Query(error))) if error.as_db_error().is_some() => {
+            Err(EngineError::Source(SourceError::Query(error)))
+                if error.as_db_error().is_some() =>
+            {
                 return Err(EngineError::SnapshotLost);
             }
             holder => holder?,
@@ -164,7 +173,11 @@ async fn export(holder: &SqlClient) -> Result<String, EngineError> {
 }
 
 /// A session that sees the snapshot. A holder of it must live until it has imported (trap 11).
-async fn import(options: &Options, snapshot: &str, purpose: &str) -> Result<SqlClient, EngineError> {
+async fn import(
+    options: &Options,
+    snapshot: &str,
+    purpose: &str,
+) -> Result<SqlClient, EngineError> {
     let client = connect_sql(&options.source, purpose).await?;
     client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
     client.batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot))).await?;
@@ -189,7 +202,11 @@ async fn stay_behind(control: &SqlClient, hold: &Hold, trail: Duration) -> Engin
 }
 
 /// The same for a session that copies.
-pub async fn import_for_copy(options: &Options, snapshot: &str, purpose: &str) -> Result<CopyClient, WireError> {
+pub async fn import_for_copy(
+    options: &Options,
+    snapshot: &str,
+    purpose: &str,
+) -> Result<CopyClient, WireError> {
     let mut client = CopyClient::connect(&options.source, purpose).await?;
     let snapshot = quote_literal(snapshot);
     client
@@ -231,7 +248,9 @@ pub async fn watch_locks(holder: &SqlClient) -> Result<(), EngineError> {
 
 /// Gives back the locks taken since [`watch_locks`]; the snapshot stays.
 pub async fn release_locks(holder: &SqlClient) -> Result<(), EngineError> {
-    Ok(holder.batch_execute("ROLLBACK TO SAVEPOINT rhei_locks; RELEASE SAVEPOINT rhei_locks").await?)
+    Ok(holder
+        .batch_execute("ROLLBACK TO SAVEPOINT rhei_locks; RELEASE SAVEPOINT rhei_locks")
+        .await?)
 }
 
 /// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder` sees them.
@@ -246,7 +265,9 @@ pub async fn fetch_rows(
 ) -> Result<Vec<RecordBatch>, EngineError> {
     watch_locks(holder).await?;
     // The stream is held meanwhile.
-    holder.batch_execute(&format!("SET LOCAL lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
+    holder
+        .batch_execute(&format!("SET LOCAL lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis()))
+        .await?;
     let rows = fetch(holder, spec, is_partitioned, keys).await;
     // Also what a refused statement leaves: the transaction goes on.
     release_locks(holder).await?;
@@ -259,8 +280,11 @@ async fn fetch(
     is_partitioned: bool,
     keys: &[Vec<String>],
 ) -> Result<Vec<RecordBatch>, EngineError> {
-    let columns: Vec<String> =
-        spec.columns.iter().map(|column| column.mapping.copy_select(&quote_identifier(&column.name))).collect();
+    let columns: Vec<String> = spec
+        .columns
+        .iter()
+        .map(|column| column.mapping.copy_select(&quote_identifier(&column.name)))
+        .collect();
     let key: Vec<String> = spec
         .key_columns()
         .iter()
@@ -282,7 +306,8 @@ async fn fetch(
     );
     // Arrow counts the bytes of a column in one batch by 31 bits.
     const MOST_BATCH_BYTES: usize = 64 << 20;
-    let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+    let schema =
+        schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut batches = Vec::new();
     let mut reader = CopyReader::new(Arc::clone(spec));
     let mut stream = Box::pin(holder.copy_out(&query).await?);

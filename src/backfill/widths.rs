@@ -36,7 +36,8 @@ pub(super) async fn find_long_columns(
     tables: &[SourceTable],
 ) -> Result<HashMap<Oid, Vec<i16>>, EngineError> {
     let mut found = HashMap::new();
-    let leaves: Vec<Oid> = tables.iter().flat_map(|table| table.leaves.iter().map(|leaf| leaf.oid)).collect();
+    let leaves: Vec<Oid> =
+        tables.iter().flat_map(|table| table.leaves.iter().map(|leaf| leaf.oid)).collect();
     let rows = client
         .query(
             "SELECT oid FROM pg_class WHERE oid = ANY($1) AND reltoastrelid <> 0 AND pg_relation_size(reltoastrelid) > 0",
@@ -45,13 +46,19 @@ pub(super) async fn find_long_columns(
         .await?;
     let has_toast = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<Oid>, _>>()?;
     for table in tables {
-        let Some(leaf) = table.leaves.iter().find(|leaf| has_toast.contains(&leaf.oid)) else { continue };
+        let Some(leaf) = table.leaves.iter().find(|leaf| has_toast.contains(&leaf.oid)) else {
+            continue;
+        };
         let columns: Vec<_> = table.columns.iter().filter(|column| column.toastable).collect();
         if columns.is_empty() {
             continue;
         }
         let list = |of: &dyn Fn(String) -> String| {
-            columns.iter().map(|column| of(quote_identifier(&column.name))).collect::<Vec<_>>().join(", ")
+            columns
+                .iter()
+                .map(|column| of(quote_identifier(&column.name)))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         // What is asked for is there already: the length of a value that is kept out of line stands in its row.
         let sql = format!(

@@ -80,7 +80,8 @@ impl Work {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let is_free = |chunks: &Vec<Chunk>| {
-            let until = |chunk: &Chunk| state.tables.get(chunk.table).and_then(|table| table.locked_until);
+            let until =
+                |chunk: &Chunk| state.tables.get(chunk.table).and_then(|table| table.locked_until);
             chunks.iter().filter_map(until).all(|until| until <= now)
         };
         match queue.iter().position(is_free) {
@@ -139,7 +140,8 @@ impl Pace {
     async fn take(&self, bytes: usize) {
         let mut free_at = self.free_at.lock().await;
         let now = tokio::time::Instant::now();
-        *free_at = (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
+        *free_at =
+            (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
         let until = *free_at;
         drop(free_at);
         // Short debts are not worth a sleep each.
@@ -241,7 +243,12 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub fn new(number: usize, work: Arc<Work>, done: mpsc::UnboundedSender<(usize, Copied)>, loader: Loader) -> Self {
+    pub fn new(
+        number: usize,
+        work: Arc<Work>,
+        done: mpsc::UnboundedSender<(usize, Copied)>,
+        loader: Loader,
+    ) -> Self {
         Self { number, work, done, client: None, loader: Some(loader) }
     }
 
@@ -251,7 +258,8 @@ impl Worker {
     }
 
     fn is_over(&self, at: usize) -> bool {
-        self.table(at).is_none_or(|(_, state)| state.tables.get(at).is_none_or(|table| table.is_over))
+        self.table(at)
+            .is_none_or(|(_, state)| state.tables.get(at).is_none_or(|table| table.is_over))
     }
 
     /// Takes chunks until none are left.
@@ -262,7 +270,11 @@ impl Worker {
             let mut chunks = match work.next_chunk().await {
                 Next::Chunks(chunks) => chunks,
                 // The next round resumes what is left, and copies others first.
-                Next::AllLocked if locked_since.get_or_insert_with(Instant::now).elapsed() > LONGEST_LOCK => break,
+                Next::AllLocked
+                    if locked_since.get_or_insert_with(Instant::now).elapsed() > LONGEST_LOCK =>
+                {
+                    break;
+                }
                 Next::AllLocked => {
                     tokio::select! {
                         () = work.stop.cancelled() => {}
@@ -365,7 +377,8 @@ impl Worker {
             Some(client) => client,
             None => connect(&self.work, self.number).await.map_err(|_| Unbundled::NoConnection)?,
         };
-        let mut readers: Vec<CopyReader> = specs.iter().map(|spec| CopyReader::new(Arc::clone(spec))).collect();
+        let mut readers: Vec<CopyReader> =
+            specs.iter().map(|spec| CopyReader::new(Arc::clone(spec))).collect();
         let queries: Vec<&str> = chunks.iter().map(|chunk| chunk.query.as_str()).collect();
         client.execute("SAVEPOINT rhei_copy").await.map_err(SourceError::from)?;
         let (mut bytes, mut sizes) = (0, vec![0; specs.len()]);
@@ -377,9 +390,13 @@ impl Worker {
             if bytes > most_bytes {
                 return Err(Unbundled::TooLarge);
             }
-            readers.get_mut(at).map_or(Ok(()), |reader| Ok(reader.push(piece).map_err(SourceError::from)?))
+            readers
+                .get_mut(at)
+                .map_or(Ok(()), |reader| Ok(reader.push(piece).map_err(SourceError::from)?))
         });
-        tokio::time::timeout(SILENCE, read).await.map_err(|_| SourceError::from(WireError::Silent(SILENCE)))??;
+        tokio::time::timeout(SILENCE, read)
+            .await
+            .map_err(|_| SourceError::from(WireError::Silent(SILENCE)))??;
         client
             .execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy")
             .await
@@ -392,7 +409,9 @@ impl Worker {
         let (mut batches, mut nulled) = (Vec::new(), Vec::new());
         for ((reader, spec), size) in readers.iter_mut().zip(specs).zip(sizes) {
             reader.finish().map_err(SourceError::from)?;
-            let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+            let schema = schema_of(
+                spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)),
+            );
             let batch = reader.take_batch(&schema).map_err(SourceError::from)?;
             self.work.options.board.add(spec.oid, batch.num_rows() as u64, size);
             batches.push(batch);
@@ -432,7 +451,9 @@ impl Worker {
         let (job, mut pause, mut attempt) = (chunk.job, RETRY_AFTER, 0);
         loop {
             match self.attempt(chunk).await? {
-                Attempt::Done { rows, nulled } => return Ok(Ended::Over(self.chunk_done(chunk.table, rows, nulled))),
+                Attempt::Done { rows, nulled } => {
+                    return Ok(Ended::Over(self.chunk_done(chunk.table, rows, nulled)));
+                }
                 Attempt::Cancelled => break,
                 // A source transaction larger than memory may keep the job for minutes, and cancel it then.
                 Attempt::Conflict(error) => {
@@ -466,7 +487,8 @@ impl Worker {
                     }
                     if is_last {
                         let table = &spec.source;
-                        let reason = format!("{why}; then copy it with `rhei backfill --table {table}`");
+                        let reason =
+                            format!("{why}; then copy it with `rhei backfill --table {table}`");
                         return Ok(Ended::Over(Some(Copied::Failed(Pause::new(reason)))));
                     }
                     tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried again");
@@ -482,11 +504,17 @@ impl Worker {
     }
 
     /// Writes down that a job could not be done, however long somebody else is at its row.
-    async fn give_up(&mut self, job: u64, status: &'static str, why: &str) -> Result<(), EngineError> {
+    async fn give_up(
+        &mut self,
+        job: u64,
+        status: &'static str,
+        why: &str,
+    ) -> Result<(), EngineError> {
         loop {
             let noted = why.to_owned();
             match self.on_thread(move |loader| loader.give_up(job, status, &noted)).await {
-                Err(EngineError::Target(error)) if error.is_conflict() && !self.work.stop.is_cancelled() => {}
+                Err(EngineError::Target(error))
+                    if error.is_conflict() && !self.work.stop.is_cancelled() => {}
                 noted => return noted,
             }
         }
@@ -507,15 +535,20 @@ impl Worker {
         for nulled in std::mem::take(&mut table.nulled) {
             let _ = events.send(Event::Nulled { table: spec.source.to_string(), nulled });
         }
-        let _ = events.send(Event::CopyFinished { table: spec.source.to_string(), rows: table.rows });
+        let _ =
+            events.send(Event::CopyFinished { table: spec.source.to_string(), rows: table.rows });
         Some(Copied::Done)
     }
 
     async fn attempt(&mut self, chunk: &Chunk) -> Result<Attempt, EngineError> {
         let job = chunk.job;
-        let Some(spec) = self.work.specs.get(chunk.table).cloned() else { return Ok(Attempt::Cancelled) };
+        let Some(spec) = self.work.specs.get(chunk.table).cloned() else {
+            return Ok(Attempt::Cancelled);
+        };
         match self.on_thread(move |loader| loader.begin(job)).await {
-            Err(EngineError::Target(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
+            Err(EngineError::Target(error)) if error.is_conflict() => {
+                return Ok(Attempt::Conflict(error));
+            }
             Ok(true) => {}
             Ok(false) => return Ok(Attempt::Cancelled),
             Err(error) => return Err(error),
@@ -523,7 +556,9 @@ impl Worker {
         if self.client.is_none() {
             match connect(&self.work, self.number).await {
                 Ok(connected) => self.client = Some(connected),
-                Err(EngineError::Source(error)) if error_policy::of_source(&error).is_waited_for() => {
+                Err(EngineError::Source(error))
+                    if error_policy::of_source(&error).is_waited_for() =>
+                {
                     return Ok(Attempt::Retry(error));
                 }
                 Err(error) => return Err(error),
@@ -591,7 +626,8 @@ impl Worker {
             }
         };
         drop(batches);
-        let (returned, loaded, is_cancelled) = load.await.map_err(|lost| EngineError::lost("a load", lost))?;
+        let (returned, loaded, is_cancelled) =
+            load.await.map_err(|lost| EngineError::lost("a load", lost))?;
         self.loader = Some(returned);
         let failure = failure.lock().ok().and_then(|mut seen| seen.take());
         let error = match (failure, loaded) {
@@ -605,7 +641,10 @@ impl Worker {
             // DuckDB does not take what the table holds, and the other tables are not concerned.
             (None, Err(error)) if error.table().is_some() => {
                 let reason = format!("{}; {}", with_causes(&error), copy_it(&spec));
-                return Ok(Attempt::Ended(Copied::Failed(Pause { reason, remedy: error.remedy() })));
+                return Ok(Attempt::Ended(Copied::Failed(Pause {
+                    reason,
+                    remedy: error.remedy(),
+                })));
             }
             (None, Err(error)) => return Err(error.into()),
             (Some(error), _) => error,
@@ -614,8 +653,12 @@ impl Worker {
             Ok(Attempt::Locked(error))
         } else if error.is_about_values() {
             let table = &spec.source;
-            let reason = format!("{}; then copy it with `rhei backfill --table {table}`", with_causes(&error));
-            let remedy = if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
+            let reason = format!(
+                "{}; then copy it with `rhei backfill --table {table}`",
+                with_causes(&error)
+            );
+            let remedy =
+                if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
             Ok(Attempt::Ended(Copied::Failed(Pause { reason, remedy })))
         } else if is_gone(&error) {
             Ok(Attempt::Ended(Copied::Changed))
@@ -655,7 +698,8 @@ async fn read_chunk(
     spec: &Arc<TableSpec>,
     batches: &Batches,
 ) -> Result<Vec<Nulled>, SourceError> {
-    let schema = schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+    let schema =
+        schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut reader = CopyReader::new(Arc::clone(spec));
     // Waits for the table's lock.
     patiently(spec, async { Ok(client.copy_out(query).await?) }).await?;
@@ -667,7 +711,8 @@ async fn read_chunk(
     loop {
         let mut arrived = 0;
         // The stream goes first: while it is late, workers take turns.
-        let _turn = if work.options.board.is_stream_late() { Some(work.turn.lock().await) } else { None };
+        let _turn =
+            if work.options.board.is_stream_late() { Some(work.turn.lock().await) } else { None };
         let is_more = {
             let read = client.copied(|piece| {
                 arrived += piece.len();
@@ -700,7 +745,10 @@ async fn read_chunk(
 }
 
 /// Waits for the source, and says so when it takes long.
-async fn patiently<R>(spec: &TableSpec, read: impl Future<Output = Result<R, SourceError>>) -> Result<R, SourceError> {
+async fn patiently<R>(
+    spec: &TableSpec,
+    read: impl Future<Output = Result<R, SourceError>>,
+) -> Result<R, SourceError> {
     let mut read = std::pin::pin!(read);
     for silences in 1..=SILENCES {
         if let Ok(done) = tokio::time::timeout(SILENCE, &mut read).await {

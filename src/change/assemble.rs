@@ -198,7 +198,8 @@ pub struct Assembler {
 impl Assembler {
     /// Starts at `checkpoint`, for tables that are followed from there (or from their `copy_lsn`).
     pub fn new(checkpoint: Lsn, tables: impl IntoIterator<Item = Arc<TableSpec>>) -> Self {
-        let followed = |spec: Arc<TableSpec>| (spec.oid, Followed { spec, failure: None, reported: false });
+        let followed =
+            |spec: Arc<TableSpec>| (spec.oid, Followed { spec, failure: None, reported: false });
         Self {
             started_at: checkpoint,
             checkpoint,
@@ -281,14 +282,16 @@ impl Assembler {
         // FULL); else it does before the table's next row.
         if let Some(described) = self.described.remove(&oid) {
             let followed = self.tables.get(&oid);
-            let follow = followed.map_or(Follow::Untracked, |it| fit_or_stale(&it.spec, &described.relation));
+            let follow = followed
+                .map_or(Follow::Untracked, |it| fit_or_stale(&it.spec, &described.relation));
             self.described.insert(oid, Described { follow, ..described });
         }
     }
 
     /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have gone by.
     pub fn has_seen(&self, oid: u32, since: Lsn) -> bool {
-        self.started_at > since || self.described.get(&oid).is_some_and(|described| described.seen >= since)
+        self.started_at > since
+            || self.described.get(&oid).is_some_and(|described| described.seen >= since)
     }
 
     /// Follows a table from its `copy_lsn` on, which nothing of it has passed ([`Self::has_seen`]).
@@ -317,7 +320,11 @@ impl Assembler {
     fn adopt(&mut self, reshape: Reshape) {
         let oid = reshape.after.oid;
         // One that failed in the batch before has no shape to take: its copy stands still.
-        let Some(followed) = self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none()) else { return };
+        let Some(followed) =
+            self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none())
+        else {
+            return;
+        };
         followed.spec = Arc::clone(&reshape.after);
         let width = reshape.before.columns.len();
         let Some(open) = &mut self.open else {
@@ -340,7 +347,11 @@ impl Assembler {
             Some(followed) if followed.failure.is_none() => match fit(&followed.spec, &relation) {
                 Ok(follow) => follow,
                 Err(difference) => {
-                    self.fail(oid, &format!("the table changed its shape: {difference}"), Remedy::Operator);
+                    self.fail(
+                        oid,
+                        &format!("the table changed its shape: {difference}"),
+                        Remedy::Operator,
+                    );
                     Follow::Paused
                 }
             },
@@ -352,8 +363,16 @@ impl Assembler {
 
     /// From here on the table cannot be followed.
     fn fail(&mut self, oid: u32, why: &str, remedy: Remedy) {
-        let Some(followed) = self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none()) else { return };
-        let reason = if remedy.is_copy() { why.to_owned() } else { format!("{why}; {}", copy_again(&followed.spec)) };
+        let Some(followed) =
+            self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none())
+        else {
+            return;
+        };
+        let reason = if remedy.is_copy() {
+            why.to_owned()
+        } else {
+            format!("{why}; {}", copy_again(&followed.spec))
+        };
         followed.failure = Some((reason, remedy));
 
         match &mut self.open {
@@ -366,8 +385,10 @@ impl Assembler {
 
     fn describe_as(&mut self, relation: Relation, follow: Follow) {
         let oid = relation.oid;
-        let (seen, ignored) =
-            self.described.get(&oid).map_or((Lsn::ZERO, 0), |described| (described.seen, described.ignored));
+        let (seen, ignored) = self
+            .described
+            .get(&oid)
+            .map_or((Lsn::ZERO, 0), |described| (described.seen, described.ignored));
         self.described.insert(oid, Described { relation, follow, ignored, seen });
     }
 
@@ -426,7 +447,11 @@ impl Assembler {
             let described = self.described.get_mut(&oid)?;
             let changes = std::mem::take(&mut described.ignored);
             let (relation, last_change) = (described.relation.clone(), described.seen);
-            matches!(described.follow, Follow::Untracked).then_some(Untracked { relation, changes, last_change })
+            matches!(described.follow, Follow::Untracked).then_some(Untracked {
+                relation,
+                changes,
+                last_change,
+            })
         });
         taken.collect()
     }
@@ -448,9 +473,14 @@ impl Assembler {
     pub fn push(&mut self, message: Message<'_>) -> Result<(), AssembleError> {
         match message {
             Message::Begin { commit_lsn, xid, .. } => self.begin(commit_lsn, xid),
-            Message::Commit { commit_lsn, end_lsn, commit_time_us } => self.commit(commit_lsn, end_lsn, commit_time_us),
+            Message::Commit { commit_lsn, end_lsn, commit_time_us } => {
+                self.commit(commit_lsn, end_lsn, commit_time_us)
+            }
             Message::Relation(relation) => {
-                let older = self.described.get(&relation.oid).map_or(0, |described| described.relation.bytes());
+                let older = self
+                    .described
+                    .get(&relation.oid)
+                    .map_or(0, |described| described.relation.bytes());
                 self.remember(relation.bytes(), older)?;
                 self.describe(relation);
                 Ok(())
@@ -507,8 +537,15 @@ impl Assembler {
         Ok(())
     }
 
-    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn, commit_time_us: i64) -> Result<(), AssembleError> {
-        let Some(open) = self.open.take() else { return Err(AssembleError::CommitOutside(commit_lsn)) };
+    fn commit(
+        &mut self,
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        commit_time_us: i64,
+    ) -> Result<(), AssembleError> {
+        let Some(open) = self.open.take() else {
+            return Err(AssembleError::CommitOutside(commit_lsn));
+        };
         if open.commit_lsn != commit_lsn {
             return Err(AssembleError::CommitLsn { begin: open.commit_lsn, commit: commit_lsn });
         }
@@ -530,7 +567,11 @@ impl Assembler {
     fn remember(&mut self, bytes: usize, older: usize) -> Result<(), AssembleError> {
         self.described_bytes = (self.described_bytes + bytes).saturating_sub(older);
         let limit = self.described_limit;
-        if self.described_bytes > limit { Err(AssembleError::TooManyRelations { limit }) } else { Ok(()) }
+        if self.described_bytes > limit {
+            Err(AssembleError::TooManyRelations { limit })
+        } else {
+            Ok(())
+        }
     }
 
     fn fold_all(&mut self, mut changes: Vec<Change>, commit_lsn: Lsn, xid: u32) {
@@ -562,7 +603,10 @@ impl Assembler {
         if spec.has_copied(commit_lsn, xid) {
             return;
         }
-        let effect = self.effects.entry(oid).or_insert_with(|| NetEffect::new(&spec.key, spec.columns.len()));
+        let effect = self
+            .effects
+            .entry(oid)
+            .or_insert_with(|| NetEffect::new(&spec.key, spec.columns.len()));
         let arena = &mut self.arena;
         let folded = match change {
             Change::Insert { new, .. } => effect.insert(arena, new),
@@ -613,7 +657,9 @@ impl Assembler {
             self.open.as_ref().is_some_and(|open| open.changes.iter().any(is_it))
         };
         for followed in self.tables.values_mut().filter(|followed| !followed.reported) {
-            if let Some((reason, remedy)) = followed.failure.as_ref().filter(|_| !fails_in_open(followed.spec.oid)) {
+            if let Some((reason, remedy)) =
+                followed.failure.as_ref().filter(|_| !fails_in_open(followed.spec.oid))
+            {
                 followed.reported = true;
                 let (oid, table) = (followed.spec.oid, followed.spec.source.clone());
                 failed.push(TableFailure { oid, table, reason: reason.clone(), remedy: *remedy });
@@ -658,16 +704,20 @@ impl Assembler {
         } else if let (true, Err(difference)) = (is_past, fit(&followed.spec, &relation)) {
             self.describe_as(relation, Follow::Stale(difference));
         } else if self.asks && !is_past {
-            let has_open_rows =
-                self.open.as_ref().is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
+            let has_open_rows = self
+                .open
+                .as_ref()
+                .is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
             // A description serves one question: a later relation may follow a change that was not described.
             let description = self.descriptions.remove(&oid);
             let bytes = description.as_ref().map_or(0, Description::bytes);
             self.described_bytes = self.described_bytes.saturating_sub(bytes);
             let has_parts = self.open.as_ref().is_some_and(|open| open.parted.contains(&oid));
             // Between transactions a relation is only described once more, and must be looked up.
-            let (commit_lsn, xid) = self.open.as_ref().map_or((Lsn(u64::MAX), 0), |open| (open.commit_lsn, open.xid));
-            self.question = Some(Question { relation, commit_lsn, xid, description, has_open_rows, has_parts });
+            let (commit_lsn, xid) =
+                self.open.as_ref().map_or((Lsn(u64::MAX), 0), |open| (open.commit_lsn, open.xid));
+            self.question =
+                Some(Question { relation, commit_lsn, xid, description, has_open_rows, has_parts });
         } else {
             self.settle(relation);
         }
@@ -676,7 +726,9 @@ impl Assembler {
     /// Whether a TRUNCATE of a relation counts, in the transaction that is open.
     fn follows(&mut self, oid: u32) -> Result<bool, AssembleError> {
         let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
-        let Some(described) = self.described.get_mut(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+        let Some(described) = self.described.get_mut(&oid) else {
+            return Err(AssembleError::UnknownRelation(oid));
+        };
         described.seen = open.commit_lsn;
         if open.skip {
             return Ok(false);
@@ -691,7 +743,9 @@ impl Assembler {
 
     /// Passes a change over. It is either in a copy, or a later copy brings it, or the relation is reported as untracked.
     fn pass_over(&mut self, oid: u32) {
-        let (Some(open), Some(described)) = (&self.open, self.described.get_mut(&oid)) else { return };
+        let (Some(open), Some(described)) = (&self.open, self.described.get_mut(&oid)) else {
+            return;
+        };
         match &described.follow {
             Follow::AsIs | Follow::Project(_) | Follow::Paused => {}
             Follow::Untracked => {
@@ -699,9 +753,14 @@ impl Assembler {
                 self.untracked.insert(oid);
             }
             Follow::Stale(difference) => {
-                let is_in_copy = self.tables.get(&oid).is_some_and(|it| it.spec.has_copied(open.commit_lsn, open.xid));
+                let is_in_copy = self
+                    .tables
+                    .get(&oid)
+                    .is_some_and(|it| it.spec.has_copied(open.commit_lsn, open.xid));
                 if !is_in_copy {
-                    let why = format!("the stream describes the table otherwise than the catalogs: {difference}");
+                    let why = format!(
+                        "the stream describes the table otherwise than the catalogs: {difference}"
+                    );
                     described.follow = Follow::Paused;
                     self.fail(oid, &why, Remedy::CopyAgain);
                 }
@@ -721,7 +780,9 @@ impl Assembler {
     /// Stores a row, reduced to the columns that are kept. `None`: nobody wants it.
     fn row(&mut self, oid: u32, tuple: Tuple<'_>) -> Result<Option<Slice>, AssembleError> {
         let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
-        let Some(described) = self.described.get_mut(&oid) else { return Err(AssembleError::UnknownRelation(oid)) };
+        let Some(described) = self.described.get_mut(&oid) else {
+            return Err(AssembleError::UnknownRelation(oid));
+        };
         described.seen = open.commit_lsn;
         let expected = described.relation.columns.len();
         if tuple.len() != expected {
@@ -738,7 +799,10 @@ impl Assembler {
                 // Taken apart once: a tuple has no index of its fields.
                 let fields: Vec<super::tuple::Field<'_>> = tuple.fields().collect();
                 for &column in kept {
-                    write_field(&mut bytes, fields.get(column).copied().unwrap_or(super::tuple::Field::Null));
+                    write_field(
+                        &mut bytes,
+                        fields.get(column).copied().unwrap_or(super::tuple::Field::Null),
+                    );
                 }
                 Some(self.arena.store_row(Tuple::trusted(&bytes, kept.len())))
             }
@@ -758,8 +822,15 @@ impl Assembler {
     }
 }
 
-fn net_effect_failure(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) -> (String, Remedy) {
-    let reason = format!("the source transaction committed at {commit_lsn} holds {error}; {}", copy_again(spec));
+fn net_effect_failure(
+    spec: &TableSpec,
+    error: NetEffectError,
+    commit_lsn: Lsn,
+) -> (String, Remedy) {
+    let reason = format!(
+        "the source transaction committed at {commit_lsn} holds {error}; {}",
+        copy_again(spec)
+    );
     (reason, error.remedy())
 }
 
@@ -767,7 +838,10 @@ fn net_effect_failure(spec: &TableSpec, error: NetEffectError, commit_lsn: Lsn) 
 mod tests {
     use super::*;
     use crate::{
-        change::{ColumnSpec, Deletes, Key, QualifiedName, ReplicaIdentity, relation::RelationColumn, tuple::Field},
+        change::{
+            ColumnSpec, Deletes, Key, QualifiedName, ReplicaIdentity, relation::RelationColumn,
+            tuple::Field,
+        },
         types::{ColumnType, TypeCatalog, map_column},
     };
 
@@ -781,7 +855,12 @@ mod tests {
             is_key: name == "id",
         };
         let columns = COLUMNS.into_iter().map(column).collect();
-        Relation { oid, name: QualifiedName::new("public", "t"), replica_identity: ReplicaIdentity::Default, columns }
+        Relation {
+            oid,
+            name: QualifiedName::new("public", "t"),
+            replica_identity: ReplicaIdentity::Default,
+            columns,
+        }
     }
 
     fn table() -> Arc<TableSpec> {
@@ -829,7 +908,9 @@ mod tests {
         assembler.push(Message::Relation(relation(7))).unwrap();
         for id in ["1", "2"] {
             let bytes = row([Field::Text(id.as_bytes()), Field::Text(b"0"), Field::Text(&doc)]);
-            assembler.push(Message::Insert { relation: 7, new: Tuple::trusted(&bytes, 3) }).unwrap();
+            assembler
+                .push(Message::Insert { relation: 7, new: Tuple::trusted(&bytes, 3) })
+                .unwrap();
         }
         for number in 1..=200 {
             let value = number.to_string();
@@ -837,11 +918,14 @@ mod tests {
             let new = Tuple::trusted(&bytes, 3);
             assembler.push(Message::Update { relation: 7, old: OldTuple::Absent, new }).unwrap();
         }
-        assembler.push(Message::Commit { commit_lsn: Lsn(10), end_lsn: Lsn(11), commit_time_us: 0 }).unwrap();
+        assembler
+            .push(Message::Commit { commit_lsn: Lsn(10), end_lsn: Lsn(11), commit_time_us: 0 })
+            .unwrap();
         assert!(assembler.bytes() < 40 * LONG, "{} bytes for two rows", assembler.bytes());
         let batch = assembler.take_batch();
         let inserts = &batch.tables[0].inserts[0];
-        let values = inserts.column(1).as_any().downcast_ref::<arrow::array::StringArray>().unwrap();
+        let values =
+            inserts.column(1).as_any().downcast_ref::<arrow::array::StringArray>().unwrap();
         assert_eq!(inserts.num_rows(), 2);
         assert!(matches!(&batch.tables[0].deletes, Deletes::ByKey(keys) if keys.is_empty()));
         assert_eq!(values.iter().flatten().max(), Some("200"));
@@ -857,7 +941,8 @@ mod tests {
         for _ in 0..1000 {
             assembler.push(Message::Relation(relation(7))).unwrap();
         }
-        let refused = (100..1000).find_map(|oid| assembler.push(Message::Relation(relation(oid))).err());
+        let refused =
+            (100..1000).find_map(|oid| assembler.push(Message::Relation(relation(oid))).err());
         assert_eq!(refused, Some(AssembleError::TooManyRelations { limit: 10_000 }));
     }
 

@@ -12,7 +12,8 @@ use arrow::{
 };
 
 use super::{
-    COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Remedy, TableChanges, TableSpec,
+    COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Remedy, TableChanges,
+    TableSpec,
     net_effect::{Arena, NetEffect, NetEffectError, Slice, key_tuple},
     tuple::{Field, Tuple},
 };
@@ -43,16 +44,22 @@ impl ColumnsError {
 ///
 /// # Errors
 /// A value that DuckDB cannot hold, or a change that does not fit. Both concern this table only.
-pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result<TableChanges, ColumnsError> {
+pub fn build(
+    table: &Arc<TableSpec>,
+    effect: NetEffect,
+    arena: &Arena,
+) -> Result<TableChanges, ColumnsError> {
     let (truncate, counts) = (effect.truncated, effect.counts);
-    let left =
-        effect.survivors().map_err(|source| ColumnsError::NetEffect { table: table.source.to_string(), source })?;
+    let left = effect
+        .survivors()
+        .map_err(|source| ColumnsError::NetEffect { table: table.source.to_string(), source })?;
     let all: Vec<usize> = (0..table.columns.len()).collect();
     let mut nulled = Vec::new();
 
     let deletes = if left.deleted_rows.is_empty() {
         let width = table.key_columns().len();
-        let keys: Vec<Tuple<'_>> = left.deleted_keys.iter().map(|&key| key_tuple(arena.get(key), width)).collect();
+        let keys: Vec<Tuple<'_>> =
+            left.deleted_keys.iter().map(|&key| key_tuple(arena.get(key), width)).collect();
         let batch = record_batch(table, &keys, table.key_columns(), "", Vec::new(), &mut nulled)?;
         match table.key {
             super::Key::Columns(_) => Deletes::ByKey(batch.into_iter().collect()),
@@ -60,14 +67,18 @@ pub fn build(table: &Arc<TableSpec>, effect: NetEffect, arena: &Arena) -> Result
         }
     } else {
         let rows = tuples(table, arena, left.deleted_rows.iter().map(|&(row, _)| row));
-        let counts = Int64Array::from_iter_values(left.deleted_rows.iter().map(|&(_, count)| count));
+        let counts =
+            Int64Array::from_iter_values(left.deleted_rows.iter().map(|&(_, count)| count));
         let count_field = ArrowField::new(COUNT_COLUMN, DataType::Int64, false);
         let extra = vec![(count_field, Arc::new(counts) as ArrayRef)];
-        Deletes::Rows(record_batch(table, &rows, &all, "", extra, &mut Vec::new())?.into_iter().collect())
+        Deletes::Rows(
+            record_batch(table, &rows, &all, "", extra, &mut Vec::new())?.into_iter().collect(),
+        )
     };
 
     let rows = tuples(table, arena, left.inserts.iter().copied());
-    let inserts = record_batch(table, &rows, &all, "", Vec::new(), &mut nulled)?.into_iter().collect();
+    let inserts =
+        record_batch(table, &rows, &all, "", Vec::new(), &mut nulled)?.into_iter().collect();
 
     let patch = patch(table, &left.patches, arena, &mut nulled)?;
     Ok(TableChanges { table: Arc::clone(table), truncate, deletes, inserts, patch, nulled, counts })
@@ -99,10 +110,13 @@ fn patch(
     }
 
     let key_columns = table.key_columns();
-    let keys: Vec<Tuple<'_>> =
-        patches.iter().map(|&(_, origin)| key_tuple(arena.get(origin), key_columns.len())).collect();
+    let keys: Vec<Tuple<'_>> = patches
+        .iter()
+        .map(|&(_, origin)| key_tuple(arena.get(origin), key_columns.len()))
+        .collect();
     let mut extra = Vec::new();
-    if let Some(batch) = record_batch(table, &keys, key_columns, ORIGIN_PREFIX, Vec::new(), nulled)? {
+    if let Some(batch) = record_batch(table, &keys, key_columns, ORIGIN_PREFIX, Vec::new(), nulled)?
+    {
         let fields = batch.schema();
         for (field, array) in fields.fields().iter().zip(batch.columns()) {
             extra.push((field.as_ref().clone(), Arc::clone(array)));
@@ -116,7 +130,11 @@ fn patch(
     Ok(rows.map(|rows| Patch { patterns, rows }))
 }
 
-fn tuples<'a>(table: &TableSpec, arena: &'a Arena, slices: impl Iterator<Item = Slice>) -> Vec<Tuple<'a>> {
+fn tuples<'a>(
+    table: &TableSpec,
+    arena: &'a Arena,
+    slices: impl Iterator<Item = Slice>,
+) -> Vec<Tuple<'a>> {
     slices.map(|slice| Tuple::trusted(arena.get(slice), table.columns.len())).collect()
 }
 
@@ -152,16 +170,22 @@ fn record_batch(
                 }
             }
         }
-        for ((column, spec, builder), values) in builders.iter_mut().zip(fields.chunks(rows.len())) {
+        for ((column, spec, builder), values) in builders.iter_mut().zip(fields.chunks(rows.len()))
+        {
             for (row, &value) in values.iter().enumerate() {
                 let value = match value {
                     Field::Text(text) => Some(text),
                     Field::Null | Field::Unchanged => None,
                 };
                 let Err(source) = builder.push_text(value) else { continue };
-                let key = rows.get(row).map_or_else(String::new, |tuple| key_text(table, columns, *tuple));
+                let key = rows
+                    .get(row)
+                    .map_or_else(String::new, |tuple| key_text(table, columns, *tuple));
                 // A key that is NULL would tell no rows apart.
-                if table.null_unrepresentable && source.is_unrepresentable() && !table.key_columns().contains(column) {
+                if table.null_unrepresentable
+                    && source.is_unrepresentable()
+                    && !table.key_columns().contains(column)
+                {
                     note_nulled(nulled, &spec.name, || source.at(&key));
                     continue;
                 }

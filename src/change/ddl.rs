@@ -40,7 +40,9 @@ impl Description {
     pub fn bytes(&self) -> usize {
         let missing = |missing: &Option<String>| 64 + missing.as_ref().map_or(0, String::len);
         let column = |column: &DescribedColumn| {
-            size_of::<DescribedColumn>() + column.name.len() + column.missing.values().map(missing).sum::<usize>()
+            size_of::<DescribedColumn>()
+                + column.name.len()
+                + column.missing.values().map(missing).sum::<usize>()
         };
         size_of::<Self>() + self.columns.iter().map(column).sum::<usize>()
     }
@@ -51,7 +53,10 @@ impl Description {
         let (signature, signed) = content.split_at_checked(SIGNATURE)?;
         let signed = signed.strip_prefix(b" ")?;
         if !secret.has_signed(signature, signed) {
-            tracing::debug!(xid, "a description of a table that the event trigger did not sign is ignored");
+            tracing::debug!(
+                xid,
+                "a description of a table that the event trigger did not sign is ignored"
+            );
             return None;
         }
 
@@ -60,7 +65,10 @@ impl Description {
         // The stream says the lower half of it.
         let number: u64 = std::str::from_utf8(number).ok()?.parse().ok()?;
         if number & u64::from(u32::MAX) != u64::from(xid) {
-            tracing::debug!(xid, "a description of a table that is of another transaction is ignored");
+            tracing::debug!(
+                xid,
+                "a description of a table that is of another transaction is ignored"
+            );
             return None;
         }
         let described: Self = serde_json::from_slice(described).ok()?;
@@ -87,7 +95,8 @@ impl Secret {
 
     /// None: it is not what the trigger's SQL makes.
     pub fn parse(text: &str) -> Option<Self> {
-        let is_secret = text.len() == Self::BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_secret =
+            text.len() == Self::BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_secret.then(|| Self(text.to_owned()))
     }
 
@@ -101,7 +110,8 @@ impl Secret {
     /// Takes as long whatever is wrong.
     fn has_signed(&self, signature: &[u8], content: &[u8]) -> bool {
         let expected = self.sign(content);
-        let differing = expected.bytes().zip(signature).fold(0, |found, (one, other)| found | (one ^ other));
+        let differing =
+            expected.bytes().zip(signature).fold(0, |found, (one, other)| found | (one ^ other));
         signature.len() == expected.len() && differing == 0
     }
 }
@@ -115,7 +125,9 @@ mod tests {
         let sent = r#"{"oid": 16385, "last_attnum": 2, "columns": [{"attnum": 2, "name": "v", "type": 23, "typmod": -1,
             "ndims": 0, "not_null": false, "is_generated": false, "missing": {"16385": "{7}", "16390": null}}]}"#;
         let secret = Secret::parse(&"0123456789abcdef".repeat(8)).unwrap();
-        let signed = |secret: &Secret, text: &str| format!("{} {text}", secret.sign(text.as_bytes())).into_bytes();
+        let signed = |secret: &Secret, text: &str| {
+            format!("{} {text}", secret.sign(text.as_bytes())).into_bytes()
+        };
         let message = signed(&secret, &format!("4294967303 {sent}"));
         let description = Description::read(&message, 7, &secret).unwrap();
         assert_eq!((description.oid, description.last_attnum), (16385, 2));

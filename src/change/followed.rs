@@ -83,7 +83,10 @@ pub(super) fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, Strin
             return Err(format!("column \"{}\" is new", column.name));
         };
         if expected.name != column.name {
-            return Err(format!("column \"{}\" stands where \"{}\" was", column.name, expected.name));
+            return Err(format!(
+                "column \"{}\" stands where \"{}\" was",
+                column.name, expected.name
+            ));
         }
         if (expected.type_oid, expected.typmod) != (column.type_oid, column.typmod) {
             return Err(format!("column \"{}\" has another type", column.name));
@@ -102,7 +105,8 @@ pub(super) fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, Strin
     if relation.replica_identity != spec.replica_identity {
         // Only what the rows carry matters: default and index both send the key's columns.
         let sends_old_rows = |identity| matches!(identity, ReplicaIdentity::Full);
-        if matches!(spec.key, Key::WholeRow) || sends_old_rows(relation.replica_identity) && spec.key == Key::AppendOnly
+        if matches!(spec.key, Key::WholeRow)
+            || sends_old_rows(relation.replica_identity) && spec.key == Key::AppendOnly
         {
             return Err("its replica identity is another".to_owned());
         }

@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-pub use relation::{ColumnOrigin, ColumnSpec, Key, QualifiedName, ReplicaIdentity, Reshape, TableSpec};
+pub use relation::{
+    ColumnOrigin, ColumnSpec, Key, QualifiedName, ReplicaIdentity, Reshape, TableSpec,
+};
 
 use crate::Lsn;
 
@@ -122,7 +124,8 @@ impl TableChanges {
     /// Whether the batch inserts, updates or deletes rows of the table, besides a TRUNCATE.
     pub fn has_rows(&self) -> bool {
         let (Deletes::ByKey(deletes) | Deletes::Rows(deletes)) = &self.deletes;
-        self.patch.is_some() || deletes.iter().chain(&self.inserts).any(|batch| batch.num_rows() > 0)
+        self.patch.is_some()
+            || deletes.iter().chain(&self.inserts).any(|batch| batch.num_rows() > 0)
     }
 }
 

@@ -87,7 +87,11 @@ impl Arena {
     /// Copies a row's bytes in; it says of itself whether values are missing.
     pub fn store_row(&mut self, row: Tuple<'_>) -> Slice {
         let slice = self.store(row.bytes());
-        self.opened(if row.has_unchanged() { Slice { length: slice.length | OPEN, ..slice } } else { slice })
+        self.opened(if row.has_unchanged() {
+            Slice { length: slice.length | OPEN, ..slice }
+        } else {
+            slice
+        })
     }
 
     /// The same row, in another arena.
@@ -103,7 +107,10 @@ impl Arena {
 
     pub fn get(&self, slice: Slice) -> &[u8] {
         let start = slice.start as usize;
-        self.blocks.get(slice.block as usize).and_then(|block| block.get(start..start + slice.length())).unwrap_or(&[])
+        self.blocks
+            .get(slice.block as usize)
+            .and_then(|block| block.get(start..start + slice.length()))
+            .unwrap_or(&[])
     }
 
     /// The slice was the last of its bytes.
@@ -134,7 +141,9 @@ pub enum NetEffectError {
     KeyTaken,
     #[error("an update or delete of a row that is not there")]
     NoSuchRow,
-    #[error("an inserted row lacks the value of a TOASTed column, as when an update moves a row into a row filter")]
+    #[error(
+        "an inserted row lacks the value of a TOASTed column, as when an update moves a row into a row filter"
+    )]
     ValueNowhere,
     #[error("an update or delete on a table that has no replica identity")]
     NoIdentity,
@@ -225,7 +234,12 @@ pub fn key_tuple(bytes: &[u8], key_columns: usize) -> Tuple<'_> {
 
 /// Writes the key columns of a row as a tuple of their own. Falls back to `old` where the new row leaves a TOASTed
 /// key column out (trap 50). Key columns are NOT NULL (trap 55).
-fn write_key(out: &mut Vec<u8>, key: &[usize], tuple: Tuple<'_>, old: Option<Tuple<'_>>) -> Result<(), NetEffectError> {
+fn write_key(
+    out: &mut Vec<u8>,
+    key: &[usize],
+    tuple: Tuple<'_>,
+    old: Option<Tuple<'_>>,
+) -> Result<(), NetEffectError> {
     out.clear();
     for &column in key {
         let field = match tuple.field(column) {
@@ -247,14 +261,24 @@ impl NetEffect {
     /// `key`: indexes of the key columns; `None` with `whole_row` for multisets, without it for append-only tables.
     pub fn new(key: &super::Key, columns: usize) -> Self {
         let rows = match key {
-            super::Key::Columns(key) => {
-                Rows::Keyed { key: key.clone(), index: HashTable::new(), states: Vec::new(), gone: Vec::new() }
-            }
+            super::Key::Columns(key) => Rows::Keyed {
+                key: key.clone(),
+                index: HashTable::new(),
+                states: Vec::new(),
+                gone: Vec::new(),
+            },
             super::Key::WholeRow => Rows::WholeRow { index: HashTable::new(), rows: Vec::new() },
             super::Key::AppendOnly => Rows::AppendOnly(Vec::new()),
         };
         let hasher = DefaultHashBuilder::default();
-        Self { columns, rows, truncated: None, counts: RowCounts::default(), hasher, scratch: Vec::new() }
+        Self {
+            columns,
+            rows,
+            truncated: None,
+            counts: RowCounts::default(),
+            hasher,
+            scratch: Vec::new(),
+        }
     }
 
     pub fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
@@ -279,14 +303,21 @@ impl NetEffect {
         }
     }
 
-    pub fn update(&mut self, arena: &mut Arena, old: OldRow, new: Slice) -> Result<(), NetEffectError> {
+    pub fn update(
+        &mut self,
+        arena: &mut Arena,
+        old: OldRow,
+        new: Slice,
+    ) -> Result<(), NetEffectError> {
         self.counts.updated += 1;
         match &mut self.rows {
             Rows::Keyed { key, index, states, .. } => {
                 let new_tuple = Tuple::trusted(arena.get(new), self.columns);
                 let old_tuple = match old {
                     OldRow::Absent => None,
-                    OldRow::Key(slice) | OldRow::Full(slice) => Some(Tuple::trusted(arena.get(slice), self.columns)),
+                    OldRow::Key(slice) | OldRow::Full(slice) => {
+                        Some(Tuple::trusted(arena.get(slice), self.columns))
+                    }
                 };
                 write_key(&mut self.scratch, key, old_tuple.unwrap_or(new_tuple), None)?;
                 let taken = take(&self.hasher, index, states, arena, &self.scratch);
@@ -297,7 +328,8 @@ impl NetEffect {
                 // before, else they stay open and the target supplies them (trap 51). A TOASTed key column is in
                 // `old` in either form (trap 50).
                 let merged = if new.is_open() {
-                    let before = taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
+                    let before =
+                        taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
                     let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
                     let (mut old_fields, mut before_fields) =
                         (old_tuple.map(|old| old.fields()), before.map(|before| before.fields()));
@@ -337,7 +369,10 @@ impl NetEffect {
                     let old_tuple = Tuple::trusted(arena.get(old), self.columns);
                     let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
                     for (new_field, old_field) in new_tuple.fields().zip(old_tuple.fields()) {
-                        write_field(&mut merged, if new_field == Field::Unchanged { old_field } else { new_field });
+                        write_field(
+                            &mut merged,
+                            if new_field == Field::Unchanged { old_field } else { new_field },
+                        );
                     }
                     arena.waste(new);
                     arena.store_row(Tuple::trusted(&merged, self.columns))
@@ -347,7 +382,9 @@ impl NetEffect {
                 if old.is_open() || new.is_open() {
                     return Err(NetEffectError::OldRowMissing);
                 }
-                let Rows::WholeRow { index, rows } = &mut self.rows else { return Err(NetEffectError::NoIdentity) };
+                let Rows::WholeRow { index, rows } = &mut self.rows else {
+                    return Err(NetEffectError::NoIdentity);
+                };
                 add(&self.hasher, index, rows, arena, old, -1);
                 add(&self.hasher, index, rows, arena, new, 1);
                 Ok(())
@@ -360,7 +397,9 @@ impl NetEffect {
         self.counts.deleted += 1;
         match &mut self.rows {
             Rows::Keyed { key, index, states, gone } => {
-                let (OldRow::Key(old) | OldRow::Full(old)) = old else { return Err(NetEffectError::KeyMissing) };
+                let (OldRow::Key(old) | OldRow::Full(old)) = old else {
+                    return Err(NetEffectError::KeyMissing);
+                };
                 let tuple = Tuple::trusted(arena.get(old), self.columns);
                 write_key(&mut self.scratch, key, tuple, None)?;
                 match take(&self.hasher, index, states, arena, &self.scratch) {
@@ -407,7 +446,8 @@ impl NetEffect {
                 for state in states.iter_mut() {
                     if !state.is_there {
                         // It only keeps its place, for the index counts places.
-                        (state.key, state.origin, state.tuple) = (Slice::NOTHING, None, Slice::NOTHING);
+                        (state.key, state.origin, state.tuple) =
+                            (Slice::NOTHING, None, Slice::NOTHING);
                         continue;
                     }
                     state.key = arena.take_over(from, state.key);
@@ -416,8 +456,12 @@ impl NetEffect {
                 }
                 gone.iter_mut().for_each(|key| *key = arena.take_over(from, *key));
             }
-            Rows::WholeRow { rows, .. } => rows.iter_mut().for_each(|(row, _)| *row = arena.take_over(from, *row)),
-            Rows::AppendOnly(rows) => rows.iter_mut().for_each(|row| *row = arena.take_over(from, *row)),
+            Rows::WholeRow { rows, .. } => {
+                rows.iter_mut().for_each(|(row, _)| *row = arena.take_over(from, *row))
+            }
+            Rows::AppendOnly(rows) => {
+                rows.iter_mut().for_each(|row| *row = arena.take_over(from, *row))
+            }
         }
     }
 
@@ -585,7 +629,10 @@ mod tests {
         }
         let whole = left.inserts.iter().map(|&row| row_of(Tuple::trusted(arena.get(row), 3)));
         for row in whole.chain(patched) {
-            assert!(target.insert(row[0].clone().unwrap(), row).is_none(), "an insert must find its key free");
+            assert!(
+                target.insert(row[0].clone().unwrap(), row).is_none(),
+                "an insert must find its key free"
+            );
         }
     }
 
@@ -600,9 +647,15 @@ mod tests {
         let again = store(&mut arena, &[text("2"), text("c"), Field::Unchanged]);
         effect.update(&mut arena, OldRow::Absent, again).unwrap();
         let left = effect.survivors().unwrap();
-        let mut target = BTreeMap::from([("1".into(), vec![Some("1".into()), Some("a".into()), Some("doc".into())])]);
+        let mut target = BTreeMap::from([(
+            "1".into(),
+            vec![Some("1".into()), Some("a".into()), Some("doc".into())],
+        )]);
         apply(&mut target, &arena, false, &left);
-        assert_eq!(target["2"], [Some("2".to_owned()), Some("c".to_owned()), Some("doc".to_owned())]);
+        assert_eq!(
+            target["2"],
+            [Some("2".to_owned()), Some("c".to_owned()), Some("doc".to_owned())]
+        );
         assert_eq!(target.len(), 1);
     }
 
@@ -615,7 +668,10 @@ mod tests {
         let new = store(&mut arena, &[Field::Unchanged, text("2"), text("x")]);
         effect.update(&mut arena, OldRow::Key(old), new).unwrap();
         let left = effect.survivors().unwrap();
-        assert_eq!(row_of(Tuple::trusted(arena.get(left.inserts[0]), 3))[0].as_deref(), Some("long key"));
+        assert_eq!(
+            row_of(Tuple::trusted(arena.get(left.inserts[0]), 3))[0].as_deref(),
+            Some("long key")
+        );
     }
 
     /// Trap 51: the target reads those values and writes them again, however short the message was.
@@ -646,7 +702,10 @@ mod tests {
         }
         let left = effect.survivors().unwrap();
         let word = |slice| row_of(Tuple::trusted(arena.get(slice), 1))[0].clone().unwrap();
-        assert_eq!(left.deleted_rows.iter().map(|&(row, n)| (word(row), n)).collect::<Vec<_>>(), [("1".to_owned(), 1)]);
+        assert_eq!(
+            left.deleted_rows.iter().map(|&(row, n)| (word(row), n)).collect::<Vec<_>>(),
+            [("1".to_owned(), 1)]
+        );
         assert_eq!(left.inserts.iter().map(|&row| word(row)).collect::<Vec<_>>(), ["4".to_owned()]);
     }
 

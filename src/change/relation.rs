@@ -78,7 +78,8 @@ pub struct RelationColumn {
 impl Relation {
     /// Bytes of memory that it takes, about.
     pub fn bytes(&self) -> usize {
-        let columns = self.columns.iter().map(|column| size_of::<RelationColumn>() + column.name.len());
+        let columns =
+            self.columns.iter().map(|column| size_of::<RelationColumn>() + column.name.len());
         size_of::<Self>() + self.name.schema.len() + self.name.name.len() + columns.sum::<usize>()
     }
 }
@@ -174,9 +175,13 @@ impl Reshape {
     /// Rows are told apart by other columns than before.
     pub fn changes_key(&self) -> bool {
         let of = |spec: &TableSpec| match &spec.key {
-            Key::Columns(_) => {
-                Some(spec.key_columns().iter().filter_map(|&at| spec.columns.get(at)).map(|c| c.attnum).collect())
-            }
+            Key::Columns(_) => Some(
+                spec.key_columns()
+                    .iter()
+                    .filter_map(|&at| spec.columns.get(at))
+                    .map(|c| c.attnum)
+                    .collect(),
+            ),
             Key::WholeRow => Some(Vec::new()),
             Key::AppendOnly => None,
         };

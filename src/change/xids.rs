@@ -56,7 +56,10 @@ mod tests {
             let snapshot = XidSnapshot::parse(&text).unwrap();
             assert_eq!(snapshot.text(), text);
             let seen: Vec<u32> = (995..1015).filter(|&xid| snapshot.sees(xid)).collect();
-            assert_eq!(seen, [995, 996, 997, 998, 999, 1001, 1002, 1003, 1004, 1006, 1007, 1008, 1009]);
+            assert_eq!(
+                seen,
+                [995, 996, 997, 998, 999, 1001, 1002, 1003, 1004, 1006, 1007, 1008, 1009]
+            );
         }
     }
 
@@ -65,7 +68,12 @@ mod tests {
         // 3 is the first of a new epoch's ordinary numbers.
         let next = (5_u64 << 32) + 10;
         let snapshot = XidSnapshot::parse(&format!("{next}:{next}:")).unwrap();
-        assert!(snapshot.sees(u32::MAX) && snapshot.sees(9) && !snapshot.sees(10) && !snapshot.sees(1000));
+        assert!(
+            snapshot.sees(u32::MAX)
+                && snapshot.sees(9)
+                && !snapshot.sees(10)
+                && !snapshot.sees(1000)
+        );
 
         let next = (5_u64 << 32) - 2;
         let snapshot = XidSnapshot::parse(&format!("{next}:{next}:")).unwrap();

@@ -31,7 +31,9 @@ pub struct BackfillArgs {
 
 fn qualified_name(text: &str) -> Result<QualifiedName, String> {
     match text.split_once('.') {
-        Some((schema, name)) if !schema.is_empty() && !name.is_empty() => Ok(QualifiedName::new(schema, name)),
+        Some((schema, name)) if !schema.is_empty() && !name.is_empty() => {
+            Ok(QualifiedName::new(schema, name))
+        }
         _ => Err("expected schema.table".to_owned()),
     }
 }
@@ -55,7 +57,13 @@ pub async fn resync(session: Session, args: ResyncArgs) -> Result<ExitCode, CliE
                 Ok(ExitCode::SUCCESS)
             }
         },
-        None => Box::pin(run(session, BackfillArgs { tables: vec![args.table], force: true, no_slot: false })).await,
+        None => {
+            Box::pin(run(
+                session,
+                BackfillArgs { tables: vec![args.table], force: true, no_slot: false },
+            ))
+            .await
+        }
     }
 }
 
@@ -69,7 +77,10 @@ pub async fn pause(session: Session, is_paused: bool) -> Result<ExitCode, CliErr
             path.display()
         )));
     }
-    println!("{}", if is_paused { "copies are paused; `rhei resume` goes on" } else { "copies go on" });
+    println!(
+        "{}",
+        if is_paused { "copies are paused; `rhei resume` goes on" } else { "copies go on" }
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -94,7 +105,9 @@ pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliEr
     progress.finish().await;
     let in_error = copied?;
     if stop.is_cancelled() {
-        eprintln!("stopped; what is copied stays, and the next backfill, sync or run goes on from there");
+        eprintln!(
+            "stopped; what is copied stays, and the next backfill, sync or run goes on from there"
+        );
         return Ok(ExitCode::from(1));
     }
     println!("copied");

@@ -33,8 +33,19 @@ struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, level: Level, subject: impl Into<String>, what: impl Into<String>, mend: impl Into<String>) {
-        self.0.push(Finding { level, subject: subject.into(), what: what.into(), mend: mend.into() });
+    fn add(
+        &mut self,
+        level: Level,
+        subject: impl Into<String>,
+        what: impl Into<String>,
+        mend: impl Into<String>,
+    ) {
+        self.0.push(Finding {
+            level,
+            subject: subject.into(),
+            what: what.into(),
+            mend: mend.into(),
+        });
     }
 
     fn ok(&mut self, subject: &str, what: impl Into<String>) {
@@ -67,7 +78,12 @@ pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError
     }
     check_plans(&client, &session, &tables, &mut findings).await?;
     for blocker in catalog::blockers(&client).await? {
-        findings.add(Level::Warning, "open transactions", blocker, "slot creation waits for it to end");
+        findings.add(
+            Level::Warning,
+            "open transactions",
+            blocker,
+            "slot creation waits for it to end",
+        );
     }
     check_target(&session, &mut findings);
     Ok(print(&findings))
@@ -75,23 +91,33 @@ pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError
 
 async fn install_ddl_trigger(client: &SqlClient) -> Result<(), CliError> {
     let Err(error) = client.batch_execute(ddl_trigger::SQL).await else { return Ok(()) };
-    let reason = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
+    let reason =
+        error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
     let hint = error.as_db_error().and_then(|error| error.hint()).map_or_else(
         || "it takes a superuser; the SQL is in schemas/ddl_trigger.sql".to_owned(),
         |hint| format!("{hint}; the SQL is in schemas/ddl_trigger.sql"),
     );
-    Err(CliError::Failed(format!("the event trigger could not be installed: {reason}\nhint: {hint}")))
+    Err(CliError::Failed(format!(
+        "the event trigger could not be installed: {reason}\nhint: {hint}"
+    )))
 }
 
 async fn check_ddl_trigger(client: &SqlClient, findings: &mut Findings) -> Result<(), CliError> {
     const SUBJECT: &str = "event trigger";
     match ddl_trigger::look(client).await? {
-        DdlTrigger::Usable(_) => findings.ok(SUBJECT, "rhei_ddl describes schema changes in the stream"),
+        DdlTrigger::Usable(_) => {
+            findings.ok(SUBJECT, "rhei_ddl describes schema changes in the stream")
+        }
         DdlTrigger::Absent => {
-            findings.ok(SUBJECT, "not installed (--install-ddl-trigger); the catalogs are read instead");
+            findings.ok(
+                SUBJECT,
+                "not installed (--install-ddl-trigger); the catalogs are read instead",
+            );
         }
         DdlTrigger::Foreign { why } => {
-            let what = format!("rhei_ddl {why}: it is not listened to, and may do anything in the DDL of every role");
+            let what = format!(
+                "rhei_ddl {why}: it is not listened to, and may do anything in the DDL of every role"
+            );
             let mend = "as a superuser: DROP EVENT TRIGGER rhei_ddl, then rhei check --install-ddl-trigger";
             findings.add(Level::Error, SUBJECT, what, mend);
         }
@@ -103,10 +129,16 @@ async fn check_ddl_trigger(client: &SqlClient, findings: &mut Findings) -> Resul
     Ok(())
 }
 
-async fn check_server(client: &SqlClient, session: &Session, findings: &mut Findings) -> Result<(), CliError> {
+async fn check_server(
+    client: &SqlClient,
+    session: &Session,
+    findings: &mut Findings,
+) -> Result<(), CliError> {
     let server = catalog::server(client).await?;
     match slot::judge_server(&server) {
-        Ok(()) => findings.ok("server", format!("PostgreSQL {}, wal_level = logical", server.version)),
+        Ok(()) => {
+            findings.ok("server", format!("PostgreSQL {}, wal_level = logical", server.version))
+        }
         Err(error) => from_error(findings, "server", &error.to_string()),
     }
     if server.is_superuser || server.can_replicate {
@@ -125,7 +157,12 @@ async fn check_server(client: &SqlClient, session: &Session, findings: &mut Find
         // One for the stream, one for the snapshot of tables that come later.
         if max - used < 2 {
             let mend = format!("ALTER SYSTEM SET {name} = {}; then restart the source", used + 4);
-            findings.add(Level::Warning, name, format!("{used} of {max} are in use, and rhei needs 2"), mend);
+            findings.add(
+                Level::Warning,
+                name,
+                format!("{used} of {max} are in use, and rhei needs 2"),
+                mend,
+            );
         } else {
             findings.ok(name, format!("{used} of {max} in use"));
         }
@@ -134,12 +171,20 @@ async fn check_server(client: &SqlClient, session: &Session, findings: &mut Find
     match catalog::slot(client, name).await? {
         None => findings.ok("slot", format!("\"{name}\" will be made")),
         Some(found) if found.wal_status.as_deref() == Some("lost") => {
-            findings.add(Level::Error, "slot", format!("\"{name}\" is lost"), "rhei backfill --force");
+            findings.add(
+                Level::Error,
+                "slot",
+                format!("\"{name}\" is lost"),
+                "rhei backfill --force",
+            );
         }
         Some(found) => {
             let held = found.held_bytes.unwrap_or_default();
             let use_word = if found.active { "in use" } else { "not in use" };
-            findings.ok("slot", format!("\"{name}\" is there, {use_word}, and holds {held} bytes of WAL"));
+            findings.ok(
+                "slot",
+                format!("\"{name}\" is there, {use_word}, and holds {held} bytes of WAL"),
+            );
         }
     }
     Ok(())
@@ -205,7 +250,12 @@ async fn check_publication(
                 names.first().map_or_else(String::new, |name| quote_identifier(name)),
                 quote_table(table)
             );
-            findings.add(Level::Warning, table.to_string(), "is in [source] tables, but not published", mend);
+            findings.add(
+                Level::Warning,
+                table.to_string(),
+                "is in [source] tables, but not published",
+                mend,
+            );
         }
     }
     for table in catalog::unlogged_tables(client).await?.iter().filter(|table| is_wanted(table)) {
@@ -223,15 +273,24 @@ async fn check_publication(
 fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {
     let subject = table.name.to_string();
     // Partitions are read one by one, and what is granted on their root says nothing about them.
-    let leaves = table.leaves.iter().filter(|leaf| leaf.oid != table.oid).map(|leaf| (&leaf.name, leaf.can_select));
-    let unreadable =
-        std::iter::once((&table.name, table.can_select)).chain(leaves).filter(|(_, can_select)| !can_select);
+    let leaves = table
+        .leaves
+        .iter()
+        .filter(|leaf| leaf.oid != table.oid)
+        .map(|leaf| (&leaf.name, leaf.can_select));
+    let unreadable = std::iter::once((&table.name, table.can_select))
+        .chain(leaves)
+        .filter(|(_, can_select)| !can_select);
     for (name, _) in unreadable {
         let (schema, role) = (quote_identifier(&name.schema), quote_identifier(user));
-        let mend = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {} TO {role}", quote_table(name));
+        let mend = format!(
+            "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {} TO {role}",
+            quote_table(name)
+        );
         findings.add(Level::Error, name.to_string(), format!("\"{user}\" may not read it"), mend);
     }
-    let identity = |to: &str| format!("ALTER TABLE {} REPLICA IDENTITY {to}", quote_table(&table.name));
+    let identity =
+        |to: &str| format!("ALTER TABLE {} REPLICA IDENTITY {to}", quote_table(&table.name));
     match catalog::key_of(table) {
         SourceKey::Columns(_) => {}
         SourceKey::WholeRow => findings.add(
@@ -262,8 +321,10 @@ async fn check_plans(
     tables: &[SourceTable],
     findings: &mut Findings,
 ) -> Result<(), CliError> {
-    let oids: BTreeSet<u32> =
-        tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)).collect();
+    let oids: BTreeSet<u32> = tables
+        .iter()
+        .flat_map(|table| table.columns.iter().map(|column| column.type_oid))
+        .collect();
     let types = catalog::types(client, &oids.into_iter().collect::<Vec<_>>()).await?;
     let settings = session.table_settings();
     let mut by_age: Vec<&SourceTable> = tables.iter().collect();
@@ -272,7 +333,8 @@ async fn check_plans(
     for table in by_age {
         let subject = table.name.to_string();
         let settings = settings.get(&subject).cloned().unwrap_or_default();
-        let options = PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
+        let options =
+            PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
         let spec = match plan(table, &types, options) {
             Ok(spec) => spec,
             Err(error) => {
@@ -282,12 +344,25 @@ async fn check_plans(
         };
         let target = target_name(&spec.target, &mut taken);
         if target != spec.target {
-            let what = format!("will be called {target}: DuckDB does not tell case apart, and the name is taken");
-            findings.add(Level::Warning, &subject, what, format!("[tables.\"{subject}\"] target = \"..\""));
+            let what = format!(
+                "will be called {target}: DuckDB does not tell case apart, and the name is taken"
+            );
+            findings.add(
+                Level::Warning,
+                &subject,
+                what,
+                format!("[tables.\"{subject}\"] target = \"..\""),
+            );
         }
         for column in spec.columns.iter().filter(|column| column.target_name != column.name) {
-            let what = format!("column \"{}\" will be called \"{}\"", column.name, column.target_name);
-            findings.add(Level::Warning, &subject, what, "the name is taken, as DuckDB does not tell case apart");
+            let what =
+                format!("column \"{}\" will be called \"{}\"", column.name, column.target_name);
+            findings.add(
+                Level::Warning,
+                &subject,
+                what,
+                "the name is taken, as DuckDB does not tell case apart",
+            );
         }
     }
     Ok(())
@@ -304,11 +379,15 @@ fn check_target(session: &Session, findings: &mut Findings) {
     }
     match DuckDb::look(&target.path) {
         Ok(Some((state, _))) => {
-            findings.ok("target", format!("{} is a copy at {}", target.path.display(), state.pipeline.checkpoint.lsn));
+            findings.ok(
+                "target",
+                format!("{} is a copy at {}", target.path.display(), state.pipeline.checkpoint.lsn),
+            );
         }
-        Ok(None) => {
-            findings.ok("target", format!("{} is a DuckDB file that rhei has not written to", target.path.display()))
-        }
+        Ok(None) => findings.ok(
+            "target",
+            format!("{} is a DuckDB file that rhei has not written to", target.path.display()),
+        ),
         Err(error) => from_error(findings, "target", &error.to_string()),
     }
 }

@@ -38,11 +38,15 @@ pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliErr
         },
         None => {
             if DuckDb::look(&path)?.is_none() {
-                return Err(CliError::Failed(format!("{} is not a copy that rhei made", path.display())));
+                return Err(CliError::Failed(format!(
+                    "{} is not a copy that rhei made",
+                    path.display()
+                )));
             }
             let work = tokio::task::spawn_blocking(move || DuckDb::open(&target)?.compact());
-            let compacted =
-                shown(&path, is_quiet, work).await.map_err(|lost| EngineError::lost("compacting", lost))??;
+            let compacted = shown(&path, is_quiet, work)
+                .await
+                .map_err(|lost| EngineError::lost("compacting", lost))??;
             serde_json::to_value(compacted)
                 .map_err(|error| CliError::Failed(format!("the result cannot be shown: {error}")))?
         }
@@ -67,8 +71,13 @@ async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) ->
             bar.finish_and_clear();
             return done;
         }
-        let (written, old) = (written_beside(path), fs::metadata(path).map_or(0, |file| file.len()));
-        bar.set_message(format!("{} written; the old file has {}", HumanBytes(written), HumanBytes(old)));
+        let (written, old) =
+            (written_beside(path), fs::metadata(path).map_or(0, |file| file.len()));
+        bar.set_message(format!(
+            "{} written; the old file has {}",
+            HumanBytes(written),
+            HumanBytes(old)
+        ));
         bar.tick();
         if bar.is_hidden() && last_line.elapsed() >= PAUSE {
             last_line = Instant::now();
@@ -78,7 +87,8 @@ async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) ->
 }
 
 fn print_text(compacted: &Value) {
-    let bytes = |side: &str, name: &str| HumanBytes(compacted[side][name].as_u64().unwrap_or_default());
+    let bytes =
+        |side: &str, name: &str| HumanBytes(compacted[side][name].as_u64().unwrap_or_default());
     let rows = compacted["rows"].as_u64().unwrap_or_default();
     let stored = compacted["before"]["stored_rows"].as_u64().unwrap_or_default().max(1);
     let dead = 100.0 * stored.saturating_sub(rows) as f64 / stored as f64;

@@ -53,7 +53,8 @@ impl Throwaway {
         std::fs::create_dir_all(&folder)
             .map_err(|error| failed(format!("cannot make {}: {error}", folder.display())))?;
         // initdb refuses to run as root.
-        let as_postgres = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+        let as_postgres = std::fs::metadata("/proc/self")
+            .is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
         if as_postgres {
             run(Command::new("chown").arg("postgres").arg(&folder), "chown")?;
         }
@@ -108,13 +109,17 @@ impl Throwaway {
 impl Drop for Throwaway {
     fn drop(&mut self) {
         let data = self.folder.join("data");
-        let _ = run(self.command("pg_ctl").arg("-D").arg(&data).args(["-m", "immediate", "-w", "stop"]), "pg_ctl stop");
+        let _ = run(
+            self.command("pg_ctl").arg("-D").arg(&data).args(["-m", "immediate", "-w", "stop"]),
+            "pg_ctl stop",
+        );
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
 fn find_postgres() -> Result<PathBuf, CliError> {
-    let has_initdb = |folder: &Path| folder.join("initdb").exists() && folder.join("pg_ctl").exists();
+    let has_initdb =
+        |folder: &Path| folder.join("initdb").exists() && folder.join("pg_ctl").exists();
     let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -165,7 +170,8 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
     let target = PathBuf::from("demo.duckdb");
     for old in [target.clone(), PathBuf::from("demo.duckdb.wal")] {
         if old.exists() {
-            std::fs::remove_file(&old).map_err(|error| failed(format!("cannot replace {}: {error}", old.display())))?;
+            std::fs::remove_file(&old)
+                .map_err(|error| failed(format!("cannot replace {}: {error}", old.display())))?;
         }
     }
     println!("1. a throwaway Postgres with a shop in it");
@@ -173,7 +179,10 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
     let server = Throwaway::start()?;
     let source = SourceOptions::parse(&server.url(), &Environment::default())?;
     let client = connect_sql(&source, "demo").await?;
-    client.batch_execute("SET search_path = public").await.map_err(crate::source::SourceError::from)?;
+    client
+        .batch_execute("SET search_path = public")
+        .await
+        .map_err(crate::source::SourceError::from)?;
     let load = async {
         client.batch_execute(SCHEMA).await?;
         client.batch_execute(LOAD).await?;
@@ -183,7 +192,11 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         () = stop.cancelled() => return Ok(ExitCode::from(130)),
         loaded = load => loaded.map_err(crate::source::SourceError::from)?,
     }
-    println!("   {} rows in {:.1} s", thousands(count_rows(&client).await?), started.elapsed().as_secs_f64());
+    println!(
+        "   {} rows in {:.1} s",
+        thousands(count_rows(&client).await?),
+        started.elapsed().as_secs_f64()
+    );
 
     println!("2. a writer begins, rhei copies and follows");
     let (events, mut heard) = mpsc::unbounded_channel();
@@ -303,7 +316,11 @@ async fn follow(
             streaming_since = Some(Instant::now());
             let copied = seen.copied.load(Ordering::Relaxed);
             bar.suspend(|| {
-                println!("   copied {} rows in {:.1} s", thousands(copied), copying.elapsed().as_secs_f64());
+                println!(
+                    "   copied {} rows in {:.1} s",
+                    thousands(copied),
+                    copying.elapsed().as_secs_f64()
+                );
             });
         }
         match streaming_since {
@@ -339,9 +356,16 @@ async fn follow(
 }
 
 /// Writes until `stop`, one source transaction after the other.
-async fn write(source: SourceOptions, stop: CancellationToken, written: Arc<AtomicU64>) -> Result<(), CliError> {
+async fn write(
+    source: SourceOptions,
+    stop: CancellationToken,
+    written: Arc<AtomicU64>,
+) -> Result<(), CliError> {
     let client = connect_sql(&source, "demo writer").await?;
-    client.batch_execute("SET search_path = public").await.map_err(crate::source::SourceError::from)?;
+    client
+        .batch_execute("SET search_path = public")
+        .await
+        .map_err(crate::source::SourceError::from)?;
     while !stop.is_cancelled() {
         client.batch_execute(WRITES).await.map_err(crate::source::SourceError::from)?;
         written.fetch_add(1, Ordering::Relaxed);
@@ -361,7 +385,8 @@ async fn count_rows(client: &tokio_postgres::Client) -> Result<u64, CliError> {
 /// Asks each question of both sides; says whether all answers were equal.
 async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool, CliError> {
     let copy = ::duckdb::Connection::open(target).map_err(crate::target::TargetError::from)?;
-    copy.execute_batch("SET TimeZone = 'UTC'; SET search_path = 'public'").map_err(crate::target::TargetError::from)?;
+    copy.execute_batch("SET TimeZone = 'UTC'; SET search_path = 'public'")
+        .map_err(crate::target::TargetError::from)?;
     let mut all_equal = true;
     for (number, question) in QUERIES.split("-- name:").skip(1).enumerate() {
         let (name, sql) = question.split_once('\n').unwrap_or((question, ""));
@@ -373,7 +398,8 @@ async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool
         let (header, ours) = ask_duckdb(&copy, sql)?;
         let duckdb_time = started.elapsed();
         if number == 0
-            && let Some(since) = std::env::var("RHEI_DEMO_STARTED_AT").ok().and_then(|text| text.parse::<u64>().ok())
+            && let Some(since) =
+                std::env::var("RHEI_DEMO_STARTED_AT").ok().and_then(|text| text.parse::<u64>().ok())
         {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
             println!("   (first query {} s after `make demo`)", now.saturating_sub(since));
@@ -419,7 +445,9 @@ fn ask_duckdb(copy: &::duckdb::Connection, sql: &str) -> Result<(Vec<String>, An
         let names = rows.as_ref().map(|statement| statement.column_names()).unwrap_or_default();
         let mut answer = Vec::new();
         while let Some(row) = rows.next()? {
-            answer.push((0..names.len()).map(|column| row.get(column)).collect::<Result<Vec<_>, _>>()?);
+            answer.push(
+                (0..names.len()).map(|column| row.get(column)).collect::<Result<Vec<_>, _>>()?,
+            );
         }
         Ok::<_, ::duckdb::Error>((names, answer))
     };

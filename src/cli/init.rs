@@ -22,16 +22,27 @@ pub struct InitArgs {
 pub async fn run(session: Session, args: InitArgs) -> Result<ExitCode, CliError> {
     let path = &args.output;
     if path.exists() && !args.force {
-        return Err(CliError::Failed(format!("{} is there already\nhint: --force replaces it", path.display())));
+        return Err(CliError::Failed(format!(
+            "{} is there already\nhint: --force replaces it",
+            path.display()
+        )));
     }
     let source = session.source()?;
     let client = connect_sql(&source, "init").await?;
     let tables = catalog::all_tables(&client).await?;
-    let mut text = String::from("# Settings of rhei; rhei.toml.example explains every key.\n\n[source]\n");
-    text.push_str("# The password stays outside of this file: PGPASSWORD, ~/.pgpass or PGSERVICE.\n");
-    let target = session.config.target_path.clone().unwrap_or_else(|| format!("{}.duckdb", source.database()).into());
+    let mut text =
+        String::from("# Settings of rhei; rhei.toml.example explains every key.\n\n[source]\n");
+    text.push_str(
+        "# The password stays outside of this file: PGPASSWORD, ~/.pgpass or PGSERVICE.\n",
+    );
+    let target = session
+        .config
+        .target_path
+        .clone()
+        .unwrap_or_else(|| format!("{}.duckdb", source.database()).into());
     let _ = writeln!(text, "url = {}", quoted(&source.url_without_password()));
-    let publications: Vec<String> = session.config.publications.iter().map(|name| quoted(name)).collect();
+    let publications: Vec<String> =
+        session.config.publications.iter().map(|name| quoted(name)).collect();
     let publications = match publications.as_slice() {
         [one] => one.clone(),
         several => format!("[{}]", several.join(", ")),
@@ -41,17 +52,26 @@ pub async fn run(session: Session, args: InitArgs) -> Result<ExitCode, CliError>
     text.push_str("tables = [\n");
     for table in &tables {
         let note = match catalog::key_of(table) {
-            catalog::SourceKey::AppendOnly => " # no replica identity: PostgreSQL will refuse UPDATE and DELETE",
+            catalog::SourceKey::AppendOnly => {
+                " # no replica identity: PostgreSQL will refuse UPDATE and DELETE"
+            }
             catalog::SourceKey::WholeRow => " # no key: exact, but slower",
             catalog::SourceKey::Columns(_) => "",
         };
         let _ = writeln!(text, "    {},{note}", quoted(&table.name.to_string()));
     }
-    let _ =
-        write!(text, "]\n\n[target]\npath = {}\n\n[sync]\ninterval = \"1s\"\n", quoted(&target.display().to_string()));
+    let _ = write!(
+        text,
+        "]\n\n[target]\npath = {}\n\n[sync]\ninterval = \"1s\"\n",
+        quoted(&target.display().to_string())
+    );
     std::fs::write(path, text)
         .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", path.display())))?;
-    println!("wrote {} for {} tables; next: rhei check, then rhei sync", path.display(), tables.len());
+    println!(
+        "wrote {} for {} tables; next: rhei check, then rhei sync",
+        path.display(),
+        tables.len()
+    );
     Ok(ExitCode::SUCCESS)
 }
 

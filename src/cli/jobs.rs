@@ -24,7 +24,9 @@ pub async fn run(session: Session, args: JobsArgs) -> Result<ExitCode, CliError>
     let path = session.target()?.path;
     let jobs = match control::ask(&path, "jobs").await {
         Some(answer) => match answer["error"].as_str() {
-            Some(error) => return Err(CliError::Failed(format!("the running replicator answered: {error}"))),
+            Some(error) => {
+                return Err(CliError::Failed(format!("the running replicator answered: {error}")));
+            }
             None => answer,
         },
         None => serde_json::to_value(DuckDb::look_at_jobs(&path)?)
@@ -60,7 +62,8 @@ fn print_text(jobs: &Value, with_done: bool) {
             Some(next) => format!("{} pages {}..{next}", text(&payload["from"]), pages[0]),
             None => format!("{} pages {}..", text(&payload["from"]), pages[0]),
         };
-        let seconds = job["seconds"].as_f64().map_or_else(String::new, |seconds| format!("{seconds:.2}"));
+        let seconds =
+            job["seconds"].as_f64().map_or_else(String::new, |seconds| format!("{seconds:.2}"));
         table.add_row([
             text(&job["id"]),
             text(&job["type"]),
@@ -75,6 +78,7 @@ fn print_text(jobs: &Value, with_done: bool) {
     if table.row_iter().next().is_some() {
         println!("{table}");
     }
-    let counts: Vec<String> = counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
+    let counts: Vec<String> =
+        counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
     println!("{}", if counts.is_empty() { "no jobs".to_owned() } else { counts.join(", ") });
 }

@@ -105,13 +105,19 @@ enum Command {
     #[command(after_help = "Example:\n  rhei resume")]
     Resume,
     /// List the pieces of copies: what is open, what failed and why
-    #[command(after_help = "Examples:\n  rhei jobs\n  rhei jobs --all\n  rhei jobs --json | jq '.[] | select(.error)'")]
+    #[command(
+        after_help = "Examples:\n  rhei jobs\n  rhei jobs --all\n  rhei jobs --json | jq '.[] | select(.error)'"
+    )]
     Jobs(jobs::JobsArgs),
     /// Write the file anew without what deletes left behind, also while a replicator runs
-    #[command(after_help = "Examples:\n  rhei compact\n  rhei compact --json | jq .after.file_bytes")]
+    #[command(
+        after_help = "Examples:\n  rhei compact\n  rhei compact --json | jq .after.file_bytes"
+    )]
     Compact(compact::CompactArgs),
     /// Write a commented rhei.toml from what is found at the source
-    #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop --target shop.duckdb")]
+    #[command(
+        after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop --target shop.duckdb"
+    )]
     Init(init::InitArgs),
     /// A throwaway Postgres, live writes, replication and queries; nothing to configure
     #[command(after_help = "Example:\n  rhei demo --seconds 60")]
@@ -158,7 +164,11 @@ impl Session {
         SourceOptions::parse(url, &environment).map_err(|error| match error {
             crate::source::connect::ConnectError::NoSource => ConfigError::NoSource.into(),
             error @ crate::source::connect::ConnectError::Invalid { .. } => {
-                ConfigError::Environment { variable: "source URL".to_owned(), reason: error.to_string() }.into()
+                ConfigError::Environment {
+                    variable: "source URL".to_owned(),
+                    reason: error.to_string(),
+                }
+                .into()
             }
             error => error.into(),
         })
@@ -179,12 +189,14 @@ impl Session {
         for (name, section) in &self.config.table_settings {
             let target = section.target.as_ref().map(|target| match target.split_once('.') {
                 Some((schema, name)) => QualifiedName::new(schema, name),
-                None => QualifiedName::new(name.split_once('.').map_or("main", |(schema, _)| schema), target.clone()),
+                None => QualifiedName::new(
+                    name.split_once('.').map_or("main", |(schema, _)| schema),
+                    target.clone(),
+                ),
             });
-            let types = section
-                .columns
-                .iter()
-                .filter_map(|(column, section)| Some((column.clone(), section.duckdb_type.clone()?)));
+            let types = section.columns.iter().filter_map(|(column, section)| {
+                Some((column.clone(), section.duckdb_type.clone()?))
+            });
             let settings = TableSettings {
                 target,
                 exclude_columns: section.exclude_columns.clone(),
@@ -216,7 +228,8 @@ impl Session {
             interval: config.interval,
             max_batch_rows: config.max_batch_rows,
             memory_limit_bytes: config.memory_limit.0,
-            null_unrepresentable: config.on_unrepresentable == crate::config::OnUnrepresentable::Null,
+            null_unrepresentable: config.on_unrepresentable
+                == crate::config::OnUnrepresentable::Null,
             trust_widening: config.trust_widening,
             catalog_interval: config.catalog_interval,
             workers: config.workers,
@@ -246,7 +259,8 @@ impl Session {
 fn stop_on_signal() -> CancellationToken {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return stop;
     };
@@ -280,7 +294,9 @@ fn report_paused(paused: &[(String, String)]) -> Result<ExitCode, CliError> {
 /// The whole program.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("error: rhei met a bug of its own: {panic}\nhint: nothing committed is lost; please report this");
+        eprintln!(
+            "error: rhei met a bug of its own: {panic}\nhint: nothing committed is lost; please report this"
+        );
     }));
     crate::failpoint::begin();
     let cli = match Cli::try_parse() {
@@ -343,9 +359,14 @@ fn start_logs(args: &GlobalArgs) {
         _ => "warn,rhei=info",
     };
     let filter = EnvFilter::try_from_env("RHEI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     match args.log_format {
-        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => {
+            logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+        }
         LogFormat::Json => logs.json().init(),
     }
 }

@@ -60,8 +60,10 @@ impl Bars {
             is_open
         });
         for (table, progress) in &tables {
-            let bar =
-                self.tables.entry(table.clone()).or_insert_with(|| self.all.insert_before(&self.total, bar(table)));
+            let bar = self
+                .tables
+                .entry(table.clone())
+                .or_insert_with(|| self.all.insert_before(&self.total, bar(table)));
             set(bar, progress);
         }
         if tables.is_empty() {
@@ -75,7 +77,9 @@ impl Bars {
 fn bar(name: &str) -> ProgressBar {
     let bar = ProgressBar::new(0);
     let style = "{msg:30!} {bar:30} {human_pos}/{human_len} rows, {prefix}";
-    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_style(
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
     bar.set_message(name.to_owned());
     bar
 }
@@ -97,9 +101,13 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: Board, has_bar
     while let Some(event) = heard.recv().await {
         match event {
             Event::WaitingForTransactions { what } => {
-                tracing::info!("waiting for transactions at the source that are still open: {what}");
+                tracing::info!(
+                    "waiting for transactions at the source that are still open: {what}"
+                );
             }
-            Event::CopyStarted { table, estimated_rows } => tracing::debug!(table, estimated_rows, "copying"),
+            Event::CopyStarted { table, estimated_rows } => {
+                tracing::debug!(table, estimated_rows, "copying")
+            }
             Event::CopyProgress => match &mut bars {
                 Some(bars) => bars.show(&board),
                 None if last_line.elapsed() >= PAUSE => {
@@ -108,7 +116,14 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: Board, has_bar
                     let seconds_left = total.seconds_left.map(f64::round);
                     let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
                     let (rows, of_about) = (total.rows, total.estimated_rows);
-                    tracing::info!(tables = tables.len(), rows, of_about, mb_per_second, seconds_left, "copying");
+                    tracing::info!(
+                        tables = tables.len(),
+                        rows,
+                        of_about,
+                        mb_per_second,
+                        seconds_left,
+                        "copying"
+                    );
                 }
                 None => {}
             },
@@ -123,7 +138,13 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: Board, has_bar
             Event::CopyFailed { table, reason } => tracing::error!(table, reason, "not copied"),
             Event::Nulled { table, nulled } => {
                 let (column, values, first) = (nulled.column, nulled.values, nulled.first);
-                tracing::warn!(table, column, values, first, "values that DuckDB has no room for were stored as NULL");
+                tracing::warn!(
+                    table,
+                    column,
+                    values,
+                    first,
+                    "values that DuckDB has no room for were stored as NULL"
+                );
             }
             Event::Streaming { checkpoint } => tracing::info!(%checkpoint, "following the source"),
             Event::Cycle(report) => {

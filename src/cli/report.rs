@@ -30,13 +30,18 @@ pub fn rendered(error: &dyn Error) -> String {
         let first = lines.next().unwrap_or_default().to_owned();
         if primary.is_empty() {
             primary = first;
-        } else if !primary.contains(&first) && !details.iter().any(|detail| detail.contains(&first)) {
+        } else if !primary.contains(&first) && !details.iter().any(|detail| detail.contains(&first))
+        {
             details.push(first);
         }
         for line in lines {
             match (line.strip_prefix("hint: "), line.strip_prefix("detail: ")) {
-                (Some(hint), _) if !hints.iter().any(|known| known == hint) => hints.push(hint.to_owned()),
-                (None, Some(detail)) if !details.iter().any(|known| known == detail) => details.push(detail.to_owned()),
+                (Some(hint), _) if !hints.iter().any(|known| known == hint) => {
+                    hints.push(hint.to_owned())
+                }
+                (None, Some(detail)) if !details.iter().any(|known| known == detail) => {
+                    details.push(detail.to_owned())
+                }
                 (None, None) => details.push(line.to_owned()),
                 _ => {}
             }

@@ -35,8 +35,9 @@ pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliErro
             answer
         }
         None => {
-            let (state, space) = DuckDb::look(&path)?
-                .ok_or_else(|| CliError::Failed(format!("{} is not a copy that rhei made", path.display())))?;
+            let (state, space) = DuckDb::look(&path)?.ok_or_else(|| {
+                CliError::Failed(format!("{} is not a copy that rhei made", path.display()))
+            })?;
             let mut status = control::describe(&state, space, &control::Figures::default());
             status["replicator"] = json!("stopped");
             status
@@ -96,14 +97,22 @@ fn print_text(status: &Value) {
         bytes("log_bytes")
     );
     if let Some(lag) = status["source"]["lag_bytes"].as_u64() {
-        println!("behind       {lag} bytes of WAL; the slot holds {} bytes", text(&status["source"]["wal_held_bytes"]));
+        println!(
+            "behind       {lag} bytes of WAL; the slot holds {} bytes",
+            text(&status["source"]["wal_held_bytes"])
+        );
     }
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["table", "state", "rows copied", "note"]);
     for stored in status["tables"].as_array().into_iter().flatten() {
         let note = stored["error"].as_str().unwrap_or_default().to_owned();
-        table.add_row([text(&stored["source"]), text(&stored["state"]), text(&stored["copied_rows"]), note]);
+        table.add_row([
+            text(&stored["source"]),
+            text(&stored["state"]),
+            text(&stored["copied_rows"]),
+            note,
+        ]);
     }
     println!("{table}");
     for (relation, left_out) in status["left_out"].as_object().into_iter().flatten() {

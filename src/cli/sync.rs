@@ -14,12 +14,19 @@ pub async fn run(session: Session) -> Result<ExitCode, CliError> {
     progress.finish().await;
     let report = report?;
     if report.is_stopped {
-        eprintln!("stopped before the end; nothing is lost, the next sync goes on at {}", report.checkpoint);
+        eprintln!(
+            "stopped before the end; nothing is lost, the next sync goes on at {}",
+            report.checkpoint
+        );
         return Ok(ExitCode::from(1));
     }
     println!(
         "caught up at {}: {} source transactions, {} rows inserted, {} updated, {} deleted",
-        report.checkpoint, report.source_transactions, report.inserted, report.updated, report.deleted
+        report.checkpoint,
+        report.source_transactions,
+        report.inserted,
+        report.updated,
+        report.deleted
     );
     super::report_paused(&report.in_error)
 }

@@ -117,7 +117,9 @@ pub async fn attach<T: OlapEngine + 'static>(
             verify(options, &source, &state.pipeline).await?;
             let mut source = source;
             slot::judge_failover(options.failover_slot, &source.server)?;
-            if options.failover_slot && !catalog::is_failover_slot(&source.sql, &options.slot).await? {
+            if options.failover_slot
+                && !catalog::is_failover_slot(&source.sql, &options.slot).await?
+            {
                 source.replication.make_failover(&options.slot).await?;
                 tracing::info!(slot = options.slot, "standbys may keep the slot from now on");
             }
@@ -149,10 +151,14 @@ async fn connect(options: &Options) -> Result<Source, EngineError> {
 async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationInfo, EngineError> {
     if catalog::publication(sql, &options.publications).await?.is_none() {
         let [name] = options.publications.as_slice() else {
-            return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
+            return Err(slot::SlotError::PublicationMissing {
+                names: options.publications.clone(),
+            }
+            .into());
         };
         let candidates = catalog::candidate_tables(sql).await?;
-        let chosen: Vec<QualifiedName> = candidates.into_iter().filter(|table| is_wanted(options, table)).collect();
+        let chosen: Vec<QualifiedName> =
+            candidates.into_iter().filter(|table| is_wanted(options, table)).collect();
         if chosen.is_empty() {
             // It would hold the first table that comes, and none of those after it.
             return Err(EngineError::Setup(no_tables(options).to_string()));
@@ -163,7 +169,9 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
         tracing::info!(publication = name, tables = chosen.len(), "publication created");
     }
     let Some(info) = catalog::publication(sql, &options.publications).await? else {
-        return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
+        return Err(
+            slot::SlotError::PublicationMissing { names: options.publications.clone() }.into()
+        );
     };
     slot::judge_publication(&info)?;
     judge_column_lists(options, sql).await?;
@@ -179,7 +187,8 @@ async fn judge_column_lists(options: &Options, sql: &SqlClient) -> Result<(), En
 
 /// Whether the settings choose a table.
 pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
-    let is_included = options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
+    let is_included =
+        options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
     is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
 }
 
@@ -190,7 +199,11 @@ pub fn no_tables(options: &Options) -> EngineError {
 }
 
 /// A file that rhei made stands against the source: same cluster, same history, a slot that still has all we need.
-async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Result<(), EngineError> {
+async fn verify(
+    options: &Options,
+    source: &Source,
+    pipeline: &Pipeline,
+) -> Result<(), EngineError> {
     if pipeline.slot != options.slot {
         return Err(EngineError::Setup(format!(
             "{} follows slot \"{}\", but the settings name \"{}\"\nhint: name the old slot in [source] slot, or give the \
@@ -215,7 +228,13 @@ async fn verify(options: &Options, source: &Source, pipeline: &Pipeline) -> Resu
     let waiting_since = tokio::time::Instant::now();
     loop {
         let found = catalog::slot(&source.sql, &options.slot).await?;
-        match slot::judge_slot(found.as_ref(), &options.slot, &source.server.database, checkpoint, flush) {
+        match slot::judge_slot(
+            found.as_ref(),
+            &options.slot,
+            &source.server.database,
+            checkpoint,
+            flush,
+        ) {
             Err(error @ slot::SlotError::Active { .. }) => {
                 // The walsender of a reader that was killed lingers for a moment (trap 30).
                 if waiting_since.elapsed() >= SLOT_BUSY {
@@ -255,7 +274,9 @@ async fn resume<T: OlapEngine + 'static>(
     catalog::begin_moment(&source.sql).await?;
     let info = catalog::publication(&source.sql, &options.publications).await?;
     let Some(info) = info else {
-        return Err(slot::SlotError::PublicationMissing { names: options.publications.clone() }.into());
+        return Err(
+            slot::SlotError::PublicationMissing { names: options.publications.clone() }.into()
+        );
     };
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
@@ -266,7 +287,8 @@ async fn resume<T: OlapEngine + 'static>(
     let types = types_of(&source.sql, &published).await?;
     catalog::end_moment(&source.sql).await?;
     if let CopyAgain::Tables(names) = again
-        && let Some(missing) = names.iter().find(|name| !published.iter().any(|table| table.name == **name))
+        && let Some(missing) =
+            names.iter().find(|name| !published.iter().any(|table| table.name == **name))
     {
         return Err(EngineError::Setup(format!(
             "no such table: {missing}\ndetail: It is not among the tables that publication {} brings here.\nhint: see \
@@ -274,8 +296,10 @@ async fn resume<T: OlapEngine + 'static>(
             options.publications.join(", ")
         )));
     }
-    let mut by_oid: BTreeMap<u32, StoredTable> = stored.into_iter().map(|table| (table.oid, table)).collect();
-    let (mut changed, mut to_copy, mut abandoned) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut by_oid: BTreeMap<u32, StoredTable> =
+        stored.into_iter().map(|table| (table.oid, table)).collect();
+    let (mut changed, mut to_copy, mut abandoned) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let present: BTreeSet<u32> = published.iter().map(|table| table.oid).collect();
     for stored in by_oid.values_mut() {
         let is_gone = !present.contains(&stored.oid);
@@ -295,9 +319,10 @@ async fn resume<T: OlapEngine + 'static>(
             None => true,
             Some(stored) if stored.has_shadow => {
                 // A shadow has the name and the columns that it was begun with.
-                let is_renamed =
-                    stored.source != table.name || targets.get(&table.oid).is_some_and(|name| *name != stored.target);
-                let is_other = is_asked || is_renamed || wants_another_copy(options, table, stored, &types);
+                let is_renamed = stored.source != table.name
+                    || targets.get(&table.oid).is_some_and(|name| *name != stored.target);
+                let is_other =
+                    is_asked || is_renamed || wants_another_copy(options, table, stored, &types);
                 if is_other {
                     abandoned.insert(table.oid);
                 }
@@ -320,7 +345,9 @@ async fn resume<T: OlapEngine + 'static>(
     }
     for &oid in &abandoned {
         writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
-        if let Some(stored) = by_oid.get_mut(&oid).filter(|stored| stored.state != TableState::Dropped) {
+        if let Some(stored) =
+            by_oid.get_mut(&oid).filter(|stored| stored.state != TableState::Dropped)
+        {
             (stored.state, stored.has_shadow) = (TableState::Resync, false);
         }
     }
@@ -328,14 +355,16 @@ async fn resume<T: OlapEngine + 'static>(
     pipeline.publication_fingerprint = info.fingerprint;
     // What is to be copied again is marked before anything is done about it, so that a crash does not forget it.
     for oid in &to_copy {
-        if let Some(stored) =
-            by_oid.get_mut(oid).filter(|stored| matches!(stored.state, TableState::Live | TableState::Error(_)))
+        if let Some(stored) = by_oid
+            .get_mut(oid)
+            .filter(|stored| matches!(stored.state, TableState::Live | TableState::Error(_)))
         {
             stored.state = TableState::Resync;
             changed.insert(*oid);
         }
     }
-    let mut rows: Vec<StoredTable> = changed.iter().filter_map(|oid| by_oid.get(oid).cloned()).collect();
+    let mut rows: Vec<StoredTable> =
+        changed.iter().filter_map(|oid| by_oid.get(oid).cloned()).collect();
     let is_new = |table: &&SourceTable| !by_oid.contains_key(&table.oid);
     rows.extend(published.iter().filter(is_new).map(|table| pending(table, &targets)));
     save(writer, &pipeline, rows).await?;
@@ -388,8 +417,13 @@ async fn rename<T: OlapEngine + 'static>(
 ) -> Result<(), EngineError> {
     let mut moves = Vec::new();
     for table in published {
-        let (Some(stored), Some(target)) = (by_oid.get_mut(&table.oid), targets.get(&table.oid)) else { continue };
-        if stored.state == TableState::Dropped || (stored.source == table.name && stored.target == *target) {
+        let (Some(stored), Some(target)) = (by_oid.get_mut(&table.oid), targets.get(&table.oid))
+        else {
+            continue;
+        };
+        if stored.state == TableState::Dropped
+            || (stored.source == table.name && stored.target == *target)
+        {
             continue;
         }
         tracing::info!(from = %stored.source, to = %table.name, target = %target, "table renamed");
@@ -406,7 +440,8 @@ pub fn target_names(
     published: &[(u32, QualifiedName)],
     stored: &BTreeMap<u32, StoredTable>,
 ) -> BTreeMap<u32, QualifiedName> {
-    let wanted = |name: &QualifiedName| table_settings(options, name).target.unwrap_or_else(|| name.clone());
+    let wanted =
+        |name: &QualifiedName| table_settings(options, name).target.unwrap_or_else(|| name.clone());
     let kept = |oid: u32, name: &QualifiedName| {
         let stored = stored.get(&oid).filter(|stored| stored.state != TableState::Dropped)?;
         tables::is_name_for(&stored.target, &wanted(name)).then(|| stored.target.clone())
@@ -437,9 +472,15 @@ pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings
 
 /// Whether the settings ask for another copy than there is: other columns, or other types. A change of shape at the
 /// source is no reason: the stream will come to it.
-fn wants_another_copy(options: &Options, table: &SourceTable, stored: &StoredTable, types: &TypeCatalog) -> bool {
+fn wants_another_copy(
+    options: &Options,
+    table: &SourceTable,
+    stored: &StoredTable,
+    types: &TypeCatalog,
+) -> bool {
     let settings = table_settings(options, &table.name);
-    let plan_options = PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
+    let plan_options =
+        PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
     let is_paused = matches!(stored.state, TableState::Error(_));
     // A value that may become NULL by now is no reason to stay paused.
     if let TableState::Error(pause) = &stored.state
@@ -454,11 +495,14 @@ fn wants_another_copy(options: &Options, table: &SourceTable, stored: &StoredTab
         Ok(spec) => {
             let is_other = |stored: &crate::target::StoredColumn| {
                 spec.columns.iter().any(|column| {
-                    (column.attnum, column.type_oid, column.typmod) == (stored.attnum, stored.type_oid, stored.typmod)
+                    (column.attnum, column.type_oid, column.typmod)
+                        == (stored.attnum, stored.type_oid, stored.typmod)
                         && column.mapping != stored.mapping
                 })
             };
-            stored.columns.is_empty() || spec.excluded != stored.excluded || stored.columns.iter().any(is_other)
+            stored.columns.is_empty()
+                || spec.excluded != stored.excluded
+                || stored.columns.iter().any(is_other)
         }
     }
 }
@@ -492,7 +536,11 @@ async fn create<T: OlapEngine + 'static>(
         if found.active {
             // As in `verify`.
             if waiting_since.elapsed() >= SLOT_BUSY {
-                return Err(slot::SlotError::Active { slot: options.slot.clone(), pid: found.active_pid }.into());
+                return Err(slot::SlotError::Active {
+                    slot: options.slot.clone(),
+                    pid: found.active_pid,
+                }
+                .into());
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
@@ -501,7 +549,9 @@ async fn create<T: OlapEngine + 'static>(
         source.replication.drop_slot(&options.slot).await?;
     }
     if matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) && before.is_some() {
-        tracing::warn!("starting over: every table is copied again; the old copies stay readable until then");
+        tracing::warn!(
+            "starting over: every table is copied again; the old copies stay readable until then"
+        );
     }
     let mut pipeline = Pipeline {
         slot: options.slot.clone(),
@@ -526,13 +576,17 @@ async fn create<T: OlapEngine + 'static>(
     }
     save(writer, &pipeline, old_tables).await?;
     reached("slot.intended");
-    let created = create_slot(options, &source.sql, &mut source.replication, &options.slot, keep).await?;
+    let created =
+        create_slot(options, &source.sql, &mut source.replication, &options.slot, keep).await?;
     reached("slot.created");
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
     let targets = target_names(options, &names_of(&tables), &BTreeMap::new());
-    let rows =
-        tables.iter().filter(|table| !known.contains(&table.oid)).map(|table| pending(table, &targets)).collect();
+    let rows = tables
+        .iter()
+        .filter(|table| !known.contains(&table.oid))
+        .map(|table| pending(table, &targets))
+        .collect();
     save(writer, &pipeline, rows).await?;
     reached("slot.recorded");
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
@@ -614,7 +668,10 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                                 };
                                 match writer.call(merge).await {
                                     Err(EngineError::Target(error)) if is_of_table(&error) => {
-                                        Pause { reason: super::with_causes(&error), remedy: error.remedy() }
+                                        Pause {
+                                            reason: super::with_causes(&error),
+                                            remedy: error.remedy(),
+                                        }
                                     }
                                     merged => {
                                         merged?;
@@ -628,7 +685,9 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                                 continue;
                             }
                         };
-                        writer.call(move |target| target.abandon_copies(&[(oid, Some(pause))])).await?;
+                        writer
+                            .call(move |target| target.abandon_copies(&[(oid, Some(pause))]))
+                            .await?;
                     }
                 }
                 Told::Locked(tables) => locked.extend(tables.into_values()),
@@ -663,15 +722,20 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
         .collect())
 }
 
-pub async fn wanted_tables(options: &Options, sql: &SqlClient) -> Result<Vec<SourceTable>, EngineError> {
+pub async fn wanted_tables(
+    options: &Options,
+    sql: &SqlClient,
+) -> Result<Vec<SourceTable>, EngineError> {
     let mut published = catalog::published_tables(sql, &options.publications).await?;
     published.retain(|table| is_wanted(options, &table.name));
     Ok(published)
 }
 
 pub async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
-    let oids: BTreeSet<u32> =
-        tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid)).collect();
+    let oids: BTreeSet<u32> = tables
+        .iter()
+        .flat_map(|table| table.columns.iter().map(|column| column.type_oid))
+        .collect();
     Ok(catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?)
 }
 
@@ -690,9 +754,14 @@ async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, EngineError> {
         DdlTrigger::Usable(secret) => return Ok(Some(secret)),
         DdlTrigger::Absent => return Ok(None),
         DdlTrigger::Foreign { why } => why,
-        DdlTrigger::Unreadable { .. } => "signs with a secret that this role may not read".to_owned(),
+        DdlTrigger::Unreadable { .. } => {
+            "signs with a secret that this role may not read".to_owned()
+        }
     };
-    tracing::warn!(why, "the event trigger rhei_ddl is not listened to; `rhei check` says what mends it");
+    tracing::warn!(
+        why,
+        "the event trigger rhei_ddl is not listened to; `rhei check` says what mends it"
+    );
     Ok(None)
 }
 
@@ -704,7 +773,10 @@ async fn ready<T: OlapEngine + 'static>(
     to_copy: BTreeSet<u32>,
 ) -> Result<Attached, EngineError> {
     let Some(state) = writer.call(|target| target.state()).await? else {
-        return Err(EngineError::Setup(format!("{} has lost its state", options.target.path.display())));
+        return Err(EngineError::Setup(format!(
+            "{} has lost its state",
+            options.target.path.display()
+        )));
     };
     let mut attached = Attached {
         pipeline: state.pipeline,
@@ -724,7 +796,8 @@ async fn ready<T: OlapEngine + 'static>(
             _ if stored.has_shadow => {
                 let spec = spec();
                 let is_whole = stored.state == TableState::CatchingUp;
-                let copies = if is_whole { &mut attached.catching_up } else { &mut attached.copying };
+                let copies =
+                    if is_whole { &mut attached.catching_up } else { &mut attached.copying };
                 copies.insert(stored.oid, Arc::clone(&spec));
                 attached.tables.push(spec);
             }

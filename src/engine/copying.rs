@@ -155,7 +155,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
 
     /// Nothing is left to copy, though the round may still have to end.
     pub fn has_all(&self) -> bool {
-        self.wanted.is_empty() && self.running.as_ref().is_none_or(|running| running.tables.is_empty())
+        self.wanted.is_empty()
+            && self.running.as_ref().is_none_or(|running| running.tables.is_empty())
     }
 
     /// No more chunks are begun, and the snapshot is given back; or both again. What is done stays.
@@ -293,7 +294,9 @@ impl<T: OlapEngine + 'static> Copies<T> {
                 Some(told) => return Ok(News::Told(told)),
                 None => {}
             }
-            let ended = (&mut running.task).await.unwrap_or_else(|lost| Err(EngineError::lost("a copy", lost)));
+            let ended = (&mut running.task)
+                .await
+                .unwrap_or_else(|lost| Err(EngineError::lost("a copy", lost)));
             let (unfinished, lasted) = match self.running.take() {
                 Some(running) => (running.tables, running.began.elapsed()),
                 None => (BTreeSet::new(), Duration::ZERO),
@@ -312,9 +315,14 @@ impl<T: OlapEngine + 'static> Copies<T> {
                 if is_over || self.failures > self.patience {
                     return Err(error);
                 }
-                let pause = (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(LONGEST_PAUSE);
+                let pause =
+                    (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(LONGEST_PAUSE);
                 let retry_in_ms = pause.as_millis() as u64;
-                tracing::warn!(error = with_causes(&error), retry_in_ms, "a copy broke off; it goes on where it was");
+                tracing::warn!(
+                    error = with_causes(&error),
+                    retry_in_ms,
+                    "a copy broke off; it goes on where it was"
+                );
                 self.not_before = Some(Instant::now() + pause);
             }
             return Ok(News::Over { unfinished });

@@ -49,7 +49,10 @@ pub fn label_checks(
             if types.leaf_of(column.type_oid) == enum_oid {
                 columns.push(at);
             } else if types.is_made_of(column.type_oid, enum_oid) {
-                return Err(format!("column \"{}\" is made of an enum that got a label", column.name));
+                return Err(format!(
+                    "column \"{}\" is made of an enum that got a label",
+                    column.name
+                ));
             }
         }
         // Of one new label every name but its present one is unknown to the source. With several, one may have been

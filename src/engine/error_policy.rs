@@ -70,10 +70,12 @@ pub fn of_source(error: &SourceError) -> Policy {
             | WireError::Unproven => Policy::Operator,
         },
         // Without a code it is about the connection, or about a NULL where an object was dropped while it was asked about.
-        SourceError::Query(error) | SourceError::Catalog(CatalogError::Query(error)) => match error.code() {
-            Some(code) if !error.is_closed() => of_refusal(code.code()),
-            _ => Policy::Outage,
-        },
+        SourceError::Query(error) | SourceError::Catalog(CatalogError::Query(error)) => {
+            match error.code() {
+                Some(code) if !error.is_closed() => of_refusal(code.code()),
+                _ => Policy::Outage,
+            }
+        }
         SourceError::Slot(error) if error.is_transient() => Policy::Outage,
         // The next session verifies the server that answers then.
         SourceError::AnotherServer { .. } | SourceError::StreamEnded => Policy::Outage,
@@ -149,7 +151,11 @@ mod tests {
     use crate::source::{slot::SlotError, wire::ServerMessage};
 
     fn refused(code: &str) -> EngineError {
-        SourceError::Wire(WireError::Server(ServerMessage { code: code.to_owned(), ..ServerMessage::default() })).into()
+        SourceError::Wire(WireError::Server(ServerMessage {
+            code: code.to_owned(),
+            ..ServerMessage::default()
+        }))
+        .into()
     }
 
     fn of_duckdb(text: &str) -> EngineError {
@@ -163,23 +169,46 @@ mod tests {
         let connect = |error: ConnectError| EngineError::Source(error.into());
         let address = || "db:5432".to_owned();
         let cases: Vec<(EngineError, Policy)> = vec![
-            (connect(ConnectError::Unreachable { address: address(), detail: String::new() }), Policy::Outage),
-            (connect(ConnectError::TimedOut { address: address(), after: Duration::ZERO }), Policy::Outage),
+            (
+                connect(ConnectError::Unreachable { address: address(), detail: String::new() }),
+                Policy::Outage,
+            ),
+            (
+                connect(ConnectError::TimedOut { address: address(), after: Duration::ZERO }),
+                Policy::Outage,
+            ),
             (connect(ConnectError::NoSource), Policy::Operator),
-            (connect(ConnectError::Password { user: "u".to_owned(), address: address() }), Policy::Operator),
+            (
+                connect(ConnectError::Password { user: "u".to_owned(), address: address() }),
+                Policy::Operator,
+            ),
             (SourceError::Wire(WireError::Io(io())).into(), Policy::Outage),
             (SourceError::Wire(WireError::Closed).into(), Policy::Outage),
             (SourceError::Wire(WireError::Silent(Duration::ZERO)).into(), Policy::Outage),
             (SourceError::Wire(WireError::Unproven).into(), Policy::Operator),
             (SourceError::Wire(WireError::BadLength(-1)).into(), Policy::Operator),
             (SourceError::StreamEnded.into(), Policy::Outage),
-            (SourceError::Slot(SlotError::Active { slot: slot.clone(), pid: None }).into(), Policy::Outage),
-            (SourceError::Slot(SlotError::InRecovery).into(), Policy::Outage),
-            (SourceError::Slot(SlotError::OldPrimary { known: 2, timeline: 1 }).into(), Policy::Outage),
-            (SourceError::Slot(SlotError::Lost { slot }).into(), Policy::Operator),
-            (SourceError::Spool(SpoolError::Io { folder: "spool".to_owned(), source: io() }).into(), Policy::Disk),
             (
-                SourceError::Catalog(CatalogError::Answer { what: "an LSN", found: "?".to_owned() }).into(),
+                SourceError::Slot(SlotError::Active { slot: slot.clone(), pid: None }).into(),
+                Policy::Outage,
+            ),
+            (SourceError::Slot(SlotError::InRecovery).into(), Policy::Outage),
+            (
+                SourceError::Slot(SlotError::OldPrimary { known: 2, timeline: 1 }).into(),
+                Policy::Outage,
+            ),
+            (SourceError::Slot(SlotError::Lost { slot }).into(), Policy::Operator),
+            (
+                SourceError::Spool(SpoolError::Io { folder: "spool".to_owned(), source: io() })
+                    .into(),
+                Policy::Disk,
+            ),
+            (
+                SourceError::Catalog(CatalogError::Answer {
+                    what: "an LSN",
+                    found: "?".to_owned(),
+                })
+                .into(),
                 Policy::Operator,
             ),
             (EngineError::SnapshotLost, Policy::Passing),
@@ -187,7 +216,10 @@ mod tests {
             (EngineError::Bug { what: "a copy", why: "it panicked".to_owned() }, Policy::Restart),
             (EngineError::Setup("no".to_owned()), Policy::Operator),
             (of_duckdb("IO Error: Could not write file: No space left on device"), Policy::Disk),
-            (of_duckdb("Out of Memory Error: failed to pin block of size 256.0 KiB"), Policy::Restart),
+            (
+                of_duckdb("Out of Memory Error: failed to pin block of size 256.0 KiB"),
+                Policy::Restart,
+            ),
             (of_duckdb("INTERNAL Error: Attempted to access index 1"), Policy::Restart),
             (of_duckdb("TransactionContext Error: Conflict on update!"), Policy::Restart),
             (of_duckdb("Catalog Error: Table with name t does not exist!"), Policy::Operator),
@@ -218,8 +250,12 @@ mod tests {
     #[test]
     fn a_source_that_ends_at_one_position_is_left_alone_for_longer_and_longer() {
         let (second, mut standstill) = (Duration::from_secs(1), Standstill::default());
-        let paused: Vec<_> = (0..8).map(|_| standstill.ended(Lsn(7), second).map(|pause| pause.as_secs())).collect();
-        assert_eq!(paused, [None, None, Some(20), Some(60), Some(180), Some(540), Some(600), Some(600)]);
+        let paused: Vec<_> =
+            (0..8).map(|_| standstill.ended(Lsn(7), second).map(|pause| pause.as_secs())).collect();
+        assert_eq!(
+            paused,
+            [None, None, Some(20), Some(60), Some(180), Some(540), Some(600), Some(600)]
+        );
 
         // It has moved on, or streamed for long.
         assert_eq!(standstill.ended(Lsn(8), second), None);

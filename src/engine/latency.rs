@@ -41,7 +41,12 @@ impl Windowed {
     fn new() -> Option<Self> {
         // Two digits are enough; the bounds are within what a histogram can have.
         let empty = || Histogram::new_with_max(LONGEST.as_micros() as u64, 2).ok();
-        Some(Self { whole: empty()?, minute: empty()?, minute_before: empty()?, began: Instant::now() })
+        Some(Self {
+            whole: empty()?,
+            minute: empty()?,
+            minute_before: empty()?,
+            began: Instant::now(),
+        })
     }
 }
 
@@ -70,7 +75,9 @@ impl Latency {
     fn measure(&self, what: impl FnOnce(&mut Measured)) {
         let mut measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if measured.is_none() {
-            *measured = Windowed::new().zip(Windowed::new()).map(|(arrivals, pauses)| Measured { arrivals, pauses });
+            *measured = Windowed::new()
+                .zip(Windowed::new())
+                .map(|(arrivals, pauses)| Measured { arrivals, pauses });
         }
         if let Some(measured) = measured.as_mut() {
             what(measured);
@@ -79,9 +86,13 @@ impl Latency {
 
     /// Transactions that committed at these times (microseconds since 2000) can be seen as of now.
     pub fn record(&self, commit_times_us: &[i64]) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_micros();
         let now = i64::try_from(now).unwrap_or(i64::MAX) - TO_2000;
-        let micros = |committed: &i64| u64::try_from(now.saturating_sub(*committed)).unwrap_or_default();
+        let micros =
+            |committed: &i64| u64::try_from(now.saturating_sub(*committed)).unwrap_or_default();
         self.measure(|measured| measured.arrivals.record(commit_times_us.iter().map(micros)));
     }
 
@@ -94,7 +105,8 @@ impl Latency {
     /// From commit to visible, for `rhei status --json`; null when there was nothing to measure.
     pub fn describe(&self) -> Value {
         let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Measured { arrivals, .. }) = measured.as_ref().filter(|measured| !measured.arrivals.whole.is_empty())
+        let Some(Measured { arrivals, .. }) =
+            measured.as_ref().filter(|measured| !measured.arrivals.whole.is_empty())
         else {
             return Value::Null;
         };
@@ -142,7 +154,9 @@ mod tests {
     fn what_is_recorded_comes_back_as_quantiles() {
         let latency = Latency::default();
         assert_eq!(latency.describe(), Value::Null);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as i64 - TO_2000;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros()
+            as i64
+            - TO_2000;
         let mut times = vec![now - 30_000; 98];
         // A clock that is ahead of ours, and a transaction that was long on its way.
         times.extend([now + 10_000_000, now - 4_000_000]);
@@ -153,7 +167,8 @@ mod tests {
         assert!((30.0..300.0).contains(&p50), "{figures}");
         assert!(figures["max_ms"].as_f64().unwrap() >= 3900.0, "{figures}");
         let buckets = figures["buckets"].as_array().unwrap();
-        let counted: u64 = buckets.iter().map(|bucket| bucket["transactions"].as_u64().unwrap()).sum();
+        let counted: u64 =
+            buckets.iter().map(|bucket| bucket["transactions"].as_u64().unwrap()).sum();
         assert_eq!((counted, buckets[0]["transactions"].as_u64()), (100, Some(1)), "{figures}");
     }
 }

@@ -45,7 +45,10 @@ impl LeftOut {
                 Reason::Excluded => "the settings leave it out",
                 Reason::NotPublished => "it is not published any more",
             };
-            tracing::info!(relation = name, "changes of a relation are left out of the copy: {why}");
+            tracing::info!(
+                relation = name,
+                "changes of a relation are left out of the copy: {why}"
+            );
             Entry { reason, changes: 0 }
         });
         *entry = Entry { reason, changes: entry.changes + changes };
@@ -69,8 +72,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// A reason to attach anew: one of them is a table to copy, or a part of one.
     pub(super) async fn place_untracked(&mut self) -> Result<Option<String>, EngineError> {
         let untracked = self.consumer.assembler().take_untracked();
-        let Some(catalogs) = self.catalogs.as_mut().filter(|_| !untracked.is_empty()) else { return Ok(None) };
-        let relations: Vec<&Relation> = untracked.iter().map(|untracked| &untracked.relation).collect();
+        let Some(catalogs) = self.catalogs.as_mut().filter(|_| !untracked.is_empty()) else {
+            return Ok(None);
+        };
+        let relations: Vec<&Relation> =
+            untracked.iter().map(|untracked| &untracked.relation).collect();
         let Some(places) = in_time(catalogs.places(&relations)).await? else {
             self.consumer.assembler().put_back_untracked(untracked);
             return Ok(None);

@@ -374,12 +374,23 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         report
     }
 
-    async fn cycle(&mut self, cycle: CycleOptions, stop: &CancellationToken) -> Result<CycleReport, EngineError> {
+    async fn cycle(
+        &mut self,
+        cycle: CycleOptions,
+        stop: &CancellationToken,
+    ) -> Result<CycleReport, EngineError> {
         let started = Instant::now();
-        let mut limits =
-            BatchLimits { linger: cycle.linger, until: cycle.until, hurry: cycle.hurry, ..self.limits.clone() };
+        let mut limits = BatchLimits {
+            linger: cycle.linger,
+            until: cycle.until,
+            hurry: cycle.hurry,
+            ..self.limits.clone()
+        };
         let mut asking = Duration::ZERO;
-        let nothing = |checkpoint: &Checkpoint| CycleReport { checkpoint: checkpoint.lsn, ..CycleReport::default() };
+        let nothing = |checkpoint: &Checkpoint| CycleReport {
+            checkpoint: checkpoint.lsn,
+            ..CycleReport::default()
+        };
         let (mut effects, mut commit_times_us) = (Effects::default(), Vec::new());
         let mut read = Duration::ZERO;
         let (mut report, before, applied) = loop {
@@ -396,7 +407,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             };
             let mut batch = match delivery {
                 Delivery::Batch(batch) => batch,
-                Delivery::Ended => return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) }),
+                Delivery::Ended => {
+                    return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) });
+                }
                 Delivery::Question(question) => {
                     let asked = Instant::now();
                     self.judge(&question, stop).await?;
@@ -424,7 +437,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             if (batch.is_part || self.in_parts) && !batch.failed.is_empty() {
                 return self.pause_and_read_again(std::mem::take(&mut batch.failed)).await;
             }
-            if !batch.is_part && !self.in_parts && !self.is_worth_a_commit(&batch, cycle, position.reply_requested) {
+            if !batch.is_part
+                && !self.in_parts
+                && !self.is_worth_a_commit(&batch, cycle, position.reply_requested)
+            {
                 self.board.set_stream_late(false);
                 return Ok(CycleReport { attach_anew: self.place_untracked().await?, ..report });
             }
@@ -441,7 +457,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     self.in_parts = true;
                     tracing::debug!("a part of a large transaction is applied");
                 }
-                Outcome::RolledBack(failure) => return self.pause_and_read_again(vec![failure]).await,
+                Outcome::RolledBack(failure) => {
+                    return self.pause_and_read_again(vec![failure]).await;
+                }
             }
         };
         reached("apply.committed");
@@ -520,7 +538,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Tables cannot go on from within a source transaction of which parts may have been applied: those are taken back, the
     /// tables paused, and the transaction is read again without them.
-    async fn pause_and_read_again(&mut self, failed: Vec<TableFailure>) -> Result<CycleReport, EngineError> {
+    async fn pause_and_read_again(
+        &mut self,
+        failed: Vec<TableFailure>,
+    ) -> Result<CycleReport, EngineError> {
         self.in_parts = false;
         log_failures(&failed);
         let checkpoint = self.checkpoint;
@@ -543,11 +564,20 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let tables: Vec<String> = failed.iter().map(|failure| failure.table.to_string()).collect();
         let reason = format!("a large transaction is read again without {}", tables.join(", "));
         let attach_anew = Some(reason);
-        Ok(CycleReport { checkpoint: checkpoint.lsn, paused: failed, attach_anew, ..CycleReport::default() })
+        Ok(CycleReport {
+            checkpoint: checkpoint.lsn,
+            paused: failed,
+            attach_anew,
+            ..CycleReport::default()
+        })
     }
 
     /// Answers what the stream asks.
-    async fn judge(&mut self, question: &Question, stop: &CancellationToken) -> Result<(), EngineError> {
+    async fn judge(
+        &mut self,
+        question: &Question,
+        stop: &CancellationToken,
+    ) -> Result<(), EngineError> {
         let Some(catalogs) = &mut self.catalogs else {
             self.consumer.assembler().answer(Answer::Same);
             return Ok(());
@@ -570,7 +600,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
                 // The commit waits for our acknowledgement, and that for this answer. A copy comes without it.
                 Asked::NotVisible
-                    if since.elapsed() >= MAX_INVISIBLE && in_time(catalogs.is_synchronous_standby()).await? =>
+                    if since.elapsed() >= MAX_INVISIBLE
+                        && in_time(catalogs.is_synchronous_standby()).await? =>
                 {
                     break Verdict::Copy(
                         "synchronous_standby_names at the source includes rhei, so the table's shape cannot be read \
@@ -593,7 +624,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
         };
         let oid = question.relation.oid;
-        let is_being_copied = self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
+        let is_being_copied =
+            self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
         if let (Verdict::Reshape(_), true) = (&verdict, is_being_copied) {
             verdict = Verdict::Copy("it changed its shape while it was copied".to_owned());
         }
@@ -666,12 +698,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         };
         let Some(look) = self.look.take_if(is_passed) else { return Ok(Settling::Waiting) };
         // Those that are being copied are compared with the catalogs when they are done.
-        let mut settled =
-            catalogs.settle(look, |oid| self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid));
+        let mut settled = catalogs.settle(look, |oid| {
+            self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid)
+        });
         for check in std::mem::take(&mut settled.label_checks) {
             let oid = check.table.oid;
-            let held =
-                self.target.call(move |target| target.holds_other_values(&check.table, &check.columns, &check.allowed));
+            let held = self.target.call(move |target| {
+                target.holds_other_values(&check.table, &check.columns, &check.allowed)
+            });
             if held.await? {
                 settled.copy(oid, "a label of an enum was added, and renamed since");
             }
@@ -698,15 +732,27 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// An idle position is saved now and then, not at every look (traps 10, 25, 26).
-    fn is_worth_a_commit(&self, batch: &ChangeBatch, cycle: CycleOptions, reply_requested: bool) -> bool {
+    fn is_worth_a_commit(
+        &self,
+        batch: &ChangeBatch,
+        cycle: CycleOptions,
+        reply_requested: bool,
+    ) -> bool {
         let ahead = batch.end_lsn.bytes_since(self.checkpoint.lsn);
         !batch.is_idle()
             || ahead > 0
-                && (cycle.save_idle || reply_requested || ahead >= IDLE_BYTES || self.last_saved.elapsed() >= IDLE_TIME)
+                && (cycle.save_idle
+                    || reply_requested
+                    || ahead >= IDLE_BYTES
+                    || self.last_saved.elapsed() >= IDLE_TIME)
     }
 
     /// Applies a batch. A table that DuckDB cannot go on with is paused in the same transaction, and the others go on.
-    async fn apply(&mut self, batch: ChangeBatch, commit_time_us: Option<i64>) -> Result<Outcome, EngineError> {
+    async fn apply(
+        &mut self,
+        batch: ChangeBatch,
+        commit_time_us: Option<i64>,
+    ) -> Result<Outcome, EngineError> {
         let checkpoint = Checkpoint {
             lsn: batch.end_lsn.max(self.checkpoint.lsn),
             commit_time_us: commit_time_us.or(self.checkpoint.commit_time_us),
@@ -724,7 +770,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
                 let work = Arc::clone(&batch);
                 let began = Instant::now();
-                let mut applying = std::pin::pin!(self.target.call(move |target| target.apply(&work, &checkpoint)));
+                let mut applying = std::pin::pin!(
+                    self.target.call(move |target| target.apply(&work, &checkpoint))
+                );
                 // The next batch is decoded meanwhile, unless the catalogs wait for a moment when nothing is half read.
                 let may_read = self.look.is_none() && self.broken.is_none();
                 let applied = tokio::select! {
@@ -748,22 +796,27 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     return Ok(Outcome::Applied(applied, batch));
                 }
                 // Nothing of its parts is left; a new session begins with the first of them.
-                Err(EngineError::Target(error)) if error.is_conflict() && (batch.is_part || self.in_parts) => {
+                Err(EngineError::Target(error))
+                    if error.is_conflict() && (batch.is_part || self.in_parts) =>
+                {
                     return Err(EngineError::Busy);
                 }
                 Err(EngineError::Target(error)) => {
-                    let failed = error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {
-                        let changed = batch.tables.iter().map(|changes| &changes.table);
-                        changed
-                            .chain(batch.reshapes.iter().map(|reshape| &reshape.after))
-                            .find(|table| table.oid == oid)
-                    });
+                    let failed =
+                        error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {
+                            let changed = batch.tables.iter().map(|changes| &changes.table);
+                            changed
+                                .chain(batch.reshapes.iter().map(|reshape| &reshape.after))
+                                .find(|table| table.oid == oid)
+                        });
                     let Some(table) = failed else { return Err(error.into()) };
                     let reason = format!("{}; {}", with_causes(&error), copy_it(table));
                     let (oid, table) = (table.oid, table.source.clone());
                     // A copy that is on its way is begun again; one that was whole is for the operator to look at.
-                    let is_copied = self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
-                    let is_excused = is_copied || (error.is_diverged() && self.is_explained(oid).await?);
+                    let is_copied =
+                        self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
+                    let is_excused =
+                        is_copied || (error.is_diverged() && self.is_explained(oid).await?);
                     let remedy = if is_excused { Remedy::CopyAgain } else { error.remedy() };
                     let mut failure = TableFailure { oid, table, reason, remedy };
                     self.limit_recopies(&mut failure);
@@ -798,7 +851,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
 /// The source may take so long to answer what is asked of its catalogs; locks are not waited for there. One that is silent
 /// although its machine answers is left.
-async fn in_time<R>(answer: impl Future<Output = Result<R, EngineError>>) -> Result<R, EngineError> {
+async fn in_time<R>(
+    answer: impl Future<Output = Result<R, EngineError>>,
+) -> Result<R, EngineError> {
     const ANSWER: Duration = Duration::from_secs(120);
     let silent = |_| SourceError::from(crate::source::wire::WireError::Silent(ANSWER));
     tokio::time::timeout(ANSWER, answer).await.map_err(silent)?
@@ -808,9 +863,13 @@ async fn in_time<R>(answer: impl Future<Output = Result<R, EngineError>>) -> Res
 fn log_failures(failed: &[TableFailure]) {
     for TableFailure { table, reason, remedy, .. } in failed {
         match remedy {
-            Remedy::CopyAgain => tracing::warn!(%table, reason, "a change cannot be applied; copying the table again"),
+            Remedy::CopyAgain => {
+                tracing::warn!(%table, reason, "a change cannot be applied; copying the table again")
+            }
             Remedy::CopyAltered => tracing::info!("table {table} is copied again: {reason}"),
-            Remedy::Operator | Remedy::AllowNulls => tracing::error!(%table, reason, "table paused"),
+            Remedy::Operator | Remedy::AllowNulls => {
+                tracing::error!(%table, reason, "table paused")
+            }
         }
     }
 }

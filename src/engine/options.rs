@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{CycleReport, DdlLock, latency, left_out, recopies, settled, slot_lost, supervisor, tables};
+use super::{
+    CycleReport, DdlLock, latency, left_out, recopies, settled, slot_lost, supervisor, tables,
+};
 use crate::{
     Lsn, backfill,
     change::Nulled,

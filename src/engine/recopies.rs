@@ -47,14 +47,20 @@ impl Recopies {
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Marks tables that only another copy makes equal to the source, for these reasons. Their old copies stay readable
     /// until then, and everything else goes on.
-    pub(super) async fn copy_again(&mut self, copies: Vec<(u32, String)>) -> Result<(), EngineError> {
-        let Some(catalogs) = self.catalogs.as_ref().filter(|_| !copies.is_empty()) else { return Ok(()) };
+    pub(super) async fn copy_again(
+        &mut self,
+        copies: Vec<(u32, String)>,
+    ) -> Result<(), EngineError> {
+        let Some(catalogs) = self.catalogs.as_ref().filter(|_| !copies.is_empty()) else {
+            return Ok(());
+        };
         for (oid, reason) in &copies {
             let table = catalogs.spec(*oid).map(|spec| spec.source.to_string()).unwrap_or_default();
             tracing::info!("table {table} is copied again: {reason}");
         }
 
-        let abandoned: Vec<(u32, Option<Pause>)> = copies.iter().map(|(oid, _)| (*oid, None)).collect();
+        let abandoned: Vec<(u32, Option<Pause>)> =
+            copies.iter().map(|(oid, _)| (*oid, None)).collect();
         self.target.call(move |target| target.abandon_copies(&abandoned)).await?;
         copies.into_iter().for_each(|(oid, _)| self.wait_for_copy(oid));
         Ok(())

@@ -81,7 +81,11 @@ const BREAKS: u32 = 3;
 ///
 /// # Errors
 /// See [`EngineError`]. What was applied stays; a second call goes on from there.
-pub async fn sync(options: &Options, again: CopyAgain, stop: &CancellationToken) -> Result<SyncReport, EngineError> {
+pub async fn sync(
+    options: &Options,
+    again: CopyAgain,
+    stop: &CancellationToken,
+) -> Result<SyncReport, EngineError> {
     let goal = wal_position(options).await?;
     let writer = Writer::new(DuckDb::open(&options.target)?);
     let mut copies = Copies::new(options, &writer, BREAKS);
@@ -93,7 +97,8 @@ pub async fn sync(options: &Options, again: CopyAgain, stop: &CancellationToken)
     }
     // What a copy has just written needs none: its last row groups are small, and no more.
     let changed_rows = report.updated + report.deleted;
-    let compaction = if changed_rows > 0 { Compaction::For { changed_rows } } else { Compaction::None };
+    let compaction =
+        if changed_rows > 0 { Compaction::For { changed_rows } } else { Compaction::None };
     writer.call(move |target| target.tidy(compaction)).await?;
     Ok(report)
 }
@@ -118,24 +123,32 @@ async fn sync_sessions<T: OlapEngine + 'static>(
             Ok(attached) => attached,
             Err(error) if policy(&error) == Policy::Passing && breaks < BREAKS => {
                 breaks += 1;
-                tracing::warn!(error = super::with_causes(&error), "asking the source's catalogs again");
+                tracing::warn!(
+                    error = super::with_causes(&error),
+                    "asking the source's catalogs again"
+                );
                 tokio::time::sleep(Duration::from_millis(500) * breaks).await;
                 continue;
             }
             Err(error) => {
-                again = again.or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
+                again = again
+                    .or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
                 continue;
             }
         };
         // Written down by now.
         again = CopyAgain::Nothing;
         report.checkpoint = attached.pipeline.checkpoint.lsn;
-        report.in_error =
-            attached.in_error.iter().map(|(_, table, reason)| (table.to_string(), reason.clone())).collect();
+        report.in_error = attached
+            .in_error
+            .iter()
+            .map(|(_, table, reason)| (table.to_string(), reason.clone()))
+            .collect();
         let mut engine = match stream(options, writer, attached, copies, wants_whole).await {
             Ok(engine) => engine,
             Err(error) => {
-                again = again.or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
+                again = again
+                    .or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
                 continue;
             }
         };
@@ -144,7 +157,10 @@ async fn sync_sessions<T: OlapEngine + 'static>(
             Err(error) if may_heal(&error) && breaks < BREAKS => {
                 breaks += 1;
                 wants_whole |= wants_whole_from_now_on(&error);
-                tracing::warn!(error = super::with_causes(&error), "the stream broke; going on from the checkpoint");
+                tracing::warn!(
+                    error = super::with_causes(&error),
+                    "the stream broke; going on from the checkpoint"
+                );
                 tokio::select! {
                     () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
                     () = tokio::time::sleep(Duration::from_millis(500) * breaks) => {}
@@ -152,7 +168,8 @@ async fn sync_sessions<T: OlapEngine + 'static>(
                 continue;
             }
             Err(error) => {
-                again = again.or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
+                again = again
+                    .or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
                 continue;
             }
             Ok(ended) => ended,
@@ -265,7 +282,9 @@ async fn catch_up<T: OlapEngine + 'static>(
                     read_at = tokio::time::Instant::now();
                 }
                 Err(Locked) => {
-                    tracing::warn!("waiting for a lock that somebody holds on a published table, to read its shape")
+                    tracing::warn!(
+                        "waiting for a lock that somebody holds on a published table, to read its shape"
+                    )
                 }
             }
             continue;
@@ -279,7 +298,9 @@ async fn catch_up<T: OlapEngine + 'static>(
             }
             Settling::NewShapes => is_settled = true,
             // A transaction is half read, or a copy waits: one more cycle.
-            Settling::Waiting => report.reached = Lsn(report.reached.0.max(engine.checkpoint().lsn.0 + 1)),
+            Settling::Waiting => {
+                report.reached = Lsn(report.reached.0.max(engine.checkpoint().lsn.0 + 1))
+            }
         }
     }
 }
@@ -360,8 +381,9 @@ async fn stream<T: OlapEngine + 'static>(
     wants_whole: bool,
 ) -> Result<SyncEngine<PgConsumer, T>, EngineError> {
     let others = attached.in_error.iter().map(|(oid, ..)| *oid);
-    let others =
-        others.chain(attached.to_copy.iter().copied().filter(|oid| !attached.copying.contains_key(oid))).collect();
+    let others = others
+        .chain(attached.to_copy.iter().copied().filter(|oid| !attached.copying.contains_key(oid)))
+        .collect();
     copies.want(attached.to_copy);
     copies.use_first(attached.first);
     let checkpoint = attached.pipeline.checkpoint;
@@ -379,7 +401,8 @@ async fn stream<T: OlapEngine + 'static>(
         wants_whole,
     };
     let fingerprint = attached.pipeline.publication_fingerprint;
-    let catalogs = Catalogs::new(options, &stream.tables, others, fingerprint, attached.truncated).await?;
+    let catalogs =
+        Catalogs::new(options, &stream.tables, others, fingerprint, attached.truncated).await?;
     let consumer = PgConsumer::start(&options.source, stream).await?;
     reached("stream.started");
     let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
@@ -438,13 +461,23 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
 }
 
 /// What comes round by the clock beside the sessions, also while the source is away.
-fn begin_rounds<T: OlapEngine + 'static>(supervisor: &mut Supervisor, options: &Options, writer: &Writer<T>) {
+fn begin_rounds<T: OlapEngine + 'static>(
+    supervisor: &mut Supervisor,
+    options: &Options,
+    writer: &Writer<T>,
+) {
     const CALM: Duration = Duration::from_secs(5);
     const RETENTION: Duration = Duration::from_secs(3600);
     let (tidied, its_writer) = (options.clone(), writer.clone());
     supervisor.every("file checkpoint", Duration::from_secs(1), move || {
         let (options, writer) = (tidied.clone(), its_writer.clone());
-        async move { if options.activity.is_calm_after(CALM) { tidy(&options, &writer).await } else { Ok(()) } }
+        async move {
+            if options.activity.is_calm_after(CALM) {
+                tidy(&options, &writer).await
+            } else {
+                Ok(())
+            }
+        }
     });
     let pruner = writer.clone();
     supervisor.every("retention of jobs", RETENTION, move || {
@@ -459,7 +492,10 @@ fn begin_rounds<T: OlapEngine + 'static>(supervisor: &mut Supervisor, options: &
 }
 
 /// Writes DuckDB's log into the file while nothing else happens.
-async fn tidy<T: OlapEngine + 'static>(options: &Options, writer: &Writer<T>) -> Result<(), EngineError> {
+async fn tidy<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+) -> Result<(), EngineError> {
     let _shape = options.ddl_lock.write().await;
     let tidied = writer.call(|target| target.tidy(Compaction::Some)).await;
     if tidied.is_err() {
@@ -566,7 +602,9 @@ async fn run_sessions<T: OlapEngine + 'static>(
             }
             Ok(_) => return Ok(()),
             // A table that was to be copied again is gone by now; everything else goes on.
-            Err(EngineError::Setup(reason)) if has_streamed && matches!(again, CopyAgain::Tables(_)) => {
+            Err(EngineError::Setup(reason))
+                if has_streamed && matches!(again, CopyAgain::Tables(_)) =>
+            {
                 tracing::error!(reason, "not copied again");
                 again = CopyAgain::Nothing;
                 continue;
@@ -609,7 +647,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
         }
         failures += 1;
         let is_end_of_stream = is_streaming && policy.is_waited_for();
-        let left_alone = if is_end_of_stream { standstill.ended(position, began.elapsed()) } else { None };
+        let left_alone =
+            if is_end_of_stream { standstill.ended(position, began.elapsed()) } else { None };
         let jittered = left_alone.unwrap_or(pause).mul_f64(rand::rng().random_range(0.5..1.0));
         tracing::warn!(
             error = super::with_causes(&error),

@@ -33,7 +33,9 @@ use crate::{
         xids::XidSnapshot,
     },
     source::{
-        catalog::{self, CompositeFields, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable},
+        catalog::{
+            self, CompositeFields, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable,
+        },
         connect::{SqlClient, connect_sql},
         slot,
     },
@@ -89,11 +91,14 @@ fn decide(
     types: &TypeCatalog,
     policy: Policy<'_>,
 ) -> Result<Verdict, String> {
-    let known: Fingerprint =
-        serde_json::from_str(&spec.fingerprint).map_err(|_| "nothing is known of its last copy".to_owned())?;
+    let known: Fingerprint = serde_json::from_str(&spec.fingerprint)
+        .map_err(|_| "nothing is known of its last copy".to_owned())?;
     let rewritten = compare(&known, now, question.is_none(), policy.truncated)?;
     if rewritten && !policy.trust_widening {
-        return Err("it was rewritten, as by ALTER COLUMN .. TYPE or a default that differs by row".to_owned());
+        return Err(
+            "it was rewritten, as by ALTER COLUMN .. TYPE or a default that differs by row"
+                .to_owned(),
+        );
     }
     let table = match question {
         None => now.clone(),
@@ -112,16 +117,29 @@ fn decide(
     (after.source, after.target) = (spec.source.clone(), spec.target.clone());
     (after.copy_lsn, after.copy_xids) = (spec.copy_lsn, spec.copy_xids.clone());
     after.epoch = spec.epoch + 1;
-    let last = after.columns.iter().map(|column| column.attnum).max().unwrap_or(0).max(known.last_attnum);
+    let last =
+        after.columns.iter().map(|column| column.attnum).max().unwrap_or(0).max(known.last_attnum);
     after.fingerprint = tables::fingerprint_text(&Fingerprint {
         // Columns that came after those the stream speaks of are still new to it.
         last_attnum: if question.is_some() { last } else { now.fingerprint.last_attnum },
         // A new file is for the next look to judge, and so are new partitions.
         files: if question.is_some() { known.files.clone() } else { now.fingerprint.files.clone() },
-        inherits: if question.is_some() { known.inherits.clone() } else { now.fingerprint.inherits.clone() },
+        inherits: if question.is_some() {
+            known.inherits.clone()
+        } else {
+            now.fingerprint.inherits.clone()
+        },
         // And labels and fields that came since: rows may have been read before they got the names that they have now.
-        labels: if question.is_some() { known.labels.clone() } else { now.fingerprint.labels.clone() },
-        composites: if question.is_some() { known.composites.clone() } else { now.fingerprint.composites.clone() },
+        labels: if question.is_some() {
+            known.labels.clone()
+        } else {
+            now.fingerprint.labels.clone()
+        },
+        composites: if question.is_some() {
+            known.composites.clone()
+        } else {
+            now.fingerprint.composites.clone()
+        },
         ..now.fingerprint.clone()
     });
 
@@ -141,7 +159,8 @@ fn decide(
                             column.name
                         ));
                     }
-                    let is_widened = policy.trust_widening && before.mapping.widens_to(&column.mapping);
+                    let is_widened =
+                        policy.trust_widening && before.mapping.widens_to(&column.mapping);
                     if found.is_none() && !is_widened {
                         return Err(format!("column \"{}\" has another type", column.name));
                     }
@@ -151,14 +170,24 @@ fn decide(
             None if column.attnum > known.last_attnum => {
                 // Partitions that came later hold no older rows.
                 let missing = declared.map(|declared| &declared.missing).into_iter().flatten();
-                let mut values = missing.filter(|(oid, _)| known.files.contains_key(oid)).map(|(_, value)| value);
+                let mut values = missing
+                    .filter(|(oid, _)| known.files.contains_key(oid))
+                    .map(|(_, value)| value);
                 let first = values.next().cloned().flatten();
                 if values.any(|value| *value != first) {
-                    return Err(format!("older rows of its partitions differ in column \"{}\"", column.name));
+                    return Err(format!(
+                        "older rows of its partitions differ in column \"{}\"",
+                        column.name
+                    ));
                 }
                 columns.push(ColumnOrigin::Added(first));
             }
-            None => return Err(format!("column \"{}\" was there before, but was not copied", column.name)),
+            None => {
+                return Err(format!(
+                    "column \"{}\" was there before, but was not copied",
+                    column.name
+                ));
+            }
         }
     }
     // Trusted is a widening that is there to be seen, and nothing else that rewrites.
@@ -179,7 +208,11 @@ fn decide(
     if is_same_shape {
         after.epoch = spec.epoch;
         let is_noted = after.fingerprint != spec.fingerprint
-            || after.columns.iter().zip(&spec.columns).any(|(after, before)| after.not_null != before.not_null);
+            || after
+                .columns
+                .iter()
+                .zip(&spec.columns)
+                .any(|(after, before)| after.not_null != before.not_null);
         return Ok(if is_noted { Verdict::Noted(Box::new(after)) } else { Verdict::Same });
     }
     if question.is_some_and(|question| question.has_parts) {
@@ -219,13 +252,18 @@ fn compare(
     if known.files.keys().any(|oid| !found.files.contains_key(oid)) {
         return Err("a partition was detached or dropped".to_owned());
     }
-    if known.inherits.iter().any(|(oid, rows)| found.inherits.get(oid).is_some_and(|now| now != rows)) {
+    if known
+        .inherits
+        .iter()
+        .any(|(oid, rows)| found.inherits.get(oid).is_some_and(|now| now != rows))
+    {
         return Err("a partition was detached and attached again".to_owned());
     }
     if new_leaves(known, now).any(|leaf| leaf.file != leaf.oid || leaf.pages != Some(0)) {
         return Err("a partition that holds rows was attached".to_owned());
     }
-    if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label)) {
+    if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label))
+    {
         return Err("a label of an enum was renamed".to_owned());
     }
     let is_altered = |oid: &u32, now: &CompositeFields| match known.composites.get(oid) {
@@ -236,8 +274,10 @@ fn compare(
     if found.composites.iter().any(|(oid, now)| is_altered(oid, now)) {
         return Err("a composite type has other fields".to_owned());
     }
-    let is_other_file = known.files.iter().any(|(oid, file)| found.files.get(oid).is_some_and(|now| now != file));
-    let is_altered = (&known.attributes, &known.leaf_attributes) != (&found.attributes, &found.leaf_attributes);
+    let is_other_file =
+        known.files.iter().any(|(oid, file)| found.files.get(oid).is_some_and(|now| now != file));
+    let is_altered =
+        (&known.attributes, &known.leaf_attributes) != (&found.attributes, &found.leaf_attributes);
     if is_other_file && !is_altered && is_look {
         // VACUUM FULL and CLUSTER change no row, and a table that a publication names can do nothing else to its file.
         // A partition can be truncated without a word (trap 61), and a table that is published with all others can
@@ -248,8 +288,10 @@ fn compare(
         // The table still has the file that the TRUNCATE made if the row in pg_class is as the TRUNCATE's transaction left it.
         // And if the look did not see the TRUNCATE, the TRUNCATE has since removed every row of the file that the look saw.
         let own = now.leaves.iter().find(|leaf| leaf.oid == now.oid);
-        let is_its_file = |truncated: Truncated| own.is_some_and(|leaf| leaf.changed_by == truncated.by);
-        let is_explained = truncated.is_some_and(|truncated| truncated.is_unseen || is_its_file(truncated));
+        let is_its_file =
+            |truncated: Truncated| own.is_some_and(|leaf| leaf.changed_by == truncated.by);
+        let is_explained =
+            truncated.is_some_and(|truncated| truncated.is_unseen || is_its_file(truncated));
         if found.listed.is_empty() && !is_explained {
             return Err("its file was replaced, as by SET UNLOGGED and SET LOGGED".to_owned());
         }
@@ -259,7 +301,10 @@ fn compare(
 
 /// Partitions that came since. Born empty, as they mostly are, nothing came into them but by the stream (trap 71); else their
 /// sizes say whether they hold rows. A file has its table's oid until the first TRUNCATE or rewrite.
-fn new_leaves<'a>(known: &'a Fingerprint, now: &'a SourceTable) -> impl Iterator<Item = &'a LeafTable> {
+fn new_leaves<'a>(
+    known: &'a Fingerprint,
+    now: &'a SourceTable,
+) -> impl Iterator<Item = &'a LeafTable> {
     now.leaves.iter().filter(|leaf| !known.files.contains_key(&leaf.oid))
 }
 
@@ -279,8 +324,12 @@ fn described(
     };
     // With REPLICA IDENTITY FULL every column is flagged, and only the catalogs know the key (trap 49), as it is now. One
     // that has come since cannot be relied on before the stream has passed it: until then rows are matched whole.
-    let key: Vec<i16> =
-        spec.key_columns().iter().filter_map(|&at| spec.columns.get(at)).map(|column| column.attnum).collect();
+    let key: Vec<i16> = spec
+        .key_columns()
+        .iter()
+        .filter_map(|&at| spec.columns.get(at))
+        .map(|column| column.attnum)
+        .collect();
     let key_holds = !key.is_empty()
         && known.key_index != 0
         && known.key_index == now.fingerprint.key_index
@@ -289,12 +338,16 @@ fn described(
     if fits(spec, relation) {
         // A column that is gone now may have been replaced by one of the same name before this relation was described.
         let is_gone = |attnum: i16| !candidates.iter().any(|column| column.attnum == attnum);
-        let is_another = last_attnum > known.last_attnum && spec.columns.iter().any(|column| is_gone(column.attnum));
+        let is_another = last_attnum > known.last_attnum
+            && spec.columns.iter().any(|column| is_gone(column.attnum));
         if is_another && description.is_none() {
             return Err("a column was dropped and another one added".to_owned());
         }
         let is_same = !is_another;
-        if is_same && (key_holds || relation.replica_identity != ReplicaIdentity::Full || spec.key_columns().is_empty())
+        if is_same
+            && (key_holds
+                || relation.replica_identity != ReplicaIdentity::Full
+                || spec.key_columns().is_empty())
         {
             return Ok(None);
         }
@@ -303,8 +356,12 @@ fn described(
     if description.is_none() {
         // Columns that are there now and were there at the last copy were there in between. Whatever else the relation has
         // must be the first of those that came since; if any column went since as well, it could be that one.
-        let (old, new): (Vec<_>, Vec<_>) = candidates.iter().partition(|column| column.attnum <= known.last_attnum);
-        let went = spec.columns.iter().any(|column| !old.iter().any(|other| other.attnum == column.attnum))
+        let (old, new): (Vec<_>, Vec<_>) =
+            candidates.iter().partition(|column| column.attnum <= known.last_attnum);
+        let went = spec
+            .columns
+            .iter()
+            .any(|column| !old.iter().any(|other| other.attnum == column.attnum))
             || new.len() < usize::try_from(last_attnum - known.last_attnum).unwrap_or(usize::MAX);
         let (wanted, kept) = (relation.columns.len(), old.len());
         if wanted < kept || (wanted > kept && went) || wanted > candidates.len() {
@@ -317,7 +374,8 @@ fn described(
     let mut candidates = candidates.iter();
     for wire in relation.columns.iter() {
         let is_it = |column: &&SourceColumn| {
-            (&column.name, column.type_oid, column.typmod) == (&wire.name, wire.type_oid, wire.typmod)
+            (&column.name, column.type_oid, column.typmod)
+                == (&wire.name, wire.type_oid, wire.typmod)
         };
         // The trigger describes what is not published too.
         let column = match description {
@@ -564,13 +622,14 @@ impl Catalogs {
     pub async fn explains_divergence(&mut self, oid: u32) -> Result<bool, EngineError> {
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(false) };
         catalog::begin_moment(&self.sql).await?;
-        let mut tables = match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
-            Err(error) if error.is_locked() => {
-                catalog::break_moment(&self.sql).await?;
-                return Ok(true);
-            }
-            tables => tables?,
-        };
+        let mut tables =
+            match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
+                Err(error) if error.is_locked() => {
+                    catalog::break_moment(&self.sql).await?;
+                    return Ok(true);
+                }
+                tables => tables?,
+            };
         let types = self.types_of(&tables).await?;
         catalog::end_moment(&self.sql).await?;
         if !self.measure_attached(&mut tables).await?.is_empty() {
@@ -590,17 +649,24 @@ impl Catalogs {
     }
 
     /// Finds out what untracked relations are, in their order. `None`: a published table is locked; ask again.
-    pub async fn places(&mut self, relations: &[&Relation]) -> Result<Option<Vec<Place>>, EngineError> {
+    pub async fn places(
+        &mut self,
+        relations: &[&Relation],
+    ) -> Result<Option<Vec<Place>>, EngineError> {
         let is_known = |oid: &u32| self.specs.contains_key(oid) || self.others.contains(oid);
-        let unknown = |relation: &&&Relation| !is_known(&relation.oid) && !self.left_out.contains_key(&relation.oid);
-        let asked: Vec<u32> = relations.iter().filter(unknown).map(|relation| relation.oid).collect();
+        let unknown = |relation: &&&Relation| {
+            !is_known(&relation.oid) && !self.left_out.contains_key(&relation.oid)
+        };
+        let asked: Vec<u32> =
+            relations.iter().filter(unknown).map(|relation| relation.oid).collect();
 
         // One question for all of them, and none for those that were left out before: there may be thousands.
         if !asked.is_empty() {
-            let published = match catalog::published_names(&self.sql, &self.options.publications).await {
-                Err(error) if error.is_locked() => return Ok(None),
-                published => published?,
-            };
+            let published =
+                match catalog::published_names(&self.sql, &self.options.publications).await {
+                    Err(error) if error.is_locked() => return Ok(None),
+                    published => published?,
+                };
             let published: BTreeMap<u32, QualifiedName> = published.into_iter().collect();
             let ancestors = catalog::ancestors(&self.sql, &asked).await?;
             for oid in asked {
@@ -626,25 +692,33 @@ impl Catalogs {
     pub async fn relation(&mut self, question: &Question) -> Result<Asked, EngineError> {
         let oid = question.relation.oid;
         // A paused table's rows are dropped in any shape.
-        let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(Asked::Judged(Verdict::Same)) };
+        let Some(spec) = self.specs.get(&oid).cloned() else {
+            return Ok(Asked::Judged(Verdict::Same));
+        };
         if self.unanswered >= ONE_BY_ONE {
             self.unanswered = 0;
             self.seen = self.see().await?;
         }
         // New shapes are not taken from there: another question may have changed the table's since.
-        let is_seen = |seen: &&Seen| question.commit_lsn < seen.before && seen.xids.sees(question.xid);
+        let is_seen =
+            |seen: &&Seen| question.commit_lsn < seen.before && seen.xids.sees(question.xid);
         if let Some(seen) = self.seen.as_ref().filter(is_seen)
             && let Some(now) = seen.tables.get(&oid)
         {
             let is_same_question = |(of, relation): &(Arc<TableSpec>, Relation)| {
-                question.description.is_none() && Arc::ptr_eq(of, &spec) && *relation == question.relation
+                question.description.is_none()
+                    && Arc::ptr_eq(of, &spec)
+                    && *relation == question.relation
             };
             if seen.fitting.get(&oid).is_some_and(is_same_question) {
                 return Ok(Asked::Judged(Verdict::Same));
             }
             let settings = table_settings(&self.options, &now.name);
-            let verdict = judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
-            if let (Verdict::Same, None, Some(seen)) = (&verdict, &question.description, &mut self.seen) {
+            let verdict =
+                judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
+            if let (Verdict::Same, None, Some(seen)) =
+                (&verdict, &question.description, &mut self.seen)
+            {
                 seen.fitting.insert(oid, (Arc::clone(&spec), question.relation.clone()));
             }
             if matches!(verdict, Verdict::Same | Verdict::Copy(_)) {
@@ -657,13 +731,14 @@ impl Catalogs {
             return Ok(Asked::NotVisible);
         }
         self.unanswered += 1;
-        let mut tables = match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
-            Err(error) if error.is_locked() => {
-                catalog::break_moment(&self.sql).await?;
-                return Ok(Asked::Locked);
-            }
-            tables => tables?,
-        };
+        let mut tables =
+            match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
+                Err(error) if error.is_locked() => {
+                    catalog::break_moment(&self.sql).await?;
+                    return Ok(Asked::Locked);
+                }
+                tables => tables?,
+            };
         let described = question.relation.columns.iter().map(|column| column.type_oid);
         let types = self.types_with(&tables, described).await?;
         catalog::end_moment(&self.sql).await?;
@@ -694,7 +769,8 @@ impl Catalogs {
         tables: &[SourceTable],
         others: impl IntoIterator<Item = u32>,
     ) -> Result<TypeCatalog, EngineError> {
-        let declared = tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid));
+        let declared =
+            tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid));
         // What a column was before tells what became of its values.
         let specs = tables.iter().filter_map(|table| self.specs.get(&table.oid));
         let before = specs.flat_map(|spec| spec.columns.iter().map(|column| column.type_oid));
@@ -706,13 +782,14 @@ impl Catalogs {
     async fn see(&self) -> Result<Option<Seen>, EngineError> {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
         let xids = catalog::begin_moment(&self.sql).await?;
-        let mut tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
-            Err(error) if error.is_locked() => {
-                catalog::break_moment(&self.sql).await?;
-                return Ok(None);
-            }
-            tables => tables?,
-        };
+        let mut tables =
+            match catalog::published_tables(&self.sql, &self.options.publications).await {
+                Err(error) if error.is_locked() => {
+                    catalog::break_moment(&self.sql).await?;
+                    return Ok(None);
+                }
+                tables => tables?,
+            };
         let types = self.types_of(&tables).await?;
         catalog::end_moment(&self.sql).await?;
         let locked = self.measure_attached(&mut tables).await?;
@@ -732,19 +809,29 @@ impl Catalogs {
     }
 
     /// Those of the transactions that may wait for synchronous standbys.
-    pub(super) async fn awaiting_standbys(&self, xids: &BTreeSet<u32>) -> Result<BTreeSet<u32>, EngineError> {
+    pub(super) async fn awaiting_standbys(
+        &self,
+        xids: &BTreeSet<u32>,
+    ) -> Result<BTreeSet<u32>, EngineError> {
         Ok(catalog::awaiting_standbys(&self.sql, xids).await?)
     }
 
     /// Measures partitions that came since their tables were judged last: only an empty one changes nothing. Returns
     /// the tables of which one is locked, so that it cannot be measured now. Not inside a moment.
-    async fn measure_attached(&self, tables: &mut [SourceTable]) -> Result<BTreeSet<u32>, EngineError> {
+    async fn measure_attached(
+        &self,
+        tables: &mut [SourceTable],
+    ) -> Result<BTreeSet<u32>, EngineError> {
         let mut unmeasured = BTreeSet::new();
         for table in tables.iter_mut().filter(|table| table.kind == b'p') {
             let Some(spec) = self.specs.get(&table.oid) else { continue };
-            let Ok(known) = serde_json::from_str::<Fingerprint>(&spec.fingerprint) else { continue };
-            let attached: Vec<u32> =
-                new_leaves(&known, table).filter(|leaf| leaf.pages.is_none()).map(|leaf| leaf.oid).collect();
+            let Ok(known) = serde_json::from_str::<Fingerprint>(&spec.fingerprint) else {
+                continue;
+            };
+            let attached: Vec<u32> = new_leaves(&known, table)
+                .filter(|leaf| leaf.pages.is_none())
+                .map(|leaf| leaf.oid)
+                .collect();
             if attached.is_empty() {
                 continue;
             }
@@ -760,9 +847,16 @@ impl Catalogs {
     }
 
     /// `seen`: the snapshot in which the catalogs were read.
-    fn policy<'a>(&self, settings: &'a TableSettings, oid: u32, seen: Option<&XidSnapshot>) -> Policy<'a> {
-        let truncated =
-            self.truncated.get(&oid).map(|&by| Truncated { by, is_unseen: seen.is_some_and(|it| !it.sees(by)) });
+    fn policy<'a>(
+        &self,
+        settings: &'a TableSettings,
+        oid: u32,
+        seen: Option<&XidSnapshot>,
+    ) -> Policy<'a> {
+        let truncated = self
+            .truncated
+            .get(&oid)
+            .map(|&by| Truncated { by, is_unseen: seen.is_some_and(|it| !it.sees(by)) });
         Policy {
             settings,
             null_unrepresentable: self.options.null_unrepresentable,
@@ -781,20 +875,24 @@ impl Catalogs {
             catalog::end_moment(&self.sql).await?;
             return Ok(Looked::Unchanged { began });
         }
-        let mut tables = match catalog::published_tables(&self.sql, &self.options.publications).await {
-            Err(error) if error.is_locked() => {
-                catalog::break_moment(&self.sql).await?;
-                return Ok(Looked::Locked);
-            }
-            tables => tables?,
-        };
+        let mut tables =
+            match catalog::published_tables(&self.sql, &self.options.publications).await {
+                Err(error) if error.is_locked() => {
+                    catalog::break_moment(&self.sql).await?;
+                    return Ok(Looked::Locked);
+                }
+                tables => tables?,
+            };
         tables.retain(|table| is_wanted(&self.options, &table.name));
         let types = self.types_of(&tables).await?;
         let publication = catalog::publication(&self.sql, &self.options.publications).await?;
         catalog::end_moment(&self.sql).await?;
         let locked = self.measure_attached(&mut tables).await?;
         let Some(publication) = publication else {
-            return Err(slot::SlotError::PublicationMissing { names: self.options.publications.clone() }.into());
+            return Err(slot::SlotError::PublicationMissing {
+                names: self.options.publications.clone(),
+            }
+            .into());
         };
         slot::judge_publication(&publication)?;
         slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
@@ -821,7 +919,8 @@ impl Catalogs {
                 continue;
             };
             if spec.source != table.name {
-                settled.set_changed = Some(format!("table {} is now called {}", spec.source, table.name));
+                settled.set_changed =
+                    Some(format!("table {} is now called {}", spec.source, table.name));
                 continue;
             }
             if is_skipped(table.oid) || look.locked.contains(&table.oid) {
@@ -836,8 +935,13 @@ impl Catalogs {
                     continue;
                 }
             }
-            match judge(spec, table, None, &look.types, self.policy(&settings, table.oid, Some(look.began.snapshot())))
-            {
+            match judge(
+                spec,
+                table,
+                None,
+                &look.types,
+                self.policy(&settings, table.oid, Some(look.began.snapshot())),
+            ) {
                 Verdict::Same => {}
                 Verdict::Noted(after) => settled.noted.push(*after),
                 Verdict::Reshape(reshape) => settled.reshapes.push(*reshape),
@@ -853,15 +957,21 @@ impl Catalogs {
             }
         }
         self.left_out.clear();
-        self.settled =
-            is_whole.then(|| Settlement { shown: shown(&look.tables), snapshot: look.began.snapshot().clone() });
+        self.settled = is_whole.then(|| Settlement {
+            shown: shown(&look.tables),
+            snapshot: look.began.snapshot().clone(),
+        });
         settled.began = is_whole.then_some(look.began);
         settled
     }
 }
 
 /// What the copy has to be asked about enums of a table.
-fn checked_labels(spec: &Arc<TableSpec>, now: &SourceTable, types: &TypeCatalog) -> Result<Vec<LabelCheck>, String> {
+fn checked_labels(
+    spec: &Arc<TableSpec>,
+    now: &SourceTable,
+    types: &TypeCatalog,
+) -> Result<Vec<LabelCheck>, String> {
     // A table of which nothing is known is copied in any case.
     match serde_json::from_str::<Fingerprint>(&spec.fingerprint) {
         Ok(known) => label_checks(spec, &known, &now.fingerprint, types),
@@ -875,7 +985,9 @@ fn shown(tables: &[SourceTable]) -> String {
     for table in tables {
         let SourceTable { oid, name, replica_identity, columns, fingerprint, .. } = table;
         let key = catalog::key_of(table);
-        text.push_str(&format!("{oid} {name:?} {replica_identity:?} {key:?} {columns:?} {fingerprint:?}\n"));
+        text.push_str(&format!(
+            "{oid} {name:?} {replica_identity:?} {key:?} {columns:?} {fingerprint:?}\n"
+        ));
     }
     text
 }

@@ -76,7 +76,12 @@ enum Doubt {
 impl Began {
     /// `xids`: the transactions that were in progress after the position was read, and before the look. `snapshot`: what the
     /// look sees.
-    pub(super) fn new(at: Lsn, read_at: Instant, xids: BTreeSet<u32>, snapshot: XidSnapshot) -> Self {
+    pub(super) fn new(
+        at: Lsn,
+        read_at: Instant,
+        xids: BTreeSet<u32>,
+        snapshot: XidSnapshot,
+    ) -> Self {
         Self {
             at,
             read_at,
@@ -94,7 +99,11 @@ impl Began {
     }
 
     /// Takes notice of a later look that found nothing new: it saw the transactions that have ended since.
-    pub(super) async fn confirm(&mut self, later: &Self, catalogs: &Catalogs) -> Result<(), EngineError> {
+    pub(super) async fn confirm(
+        &mut self,
+        later: &Self,
+        catalogs: &Catalogs,
+    ) -> Result<(), EngineError> {
         self.unseen.retain(|xid| !later.snapshot.sees(*xid));
         if self.unseen.is_empty() {
             return Ok(());
@@ -109,7 +118,9 @@ impl Began {
                 return Ok(());
             }
             Doubt::Flushed(since) if is_long_ago(*since) => {}
-            Doubt::Asked { at, waiting } if is_long_ago(*at) => self.unseen.retain(|xid| waiting.contains(xid)),
+            Doubt::Asked { at, waiting } if is_long_ago(*at) => {
+                self.unseen.retain(|xid| waiting.contains(xid))
+            }
             Doubt::Flushed(_) | Doubt::Asked { .. } => return Ok(()),
         }
         if !self.unseen.is_empty() {
@@ -128,14 +139,20 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Publishes the position of the last look that left nothing to be done, once everything before it is in the copy.
     /// Between two cycles only.
-    pub async fn publish_settled(&mut self, copies: &Copies<T>, settled: &SettledLsn) -> Result<(), EngineError> {
+    pub async fn publish_settled(
+        &mut self,
+        copies: &Copies<T>,
+        settled: &SettledLsn,
+    ) -> Result<(), EngineError> {
         // The next cycle brings what the look led to, or a copy does.
         if self.has_shapes || self.is_copying() || !copies.has_all() {
             return Ok(());
         }
         // Every batch that was taken is applied by now, so the copy holds all that came before the end of the last one.
         let passed = self.consumer.position().decoded.max(self.checkpoint.lsn);
-        let (Some(looked), Some(catalogs)) = (&mut self.looked, &self.catalogs) else { return Ok(()) };
+        let (Some(looked), Some(catalogs)) = (&mut self.looked, &self.catalogs) else {
+            return Ok(());
+        };
         // How far the stream has to come is asked when nothing before the position can be flushed later.
         if !looked.unseen.is_empty() {
             return Ok(());

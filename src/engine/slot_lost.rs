@@ -75,7 +75,8 @@ pub async fn examine<T: OlapEngine + 'static>(
                 return Err(error);
             }
             let found = found.to_string();
-            let found: Vec<&str> = found.lines().filter(|line| !line.starts_with("hint: ")).collect();
+            let found: Vec<&str> =
+                found.lines().filter(|line| !line.starts_with("hint: ")).collect();
             if !options.slot_lost.may_begin_anew(Instant::now()) {
                 return Err(too_often(&found));
             }
@@ -138,7 +139,9 @@ mod tests {
         let slot_lost = SlotLost::new(OnSlotLost::Resync);
         let begin = Instant::now();
         let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
-        assert!([0, 1, 2].into_iter().all(|minutes| slot_lost.clone().may_begin_anew(after(minutes))));
+        assert!(
+            [0, 1, 2].into_iter().all(|minutes| slot_lost.clone().may_begin_anew(after(minutes)))
+        );
         assert!(!slot_lost.may_begin_anew(after(59)));
         assert!(slot_lost.may_begin_anew(after(60)));
         assert!(!slot_lost.may_begin_anew(after(60)));

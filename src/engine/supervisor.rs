@@ -44,7 +44,8 @@ impl Restarts {
 /// What a panic said.
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it did not say why".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "it did not say why".to_owned())
 }
 
 /// Runs `work`; a panic in it becomes an error.
@@ -99,7 +100,11 @@ impl Supervisor {
                 if error != last_error
                     && let Some(error) = &error
                 {
-                    tracing::warn!(task = task_name, error, "failed; it is tried again when its time comes");
+                    tracing::warn!(
+                        task = task_name,
+                        error,
+                        "failed; it is tried again when its time comes"
+                    );
                 }
                 last_error = error;
             }
@@ -156,7 +161,12 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(1);
 
     fn block_on<F: Future>(work: F) -> F::Output {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
     }
 
     async fn until(counter: &AtomicU32, count: u32) {
@@ -219,7 +229,8 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_an_error_that_says_what_it_said() {
-        let ended: Result<(), _> = block_on(caught("the session", async { panic!("number {}", 7) }));
+        let ended: Result<(), _> =
+            block_on(caught("the session", async { panic!("number {}", 7) }));
         assert_eq!(ended.unwrap_err().to_string(), "the session met a bug: number 7");
     }
 

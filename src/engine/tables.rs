@@ -33,7 +33,9 @@ pub enum TablePlanError {
     WithoutWal { table: QualifiedName, without_wal: String },
     #[error("table {table} has no column \"{column}\", which the settings name")]
     NoSuchColumn { table: QualifiedName, column: String },
-    #[error("column \"{column}\" of table {table} is part of its replica identity and cannot be left out")]
+    #[error(
+        "column \"{column}\" of table {table} is part of its replica identity and cannot be left out"
+    )]
     KeyExcluded { table: QualifiedName, column: String },
     #[error(
         "table {table} would be called {target} in DuckDB, an ending that rhei needs for itself\nhint: give it another name with `target` in its [tables.\"..\"] section"
@@ -53,7 +55,11 @@ pub struct PlanOptions<'a> {
 }
 
 /// Decides how a table is copied and followed. Its target is called as the settings say, or like the source.
-pub fn plan(table: &SourceTable, types: &TypeCatalog, options: PlanOptions<'_>) -> Result<TableSpec, TablePlanError> {
+pub fn plan(
+    table: &SourceTable,
+    types: &TypeCatalog,
+    options: PlanOptions<'_>,
+) -> Result<TableSpec, TablePlanError> {
     let settings = options.settings;
     let name = || table.name.clone();
     if let Some(without_wal) = table.leaves_without_wal.first().cloned() {
@@ -65,7 +71,11 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, options: PlanOptions<'_>) 
             return Err(TablePlanError::NoSuchColumn { table: name(), column: column.clone() });
         }
     }
-    let kept: Vec<_> = table.columns.iter().filter(|column| !settings.exclude_columns.contains(&column.name)).collect();
+    let kept: Vec<_> = table
+        .columns
+        .iter()
+        .filter(|column| !settings.exclude_columns.contains(&column.name))
+        .collect();
     if kept.is_empty() {
         return Err(TablePlanError::NoColumns { table: name() });
     }
@@ -105,7 +115,8 @@ pub fn plan(table: &SourceTable, types: &TypeCatalog, options: PlanOptions<'_>) 
                     Some(position) => positions.push(position),
                     None => {
                         let column = table.columns.iter().find(|column| column.attnum == attnum);
-                        let column = column.map_or_else(|| attnum.to_string(), |column| column.name.clone());
+                        let column =
+                            column.map_or_else(|| attnum.to_string(), |column| column.name.clone());
                         return Err(TablePlanError::KeyExcluded { table: name(), column });
                     }
                 }
@@ -145,7 +156,10 @@ fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<St
     let folded = |name: &str| name.to_ascii_lowercase();
     let mut taken = BTreeSet::from(["rowid".to_owned()]);
     let kept = |column: &SourceColumn| {
-        let before = before?.columns.iter().find(|old| old.attnum == column.attnum && old.name == column.name)?;
+        let before = before?
+            .columns
+            .iter()
+            .find(|old| old.attnum == column.attnum && old.name == column.name)?;
         Some(before.target_name.clone())
     };
     let mut names: Vec<Option<String>> = columns.iter().map(|column| kept(column)).collect();
@@ -170,7 +184,8 @@ fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<St
 /// where that is taken (DuckDB's names do not tell case apart, trap 59), with a number behind it. `taken` holds the
 /// names of the tables before it, folded; ask in the order of the tables' age (oid), so that the older one keeps its name.
 pub fn target_name(wanted: &QualifiedName, taken: &mut BTreeSet<String>) -> QualifiedName {
-    let folded = |name: &QualifiedName| format!("{}.{}", name.schema, name.name).to_ascii_lowercase();
+    let folded =
+        |name: &QualifiedName| format!("{}.{}", name.schema, name.name).to_ascii_lowercase();
     let mut name = wanted.clone();
     // rhei's own schema.
     if name.schema.eq_ignore_ascii_case("_rhei") {
@@ -231,10 +246,12 @@ pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpe
 /// Whether `name` is what [`target_name`] may have made of `wanted`.
 pub fn is_name_for(name: &QualifiedName, wanted: &QualifiedName) -> bool {
     let first = target_name(wanted, &mut BTreeSet::new());
-    let number = name.name.strip_prefix(&first.name).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
+    let number =
+        name.name.strip_prefix(&first.name).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
     name.schema == first.schema
         && number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
-        && (name.name.len() == first.name.len() || name.name.as_bytes().get(first.name.len()) == Some(&b'_'))
+        && (name.name.len() == first.name.len()
+            || name.name.as_bytes().get(first.name.len()) == Some(&b'_'))
 }
 
 #[cfg(test)]
@@ -255,7 +272,13 @@ mod tests {
             xmin: 0,
             missing: BTreeMap::new(),
         };
-        let columns = [column(1, "Id"), column(2, "id"), column(4, "ID"), column(5, "id_2"), column(6, "rowid")];
+        let columns = [
+            column(1, "Id"),
+            column(2, "id"),
+            column(4, "ID"),
+            column(5, "id_2"),
+            column(6, "rowid"),
+        ];
         let names = column_names(&columns.iter().collect::<Vec<_>>(), None);
         assert_eq!(names, ["Id", "id_2", "ID_4", "id_2_5", "rowid_6"]);
 

@@ -72,11 +72,17 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         match news {
             News::Told(Told::Planned { lsn, since, tables, refused, holder, adopted }) => {
                 // The rows of those that go on have to be known as the snapshot sees them.
-                while tables.iter().any(|table| table.is_resumed) && self.checkpoint.lsn < reachable_target(lsn) {
+                while tables.iter().any(|table| table.is_resumed)
+                    && self.checkpoint.lsn < reachable_target(lsn)
+                {
                     let linger = Duration::from_millis(20);
                     let until = Some(reachable_target(lsn));
-                    let report =
-                        self.sync_once(CycleOptions { linger, until, hurry: true, save_idle: true }, stop).await?;
+                    let report = self
+                        .sync_once(
+                            CycleOptions { linger, until, hurry: true, save_idle: true },
+                            stop,
+                        )
+                        .await?;
                     let (is_stopped, attach_anew) = (report.is_stopped, report.attach_anew.clone());
                     cycles.push(report);
                     if is_stopped || attach_anew.is_some() {
@@ -102,7 +108,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     match copied {
                         Copied::Done => loaded.push(spec),
                         Copied::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
-                        Copied::Changed => self.begin_anew(&spec, copies, "it changed while it was copied").await?,
+                        Copied::Changed => {
+                            self.begin_anew(&spec, copies, "it changed while it was copied").await?
+                        }
                     }
                 }
                 self.loaded(loaded, copies).await?;
@@ -115,7 +123,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// Moves tables to `catching_up` whose chunks are all in their shadows.
-    async fn loaded(&mut self, tables: Vec<Arc<TableSpec>>, copies: &mut Copies<T>) -> Result<(), EngineError> {
+    async fn loaded(
+        &mut self,
+        tables: Vec<Arc<TableSpec>>,
+        copies: &mut Copies<T>,
+    ) -> Result<(), EngineError> {
         if tables.is_empty() {
             return Ok(());
         }
@@ -154,32 +166,41 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             (EngineError::Target(error @ TargetError::ForeignTable { .. }), Some(spec)) => {
                 self.give_up_copy(spec, Some(Pause::new(error.to_string()))).await
             }
-            (EngineError::Target(error), Some(spec)) if is_of_table(&error) => self.refused(spec, &error).await,
+            (EngineError::Target(error), Some(spec)) if is_of_table(&error) => {
+                self.refused(spec, &error).await
+            }
             (error, _) => Err(error),
         }
     }
 
     /// Names of tables are changed when a session attaches, all at once, since two may swap theirs. A copy that began under
     /// the new name would leave the old one behind, owned by nobody. A reason to attach anew.
-    async fn renamed_since_attach(&mut self, tables: &[Planned]) -> Result<Option<String>, EngineError> {
+    async fn renamed_since_attach(
+        &mut self,
+        tables: &[Planned],
+    ) -> Result<Option<String>, EngineError> {
         let Some(state) = self.target.call(|target| target.state()).await? else { return Ok(None) };
-        let stored =
-            state.tables.iter().filter(|stored| !matches!(stored.state, TableState::Pending | TableState::Dropped));
-        let names: BTreeMap<u32, &QualifiedName> = stored.map(|stored| (stored.oid, &stored.target)).collect();
+        let stored = state
+            .tables
+            .iter()
+            .filter(|stored| !matches!(stored.state, TableState::Pending | TableState::Dropped));
+        let names: BTreeMap<u32, &QualifiedName> =
+            stored.map(|stored| (stored.oid, &stored.target)).collect();
 
         // Nor may a copy take a name that another table still has in the target and no longer at the source.
         let lower = |name: &QualifiedName| (name.schema.to_lowercase(), name.name.to_lowercase());
-        let owners: HashMap<(String, String), u32> = names.iter().map(|(oid, name)| (lower(name), *oid)).collect();
-        let is_of_another =
-            |oid: u32, target: &QualifiedName| owners.get(&lower(target)).is_some_and(|owner| *owner != oid);
+        let owners: HashMap<(String, String), u32> =
+            names.iter().map(|(oid, name)| (lower(name), *oid)).collect();
+        let is_of_another = |oid: u32, target: &QualifiedName| {
+            owners.get(&lower(target)).is_some_and(|owner| *owner != oid)
+        };
         let is_renamed = |table: &&Planned| {
             let (oid, target) = (table.spec.oid, &table.spec.target);
             names.get(&oid).is_some_and(|name| *name != target) || is_of_another(oid, target)
         };
-        Ok(tables
-            .iter()
-            .find(is_renamed)
-            .map(|table| format!("table {} has another name than when the session began", table.spec.source)))
+        Ok(tables.iter().find(is_renamed).map(|table| {
+            format!("table {} has another name than when the session began", table.spec.source)
+        }))
     }
 
     /// Begins to keep changes of tables whose snapshot holds all that committed before `since`. Per table the ids of its jobs.
@@ -219,8 +240,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
         }
         // Gone from the source or its publication, as the next look at the catalogs says; nobody is at its copy.
-        let is_planned =
-            |oid: u32| tables.iter().any(|table| table.spec.oid == oid) || refused.iter().any(|row| row.oid == oid);
+        let is_planned = |oid: u32| {
+            tables.iter().any(|table| table.spec.oid == oid)
+                || refused.iter().any(|row| row.oid == oid)
+        };
         for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
             if let Some(catalogs) = &mut self.catalogs {
                 catalogs.gone(oid);
@@ -230,7 +253,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.target.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
             }
         }
-        let begun: Vec<_> = tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
+        let begun: Vec<_> =
+            tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
         let new: Vec<_> = begun.iter().map(|table| table.new_copy()).collect();
         for row in &refused {
             self.unfollow(row.oid);
@@ -250,7 +274,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             if let Err(reason) = begun {
                 adopted.remove(&spec.oid);
                 self.unfollow(spec.oid);
-                let event = Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() };
+                let event =
+                    Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() };
                 let _ = self.events.send(event);
                 self.not_copied.push((spec.source.to_string(), reason.clone()));
                 continue;
@@ -264,8 +289,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             self.copying.insert(spec.oid, Arc::clone(spec));
         }
         copies.planned(&adopted, &too_late);
-        let mut ids: BTreeMap<u32, Vec<u64>> =
-            begun.iter().zip(ids).filter_map(|(table, ids)| Some((table.spec.oid, ids.ok()?))).collect();
+        let mut ids: BTreeMap<u32, Vec<u64>> = begun
+            .iter()
+            .zip(ids)
+            .filter_map(|(table, ids)| Some((table.spec.oid, ids.ok()?)))
+            .collect();
         Ok(tables.iter().map(|table| ids.remove(&table.spec.oid)).collect())
     }
 
@@ -287,15 +315,23 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 return Ok(Filled::No);
             }
 
-            let rows = match backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys).await {
-                Err(EngineError::Source(error)) if error.is_locked() => return Ok(Filled::Locked),
-                // The table has changed since, as the copy would find out.
-                Err(error @ EngineError::Source(_)) if !policy(&error).is_waited_for() => return Ok(Filled::No),
-                rows => rows?,
-            };
+            let rows =
+                match backfill::fetch_rows(holder, &table.spec, table.source.kind == b'p', &keys)
+                    .await
+                {
+                    Err(EngineError::Source(error)) if error.is_locked() => {
+                        return Ok(Filled::Locked);
+                    }
+                    // The table has changed since, as the copy would find out.
+                    Err(error @ EngineError::Source(_)) if !policy(&error).is_waited_for() => {
+                        return Ok(Filled::No);
+                    }
+                    rows => rows?,
+                };
             // As many as there is memory for, by what these have taken.
             let bytes: usize = rows.iter().map(RecordBatch::get_array_memory_size).sum();
-            at_once = (keys.len() * self.limits.max_bytes / bytes.max(1)).clamp(FEWEST_AT_ONCE, MOST_AT_ONCE);
+            at_once = (keys.len() * self.limits.max_bytes / bytes.max(1))
+                .clamp(FEWEST_AT_ONCE, MOST_AT_ONCE);
             let spec = Arc::clone(&table.spec);
             match self.target.call(move |target| target.fill_open(&spec, &rows, keys.len())).await {
                 Ok(()) => {}
@@ -305,26 +341,43 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    async fn begin_anew(&mut self, spec: &TableSpec, copies: &mut Copies<T>, why: &str) -> Result<(), EngineError> {
+    async fn begin_anew(
+        &mut self,
+        spec: &TableSpec,
+        copies: &mut Copies<T>,
+        why: &str,
+    ) -> Result<(), EngineError> {
         tracing::info!(table = %spec.source, why, "its copy begins anew");
         if copies.begin_anew(spec.oid) {
             return self.give_up_copy(spec, None).await;
         }
-        let reason = format!("its copy had to begin anew too often, the last time because {why}; {}", copy_it(spec));
-        let _ = self.events.send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
+        let reason = format!(
+            "its copy had to begin anew too often, the last time because {why}; {}",
+            copy_it(spec)
+        );
+        let _ = self
+            .events
+            .send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
         self.give_up_copy(spec, Some(Pause::new(reason))).await
     }
 
     /// DuckDB does not take what the table holds; the other tables go on.
     async fn refused(&mut self, spec: &TableSpec, error: &TargetError) -> Result<(), EngineError> {
         let reason = format!("{}; {}", with_causes(error), copy_it(spec));
-        let _ = self.events.send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
+        let _ = self
+            .events
+            .send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
         self.give_up_copy(spec, Some(Pause { reason, remedy: error.remedy() })).await
     }
 
-    async fn give_up_copy(&mut self, spec: &TableSpec, pause: Option<Pause>) -> Result<(), EngineError> {
+    async fn give_up_copy(
+        &mut self,
+        spec: &TableSpec,
+        pause: Option<Pause>,
+    ) -> Result<(), EngineError> {
         let oid = spec.oid;
-        self.not_copied.extend(pause.as_ref().map(|pause| (spec.source.to_string(), pause.reason.clone())));
+        self.not_copied
+            .extend(pause.as_ref().map(|pause| (spec.source.to_string(), pause.reason.clone())));
         self.unfollow(oid);
         self.target.call(move |target| target.abandon_copies(&[(oid, pause)])).await
     }
@@ -343,7 +396,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         const MOST_TABLES: usize = 200;
         let checkpoint = self.checkpoint.lsn;
         let is_due = |spec: &&Arc<TableSpec>| reachable_target(spec.copy_lsn) <= checkpoint;
-        let due: Vec<Arc<TableSpec>> = self.catching_up.values().filter(is_due).take(MOST_TABLES).cloned().collect();
+        let due: Vec<Arc<TableSpec>> =
+            self.catching_up.values().filter(is_due).take(MOST_TABLES).cloned().collect();
         if due.is_empty() {
             return Ok(false);
         }
@@ -351,7 +405,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(true)
     }
 
-    async fn merge(&mut self, tables: Vec<Arc<TableSpec>>, copies: &mut Copies<T>) -> Result<(), EngineError> {
+    async fn merge(
+        &mut self,
+        tables: Vec<Arc<TableSpec>>,
+        copies: &mut Copies<T>,
+    ) -> Result<(), EngineError> {
         const MOST_ROWS: u64 = 200_000;
         let merged = {
             let _shape = self.ddl_lock.write().await;

@@ -89,7 +89,9 @@ pub enum ConnectError {
         "invalid connection string\ndetail: {reason}\nhint: for example postgresql://rhei@db.example.com/shop?sslmode=verify-full"
     )]
     Invalid { reason: String },
-    #[error("no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml")]
+    #[error(
+        "no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml"
+    )]
     NoSource,
     #[error(
         "cannot reach the source at {address}\ndetail: {detail}\nhint: check host, port, firewall and listen_addresses"
@@ -109,7 +111,9 @@ pub enum ConnectError {
         "the source at {address} does not let user \"{user}\" in: {message}\nhint: see pg_hba.conf at the source; a replication connection matches the database's own line"
     )]
     NotAllowed { user: String, address: String, message: String },
-    #[error("database \"{database}\" does not exist at {address}\nhint: check the name in the source URL")]
+    #[error(
+        "database \"{database}\" does not exist at {address}\nhint: check the name in the source URL"
+    )]
     NoDatabase { database: String, address: String },
     #[error(
         "TLS with {address} failed\ndetail: {detail}\nhint: a server on another machine has to prove who it is (sslmode=verify-full) unless the URL says otherwise: sslrootcert=FILE names its authority, sslmode=require encrypts without proof, sslmode=disable does not encrypt"
@@ -143,8 +147,11 @@ impl SourceOptions {
     pub fn parse(text: &str, environment: &Environment) -> Result<Self, ConnectError> {
         let text = text.trim();
         let (mut rest, mut ours) = split_settings(text)?;
-        if let Some(service) = ours.remove("service").or_else(|| environment.get("PGSERVICE").map(str::to_owned)) {
-            let (service_rest, service_ours) = split_settings(&read_service(&service, environment)?)?;
+        if let Some(service) =
+            ours.remove("service").or_else(|| environment.get("PGSERVICE").map(str::to_owned))
+        {
+            let (service_rest, service_ours) =
+                split_settings(&read_service(&service, environment)?)?;
             // What is said directly stands before what the service says.
             if rest.is_empty() {
                 rest = service_rest;
@@ -158,10 +165,11 @@ impl SourceOptions {
         if rest.is_empty() && environment.get("PGHOST").is_none() {
             return Err(ConnectError::NoSource);
         }
-        let mut config: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
-            // The cause names the key, never the value.
-            ConnectError::Invalid { reason: crate::engine::with_causes(&error) }
-        })?;
+        let mut config: tokio_postgres::Config =
+            rest.parse().map_err(|error: tokio_postgres::Error| {
+                // The cause names the key, never the value.
+                ConnectError::Invalid { reason: crate::engine::with_causes(&error) }
+            })?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             match environment.get("PGHOST") {
                 Some(host) => config.host(host),
@@ -171,7 +179,9 @@ impl SourceOptions {
         let is_torn = |host: &Host| matches!(host, Host::Tcp(host) if host.contains(['@', '/']));
         if config.get_hosts().iter().any(is_torn) {
             // Part of the password, perhaps: it is not shown.
-            let reason = "the host holds an @ or a /; in a URL's password they are written as %40 and %2F".to_owned();
+            let reason =
+                "the host holds an @ or a /; in a URL's password they are written as %40 and %2F"
+                    .to_owned();
             return Err(ConnectError::Invalid { reason });
         }
         if config.get_ports().is_empty()
@@ -182,11 +192,14 @@ impl SourceOptions {
         if config.get_user().is_none() {
             match environment.get("PGUSER").or_else(|| environment.get("USER")) {
                 Some(user) => config.user(user),
-                None => config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned())),
+                None => {
+                    config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned()))
+                }
             };
         }
         if config.get_dbname().is_none() {
-            let database = environment.get("PGDATABASE").or(config.get_user()).unwrap_or_default().to_owned();
+            let database =
+                environment.get("PGDATABASE").or(config.get_user()).unwrap_or_default().to_owned();
             config.dbname(database);
         }
         if config.get_password().is_none()
@@ -198,7 +211,9 @@ impl SourceOptions {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
         let mut setting = |key: &str, variable: &str| {
-            ours.remove(key).or_else(|| environment.get(variable).map(str::to_owned)).filter(|value| !value.is_empty())
+            ours.remove(key)
+                .or_else(|| environment.get(variable).map(str::to_owned))
+                .filter(|value| !value.is_empty())
         };
         let mode = setting("sslmode", "PGSSLMODE");
         let passfile = setting("passfile", "PGPASSFILE").map(PathBuf::from);
@@ -220,13 +235,16 @@ impl SourceOptions {
         };
         // Anybody can have a certificate of a public authority: without the name it proves nothing.
         if is_system && tls.mode != SslMode::VerifyFull {
-            let reason = "sslrootcert=system goes with sslmode=verify-full only, as with libpq".to_owned();
+            let reason =
+                "sslrootcert=system goes with sslmode=verify-full only, as with libpq".to_owned();
             return Err(ConnectError::Invalid { reason });
         }
         config.ssl_mode(match tls.mode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
+                tokio_postgres::config::SslMode::Require
+            }
         });
         if config.get_password().is_none() {
             let file = passfile.or_else(|| environment.file("PGPASSFILE", ".pgpass"));
@@ -254,9 +272,14 @@ impl SourceOptions {
                     ports.push(port.to_string());
                 }
                 Address::Unix(path) => {
-                    let port =
-                        path.extension().map_or_else(|| "5432".to_owned(), |port| port.to_string_lossy().into_owned());
-                    hosts.push(path.parent().map_or_else(String::new, |folder| folder.display().to_string()));
+                    let port = path.extension().map_or_else(
+                        || "5432".to_owned(),
+                        |port| port.to_string_lossy().into_owned(),
+                    );
+                    hosts.push(
+                        path.parent()
+                            .map_or_else(String::new, |folder| folder.display().to_string()),
+                    );
                     ports.push(port);
                 }
             }
@@ -315,7 +338,9 @@ impl SourceOptions {
     }
 
     pub(super) fn keepalives(&self) -> Option<(Duration, Option<Duration>)> {
-        self.config.get_keepalives().then(|| (self.config.get_keepalives_idle(), self.config.get_keepalives_interval()))
+        self.config
+            .get_keepalives()
+            .then(|| (self.config.get_keepalives_idle(), self.config.get_keepalives_interval()))
     }
 
     /// The addresses to try, in order.
@@ -325,7 +350,9 @@ impl SourceOptions {
         let (hosts, numbers) = (self.config.get_hosts(), self.config.get_hostaddrs());
         (0..hosts.len().max(numbers.len()))
             .map(|at| match (hosts.get(at), numbers.get(at)) {
-                (Some(Host::Unix(folder)), _) => Address::Unix(folder.join(format!(".s.PGSQL.{}", port(at)))),
+                (Some(Host::Unix(folder)), _) => {
+                    Address::Unix(folder.join(format!(".s.PGSQL.{}", port(at))))
+                }
                 (Some(Host::Tcp(host)), number) => Address::Tcp {
                     host: host.clone(),
                     connect_to: number.map_or_else(|| host.clone(), ToString::to_string),
@@ -348,7 +375,8 @@ fn goes_elsewhere(config: &tokio_postgres::Config) -> bool {
         (Some(Host::Unix(_)), _) => false,
         (_, Some(number)) => !number.is_loopback(),
         (Some(Host::Tcp(host)), None) => {
-            !host.eq_ignore_ascii_case("localhost") && !host.parse::<IpAddr>().is_ok_and(|number| number.is_loopback())
+            !host.eq_ignore_ascii_case("localhost")
+                && !host.parse::<IpAddr>().is_ok_and(|number| number.is_loopback())
         }
         (None, None) => false,
     })
@@ -392,7 +420,8 @@ fn split_settings(text: &str) -> Result<Split, ConnectError> {
 }
 
 fn percent_decoded(text: &str) -> Result<String, ConnectError> {
-    let invalid = || ConnectError::Invalid { reason: "a percent escape in the URL is broken".to_owned() };
+    let invalid =
+        || ConnectError::Invalid { reason: "a percent escape in the URL is broken".to_owned() };
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
@@ -415,11 +444,18 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
     let mut rest = text.trim_start();
     while !rest.is_empty() {
         let Some((key, after)) = rest.split_once('=') else {
-            return Err(ConnectError::Invalid { reason: "expected key=value pairs or a URL".to_owned() });
+            return Err(ConnectError::Invalid {
+                reason: "expected key=value pairs or a URL".to_owned(),
+            });
         };
         // It may be a URL that is misspelt, with a password in it.
-        if !key.trim().bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
-            let reason = "expected key=value pairs, or a URL that begins with postgresql://".to_owned();
+        if !key
+            .trim()
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        {
+            let reason =
+                "expected key=value pairs, or a URL that begins with postgresql://".to_owned();
             return Err(ConnectError::Invalid { reason });
         }
         let after = after.trim_start();
@@ -443,7 +479,9 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
             }
         }
         if !is_closed {
-            return Err(ConnectError::Invalid { reason: format!("the value of {} has no closing quote", key.trim()) });
+            return Err(ConnectError::Invalid {
+                reason: format!("the value of {} has no closing quote", key.trim()),
+            });
         }
         found.push((key.trim().to_owned(), value));
         rest = after.get(end..).unwrap_or_default().trim_start();
@@ -453,14 +491,19 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
 
 fn read_service(service: &str, environment: &Environment) -> Result<String, ConnectError> {
     let invalid = |reason: String| ConnectError::Invalid { reason };
-    let file = environment
-        .file("PGSERVICEFILE", ".pg_service.conf")
-        .ok_or_else(|| invalid(format!("service \"{service}\" is named, but there is no home folder to look it up")))?;
-    let text = std::fs::read_to_string(&file)
-        .map_err(|error| invalid(format!("service \"{service}\": cannot read {}: {error}", file.display())))?;
+    let file = environment.file("PGSERVICEFILE", ".pg_service.conf").ok_or_else(|| {
+        invalid(format!(
+            "service \"{service}\" is named, but there is no home folder to look it up"
+        ))
+    })?;
+    let text = std::fs::read_to_string(&file).map_err(|error| {
+        invalid(format!("service \"{service}\": cannot read {}: {error}", file.display()))
+    })?;
     let mut is_inside = false;
     let mut found: Option<Vec<String>> = None;
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    for line in
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             is_inside = name == service;
             if is_inside {
@@ -471,7 +514,8 @@ fn read_service(service: &str, environment: &Environment) -> Result<String, Conn
             found.get_or_insert_default().push(format!("{}='{value}'", key.trim()));
         }
     }
-    let settings = found.ok_or_else(|| invalid(format!("service \"{service}\" is not in {}", file.display())))?;
+    let settings = found
+        .ok_or_else(|| invalid(format!("service \"{service}\" is not in {}", file.display())))?;
     Ok(settings.join(" "))
 }
 
@@ -492,7 +536,8 @@ fn password_from(file: &Path, config: &tokio_postgres::Config) -> Option<String>
     text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let fields = password_fields(line);
         let (password, keys) = fields.split_last()?;
-        let fits = keys.len() == 4 && keys.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
+        let fits = keys.len() == 4
+            && keys.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
         fits.then(|| password.clone())
     })
 }
@@ -532,8 +577,7 @@ pub(super) const PINNED: [(&str, &str); 14] = [
 ];
 
 /// A timeout that only newer servers have.
-pub(super) const UNTIMED: &str =
-    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+pub(super) const UNTIMED: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
 /// A SQL session; its connection ends with it.
 pub struct SqlClient {
@@ -572,15 +616,22 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
     };
     let mut primary = config.clone();
     primary.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    let is_choice = source.addresses().len() > 1 && config.get_target_session_attrs() == TargetSessionAttrs::Any;
+    let is_choice = source.addresses().len() > 1
+        && config.get_target_session_attrs() == TargetSessionAttrs::Any;
     // Of several servers the primary; when there is none, whichever answers says why that will not do.
     let connected = match if is_choice { connect(primary).await.ok() } else { None } {
         Some(Ok(connected)) => Ok(Ok(connected)),
         _ => connect(config).await,
     };
-    let address = || source.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let address =
+        || source.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let (client, connection) = match connected {
-        Err(_) => return Err(ConnectError::TimedOut { address: address(), after: source.connect_timeout() }),
+        Err(_) => {
+            return Err(ConnectError::TimedOut {
+                address: address(),
+                after: source.connect_timeout(),
+            });
+        }
         Ok(connected) => connected.map_err(|error| explain(&error, source, &address()))?,
     };
     let connection = tokio::spawn(async move {
@@ -606,7 +657,8 @@ fn explain(error: &tokio_postgres::Error, source: &SourceOptions, address: &str)
     let detail = crate::engine::with_causes(error);
     if detail.contains("password missing") {
         ConnectError::NoPassword { address }
-    } else if detail.to_lowercase().contains("tls") || detail.to_lowercase().contains("certificate") {
+    } else if detail.to_lowercase().contains("tls") || detail.to_lowercase().contains("certificate")
+    {
         ConnectError::Tls { address, detail }
     } else {
         ConnectError::Unreachable { address, detail }
@@ -614,7 +666,12 @@ fn explain(error: &tokio_postgres::Error, source: &SourceOptions, address: &str)
 }
 
 /// What it means that the server did not let us in, by its SQLSTATE.
-pub(super) fn refusal(code: &str, message: &str, source: &SourceOptions, address: String) -> ConnectError {
+pub(super) fn refusal(
+    code: &str,
+    message: &str,
+    source: &SourceOptions,
+    address: String,
+) -> ConnectError {
     let (user, message) = (source.user().to_owned(), message.to_owned());
     match code {
         "28P01" => ConnectError::Password { user, address },
@@ -622,7 +679,9 @@ pub(super) fn refusal(code: &str, message: &str, source: &SourceOptions, address
         "3D000" => ConnectError::NoDatabase { database: source.database().to_owned(), address },
         _ => match sqlstate::refusal(code) {
             // A cancel that was meant for a statement can meet a session that is only being opened.
-            Refusal::Locked | Refusal::Passing | Refusal::Outage => ConnectError::Busy { address, message },
+            Refusal::Locked | Refusal::Passing | Refusal::Outage => {
+                ConnectError::Busy { address, message }
+            }
             Refusal::Data | Refusal::Lasting => ConnectError::Refused { address, message },
         },
     }
@@ -634,9 +693,11 @@ mod tests {
 
     #[test]
     fn the_password_is_never_printed() {
-        let options = SourceOptions::parse("postgresql://u:hush@h:1/d", &Environment::default()).unwrap();
+        let options =
+            SourceOptions::parse("postgresql://u:hush@h:1/d", &Environment::default()).unwrap();
         assert_eq!(format!("{options:?}"), "SourceOptions(\"u@h:1/d\")");
-        let broken = SourceOptions::parse("postgresql://u:hush@h:port/d", &Environment::default()).unwrap_err();
+        let broken = SourceOptions::parse("postgresql://u:hush@h:port/d", &Environment::default())
+            .unwrap_err();
         assert!(!format!("{broken} {broken:?}").contains("hush"));
     }
 
@@ -670,7 +731,10 @@ mod tests {
             match SourceOptions::parse(text, &Environment::default()) {
                 Ok(options) => panic!("{text} is taken for {}", options.redacted()),
                 Err(error) => {
-                    assert!(!format!("{error} {error:?} {}", crate::engine::with_causes(&error)).contains("hush"));
+                    assert!(
+                        !format!("{error} {error:?} {}", crate::engine::with_causes(&error))
+                            .contains("hush")
+                    );
                 }
             }
         }
@@ -678,7 +742,8 @@ mod tests {
 
     #[test]
     fn without_sslmode_a_server_on_another_machine_has_to_prove_who_it_is() {
-        let mode = |text: &str| SourceOptions::parse(text, &Environment::default()).unwrap().tls.mode;
+        let mode =
+            |text: &str| SourceOptions::parse(text, &Environment::default()).unwrap().tls.mode;
         for text in [
             "postgresql://u@db.example.com/d",
             "postgresql://u@10.0.0.1/d",
@@ -689,7 +754,11 @@ mod tests {
         ] {
             assert_eq!(mode(text), SslMode::VerifyFull, "{text}");
             assert_eq!(
-                mode(&text.replace("user=u", "user=u sslmode=prefer").replace("/d", "/d?sslmode=prefer")),
+                mode(
+                    &text
+                        .replace("user=u", "user=u sslmode=prefer")
+                        .replace("/d", "/d?sslmode=prefer")
+                ),
                 SslMode::Prefer
             );
         }
@@ -704,10 +773,17 @@ mod tests {
         ] {
             assert_eq!(mode(text), SslMode::Prefer, "{text}");
         }
-        let environment = Environment::default().with("PGSSLMODE", "require").with("PGHOST", "db.example.com");
-        assert_eq!(SourceOptions::parse("user=u", &environment).unwrap().tls.mode, SslMode::Require);
+        let environment =
+            Environment::default().with("PGSSLMODE", "require").with("PGHOST", "db.example.com");
+        assert_eq!(
+            SourceOptions::parse("user=u", &environment).unwrap().tls.mode,
+            SslMode::Require
+        );
         let environment = Environment::default().with("PGHOST", "db.example.com");
-        assert_eq!(SourceOptions::parse("user=u", &environment).unwrap().tls.mode, SslMode::VerifyFull);
+        assert_eq!(
+            SourceOptions::parse("user=u", &environment).unwrap().tls.mode,
+            SslMode::VerifyFull
+        );
     }
 
     /// As with libpq.
@@ -723,13 +799,15 @@ mod tests {
             let refused = parsed(&format!("&sslmode={mode}"));
             assert!(matches!(refused, Err(ConnectError::Invalid { .. })), "{mode}: {refused:?}");
         }
-        let environment = Environment::default().with("PGSSLROOTCERT", "system").with("PGSSLMODE", "require");
+        let environment =
+            Environment::default().with("PGSSLROOTCERT", "system").with("PGSSLMODE", "require");
         assert!(SourceOptions::parse("postgresql://u@localhost/d", &environment).is_err());
     }
 
     #[test]
     fn urls_and_pairs_say_the_same() {
-        let url = "postgresql://u@a,b:7/d?sslmode=verify-full&sslrootcert=%2Fca.pem&connect_timeout=3";
+        let url =
+            "postgresql://u@a,b:7/d?sslmode=verify-full&sslrootcert=%2Fca.pem&connect_timeout=3";
         let pairs = "user=u host='a,b' port=5432,7 dbname=d sslmode=verify-full sslrootcert=/ca.pem connect_timeout=3";
         for text in [url, pairs] {
             let options = SourceOptions::parse(text, &Environment::default()).unwrap();
@@ -758,7 +836,10 @@ mod tests {
         assert_eq!(password("postgresql://u@h/d", &environment).as_deref(), Some("from env"));
         assert_eq!(password("postgresql://u:url@h/d", &environment).as_deref(), Some("url"));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(password("postgresql://u@h/d", &Environment::default().with_home(home.path())), None);
+        assert_eq!(
+            password("postgresql://u@h/d", &Environment::default().with_home(home.path())),
+            None
+        );
     }
 
     #[test]
@@ -771,7 +852,10 @@ mod tests {
         .unwrap();
         let environment = Environment::default().with_home(home.path());
         let options = SourceOptions::parse("service=shop", &environment).unwrap();
-        assert_eq!((options.redacted().as_str(), options.tls.mode), ("me@db:5432/d", SslMode::Require));
+        assert_eq!(
+            (options.redacted().as_str(), options.tls.mode),
+            ("me@db:5432/d", SslMode::Require)
+        );
         assert!(SourceOptions::parse("service=none", &environment).is_err());
     }
 }

@@ -68,7 +68,10 @@ pub struct StreamOptions {
 
 impl PgConsumer {
     /// Connects and starts the stream at the checkpoint.
-    pub async fn start(source: &SourceOptions, options: StreamOptions) -> Result<Self, SourceError> {
+    pub async fn start(
+        source: &SourceOptions,
+        options: StreamOptions,
+    ) -> Result<Self, SourceError> {
         let mut client = ReplicationClient::connect(source, "stream").await?;
         // An address may lead elsewhere by now, and several may lead to several servers. Whoever is there would stream from the
         // checkpoint whatever history it has (trap 36).
@@ -90,13 +93,18 @@ impl PgConsumer {
         Ok(Self {
             reader,
             feedback,
-            assembler: Assembler::new(options.checkpoint, options.tables).asking().believing(options.ddl_secret),
+            assembler: Assembler::new(options.checkpoint, options.tables)
+                .asking()
+                .believing(options.ddl_secret),
             held: None,
             spool: Spool::new(options.spool_folder),
             replay: None,
             described: Vec::new(),
             reply_requested: false,
-            position: SourcePosition { acknowledged: options.checkpoint, ..SourcePosition::default() },
+            position: SourcePosition {
+                acknowledged: options.checkpoint,
+                ..SourcePosition::default()
+            },
             hold: options.hold,
         })
     }
@@ -223,7 +231,9 @@ impl CdcConsumer for PgConsumer {
             if messages.is_multiple_of(TURN) {
                 tokio::task::yield_now().await;
             }
-            if self.assembler.question().is_some() || self.assembler.is_due(limits.max_rows, limits.max_bytes) {
+            if self.assembler.question().is_some()
+                || self.assembler.is_due(limits.max_rows, limits.max_bytes)
+            {
                 return Ok(());
             }
             if self.read_back()? {
@@ -237,14 +247,23 @@ impl CdcConsumer for PgConsumer {
                     if limits.hurry {
                         self.feedback.ping();
                     }
-                    let is_there = limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)
-                        || limits.any && self.assembler.pending_transactions() > 0;
+                    let is_there =
+                        limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)
+                            || limits.any && self.assembler.pending_transactions() > 0;
                     let is_over = is_there || started.elapsed() >= limits.linger;
-                    if self.assembler.is_between_transactions() && (is_over || self.reply_requested) {
+                    if self.assembler.is_between_transactions() && (is_over || self.reply_requested)
+                    {
                         return Ok(());
                     }
-                    let left = limits.linger.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
-                    let wait = if limits.hurry { left.min(HURRY) } else { left.min(Duration::from_secs(1)) };
+                    let left = limits
+                        .linger
+                        .saturating_sub(started.elapsed())
+                        .max(Duration::from_millis(1));
+                    let wait = if limits.hurry {
+                        left.min(HURRY)
+                    } else {
+                        left.min(Duration::from_secs(1))
+                    };
                     match tokio::time::timeout(wait, self.reader.next()).await {
                         Err(_) => continue,
                         Ok(Ok(Some(message))) => message,
@@ -287,10 +306,16 @@ mod tests {
             message: message.to_owned(),
             ..ServerMessage::default()
         };
-        for message in ["skipped loading publication \"rhei\"", "Laden der Publikation »rhei« wurde übersprungen", ""]
-        {
+        for message in [
+            "skipped loading publication \"rhei\"",
+            "Laden der Publikation »rhei« wurde übersprungen",
+            "",
+        ] {
             let checked = check_notice(&notice("55000", message));
-            assert!(matches!(checked, Err(SourceError::PublicationSkipped { .. })), "{message}: {checked:?}");
+            assert!(
+                matches!(checked, Err(SourceError::PublicationSkipped { .. })),
+                "{message}: {checked:?}"
+            );
         }
         assert!(check_notice(&notice("01000", "the publication is fine")).is_ok());
     }

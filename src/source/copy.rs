@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::{datatypes::SchemaRef, record_batch::RecordBatch, util::display::array_value_to_string};
+use arrow::{
+    datatypes::SchemaRef, record_batch::RecordBatch, util::display::array_value_to_string,
+};
 
 use super::wire::MAX_MESSAGE_BYTES;
 use crate::{
@@ -52,7 +54,11 @@ impl CopyReader {
     /// For rows with the columns of `table`, in its order.
     pub fn new(table: Arc<TableSpec>) -> Self {
         Self {
-            columns: table.columns.iter().map(|column| ColumnBuilder::new(&column.mapping, 1024)).collect(),
+            columns: table
+                .columns
+                .iter()
+                .map(|column| ColumnBuilder::new(&column.mapping, 1024))
+                .collect(),
             nulled: Vec::new(),
             table,
             partial: Vec::new(),
@@ -102,13 +108,16 @@ impl CopyReader {
     fn read(&mut self, bytes: &[u8]) -> Result<usize, CopyError> {
         let mut rest = bytes;
         if !self.has_header {
-            let Some((signature, after)) = rest.split_at_checked(SIGNATURE.len()) else { return Ok(0) };
+            let Some((signature, after)) = rest.split_at_checked(SIGNATURE.len()) else {
+                return Ok(0);
+            };
             if signature != SIGNATURE {
                 return Err(CopyError::Header);
             }
             let Some((_flags, after)) = after.split_first_chunk::<4>() else { return Ok(0) };
             let Some((extension, after)) = after.split_first_chunk::<4>() else { return Ok(0) };
-            let Some((_, after)) = after.split_at_checked(u32::from_be_bytes(*extension) as usize) else {
+            let Some((_, after)) = after.split_at_checked(u32::from_be_bytes(*extension) as usize)
+            else {
                 return Ok(0);
             };
             self.has_header = true;
@@ -116,7 +125,11 @@ impl CopyReader {
         }
         loop {
             if self.has_trailer {
-                return if rest.is_empty() { Ok(bytes.len()) } else { Err(CopyError::AfterTrailer) };
+                return if rest.is_empty() {
+                    Ok(bytes.len())
+                } else {
+                    Err(CopyError::AfterTrailer)
+                };
             }
             let Some(after) = self.row(rest)? else { return Ok(bytes.len() - rest.len()) };
             rest = after;
@@ -145,7 +158,8 @@ impl CopyReader {
             let Some((value, after)) = field(values)? else { return Ok(None) };
             values = after;
             let Err(source) = column.push_binary(value) else { continue };
-            let name = self.table.columns.get(at).map_or_else(String::new, |column| column.name.clone());
+            let name =
+                self.table.columns.get(at).map_or_else(String::new, |column| column.name.clone());
             let row = row_text(&self.table, fields);
             let is_key = self.table.key_columns().contains(&at);
             if self.table.null_unrepresentable && source.is_unrepresentable() && !is_key {
@@ -167,7 +181,12 @@ impl CopyReader {
     /// The rows so far, as one batch.
     pub fn take_batch(&mut self, schema: &SchemaRef) -> Result<RecordBatch, CopyError> {
         let arrays = self.columns.iter_mut().map(ColumnBuilder::finish).collect();
-        self.columns = self.table.columns.iter().map(|column| ColumnBuilder::new(&column.mapping, self.rows)).collect();
+        self.columns = self
+            .table
+            .columns
+            .iter()
+            .map(|column| ColumnBuilder::new(&column.mapping, self.rows))
+            .collect();
         (self.rows, self.bytes) = (0, 0);
         Ok(RecordBatch::try_new(schema.clone(), arrays)?)
     }
@@ -279,7 +298,8 @@ mod tests {
     #[test]
     fn a_copy_cut_at_any_byte_gives_the_same_rows() {
         let table = table();
-        let schema = schema_of(table.columns.iter().map(|column| (column.name.as_str(), &column.mapping)));
+        let schema =
+            schema_of(table.columns.iter().map(|column| (column.name.as_str(), &column.mapping)));
         let bytes = copy();
         let mut expected = None;
         for cut in 0..=bytes.len() {
@@ -318,6 +338,9 @@ mod tests {
             assert!(matches!(reader.finish(), Err(CopyError::NoTrailer)), "{length} bytes");
         }
         let mut reader = CopyReader::new(table());
-        assert!(matches!(reader.push(&[bytes.as_slice(), b"x"].concat()), Err(CopyError::AfterTrailer)));
+        assert!(matches!(
+            reader.push(&[bytes.as_slice(), b"x"].concat()),
+            Err(CopyError::AfterTrailer)
+        ));
     }
 }

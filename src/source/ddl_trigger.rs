@@ -37,7 +37,8 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
          JOIN pg_roles f ON f.oid = p.proowner JOIN pg_roles s ON s.oid = n.nspowner WHERE evtname = 'rhei_ddl'";
     let Some(row) = client.query_opt(query, &[]).await? else { return Ok(DdlTrigger::Absent) };
     let (is_enabled, is_ours): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-    let (function, owner, is_owner_super): (String, String, bool) = (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+    let (function, owner, is_owner_super): (String, String, bool) =
+        (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
     let (schema_owner, is_schema_super): (String, bool) = (row.try_get(5)?, row.try_get(6)?);
     let creator: Option<String> = row.try_get(7)?;
 
@@ -46,9 +47,13 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
     } else if !is_owner_super {
         Some(format!("runs {function}, which belongs to \"{owner}\", who is no superuser"))
     } else if !is_schema_super {
-        Some(format!("has its function in schema \"rhei\" of \"{schema_owner}\", who is no superuser"))
+        Some(format!(
+            "has its function in schema \"rhei\" of \"{schema_owner}\", who is no superuser"
+        ))
     } else {
-        creator.map(|role| format!("has its function in schema \"rhei\", in which \"{role}\" may create objects"))
+        creator.map(|role| {
+            format!("has its function in schema \"rhei\", in which \"{role}\" may create objects")
+        })
     };
 
     if let Some(why) = why {
@@ -80,7 +85,9 @@ async fn secret(client: &Client, may_use: bool, user: &str) -> Result<DdlTrigger
     }
     if !may_use || !may_select {
         let role = quote_identifier(user);
-        let grant = format!("GRANT USAGE ON SCHEMA rhei TO {role}; GRANT SELECT ON rhei.ddl_secret TO {role}");
+        let grant = format!(
+            "GRANT USAGE ON SCHEMA rhei TO {role}; GRANT SELECT ON rhei.ddl_secret TO {role}"
+        );
         return Ok(DdlTrigger::Unreadable { grant });
     }
 

@@ -172,6 +172,7 @@ fn status(durable: Lsn, asks: bool) -> bytes::Bytes {
 
 fn microseconds_since_2000() -> i64 {
     const UNIX_TO_2000: Duration = Duration::from_secs(946_684_800);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.saturating_sub(UNIX_TO_2000).as_micros()).unwrap_or_default()
 }

@@ -102,13 +102,19 @@ pub trait CdcConsumer: Send {
     ///
     /// # Errors
     /// The stream broke or made no sense. Nothing was lost: make a new consumer from the checkpoint.
-    fn next_batch(&mut self, limits: &BatchLimits) -> impl Future<Output = Result<Delivery, SourceError>> + Send;
+    fn next_batch(
+        &mut self,
+        limits: &BatchLimits,
+    ) -> impl Future<Output = Result<Delivery, SourceError>> + Send;
 
     /// Reads on until the next batch, or a question, is there to be taken. May be dropped half way: nothing is lost.
     ///
     /// # Errors
     /// As [`Self::next_batch`].
-    fn gather(&mut self, limits: &BatchLimits) -> impl Future<Output = Result<(), SourceError>> + Send;
+    fn gather(
+        &mut self,
+        limits: &BatchLimits,
+    ) -> impl Future<Output = Result<(), SourceError>> + Send;
 
     /// What has been read. Answers and new shapes go to it, and tables that are to be followed or no longer.
     fn assembler(&mut self) -> &mut Assembler;
@@ -179,7 +185,9 @@ impl SourceError {
         match self {
             Self::Catalog(error) => error.is_locked(),
             Self::Query(error) => error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE),
-            Self::Wire(wire::WireError::Server(message)) => message.code == SqlState::LOCK_NOT_AVAILABLE.code(),
+            Self::Wire(wire::WireError::Server(message)) => {
+                message.code == SqlState::LOCK_NOT_AVAILABLE.code()
+            }
             _ => false,
         }
     }

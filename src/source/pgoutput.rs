@@ -107,10 +107,18 @@ impl<'a> Message<'a> {
         let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
         let mut cursor = Cursor { tag, rest };
         let message = match tag {
-            b'B' => Self::Begin { commit_lsn: cursor.lsn()?, commit_time_us: cursor.i64()?, xid: cursor.u32()? },
+            b'B' => Self::Begin {
+                commit_lsn: cursor.lsn()?,
+                commit_time_us: cursor.i64()?,
+                xid: cursor.u32()?,
+            },
             b'C' => {
                 let _flags = cursor.u8()?;
-                Self::Commit { commit_lsn: cursor.lsn()?, end_lsn: cursor.lsn()?, commit_time_us: cursor.i64()? }
+                Self::Commit {
+                    commit_lsn: cursor.lsn()?,
+                    end_lsn: cursor.lsn()?,
+                    commit_time_us: cursor.i64()?,
+                }
             }
             b'O' => Self::Origin { lsn: cursor.lsn()?, name: cursor.text()? },
             b'R' => Self::Relation(cursor.relation()?),
@@ -137,7 +145,9 @@ impl<'a> Message<'a> {
                 let old = match cursor.u8()? {
                     b'K' => OldTuple::Key(cursor.tuple()?),
                     b'O' => OldTuple::Full(cursor.tuple()?),
-                    found => return Err(DecodeError::Unexpected { tag, what: "tuple kind", found }),
+                    found => {
+                        return Err(DecodeError::Unexpected { tag, what: "tuple kind", found });
+                    }
                 };
                 Self::Delete { relation, old }
             }
@@ -149,14 +159,23 @@ impl<'a> Message<'a> {
                 for _ in 0..count {
                     relations.push(cursor.u32()?);
                 }
-                Self::Truncate { relations, cascade: flags & 1 != 0, restart_identity: flags & 2 != 0 }
+                Self::Truncate {
+                    relations,
+                    cascade: flags & 1 != 0,
+                    restart_identity: flags & 2 != 0,
+                }
             }
             b'M' => {
                 let flags = cursor.u8()?;
                 let lsn = cursor.lsn()?;
                 let prefix = cursor.text()?;
                 let length = cursor.u32()? as usize;
-                Self::Logical { transactional: flags & 1 != 0, lsn, prefix, content: cursor.take(length)? }
+                Self::Logical {
+                    transactional: flags & 1 != 0,
+                    lsn,
+                    prefix,
+                    content: cursor.take(length)?,
+                }
             }
             unknown => return Err(DecodeError::UnknownTag { tag: unknown }),
         };
@@ -248,13 +267,15 @@ impl<'a> Cursor<'a> {
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
-        let (taken, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Short { tag: self.tag })?;
+        let (taken, rest) =
+            self.rest.split_at_checked(length).ok_or(DecodeError::Short { tag: self.tag })?;
         self.rest = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(DecodeError::Short { tag: self.tag })?;
+        let (taken, rest) =
+            self.rest.split_first_chunk::<N>().ok_or(DecodeError::Short { tag: self.tag })?;
         self.rest = rest;
         Ok(*taken)
     }
@@ -284,7 +305,11 @@ impl<'a> Cursor<'a> {
     }
 
     fn text(&mut self) -> Result<&'a str, DecodeError> {
-        let end = self.rest.iter().position(|&byte| byte == 0).ok_or(DecodeError::Short { tag: self.tag })?;
+        let end = self
+            .rest
+            .iter()
+            .position(|&byte| byte == 0)
+            .ok_or(DecodeError::Short { tag: self.tag })?;
         let text = self.take(end)?;
         self.u8()?;
         std::str::from_utf8(text).map_err(|_| DecodeError::NotUtf8 { tag: self.tag })
@@ -326,7 +351,12 @@ impl<'a> Cursor<'a> {
         for _ in 0..count {
             let flags = self.u8()?;
             let name = self.text()?.to_owned();
-            columns.push(RelationColumn { name, type_oid: self.u32()?, typmod: self.i32()?, is_key: flags & 1 != 0 });
+            columns.push(RelationColumn {
+                name,
+                type_oid: self.u32()?,
+                typmod: self.i32()?,
+                is_key: flags & 1 != 0,
+            });
         }
         Ok(Relation { oid, name, replica_identity, columns })
     }
@@ -347,7 +377,12 @@ mod tests {
 
     fn insert() -> Vec<u8> {
         let mut bytes = vec![b'I', 0, 0, 0, 7, b'N'];
-        bytes.extend(tuple_bytes(&[Field::Text(b"1"), Field::Null, Field::Unchanged, Field::Text("ä".as_bytes())]));
+        bytes.extend(tuple_bytes(&[
+            Field::Text(b"1"),
+            Field::Null,
+            Field::Unchanged,
+            Field::Text("ä".as_bytes()),
+        ]));
         bytes
     }
 
@@ -362,9 +397,14 @@ mod tests {
     #[test]
     fn an_insert_keeps_null_unchanged_and_text_apart() {
         let bytes = insert();
-        let Ok(Message::Insert { relation: 7, new }) = Message::decode(&bytes) else { panic!("not an insert") };
+        let Ok(Message::Insert { relation: 7, new }) = Message::decode(&bytes) else {
+            panic!("not an insert")
+        };
         let fields: Vec<_> = new.fields().collect();
-        assert_eq!(fields, [Field::Text(b"1"), Field::Null, Field::Unchanged, Field::Text("ä".as_bytes())]);
+        assert_eq!(
+            fields,
+            [Field::Text(b"1"), Field::Null, Field::Unchanged, Field::Text("ä".as_bytes())]
+        );
     }
 
     #[test]
@@ -396,7 +436,10 @@ mod tests {
     #[test]
     fn a_hostile_count_takes_no_memory() {
         assert_eq!(Message::decode(b"T\xff\xff\xff\xff\0"), Err(DecodeError::Short { tag: b'T' }));
-        assert_eq!(Message::decode(b"M\0\0\0\0\0\0\0\0\0p\0\xff\xff\xff\xff"), Err(DecodeError::Short { tag: b'M' }));
+        assert_eq!(
+            Message::decode(b"M\0\0\0\0\0\0\0\0\0p\0\xff\xff\xff\xff"),
+            Err(DecodeError::Short { tag: b'M' })
+        );
     }
 
     proptest::proptest! {

@@ -40,7 +40,8 @@ pub fn split(recording: &[u8]) -> Result<Vec<Vec<u8>>, RecordedError> {
     while !rest.is_empty() {
         let cut = || RecordedError::Cut { at: recording.len() - rest.len() };
         let (length, after) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
-        let (message, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize).ok_or_else(cut)?;
+        let (message, after) =
+            after.split_at_checked(u32::from_be_bytes(*length) as usize).ok_or_else(cut)?;
         messages.push(message.to_vec());
         rest = after;
     }
@@ -48,9 +49,13 @@ pub fn split(recording: &[u8]) -> Result<Vec<Vec<u8>>, RecordedError> {
 }
 
 impl RecordedConsumer {
-    pub fn open(path: &Path, checkpoint: Lsn, tables: Vec<Arc<TableSpec>>) -> Result<Self, RecordedError> {
-        let recording =
-            std::fs::read(path).map_err(|source| RecordedError::Read { path: path.display().to_string(), source })?;
+    pub fn open(
+        path: &Path,
+        checkpoint: Lsn,
+        tables: Vec<Arc<TableSpec>>,
+    ) -> Result<Self, RecordedError> {
+        let recording = std::fs::read(path)
+            .map_err(|source| RecordedError::Read { path: path.display().to_string(), source })?;
         Ok(Self::new(split(&recording)?, checkpoint, tables))
     }
 
@@ -65,8 +70,13 @@ impl CdcConsumer for RecordedConsumer {
         self.gather(limits).await?;
         // A transaction that breaks off leaves no trace.
         let is_something_left = self.assembler.is_due(limits.max_rows, limits.max_bytes)
-            || self.assembler.is_between_transactions() && self.assembler.pending_transactions() > 0;
-        Ok(if is_something_left { Delivery::Batch(self.assembler.take_batch()) } else { Delivery::Ended })
+            || self.assembler.is_between_transactions()
+                && self.assembler.pending_transactions() > 0;
+        Ok(if is_something_left {
+            Delivery::Batch(self.assembler.take_batch())
+        } else {
+            Delivery::Ended
+        })
     }
 
     async fn gather(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {

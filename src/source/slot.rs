@@ -135,14 +135,26 @@ pub fn judge_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotEr
 
 /// Trap 42: an operation that is not published is a difference that nobody sees.
 pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
-    let operations =
-        [(info.insert, "insert"), (info.update, "update"), (info.delete, "delete"), (info.truncate, "truncate")];
-    let missing: Vec<&str> = operations.iter().filter(|(is_on, _)| !is_on).map(|(_, name)| *name).collect();
-    if missing.is_empty() { Ok(()) } else { Err(SlotError::PublicationPartial { missing: missing.join(", ") }) }
+    let operations = [
+        (info.insert, "insert"),
+        (info.update, "update"),
+        (info.delete, "delete"),
+        (info.truncate, "truncate"),
+    ];
+    let missing: Vec<&str> =
+        operations.iter().filter(|(is_on, _)| !is_on).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(SlotError::PublicationPartial { missing: missing.join(", ") })
+    }
 }
 
 /// Trap 19: `tables` are brought by two of the publications with different columns.
-pub fn judge_column_lists(tables: &[QualifiedName], publications: &[String]) -> Result<(), SlotError> {
+pub fn judge_column_lists(
+    tables: &[QualifiedName],
+    publications: &[String],
+) -> Result<(), SlotError> {
     if tables.is_empty() {
         return Ok(());
     }
@@ -153,9 +165,16 @@ pub fn judge_column_lists(tables: &[QualifiedName], publications: &[String]) -> 
 /// Trap 41: a publication of the same name with another oid was dropped in between.
 pub fn judge_fingerprint(known: &str, found: &str) -> Result<(), SlotError> {
     let publications = |text: &str| {
-        text.lines().filter(|line| line.starts_with("publication ")).map(str::to_owned).collect::<Vec<_>>()
+        text.lines()
+            .filter(|line| line.starts_with("publication "))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
-    if publications(known) == publications(found) { Ok(()) } else { Err(SlotError::PublicationRemade) }
+    if publications(known) == publications(found) {
+        Ok(())
+    } else {
+        Err(SlotError::PublicationRemade)
+    }
 }
 
 /// What a copy is of.
@@ -169,10 +188,16 @@ pub struct Cluster<'a> {
 /// Trap 35.
 pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), SlotError> {
     if known.system_id != found.system_id {
-        return Err(SlotError::OtherCluster { known: known.system_id.to_owned(), found: found.system_id.to_owned() });
+        return Err(SlotError::OtherCluster {
+            known: known.system_id.to_owned(),
+            found: found.system_id.to_owned(),
+        });
     }
     if known.database_oid != found.database_oid {
-        return Err(SlotError::OtherDatabase { known: known.database.to_owned(), found: found.database.to_owned() });
+        return Err(SlotError::OtherDatabase {
+            known: known.database.to_owned(),
+            found: found.database.to_owned(),
+        });
     }
     Ok(())
 }
@@ -184,7 +209,12 @@ pub fn judge_age(known: u32, timeline: u32) -> Result<(), SlotError> {
 
 /// Trap 36: `history` holds lines of `timeline`, switch LSN and reason. Our timeline must be an ancestor that was left
 /// no earlier than the checkpoint.
-pub fn judge_timeline(known: u32, checkpoint: Lsn, timeline: u32, history: &str) -> Result<(), SlotError> {
+pub fn judge_timeline(
+    known: u32,
+    checkpoint: Lsn,
+    timeline: u32,
+    history: &str,
+) -> Result<(), SlotError> {
     let switch = history.lines().find_map(|line| {
         let mut words = line.split_whitespace();
         let number: u32 = words.next()?.parse().ok()?;
@@ -192,7 +222,9 @@ pub fn judge_timeline(known: u32, checkpoint: Lsn, timeline: u32, history: &str)
     });
     match switch {
         None => Err(SlotError::Unrelated { known, timeline }),
-        Some(switch) if checkpoint > switch => Err(SlotError::Diverged { known, timeline, switch, checkpoint }),
+        Some(switch) if checkpoint > switch => {
+            Err(SlotError::Diverged { known, timeline, switch, checkpoint })
+        }
         Some(_) => Ok(()),
     }
 }
@@ -207,11 +239,14 @@ pub fn judge_slot(
 ) -> Result<(), SlotError> {
     let slot = || slot.to_owned();
     let Some(found) = found else { return Err(SlotError::Missing { slot: slot(), checkpoint }) };
-    if found.database.as_deref() != Some(database) || found.plugin.as_deref() != Some("pgoutput") || found.temporary {
-        let of = found
-            .database
-            .as_ref()
-            .map_or_else(|| "physical replication".to_owned(), |name| format!("database \"{name}\""));
+    if found.database.as_deref() != Some(database)
+        || found.plugin.as_deref() != Some("pgoutput")
+        || found.temporary
+    {
+        let of = found.database.as_ref().map_or_else(
+            || "physical replication".to_owned(),
+            |name| format!("database \"{name}\""),
+        );
         let plugin = found.plugin.as_deref().unwrap_or("no plugin");
         return Err(SlotError::Foreign { slot: slot(), found: format!("{of} ({plugin})") });
     }
@@ -244,10 +279,16 @@ pub fn publication_sql(name: &str, tables: &[QualifiedName]) -> String {
     )
 }
 
-pub async fn create_publication(client: &Client, name: &str, tables: &[QualifiedName]) -> Result<(), SlotError> {
+pub async fn create_publication(
+    client: &Client,
+    name: &str,
+    tables: &[QualifiedName],
+) -> Result<(), SlotError> {
     let sql = publication_sql(name, tables);
     client.batch_execute(&sql).await.map_err(|error| {
-        let reason = error.as_db_error().map_or_else(|| error.to_string(), |server| server.message().to_owned());
+        let reason = error
+            .as_db_error()
+            .map_or_else(|| error.to_string(), |server| server.message().to_owned());
         SlotError::PublicationRefused { name: name.to_owned(), reason, sql: format!("{sql};") }
     })
 }
@@ -285,9 +326,18 @@ mod tests {
             change(&mut slot);
             judged(Some(&slot), 100, 200)
         };
-        assert!(matches!(of(|slot| slot.database = Some("other".to_owned())), Err(SlotError::Foreign { .. })));
-        assert!(matches!(of(|slot| slot.plugin = Some("test_decoding".to_owned())), Err(SlotError::Foreign { .. })));
-        assert!(matches!(of(|slot| slot.wal_status = Some("lost".to_owned())), Err(SlotError::Lost { .. })));
+        assert!(matches!(
+            of(|slot| slot.database = Some("other".to_owned())),
+            Err(SlotError::Foreign { .. })
+        ));
+        assert!(matches!(
+            of(|slot| slot.plugin = Some("test_decoding".to_owned())),
+            Err(SlotError::Foreign { .. })
+        ));
+        assert!(matches!(
+            of(|slot| slot.wal_status = Some("lost".to_owned())),
+            Err(SlotError::Lost { .. })
+        ));
         assert!(matches!(of(|slot| slot.active = true), Err(SlotError::Active { .. })));
     }
 
@@ -296,7 +346,10 @@ mod tests {
     fn a_timeline_that_branched_off_before_the_checkpoint_is_refused() {
         let history = "1\t0/1103CDC0\tno recovery target specified\n\n2\t0/20000000\tno recovery target specified\n";
         assert!(judge_timeline(1, Lsn(0x1103_CDC0), 3, history).is_ok());
-        assert!(matches!(judge_timeline(1, Lsn(0x1103_CE70), 3, history), Err(SlotError::Diverged { .. })));
+        assert!(matches!(
+            judge_timeline(1, Lsn(0x1103_CE70), 3, history),
+            Err(SlotError::Diverged { .. })
+        ));
         assert!(matches!(judge_timeline(7, Lsn(1), 3, history), Err(SlotError::Unrelated { .. })));
     }
 

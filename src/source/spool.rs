@@ -31,7 +31,9 @@ pub enum SpoolError {
     Decode(#[from] DecodeError),
     #[error("the source ends transaction {0}, which it never began")]
     Unknown(u32),
-    #[error("telling transactions apart that are in progress at the source takes more than {limit} bytes of memory")]
+    #[error(
+        "telling transactions apart that are in progress at the source takes more than {limit} bytes of memory"
+    )]
     TooMany { limit: usize },
     #[error("the source begins a piece of transaction {next} inside one of {open}")]
     Nested { open: u32, next: u32 },
@@ -100,7 +102,9 @@ impl Spool {
                 self.change(xid, |_| {})?;
                 self.open = Some(xid);
             }
-            (Some(open), Some(Streamed::Start { xid })) => return Err(SpoolError::Nested { open, next: xid }),
+            (Some(open), Some(Streamed::Start { xid })) => {
+                return Err(SpoolError::Nested { open, next: xid });
+            }
             (_, Some(Streamed::Stop)) => self.open = None,
             (_, Some(Streamed::Abort { xid, subxid })) if xid == subxid => drop(self.remove(xid)),
             (_, Some(Streamed::Abort { xid, subxid })) => self.change(xid, |transaction| {
@@ -139,7 +143,8 @@ impl Spool {
     /// The server describes a relation once, and after a change of it: whoever is read back later than that must not leave an
     /// older description behind.
     fn describe(&mut self, oid: u32, message: &[u8], by: Option<u32>) -> Result<(), SpoolError> {
-        let others: Vec<u32> = self.transactions.keys().copied().filter(|xid| Some(*xid) != by).collect();
+        let others: Vec<u32> =
+            self.transactions.keys().copied().filter(|xid| Some(*xid) != by).collect();
         for xid in others {
             self.change(xid, |transaction| {
                 transaction.notes += size_of::<Vec<u8>>() + message.len();
@@ -152,7 +157,11 @@ impl Spool {
     }
 
     /// Changes a transaction, which begins here if it has not, and keeps the sums.
-    fn change(&mut self, xid: u32, change: impl FnOnce(&mut Transaction)) -> Result<(), SpoolError> {
+    fn change(
+        &mut self,
+        xid: u32,
+        change: impl FnOnce(&mut Transaction),
+    ) -> Result<(), SpoolError> {
         let transaction = self.transactions.entry(xid).or_insert_with(|| {
             self.notes += size_of::<Transaction>();
             Transaction { notes: size_of::<Transaction>(), ..Transaction::default() }
@@ -169,7 +178,10 @@ impl Spool {
     fn make_room(&mut self, xid: u32) -> io::Result<()> {
         let is_full = self.tails >= self.tails_limit;
         let folder = &self.folder;
-        for transaction in self.transactions.range_mut(if is_full { 0..=u32::MAX } else { xid..=xid }).map(|(_, it)| it)
+        for transaction in self
+            .transactions
+            .range_mut(if is_full { 0..=u32::MAX } else { xid..=xid })
+            .map(|(_, it)| it)
         {
             let tail = transaction.tail.len();
             if tail >= MEMORY_BYTES || is_full && tail > 0 {
@@ -328,14 +340,21 @@ impl Replay {
                 continue;
             }
             self.fill(4)?;
-            let length = self.buffer.get(self.at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+            let length = self
+                .buffer
+                .get(self.at..)
+                .and_then(|rest| rest.first_chunk())
+                .copied()
+                .unwrap_or_default();
             let length = u32::from_be_bytes(length) as usize;
             self.fill(4 + length)?;
             let message = self.at + 4..self.at + 4 + length;
             self.at = message.end;
             self.position += 4 + length as u64;
             let message = self.buffer.get(message).unwrap_or_default();
-            if let Some(newer) = Streamed::relation(message).and_then(|oid| self.described.remove(&oid)) {
+            if let Some(newer) =
+                Streamed::relation(message).and_then(|oid| self.described.remove(&oid))
+            {
                 self.again.push(newer);
             }
             return Ok(Some(message));
@@ -425,30 +444,49 @@ mod tests {
         messages.extend([b"E".to_vec(), abort(7, 8)]);
         let mut spool = spool(&messages);
         let (read, _) = read(spool.commit(&commit(7)).unwrap());
-        let expected: Vec<String> =
-            (0..2000).filter(|number| number % 3 != 1).map(|number| format!("I{number} {long}")).collect();
+        let expected: Vec<String> = (0..2000)
+            .filter(|number| number % 3 != 1)
+            .map(|number| format!("I{number} {long}"))
+            .collect();
         assert!(read == expected, "{} of {}", read.len(), expected.len());
     }
 
     #[test]
     fn what_was_rolled_back_is_stepped_over_wherever_it_lies() {
         let long = "x".repeat(1000);
-        for (before, rolled_back, after) in [(0, 1000, 1), (300, 1000, 300), (1, 3, 1), (300, 10, 0), (1, 260, 1000)] {
-            let many =
-                |xid, count| (0..count).map(|number| insert(xid, &format!("{number} {long}"))).collect::<Vec<_>>();
-            let messages = [vec![start(7)], many(7, before), many(8, rolled_back), many(7, after), vec![abort(7, 8)]];
+        for (before, rolled_back, after) in
+            [(0, 1000, 1), (300, 1000, 300), (1, 3, 1), (300, 10, 0), (1, 260, 1000)]
+        {
+            let many = |xid, count| {
+                (0..count)
+                    .map(|number| insert(xid, &format!("{number} {long}")))
+                    .collect::<Vec<_>>()
+            };
+            let messages = [
+                vec![start(7)],
+                many(7, before),
+                many(8, rolled_back),
+                many(7, after),
+                vec![abort(7, 8)],
+            ];
             let mut spool = spool(&messages.concat());
             let (read, _) = read(spool.commit(&commit(7)).unwrap());
             let kept = |count| (0..count).map(|number| format!("I{number} {long}"));
             let expected: Vec<String> = kept(before).chain(kept(after)).collect();
-            assert!(read == expected, "{before}, {rolled_back}, {after}: {} of {}", read.len(), expected.len());
+            assert!(
+                read == expected,
+                "{before}, {rolled_back}, {after}: {} of {}",
+                read.len(),
+                expected.len()
+            );
         }
     }
 
     #[test]
     fn a_relation_that_was_described_later_is_described_again() {
         let newer = relation(None, 5, "newer");
-        let messages = [start(7), relation(Some(7), 5, "older"), relation(Some(7), 6, "same"), b"E".to_vec()];
+        let messages =
+            [start(7), relation(Some(7), 5, "older"), relation(Some(7), 6, "same"), b"E".to_vec()];
         let mut spool = spool(&messages);
         assert_eq!(spool.take(&newer).unwrap(), Taken::Other);
         let (read, again) = read(spool.commit(&commit(7)).unwrap());
@@ -465,7 +503,8 @@ mod tests {
             for message in [start(xid), insert(xid, &format!("{xid} {long}")), b"E".to_vec()] {
                 spool.take(&message).unwrap();
             }
-            let in_memory: usize = spool.transactions.values().map(|transaction| transaction.tail.capacity()).sum();
+            let in_memory: usize =
+                spool.transactions.values().map(|transaction| transaction.tail.capacity()).sum();
             assert!(spool.tails < LIMIT && in_memory < 2 * LIMIT, "{in_memory} bytes after {xid}");
         }
         for xid in [1, 70, 100] {
@@ -483,7 +522,8 @@ mod tests {
         ];
         for next in hostile {
             let mut spool = Spool { notes_limit: 10_000, ..spool(&[start(7), b"E".to_vec()]) };
-            let refused = (1000..2000).find_map(|number| next(number).iter().find_map(|it| spool.take(it).err()));
+            let refused = (1000..2000)
+                .find_map(|number| next(number).iter().find_map(|it| spool.take(it).err()));
             assert!(matches!(refused, Some(SpoolError::TooMany { limit: 10_000 })), "{refused:?}");
         }
         let mut spool = spool(&[start(7)]);

@@ -14,7 +14,10 @@ use tokio::{
 
 use super::{
     feedback::Liveness,
-    wire::{Frame, FrameReader, HEADER_BYTES, MAX_MESSAGE_BYTES, ServerMessage, Socket, WireError, whole_frame},
+    wire::{
+        Frame, FrameReader, HEADER_BYTES, MAX_MESSAGE_BYTES, ServerMessage, Socket, WireError,
+        whole_frame,
+    },
 };
 use crate::{Lsn, failpoint::reached};
 
@@ -169,21 +172,23 @@ impl StreamReader {
                     watermark.set(if is_busy { READ_BYTES } else { 1 });
                     let read = read.read_buf(frames.buffer());
                     let read = match timeout {
-                        _ if is_busy || since.is_some() => match tokio::time::timeout(GATHER, read).await {
-                            Ok(read) => read,
-                            Err(_) => {
-                                // Less than the watermark may be there; it comes with what is gathered.
-                                if std::mem::take(&mut is_busy) {
-                                    since = since.map(|_| Instant::now());
+                        _ if is_busy || since.is_some() => {
+                            match tokio::time::timeout(GATHER, read).await {
+                                Ok(read) => read,
+                                Err(_) => {
+                                    // Less than the watermark may be there; it comes with what is gathered.
+                                    if std::mem::take(&mut is_busy) {
+                                        since = since.map(|_| Instant::now());
+                                    }
+                                    continue;
                                 }
-                                continue;
                             }
-                        },
+                        }
                         // Whoever is silent for that long although we asked is dead (trap 27). Our own status
                         // asks for an answer at half that time.
-                        Some(timeout) => {
-                            tokio::time::timeout(timeout * 2, read).await.map_err(|_| WireError::Silent(timeout * 2))?
-                        }
+                        Some(timeout) => tokio::time::timeout(timeout * 2, read)
+                            .await
+                            .map_err(|_| WireError::Silent(timeout * 2))?,
                         None => read.await,
                     };
                     if !matches!(read, Ok(1..)) {
@@ -212,7 +217,9 @@ impl StreamReader {
     }
 
     fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
-        let Some((tag, body)) = whole_frame(&self.frames, MAX_MESSAGE_BYTES)? else { return Ok(None) };
+        let Some((tag, body)) = whole_frame(&self.frames, MAX_MESSAGE_BYTES)? else {
+            return Ok(None);
+        };
         let bytes = body.len();
         self.frames.advance(HEADER_BYTES);
         Ok(Some(Frame { tag, body: self.frames.split_to(bytes) }))
@@ -272,7 +279,14 @@ mod tests {
         let socket = std::os::fd::AsFd::as_fd(&ours).try_clone_to_owned().ok();
         let (read, write) = tokio::io::split(Socket::Tcp(ours));
         let feedback = crate::source::feedback::Feedback::start(write, Lsn::ZERO, None);
-        let mut reader = StreamReader::start(read, socket, FrameReader::default(), feedback.liveness(), None, 64 << 20);
+        let mut reader = StreamReader::start(
+            read,
+            socket,
+            FrameReader::default(),
+            feedback.liveness(),
+            None,
+            64 << 20,
+        );
         let frames: Vec<Vec<u8>> = sizes
             .iter()
             .map(|size| {
@@ -288,8 +302,13 @@ mod tests {
             theirs
         });
         for size in sizes {
-            let heard = tokio::time::timeout(Duration::from_secs(30), reader.next()).await.unwrap().unwrap();
-            assert!(matches!(heard, Some(StreamMessage::Data { payload }) if payload.len() == *size));
+            let heard = tokio::time::timeout(Duration::from_secs(30), reader.next())
+                .await
+                .unwrap()
+                .unwrap();
+            assert!(
+                matches!(heard, Some(StreamMessage::Data { payload }) if payload.len() == *size)
+            );
         }
         drop(sent.await.unwrap());
     }
@@ -301,7 +320,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_larger_than_what_is_gathered_comes_whole_out_of_a_busy_stream() {
-        come_whole(&[&[200; 2000][..], &[3_000_001], &[200; 2000], &[GATHERED_BYTES + 1, 1, 70_000]].concat()).await;
+        come_whole(
+            &[&[200; 2000][..], &[3_000_001], &[200; 2000], &[GATHERED_BYTES + 1, 1, 70_000]]
+                .concat(),
+        )
+        .await;
     }
 
     #[test]

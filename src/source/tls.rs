@@ -67,23 +67,33 @@ pub fn connector(settings: &TlsSettings) -> Result<Connector, ConnectError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| invalid(error.to_string()))?;
     let mode = match settings.mode {
-        SslMode::Require if settings.root_certificate.as_deref().is_some_and(|root| root != "system") => {
+        SslMode::Require
+            if settings.root_certificate.as_deref().is_some_and(|root| root != "system") =>
+        {
             SslMode::VerifyCa
         }
         mode => mode,
     };
     let builder = if matches!(mode, SslMode::VerifyCa | SslMode::VerifyFull) {
         let roots = Arc::new(roots(settings)?);
-        let chain = rustls::client::WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-            .build()
-            .map_err(|error| invalid(format!("sslrootcert: {error}")))?;
+        let chain = rustls::client::WebPkiServerVerifier::builder_with_provider(
+            roots,
+            Arc::clone(&provider),
+        )
+        .build()
+        .map_err(|error| invalid(format!("sslrootcert: {error}")))?;
         if mode == SslMode::VerifyFull {
             builder.with_webpki_verifier(chain)
         } else {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName { provider, chain: Some(chain) }))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName {
+                provider,
+                chain: Some(chain),
+            }))
         }
     } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName { provider, chain: None }))
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyName { provider, chain: None }))
     };
     let config = match (&settings.certificate, &settings.key) {
         (Some(certificate), Some(key)) => {
@@ -112,7 +122,8 @@ fn roots(settings: &TlsSettings) -> Result<RootCertStore, ConnectError> {
             }
             if roots.is_empty() {
                 return Err(ConnectError::Invalid {
-                    reason: "the system has no root certificates; name a file in sslrootcert".to_owned(),
+                    reason: "the system has no root certificates; name a file in sslrootcert"
+                        .to_owned(),
                 });
             }
         }
@@ -120,7 +131,8 @@ fn roots(settings: &TlsSettings) -> Result<RootCertStore, ConnectError> {
             let invalid = |error: &dyn std::fmt::Display| ConnectError::Invalid {
                 reason: format!("sslrootcert {path}: {error}"),
             };
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| invalid(&error))?;
+            let certificates =
+                CertificateDer::pem_file_iter(path).map_err(|error| invalid(&error))?;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| invalid(&error))?;
                 roots.add(certificate).map_err(|error| invalid(&error))?;
@@ -164,7 +176,12 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -173,7 +190,12 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
@@ -244,7 +266,8 @@ pub struct Stream<S>(tokio_rustls::client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
     fn channel_binding(&self) -> ChannelBinding {
-        server_end_point(&self.0).map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
+        server_end_point(&self.0)
+            .map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
     }
 }
 
@@ -259,7 +282,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, buffer)
     }
 

@@ -27,7 +27,8 @@ use tokio::{
 
 use super::{
     connect::{
-        Address, ConnectError, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, PINNED, SourceOptions, TCP_USER_TIMEOUT, refusal,
+        Address, ConnectError, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, PINNED, SourceOptions,
+        TCP_USER_TIMEOUT, refusal,
     },
     feedback::Feedback,
     stream::StreamReader,
@@ -54,9 +55,13 @@ pub enum WireError {
     Silent(Duration),
     #[error("the source refused: {0}")]
     Server(ServerMessage),
-    #[error("the source sent a message of {bytes} bytes, more than the {limit} that a message may have")]
+    #[error(
+        "the source sent a message of {bytes} bytes, more than the {limit} that a message may have"
+    )]
     TooLong { bytes: usize, limit: usize },
-    #[error("the source's answer to a command is longer than the {limit} bytes that an answer may have")]
+    #[error(
+        "the source's answer to a command is longer than the {limit} bytes that an answer may have"
+    )]
     LongAnswer { limit: usize },
     #[error("the source sent a message with an impossible length ({0})")]
     BadLength(i32),
@@ -148,7 +153,9 @@ impl FrameReader {
     ) -> Result<bool, E> {
         let mut taken = 0;
         let mut ended = Ok(false);
-        while let Some((tag, body)) = whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)? {
+        while let Some((tag, body)) =
+            whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)?
+        {
             taken += HEADER_BYTES + body.len();
             ended = each(tag, body);
             if !matches!(ended, Ok(false)) {
@@ -180,7 +187,9 @@ impl FrameReader {
     /// All whole frames, in one piece.
     pub(super) fn whole_frames(&mut self) -> Result<Option<Bytes>, WireError> {
         let mut taken = 0;
-        while let Some((_, body)) = whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)? {
+        while let Some((_, body)) =
+            whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)?
+        {
             taken += HEADER_BYTES + body.len();
         }
         Ok((taken > 0).then(|| self.buffer.split_to(taken).freeze()))
@@ -223,7 +232,11 @@ impl Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -233,7 +246,11 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
@@ -311,13 +328,24 @@ impl ReplicationClient {
     }
 
     /// Tries the addresses in order. A standby is taken only when there is no primary among them.
-    pub(super) async fn connect_as(source: &SourceOptions, purpose: &str, mode: Mode) -> Result<Self, WireError> {
+    pub(super) async fn connect_as(
+        source: &SourceOptions,
+        purpose: &str,
+        mode: Mode,
+    ) -> Result<Self, WireError> {
         let (mut standby, mut last) = (None, None);
         for address in source.addresses() {
-            let attempt =
-                tokio::time::timeout(source.connect_timeout(), Self::connect_to(source, &address, purpose, mode));
+            let attempt = tokio::time::timeout(
+                source.connect_timeout(),
+                Self::connect_to(source, &address, purpose, mode),
+            );
             match attempt.await {
-                Ok(Ok(client)) if client.parameters.get("in_hot_standby").is_some_and(|is_one| is_one == "on") => {
+                Ok(Ok(client))
+                    if client
+                        .parameters
+                        .get("in_hot_standby")
+                        .is_some_and(|is_one| is_one == "on") =>
+                {
                     standby.get_or_insert(client);
                 }
                 Ok(Ok(client)) => return client.in_its_encoding().await,
@@ -348,13 +376,18 @@ impl ReplicationClient {
         purpose: &str,
         mode: Mode,
     ) -> Result<Self, WireError> {
-        let unreachable =
-            |error: io::Error| ConnectError::Unreachable { address: address.to_string(), detail: error.to_string() };
+        let unreachable = |error: io::Error| ConnectError::Unreachable {
+            address: address.to_string(),
+            detail: error.to_string(),
+        };
         let mut binding = None;
         let socket = match address {
-            Address::Unix(path) => Socket::Unix(UnixStream::connect(path).await.map_err(unreachable)?),
+            Address::Unix(path) => {
+                Socket::Unix(UnixStream::connect(path).await.map_err(unreachable)?)
+            }
             Address::Tcp { host, connect_to, port } => {
-                let stream = TcpStream::connect((connect_to.as_str(), *port)).await.map_err(unreachable)?;
+                let stream =
+                    TcpStream::connect((connect_to.as_str(), *port)).await.map_err(unreachable)?;
                 keep_alive(&stream, source).map_err(unreachable)?;
                 match secure(source, host, stream, address).await? {
                     Socket::Tls(stream) => {
@@ -377,7 +410,12 @@ impl ReplicationClient {
         Ok(client)
     }
 
-    async fn start_up(&mut self, source: &SourceOptions, purpose: &str, mode: Mode) -> Result<(), WireError> {
+    async fn start_up(
+        &mut self,
+        source: &SourceOptions,
+        purpose: &str,
+        mode: Mode,
+    ) -> Result<(), WireError> {
         let application_name = format!("rhei/{purpose}");
         // Of settings that are given twice the last one counts, and these decide whether a value comes whole.
         let mut options = source.options().unwrap_or_default().to_owned();
@@ -415,12 +453,19 @@ impl ReplicationClient {
             };
             match frame.tag {
                 b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
-                b'N' => tracing::debug!("the source says: {}", ServerMessage::read(&frame.body).message),
+                b'N' => {
+                    tracing::debug!("the source says: {}", ServerMessage::read(&frame.body).message)
+                }
                 b'S' => {
-                    let mut parts =
-                        frame.body.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+                    let mut parts = frame
+                        .body
+                        .split(|&byte| byte == 0)
+                        .map(|part| String::from_utf8_lossy(part).into_owned());
                     if let (Some(name), Some(value)) = (parts.next(), parts.next())
-                        && matches!(name.as_str(), "server_encoding" | "server_version" | "in_hot_standby")
+                        && matches!(
+                            name.as_str(),
+                            "server_encoding" | "server_version" | "in_hot_standby"
+                        )
                     {
                         self.parameters.insert(name, value);
                     }
@@ -438,14 +483,19 @@ impl ReplicationClient {
     ) -> Result<(), WireError> {
         let address = self.address.clone();
         let refused = |error: WireError| match error {
-            WireError::Server(message) => refusal(&message.code, &message.message, source, address.clone()).into(),
+            WireError::Server(message) => {
+                refusal(&message.code, &message.message, source, address.clone()).into()
+            }
             other => other,
         };
-        let password = || source.password().ok_or_else(|| ConnectError::NoPassword { address: address.clone() });
+        let password = || {
+            source.password().ok_or_else(|| ConnectError::NoPassword { address: address.clone() })
+        };
         let mut scram: Option<ScramSha256> = None;
         // SCRAM proves both sides to each other; the server's part comes last.
         let mut is_proven = false;
-        let needs_binding = source.channel_binding() == tokio_postgres::config::ChannelBinding::Require;
+        let needs_binding =
+            source.channel_binding() == tokio_postgres::config::ChannelBinding::Require;
         loop {
             let frame = self.receive().await.map_err(refused)?;
             let unexpected = WireError::Unexpected { tag: frame.tag, during: "authenticating" };
@@ -463,7 +513,9 @@ impl ReplicationClient {
             match backend::Message::parse(&mut whole)? {
                 Some(backend::Message::AuthenticationOk) => {
                     if needs_binding && scram.is_none() {
-                        return Err(WireError::Authentication("without the channel binding that is required"));
+                        return Err(WireError::Authentication(
+                            "without the channel binding that is required",
+                        ));
                     }
                     if scram.is_some() && !is_proven {
                         return Err(WireError::Unproven);
@@ -478,15 +530,20 @@ impl ReplicationClient {
                     frontend::password_message(hash.as_bytes(), &mut out)?;
                 }
                 Some(backend::Message::AuthenticationSasl(body)) => {
-                    let offered: Vec<String> = body.mechanisms().map(|name| Ok(name.to_owned())).collect()?;
+                    let offered: Vec<String> =
+                        body.mechanisms().map(|name| Ok(name.to_owned())).collect()?;
                     let has = |name: &str| offered.iter().any(|offered| offered == name);
-                    let refuses_binding = source.channel_binding() == tokio_postgres::config::ChannelBinding::Disable;
+                    let refuses_binding =
+                        source.channel_binding() == tokio_postgres::config::ChannelBinding::Disable;
                     let (mechanism, channel) = match &binding {
-                        Some(hash) if has(sasl::SCRAM_SHA_256_PLUS) && !refuses_binding => {
-                            (sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash.clone()))
-                        }
+                        Some(hash) if has(sasl::SCRAM_SHA_256_PLUS) && !refuses_binding => (
+                            sasl::SCRAM_SHA_256_PLUS,
+                            sasl::ChannelBinding::tls_server_end_point(hash.clone()),
+                        ),
                         _ if needs_binding => {
-                            return Err(WireError::Authentication("without the channel binding that is required"));
+                            return Err(WireError::Authentication(
+                                "without the channel binding that is required",
+                            ));
                         }
                         // Had the server offered PLUS and somebody taken it away, `unrequested` lets it notice.
                         Some(_) if is_tls && !refuses_binding => {
@@ -511,8 +568,12 @@ impl ReplicationClient {
                     is_proven = true;
                     continue;
                 }
-                Some(backend::Message::AuthenticationGss) => return Err(WireError::Authentication("GSSAPI")),
-                Some(backend::Message::AuthenticationSspi) => return Err(WireError::Authentication("SSPI")),
+                Some(backend::Message::AuthenticationGss) => {
+                    return Err(WireError::Authentication("GSSAPI"));
+                }
+                Some(backend::Message::AuthenticationSspi) => {
+                    return Err(WireError::Authentication("SSPI"));
+                }
                 _ => return Err(unexpected),
             }
             self.send(&out).await?;
@@ -569,7 +630,11 @@ impl ReplicationClient {
 
     /// Creates a slot that exports its snapshot, with the keywords that every version takes where there are such. It waits
     /// for all open transactions (trap 12).
-    pub async fn create_slot(&mut self, name: &str, keep: SlotKeep) -> Result<CreatedSlot, WireError> {
+    pub async fn create_slot(
+        &mut self,
+        name: &str,
+        keep: SlotKeep,
+    ) -> Result<CreatedSlot, WireError> {
         let name = identifier(name);
         let rows = self
             .simple_query(&match keep {
@@ -586,14 +651,19 @@ impl ReplicationClient {
         let mut values = rows.into_iter().next().unwrap_or_default().into_iter();
         Ok(CreatedSlot {
             name: values.next().flatten().ok_or_else(short)?,
-            consistent_point: values.next().flatten().and_then(|text| text.parse().ok()).ok_or_else(short)?,
+            consistent_point: values
+                .next()
+                .flatten()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(short)?,
             snapshot: values.next().flatten(),
         })
     }
 
     /// Standbys keep a slot that is there already.
     pub async fn make_failover(&mut self, name: &str) -> Result<(), WireError> {
-        self.simple_query(&format!("ALTER_REPLICATION_SLOT {} (FAILOVER)", identifier(name))).await?;
+        self.simple_query(&format!("ALTER_REPLICATION_SLOT {} (FAILOVER)", identifier(name)))
+            .await?;
         Ok(())
     }
 
@@ -614,11 +684,13 @@ impl ReplicationClient {
         in_progress: bool,
     ) -> Result<(StreamReader, Feedback), WireError> {
         let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
-        let timeout = timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
+        let timeout =
+            timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
         // With `in_progress`, transactions come before they have ended once the server holds too much of them (trap 79).
         // Protocol 4 is of PostgreSQL 16 and says the same about them.
         let version = self.parameters.get("server_version").map_or("", String::as_str);
-        let major = version.split(|character: char| !character.is_ascii_digit()).next().unwrap_or_default();
+        let major =
+            version.split(|character: char| !character.is_ascii_digit()).next().unwrap_or_default();
         let protocol = if major.parse().is_ok_and(|major: u32| major >= 16) { 4 } else { 2 };
         let mut out = BytesMut::new();
         let command = format!(
@@ -638,7 +710,14 @@ impl ReplicationClient {
         let socket = self.socket.handle();
         let (read, write) = tokio::io::split(self.socket);
         let feedback = Feedback::start(write, start, timeout);
-        let reader = StreamReader::start(read, socket, self.frames, feedback.liveness(), timeout, queue_bytes);
+        let reader = StreamReader::start(
+            read,
+            socket,
+            self.frames,
+            feedback.liveness(),
+            timeout,
+            queue_bytes,
+        );
         Ok((reader, feedback))
     }
 }
@@ -675,7 +754,10 @@ async fn secure(
     match stream.read_u8().await? {
         b'S' => {
             let connector = tls::connector(&source.tls)?;
-            let stream = connector.handshake(host, stream).await.map_err(|error| failed(error.to_string()))?;
+            let stream = connector
+                .handshake(host, stream)
+                .await
+                .map_err(|error| failed(error.to_string()))?;
             Ok(Socket::Tls(Box::new(stream)))
         }
         b'N' if source.tls.mode == SslMode::Prefer => Ok(Socket::Tcp(stream)),
@@ -762,7 +844,10 @@ mod tests {
     fn a_hostile_length_is_refused_before_memory_is_taken() {
         let mut reader = FrameReader::new(1000);
         reader.buffer().extend_from_slice(&[b'd', 0, 0, 0x10, 0]);
-        assert!(matches!(reader.next_frame(), Err(WireError::TooLong { bytes: 4092, limit: 1000 })));
+        assert!(matches!(
+            reader.next_frame(),
+            Err(WireError::TooLong { bytes: 4092, limit: 1000 })
+        ));
         for length in [0_i32, 3, -1, i32::MIN] {
             let mut reader = FrameReader::default();
             reader.buffer().extend_from_slice(b"d");
@@ -791,11 +876,15 @@ mod tests {
         let environment = crate::source::connect::Environment::default();
         for channel_binding in ["prefer", "require"] {
             for steps in [1, 2] {
-                let url = format!("postgresql://u:hush@localhost/d?channel_binding={channel_binding}");
+                let url =
+                    format!("postgresql://u:hush@localhost/d?channel_binding={channel_binding}");
                 let source = SourceOptions::parse(&url, &environment).unwrap();
                 let (ours, mut theirs) = UnixStream::pair().unwrap();
                 let server = tokio::spawn(async move {
-                    theirs.write_all(&authentication(10, b"SCRAM-SHA-256\0SCRAM-SHA-256-PLUS\0\0")).await.unwrap();
+                    theirs
+                        .write_all(&authentication(10, b"SCRAM-SHA-256\0SCRAM-SHA-256-PLUS\0\0"))
+                        .await
+                        .unwrap();
                     let mut first = vec![0; 4096];
                     let read = theirs.read(&mut first).await.unwrap();
                     if steps == 2 {
@@ -811,7 +900,10 @@ mod tests {
                 });
                 let mut client = client_of(ours);
                 let entered = client.authenticate(&source, true, Some(vec![1; 32])).await;
-                assert!(matches!(entered, Err(WireError::Unproven)), "{channel_binding}, {steps}: {entered:?}");
+                assert!(
+                    matches!(entered, Err(WireError::Unproven)),
+                    "{channel_binding}, {steps}: {entered:?}"
+                );
                 drop(server.await.unwrap());
             }
         }
@@ -822,12 +914,16 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut client = client_of(ours);
         let hostile = tokio::spawn(async move {
-            let row = [[0, 1].as_slice(), &(1_u32 << 20).to_be_bytes(), &vec![b'x'; 1 << 20]].concat();
+            let row =
+                [[0, 1].as_slice(), &(1_u32 << 20).to_be_bytes(), &vec![b'x'; 1 << 20]].concat();
             let both = [frame(b'S', b"some_name\0value\0"), frame(b'D', &row)].concat();
             while theirs.write_all(&both).await.is_ok() {}
         });
         let answer = client.simple_query("SELECT 1").await;
-        assert!(matches!(answer, Err(WireError::LongAnswer { limit: MAX_ANSWER_BYTES })), "{answer:?}");
+        assert!(
+            matches!(answer, Err(WireError::LongAnswer { limit: MAX_ANSWER_BYTES })),
+            "{answer:?}"
+        );
         assert!(client.parameters.is_empty());
         drop(client);
         hostile.await.unwrap();

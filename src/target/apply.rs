@@ -26,8 +26,8 @@ use super::{
 use crate::{
     Checkpoint,
     change::{
-        COUNT_COLUMN, ChangeBatch, ColumnOrigin, ColumnSpec, Deletes, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Pause,
-        Remedy, Reshape, RowCounts, TableChanges, TableSpec,
+        COUNT_COLUMN, ChangeBatch, ColumnOrigin, ColumnSpec, Deletes, ORIGIN_PREFIX,
+        PATTERN_COLUMN, Patch, Pause, Remedy, Reshape, RowCounts, TableChanges, TableSpec,
     },
     checkpoint::DurableLsn,
     failpoint::reached,
@@ -60,7 +60,8 @@ impl Views {
         changes: impl Iterator<Item = &'a TableChanges>,
     ) -> Result<(), TargetError> {
         let changes: Vec<&TableChanges> = changes.collect();
-        let is_new = |changes: &&&TableChanges| !self.0.contains_key(&(changes.table.oid, Rows::Inserts));
+        let is_new =
+            |changes: &&&TableChanges| !self.0.contains_key(&(changes.table.oid, Rows::Inserts));
         // With more tables than that, rows are staged; views that are there are used.
         let mut room = Self::MOST.saturating_sub(self.0.len());
         if changes.iter().filter(is_new).count() > room && changes.len() <= Self::MOST / 2 {
@@ -72,13 +73,17 @@ impl Views {
                 Deletes::ByKey(keys) => keys.as_slice(),
                 Deletes::Rows(_) => &[],
             };
-            for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)] {
+            for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)]
+            {
                 if let Some(first) = batches.first()
                     && self.get(&changes.table, rows, first).is_none()
                     && room > 0
                 {
                     room -= 1;
-                    self.0.insert((changes.table.oid, rows), BatchView::new(database, first.schema())?);
+                    self.0.insert(
+                        (changes.table.oid, rows),
+                        BatchView::new(database, first.schema())?,
+                    );
                 }
             }
         }
@@ -128,15 +133,26 @@ pub(super) struct Progress {
 impl Default for Progress {
     fn default() -> Self {
         let (deleted_rows, inserted_rows, ends_a_copy) = (0, 0, false);
-        Self { started: Instant::now(), counts: RowCounts::default(), deleted_rows, inserted_rows, ends_a_copy }
+        Self {
+            started: Instant::now(),
+            counts: RowCounts::default(),
+            deleted_rows,
+            inserted_rows,
+            ends_a_copy,
+        }
     }
 }
 
 /// The rows of a batch; the first part of the transaction of [`super::OlapEngine::apply`].
-pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, progress: &mut Progress) -> Result<(), TargetError> {
+pub(super) fn apply(
+    target: &mut DuckDb,
+    batch: &ChangeBatch,
+    progress: &mut Progress,
+) -> Result<(), TargetError> {
     // ALTER comes before any other statement on a table of this transaction (trap 69).
     for reshape in &batch.reshapes {
-        bring_into_shape(&target.connection, reshape).map_err(|source| source.of(&reshape.after))?;
+        bring_into_shape(&target.connection, reshape)
+            .map_err(|source| source.of(&reshape.after))?;
         target.tables()?.put_shape(&reshape.after);
         reached("apply.reshaped");
     }
@@ -147,14 +163,15 @@ pub(super) fn apply(target: &mut DuckDb, batch: &ChangeBatch, progress: &mut Pro
         }
         if let Some(&is_loaded) = target.copying.get(&changes.table.oid) {
             progress.ends_a_copy |= changes.truncate.is_some();
-            keep_for_later(target, changes, is_loaded).map_err(|source| source.of(&changes.table))?;
+            keep_for_later(target, changes, is_loaded)
+                .map_err(|source| source.of(&changes.table))?;
             if changes.truncate.is_some() {
                 target.tables()?.set_state(changes.table.oid, TableState::CatchingUp, Some(0));
             }
             continue;
         }
-        let (deleted, inserted) =
-            apply_table(&target.connection, changes, &target.views).map_err(|source| source.of(&changes.table))?;
+        let (deleted, inserted) = apply_table(&target.connection, changes, &target.views)
+            .map_err(|source| source.of(&changes.table))?;
         progress.deleted_rows += deleted;
         progress.inserted_rows += inserted;
     }
@@ -182,7 +199,9 @@ pub(super) fn conclude(
     progress: &Progress,
 ) -> Result<Applied, TargetError> {
     let Some(mut pipeline) = target.pipeline.clone() else {
-        return Err(TargetError::Corrupt { reason: "changes came before the pipeline was set up".to_owned() });
+        return Err(TargetError::Corrupt {
+            reason: "changes came before the pipeline was set up".to_owned(),
+        });
     };
     let before = pipeline.checkpoint.lsn;
     if checkpoint.lsn < before {
@@ -199,12 +218,21 @@ pub(super) fn conclude(
     }
     target.pipeline = Some(pipeline);
     // Handed out by `OlapEngine::apply` only after COMMIT has returned.
-    Ok(Applied { durable: DurableLsn::committed(checkpoint.lsn), deleted_rows, inserted_rows, pruned })
+    Ok(Applied {
+        durable: DurableLsn::committed(checkpoint.lsn),
+        deleted_rows,
+        inserted_rows,
+        pruned,
+    })
 }
 
 /// Changes of a table that is still being copied. A TRUNCATE ends its copy: whatever the snapshot holds is gone, and all
 /// that there is comes by the stream.
-fn keep_for_later(target: &mut DuckDb, changes: &TableChanges, is_loaded: bool) -> Result<(), TargetError> {
+fn keep_for_later(
+    target: &mut DuckDb,
+    changes: &TableChanges,
+    is_loaded: bool,
+) -> Result<(), TargetError> {
     let spec = &changes.table;
     if changes.truncate.is_some() {
         // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
@@ -234,7 +262,9 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
         let mut cell = ColumnBuilder::new(&column.mapping, 1);
         match cell.push_text(Some(text.as_bytes())) {
             // NULL stands in its place, as the settings allow.
-            Err(error) if error.is_unrepresentable() && reshape.after.null_unrepresentable => continue,
+            Err(error) if error.is_unrepresentable() && reshape.after.null_unrepresentable => {
+                continue;
+            }
             pushed => pushed.map_err(|error| TargetError::Rows { source: error.into() })?,
         }
         let schema = Arc::new(Schema::new(vec![column.mapping.field("value")]));
@@ -248,7 +278,8 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
         ))?;
         // DuckDB's log holds the statement, not the rows: what it names must be there when it is replayed after a crash,
         // which a variable is not. So the value itself goes into it, if its text is all of it.
-        let (value, kind) = (format!("getvariable('{}')", variable(at)), &column.mapping.target_type);
+        let (value, kind) =
+            (format!("getvariable('{}')", variable(at)), &column.mapping.target_type);
         let (text, is_whole): (String, bool) = connection.query_row(
             &format!(
                 "SELECT t, CAST(t AS {kind}) IS NOT DISTINCT FROM {value} FROM (SELECT CAST({value} AS VARCHAR) AS t)"
@@ -263,8 +294,12 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
     }
     for (at, literal) in filled {
         if let (None, Some(column)) = (literal, reshape.after.columns.get(at)) {
-            let (target, name) = (ddl::table(&reshape.after.target), ddl::quoted(&column.target_name));
-            connection.execute_batch(&format!("UPDATE {target} SET {name} = getvariable('{}')", variable(at)))?;
+            let (target, name) =
+                (ddl::table(&reshape.after.target), ddl::quoted(&column.target_name));
+            connection.execute_batch(&format!(
+                "UPDATE {target} SET {name} = getvariable('{}')",
+                variable(at)
+            ))?;
         }
         connection.execute_batch(&format!("RESET VARIABLE {}", variable(at)))?;
     }
@@ -272,7 +307,11 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
 }
 
 /// Returns rows deleted and inserted.
-fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -> Result<(u64, u64), TargetError> {
+fn apply_table(
+    connection: &Connection,
+    changes: &TableChanges,
+    views: &Views,
+) -> Result<(u64, u64), TargetError> {
     let spec = &changes.table;
     let target = ddl::table(&spec.target);
     let all: Vec<usize> = (0..spec.columns.len()).collect();
@@ -305,21 +344,32 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
         )? as u64;
         connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
         let found: u64 = match found {
-            0 => connection.query_row(&format!("SELECT count(*) FROM {PATCHED}"), [], |row| row.get(0))?,
+            0 => connection
+                .query_row(&format!("SELECT count(*) FROM {PATCHED}"), [], |row| row.get(0))?,
             found => found,
         };
         let expected = patch.rows.num_rows() as u64;
         if found != expected {
-            return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
+            return Err(TargetError::Diverged {
+                what: "rows with unchanged values",
+                expected,
+                found,
+            });
         }
         patched = found;
     }
     let (staged, rows) = match &changes.deletes {
-        Deletes::ByKey(batches) => (total(batches), delete_by_key(connection, spec, &target, batches, views)?),
+        Deletes::ByKey(batches) => {
+            (total(batches), delete_by_key(connection, spec, &target, batches, views)?)
+        }
         Deletes::Rows(batches) => delete_rows(connection, spec, &target, batches)?,
     };
     if staged != rows {
-        return Err(TargetError::Diverged { what: "rows to delete", expected: staged, found: rows });
+        return Err(TargetError::Diverged {
+            what: "rows to delete",
+            expected: staged,
+            found: rows,
+        });
     }
     deleted += rows;
     let mut inserted = 0;
@@ -338,8 +388,9 @@ fn apply_table(connection: &Connection, changes: &TableChanges, views: &Views) -
         })?;
     }
     if changes.patch.is_some() {
-        inserted +=
-            connection.execute(&format!("INSERT INTO {target} ({names}) SELECT {names} FROM {PATCHED}"), [])? as u64;
+        inserted += connection
+            .execute(&format!("INSERT INTO {target} ({names}) SELECT {names} FROM {PATCHED}"), [])?
+            as u64;
         connection.execute_batch(&format!("DROP TABLE {PATCHED}"))?;
     }
     let expected = total(&changes.inserts) + patched;
@@ -369,7 +420,9 @@ fn delete_by_key(
     }
     views.read(connection, (spec, Rows::Keys), batches, |keys| {
         let matched = key_match(spec, "");
-        Ok(connection.execute(&format!("DELETE FROM {target} t USING {keys} s WHERE {matched}"), [])? as u64)
+        Ok(connection
+            .execute(&format!("DELETE FROM {target} t USING {keys} s WHERE {matched}"), [])?
+            as u64)
     })
 }
 
@@ -389,7 +442,9 @@ fn delete_rows(
     stage(connection, &columns, batches)?;
     let count = ddl::quoted(COUNT_COLUMN);
     let staged: i64 =
-        connection.query_row(&format!("SELECT sum({count})::BIGINT FROM {STAGE}"), [], |row| row.get(0))?;
+        connection.query_row(&format!("SELECT sum({count})::BIGINT FROM {STAGE}"), [], |row| {
+            row.get(0)
+        })?;
     let staged_value = |at: usize| {
         spec.columns.get(at).map_or_else(String::new, |column| {
             column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&column.target_name)))
@@ -417,7 +472,10 @@ pub(super) fn delete_counted(
     let (mut equal, mut bits, mut staged_bits) = (Vec::new(), Vec::new(), Vec::new());
     for (at, column) in spec.columns.iter().enumerate() {
         let (stored, staged) = (format!("t.{}", ddl::quoted(&column.target_name)), value(at));
-        if ["REAL", "FLOAT", "DOUBLE"].iter().any(|float| column.mapping.target_type.contains(float)) {
+        if ["REAL", "FLOAT", "DOUBLE"]
+            .iter()
+            .any(|float| column.mapping.target_type.contains(float))
+        {
             bits.push(format!("{stored}::VARCHAR"));
             staged_bits.push(format!("{staged}::VARCHAR"));
         }
@@ -426,7 +484,8 @@ pub(super) fn delete_counted(
             equal.push(format!("{stored}::VARCHAR IS NOT DISTINCT FROM ({staged})::VARCHAR"));
         }
     }
-    let (bits, staged_bits) = (format!("[{}]", bits.join(", ")), format!("[{}]", staged_bits.join(", ")));
+    let (bits, staged_bits) =
+        (format!("[{}]", bits.join(", ")), format!("[{}]", staged_bits.join(", ")));
     let deleted = connection.execute(
         &format!(
             "DELETE FROM {target} WHERE rowid IN (SELECT row FROM (SELECT row, wanted, row_number() OVER (PARTITION BY equals \
@@ -447,37 +506,56 @@ fn key_match(spec: &TableSpec, prefix: &str) -> String {
     let parts: Vec<String> = columns
         .map(|column| {
             let staged = format!("s.{}", ddl::quoted(&format!("{prefix}{}", column.target_name)));
-            format!("t.{} = {}", ddl::quoted(&column.target_name), column.mapping.stage_expr(&staged))
+            format!(
+                "t.{} = {}",
+                ddl::quoted(&column.target_name),
+                column.mapping.stage_expr(&staged)
+            )
         })
         .collect();
     parts.join(" AND ")
 }
 
 fn column_list(spec: &TableSpec, columns: &[usize]) -> String {
-    let names = columns.iter().filter_map(|&at| spec.columns.get(at)).map(|column| ddl::quoted(&column.target_name));
+    let names = columns
+        .iter()
+        .filter_map(|&at| spec.columns.get(at))
+        .map(|column| ddl::quoted(&column.target_name));
     names.collect::<Vec<_>>().join(", ")
 }
 
 fn stage_values(spec: &TableSpec, columns: &[usize]) -> String {
     let columns = columns.iter().filter_map(|&at| spec.columns.get(at));
-    let values = columns.map(|column| column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&column.target_name))));
+    let values = columns.map(|column| {
+        column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&column.target_name)))
+    });
     values.collect::<Vec<_>>().join(", ")
 }
 
 /// How many rows each of these tables has.
-pub(super) fn counts(connection: &Connection, tables: impl Iterator<Item = String>) -> Result<Vec<u64>, TargetError> {
-    let each: Vec<String> =
-        tables.enumerate().map(|(at, table)| format!("SELECT {at} AS place, count(*) AS n FROM {table}")).collect();
+pub(super) fn counts(
+    connection: &Connection,
+    tables: impl Iterator<Item = String>,
+) -> Result<Vec<u64>, TargetError> {
+    let each: Vec<String> = tables
+        .enumerate()
+        .map(|(at, table)| format!("SELECT {at} AS place, count(*) AS n FROM {table}"))
+        .collect();
     if each.is_empty() {
         return Ok(Vec::new());
     }
-    let mut statement = connection.prepare(&format!("SELECT n FROM ({}) ORDER BY place", each.join(" UNION ALL ")))?;
+    let mut statement = connection
+        .prepare(&format!("SELECT n FROM ({}) ORDER BY place", each.join(" UNION ALL ")))?;
     let counts = statement.query_map([], |row| row.get(0))?;
     Ok(counts.collect::<Result<_, _>>()?)
 }
 
 /// Stages the rows of a patch, with their former keys and the number of what they lack.
-pub(super) fn stage_patch(connection: &Connection, spec: &TableSpec, patch: &Patch) -> Result<(), TargetError> {
+pub(super) fn stage_patch(
+    connection: &Connection,
+    spec: &TableSpec,
+    patch: &Patch,
+) -> Result<(), TargetError> {
     let all: Vec<usize> = (0..spec.columns.len()).collect();
     let mut columns = stage_columns(spec, &all, "");
     columns.extend(stage_columns(spec, spec.key_columns(), ORIGIN_PREFIX));
@@ -486,7 +564,12 @@ pub(super) fn stage_patch(connection: &Connection, spec: &TableSpec, patch: &Pat
 }
 
 /// The value of a column in a patched row: what came, or `unchanged` in rows that lack it.
-pub(super) fn patched_value(patch: &Patch, column: &ColumnSpec, at: usize, unchanged: &str) -> String {
+pub(super) fn patched_value(
+    patch: &Patch,
+    column: &ColumnSpec,
+    at: usize,
+    unchanged: &str,
+) -> String {
     let came = column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&column.target_name)));
     let lacking = patch.lacking(at);
     if lacking.is_empty() {
@@ -505,10 +588,16 @@ pub(super) fn patched_value(patch: &Patch, column: &ColumnSpec, at: usize, uncha
 }
 
 /// Quoted name and type of staging columns.
-pub(super) fn stage_columns(spec: &TableSpec, columns: &[usize], prefix: &str) -> Vec<(String, String)> {
+pub(super) fn stage_columns(
+    spec: &TableSpec,
+    columns: &[usize],
+    prefix: &str,
+) -> Vec<(String, String)> {
     let columns = columns.iter().filter_map(|&at| spec.columns.get(at));
     columns
-        .map(|column| (ddl::quoted(&format!("{prefix}{}", column.target_name)), column.mapping.stage_type()))
+        .map(|column| {
+            (ddl::quoted(&format!("{prefix}{}", column.target_name)), column.mapping.stage_type())
+        })
         .collect()
 }
 
@@ -517,7 +606,8 @@ pub(super) fn stage(
     columns: &[(String, String)],
     batches: &[RecordBatch],
 ) -> Result<(), TargetError> {
-    let columns: Vec<String> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+    let columns: Vec<String> =
+        columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
     connection.execute_batch(&format!("CREATE TEMP TABLE {STAGE} ({})", columns.join(", ")))?;
     let mut appender = connection.appender_to_catalog_and_db(STAGE, "temp", "main")?;
     for batch in batches {
@@ -539,7 +629,8 @@ fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<()
     for start in (0..batch.num_rows()).step_by(VECTOR_ROWS) {
         let end = (start + VECTOR_ROWS).min(batch.num_rows());
         let rows = UInt64Array::from_iter_values(start as u64..end as u64);
-        let cut = take_record_batch(batch, &rows).map_err(|error| TargetError::Rows { source: error.into() })?;
+        let cut = take_record_batch(batch, &rows)
+            .map_err(|error| TargetError::Rows { source: error.into() })?;
         appender.append_record_batch(cut)?;
     }
     Ok(())
@@ -587,7 +678,8 @@ pub(super) fn append_to_shadow(
     }
     let shadow = ddl::shadow_of(&spec.target);
     if spec.columns.iter().all(|column| column.mapping.stage_type() == column.mapping.target_type) {
-        let mut appender = connection.appender_to_catalog_and_db(&shadow.name, ddl::CATALOG, &shadow.schema)?;
+        let mut appender =
+            connection.appender_to_catalog_and_db(&shadow.name, ddl::CATALOG, &shadow.schema)?;
         for batch in batches {
             append(&mut appender, batch)?;
         }

@@ -60,7 +60,8 @@ impl Database {
             for (name, value) in settings {
                 let is_set = match (CString::new(*name), CString::new(value.as_str())) {
                     (Ok(name), Ok(value)) => {
-                        ffi::duckdb_set_config(config, name.as_ptr(), value.as_ptr()) == ffi::DuckDBSuccess
+                        ffi::duckdb_set_config(config, name.as_ptr(), value.as_ptr())
+                            == ffi::DuckDBSuccess
                     }
                     _ => false,
                 };
@@ -127,20 +128,29 @@ impl BatchView {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let waiting = Waiting::default();
-        let lent = Lent { schema: FFI_ArrowSchema::try_from(schema.as_ref())?, waiting: Arc::clone(&waiting) };
+        let lent = Lent {
+            schema: FFI_ArrowSchema::try_from(schema.as_ref())?,
+            waiting: Arc::clone(&waiting),
+        };
         let stream = Box::into_raw(Box::new(lent.into_stream()));
         let mut connection: ffi::duckdb_connection = ptr::null_mut();
         // SAFETY: the database is open.
         let connected = unsafe { ffi::duckdb_connect(database.raw, &mut connection) };
-        let view = Self { connection, name, schema, waiting, stream, _database: Arc::clone(database) };
+        let view =
+            Self { connection, name, schema, waiting, stream, _database: Arc::clone(database) };
         if connected != ffi::DuckDBSuccess {
             return Err(RawError("no connection".to_owned()));
         }
         let name = CString::new(view.name.as_str()).map_err(|error| RawError(error.to_string()))?;
         // SAFETY: connection and stream are alive; the stream stays at its address until the view is gone (see Drop). DuckDB
         // takes a pointer to an ArrowArrayStream here, whatever the type's name says.
-        let made = unsafe { ffi::duckdb_arrow_scan(view.connection, name.as_ptr(), view.stream.cast()) };
-        if made == ffi::DuckDBSuccess { Ok(view) } else { Err(RawError("it makes no view of Arrow data".to_owned())) }
+        let made =
+            unsafe { ffi::duckdb_arrow_scan(view.connection, name.as_ptr(), view.stream.cast()) };
+        if made == ffi::DuckDBSuccess {
+            Ok(view)
+        } else {
+            Err(RawError("it makes no view of Arrow data".to_owned()))
+        }
     }
 
     /// What the view is called.
@@ -166,9 +176,10 @@ impl Drop for BatchView {
         // SAFETY: connection (which may be null), result and stream are given back once, the stream after the view that
         // has its address. Names are our own, without quotes.
         unsafe {
-            if let (Ok(sql), false) =
-                (CString::new(format!("DROP VIEW IF EXISTS {}", self.name())), self.connection.is_null())
-            {
+            if let (Ok(sql), false) = (
+                CString::new(format!("DROP VIEW IF EXISTS {}", self.name())),
+                self.connection.is_null(),
+            ) {
                 let mut result = std::mem::zeroed();
                 ffi::duckdb_query(self.connection, sql.as_ptr(), &mut result);
                 ffi::duckdb_destroy_result(&mut result);
@@ -199,7 +210,10 @@ impl Lent {
 }
 
 /// A copy of the schema, whose parts stay ours.
-unsafe extern "C" fn lend_schema(stream: *mut FFI_ArrowArrayStream, out: *mut FFI_ArrowSchema) -> c_int {
+unsafe extern "C" fn lend_schema(
+    stream: *mut FFI_ArrowArrayStream,
+    out: *mut FFI_ArrowSchema,
+) -> c_int {
     unsafe extern "C" fn keep(_: *mut FFI_ArrowSchema) {}
     // SAFETY: `private_data` is the `Lent` of a stream that is alive, `out` is room for a schema. The copy is used while the view is
     // alive, and does not release what it points to.
@@ -213,13 +227,17 @@ unsafe extern "C" fn lend_schema(stream: *mut FFI_ArrowArrayStream, out: *mut FF
 
 /// The next batch. An array that is released already ends a scan, not the stream: the next scan goes on with what was put there
 /// meanwhile.
-unsafe extern "C" fn next_array(stream: *mut FFI_ArrowArrayStream, out: *mut FFI_ArrowArray) -> c_int {
+unsafe extern "C" fn next_array(
+    stream: *mut FFI_ArrowArrayStream,
+    out: *mut FFI_ArrowArray,
+) -> c_int {
     // SAFETY: as above; `out` is room for an array, which is DuckDB's to release.
     unsafe {
         let lent = &*(*stream).private_data.cast::<Lent>();
         let next = lent.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let array =
-            next.map_or_else(FFI_ArrowArray::empty, |batch| FFI_ArrowArray::new(&StructArray::from(batch).to_data()));
+        let array = next.map_or_else(FFI_ArrowArray::empty, |batch| {
+            FFI_ArrowArray::new(&StructArray::from(batch).to_data())
+        });
         ptr::write(out, array);
     }
     0
@@ -253,7 +271,8 @@ mod tests {
     fn planning_a_statement_again_and_again_takes_no_more_memory() {
         let database = Arc::new(Database::open(&[]).unwrap());
         let connection = database.connect().unwrap();
-        let field = |at| Field::new(format!("column_{at}_{}", "x".repeat(1000)), DataType::Int64, true);
+        let field =
+            |at| Field::new(format!("column_{at}_{}", "x".repeat(1000)), DataType::Int64, true);
         let schema = Arc::new(Schema::new((0..50).map(field).collect::<Vec<_>>()));
         let view = BatchView::new(&database, schema).unwrap();
         let plan = || connection.execute_batch(&format!("SELECT * FROM {}", view.name())).unwrap();

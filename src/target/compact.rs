@@ -80,7 +80,10 @@ pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, Targe
 }
 
 /// All tables of a database: name, number of rows, and a sum over the hashes of all rows, which no order changes.
-fn contents(connection: &Connection, database: &str) -> Result<Vec<(String, u64, String)>, TargetError> {
+fn contents(
+    connection: &Connection,
+    database: &str,
+) -> Result<Vec<(String, u64, String)>, TargetError> {
     let mut names = connection.prepare(
         "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ? ORDER BY schema_name, table_name",
     )?;
@@ -115,7 +118,8 @@ fn coarse_columns(
         "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = ? AND schema_name = ? \
          AND table_name = ? ORDER BY column_index",
     )?;
-    let columns = columns.query_map([database, schema, table], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let columns =
+        columns.query_map([database, schema, table], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let columns = columns.collect::<Result<Vec<(String, String)>, _>>()?;
     let coarse = columns.into_iter().filter(|(_, data_type)| ddl::has_coarse_equality(data_type));
     Ok(coarse.map(|(column, _)| format!("{}::VARCHAR", ddl::quoted(&column))).collect())
@@ -124,7 +128,10 @@ fn coarse_columns(
 /// Everything else there is, kind by kind.
 fn others(connection: &Connection, database: &str) -> Result<Vec<String>, TargetError> {
     const KINDS: [(&str, &str); 8] = [
-        ("columns", "schema_name, table_name, column_name, data_type, column_default, is_nullable, comment"),
+        (
+            "columns",
+            "schema_name, table_name, column_name, data_type, column_default, is_nullable, comment",
+        ),
         ("tables", "schema_name, table_name, comment"),
         ("views", "schema_name, view_name, sql, comment"),
         ("indexes", "schema_name, table_name, index_name, is_unique, expressions"),
@@ -149,11 +156,14 @@ impl DuckDb {
         let started = Instant::now();
         let refused = |reason: String| TargetError::NotCompacted { reason };
         if self.has_open_parts() {
-            return Err(refused("a large transaction is being applied\nhint: try again in a while".to_owned()));
+            return Err(refused(
+                "a large transaction is being applied\nhint: try again in a while".to_owned(),
+            ));
         }
         if !self.copying.is_empty() || self.has_loaders() {
             return Err(refused(
-                "tables are being copied\nhint: try again when `rhei status` shows them live".to_owned(),
+                "tables are being copied\nhint: try again when `rhei status` shows them live"
+                    .to_owned(),
             ));
         }
         // A link stays a link.
@@ -204,7 +214,9 @@ impl DuckDb {
         reached("compact.closed");
         let moved = match fs::exists(beside(path, ".wal")) {
             Ok(false) => fs::rename(next, path).map_err(TargetError::from),
-            Ok(true) => Err(TargetError::NotCompacted { reason: "DuckDB left a log behind".to_owned() }),
+            Ok(true) => {
+                Err(TargetError::NotCompacted { reason: "DuckDB left a log behind".to_owned() })
+            }
             Err(error) => Err(error.into()),
         };
         reached("compact.renamed");
@@ -234,9 +246,12 @@ impl DuckDb {
         ))?;
         let (old, new) = (contents(connection, ddl::CATALOG)?, contents(connection, NEXT)?);
         if old != new || others(connection, ddl::CATALOG)? != others(connection, NEXT)? {
-            let differs = old.iter().zip(&new).find(|(old, new)| old != new).map(|(old, _)| old.0.clone());
+            let differs =
+                old.iter().zip(&new).find(|(old, new)| old != new).map(|(old, _)| old.0.clone());
             let what = differs.unwrap_or_else(|| "what else is in the file".to_owned());
-            return Err(TargetError::NotCompacted { reason: format!("{what} came out different in the new file") });
+            return Err(TargetError::NotCompacted {
+                reason: format!("{what} came out different in the new file"),
+            });
         }
         Ok(old)
     }

@@ -65,7 +65,8 @@ pub fn create_schema(name: &QualifiedName) -> String {
 /// `_rhei` (duckdb.md 8). Columns with long values are compressed by ZSTD (`backfill::widths` says why).
 pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> String {
     let column = |column: &ColumnSpec| {
-        let compression = if long_columns.contains(&column.target_name) { " USING COMPRESSION zstd" } else { "" };
+        let compression =
+            if long_columns.contains(&column.target_name) { " USING COMPRESSION zstd" } else { "" };
         format!("{} {}{compression}", quoted(&column.target_name), column.mapping.target_type)
     };
     let columns: Vec<String> = spec.columns.iter().map(column).collect();
@@ -102,7 +103,11 @@ pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String 
     if from.schema == to.schema {
         return format!("ALTER TABLE {moving} RENAME TO {};", quoted(&to.name));
     }
-    format!("{} CREATE TABLE {} AS FROM {moving}; DROP TABLE {moving};", create_schema(to), table(to))
+    format!(
+        "{} CREATE TABLE {} AS FROM {moving}; DROP TABLE {moving};",
+        create_schema(to),
+        table(to)
+    )
 }
 
 /// Statements that bring a table into another shape. `value` is what older rows have in the new column with this index,
@@ -127,11 +132,17 @@ pub fn reshape(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Ve
                 if after.mapping.target_type != before.mapping.target_type {
                     let value = before.mapping.conversion(&after.mapping, &old_name);
                     let kind = &after.mapping.target_type;
-                    change.push(alter(format!("ALTER COLUMN {old_name} TYPE {kind} USING ({value})")));
+                    change.push(alter(format!(
+                        "ALTER COLUMN {old_name} TYPE {kind} USING ({value})"
+                    )));
                 }
                 if after.target_name != before.target_name {
                     park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
-                    name.push(alter(format!("RENAME COLUMN {} TO {}", parked(at), quoted(&after.target_name))));
+                    name.push(alter(format!(
+                        "RENAME COLUMN {} TO {}",
+                        parked(at),
+                        quoted(&after.target_name)
+                    )));
                 }
             }
             None => {

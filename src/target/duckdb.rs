@@ -12,8 +12,8 @@ use arrow::record_batch::RecordBatch;
 use duckdb::{AccessMode, Connection};
 
 use super::{
-    Applied, Compacted, Compaction, Loader, NewCopy, OlapEngine, Pipeline, Space, StoredJob, StoredState, StoredTable,
-    TableState, TargetError,
+    Applied, Compacted, Compaction, Loader, NewCopy, OlapEngine, Pipeline, Space, StoredJob,
+    StoredState, StoredTable, TableState, TargetError,
     apply::{self, Progress, Views},
     arrow_scan::Database,
     compact, ddl, jobs,
@@ -122,7 +122,9 @@ impl DuckDb {
     pub(super) fn drop_shadows(&mut self, oids: &[u32]) -> Result<(), TargetError> {
         let mut statements = String::new();
         for &oid in oids {
-            let Some(target) = self.tables()?.get(oid).map(|table| table.target.clone()) else { continue };
+            let Some(target) = self.tables()?.get(oid).map(|table| table.target.clone()) else {
+                continue;
+            };
             statements.push_str(&ddl::drop_table(&ddl::shadow_of(&target)));
             self.drop_pending(oid)?;
             self.tables()?.set_shadowless(oid);
@@ -184,7 +186,10 @@ impl DuckDb {
                 // Whoever had it open still lets go of it, or looked at it just now.
                 Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(jobs::CONFLICT_PAUSE),
                 Err(error) => {
-                    return Err(TargetError::Closed { path: self.path.clone(), source: Box::new(error) });
+                    return Err(TargetError::Closed {
+                        path: self.path.clone(),
+                        source: Box::new(error),
+                    });
                 }
             }
         }
@@ -225,7 +230,10 @@ impl DuckDb {
 
     /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the same row of `_rhei.jobs`,
     /// which it is for a moment only.
-    fn transaction<R>(&mut self, work: impl Fn(&mut Self) -> Result<R, TargetError>) -> Result<R, TargetError> {
+    fn transaction<R>(
+        &mut self,
+        work: impl Fn(&mut Self) -> Result<R, TargetError>,
+    ) -> Result<R, TargetError> {
         self.be_attached()?;
         self.roll_back()?;
         let before = self.pipeline.clone();
@@ -259,7 +267,11 @@ impl DuckDb {
     }
 
     /// Begins the transaction, goes on with it, or ends it. After a failure nothing of it is left.
-    fn apply_in_parts(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<(Applied, bool), TargetError> {
+    fn apply_in_parts(
+        &mut self,
+        batch: &ChangeBatch,
+        checkpoint: &Checkpoint,
+    ) -> Result<(Applied, bool), TargetError> {
         let before = self.pipeline.clone();
         let mut progress = match self.parts.take() {
             Some(progress) => progress,
@@ -273,7 +285,9 @@ impl DuckDb {
             if batch.is_part {
                 reached("apply.part");
                 return Ok(Applied {
-                    durable: DurableLsn::committed(before.as_ref().map_or(Lsn::ZERO, |before| before.checkpoint.lsn)),
+                    durable: DurableLsn::committed(
+                        before.as_ref().map_or(Lsn::ZERO, |before| before.checkpoint.lsn),
+                    ),
                     deleted_rows: progress.deleted_rows,
                     inserted_rows: progress.inserted_rows,
                     pruned: 0,
@@ -312,7 +326,10 @@ impl DuckDb {
     }
 
     /// Reads what is committed. While a transaction is open for parts, its connection would show what is not.
-    fn reading<R>(&self, read: impl FnOnce(&Connection) -> Result<R, TargetError>) -> Result<R, TargetError> {
+    fn reading<R>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<R, TargetError>,
+    ) -> Result<R, TargetError> {
         if self.parts.is_none() {
             return read(&self.connection);
         }
@@ -324,7 +341,10 @@ impl DuckDb {
     /// A table of that name that rhei did not make is somebody's work.
     pub(super) fn refuse_foreign(&mut self, name: &QualifiedName) -> Result<(), TargetError> {
         if self.tables()?.is_foreign(name) {
-            return Err(TargetError::ForeignTable { table: name.to_string(), path: self.path.clone() });
+            return Err(TargetError::ForeignTable {
+                table: name.to_string(),
+                path: self.path.clone(),
+            });
         }
         Ok(())
     }
@@ -333,8 +353,10 @@ impl DuckDb {
 /// Makes the empty shadows of copies that begin, in the place of older ones.
 fn create_shadows(connection: &Connection, copies: &[&NewCopy]) -> Result<(), TargetError> {
     let older = ddl::shadows(connection)?;
-    let schemas: BTreeMap<String, String> =
-        copies.iter().map(|copy| (copy.spec.target.schema.clone(), ddl::create_schema(&copy.spec.target))).collect();
+    let schemas: BTreeMap<String, String> = copies
+        .iter()
+        .map(|copy| (copy.spec.target.schema.clone(), ddl::create_schema(&copy.spec.target)))
+        .collect();
     let mut statements: String = schemas.into_values().collect();
     for NewCopy { spec, long_columns, .. } in copies {
         let shadow = ddl::shadow_of(&spec.target);
@@ -357,7 +379,8 @@ fn sweep(path: &Path, since: SystemTime) {
     const CLOCKS: Duration = Duration::from_secs(2);
     let Ok(entries) = std::fs::read_dir(spill_folder(path)) else { return };
     for entry in entries.flatten() {
-        let is_old = entry.metadata().and_then(|file| file.modified()).is_ok_and(|at| at + CLOCKS < since);
+        let is_old =
+            entry.metadata().and_then(|file| file.modified()).is_ok_and(|at| at + CLOCKS < since);
         if is_old && entry.file_name().as_encoded_bytes().starts_with(b"duckdb_temp_") {
             // Whatever cannot be removed is in nobody's way.
             let _ = std::fs::remove_file(entry.path());
@@ -380,7 +403,10 @@ fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
 
 /// Attaches the file under a name of our own: DuckDB calls a database after its file, and `shop.orders` is ambiguous in
 /// `shop.duckdb`. A new file gets the newest storage version, which VARIANT needs.
-fn open(options: &TargetOptions, mode: AccessMode) -> Result<(Arc<Database>, Connection), TargetError> {
+fn open(
+    options: &TargetOptions,
+    mode: AccessMode,
+) -> Result<(Arc<Database>, Connection), TargetError> {
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
     // Before the file is opened, and for every connection: DuckDB replays the log in one of its own, and what it finds
@@ -414,7 +440,12 @@ fn not_attached(path: &Path, source: duckdb::Error) -> TargetError {
     let text = source.to_string();
     let path = path.to_owned();
     if text.contains("Could not set lock") {
-        let holder = text.split("(PID ").nth(1).and_then(|rest| rest.split(')').next()).unwrap_or("unknown").to_owned();
+        let holder = text
+            .split("(PID ")
+            .nth(1)
+            .and_then(|rest| rest.split(')').next())
+            .unwrap_or("unknown")
+            .to_owned();
         TargetError::Locked { path, holder }
     } else if text.contains("not a valid DuckDB database file") {
         TargetError::NotADatabase { path }
@@ -441,7 +472,11 @@ impl OlapEngine for DuckDb {
         Ok(Some(StoredState { pipeline, tables: self.tables()?.list() }))
     }
 
-    fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable]) -> Result<(), TargetError> {
+    fn put_state(
+        &mut self,
+        pipeline: &Pipeline,
+        tables: &[StoredTable],
+    ) -> Result<(), TargetError> {
         self.transaction(|target| {
             state::create(&target.connection)?;
             state::put_pipeline(&target.connection, pipeline)?;
@@ -455,7 +490,8 @@ impl OlapEngine for DuckDb {
 
     fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
         self.transaction(|target| {
-            let is_ended = |table: &&StoredTable| target.copying.contains_key(&table.oid) && !table.has_shadow;
+            let is_ended =
+                |table: &&StoredTable| target.copying.contains_key(&table.oid) && !table.has_shadow;
             let ended: Vec<u32> = tables.iter().filter(is_ended).map(|table| table.oid).collect();
             target.drop_shadows(&ended)?;
             let stored = target.tables()?;
@@ -480,7 +516,10 @@ impl OlapEngine for DuckDb {
             for (from, table) in moves {
                 let is_ours = target.tables()?.is_ours(from);
                 ours.push(is_ours);
-                if is_ours && *from != table.target && state::table_exists(&target.connection, from)? {
+                if is_ours
+                    && *from != table.target
+                    && state::table_exists(&target.connection, from)?
+                {
                     moving.push((from, table));
                 }
             }
@@ -494,7 +533,11 @@ impl OlapEngine for DuckDb {
                     target.connection.execute_batch(&ddl::drop_table(&table.target))?;
                 }
                 target.refuse_foreign(&table.target)?;
-                target.connection.execute_batch(&ddl::bring_back(from, table.oid, &table.target))?;
+                target.connection.execute_batch(&ddl::bring_back(
+                    from,
+                    table.oid,
+                    &table.target,
+                ))?;
             }
             let stored = target.tables()?;
             for ((_, table), is_ours) in moves.iter().zip(ours) {
@@ -508,14 +551,19 @@ impl OlapEngine for DuckDb {
         self.refresh()
     }
 
-    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Result<Vec<u64>, String>>, TargetError> {
+    fn begin_copies(
+        &mut self,
+        copies: &[NewCopy],
+    ) -> Result<Vec<Result<Vec<u64>, String>>, TargetError> {
         let ids = self.transaction(|target| {
             let oids: Vec<u32> = copies.iter().map(|copy| copy.spec.oid).collect();
             jobs::cancel(&target.connection, &oids, "its snapshot was lost")?;
             let (mut refused, mut begun) = (BTreeMap::new(), Vec::new());
             for copy in copies.iter().filter(|copy| !copy.is_resumed) {
                 let spec = &copy.spec;
-                if let Err(error @ TargetError::ForeignTable { .. }) = target.refuse_foreign(&spec.target) {
+                if let Err(error @ TargetError::ForeignTable { .. }) =
+                    target.refuse_foreign(&spec.target)
+                {
                     let state = TableState::Error(Pause::new(error.to_string()));
                     target.tables()?.put(StoredTable::of(spec, state));
                     refused.insert(spec.oid, error.to_string());
@@ -545,18 +593,31 @@ impl OlapEngine for DuckDb {
         Ok(ids)
     }
 
-    fn done_chunks(&mut self, oid: u32, copy_lsn: Lsn) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
+    fn done_chunks(
+        &mut self,
+        oid: u32,
+        copy_lsn: Lsn,
+    ) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
         self.reading(|connection| jobs::done(connection, oid, copy_lsn))
     }
 
-    fn open_keys(&mut self, table: &TableSpec, most: usize) -> Result<Vec<Vec<String>>, TargetError> {
+    fn open_keys(
+        &mut self,
+        table: &TableSpec,
+        most: usize,
+    ) -> Result<Vec<Vec<String>>, TargetError> {
         if !self.tables()?.has_pending(table.oid) {
             return Ok(Vec::new());
         }
         pending::open_keys(&self.connection, table, most)
     }
 
-    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch], asked: usize) -> Result<(), TargetError> {
+    fn fill_open(
+        &mut self,
+        table: &TableSpec,
+        rows: &[RecordBatch],
+        asked: usize,
+    ) -> Result<(), TargetError> {
         self.transaction(|target| pending::fill(&target.connection, table, rows, asked as u64))
     }
 
@@ -564,7 +625,11 @@ impl OlapEngine for DuckDb {
         self.transaction(|target| {
             for table in tables {
                 let has_pending = target.tables()?.has_pending(table.oid);
-                let closed = if has_pending { pending::close_open_values(&target.connection, table) } else { Ok(()) };
+                let closed = if has_pending {
+                    pending::close_open_values(&target.connection, table)
+                } else {
+                    Ok(())
+                };
                 closed
                     .and_then(|()| jobs::refuse(&target.connection, "finish.refused", table))
                     .map_err(|error| error.of_copy(table))?;
@@ -580,17 +645,24 @@ impl OlapEngine for DuckDb {
         self.refresh()
     }
 
-    fn merge(&mut self, tables: &[Arc<TableSpec>], most_rows: u64) -> Result<BTreeSet<u32>, TargetError> {
+    fn merge(
+        &mut self,
+        tables: &[Arc<TableSpec>],
+        most_rows: u64,
+    ) -> Result<BTreeSet<u32>, TargetError> {
         self.be_attached()?;
         self.roll_back()?;
         let stored = self.tables()?;
-        let (changed, mut merged): (Vec<_>, Vec<_>) = tables.iter().partition(|table| stored.has_pending(table.oid));
+        let (changed, mut merged): (Vec<_>, Vec<_>) =
+            tables.iter().partition(|table| stored.has_pending(table.oid));
         let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
-        let (due, unchanged): (Vec<_>, Vec<_>) = changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
+        let (due, unchanged): (Vec<_>, Vec<_>) =
+            changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
         merged.extend(unchanged.into_iter().map(|(table, _)| table));
         let whole = self.transaction(|target| {
             for table in &merged {
-                jobs::refuse(&target.connection, "merge.refused", table).map_err(|error| error.of_copy(table))?;
+                jobs::refuse(&target.connection, "merge.refused", table)
+                    .map_err(|error| error.of_copy(table))?;
             }
             let (mut left, mut done) = (most_rows, Vec::new());
             for &(table, kept) in &due {
@@ -598,7 +670,9 @@ impl OlapEngine for DuckDb {
                     break;
                 }
                 let is_merged = pending::merge(&target.connection, table, left)
-                    .and_then(|merged| jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged))
+                    .and_then(|merged| {
+                        jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged)
+                    })
                     .map_err(|error| error.of_copy(table))?;
                 left = left.saturating_sub(kept);
                 done.extend(is_merged.then_some(table));
@@ -640,7 +714,9 @@ impl OlapEngine for DuckDb {
             target.drop_shadows(&oids)?;
             let stored = target.tables()?;
             for (oid, pause) in copies {
-                let Some(name) = stored.get(*oid).map(|table| table.target.clone()) else { continue };
+                let Some(name) = stored.get(*oid).map(|table| table.target.clone()) else {
+                    continue;
+                };
                 let state = match pause {
                     Some(pause) => TableState::Error(pause.clone()),
                     None if stored.is_ours(&name) => TableState::Resync,
@@ -666,7 +742,11 @@ impl OlapEngine for DuckDb {
         Ok(Loader::new(connection, Arc::clone(&self.database), Arc::clone(&self.loaders)))
     }
 
-    fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError> {
+    fn apply(
+        &mut self,
+        batch: &ChangeBatch,
+        checkpoint: &Checkpoint,
+    ) -> Result<Applied, TargetError> {
         self.be_attached()?;
         if !batch.continues {
             self.roll_back()?;
@@ -674,7 +754,10 @@ impl OlapEngine for DuckDb {
         self.pace.expect(batch);
         self.set_pace()?;
         if self.parts.is_none() {
-            let live = batch.tables.iter().filter(|changes| !self.copying.contains_key(&changes.table.oid));
+            let live = batch
+                .tables
+                .iter()
+                .filter(|changes| !self.copying.contains_key(&changes.table.oid));
             self.views.prepare(&self.database, live)?;
         }
         if batch.continues && self.parts.is_none() {
@@ -769,8 +852,11 @@ impl OlapEngine for DuckDb {
             let name = ddl::quoted(&column.target_name);
             let is_list = column.mapping.target_type.ends_with("[]");
             let value = if is_list { format!("unnest({name}, recursive := true)") } else { name };
-            let other =
-                if allowed.is_empty() { String::new() } else { format!("AND value NOT IN ({})", allowed.join(", ")) };
+            let other = if allowed.is_empty() {
+                String::new()
+            } else {
+                format!("AND value NOT IN ({})", allowed.join(", "))
+            };
             let found: bool = self.connection.query_row(
                 &format!(
                     "SELECT EXISTS (SELECT 1 FROM (SELECT {value} AS value FROM {target}) \
@@ -807,14 +893,18 @@ mod tests {
         let path = folder.path().join("copy.duckdb");
         let spilled = folder.path().join("copy.duckdb.tmp");
         std::fs::create_dir(&spilled).unwrap();
-        let [old, new] =
-            ["duckdb_temp_storage_DEFAULT-0.tmp", "duckdb_temp_block-1.block"].map(|name| spilled.join(name));
+        let [old, new] = ["duckdb_temp_storage_DEFAULT-0.tmp", "duckdb_temp_block-1.block"]
+            .map(|name| spilled.join(name));
         for file in [&old, &new] {
             std::fs::write(file, "left behind").unwrap();
         }
         let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
         std::fs::File::options().write(true).open(&old).unwrap().set_modified(an_hour_ago).unwrap();
-        let options = TargetOptions { path, duckdb_memory_limit: Some("32MB".to_owned()), ..TargetOptions::default() };
+        let options = TargetOptions {
+            path,
+            duckdb_memory_limit: Some("32MB".to_owned()),
+            ..TargetOptions::default()
+        };
         let target = DuckDb::open(&options).unwrap();
         assert!(!old.exists() && new.exists());
         std::fs::remove_file(&new).unwrap();

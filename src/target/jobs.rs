@@ -67,9 +67,14 @@ pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
 }
 
 /// Writes the jobs of tables, by oid; returns their ids, in order.
-pub(super) fn add(connection: &Connection, tables: &[(u32, &[NewJob])]) -> Result<Vec<u64>, TargetError> {
+pub(super) fn add(
+    connection: &Connection,
+    tables: &[(u32, &[NewJob])],
+) -> Result<Vec<u64>, TargetError> {
     prune(connection)?;
-    let last: u64 = connection.query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
+    let last: u64 =
+        connection
+            .query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
     let jobs = tables.iter().flat_map(|(oid, jobs)| jobs.iter().map(move |job| (*oid, job)));
     let jobs: Vec<(u64, (u32, &NewJob))> = (last + 1..).zip(jobs).collect();
 
@@ -78,7 +83,10 @@ pub(super) fn add(connection: &Connection, tables: &[(u32, &[NewJob])]) -> Resul
     for jobs in jobs.chunks(ROWS_OF_A_STATEMENT) {
         let row = |(id, (oid, job)): &(u64, (u32, &NewJob))| {
             let (kind, payload) = (ddl::literal(job.kind), ddl::literal(&job.payload.to_string()));
-            format!("({id}, {oid}, {kind}, {payload}, 'pending', 0, {}, NULL, NULL, now(), NULL, NULL)", job.priority)
+            format!(
+                "({id}, {oid}, {kind}, {payload}, 'pending', 0, {}, NULL, NULL, now(), NULL, NULL)",
+                job.priority
+            )
         };
         let rows: Vec<String> = jobs.iter().map(row).collect();
         connection.execute_batch(&format!("INSERT INTO _rhei.jobs VALUES {}", rows.join(", ")))?;
@@ -91,7 +99,11 @@ pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result
     let oids: Vec<String> = oids.iter().map(ToString::to_string).collect();
     let open = format!("table_oid IN ({}) AND status IN ('pending', 'running')", oids.join(", "));
     if oids.is_empty()
-        || !connection.query_row(&format!("SELECT count(*) > 0 FROM _rhei.jobs WHERE {open}"), [], |row| row.get(0))?
+        || !connection.query_row(
+            &format!("SELECT count(*) > 0 FROM _rhei.jobs WHERE {open}"),
+            [],
+            |row| row.get(0),
+        )?
     {
         return Ok(());
     }
@@ -121,18 +133,30 @@ pub(super) fn done(
     let mut done = Vec::new();
     while let Some(row) = rows.next()? {
         let payload: String = row.get(0)?;
-        let corrupt = |error: serde_json::Error| TargetError::Corrupt { reason: format!("a job: {error}") };
+        let corrupt =
+            |error: serde_json::Error| TargetError::Corrupt { reason: format!("a job: {error}") };
         done.push((serde_json::from_str(&payload).map_err(corrupt)?, row.get(1)?));
     }
     Ok(done)
 }
 
 /// Replaces a job's row. `set` is a REPLACE list.
-fn change(connection: &Connection, id: u64, set: &str, given: &[&dyn duckdb::ToSql]) -> Result<(), TargetError> {
-    connection.execute_batch("CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs LIMIT 0")?;
-    connection.execute("INSERT INTO _rhei_job SELECT * FROM _rhei.jobs WHERE id = ?", params![id])?;
+fn change(
+    connection: &Connection,
+    id: u64,
+    set: &str,
+    given: &[&dyn duckdb::ToSql],
+) -> Result<(), TargetError> {
+    connection.execute_batch(
+        "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs LIMIT 0",
+    )?;
+    connection
+        .execute("INSERT INTO _rhei_job SELECT * FROM _rhei.jobs WHERE id = ?", params![id])?;
     connection.execute("DELETE FROM _rhei.jobs WHERE id = ?", params![id])?;
-    connection.execute(&format!("INSERT INTO _rhei.jobs SELECT * REPLACE ({set}) FROM _rhei_job"), given)?;
+    connection.execute(
+        &format!("INSERT INTO _rhei.jobs SELECT * REPLACE ({set}) FROM _rhei_job"),
+        given,
+    )?;
     Ok(connection.execute_batch("DROP TABLE _rhei_job")?)
 }
 
@@ -171,7 +195,11 @@ fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, TargetError> 
 }
 
 /// Fails as DuckDB does for a value that it refuses, where a test asks for it.
-pub(super) fn refuse(connection: &Connection, place: &'static str, table: &TableSpec) -> Result<(), TargetError> {
+pub(super) fn refuse(
+    connection: &Connection,
+    place: &'static str,
+    table: &TableSpec,
+) -> Result<(), TargetError> {
     if refuses(place, &table.source) {
         connection.execute_batch("SELECT error('refused on purpose')")?;
     }
@@ -202,11 +230,16 @@ impl Loader {
         {
             return Ok(view);
         }
-        let schema = schema_of(table.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+        let schema = schema_of(
+            table.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)),
+        );
         Ok(BatchView::new(&self.database, schema)?)
     }
 
-    fn transaction<R>(&self, work: impl FnOnce(&Connection) -> Result<R, TargetError>) -> Result<R, TargetError> {
+    fn transaction<R>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<R, TargetError>,
+    ) -> Result<R, TargetError> {
         self.connection.execute_batch("BEGIN TRANSACTION")?;
         let done = work(&self.connection).and_then(|done| {
             self.connection.execute_batch("COMMIT")?;
@@ -220,7 +253,10 @@ impl Loader {
     }
 
     /// Once more when the writer was at the same row.
-    fn patiently<R>(&self, work: impl Fn(&Connection) -> Result<R, TargetError>) -> Result<R, TargetError> {
+    fn patiently<R>(
+        &self,
+        work: impl Fn(&Connection) -> Result<R, TargetError>,
+    ) -> Result<R, TargetError> {
         for _ in 1..CONFLICTS {
             match self.transaction(&work) {
                 Err(error) if error.is_conflict() => std::thread::sleep(CONFLICT_PAUSE),
@@ -256,7 +292,12 @@ impl Loader {
     ///
     /// # Errors
     /// Also when the job was cancelled, or is while it is loaded: its shadow is another one then.
-    pub fn load(&mut self, table: &Arc<TableSpec>, job: u64, rows: RowStream) -> Result<u64, TargetError> {
+    pub fn load(
+        &mut self,
+        table: &Arc<TableSpec>,
+        job: u64,
+        rows: RowStream,
+    ) -> Result<u64, TargetError> {
         let view = self.view_of(table)?;
         let loaded = self.transaction(|connection| {
             if is_cancelled(connection, job)? {

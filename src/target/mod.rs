@@ -42,7 +42,8 @@ pub trait OlapEngine: Send {
     fn state(&mut self) -> Result<Option<StoredState>, TargetError>;
 
     /// Replaces the pipeline row (slot, identities, phase, checkpoint) and, when given, the rows of these tables.
-    fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable]) -> Result<(), TargetError>;
+    fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable])
+    -> Result<(), TargetError>;
 
     /// Replaces the rows of these tables; nothing of their data changes.
     fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError>;
@@ -56,23 +57,43 @@ pub trait OlapEngine: Send {
     /// Begins copies. One that is not resumed gets an empty shadow, keeps changes from now on, and becomes `copying`, or
     /// `resync` when an older copy of it is there. Jobs of an earlier begin that are still open are cancelled. Returns
     /// the ids of each copy's jobs, in order; or why a table cannot be copied, which is in `error` then.
-    fn begin_copies(&mut self, copies: &[NewCopy]) -> Result<Vec<Result<Vec<u64>, String>>, TargetError>;
+    fn begin_copies(
+        &mut self,
+        copies: &[NewCopy],
+    ) -> Result<Vec<Result<Vec<u64>, String>>, TargetError>;
 
     /// The chunks that are in the shadow of a table, as their jobs describe them, and their rows.
-    fn done_chunks(&mut self, oid: u32, copy_lsn: Lsn) -> Result<Vec<(serde_json::Value, u64)>, TargetError>;
+    fn done_chunks(
+        &mut self,
+        oid: u32,
+        copy_lsn: Lsn,
+    ) -> Result<Vec<(serde_json::Value, u64)>, TargetError>;
 
     /// Keys of rows that changed while the table was copied and have values that only the source can tell: `most` of them.
-    fn open_keys(&mut self, table: &TableSpec, most: usize) -> Result<Vec<Vec<String>>, TargetError>;
+    fn open_keys(
+        &mut self,
+        table: &TableSpec,
+        most: usize,
+    ) -> Result<Vec<Vec<String>>, TargetError>;
 
     /// The rows under `asked` of those keys, as the source has them at the checkpoint.
-    fn fill_open(&mut self, table: &TableSpec, rows: &[RecordBatch], asked: usize) -> Result<(), TargetError>;
+    fn fill_open(
+        &mut self,
+        table: &TableSpec,
+        rows: &[RecordBatch],
+        asked: usize,
+    ) -> Result<(), TargetError>;
 
     /// Every chunk of these tables is in their shadows: they are `catching_up`.
     fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
     /// Merges some of what changed meanwhile into shadows that are loaded, `most_rows` in all. Where nothing is left, the shadow
     /// takes the table's place, and the table is `live` as of the checkpoint; returns the oids of those.
-    fn merge(&mut self, tables: &[Arc<TableSpec>], most_rows: u64) -> Result<BTreeSet<u32>, TargetError>;
+    fn merge(
+        &mut self,
+        tables: &[Arc<TableSpec>],
+        most_rows: u64,
+    ) -> Result<BTreeSet<u32>, TargetError>;
 
     /// Throws copies away, by the oids of their tables. With a reason a table is in `error`; else it waits to be copied anew.
     fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError>;
@@ -87,7 +108,11 @@ pub trait OlapEngine: Send {
     /// marks the batch's failed tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
     /// After a part of a source transaction ([`ChangeBatch::is_part`]) that stays open for the batch that comes next, and
     /// ends without a trace when something else is called, or the batch fails.
-    fn apply(&mut self, batch: &ChangeBatch, checkpoint: &Checkpoint) -> Result<Applied, TargetError>;
+    fn apply(
+        &mut self,
+        batch: &ChangeBatch,
+        checkpoint: &Checkpoint,
+    ) -> Result<Applied, TargetError>;
 
     /// Opens the file once more, as DuckDB wants it after its disk has failed it.
     fn reopen(&mut self) -> Result<(), TargetError>;
@@ -141,7 +166,8 @@ pub struct NewCopy {
 }
 
 /// Rows on their way into a shadow. An error ends the load and rolls it back.
-pub type RowStream = Box<dyn Iterator<Item = Result<RecordBatch, Box<dyn std::error::Error + Send + Sync>>> + Send>;
+pub type RowStream =
+    Box<dyn Iterator<Item = Result<RecordBatch, Box<dyn std::error::Error + Send + Sync>>> + Send>;
 
 /// What [`OlapEngine::apply`] did.
 #[derive(Debug, Clone)]
@@ -237,7 +263,11 @@ impl StoredTable {
             type_oid: column.type_oid,
             typmod: column.typmod,
             not_null: column.not_null,
-            key_position: spec.key_columns().iter().position(|&key| key == index).map(|position| position as u32),
+            key_position: spec
+                .key_columns()
+                .iter()
+                .position(|&key| key == index)
+                .map(|position| position as u32),
             target_name: column.target_name.clone(),
             mapping: column.mapping.clone(),
         };
@@ -326,7 +356,9 @@ pub enum TargetError {
         "the copy was written by rhei {written_by} in format {found}, which this rhei no longer reads\nhint: name a new file with --target, and drop the old one with its slot"
     )]
     OlderFormat { found: i32, written_by: String },
-    #[error("the copy's state makes no sense: {reason}\nhint: copy again with `rhei backfill --force`")]
+    #[error(
+        "the copy's state makes no sense: {reason}\nhint: copy again with `rhei backfill --force`"
+    )]
     Corrupt { reason: String },
     #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy another name with `target` in its [tables.\"..\"] section, or another file", .path.display())]
     ForeignTable { table: String, path: PathBuf },
@@ -378,7 +410,8 @@ fn is_of_disk(text: &str) -> bool {
 
 /// Checksums that do not match, and files that end too soon.
 fn is_damage(text: &str) -> bool {
-    const WORDS: [&str; 3] = ["Corrupt", "Could not read enough bytes", "Failure while replaying WAL"];
+    const WORDS: [&str; 3] =
+        ["Corrupt", "Could not read enough bytes", "Failure while replaying WAL"];
     is_of_kind(text, &["IO Error"]) && WORDS.iter().any(|words| text.contains(words))
 }
 
@@ -399,8 +432,13 @@ impl TargetError {
     fn of(self, table: &TableSpec) -> Self {
         let is_of_file = match &self {
             Self::Query(error) => {
-                const KINDS: [&str; 5] =
-                    ["IO Error", "Out of Memory Error", "FATAL Error", "INTERNAL Error", "INTERRUPT Error"];
+                const KINDS: [&str; 5] = [
+                    "IO Error",
+                    "Out of Memory Error",
+                    "FATAL Error",
+                    "INTERNAL Error",
+                    "INTERRUPT Error",
+                ];
                 let text = error.to_string();
                 is_of_disk(&text) || is_of_kind(&text, &KINDS)
             }
@@ -430,7 +468,10 @@ impl TargetError {
             Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_of_disk(),
             Self::Closed { .. } => true,
             Self::Io(error) => {
-                matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+                matches!(
+                    error.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                )
             }
             _ => false,
         }
@@ -454,7 +495,8 @@ impl TargetError {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => {
                 let text = error.to_string();
-                is_of_kind(&text, &["Out of Memory Error", "INTERNAL Error", "FATAL Error"]) && !is_of_disk(&text)
+                is_of_kind(&text, &["Out of Memory Error", "INTERNAL Error", "FATAL Error"])
+                    && !is_of_disk(&text)
             }
             Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_internal(),
             _ => false,
@@ -485,7 +527,10 @@ impl TargetError {
     /// As if DuckDB had refused a statement with this.
     #[cfg(test)]
     pub fn saying(text: &str) -> Self {
-        Self::Query(::duckdb::Error::DuckDBFailure(::duckdb::ffi::Error::new(1), Some(text.to_owned())))
+        Self::Query(::duckdb::Error::DuckDBFailure(
+            ::duckdb::ffi::Error::new(1),
+            Some(text.to_owned()),
+        ))
     }
 
     /// The oid of the one table that this error concerns, if it does.
@@ -513,16 +558,25 @@ mod tests {
                  restarted prior to being used again.\nOriginal error: \"{original}\""
             )
         };
-        assert!(is_of_disk(&invalidated("IO Error: Could not write all bytes: No space left on device")));
-        assert!(!is_of_disk(&invalidated("Out of Memory Error: failed to pin block of size 256.0 KiB")));
+        assert!(is_of_disk(&invalidated(
+            "IO Error: Could not write all bytes: No space left on device"
+        )));
+        assert!(!is_of_disk(&invalidated(
+            "Out of Memory Error: failed to pin block of size 256.0 KiB"
+        )));
         assert!(!is_of_disk(&invalidated("INTERNAL Error: Attempted to access index 1")));
     }
 
     /// DuckDB's messages hold what they could not read.
     #[test]
     fn a_value_of_the_source_does_not_pass_for_a_disk_that_is_full_or_a_file_that_is_damaged() {
-        for words in ["No space left", "quota exceeded", "FATAL Error", "IO Error: Corrupt", "TransactionContext Error"]
-        {
+        for words in [
+            "No space left",
+            "quota exceeded",
+            "FATAL Error",
+            "IO Error: Corrupt",
+            "TransactionContext Error",
+        ] {
             let error = error(&format!("SELECT CAST('{words}' AS INTEGER)"));
             let TargetError::Query(source) = &error else { panic!("{error}") };
             assert!(source.to_string().contains(words), "{source}");

@@ -43,7 +43,9 @@ fn write(connection: &Connection, unfinished: &Path) -> Result<(), TargetError> 
     // Left by a process that had the same id.
     remove(unfinished);
     let file = ddl::literal(&unfinished.display().to_string());
-    connection.execute_batch(&format!("ATTACH {file} AS {NEW} (STORAGE_VERSION 'latest'); DETACH DATABASE {NEW};"))?;
+    connection.execute_batch(&format!(
+        "ATTACH {file} AS {NEW} (STORAGE_VERSION 'latest'); DETACH DATABASE {NEW};"
+    ))?;
     Ok(File::open(unfinished)?.sync_all()?)
 }
 
@@ -60,14 +62,16 @@ fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
         Err(_) => fs::rename(unfinished, path)?,
         Ok(()) => {}
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
 
 /// Removes the unfinished files of processes that were killed. The caller has the file at `path` open, so it exists, and no
 /// other process needs an unfinished one.
 pub fn sweep(path: &Path) {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(Ok(entries)) = path.file_name().map(|_| fs::read_dir(folder)) else { return };
     let unfinished = beside(path, UNFINISHED);
     let prefix = unfinished.file_name().unwrap_or_default().as_encoded_bytes();

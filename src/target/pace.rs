@@ -89,7 +89,9 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(connection: &Connection) -> Result<Self, TargetError> {
-        let threads = connection.query_row("SELECT current_setting('threads')::UINTEGER", [], |row| row.get(0))?;
+        let threads =
+            connection
+                .query_row("SELECT current_setting('threads')::UINTEGER", [], |row| row.get(0))?;
         Ok(Self {
             threads,
             most_threads: threads,
@@ -133,7 +135,8 @@ impl Pace {
     pub(super) fn applied(&mut self, applied: &Applied, log_bytes: (u64, u64)) {
         let (before, after) = log_bytes;
         // Some of them go into the shadow of a copy, or are reduced to nothing.
-        let rows = std::mem::take(&mut self.expected_rows).max(applied.inserted_rows + applied.deleted_rows);
+        let rows = std::mem::take(&mut self.expected_rows)
+            .max(applied.inserted_rows + applied.deleted_rows);
         if after < before || after == before && rows > 0 {
             // It was written into the file.
             self.compacted_if_allowed();
@@ -157,12 +160,27 @@ impl Pace {
     }
 
     /// Sets what fits: for the next batch, or while tables are copied.
-    pub(super) fn set(&mut self, connection: &Connection, path: &Path, is_copying: bool) -> Result<(), TargetError> {
-        self.set_threads(connection, if is_copying || self.is_slow { self.most_threads } else { 1 })?;
-        self.set_vacuum_tasks(connection, if self.is_wide && !self.is_worth_it { 0 } else { VACUUM_TASKS })?;
+    pub(super) fn set(
+        &mut self,
+        connection: &Connection,
+        path: &Path,
+        is_copying: bool,
+    ) -> Result<(), TargetError> {
+        self.set_threads(
+            connection,
+            if is_copying || self.is_slow { self.most_threads } else { 1 },
+        )?;
+        self.set_vacuum_tasks(
+            connection,
+            if self.is_wide && !self.is_worth_it { 0 } else { VACUUM_TASKS },
+        )?;
         let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
         let threshold = if is_copying {
-            if unspillable_bytes(connection)? > self.most_unspillable { CROWDED_THRESHOLD } else { COPYING_THRESHOLD }
+            if unspillable_bytes(connection)? > self.most_unspillable {
+                CROWDED_THRESHOLD
+            } else {
+                COPYING_THRESHOLD
+            }
         } else if is_hurried {
             *CALM_THRESHOLD.end()
         } else {
@@ -170,7 +188,8 @@ impl Pace {
             (file_mb / 2).next_power_of_two().clamp(*CALM_THRESHOLD.start(), *CALM_THRESHOLD.end())
         };
         if self.threshold != Some(threshold) {
-            connection.execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}MB'"))?;
+            connection
+                .execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}MB'"))?;
             self.threshold = Some(threshold);
         }
         Ok(())
@@ -204,12 +223,19 @@ impl Pace {
         // Of two threads there is no gain where little is compacted, since one of them spins. Each that compacts holds a row group in
         // memory, which is no matter unless rows are wide.
         let is_much = self.most_threads > 2 || tasks > VACUUM_TASKS;
-        self.set_threads(connection, if is_copying || is_much && !self.is_wide { self.most_threads } else { 1 })?;
+        self.set_threads(
+            connection,
+            if is_copying || is_much && !self.is_wide { self.most_threads } else { 1 },
+        )?;
         self.set_vacuum_tasks(connection, tasks)
     }
 
     /// After the file checkpoint.
-    pub(super) fn tidied(&mut self, connection: &Connection, is_done: bool) -> Result<(), TargetError> {
+    pub(super) fn tidied(
+        &mut self,
+        connection: &Connection,
+        is_done: bool,
+    ) -> Result<(), TargetError> {
         if is_done {
             self.compacted_if_allowed();
             (self.logged_rows, self.logged_bytes) = (0, 0);
@@ -248,15 +274,18 @@ impl Pace {
             }
         }
         // What was found before stays so until it is compacted.
-        (self.looked_at, self.is_worth_it) = (Some(Instant::now()), self.is_worth_it || is_worth_it);
+        (self.looked_at, self.is_worth_it) =
+            (Some(Instant::now()), self.is_worth_it || is_worth_it);
     }
 }
 
 /// Memory of rows that are only in the log yet, in parts that DuckDB cannot write to its temporary files.
 /// What DuckDB may use, in bytes.
 fn memory_limit(connection: &Connection) -> Result<u64, TargetError> {
-    let text: String = connection.query_row("SELECT current_setting('memory_limit')", [], |row| row.get(0))?;
-    parse_bytes(&text).ok_or_else(|| TargetError::Corrupt { reason: format!("DuckDB's memory limit \"{text}\"") })
+    let text: String =
+        connection.query_row("SELECT current_setting('memory_limit')", [], |row| row.get(0))?;
+    parse_bytes(&text)
+        .ok_or_else(|| TargetError::Corrupt { reason: format!("DuckDB's memory limit \"{text}\"") })
 }
 
 /// A size as DuckDB prints it: `1.8 GiB`.
@@ -280,7 +309,10 @@ fn tasks_for(changed_rows: u64) -> u32 {
 }
 
 /// Whether a table has many row groups that are small, or full of dead rows. DuckDB reads the heads of some columns' segments for it.
-fn is_worth_compacting(connection: &Connection, table: &QualifiedName) -> Result<bool, TargetError> {
+fn is_worth_compacting(
+    connection: &Connection,
+    table: &QualifiedName,
+) -> Result<bool, TargetError> {
     // DuckDB 1.5.5 knows no quote within a quoted name here.
     if table.schema.contains('"') || table.name.contains('"') {
         return Ok(false);
@@ -299,7 +331,8 @@ fn is_worth_compacting(connection: &Connection, table: &QualifiedName) -> Result
          coalesce(count(DISTINCT block_id) + sum(len(additional_block_ids)), 0)::UBIGINT * {BLOCK_BYTES} FROM pragma_storage_info({})",
         ddl::literal(&name)
     );
-    let (row_groups, bytes): (u64, u64) = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (row_groups, bytes): (u64, u64) =
+        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let live_bytes = bytes as f64 * live_rows as f64 / stored_rows.max(1) as f64;
     let needed = (live_rows / ROW_GROUP_ROWS).max(live_bytes as u64 / ROW_GROUP_BYTES);
     // DuckDB merges four into three at least.
@@ -343,10 +376,14 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("copy.duckdb");
-            let target = DuckDb::open(&TargetOptions { path: path.clone(), ..TargetOptions::default() }).unwrap();
+            let target =
+                DuckDb::open(&TargetOptions { path: path.clone(), ..TargetOptions::default() })
+                    .unwrap();
             target
                 .connection
-                .execute_batch("CREATE TABLE rhei_target.\"it's\" (id BIGINT, v VARCHAR); CHECKPOINT")
+                .execute_batch(
+                    "CREATE TABLE rhei_target.\"it's\" (id BIGINT, v VARCHAR); CHECKPOINT",
+                )
                 .unwrap();
             Self { target, path, _folder: folder }
         }
@@ -363,8 +400,12 @@ mod tests {
                 "INSERT INTO rhei_target.\"it's\" SELECT i, repeat(chr(97 + (i % 26)::INT), {bytes}) FROM range({rows}) r(i)"
             );
             connection.execute_batch(&insert).unwrap();
-            let applied =
-                Applied { durable: DurableLsn::committed(Lsn(1)), deleted_rows: 0, inserted_rows: rows, pruned: 0 };
+            let applied = Applied {
+                durable: DurableLsn::committed(Lsn(1)),
+                deleted_rows: 0,
+                inserted_rows: rows,
+                pruned: 0,
+            };
             pace.applied(&applied, (before, log_bytes()));
             pace.look_if_due(connection);
             pace.set(connection, &self.path, false).unwrap();
@@ -411,7 +452,12 @@ mod tests {
     #[test]
     fn what_a_commit_logs_of_its_own_does_not_make_rows_wide() {
         let mut pace = Bed::new().target.pace;
-        let one = Applied { durable: DurableLsn::committed(Lsn(1)), deleted_rows: 0, inserted_rows: 1, pruned: 0 };
+        let one = Applied {
+            durable: DurableLsn::committed(Lsn(1)),
+            deleted_rows: 0,
+            inserted_rows: 1,
+            pruned: 0,
+        };
         pace.applied(&one, (0, 3000));
         assert!(!pace.is_wide);
         pace.applied(&one, (3000, 30_000));

@@ -23,7 +23,9 @@ use super::{
     apply::{self, STAGE},
     ddl,
 };
-use crate::change::{COUNT_COLUMN, Deletes, Key, ORIGIN_PREFIX, PATTERN_COLUMN, TableChanges, TableSpec};
+use crate::change::{
+    COUNT_COLUMN, Deletes, Key, ORIGIN_PREFIX, PATTERN_COLUMN, TableChanges, TableSpec,
+};
 
 const PATCHED: &str = "_rhei_pending_patched";
 const STEP: &str = "_rhei_pending_step";
@@ -49,8 +51,12 @@ pub(super) fn kept_tables(connection: &Connection) -> Result<BTreeSet<u32>, Targ
 
 /// The statement that makes an empty one; there is none yet.
 pub(super) fn create_statement(spec: &TableSpec) -> String {
-    let mut columns: Vec<String> =
-        spec.columns.iter().enumerate().map(|(at, column)| format!("c{at} {}", column.mapping.target_type)).collect();
+    let mut columns: Vec<String> = spec
+        .columns
+        .iter()
+        .enumerate()
+        .map(|(at, column)| format!("c{at} {}", column.mapping.target_type))
+        .collect();
     if is_keyed(spec) {
         columns.push("gone BOOLEAN".to_owned());
         // Indexes of columns whose values the shadow has to supply.
@@ -65,7 +71,10 @@ pub(super) fn create_statement(spec: &TableSpec) -> String {
 }
 
 /// How many changes are kept of each of these tables, all of which have one.
-pub(super) fn kept_rows(connection: &Connection, tables: impl Iterator<Item = u32>) -> Result<Vec<u64>, TargetError> {
+pub(super) fn kept_rows(
+    connection: &Connection,
+    tables: impl Iterator<Item = u32>,
+) -> Result<Vec<u64>, TargetError> {
     apply::counts(connection, tables.map(name))
 }
 
@@ -83,13 +92,18 @@ fn all(spec: &TableSpec) -> Vec<usize> {
 
 /// `a.<prefix>0 = b.<prefix>0 AND ..`, over the key columns.
 fn on(spec: &TableSpec, left: impl Fn(usize) -> String, right: impl Fn(usize) -> String) -> String {
-    key(spec).map(|(at, _)| format!("{} = {}", left(at), right(at))).collect::<Vec<_>>().join(" AND ")
+    key(spec)
+        .map(|(at, _)| format!("{} = {}", left(at), right(at)))
+        .collect::<Vec<_>>()
+        .join(" AND ")
 }
 
 /// A staged value of the column as it is stored.
 fn staged(spec: &TableSpec, at: usize, prefix: &str) -> String {
     spec.columns.get(at).map_or_else(String::new, |column| {
-        column.mapping.stage_expr(&format!("s.{}", ddl::quoted(&format!("{prefix}{}", column.target_name))))
+        column
+            .mapping
+            .stage_expr(&format!("s.{}", ddl::quoted(&format!("{prefix}{}", column.target_name))))
     })
 }
 
@@ -103,7 +117,11 @@ fn listed(open: &[usize]) -> String {
 }
 
 /// Keeps the changes of one batch. `is_loaded`: every chunk is in the shadow, so nothing has to stay open.
-pub(super) fn capture(connection: &Connection, changes: &TableChanges, is_loaded: bool) -> Result<(), TargetError> {
+pub(super) fn capture(
+    connection: &Connection,
+    changes: &TableChanges,
+    is_loaded: bool,
+) -> Result<(), TargetError> {
     let spec = changes.table.as_ref();
     if is_keyed(spec) {
         capture_keyed(connection, spec, changes, is_loaded)
@@ -112,7 +130,11 @@ pub(super) fn capture(connection: &Connection, changes: &TableChanges, is_loaded
     }
 }
 
-fn capture_rows(connection: &Connection, spec: &TableSpec, changes: &TableChanges) -> Result<(), TargetError> {
+fn capture_rows(
+    connection: &Connection,
+    spec: &TableSpec,
+    changes: &TableChanges,
+) -> Result<(), TargetError> {
     let values: Vec<String> = all(spec).into_iter().map(|at| staged(spec, at, "")).collect();
     let values = values.join(", ");
     if let Deletes::Rows(batches) = &changes.deletes
@@ -152,15 +174,21 @@ fn capture_keyed(
         let mut values: Vec<String> = Vec::with_capacity(spec.columns.len() + 4);
         for (at, column) in spec.columns.iter().enumerate() {
             let unchanged = if is_loaded {
-                format!("CASE WHEN p.gone IS NULL THEN t.{} ELSE p.c{at} END", target_column(spec, at))
+                format!(
+                    "CASE WHEN p.gone IS NULL THEN t.{} ELSE p.c{at} END",
+                    target_column(spec, at)
+                )
             } else {
                 format!("p.c{at}")
             };
-            values.push(format!("{} AS c{at}", apply::patched_value(patch, column, at, &unchanged)));
+            values
+                .push(format!("{} AS c{at}", apply::patched_value(patch, column, at, &unchanged)));
         }
         values.push("false AS gone".to_owned());
         let patterns = patch.patterns.iter().enumerate();
-        let open: String = patterns.map(|(pattern, lacks)| format!(" WHEN {pattern} THEN {}", listed(lacks))).collect();
+        let open: String = patterns
+            .map(|(pattern, lacks)| format!(" WHEN {pattern} THEN {}", listed(lacks)))
+            .collect();
         let open = format!("CASE s.{}{open} END", ddl::quoted(PATTERN_COLUMN));
         values.push(if is_loaded {
             format!("{nothing} AS open")
@@ -175,13 +203,19 @@ fn capture_keyed(
         }
         let from_pending = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ORIGIN_PREFIX));
         let from_shadow = if is_loaded {
-            let matched = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| staged(spec, at, ORIGIN_PREFIX));
+            let matched = on(
+                spec,
+                |at| format!("t.{}", target_column(spec, at)),
+                |at| staged(spec, at, ORIGIN_PREFIX),
+            );
             format!("LEFT JOIN {shadow} t ON p.gone IS NULL AND {matched}")
         } else {
             String::new()
         };
         let is_lost = match (is_loaded, spec.key_columns().first()) {
-            (true, Some(&first)) => format!("p.gone IS NULL AND t.{} IS NULL", target_column(spec, first)),
+            (true, Some(&first)) => {
+                format!("p.gone IS NULL AND t.{} IS NULL", target_column(spec, first))
+            }
             _ => "false".to_owned(),
         };
         connection.execute_batch(&format!(
@@ -189,11 +223,18 @@ fn capture_keyed(
              LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {from_shadow}; DROP TABLE {STAGE};",
             values.join(", ")
         ))?;
-        let found: u64 =
-            connection.query_row(&format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}"), [], |row| row.get(0))?;
+        let found: u64 = connection.query_row(
+            &format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}"),
+            [],
+            |row| row.get(0),
+        )?;
         let expected = patch.rows.num_rows() as u64;
         if found != expected {
-            return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
+            return Err(TargetError::Diverged {
+                what: "rows with unchanged values",
+                expected,
+                found,
+            });
         }
     }
     if let Deletes::ByKey(batches) = &changes.deletes
@@ -201,7 +242,8 @@ fn capture_keyed(
     {
         apply::stage(connection, &apply::stage_columns(spec, spec.key_columns(), ""), batches)?;
         forget_staged(connection, spec)?;
-        let keys: Vec<String> = key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+        let keys: Vec<String> =
+            key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
         connection.execute_batch(&format!(
             "INSERT INTO {pending} BY NAME SELECT {}, true AS gone, {nothing} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
             keys.join(", ")
@@ -230,7 +272,10 @@ fn capture_keyed(
 /// Removes what is known of the keys that are staged.
 fn forget_staged(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
-    connection.execute_batch(&format!("DELETE FROM {} p USING {STAGE} s WHERE {matched}", name(spec.oid)))?;
+    connection.execute_batch(&format!(
+        "DELETE FROM {} p USING {STAGE} s WHERE {matched}",
+        name(spec.oid)
+    ))?;
     Ok(())
 }
 
@@ -238,7 +283,10 @@ fn forget_staged(connection: &Connection, spec: &TableSpec) -> Result<(), Target
 ///
 /// # Errors
 /// A row that should have them is not there, or twice: the copy cannot be finished.
-pub(super) fn close_open_values(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
+pub(super) fn close_open_values(
+    connection: &Connection,
+    spec: &TableSpec,
+) -> Result<(), TargetError> {
     if !is_keyed(spec) {
         return Ok(());
     }
@@ -263,7 +311,8 @@ pub(super) fn close_open_values(connection: &Connection, spec: &TableSpec) -> Re
         listed(&[]),
         ddl::table(&ddl::shadow_of(&spec.target)),
     ))?;
-    let found: u64 = connection.query_row(&format!("SELECT count(*) FROM {STEP}"), [], |row| row.get(0))?;
+    let found: u64 =
+        connection.query_row(&format!("SELECT count(*) FROM {STEP}"), [], |row| row.get(0))?;
     if found != expected {
         return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
     }
@@ -318,14 +367,17 @@ pub(super) fn fill(
     apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), batches)?;
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     let found: u64 = connection.query_row(
-        &format!("SELECT count(*) FROM {pending} p JOIN {STAGE} s ON {matched} WHERE len(p.open) > 0"),
+        &format!(
+            "SELECT count(*) FROM {pending} p JOIN {STAGE} s ON {matched} WHERE len(p.open) > 0"
+        ),
         [],
         |row| row.get(0),
     )?;
     if found != asked {
         return Err(TargetError::Diverged { what: "rows to fetch again", expected: asked, found });
     }
-    let values: Vec<String> = all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+    let values: Vec<String> =
+        all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
     connection.execute_batch(&format!(
         "DELETE FROM {pending} p USING {STAGE} s WHERE len(p.open) > 0 AND {matched};
          INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
@@ -337,17 +389,23 @@ pub(super) fn fill(
 
 /// Merges at most so many rows (those of a multiset that went all at once, at the end) into the shadow. Returns whether
 /// nothing is left.
-pub(super) fn merge(connection: &Connection, spec: &TableSpec, most: u64) -> Result<bool, TargetError> {
+pub(super) fn merge(
+    connection: &Connection,
+    spec: &TableSpec,
+    most: u64,
+) -> Result<bool, TargetError> {
     let (pending, shadow) = (name(spec.oid), ddl::table(&ddl::shadow_of(&spec.target)));
     let names: Vec<String> = all(spec).into_iter().map(|at| target_column(spec, at)).collect();
     let values: Vec<String> = all(spec).into_iter().map(|at| format!("s.c{at}")).collect();
     let (names, values) = (names.join(", "), values.join(", "));
     let count = |what: &str| -> Result<u64, TargetError> {
-        Ok(connection.query_row(&format!("SELECT count(*) FROM {pending} {what}"), [], |row| row.get(0))?)
+        Ok(connection
+            .query_row(&format!("SELECT count(*) FROM {pending} {what}"), [], |row| row.get(0))?)
     };
     if is_keyed(spec) {
         let is_last = count("")? <= most;
-        let from_shadow = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("s.c{at}"));
+        let from_shadow =
+            on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("s.c{at}"));
         let from_pending = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
         connection.execute_batch(&format!(
             "CREATE TEMP TABLE {STEP} AS SELECT * FROM {pending} LIMIT {most};
@@ -364,10 +422,14 @@ pub(super) fn merge(connection: &Connection, spec: &TableSpec, most: u64) -> Res
          DELETE FROM {pending} WHERE rowid IN (SELECT number FROM {STEP}); DROP TABLE {STEP};"
     ))?;
     if is_last && count("")? > 0 {
-        connection.execute_batch(&format!("CREATE TEMP TABLE {STEP} AS SELECT * REPLACE (-n AS n) FROM {pending}"))?;
+        connection.execute_batch(&format!(
+            "CREATE TEMP TABLE {STEP} AS SELECT * REPLACE (-n AS n) FROM {pending}"
+        ))?;
         let expected: u64 =
-            connection.query_row(&format!("SELECT sum(n)::UBIGINT FROM {STEP}"), [], |row| row.get(0))?;
-        let found = apply::delete_counted(connection, spec, &shadow, STEP, "n", |at| format!("s.c{at}"))?;
+            connection
+                .query_row(&format!("SELECT sum(n)::UBIGINT FROM {STEP}"), [], |row| row.get(0))?;
+        let found =
+            apply::delete_counted(connection, spec, &shadow, STEP, "n", |at| format!("s.c{at}"))?;
         if found != expected {
             return Err(TargetError::Diverged { what: "rows to delete", expected, found });
         }

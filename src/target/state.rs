@@ -46,7 +46,11 @@ pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>,
     let Some(row) = rows.next()? else { return Ok(None) };
     let found: i32 = row.get(0)?;
     if found > FORMAT_VERSION {
-        return Err(TargetError::NewerFormat { found, written_by: row.get(1)?, known: FORMAT_VERSION });
+        return Err(TargetError::NewerFormat {
+            found,
+            written_by: row.get(1)?,
+            known: FORMAT_VERSION,
+        });
     }
     if found < FORMAT_VERSION {
         return Err(TargetError::OlderFormat { found, written_by: row.get(1)? });
@@ -79,7 +83,10 @@ pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, Targe
     Ok(Some(StoredState { pipeline, tables: Tables::read(connection)?.list() }))
 }
 
-pub(super) fn put_pipeline(connection: &Connection, pipeline: &Pipeline) -> Result<(), TargetError> {
+pub(super) fn put_pipeline(
+    connection: &Connection,
+    pipeline: &Pipeline,
+) -> Result<(), TargetError> {
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
         Phase::Running => "running",
@@ -117,7 +124,10 @@ pub(super) fn put_checkpoint(
 }
 
 /// Whether the target has a table of this name.
-pub(super) fn table_exists(connection: &Connection, name: &QualifiedName) -> Result<bool, TargetError> {
+pub(super) fn table_exists(
+    connection: &Connection,
+    name: &QualifiedName,
+) -> Result<bool, TargetError> {
     Ok(connection.query_row(
         "SELECT count(*) > 0 FROM duckdb_tables() WHERE database_name = current_database() \
          AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?)",
@@ -127,7 +137,11 @@ pub(super) fn table_exists(connection: &Connection, name: &QualifiedName) -> Res
 }
 
 /// Records a cycle; returns how many old ones were pruned.
-pub(super) fn put_cycle(connection: &Connection, checkpoint: &Checkpoint, cycle: &Cycle) -> Result<u64, TargetError> {
+pub(super) fn put_cycle(
+    connection: &Connection,
+    checkpoint: &Checkpoint,
+    cycle: &Cycle,
+) -> Result<u64, TargetError> {
     connection.execute(
         "INSERT INTO _rhei.cycles VALUES (now(), ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         params![
@@ -142,7 +156,8 @@ pub(super) fn put_cycle(connection: &Connection, checkpoint: &Checkpoint, cycle:
             cycle.duration_ms,
         ],
     )?;
-    let kept: u64 = connection.query_row("SELECT count(*) FROM _rhei.cycles", [], |row| row.get(0))?;
+    let kept: u64 =
+        connection.query_row("SELECT count(*) FROM _rhei.cycles", [], |row| row.get(0))?;
     // Pruned by the hundred, so that most cycles do not pay for it.
     if kept < KEPT_CYCLES + 100 {
         return Ok(0);

@@ -66,7 +66,8 @@ impl Tables {
 
     fn read_foreign(&mut self, connection: &Connection) -> Result<(), TargetError> {
         let shadows = self.rows.values().filter(|row| row.table.has_shadow);
-        let shadows: HashSet<_> = shadows.map(|row| lower(&ddl::shadow_of(&row.table.target))).collect();
+        let shadows: HashSet<_> =
+            shadows.map(|row| lower(&ddl::shadow_of(&row.table.target))).collect();
         let mut statement = connection.prepare(
             "SELECT lower(table_schema), lower(table_name) FROM information_schema.tables \
              WHERE table_catalog = current_database() AND table_schema <> '_rhei'",
@@ -102,8 +103,11 @@ impl Tables {
 
     /// By name, as people read them.
     pub fn list(&self) -> Vec<StoredTable> {
-        let mut tables: Vec<StoredTable> = self.rows.values().map(|row| row.table.clone()).collect();
-        let key = |table: &StoredTable| (table.source.schema.clone(), table.source.name.clone(), table.oid);
+        let mut tables: Vec<StoredTable> =
+            self.rows.values().map(|row| row.table.clone()).collect();
+        let key = |table: &StoredTable| {
+            (table.source.schema.clone(), table.source.name.clone(), table.oid)
+        };
         tables.sort_by_cached_key(key);
         tables
     }
@@ -158,7 +162,8 @@ impl Tables {
     /// A table that takes another shape: its row and columns anew, in the state that it is in.
     pub fn put_shape(&mut self, spec: &TableSpec) {
         let Some(stored) = self.get(spec.oid) else { return };
-        let (state, copied_rows, has_shadow) = (stored.state.clone(), stored.copied_rows, stored.has_shadow);
+        let (state, copied_rows, has_shadow) =
+            (stored.state.clone(), stored.copied_rows, stored.has_shadow);
         self.put(StoredTable { copied_rows, has_shadow, ..StoredTable::of(spec, state) });
     }
 
@@ -202,13 +207,20 @@ impl Tables {
 
     /// Forgets other tables of these names, which are only kept: their copies are replaced or dropped. Returns whether
     /// there were any.
-    pub fn give_way<'a>(&mut self, tables: impl IntoIterator<Item = (&'a QualifiedName, u32)>) -> bool {
-        let owners: HashMap<(String, String), u32> = tables.into_iter().map(|(name, oid)| (lower(name), oid)).collect();
+    pub fn give_way<'a>(
+        &mut self,
+        tables: impl IntoIterator<Item = (&'a QualifiedName, u32)>,
+    ) -> bool {
+        let owners: HashMap<(String, String), u32> =
+            tables.into_iter().map(|(name, oid)| (lower(name), oid)).collect();
         let is_kept = |row: &&Row| {
             row.table.state == TableState::Dropped
-                && owners.get(&lower(&row.table.target)).is_some_and(|owner| *owner != row.table.oid)
+                && owners
+                    .get(&lower(&row.table.target))
+                    .is_some_and(|owner| *owner != row.table.oid)
         };
-        let others: Vec<u32> = self.rows.values().filter(is_kept).map(|row| row.table.oid).collect();
+        let others: Vec<u32> =
+            self.rows.values().filter(is_kept).map(|row| row.table.oid).collect();
         for &other in &others {
             self.remove(other);
             self.touch(other, Dirty::RowAndColumns);
@@ -222,14 +234,21 @@ impl Tables {
         if dirty.is_empty() {
             return Ok(());
         }
-        let list = |oids: &mut dyn Iterator<Item = u32>| oids.map(|oid| oid.to_string()).collect::<Vec<_>>().join(", ");
-        let with_columns: BTreeSet<u32> =
-            dirty.iter().filter(|(_, dirty)| **dirty == Dirty::RowAndColumns).map(|(oid, _)| *oid).collect();
+        let list = |oids: &mut dyn Iterator<Item = u32>| {
+            oids.map(|oid| oid.to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let with_columns: BTreeSet<u32> = dirty
+            .iter()
+            .filter(|(_, dirty)| **dirty == Dirty::RowAndColumns)
+            .map(|(oid, _)| *oid)
+            .collect();
         let rows = list(&mut dirty.keys().copied());
         connection.execute_batch(&format!("DELETE FROM _rhei.tables WHERE oid IN ({rows})"))?;
         if !with_columns.is_empty() {
             let columns = list(&mut with_columns.iter().copied());
-            connection.execute_batch(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({columns})"))?;
+            connection.execute_batch(&format!(
+                "DELETE FROM _rhei.columns WHERE table_oid IN ({columns})"
+            ))?;
         }
 
         let mut rows = connection.appender_to_catalog_and_db("tables", ddl::CATALOG, "_rhei")?;
@@ -261,7 +280,8 @@ impl Tables {
         rows.flush()?;
         drop(rows);
 
-        let mut columns = connection.appender_to_catalog_and_db("columns", ddl::CATALOG, "_rhei")?;
+        let mut columns =
+            connection.appender_to_catalog_and_db("columns", ddl::CATALOG, "_rhei")?;
         for table in with_columns.iter().filter_map(|oid| self.get(*oid)) {
             for column in &table.columns {
                 columns.append_row(params![
@@ -274,7 +294,8 @@ impl Tables {
                     column.key_position,
                     column.target_name,
                     column.mapping.target_type,
-                    serde_json::to_string(&column.mapping).map_err(|error| corrupt(error.to_string()))?,
+                    serde_json::to_string(&column.mapping)
+                        .map_err(|error| corrupt(error.to_string()))?,
                 ])?;
             }
         }
@@ -285,7 +306,8 @@ impl Tables {
 
 fn xids(text: Option<String>) -> Result<Option<Arc<XidSnapshot>>, TargetError> {
     let Some(text) = text else { return Ok(None) };
-    let parsed = XidSnapshot::parse(&text).ok_or_else(|| corrupt(format!("snapshot \"{text}\" makes no sense")))?;
+    let parsed = XidSnapshot::parse(&text)
+        .ok_or_else(|| corrupt(format!("snapshot \"{text}\" makes no sense")))?;
     Ok(Some(Arc::new(parsed)))
 }
 
@@ -321,7 +343,8 @@ fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, Target
             copy_lsn: lsn(&row.get::<_, String>(7)?)?,
             copy_xids: xids(row.get::<_, Option<String>>(17)?)?,
             epoch: row.get(8)?,
-            replica_identity: identity.ok_or_else(|| corrupt("a replica identity is unknown".to_owned()))?,
+            replica_identity: identity
+                .ok_or_else(|| corrupt("a replica identity is unknown".to_owned()))?,
             whole_row_key: row.get(10)?,
             fingerprint: row.get(11)?,
             columns: Vec::new(),
@@ -335,7 +358,10 @@ fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, Target
     Ok(tables)
 }
 
-fn read_columns(connection: &Connection, tables: &mut BTreeMap<u32, Row>) -> Result<(), TargetError> {
+fn read_columns(
+    connection: &Connection,
+    tables: &mut BTreeMap<u32, Row>,
+) -> Result<(), TargetError> {
     let mut statement = connection.prepare(
         "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, mapping \
          FROM _rhei.columns ORDER BY table_oid, attnum",
@@ -350,7 +376,8 @@ fn read_columns(connection: &Connection, tables: &mut BTreeMap<u32, Row>) -> Res
             not_null: row.get(5)?,
             key_position: row.get(6)?,
             target_name: row.get(7)?,
-            mapping: serde_json::from_str(&row.get::<_, String>(8)?).map_err(|error| corrupt(error.to_string()))?,
+            mapping: serde_json::from_str(&row.get::<_, String>(8)?)
+                .map_err(|error| corrupt(error.to_string()))?,
         };
         if let Some(of) = tables.get_mut(&row.get(0)?) {
             of.table.columns.push(column);
@@ -370,6 +397,9 @@ fn remedy_of(stored: Option<&str>) -> Result<Remedy, TargetError> {
     match stored {
         Some("allow_nulls") => Ok(Remedy::AllowNulls),
         Some("operator") => Ok(Remedy::Operator),
-        other => Err(corrupt(format!("the remedy of a paused table is unknown ({})", other.unwrap_or("none")))),
+        other => Err(corrupt(format!(
+            "the remedy of a paused table is unknown ({})",
+            other.unwrap_or("none")
+        ))),
     }
 }

@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder,
-        Float32Builder, Float64Builder, Int16Builder, Int32Builder, Int64Builder, ListArray, StringBuilder,
-        StructArray, Time64MicrosecondBuilder, TimestampMicrosecondBuilder, UInt32Builder, UInt64Builder,
+        Array, ArrayRef, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder,
+        FixedSizeBinaryBuilder, Float32Builder, Float64Builder, Int16Builder, Int32Builder,
+        Int64Builder, ListArray, StringBuilder, StructArray, Time64MicrosecondBuilder,
+        TimestampMicrosecondBuilder, UInt32Builder, UInt64Builder,
     },
     buffer::{NullBuffer, OffsetBuffer},
     datatypes::{DataType, Field, Fields},
 };
 
-use super::{Kind, Mapping, ValueError, datetime, entry_fields, interval_fields, numeric, range_fields, text, variant};
+use super::{
+    Kind, Mapping, ValueError, datetime, entry_fields, interval_fields, numeric, range_fields,
+    text, variant,
+};
 
 /// Decodes the values of one column into one Arrow array.
 #[derive(Debug)]
@@ -83,13 +87,16 @@ impl ColumnBuilder {
             Kind::UInt4 => Values::UInt4(UInt32Builder::with_capacity(capacity)),
             Kind::UInt8 => Values::UInt8(UInt64Builder::with_capacity(capacity)),
             Kind::Float4 => Values::Float4(Float32Builder::with_capacity(capacity)),
-            Kind::Float8 | Kind::NumericDouble => Values::Float8(Float64Builder::with_capacity(capacity)),
-            Kind::Decimal { .. } | Kind::Money { .. } => {
-                Values::Decimal(Decimal128Builder::with_capacity(capacity).with_data_type(mapping.arrow_type()))
+            Kind::Float8 | Kind::NumericDouble => {
+                Values::Float8(Float64Builder::with_capacity(capacity))
             }
+            Kind::Decimal { .. } | Kind::Money { .. } => Values::Decimal(
+                Decimal128Builder::with_capacity(capacity).with_data_type(mapping.arrow_type()),
+            ),
             Kind::Date => Values::Date(Date32Builder::with_capacity(capacity)),
             Kind::Timestamp { .. } => Values::Timestamp(
-                TimestampMicrosecondBuilder::with_capacity(capacity).with_data_type(mapping.arrow_type()),
+                TimestampMicrosecondBuilder::with_capacity(capacity)
+                    .with_data_type(mapping.arrow_type()),
             ),
             Kind::Time => Values::Time(Time64MicrosecondBuilder::with_capacity(capacity)),
             Kind::Interval => Values::Interval {
@@ -111,7 +118,10 @@ impl ColumnBuilder {
             },
             Kind::Struct { fields } => Values::Struct {
                 fields: fields.iter().map(|(name, field)| field.field(name)).collect(),
-                columns: fields.iter().map(|(_, field)| ColumnBuilder::new(field, capacity)).collect(),
+                columns: fields
+                    .iter()
+                    .map(|(_, field)| ColumnBuilder::new(field, capacity))
+                    .collect(),
                 valid: Vec::with_capacity(capacity),
             },
             Kind::Range { bound } => Values::Range {
@@ -239,13 +249,19 @@ impl ColumnBuilder {
             Values::UInt4(builder) => builder.append_value(text::number(value, "oid")?),
             Values::UInt8(builder) => builder.append_value(text::number(value, "xid8")?),
             Values::Float4(builder) => builder.append_value(text::number(value, "real")?),
-            Values::Float8(builder) => builder.append_value(text::number(value, "double precision")?),
+            Values::Float8(builder) => {
+                builder.append_value(text::number(value, "double precision")?)
+            }
             Values::Decimal(builder) => builder.append_value(match kind {
-                Kind::Decimal { precision, scale } => numeric::from_text(value, *precision, *scale, target_type)?,
+                Kind::Decimal { precision, scale } => {
+                    numeric::from_text(value, *precision, *scale, target_type)?
+                }
                 _ => numeric::money_from_text(value, scale_of(kind))?,
             }),
             Values::Date(builder) => builder.append_value(datetime::date(value, target_type)?),
-            Values::Timestamp(builder) => builder.append_value(datetime::timestamp(value, target_type)?),
+            Values::Timestamp(builder) => {
+                builder.append_value(datetime::timestamp(value, target_type)?)
+            }
             Values::Time(builder) => builder.append_value(datetime::time(value)?),
             Values::Interval { months, days, micros, valid } => {
                 let interval = datetime::interval(value)?;
@@ -267,9 +283,14 @@ impl ColumnBuilder {
                 builder.append_value(text);
             }
             Values::List { ends, valid, element, .. } => {
-                let Kind::List { delimiter, .. } = kind else { return Err(ValueError::malformed("array", value)) };
+                let Kind::List { delimiter, .. } = kind else {
+                    return Err(ValueError::malformed("array", value));
+                };
                 text::array(value, *delimiter, element, target_type)?;
-                ends.push(i32::try_from(element.len()).map_err(|_| ValueError::malformed("array", value))?);
+                ends.push(
+                    i32::try_from(element.len())
+                        .map_err(|_| ValueError::malformed("array", value))?,
+                );
                 valid.push(true);
             }
             Values::Struct { columns, valid, .. } => {
@@ -287,9 +308,11 @@ impl ColumnBuilder {
                 for (bound, text) in bounds.iter_mut().zip([&range.lower, &range.upper]) {
                     bound.push_text(text.as_deref())?;
                 }
-                for (flag, is_set) in
-                    flags.iter_mut().zip([range.is_lower_inclusive, range.is_upper_inclusive, range.is_empty])
-                {
+                for (flag, is_set) in flags.iter_mut().zip([
+                    range.is_lower_inclusive,
+                    range.is_upper_inclusive,
+                    range.is_empty,
+                ]) {
                     flag.append_value(is_set);
                 }
                 valid.push(true);
@@ -300,7 +323,10 @@ impl ColumnBuilder {
                     keys.append_value(key);
                     values.append_option(value);
                 }
-                ends.push(i32::try_from(keys.len()).map_err(|_| ValueError::malformed("hstore", value))?);
+                ends.push(
+                    i32::try_from(keys.len())
+                        .map_err(|_| ValueError::malformed("hstore", value))?,
+                );
                 valid.push(true);
             }
         }
@@ -324,7 +350,10 @@ impl ColumnBuilder {
     }
 
     fn push_binary_value(&mut self, value: &[u8]) -> Result<(), ValueError> {
-        fn fixed<const N: usize>(value: &[u8], expected: &'static str) -> Result<[u8; N], ValueError> {
+        fn fixed<const N: usize>(
+            value: &[u8],
+            expected: &'static str,
+        ) -> Result<[u8; N], ValueError> {
             value.try_into().map_err(|_| ValueError::malformed(expected, value))
         }
         let (kind, target_type) = (&self.kind, self.target_type.as_str());
@@ -340,14 +369,30 @@ impl ColumnBuilder {
                 | Kind::Range { .. }
                 | Kind::Hstore,
             ) => return self.push_text_value(value),
-            (Values::Bool(builder), _) => builder.append_value(fixed::<1>(value, "boolean")? != [0]),
-            (Values::Int2(builder), _) => builder.append_value(i16::from_be_bytes(fixed(value, "smallint")?)),
-            (Values::Int4(builder), _) => builder.append_value(i32::from_be_bytes(fixed(value, "integer")?)),
-            (Values::Int8(builder), _) => builder.append_value(i64::from_be_bytes(fixed(value, "bigint")?)),
-            (Values::UInt4(builder), _) => builder.append_value(u32::from_be_bytes(fixed(value, "oid")?)),
-            (Values::UInt8(builder), _) => builder.append_value(u64::from_be_bytes(fixed(value, "xid8")?)),
-            (Values::Float4(builder), _) => builder.append_value(f32::from_be_bytes(fixed(value, "real")?)),
-            (Values::Float8(builder), _) => builder.append_value(f64::from_be_bytes(fixed(value, "double precision")?)),
+            (Values::Bool(builder), _) => {
+                builder.append_value(fixed::<1>(value, "boolean")? != [0])
+            }
+            (Values::Int2(builder), _) => {
+                builder.append_value(i16::from_be_bytes(fixed(value, "smallint")?))
+            }
+            (Values::Int4(builder), _) => {
+                builder.append_value(i32::from_be_bytes(fixed(value, "integer")?))
+            }
+            (Values::Int8(builder), _) => {
+                builder.append_value(i64::from_be_bytes(fixed(value, "bigint")?))
+            }
+            (Values::UInt4(builder), _) => {
+                builder.append_value(u32::from_be_bytes(fixed(value, "oid")?))
+            }
+            (Values::UInt8(builder), _) => {
+                builder.append_value(u64::from_be_bytes(fixed(value, "xid8")?))
+            }
+            (Values::Float4(builder), _) => {
+                builder.append_value(f32::from_be_bytes(fixed(value, "real")?))
+            }
+            (Values::Float8(builder), _) => {
+                builder.append_value(f64::from_be_bytes(fixed(value, "double precision")?))
+            }
             (Values::Decimal(builder), Kind::Decimal { precision, scale }) => {
                 builder.append_value(numeric::from_binary(value, *precision, *scale, target_type)?);
             }
@@ -355,30 +400,48 @@ impl ColumnBuilder {
                 builder.append_value(i128::from(i64::from_be_bytes(fixed(value, "money")?)));
             }
             (Values::Date(builder), _) => {
-                builder.append_value(datetime::date_from_days(i32::from_be_bytes(fixed(value, "date")?), target_type)?);
+                builder.append_value(datetime::date_from_days(
+                    i32::from_be_bytes(fixed(value, "date")?),
+                    target_type,
+                )?);
             }
-            (Values::Timestamp(builder), _) => builder.append_value(datetime::timestamp_from_micros(
-                i64::from_be_bytes(fixed(value, "timestamp")?),
-                target_type,
-            )?),
-            (Values::Time(builder), _) => builder.append_value(datetime::time_from_binary(&fixed(value, "time")?)?),
+            (Values::Timestamp(builder), _) => {
+                builder.append_value(datetime::timestamp_from_micros(
+                    i64::from_be_bytes(fixed(value, "timestamp")?),
+                    target_type,
+                )?)
+            }
+            (Values::Time(builder), _) => {
+                builder.append_value(datetime::time_from_binary(&fixed(value, "time")?)?)
+            }
             (Values::Interval { months, days, micros, valid }, _) => {
-                let interval = datetime::interval_from_binary(&fixed(value, "interval")?, target_type)?;
+                let interval =
+                    datetime::interval_from_binary(&fixed(value, "interval")?, target_type)?;
                 months.append_value(interval.months);
                 days.append_value(interval.days);
                 micros.append_value(interval.micros);
                 valid.push(true);
             }
             (Values::Fixed(builder), _) => {
-                builder.append_value(fixed::<16>(value, "uuid")?).map_err(|_| ValueError::malformed("uuid", value))?;
+                builder
+                    .append_value(fixed::<16>(value, "uuid")?)
+                    .map_err(|_| ValueError::malformed("uuid", value))?;
             }
             (Values::Bytes(builder), _) => builder.append_value(value),
             (Values::Text(builder), _) => {
                 // jsonb: one version byte, then text.
-                let Some((1, text)) = value.split_first() else { return Err(ValueError::malformed("jsonb", value)) };
+                let Some((1, text)) = value.split_first() else {
+                    return Err(ValueError::malformed("jsonb", value));
+                };
                 builder.append_value(std::str::from_utf8(text).map_err(|_| ValueError::NotUtf8)?);
             }
-            (Values::List { .. } | Values::Struct { .. } | Values::Range { .. } | Values::Entries { .. }, _) => {
+            (
+                Values::List { .. }
+                | Values::Struct { .. }
+                | Values::Range { .. }
+                | Values::Entries { .. },
+                _,
+            ) => {
                 return Err(ValueError::malformed("a nested type", value));
             }
         }
@@ -402,8 +465,11 @@ impl ColumnBuilder {
             Values::Time(builder) => Arc::new(builder.finish()),
             Values::Interval { months, days, micros, valid } => {
                 let nulls = NullBuffer::from(std::mem::take(valid));
-                let columns: Vec<ArrayRef> =
-                    vec![Arc::new(months.finish()), Arc::new(days.finish()), Arc::new(micros.finish())];
+                let columns: Vec<ArrayRef> = vec![
+                    Arc::new(months.finish()),
+                    Arc::new(days.finish()),
+                    Arc::new(micros.finish()),
+                ];
                 Arc::new(StructArray::new(interval_fields(), columns, Some(nulls)))
             }
             Values::Fixed(builder) => Arc::new(builder.finish()),
@@ -415,7 +481,12 @@ impl ColumnBuilder {
                 let items = element.finish();
                 // Ends only grow, and the last is the number of items.
                 debug_assert_eq!(offsets.last().copied(), i32::try_from(items.len()).ok());
-                Arc::new(ListArray::new(Arc::clone(field), OffsetBuffer::new(offsets.into()), items, Some(nulls)))
+                Arc::new(ListArray::new(
+                    Arc::clone(field),
+                    OffsetBuffer::new(offsets.into()),
+                    items,
+                    Some(nulls),
+                ))
             }
             Values::Struct { fields, columns, valid } => {
                 let nulls = NullBuffer::from(std::mem::take(valid));
@@ -431,10 +502,16 @@ impl ColumnBuilder {
             Values::Entries { ends, valid, keys, values } => {
                 let offsets: Vec<i32> = std::iter::once(0).chain(std::mem::take(ends)).collect();
                 let nulls = NullBuffer::from(std::mem::take(valid));
-                let columns: Vec<ArrayRef> = vec![Arc::new(keys.finish()), Arc::new(values.finish())];
+                let columns: Vec<ArrayRef> =
+                    vec![Arc::new(keys.finish()), Arc::new(values.finish())];
                 let entries = Arc::new(StructArray::new(entry_fields(), columns, None));
                 let field = Arc::new(Field::new("item", DataType::Struct(entry_fields()), true));
-                Arc::new(ListArray::new(field, OffsetBuffer::new(offsets.into()), entries, Some(nulls)))
+                Arc::new(ListArray::new(
+                    field,
+                    OffsetBuffer::new(offsets.into()),
+                    entries,
+                    Some(nulls),
+                ))
             }
         }
     }

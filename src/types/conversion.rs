@@ -39,7 +39,12 @@ const FIRST_USER_OID: u32 = 16384;
 
 /// Whether stored values of `before` become exactly those of `after`, in a table that was not rewritten. `None`: that is
 /// not proven. `has_nulled`: values that the target has no room for are stored as NULL, and may have room now.
-pub fn in_place(before: Typed<'_>, after: Typed<'_>, catalog: &TypeCatalog, has_nulled: bool) -> Option<InPlace> {
+pub fn in_place(
+    before: Typed<'_>,
+    after: Typed<'_>,
+    catalog: &TypeCatalog,
+    has_nulled: bool,
+) -> Option<InPlace> {
     let from = without_domains(before.type_oid, catalog)?;
     let to = without_domains(after.type_oid, catalog)?;
     let is_stored_alike = before.mapping == after.mapping;
@@ -48,7 +53,9 @@ pub fn in_place(before: Typed<'_>, after: Typed<'_>, catalog: &TypeCatalog, has_
         return Some(InPlace::AsStored);
     }
     let is_relabelled = |family: &[u32]| family.contains(&from) && family.contains(&to);
-    if is_stored_alike && (is_text(from, catalog) && is_text(to, catalog) || is_relabelled(&[BIT, VARBIT])) {
+    if is_stored_alike
+        && (is_text(from, catalog) && is_text(to, catalog) || is_relabelled(&[BIT, VARBIT]))
+    {
         return Some(InPlace::AsStored);
     }
 
@@ -59,16 +66,21 @@ pub fn in_place(before: Typed<'_>, after: Typed<'_>, catalog: &TypeCatalog, has_
             Some(InPlace::Converted)
         }
         // NaN has no room in DECIMAL, and has in text.
-        (Kind::Decimal { .. }, Kind::Printed) if from == NUMERIC && to == NUMERIC && !has_nulled => {
+        (Kind::Decimal { .. }, Kind::Printed)
+            if from == NUMERIC && to == NUMERIC && !has_nulled =>
+        {
             Some(InPlace::Converted)
         }
         // The server does without a rewrite only where both are one instant: in a session whose zone is UTC.
-        (Kind::Timestamp { .. }, Kind::Timestamp { .. }) if is_relabelled(&[TIMESTAMP, TIMESTAMPTZ]) => {
+        (Kind::Timestamp { .. }, Kind::Timestamp { .. })
+            if is_relabelled(&[TIMESTAMP, TIMESTAMPTZ]) =>
+        {
             Some(InPlace::Reprinted)
         }
-        (Kind::List { element: inner, delimiter }, Kind::List { element: outer, delimiter: same })
-            if delimiter == same =>
-        {
+        (
+            Kind::List { element: inner, delimiter },
+            Kind::List { element: outer, delimiter: same },
+        ) if delimiter == same => {
             let inner = Typed { type_oid: element_of(from, catalog)?, mapping: inner };
             let outer = Typed { type_oid: element_of(to, catalog)?, mapping: outer };
             in_place(inner, outer, catalog, has_nulled).filter(|found| *found == InPlace::AsStored)
@@ -107,14 +119,18 @@ impl Mapping {
         let cast = format!("CAST({column} AS {})", after.target_type);
         match (&self.kind, &after.kind) {
             // DuckDB prints no digit before the point where there cannot be one; the server prints a 0.
-            (Kind::Decimal { precision, scale }, Kind::Printed) if i16::from(*precision) == i16::from(*scale) => {
+            (Kind::Decimal { precision, scale }, Kind::Printed)
+                if i16::from(*precision) == i16::from(*scale) =>
+            {
                 format!(
                     "CASE WHEN {column} < 0 THEN '-0' || substr({cast}, 2) WHEN {column} >= 0 THEN '0' || {cast} END"
                 )
             }
             // A cast would be by the zone of the session, and AT TIME ZONE is milliseconds off
             // where years are many. By number it is exact; infinity has none.
-            (Kind::Timestamp { with_zone: from }, Kind::Timestamp { with_zone: to }) if from != to => {
+            (Kind::Timestamp { with_zone: from }, Kind::Timestamp { with_zone: to })
+                if from != to =>
+            {
                 let made = if *to { "make_timestamptz" } else { "make_timestamp" };
                 format!("coalesce({made}(epoch_us({column})), {column} AT TIME ZONE 'UTC')")
             }

@@ -51,7 +51,8 @@ fn civil(input: &[u8]) -> Option<(i64, i64, i64, &[u8])> {
     let (year, rest) = digits(input)?;
     let (month, rest) = digits(after(rest, b'-')?)?;
     let (day, rest) = digits(after(rest, b'-')?)?;
-    ((1..=12).contains(&month) && (1..=31).contains(&day) && year < 10_000_000).then_some((year, month, day, rest))
+    ((1..=12).contains(&month) && (1..=31).contains(&day) && year < 10_000_000)
+        .then_some((year, month, day, rest))
 }
 
 /// `24:00:00.5`: microseconds and the rest. An interval may have hours without end, so the caller says how many fit.
@@ -132,7 +133,8 @@ pub fn timestamp(value: &[u8], target_type: &str) -> Result<i64, ValueError> {
         let (offset, rest) = match rest.split_first() {
             Some((sign @ (b'+' | b'-'), zone)) => {
                 let number = |digits: Option<(i64, _)>| digits.filter(|(number, _)| *number < 60);
-                let (mut seconds, mut rest) = number(digits(zone)).map(|(hours, rest)| (hours * 3600, rest))?;
+                let (mut seconds, mut rest) =
+                    number(digits(zone)).map(|(hours, rest)| (hours * 3600, rest))?;
                 for unit in [60, 1] {
                     if let Some(next) = after(rest, b':') {
                         let (number, next) = number(digits(next))?;
@@ -179,7 +181,8 @@ pub fn time(value: &[u8]) -> Result<i64, ValueError> {
 
 /// Microseconds since midnight, as COPY BINARY sends them.
 pub fn time_from_binary(value: &[u8; 8]) -> Result<i64, ValueError> {
-    within_a_day(i64::from_be_bytes(*value).into()).ok_or_else(|| ValueError::malformed("time", value))
+    within_a_day(i64::from_be_bytes(*value).into())
+        .ok_or_else(|| ValueError::malformed("time", value))
 }
 
 /// DuckDB takes any number for a time, and trusts it.
@@ -245,9 +248,9 @@ pub fn interval_from_binary(value: &[u8; 16], _target_type: &str) -> Result<Inte
         days: i32::from_be_bytes([i, j, k, l]),
         months: i32::from_be_bytes([m, n, o, p]),
     };
-    let is_infinite = [(i64::MAX, i32::MAX), (i64::MIN, i32::MIN)]
-        .iter()
-        .any(|&(wide, narrow)| (interval.micros, interval.days, interval.months) == (wide, narrow, narrow));
+    let is_infinite = [(i64::MAX, i32::MAX), (i64::MIN, i32::MIN)].iter().any(|&(wide, narrow)| {
+        (interval.micros, interval.days, interval.months) == (wide, narrow, narrow)
+    });
     if is_infinite { Err(infinite_interval()) } else { Ok(interval) }
 }
 
@@ -264,7 +267,10 @@ mod tests {
         assert_eq!(days("0001-01-01"), -719_162);
         assert_eq!(days("0001-12-31 BC"), -719_163);
         assert_eq!(days("4713-01-01 BC"), -2_440_550);
-        assert_eq!(days("5874897-12-31"), i32::try_from(days_from_civil(5_874_897, 12, 31)).unwrap());
+        assert_eq!(
+            days("5874897-12-31"),
+            i32::try_from(days_from_civil(5_874_897, 12, 31)).unwrap()
+        );
         assert_eq!((days("infinity"), days("-infinity")), (i32::MAX, -i32::MAX));
         assert_eq!(date_from_days(0, "DATE"), Ok(DAYS_TO_2000));
         assert_eq!(date_from_days(i32::MIN, "DATE"), Ok(-i32::MAX));
@@ -278,7 +284,10 @@ mod tests {
         assert_eq!(micros("2000-01-01 00:00:00.5+00"), MICROS_TO_2000 + 500_000);
         assert_eq!(micros("1970-01-01 01:23:45+01:23:45"), 0);
         assert_eq!(micros("1970-01-01 00:00:00-00:30"), 1_800_000_000);
-        assert_eq!(micros("0044-03-15 12:00:00 BC"), days_from_civil(-43, 3, 15) * MICROS_PER_DAY + MICROS_PER_DAY / 2);
+        assert_eq!(
+            micros("0044-03-15 12:00:00 BC"),
+            days_from_civil(-43, 3, 15) * MICROS_PER_DAY + MICROS_PER_DAY / 2
+        );
         assert_eq!((micros("infinity"), micros("-infinity")), (i64::MAX, -i64::MAX));
         assert!(timestamp(b"294276-12-31 23:59:59", "TIMESTAMP").is_err());
         assert!(timestamp(b"2024-01-01", "TIMESTAMP").is_err());
@@ -289,7 +298,10 @@ mod tests {
         let of = |text: &str| interval(text.as_bytes()).unwrap();
         let all = Interval { months: 14, days: -3, micros: 14_706_700_000 };
         assert_eq!(of("1 year 2 mons -3 days +04:05:06.7"), all);
-        assert_eq!(of("1 mon -2 days +03:04:05.6"), Interval { months: 1, days: -2, micros: 11_045_600_000 });
+        assert_eq!(
+            of("1 mon -2 days +03:04:05.6"),
+            Interval { months: 1, days: -2, micros: 11_045_600_000 }
+        );
         assert_eq!(of("-178000000 years").months, -2_136_000_000);
         assert_eq!(of("-00:00:01").micros, -1_000_000);
         assert_eq!(of("00:00:00"), Interval::default());
@@ -309,13 +321,24 @@ mod tests {
     #[test]
     fn numbers_beyond_all_clocks_are_refused_and_do_not_overflow() {
         const MOST: &str = "999999999999999999";
-        for text in [format!("{MOST}:00:00"), format!("00:{MOST}:00"), format!("00:00:{MOST}"), "24:00:01".to_owned()] {
+        for text in [
+            format!("{MOST}:00:00"),
+            format!("00:{MOST}:00"),
+            format!("00:00:{MOST}"),
+            "24:00:01".to_owned(),
+        ] {
             assert!(time(text.as_bytes()).is_err(), "{text}");
-            assert!(timestamp(format!("2024-01-01 {text}").as_bytes(), "TIMESTAMP").is_err(), "{text}");
+            assert!(
+                timestamp(format!("2024-01-01 {text}").as_bytes(), "TIMESTAMP").is_err(),
+                "{text}"
+            );
             assert!(text.starts_with('2') || interval(text.as_bytes()).is_err(), "{text}");
         }
         for zone in [format!("+{MOST}"), format!("-00:{MOST}"), format!("+00:00:{MOST}")] {
-            assert!(timestamp(format!("2024-01-01 00:00:00{zone}").as_bytes(), "TIMESTAMP").is_err(), "{zone}");
+            assert!(
+                timestamp(format!("2024-01-01 00:00:00{zone}").as_bytes(), "TIMESTAMP").is_err(),
+                "{zone}"
+            );
         }
         for micros in [-1, MICROS_PER_DAY + 1, i64::MIN, i64::MAX] {
             assert!(time_from_binary(&micros.to_be_bytes()).is_err(), "{micros}");

@@ -226,7 +226,8 @@ fn mapping(target_type: impl Into<String>, kind: Kind) -> Mapping {
 /// # Errors
 /// The override is not one that the type can have.
 pub fn map_column(column: &ColumnType<'_>, catalog: &TypeCatalog) -> Result<Mapping, MappingError> {
-    let (oid, typmod, ndims) = without_domains(column.type_oid, column.typmod, column.ndims, catalog);
+    let (oid, typmod, ndims) =
+        without_domains(column.type_oid, column.typmod, column.ndims, catalog);
     let natural = natural(oid, typmod, ndims, catalog, DEEPEST);
     let Some(wanted) = column.override_type else { return Ok(natural) };
     let folded = wanted.trim().to_uppercase();
@@ -245,7 +246,12 @@ pub fn map_column(column: &ColumnType<'_>, catalog: &TypeCatalog) -> Result<Mapp
 }
 
 /// The mapping that an override asks for, and all that could be asked for.
-fn on_request(wanted: &str, oid: u32, natural: &Mapping, catalog: &TypeCatalog) -> (Option<Mapping>, Vec<String>) {
+fn on_request(
+    wanted: &str,
+    oid: u32,
+    natural: &Mapping,
+    catalog: &TypeCatalog,
+) -> (Option<Mapping>, Vec<String>) {
     let as_text = match natural.kind {
         // Both forms of json are text on the stream; the binary form of jsonb is not.
         Kind::Text | Kind::Printed | Kind::Jsonb => natural.kind.clone(),
@@ -263,20 +269,35 @@ fn on_request(wanted: &str, oid: u32, natural: &Mapping, catalog: &TypeCatalog) 
         (NUMERIC, _) => {
             possible.push("DECIMAL(p,s)".to_owned());
             if let Some((precision, scale)) = decimal_type(wanted) {
-                let decimal = mapping(format!("DECIMAL({precision},{scale})"), Kind::Decimal { precision, scale });
+                let decimal = mapping(
+                    format!("DECIMAL({precision},{scale})"),
+                    Kind::Decimal { precision, scale },
+                );
                 return (Some(decimal), possible);
             }
             Some(("DOUBLE", mapping("DOUBLE", Kind::NumericDouble)))
         }
-        (JSON | JSONB, _) => Some(("VARIANT", mapping("VARIANT", Kind::Cast { from: "JSON".to_owned() }))),
-        (TIMETZ, _) => Some(("TIMETZ", mapping("TIME WITH TIME ZONE", Kind::Cast { from: "VARCHAR".to_owned() }))),
+        (JSON | JSONB, _) => {
+            Some(("VARIANT", mapping("VARIANT", Kind::Cast { from: "JSON".to_owned() })))
+        }
+        (TIMETZ, _) => Some((
+            "TIMETZ",
+            mapping("TIME WITH TIME ZONE", Kind::Cast { from: "VARCHAR".to_owned() }),
+        )),
         (_, Some(info)) if info.kind == b'c' && !info.fields.is_empty() => {
             let fields: Vec<(String, Mapping)> = info
                 .fields
                 .iter()
-                .map(|field| (field.name.clone(), inner(field.type_oid, field.typmod, field.ndims, catalog, DEEPEST)))
+                .map(|field| {
+                    (
+                        field.name.clone(),
+                        inner(field.type_oid, field.typmod, field.ndims, catalog, DEEPEST),
+                    )
+                })
                 .collect();
-            let list = fields.iter().map(|(name, field)| format!("{} {}", quoted(name), field.target_type));
+            let list = fields
+                .iter()
+                .map(|(name, field)| format!("{} {}", quoted(name), field.target_type));
             let target_type = format!("STRUCT({})", list.collect::<Vec<_>>().join(", "));
             Some(("STRUCT", mapping(target_type, Kind::Struct { fields })))
         }
@@ -288,7 +309,9 @@ fn on_request(wanted: &str, oid: u32, natural: &Mapping, catalog: &TypeCatalog) 
             );
             Some(("STRUCT", mapping(target_type, Kind::Range { bound: Box::new(bound) })))
         }
-        (_, Some(info)) if info.name == "hstore" => Some(("MAP", mapping("MAP(VARCHAR, VARCHAR)", Kind::Hstore))),
+        (_, Some(info)) if info.name == "hstore" => {
+            Some(("MAP", mapping("MAP(VARCHAR, VARCHAR)", Kind::Hstore)))
+        }
         _ => None,
     };
     let chosen = richer.and_then(|(word, richer)| {
@@ -303,7 +326,12 @@ fn on_request(wanted: &str, oid: u32, natural: &Mapping, catalog: &TypeCatalog) 
 const DEEPEST: u8 = 4;
 
 /// A domain is stored as what it is made of, however deep.
-fn without_domains(mut oid: u32, mut typmod: i32, mut ndims: i32, catalog: &TypeCatalog) -> (u32, i32, i32) {
+fn without_domains(
+    mut oid: u32,
+    mut typmod: i32,
+    mut ndims: i32,
+    catalog: &TypeCatalog,
+) -> (u32, i32, i32) {
     // No more steps than there are types, so that a domain over itself ends too.
     for _ in 0..catalog.types.len() {
         let Some(domain) = catalog.types.get(&oid).filter(|info| info.kind == b'd') else { break };
@@ -331,12 +359,14 @@ fn decimal_type(text: &str) -> Option<(u8, i8)> {
     let inner = text.strip_prefix("DECIMAL(")?.strip_suffix(')')?;
     let (precision, scale) = inner.split_once(',')?;
     let (precision, scale): (u8, i8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
-    ((1..=38).contains(&precision) && (0..=precision as i8).contains(&scale)).then_some((precision, scale))
+    ((1..=38).contains(&precision) && (0..=precision as i8).contains(&scale))
+        .then_some((precision, scale))
 }
 
 /// The type table: lossless, whatever the value, or refused when it comes.
 fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) -> Mapping {
-    let named = |name: &str| mapping("VARCHAR", if name == "citext" { Kind::Text } else { Kind::Printed });
+    let named =
+        |name: &str| mapping("VARCHAR", if name == "citext" { Kind::Text } else { Kind::Printed });
     match oid {
         16 => mapping("BOOLEAN", Kind::Bool),
         21 => mapping("SMALLINT", Kind::Int2),
@@ -373,11 +403,14 @@ fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) 
             // Labels are sent as they are.
             Some(info) if info.kind == b'e' => mapping("VARCHAR", Kind::Text),
             Some(info) if info.element_oid != 0 && depth > 0 => {
-                let delimiter = catalog.types.get(&info.element_oid).map_or(b',', |element| element.delimiter);
+                let delimiter =
+                    catalog.types.get(&info.element_oid).map_or(b',', |element| element.delimiter);
                 let mut list = inner(info.element_oid, typmod, 0, catalog, depth - 1);
                 for _ in 0..ndims.clamp(1, 6) {
-                    list =
-                        mapping(format!("{}[]", list.target_type), Kind::List { element: Box::new(list), delimiter });
+                    list = mapping(
+                        format!("{}[]", list.target_type),
+                        Kind::List { element: Box::new(list), delimiter },
+                    );
                 }
                 list
             }
@@ -411,9 +444,13 @@ impl Mapping {
             Kind::Bytes => DataType::Binary,
             Kind::Text | Kind::Jsonb | Kind::Printed | Kind::Cast { .. } => DataType::Utf8,
             Kind::List { element, .. } => DataType::List(Arc::new(element.field("item"))),
-            Kind::Struct { fields } => DataType::Struct(fields.iter().map(|(name, field)| field.field(name)).collect()),
+            Kind::Struct { fields } => {
+                DataType::Struct(fields.iter().map(|(name, field)| field.field(name)).collect())
+            }
             Kind::Range { bound } => DataType::Struct(range_fields(bound)),
-            Kind::Hstore => DataType::List(Arc::new(Field::new("item", DataType::Struct(entry_fields()), true))),
+            Kind::Hstore => {
+                DataType::List(Arc::new(Field::new("item", DataType::Struct(entry_fields()), true)))
+            }
         }
     }
 
@@ -428,14 +465,19 @@ impl Mapping {
             Kind::Text | Kind::Jsonb if self.target_type == "JSON" => "arrow.json",
             _ => return field,
         };
-        field.with_metadata(HashMap::from([("ARROW:extension:name".to_owned(), extension.to_owned())]))
+        field.with_metadata(HashMap::from([(
+            "ARROW:extension:name".to_owned(),
+            extension.to_owned(),
+        )]))
     }
 
     /// Whether a staged value is the target's value as it is.
     pub fn is_staged_as_it_is(&self) -> bool {
         match &self.kind {
             Kind::Interval | Kind::Cast { .. } | Kind::Hstore => false,
-            Kind::List { element, .. } | Kind::Range { bound: element } => element.is_staged_as_it_is(),
+            Kind::List { element, .. } | Kind::Range { bound: element } => {
+                element.is_staged_as_it_is()
+            }
             Kind::Struct { fields } => fields.iter().all(|(_, field)| field.is_staged_as_it_is()),
             _ => true,
         }
@@ -457,7 +499,9 @@ impl Mapping {
                 )
             }
             Kind::Struct { fields } => {
-                let list = fields.iter().map(|(name, field)| format!("{} {}", quoted(name), field.stage_type()));
+                let list = fields
+                    .iter()
+                    .map(|(name, field)| format!("{} {}", quoted(name), field.stage_type()));
                 format!("STRUCT({})", list.collect::<Vec<_>>().join(", "))
             }
             _ => self.target_type.clone(),
@@ -468,7 +512,10 @@ impl Mapping {
     pub fn stage_expr(&self, column: &str) -> String {
         let part = |name: &str| format!("struct_extract({column}, '{}')", name.replace('\'', "''"));
         let packed = |parts: Vec<String>| {
-            format!("CASE WHEN {column} IS NULL THEN NULL ELSE struct_pack({}) END", parts.join(", "))
+            format!(
+                "CASE WHEN {column} IS NULL THEN NULL ELSE struct_pack({}) END",
+                parts.join(", ")
+            )
         };
         match &self.kind {
             _ if self.is_staged_as_it_is() => column.to_owned(),
@@ -487,7 +534,9 @@ impl Mapping {
             Kind::Struct { fields } => packed(
                 fields
                     .iter()
-                    .map(|(name, field)| format!("{} := {}", quoted(name), field.stage_expr(&part(name))))
+                    .map(|(name, field)| {
+                        format!("{} := {}", quoted(name), field.stage_expr(&part(name)))
+                    })
                     .collect(),
             ),
             Kind::Range { bound } => packed(
@@ -522,7 +571,9 @@ impl Mapping {
             column.to_owned()
         } else {
             // `IS NULL` would also be true of a row of NULLs.
-            format!("CASE WHEN {column} IS NOT DISTINCT FROM NULL THEN NULL ELSE pg_catalog.format('%s', {column}) END")
+            format!(
+                "CASE WHEN {column} IS NOT DISTINCT FROM NULL THEN NULL ELSE pg_catalog.format('%s', {column}) END"
+            )
         }
     }
 
@@ -558,7 +609,10 @@ fn range_fields(bound: &Mapping) -> Fields {
 }
 
 fn entry_fields() -> Fields {
-    Fields::from(vec![Field::new("key", DataType::Utf8, true), Field::new("value", DataType::Utf8, true)])
+    Fields::from(vec![
+        Field::new("key", DataType::Utf8, true),
+        Field::new("value", DataType::Utf8, true),
+    ])
 }
 
 /// The Arrow schema of a table's columns.
@@ -595,14 +649,21 @@ mod tests {
             info(1004, b'b', 0, 1005),
             info(1005, b'd', 1004, 0),
         ];
-        let catalog = TypeCatalog { types: types.into_iter().map(|info| (info.oid, info)).collect(), money_scale: 2 };
+        let catalog = TypeCatalog {
+            types: types.into_iter().map(|info| (info.oid, info)).collect(),
+            money_scale: 2,
+        };
         let target_type = |type_oid| {
             let column = ColumnType { type_oid, typmod: -1, ndims: 6, override_type: None };
             map_column(&column, &catalog).unwrap().target_type
         };
         assert_eq!(["VARCHAR"; 3].map(str::to_owned), [1000, 1001, 1002].map(target_type));
         for made_of_itself in [1003, 1004] {
-            assert!(target_type(made_of_itself).starts_with("VARCHAR[]"), "{}", target_type(made_of_itself));
+            assert!(
+                target_type(made_of_itself).starts_with("VARCHAR[]"),
+                "{}",
+                target_type(made_of_itself)
+            );
         }
     }
 }

@@ -19,7 +19,8 @@ pub fn decimal_of(typmod: i32) -> Option<(u8, i8)> {
         _ if scale > precision => (scale, scale),
         _ => (precision, scale),
     };
-    (precision <= i32::from(WIDEST)).then_some((u8::try_from(precision).ok()?, i8::try_from(scale).ok()?))
+    (precision <= i32::from(WIDEST))
+        .then_some((u8::try_from(precision).ok()?, i8::try_from(scale).ok()?))
 }
 
 fn too_wide(target_type: &str) -> ValueError {
@@ -40,10 +41,17 @@ fn checked(value: i128, precision: u8, target_type: &str) -> Result<i128, ValueE
 }
 
 /// `-123.45` as an integer of 10^-scale.
-pub fn from_text(value: &[u8], precision: u8, scale: i8, target_type: &str) -> Result<i128, ValueError> {
+pub fn from_text(
+    value: &[u8],
+    precision: u8,
+    scale: i8,
+    target_type: &str,
+) -> Result<i128, ValueError> {
     let malformed = || ValueError::malformed("numeric", value);
     match value {
-        b"NaN" | b"Infinity" | b"-Infinity" => return Err(special(&String::from_utf8_lossy(value), target_type)),
+        b"NaN" | b"Infinity" | b"-Infinity" => {
+            return Err(special(&String::from_utf8_lossy(value), target_type));
+        }
         _ => {}
     }
     let (is_negative, digits) = match value.split_first() {
@@ -82,7 +90,12 @@ pub fn from_text(value: &[u8], precision: u8, scale: i8, target_type: &str) -> R
 }
 
 /// Digits of base 10,000, as COPY BINARY sends them.
-pub fn from_binary(value: &[u8], precision: u8, scale: i8, target_type: &str) -> Result<i128, ValueError> {
+pub fn from_binary(
+    value: &[u8],
+    precision: u8,
+    scale: i8,
+    target_type: &str,
+) -> Result<i128, ValueError> {
     let malformed = || ValueError::malformed("numeric", value);
     let mut words = value.chunks(2).map(|pair| <[u8; 2]>::try_from(pair).map(u16::from_be_bytes));
     let mut word = || words.next().and_then(Result::ok).ok_or_else(malformed);
@@ -109,7 +122,8 @@ pub fn from_binary(value: &[u8], precision: u8, scale: i8, target_type: &str) ->
                 Some(digit / divisor)
             }
         };
-        total = part.and_then(|part| total.checked_add(part)).ok_or_else(|| too_wide(target_type))?;
+        total =
+            part.and_then(|part| total.checked_add(part)).ok_or_else(|| too_wide(target_type))?;
     }
     if value.len() != 8 + 2 * usize::from(count) {
         return Err(malformed());
@@ -119,7 +133,8 @@ pub fn from_binary(value: &[u8], precision: u8, scale: i8, target_type: &str) ->
 
 /// `-$1,234.56` under `lc_monetary = C`.
 pub fn money_from_text(value: &[u8], scale: i8) -> Result<i128, ValueError> {
-    let plain: Vec<u8> = value.iter().copied().filter(|byte| !matches!(byte, b'$' | b',')).collect();
+    let plain: Vec<u8> =
+        value.iter().copied().filter(|byte| !matches!(byte, b'$' | b',')).collect();
     from_text(&plain, 19, scale, "DECIMAL(19,2)").map_err(|_| ValueError::malformed("money", value))
 }
 
@@ -142,7 +157,8 @@ mod tests {
     #[test]
     fn text_and_binary_numbers_are_the_same() {
         // ndigits, weight, sign, dscale, digits.
-        let binary = |words: &[u16]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        let binary =
+            |words: &[u16]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
         let cases: [(&str, Vec<u8>, i128); 5] = [
             ("0.00", binary(&[0, 0, 0, 2]), 0),
             ("12345.67", binary(&[3, 1, 0, 2, 1, 2345, 6700]), 1_234_567),

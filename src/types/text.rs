@@ -55,7 +55,8 @@ pub(super) fn array(
         }
         _ => value,
     };
-    let inner = body.strip_prefix(b"{").and_then(|body| body.strip_suffix(b"}")).ok_or_else(malformed)?;
+    let inner =
+        body.strip_prefix(b"{").and_then(|body| body.strip_suffix(b"}")).ok_or_else(malformed)?;
     let is_nested = matches!(element.kind, Kind::List { .. });
     let mut rest = inner;
     while !rest.is_empty() {
@@ -143,7 +144,8 @@ fn quoted(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 /// The fields of `(1,"x,y",)`; an empty one is NULL.
 pub(super) fn record(value: &[u8]) -> Result<Vec<Option<Vec<u8>>>, ValueError> {
     let malformed = || ValueError::malformed("a composite", value);
-    let inner = value.strip_prefix(b"(").and_then(|body| body.strip_suffix(b")")).ok_or_else(malformed)?;
+    let inner =
+        value.strip_prefix(b"(").and_then(|body| body.strip_suffix(b")")).ok_or_else(malformed)?;
     let mut fields = Vec::new();
     let mut rest = Some(inner);
     while let Some(bytes) = rest {
@@ -259,7 +261,9 @@ mod tests {
     fn composites_tell_null_from_empty_and_keep_their_quotes() {
         let fields = |text: &str| {
             let fields = record(text.as_bytes()).unwrap().into_iter();
-            fields.map(|field| field.map(|field| String::from_utf8(field).unwrap())).collect::<Vec<_>>()
+            fields
+                .map(|field| field.map(|field| String::from_utf8(field).unwrap()))
+                .collect::<Vec<_>>()
         };
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(fields("(1,\"x,y\",,\"\")"), [some("1"), some("x,y"), None, some("")]);
@@ -273,8 +277,14 @@ mod tests {
     #[test]
     fn ranges_have_two_bounds_or_none() {
         let whole = range(b"[\"2024-01-01 00:00:00\",)").unwrap();
-        assert_eq!((whole.lower.as_deref(), whole.upper.as_deref()), (Some(b"2024-01-01 00:00:00".as_slice()), None));
-        assert_eq!((whole.is_lower_inclusive, whole.is_upper_inclusive, whole.is_empty), (true, false, false));
+        assert_eq!(
+            (whole.lower.as_deref(), whole.upper.as_deref()),
+            (Some(b"2024-01-01 00:00:00".as_slice()), None)
+        );
+        assert_eq!(
+            (whole.is_lower_inclusive, whole.is_upper_inclusive, whole.is_empty),
+            (true, false, false)
+        );
         assert!(range(b"empty").unwrap().is_empty);
         for text in ["", "[", "[]", "[1]", "[1,2,3]", "{1,2}", "[1,\"2]"] {
             assert!(range(text.as_bytes()).is_err(), "{text}");

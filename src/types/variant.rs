@@ -46,7 +46,9 @@ pub(super) fn check(json: &str) -> Result<(), ValueError> {
                     && !names.insert(text.to_ascii_lowercase())
                 {
                     let name = shortened(&text);
-                    return Err(refused(format!("JSON with the name \"{name}\" twice in one object, but for case,")));
+                    return Err(refused(format!(
+                        "JSON with the name \"{name}\" twice in one object, but for case,"
+                    )));
                 }
             }
             b'-' | b'0'..=b'9' => {
@@ -86,7 +88,8 @@ fn shortened(text: &str) -> String {
 fn string_length(text: &str) -> Option<usize> {
     let mut at = 1;
     loop {
-        let found = text.as_bytes().get(at..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+        let found =
+            text.as_bytes().get(at..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
         at += found;
         match text.as_bytes().get(at)? {
             b'"' => return Some(at + 1),
@@ -135,7 +138,8 @@ fn unescaped(inner: &str) -> Result<Option<Cow<'_, str>>, ValueError> {
 }
 
 fn code_unit(text: &str) -> Option<u32> {
-    let digits = text.get(..4).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+    let digits =
+        text.get(..4).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
     u32::from_str_radix(digits, 16).ok()
 }
 

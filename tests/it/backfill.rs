@@ -47,8 +47,10 @@ fn a_worker_that_loses_its_connection_tries_its_piece_again() {
     let rows: u64 = jobs.iter().map(|job| job["rows"].as_u64().unwrap()).sum();
     assert_eq!(rows, 300_001);
     // The same by SQL.
-    let by_sql =
-        query_copy(following.copy(), "SELECT sum(rows)::VARCHAR, count(DISTINCT status)::VARCHAR FROM _rhei.jobs");
+    let by_sql = query_copy(
+        following.copy(),
+        "SELECT sum(rows)::VARCHAR, count(DISTINCT status)::VARCHAR FROM _rhei.jobs",
+    );
     assert_eq!(by_sql, [[Some("300001".to_owned()), Some("1".to_owned())]]);
     following.db.execute("DELETE FROM large WHERE id % 1000 = 0; INSERT INTO small VALUES (2)");
     following.sync();
@@ -104,7 +106,11 @@ fn a_rate_limit_holds_for_all_workers_together() {
     );
     let started = std::time::Instant::now();
     following.rhei.clone().env("RHEI_BACKFILL_RATE_LIMIT", "2MB").run_ok(["backfill"]);
-    assert!(started.elapsed() >= Duration::from_secs(2), "5 MB at 2 MB/s took {:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= Duration::from_secs(2),
+        "5 MB at 2 MB/s took {:?}",
+        started.elapsed()
+    );
     following.assert_same(&["public.t"]);
 }
 
@@ -141,14 +147,19 @@ fn a_standby_gives_a_plain_copy_and_is_refused_as_a_source_to_follow() {
     following.assert_same(&["public.t", "public.p", "public.m"]);
     let output = following.rhei.clone().target("second.duckdb").run(["sync"]);
     output.assert_code(1);
-    assert!(output.stderr.contains("standby") && output.stderr.contains("hint: "), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("standby") && output.stderr.contains("hint: "),
+        "{}",
+        output.stderr
+    );
 }
 
 /// DuckDB takes another compression for long values, which are many times slower to write otherwise.
 #[test]
 fn columns_with_long_values_are_compressed_by_zstd_and_others_are_not() {
     let following = Following::new("long_values");
-    let columns = "id int, title text, \"bo dy\" text, file bytea, doc json, tags text[], PRIMARY KEY (id)";
+    let columns =
+        "id int, title text, \"bo dy\" text, file bytea, doc json, tags text[], PRIMARY KEY (id)";
     let long = "(SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 150) j)";
     let rows = format!(
         "SELECT i, 'title ' || i % 7, {long}, convert_to({long}, 'UTF8'), json_build_object('long', {long}), ARRAY[{long}]"

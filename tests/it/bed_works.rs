@@ -36,7 +36,8 @@ fn both_urls_reach_the_database() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for url in [db.url(), db.socket_url()] {
         runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+            let (client, connection) =
+                tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
             tokio::spawn(connection);
             let row = client.query_one("SELECT current_database()::text", &[]).await.unwrap();
             assert_eq!(row.get::<_, String>(0), db.name());
@@ -78,7 +79,9 @@ fn a_dropped_cluster_leaves_nothing() {
     let (pid, folder) = (cluster.postmaster_pid().unwrap(), cluster.folder().to_owned());
     assert!(is_alive(pid) && folder.exists());
     drop(cluster);
-    bed::wait_until(Duration::from_secs(10), "the server is gone", || !is_alive(pid) && !folder.exists());
+    bed::wait_until(Duration::from_secs(10), "the server is gone", || {
+        !is_alive(pid) && !folder.exists()
+    });
 }
 
 /// Not a test by itself: the next one runs it in a process of its own and kills that.
@@ -133,7 +136,11 @@ fn the_oracle_finds_every_planted_difference() {
          CREATE TABLE public.bag (v INTEGER); INSERT INTO public.bag VALUES (1), (2), (2);
          CREATE TABLE public.wide (id INTEGER, a INTEGER, c INTEGER)",
     );
-    let report = oracle::compare(&db, &file, &["public.t", "public.bag", "public.wide", "public.gone"].map(Pair::new));
+    let report = oracle::compare(
+        &db,
+        &file,
+        &["public.t", "public.bag", "public.wide", "public.gone"].map(Pair::new),
+    );
     let report = report.join("\n");
     for expected in [
         "public.t: 5 rows in the source, 6 in the copy; 1 only in the source, 2 only in the copy, 2 different",
@@ -287,7 +294,11 @@ fn the_demo_queries_give_the_same_text_on_both_sides() {
         ));
     }
     make_copy(&file, &load);
-    oracle::assert_same(&db, &file, &["public.customers", "public.orders", "public.order_lines", "public.payments"]);
+    oracle::assert_same(
+        &db,
+        &file,
+        &["public.customers", "public.orders", "public.order_lines", "public.payments"],
+    );
 
     let queries = include_str!("../../fixtures/demo/queries.sql").split("-- name: ").skip(1);
     let mut count = 0;
@@ -308,7 +319,8 @@ fn the_demo_queries_give_the_same_text_on_both_sides() {
 fn pgbench_runs_in_the_background_and_counts_its_transactions() {
     let db = Cluster::shared().database("pgbench");
     Pgbench::init(&db, 1);
-    let done = Pgbench::start(&db, &Load::transactions(20).clients(2)).wait(Duration::from_secs(60));
+    let done =
+        Pgbench::start(&db, &Load::transactions(20).clients(2)).wait(Duration::from_secs(60));
     assert_eq!(done, 40);
     assert_eq!(db.value("SELECT count(*) FROM pgbench_history"), "40");
     let mut endless = Pgbench::start(&db, &Load::seconds(600));

@@ -54,13 +54,22 @@ fn compact_makes_the_file_small_and_keeps_every_row_and_what_else_is_in_it() {
     let after = size(&following);
     assert!(after * 3 < before * 2, "{before} bytes became {after}: {report}");
     assert_eq!(report["after"]["file_bytes"], after, "{report}");
-    assert_eq!(query_copy(following.copy(), "SELECT answer::VARCHAR FROM mine"), [[Some("42".to_owned())]]);
-    assert_eq!(query_copy(following.copy(), "SELECT n::VARCHAR FROM seen"), [[Some("300000".to_owned())]]);
+    assert_eq!(
+        query_copy(following.copy(), "SELECT answer::VARCHAR FROM mine"),
+        [[Some("42".to_owned())]]
+    );
+    assert_eq!(
+        query_copy(following.copy(), "SELECT n::VARCHAR FROM seen"),
+        [[Some("300000".to_owned())]]
+    );
     following.assert_same(&["public.t", "public.we ird"]);
     following.db.execute("UPDATE t SET n = 0 WHERE id < 100; DELETE FROM t WHERE id > 299990");
     following.sync();
     following.assert_same(&["public.t", "public.we ird"]);
-    let left: Vec<_> = fs::read_dir(following.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(following.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("compacting")), "{left:?}");
 }
 
@@ -74,9 +83,15 @@ fn a_running_replicator_compacts_between_two_cycles_and_goes_on() {
         let report = compacted(&following);
         assert!(report["rows"].as_u64().unwrap() >= 300_000, "{report}");
     }
-    let status =
-        || serde_json::from_str::<serde_json::Value>(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
-    crate::bed::wait_until(SOON, "commits go on", || status()["commit_pause"]["since_start"]["max_ms"].is_number());
+    let status = || {
+        serde_json::from_str::<serde_json::Value>(
+            &following.rhei.run_ok(["status", "--json"]).stdout,
+        )
+        .unwrap()
+    };
+    crate::bed::wait_until(SOON, "commits go on", || {
+        status()["commit_pause"]["since_start"]["max_ms"].is_number()
+    });
     assert!(status()["file"]["file_bytes"].as_u64().unwrap() > 0, "{}", status());
     load.stop();
     running.stop(SOON).assert_code(0);
@@ -89,10 +104,13 @@ fn compact_waits_for_copies_to_end_and_says_so() {
     let following = Following::new("compact_copying");
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 200000) i");
     let settings = fs::read_to_string(following.folder.path().join("rhei.toml")).unwrap();
-    let rhei = following.rhei.clone().config(&format!("{settings}[backfill]\nrate_limit = \"1MB\"\n"));
+    let rhei =
+        following.rhei.clone().config(&format!("{settings}[backfill]\nrate_limit = \"1MB\"\n"));
     let mut running = rhei.spawn(["run"]);
     running.wait_for_log("following the source", SOON);
-    crate::bed::wait_until(SOON, "a copy is on its way", || rhei.run(["jobs"]).stdout.contains("running"));
+    crate::bed::wait_until(SOON, "a copy is on its way", || {
+        rhei.run(["jobs"]).stdout.contains("running")
+    });
     let refused = rhei.run(["compact"]);
     refused.assert_code(1);
     assert!(refused.stderr.contains("tables are being copied"), "{}", refused.stderr);

@@ -20,23 +20,37 @@ use crate::{
 };
 
 fn openssl(folder: &Path, arguments: &str) {
-    let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    let output =
+        Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
+    assert!(
+        output.status.success(),
+        "openssl {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A server with TLS whose certificate is for `localhost`, and the folder with its authority.
 fn with_tls() -> (Cluster, tempfile::TempDir) {
     let folder = temp_dir();
     let make = |arguments: &str| openssl(folder.path(), arguments);
-    make("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=rhei-test-authority");
+    make(
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=rhei-test-authority",
+    );
     make("req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost");
     fs::write(folder.path().join("names"), "subjectAltName=DNS:localhost\n").unwrap();
-    make("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out server.pem");
-    make("req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 30 -subj /CN=another-authority");
+    make(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out server.pem",
+    );
+    make(
+        "req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 30 -subj /CN=another-authority",
+    );
     make("req -newkey rsa:2048 -nodes -keyout client.key -out client.csr -subj /CN=by_certificate");
-    make("x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out client.pem");
+    make(
+        "x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out client.pem",
+    );
     let hba = "local all postgres trust\nhostssl all by_certificate all cert\nhostssl all all all scram-sha-256\n";
-    let cluster = Cluster::start(ClusterOptions { hba: Some(hba.to_owned()), ..ClusterOptions::default() });
+    let cluster =
+        Cluster::start(ClusterOptions { hba: Some(hba.to_owned()), ..ClusterOptions::default() });
     let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
     cluster.write_data_file("server.crt", &read("server.pem"));
     cluster.write_data_file("server.key", &read("server.key"));
@@ -120,17 +134,24 @@ fn each_sslmode_verifies_what_it_says() {
 fn passwords_of_each_kind_are_taken() {
     let hba = "local all postgres trust\nhost all by_scram all scram-sha-256\nhost all by_md5 all md5\n\
                host all by_clear all password\n";
-    let cluster = Cluster::start(ClusterOptions { hba: Some(hba.to_owned()), ..ClusterOptions::default() });
+    let cluster =
+        Cluster::start(ClusterOptions { hba: Some(hba.to_owned()), ..ClusterOptions::default() });
     let db = cluster.database("passwords");
     db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR TABLE t");
     for (number, (role, encryption)) in
-        [("by_scram", "scram-sha-256"), ("by_md5", "md5"), ("by_clear", "scram-sha-256")].iter().enumerate()
+        [("by_scram", "scram-sha-256"), ("by_md5", "md5"), ("by_clear", "scram-sha-256")]
+            .iter()
+            .enumerate()
     {
         db.execute(&format!(
             "SET password_encryption = '{encryption}'; CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'open sesame'; \
              GRANT SELECT ON t TO {role}"
         ));
-        let source = format!("postgresql://{role}@127.0.0.1:{}/{}?sslmode=disable", cluster.port(), db.name());
+        let source = format!(
+            "postgresql://{role}@127.0.0.1:{}/{}?sslmode=disable",
+            cluster.port(),
+            db.name()
+        );
         let output = enter(&db, number, &source);
         assert_eq!(output.code(), Some(0), "{role}\n{}", output.stderr);
     }
@@ -152,8 +173,11 @@ fn unix_sockets_and_the_second_of_two_hosts_are_reached() {
 #[test]
 fn a_publication_name_keeps_its_case() {
     let following = Following::new("publication_case");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION \"My 'Pub\" FOR TABLE t");
-    let settings = format!("[source]\nslot = \"{}\"\npublication = \"My 'Pub\"\n", following.slot());
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION \"My 'Pub\" FOR TABLE t");
+    let settings =
+        format!("[source]\nslot = \"{}\"\npublication = \"My 'Pub\"\n", following.slot());
     let rhei = following.rhei.clone().config(&settings);
     rhei.run_ok(["sync"]);
     following.db.execute("INSERT INTO t VALUES (1)");
@@ -170,7 +194,10 @@ struct Junction {
 impl Junction {
     fn to(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let junction = Self { port: listener.local_addr().unwrap().port(), stream_to: Arc::new(AtomicU16::new(port)) };
+        let junction = Self {
+            port: listener.local_addr().unwrap().port(),
+            stream_to: Arc::new(AtomicU16::new(port)),
+        };
         let stream_to = Arc::clone(&junction.stream_to);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
@@ -191,7 +218,9 @@ fn pass_on(mut client: TcpStream, port: u16, stream_to: &AtomicU16) -> Option<()
     let mut first = [0; 4096];
     let read = client.read(&mut first).ok()?;
     let is_stream = first[..read].windows(11).any(|window| window == b"rhei/stream");
-    let mut server = TcpStream::connect(("127.0.0.1", if is_stream { stream_to.load(SeqCst) } else { port })).ok()?;
+    let mut server =
+        TcpStream::connect(("127.0.0.1", if is_stream { stream_to.load(SeqCst) } else { port }))
+            .ok()?;
     server.write_all(&first[..read]).ok()?;
     let (mut back, mut to_client) = (server.try_clone().ok()?, client.try_clone().ok()?);
     std::thread::spawn(move || {
@@ -210,7 +239,9 @@ fn a_stream_that_another_server_answers_is_not_read() {
     let primary = Cluster::start(ClusterOptions::default());
     let standby = primary.standby();
     let following = Following::of(primary.database("junction"));
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
     following.sync();
     let promoted = standby.replica_of(&following.db);
     wait_until(SOON, "the standby has the table", || {
@@ -230,7 +261,9 @@ fn a_stream_that_another_server_answers_is_not_read() {
 
     junction.lead_stream_to(&standby);
     let mark = running.log_mark();
-    following.db.query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active");
+    following
+        .db
+        .query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active");
     running.wait_for_log_after(mark, "another server answers", SOON);
     junction.lead_stream_to(&primary);
     following.db.execute("INSERT INTO t VALUES (3, 'c')");

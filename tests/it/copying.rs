@@ -21,7 +21,10 @@ fn status(rhei: &Rhei) -> Value {
 /// None as long as there is no copy.
 fn jobs(rhei: &Rhei) -> Vec<Value> {
     let output = rhei.run(["jobs", "--json"]);
-    serde_json::from_str::<Value>(&output.stdout).ok().and_then(|jobs| jobs.as_array().cloned()).unwrap_or_default()
+    serde_json::from_str::<Value>(&output.stdout)
+        .ok()
+        .and_then(|jobs| jobs.as_array().cloned())
+        .unwrap_or_default()
 }
 
 fn with_status<'a>(jobs: &'a [Value], table: &str, status: &str) -> Vec<&'a Value> {
@@ -45,12 +48,18 @@ fn slowly_in(following: Following, rows: u32) -> (Following, Rhei) {
          FROM generate_series(1, {rows}) i;
          CREATE TABLE other (id int PRIMARY KEY, v text); INSERT INTO other VALUES (1, 'one')"
     ));
-    let rhei = following.rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MB").env("RHEI_BACKFILL_RATE_LIMIT", "3MB");
+    let rhei = following
+        .rhei
+        .clone()
+        .env("RHEI_BACKFILL_CHUNK_SIZE", "1MB")
+        .env("RHEI_BACKFILL_RATE_LIMIT", "3MB");
     (following, rhei)
 }
 
 fn wait_for_chunks(rhei: &Rhei, count: usize) {
-    wait_until(SOON, "chunks that are done", || with_status(&jobs(rhei), "public.large", "done").len() >= count);
+    wait_until(SOON, "chunks that are done", || {
+        with_status(&jobs(rhei), "public.large", "done").len() >= count
+    });
 }
 
 fn state_of(status: &Value, table: &str) -> String {
@@ -83,8 +92,16 @@ fn the_stream_goes_on_while_a_table_is_copied() {
         (state_of(&seen, "public.large").as_str(), state_of(&seen, "public.other").as_str()),
         ("copying", "live")
     );
-    let large = seen["tables"].as_array().unwrap().iter().find(|table| table["source"] == "public.large").unwrap();
-    assert!(large["copy"]["rows"].as_u64() > Some(0) && large["copy"]["chunks"].as_u64() > Some(10), "{large}");
+    let large = seen["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|table| table["source"] == "public.large")
+        .unwrap();
+    assert!(
+        large["copy"]["rows"].as_u64() > Some(0) && large["copy"]["chunks"].as_u64() > Some(10),
+        "{large}"
+    );
     assert!(seen["copy"]["megabytes_per_second"].as_f64() > Some(0.0), "{seen}");
     running.wait_for_log("all tables are live", SOON);
     running.stop(SOON).assert_code(0);
@@ -99,7 +116,9 @@ fn a_table_that_is_truncated_while_it_is_copied_ends_equal() {
     let (following, rhei) = slowly("truncated_copy", 20_000);
     let mut running = rhei.spawn(["run"]);
     wait_for_chunks(&rhei, 2);
-    following.db.execute("TRUNCATE large; INSERT INTO large VALUES (5, 5, 'five', 'five'), (6, 6, 'six', NULL)");
+    following.db.execute(
+        "TRUNCATE large; INSERT INTO large VALUES (5, 5, 'five', 'five'), (6, 6, 'six', NULL)",
+    );
     running.wait_for_log("live table=\"public.large\"", SOON);
     following.db.execute("UPDATE large SET n = 7 WHERE id = 5");
     running.stop(SOON).assert_code(0);
@@ -135,9 +154,15 @@ fn a_table_without_a_key_is_copied_beside_the_stream() {
          CREATE TABLE log (a int, b text); ALTER TABLE log REPLICA IDENTITY NOTHING;
          INSERT INTO log SELECT i, repeat('x', 300) FROM generate_series(1, 20000) i",
     );
-    let rhei = following.rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MB").env("RHEI_BACKFILL_RATE_LIMIT", "3MB");
+    let rhei = following
+        .rhei
+        .clone()
+        .env("RHEI_BACKFILL_CHUNK_SIZE", "1MB")
+        .env("RHEI_BACKFILL_RATE_LIMIT", "3MB");
     let mut running = rhei.spawn(["run"]);
-    wait_until(SOON, "chunks that are done", || jobs(&rhei).iter().filter(|job| job["status"] == "done").count() >= 2);
+    wait_until(SOON, "chunks that are done", || {
+        jobs(&rhei).iter().filter(|job| job["status"] == "done").count() >= 2
+    });
     for _ in 0..3 {
         following.db.execute(
             "DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE a % 3 = 0 LIMIT 700);
@@ -228,7 +253,8 @@ fn a_table_that_cannot_be_copied_does_not_keep_the_others_from_it() {
         "CREATE TABLE mine (id int PRIMARY KEY); CREATE TABLE good (id int PRIMARY KEY); INSERT INTO good VALUES (1)",
     );
     let copy = duckdb::Connection::open(following.copy()).unwrap();
-    copy.execute_batch("CREATE SCHEMA public; CREATE TABLE public.mine AS SELECT 42 AS mine").unwrap();
+    copy.execute_batch("CREATE SCHEMA public; CREATE TABLE public.mine AS SELECT 42 AS mine")
+        .unwrap();
     drop(copy);
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
@@ -253,7 +279,9 @@ fn a_paused_copy_keeps_what_is_done_and_goes_on_when_it_is_resumed() {
         ) == "0"
     });
     let done = with_status(&jobs(&rhei), "public.large", "done").len();
-    following.db.execute("UPDATE large SET n = 3 WHERE id % 9 = 0; UPDATE other SET v = 'while paused'");
+    following
+        .db
+        .execute("UPDATE large SET n = 3 WHERE id % 9 = 0; UPDATE other SET v = 'while paused'");
     let end = following.db.wal_lsn();
     let slot = following.slot();
     wait_until(SOON, "the stream to go on", || {
@@ -262,7 +290,10 @@ fn a_paused_copy_keeps_what_is_done_and_goes_on_when_it_is_resumed() {
         )) == "t"
     });
     let seen = status(&rhei);
-    assert_eq!((state_of(&seen, "public.large").as_str(), &seen["paused"]), ("copying", &Value::Bool(true)));
+    assert_eq!(
+        (state_of(&seen, "public.large").as_str(), &seen["paused"]),
+        ("copying", &Value::Bool(true))
+    );
     assert_eq!(with_status(&jobs(&rhei), "public.large", "done").len(), done);
     rhei.run_ok(["resume"]);
     running.wait_for_log("all tables are live", SOON);
@@ -317,7 +348,8 @@ fn kill_at_random_moments(following: &Following, rhei: &Rhei, kills: u64, seed: 
         wait_until(SOON, "chunks that are done", || {
             done() >= enough || running.logs().contains("live table=\"public.large\"")
         });
-        let is_over = !running.is_running() || running.logs().contains("live table=\"public.large\"");
+        let is_over =
+            !running.is_running() || running.logs().contains("live table=\"public.large\"");
         running.kill9();
         if is_over {
             break;
@@ -327,7 +359,8 @@ fn kill_at_random_moments(following: &Following, rhei: &Rhei, kills: u64, seed: 
             let [first, next] = [0, 1].map(|at| job["payload"]["pages"][at].as_u64());
             next.zip(first).map_or(0, |(next, first)| next - first)
         };
-        lost += with_status(&jobs(rhei), "public.large", "running").into_iter().map(pages).sum::<u64>();
+        lost +=
+            with_status(&jobs(rhei), "public.large", "running").into_iter().map(pages).sum::<u64>();
     }
     (killed, lost)
 }
@@ -381,7 +414,10 @@ fn a_copy_killed_at_random_moments_under_writes_ends_equal_and_copies_little_twi
         (whole + lost_rows) * 10 < u64::from(ROWS) * 13,
         "{whole} rows in whole chunks, about {lost_rows} in broken ones"
     );
-    let sums = query_copy(following.copy(), "SELECT count(*)::VARCHAR FROM _rhei.jobs WHERE status = 'running'");
+    let sums = query_copy(
+        following.copy(),
+        "SELECT count(*)::VARCHAR FROM _rhei.jobs WHERE status = 'running'",
+    );
     assert_eq!(sums, [[Some("0".to_owned())]]);
 }
 
@@ -394,16 +430,26 @@ fn a_value_that_duckdb_refuses_while_it_is_copied_pauses_its_table_and_no_other(
             "CREATE TABLE bad (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY);
              INSERT INTO bad VALUES (1, 'a'); INSERT INTO other VALUES (1)",
         );
-        let refusing = following.rhei.clone().env("FAILPOINTS", &format!("{place}.refused=return(public.bad)"));
+        let refusing = following
+            .rhei
+            .clone()
+            .env("FAILPOINTS", &format!("{place}.refused=return(public.bad)"));
         let paused = || {
             let of = "SELECT state, error FROM _rhei.tables WHERE source_name = 'bad'";
             let found = query_copy(following.copy(), of).remove(0);
             assert_eq!(found[0].as_deref(), Some("error"), "{place}: {found:?}");
-            assert!(found[1].as_ref().is_some_and(|reason| reason.contains("on purpose")), "{place}: {found:?}");
+            assert!(
+                found[1].as_ref().is_some_and(|reason| reason.contains("on purpose")),
+                "{place}: {found:?}"
+            );
         };
         let output = refusing.run(["sync"]);
         output.assert_code(1);
-        assert!(output.stderr.contains("public.bad") && output.stderr.contains("on purpose"), "{}", output.stderr);
+        assert!(
+            output.stderr.contains("public.bad") && output.stderr.contains("on purpose"),
+            "{}",
+            output.stderr
+        );
         paused();
         following.assert_same(&["public.other"]);
 
@@ -455,14 +501,22 @@ fn a_copy_locks_no_other_table_while_it_runs() {
          CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10);
          CREATE TABLE gone PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (1), (11)",
     );
-    let rhei = following.rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MB").env("RHEI_BACKFILL_RATE_LIMIT", "2MB");
+    let rhei = following
+        .rhei
+        .clone()
+        .env("RHEI_BACKFILL_CHUNK_SIZE", "1MB")
+        .env("RHEI_BACKFILL_RATE_LIMIT", "2MB");
     let mut running = rhei.spawn(["run"]);
     running.wait_for_log("copied table=\"public.tree\"", SOON);
     let locked = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'relation' \
          AND a.datname = current_database() AND a.application_name LIKE 'rhei/%' AND l.relation IN \
          ('tree'::regclass, 'leaf'::regclass, 'gone'::regclass)";
-    wait_until(SOON, "the last question about the tree gives its locks back", || following.db.value(locked) == "0");
-    following.db.execute("SET lock_timeout = '5s'; ALTER TABLE tree ADD COLUMN late int; DROP TABLE gone");
+    wait_until(SOON, "the last question about the tree gives its locks back", || {
+        following.db.value(locked) == "0"
+    });
+    following
+        .db
+        .execute("SET lock_timeout = '5s'; ALTER TABLE tree ADD COLUMN late int; DROP TABLE gone");
     let copied = running.logs().contains("copied table=\"public.t\"");
     assert!(!copied, "the copy was over before:\n{}", running.logs());
     running.stop(SOON).assert_code(0);

@@ -43,7 +43,10 @@ impl Story {
         let mut story = Story { following, deaths: deaths.to_vec(), died: Vec::new() };
         story.deaths.reverse();
         let name = story.following.db.name().to_owned();
-        story.following.db.execute(&format!("ALTER DATABASE \"{name}\" SET logical_decoding_work_mem = '64kB'"));
+        story
+            .following
+            .db
+            .execute(&format!("ALTER DATABASE \"{name}\" SET logical_decoding_work_mem = '64kB'"));
         story.following.db.execute(
             "CREATE TABLE k (id int PRIMARY KEY, n int, v text); ALTER TABLE k ALTER v SET STORAGE EXTERNAL;
              CREATE TABLE nk (n int, v text); ALTER TABLE nk REPLICA IDENTITY FULL;
@@ -71,10 +74,14 @@ impl Story {
         story.write();
         story.until_done(&["sync"]);
         // Nothing for us.
-        story.following.db.execute("CREATE TABLE unpublished AS SELECT generate_series(1, 1000) AS i");
+        story
+            .following
+            .db
+            .execute("CREATE TABLE unpublished AS SELECT generate_series(1, 1000) AS i");
         story.until_done(&["sync"]);
         story.following.assert_same(&TABLES);
-        let states = query_copy(story.following.copy(), "SELECT DISTINCT state::VARCHAR FROM _rhei.tables");
+        let states =
+            query_copy(story.following.copy(), "SELECT DISTINCT state::VARCHAR FROM _rhei.tables");
         assert_eq!(states, [[Some("live".to_owned())]], "{deaths:?}");
         let left = query_copy(
             story.following.copy(),
@@ -98,7 +105,11 @@ impl Story {
         loop {
             let mut rhei = self.following.rhei.clone();
             if let Some((place, skipped)) = self.deaths.last() {
-                let action = if *skipped == 0 { "1*return".to_owned() } else { format!("{skipped}*off->1*return") };
+                let action = if *skipped == 0 {
+                    "1*return".to_owned()
+                } else {
+                    format!("{skipped}*off->1*return")
+                };
                 rhei = rhei.env("FAILPOINTS", &format!("{place}={action}"));
             }
             let output = rhei.run(command);
@@ -151,7 +162,11 @@ fn deaths_at_pairs_of_places_lose_nothing_and_repeat_nothing() {
     let mut death = || (ALL[random.random_range(0..ALL.len())], random.random_range(0..4));
     let stories: Vec<Vec<Death>> = (0..pairs).map(|_| vec![death(), death()]).collect();
     let died = tell_all(&stories);
-    println!("{} pairs, all ended equal; {} deaths came to pass:", stories.len(), died.values().sum::<usize>());
+    println!(
+        "{} pairs, all ended equal; {} deaths came to pass:",
+        stories.len(),
+        died.values().sum::<usize>()
+    );
     for ((place, skipped), times) in died {
         println!("  {place} after {skipped}: {times}");
     }
@@ -161,7 +176,9 @@ fn deaths_at_pairs_of_places_lose_nothing_and_repeat_nothing() {
 #[test]
 fn a_death_while_the_file_is_made_leaves_nothing_in_the_way() {
     let following = Following::new("half_made");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 10)");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 10)",
+    );
     for bytes in [0, 4096, 8192] {
         let died = following.rhei.clone().longest_file(bytes).run(["sync"]);
         assert_eq!(died.status.signal(), Some(libc::SIGXFSZ), "{bytes} bytes: {}", died.stderr);
@@ -171,6 +188,7 @@ fn a_death_while_the_file_is_made_leaves_nothing_in_the_way() {
 
     following.assert_same(&["public.t"]);
     let files = std::fs::read_dir(following.folder.path()).unwrap();
-    let files: BTreeSet<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    let files: BTreeSet<_> =
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!files.iter().any(|file| file.contains("creating")), "{files:?}");
 }

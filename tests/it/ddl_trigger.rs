@@ -47,8 +47,14 @@ fn the_event_trigger_is_never_put_over_a_function_of_somebody_else() {
     for (before, what) in [
         (format!("CREATE SCHEMA rhei AUTHORIZATION \"{mallory}\""), "schema \"rhei\" belongs to"),
         (format!("CREATE SCHEMA rhei; GRANT CREATE ON SCHEMA rhei TO \"{mallory}\""), "to create"),
-        ("CREATE SCHEMA rhei; GRANT CREATE ON SCHEMA rhei TO PUBLIC".to_owned(), "lets \"PUBLIC\" create"),
-        (format!("CREATE SCHEMA rhei; {}", theirs("rhei", "emit_ddl")), "function rhei.emit_ddl() belongs to"),
+        (
+            "CREATE SCHEMA rhei; GRANT CREATE ON SCHEMA rhei TO PUBLIC".to_owned(),
+            "lets \"PUBLIC\" create",
+        ),
+        (
+            format!("CREATE SCHEMA rhei; {}", theirs("rhei", "emit_ddl")),
+            "function rhei.emit_ddl() belongs to",
+        ),
     ] {
         db.execute(&before);
         let refused = install();
@@ -88,7 +94,11 @@ fn an_event_trigger_that_others_control_is_an_error_and_is_not_listened_to() {
             "ALTER FUNCTION rhei.emit_ddl() OWNER TO postgres",
             "runs rhei.emit_ddl(), which belongs to",
         ),
-        (format!("ALTER SCHEMA rhei OWNER TO \"{mallory}\""), "ALTER SCHEMA rhei OWNER TO postgres", "no superuser"),
+        (
+            format!("ALTER SCHEMA rhei OWNER TO \"{mallory}\""),
+            "ALTER SCHEMA rhei OWNER TO postgres",
+            "no superuser",
+        ),
         (
             "GRANT CREATE ON SCHEMA rhei TO PUBLIC".to_owned(),
             "REVOKE CREATE ON SCHEMA rhei FROM PUBLIC",
@@ -103,14 +113,22 @@ fn an_event_trigger_that_others_control_is_an_error_and_is_not_listened_to() {
         db.execute(&before);
         let checked = following.rhei.run(["check"]);
         let is_error = |line: &str| line.starts_with("ERROR") && line.contains(what);
-        assert!(checked.assert_code(1).stdout.lines().any(is_error), "{before}: {}", checked.stdout);
+        assert!(
+            checked.assert_code(1).stdout.lines().any(is_error),
+            "{before}: {}",
+            checked.stdout
+        );
         // Two changes in a row leave a doubt, and nobody is believed about them.
         db.execute(
             "ALTER TABLE t DROP v; ALTER TABLE t ADD v int; INSERT INTO t VALUES ((SELECT max(id) + 1 FROM t), 5)",
         );
         db.execute("ALTER TABLE t DROP v; ALTER TABLE t ADD v int");
         let synced = following.sync();
-        assert!(synced.stderr.contains("rhei_ddl is not listened to"), "{before}: {}", synced.stderr);
+        assert!(
+            synced.stderr.contains("rhei_ddl is not listened to"),
+            "{before}: {}",
+            synced.stderr
+        );
         assert!(synced.stderr.contains("is copied again"), "{before}: {}", synced.stderr);
         following.assert_same(&["public.t"]);
         db.execute(after);
@@ -208,7 +226,9 @@ fn a_role_that_may_not_read_the_secret_is_told_what_to_grant() {
     ));
     following.rhei.run_ok(["check", "--install-ddl-trigger"]);
     let rhei = following.rhei.clone().source(db.url_as(&reader));
-    let grant = format!("GRANT USAGE ON SCHEMA rhei TO \"{reader}\"; GRANT SELECT ON rhei.ddl_secret TO \"{reader}\"");
+    let grant = format!(
+        "GRANT USAGE ON SCHEMA rhei TO \"{reader}\"; GRANT SELECT ON rhei.ddl_secret TO \"{reader}\""
+    );
     // Nobody can say which column is which by looking at the catalogs of now, and a savepoint has a number of its own.
     let changes = "BEGIN; ALTER TABLE t ADD w int DEFAULT 1; SAVEPOINT s; ALTER TABLE t DROP v; RELEASE s;
          ALTER TABLE t ADD v int DEFAULT 2; INSERT INTO t SELECT max(id) + 1 FROM t; COMMIT;
@@ -228,7 +248,10 @@ fn a_role_that_may_not_read_the_secret_is_told_what_to_grant() {
     }
     let secret = db.value("SELECT secret FROM rhei.ddl_secret");
     let file = std::fs::read(following.copy()).unwrap();
-    assert!(!file.windows(secret.len()).any(|window| window == secret.as_bytes()), "the secret is in the copy");
+    assert!(
+        !file.windows(secret.len()).any(|window| window == secret.as_bytes()),
+        "the secret is in the copy"
+    );
     assert!(!rhei.clone().env("RHEI_LOG", "trace").run_ok(["-v", "sync"]).stderr.contains(&secret));
     db.execute(&format!("DROP OWNED BY \"{reader}\"; DROP ROLE \"{reader}\""));
 }
@@ -244,7 +267,11 @@ fn tables_can_be_changed_though_the_secret_is_gone() {
     db.execute("REFRESH MATERIALIZED VIEW rhei.ddl_secret WITH NO DATA; ALTER TABLE t ADD a int");
     db.execute("DROP MATERIALIZED VIEW rhei.ddl_secret; ALTER TABLE t ADD b int; INSERT INTO t VALUES (2, 2, 2)");
     let checked = following.rhei.run(["check"]);
-    assert!(checked.assert_code(1).stdout.contains("no secret rhei.ddl_secret"), "{}", checked.stdout);
+    assert!(
+        checked.assert_code(1).stdout.contains("no secret rhei.ddl_secret"),
+        "{}",
+        checked.stdout
+    );
     following.sync();
     following.assert_same(&["public.t"]);
     let installed = following.rhei.run_ok(["check", "--install-ddl-trigger"]);
@@ -271,7 +298,9 @@ fn a_description_is_not_believed_after_a_change_that_nobody_described() {
     for (always, change) in cases {
         let following = Following::new("undescribed");
         // `v` is the last one, so the relation looks the same with the other column of that name.
-        following.db.execute("CREATE TABLE t (id int PRIMARY KEY, w int, v int); INSERT INTO t VALUES (1, 1, 10)");
+        following.db.execute(
+            "CREATE TABLE t (id int PRIMARY KEY, w int, v int); INSERT INTO t VALUES (1, 1, 10)",
+        );
         following.rhei.run_ok(["check", "--install-ddl-trigger"]);
         if !always {
             following.db.execute("ALTER EVENT TRIGGER rhei_ddl ENABLE");
@@ -285,7 +314,8 @@ fn a_description_is_not_believed_after_a_change_that_nobody_described() {
         following.db.execute(&change);
         following.wait_until_in_step();
         run.stop(SOON).assert_code(0);
-        let mut run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+        let mut run =
+            following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
         run.wait_for_log("following the source", SOON);
         following.db.execute("UPDATE t SET w = w + 1 WHERE id = 1");
         following.wait_until_in_step();

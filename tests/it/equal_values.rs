@@ -81,8 +81,21 @@ const INTERVALS: &[&str] = &[
     "12 mons",
     "360 days",
 ];
-const ZONED: &[&str] = &["12:00+00", "13:00+01", "07:00-05", "12:00-00:00:01", "24:00+00", "00:00+00", "23:00-01"];
-const JSONS: &[&str] = &["1", "1.0", "1e0", "\"1\"", "{\"a\":1}", "{\"a\": 1.0}", "[1.0]", "[1]", "[]", "{}", "[null]"];
+const ZONED: &[&str] =
+    &["12:00+00", "13:00+01", "07:00-05", "12:00-00:00:01", "24:00+00", "00:00+00", "23:00-01"];
+const JSONS: &[&str] = &[
+    "1",
+    "1.0",
+    "1e0",
+    "\"1\"",
+    "{\"a\":1}",
+    "{\"a\": 1.0}",
+    "[1.0]",
+    "[1]",
+    "[]",
+    "{}",
+    "[null]",
+];
 const NUMBERS: &[&str] = &["1", "1.0", "1.00", "0", "0.0", "-1", "NaN"];
 const WORDS: &[&str] = &["a", "A", "a ", " a", "", " ", "NULL", "ä", "a\u{308}", "\\N"];
 const DUOS: &[&str] = &["(,)", "(1,)", "(,\"\")", "(1,\"\")", "(1,NULL)", "(1,a)", "(1,A)"];
@@ -97,9 +110,15 @@ const NEARS: &[&str] = &[
     "(,,,)",
 ];
 const PAIRS: &[&str] = &["", "a=>NULL", "a=>\"NULL\"", "a=>1", "a=>\"\"", "b=>1", "a=>1,b=>2"];
-const NUMBER_SPANS: &[&str] = &["[1,2]", "[1.0,2]", "[1,2.0]", "(1,2)", "[1,2)", "empty", "(,)", "[1,)"];
-const MOMENT_SPANS: &[&str] =
-    &["[2024-01-01,2024-01-02)", "[2024-01-01 01:00+01,2024-01-02)", "empty", "(,)", "[2024-01-01,infinity)"];
+const NUMBER_SPANS: &[&str] =
+    &["[1,2]", "[1.0,2]", "[1,2.0]", "(1,2)", "[1,2)", "empty", "(,)", "[1,)"];
+const MOMENT_SPANS: &[&str] = &[
+    "[2024-01-01,2024-01-02)",
+    "[2024-01-01 01:00+01,2024-01-02)",
+    "empty",
+    "(,)",
+    "[2024-01-01,infinity)",
+];
 
 const CASES: &[Case] = &[
     case("bool", &["t", "f"]),
@@ -127,12 +146,26 @@ const CASES: &[Case] = &[
     case("time", &["00:00", "24:00", "12:00"]),
     case("timetz", ZONED),
     case("timestamp", &["2024-01-01", "2024-01-01 00:00:00.000001", "infinity", "-infinity"]),
-    case("timestamptz", &["2024-01-01 00:00+00", "2024-01-01 00:00:00.000001+00", "infinity", "-infinity"]),
+    case(
+        "timestamptz",
+        &["2024-01-01 00:00+00", "2024-01-01 00:00:00.000001+00", "infinity", "-infinity"],
+    ),
     case("interval", INTERVALS),
     case("span", INTERVALS),
     case("uuid", &["00000000-0000-0000-0000-000000000000", "00000000-0000-0000-0000-000000000001"]),
     case("json", JSONS),
-    case("json", &["{\"a\":1,\"a\":1}", "{\"a\":1}", "{\"a\": 1}", " {\"a\":1}", "\"\\u00e4\"", "\"ä\"", "null"]),
+    case(
+        "json",
+        &[
+            "{\"a\":1,\"a\":1}",
+            "{\"a\":1}",
+            "{\"a\": 1}",
+            " {\"a\":1}",
+            "\"\\u00e4\"",
+            "\"ä\"",
+            "null",
+        ],
+    ),
     case("jsonb", JSONS),
     case("jsonb", &["null", "1.00", "{\"a\": 1.00}", "{\"b\": 1, \"a\": 1}"]),
     case("tsvector", &["", "a", "a:1", "a:1A", "A"]),
@@ -161,7 +194,18 @@ const CASES: &[Case] = &[
     case("float8[]", &["{1.5,0}", "{0}", "{-0}", "{NaN}", "{0,-0}", "{}", "{NULL}"]).zeros(),
     case("numeric[]", &["{1}", "{1.0}", "{1.00}", "{NaN}", "{}"]),
     case("numeric(10,2)[]", &["{1}", "{1.01}", "{NULL}", "{}"]),
-    case("interval[]", &["{30 days}", "{1 mon}", "{720:00:00}", "{}", "{NULL}", "{1 mon,30 days}", "{30 days,1 mon}"]),
+    case(
+        "interval[]",
+        &[
+            "{30 days}",
+            "{1 mon}",
+            "{720:00:00}",
+            "{}",
+            "{NULL}",
+            "{1 mon,30 days}",
+            "{30 days,1 mon}",
+        ],
+    ),
     case("span[]", &["{30 days}", "{1 mon}", "{720:00:00}"]),
     case("timetz[]", &["{12:00+00}", "{13:00+01}", "{}", "{NULL}"]),
     case("time[]", &["{00:00}", "{24:00}"]),
@@ -180,7 +224,16 @@ const CASES: &[Case] = &[
     case("jsonb", JSONS).set("VARIANT"),
     case(
         "json",
-        &["[1, 2]", "[1, 2.0]", "[1,2]", "{\"a\":{\"b\":1}}", "{\"a\":{\"b\":1.0}}", "\"1\"", "true", "\"true\""],
+        &[
+            "[1, 2]",
+            "[1, 2.0]",
+            "[1,2]",
+            "{\"a\":{\"b\":1}}",
+            "{\"a\":{\"b\":1.0}}",
+            "\"1\"",
+            "true",
+            "\"true\"",
+        ],
     )
     .set("VARIANT"),
     case("duo", DUOS).set("STRUCT"),
@@ -207,7 +260,8 @@ impl Table {
 
     fn create(&self, times: u32) -> String {
         let Table { name, case } = self;
-        let mut values: Vec<String> = case.values.iter().map(|value| format!("({})", self.literal(value))).collect();
+        let mut values: Vec<String> =
+            case.values.iter().map(|value| format!("({})", self.literal(value))).collect();
         values.push(format!("(NULL::{})", case.sql));
         format!(
             "CREATE TABLE {name} (v {}); ALTER TABLE {name} REPLICA IDENTITY FULL;
@@ -220,7 +274,10 @@ impl Table {
     /// One row, whichever.
     fn one(&self, rng: &mut StdRng) -> String {
         let name = &self.name;
-        format!("ctid = (SELECT ctid FROM {name} ORDER BY md5(ctid::text || '{}') LIMIT 1)", rng.random::<u32>())
+        format!(
+            "ctid = (SELECT ctid FROM {name} ORDER BY md5(ctid::text || '{}') LIMIT 1)",
+            rng.random::<u32>()
+        )
     }
 
     /// One row of every other value: those that DuckDB calls equal to another have it in front of
@@ -263,17 +320,21 @@ impl Tables {
         println!("RHEI_TEST_SEED={seed}");
         let mut following = Following::of(Cluster::shared().database(name));
         following.db.execute(SETUP);
-        let mut settings = format!("[source]\nslot = \"{}\"\n[sync]\ninterval = \"50ms\"\n", following.slot());
+        let mut settings =
+            format!("[source]\nslot = \"{}\"\n[sync]\ninterval = \"50ms\"\n", following.slot());
         let mut all = Vec::new();
         for (number, &case) in CASES.iter().enumerate() {
-            let extension = case.extension.map(|name| format!("CREATE EXTENSION IF NOT EXISTS {name}"));
+            let extension =
+                case.extension.map(|name| format!("CREATE EXTENSION IF NOT EXISTS {name}"));
             if extension.is_some_and(|create| following.db.try_query(&create).is_err()) {
                 continue;
             }
             let table = Table { name: format!("e{number}"), case };
             following.db.execute(&table.create(times));
             if let Some(setting) = case.setting {
-                settings.push_str(&format!("[tables.\"public.e{number}\".columns]\nv.type = \"{setting}\"\n"));
+                settings.push_str(&format!(
+                    "[tables.\"public.e{number}\".columns]\nv.type = \"{setting}\"\n"
+                ));
             }
             all.push(table);
         }
@@ -287,7 +348,8 @@ impl Tables {
         for _ in 0..times {
             for table in &self.all {
                 let several = self.rng.random_range(1..4);
-                let changes: Vec<String> = (0..several).map(|_| table.change(&mut self.rng)).collect();
+                let changes: Vec<String> =
+                    (0..several).map(|_| table.change(&mut self.rng)).collect();
                 session.execute(&changes.join("; "));
             }
         }
@@ -305,8 +367,10 @@ impl Tables {
     /// Against the source; where the settings ask for another type, against a new copy.
     #[track_caller]
     fn assert_same(&mut self) {
-        let pairs: Vec<Pair> =
-            self.read_by_oracle(true).map(|table| Pair::new(&format!("public.{}", table.name))).collect();
+        let pairs: Vec<Pair> = self
+            .read_by_oracle(true)
+            .map(|table| Pair::new(&format!("public.{}", table.name)))
+            .collect();
         let mut wrong = compare(&self.following.db, self.following.copy(), &pairs);
 
         self.fresh += 1;
@@ -318,10 +382,16 @@ impl Tables {
                 _ if case.has_zeros => "replace(v::VARCHAR, '-0.0', '0.0')",
                 _ => "v::VARCHAR",
             };
-            let sql = format!("SELECT {text}, count(*)::VARCHAR FROM public.{name} GROUP BY 1 ORDER BY 1");
-            let [found, expected] = [&self.following.rhei, &fresh].map(|copy| query_copy(copy.target_path(), &sql));
+            let sql = format!(
+                "SELECT {text}, count(*)::VARCHAR FROM public.{name} GROUP BY 1 ORDER BY 1"
+            );
+            let [found, expected] =
+                [&self.following.rhei, &fresh].map(|copy| query_copy(copy.target_path(), &sql));
             if found != expected {
-                wrong.push(format!("{name} {} as {:?}: {found:?} is not {expected:?}", case.sql, case.setting));
+                wrong.push(format!(
+                    "{name} {} as {:?}: {found:?} is not {expected:?}",
+                    case.sql, case.setting
+                ));
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -343,7 +413,10 @@ fn whichever_of_equal_rows_goes_at_the_source_goes_in_the_copy() {
     let mut tables = Tables::new("equal_values", 2);
     for round in 0..4 {
         let mut running = tables.run();
-        running.wait_for_log(if round == 0 { "all tables are live" } else { "following the source" }, SOON);
+        running.wait_for_log(
+            if round == 0 { "all tables are live" } else { "following the source" },
+            SOON,
+        );
         let copies = running.copies().len();
         if round == 0 {
             tables.delete_some();
@@ -376,7 +449,11 @@ fn whichever_of_equal_rows_goes_while_a_table_is_copied_is_missing_in_its_copy()
     tables.change(1);
     tables.following.wait_until_in_step();
     let copying = tables.states("copying");
-    assert!(copying > count / 2, "{copying} of {count} tables are being copied\n{}", running.logs());
+    assert!(
+        copying > count / 2,
+        "{copying} of {count} tables are being copied\n{}",
+        running.logs()
+    );
     running.wait_for_log("all tables are live", SOON);
     tables.change(1);
     tables.following.wait_settled(&mut running);

@@ -29,7 +29,8 @@ pub const SETUP: &str = "
     CREATE TYPE inner_pair AS (n int4, t text);
     CREATE TYPE outer_row AS (a int4, b text, c inner_pair, d numeric(10,2));";
 
-pub const SETTINGS: &str = "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; SET intervalstyle = 'postgres'";
+pub const SETTINGS: &str =
+    "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; SET intervalstyle = 'postgres'";
 
 /// Added to ids when values move, far above those that count the rows.
 const COPIED_ID: u32 = 500_000_000;
@@ -57,7 +58,11 @@ pub struct Kind {
     random: fn(&mut StdRng) -> String,
 }
 
-fn kind(sql: &'static str, edges: &'static [&'static str], random: fn(&mut StdRng) -> String) -> Kind {
+fn kind(
+    sql: &'static str,
+    edges: &'static [&'static str],
+    random: fn(&mut StdRng) -> String,
+) -> Kind {
     Kind { sql, needs: Needs::Nothing, edges, random }
 }
 
@@ -72,7 +77,9 @@ impl Kind {
         match self.needs {
             Needs::Nothing => true,
             Needs::Major(major) => cluster.major() >= major,
-            Needs::Extension(name) => session.try_query(&format!("CREATE EXTENSION {name}")).is_ok(),
+            Needs::Extension(name) => {
+                session.try_query(&format!("CREATE EXTENSION {name}")).is_ok()
+            }
             Needs::Libxml => session.try_query("SELECT '<a/>'::xml").is_ok(),
         }
     }
@@ -104,7 +111,10 @@ struct Table<'a> {
 
 impl Table<'_> {
     fn create(&self) {
-        self.session.execute(&format!("CREATE TABLE {} (id int4 PRIMARY KEY, v {})", self.name, self.kind.sql));
+        self.session.execute(&format!(
+            "CREATE TABLE {} (id int4 PRIMARY KEY, v {})",
+            self.name, self.kind.sql
+        ));
     }
 
     /// By COPY, from a file in the server's folder.
@@ -137,8 +147,9 @@ impl Table<'_> {
         let ids: Vec<u64> = ids.filter(|_| self.rng.random_bool(0.2)).collect();
         for batch in ids.chunks(1000) {
             let (rows, name) = (self.rows(batch), &self.name);
-            self.session
-                .execute(&format!("UPDATE {name} t SET v = n.v FROM (VALUES {rows}) n(id, v) WHERE t.id = n.id"));
+            self.session.execute(&format!(
+                "UPDATE {name} t SET v = n.v FROM (VALUES {rows}) n(id, v) WHERE t.id = n.id"
+            ));
         }
     }
 
@@ -154,7 +165,8 @@ impl Table<'_> {
     }
 
     fn rows(&mut self, ids: &[u64]) -> String {
-        let rows: Vec<String> = ids.iter().map(|id| format!("({id},{})", self.kind.literal(&mut self.rng))).collect();
+        let rows: Vec<String> =
+            ids.iter().map(|id| format!("({id},{})", self.kind.literal(&mut self.rng))).collect();
         rows.join(",")
     }
 }
@@ -165,7 +177,8 @@ fn copy_escaped(text: &str) -> String {
 
 /// Type names hold what identifiers may not.
 fn table_name(number: usize, sql: &str) -> String {
-    let plain: String = sql.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let plain: String =
+        sql.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     format!("v_{number}_{plain}")
 }
 
@@ -220,7 +233,13 @@ struct Unrepresentable {
 }
 
 const UNREPRESENTABLE: &[Unrepresentable] = &[
-    Unrepresentable { sql: "int4[]", good: "{5,6}", shown: "[5, 6]", bad: "{{1,2},{3,4}}", since: 0 },
+    Unrepresentable {
+        sql: "int4[]",
+        good: "{5,6}",
+        shown: "[5, 6]",
+        bad: "{{1,2},{3,4}}",
+        since: 0,
+    },
     Unrepresentable { sql: "numeric(5,2)", good: "1.50", shown: "1.50", bad: "NaN", since: 0 },
     Unrepresentable {
         sql: "timestamp",
@@ -229,7 +248,13 @@ const UNREPRESENTABLE: &[Unrepresentable] = &[
         bad: "294276-12-31",
         since: 0,
     },
-    Unrepresentable { sql: "interval", good: "3 days", shown: "3 days", bad: "infinity", since: 17 },
+    Unrepresentable {
+        sql: "interval",
+        good: "3 days",
+        shown: "3 days",
+        bad: "infinity",
+        since: 17,
+    },
 ];
 
 fn unrepresentable() -> impl Iterator<Item = &'static Unrepresentable> {
@@ -250,7 +275,11 @@ fn a_value_that_a_column_type_cannot_hold_names_the_row_and_the_way_out() {
         let output = following.rhei.run(["sync"]);
         output.assert_code(1);
         for word in ["public.t", "\"held\"", "id=7", "VARCHAR"] {
-            assert!(output.stderr.contains(word), "{bad} in {sql}: expected {word:?} in:\n{}", output.stderr);
+            assert!(
+                output.stderr.contains(word),
+                "{bad} in {sql}: expected {word:?} in:\n{}",
+                output.stderr
+            );
         }
         following.assert_same(&["public.other"]);
     }
@@ -280,15 +309,25 @@ fn with_on_unrepresentable_null_the_value_becomes_null_and_is_counted() {
             let output = following.sync();
             let is_warning = |line: &str| {
                 let mut words = line.split(|c: char| !c.is_ascii_alphanumeric());
-                line.contains("public.t") && line.contains("\"held\"") && words.any(|word| word == "2")
+                line.contains("public.t")
+                    && line.contains("\"held\"")
+                    && words.any(|word| word == "2")
             };
             assert!(
                 output.stderr.lines().any(is_warning),
                 "{bad} in {sql}: expected one line with public.t, \"held\" and 2 in:\n{}",
                 output.stderr
             );
-            expected.extend([good_row(first), null_row(first + 1), null_row(first + 2), good_row(first + 3)]);
-            let found = query_copy(following.copy(), "SELECT id::VARCHAR, held::VARCHAR FROM public.t ORDER BY t.id");
+            expected.extend([
+                good_row(first),
+                null_row(first + 1),
+                null_row(first + 2),
+                good_row(first + 3),
+            ]);
+            let found = query_copy(
+                following.copy(),
+                "SELECT id::VARCHAR, held::VARCHAR FROM public.t ORDER BY t.id",
+            );
             assert_eq!(found, expected, "{bad} in {sql}");
         }
     }
@@ -313,31 +352,66 @@ fn numbers() -> Vec<Kind> {
         kind("int2", &["-32768", "32767", "0", "-1"], |r| whole(r, 16).to_string()),
         kind("int4", &["-2147483648", "2147483647", "0", "-1"], int4),
         kind("int8", &["-9223372036854775808", "9223372036854775807", "0", "-1"], int8),
-        kind("float4", &["NaN", "Infinity", "-Infinity", "-0", "1e-45", "3.4028235e38", "0.1", "16777217"], float4),
-        kind("float8", &["NaN", "Infinity", "-Infinity", "-0", "5e-324", "1.7976931348623157e308", "0.1"], float8),
-        kind("numeric(10,2)", &["0", "-99999999.99", "99999999.99", "0.01", "-0.01"], |r| decimal(r, 8, 2)),
+        kind(
+            "float4",
+            &["NaN", "Infinity", "-Infinity", "-0", "1e-45", "3.4028235e38", "0.1", "16777217"],
+            float4,
+        ),
+        kind(
+            "float8",
+            &["NaN", "Infinity", "-Infinity", "-0", "5e-324", "1.7976931348623157e308", "0.1"],
+            float8,
+        ),
+        kind("numeric(10,2)", &["0", "-99999999.99", "99999999.99", "0.01", "-0.01"], |r| {
+            decimal(r, 8, 2)
+        }),
         kind(
             "numeric(38,10)",
-            &["-9999999999999999999999999999.9999999999", "9999999999999999999999999999.9999999999", "1e-10", "0"],
+            &[
+                "-9999999999999999999999999999.9999999999",
+                "9999999999999999999999999999.9999999999",
+                "1e-10",
+                "0",
+            ],
             |r| decimal(r, 28, 10),
         ),
         kind(
             "numeric(38,0)",
-            &["-99999999999999999999999999999999999999", "99999999999999999999999999999999999999", "0"],
+            &[
+                "-99999999999999999999999999999999999999",
+                "99999999999999999999999999999999999999",
+                "0",
+            ],
             |r| decimal(r, 38, 0),
         ),
-        kind("numeric(38,38)", &["-0.99999999999999999999999999999999999999", "1e-38", "0"], |r| decimal(r, 0, 38)),
+        kind("numeric(38,38)", &["-0.99999999999999999999999999999999999999", "1e-38", "0"], |r| {
+            decimal(r, 0, 38)
+        }),
         kind("numeric(18,6)", &["-999999999999.999999", "0.000001"], |r| decimal(r, 12, 6)),
-        kind("numeric(19,1)", &["-999999999999999999.9", "999999999999999999.9"], |r| decimal(r, 18, 1)),
+        kind("numeric(19,1)", &["-999999999999999999.9", "999999999999999999.9"], |r| {
+            decimal(r, 18, 1)
+        }),
         kind("numeric(4,0)", &["9999", "-9999", "0"], |r| decimal(r, 4, 0)),
-        kind("numeric(5,-2)", &["9999900", "-9999900", "49", "50", "0"], |r| decimal(r, 6, 2)).needs(Needs::Major(15)),
+        kind("numeric(5,-2)", &["9999900", "-9999900", "49", "50", "0"], |r| decimal(r, 6, 2))
+            .needs(Needs::Major(15)),
         kind("numeric(3,5)", &["0.00999", "-0.00999", "0.00001", "0"], |r| {
             format!("{}0.00{:03}", pick(r, &["", "-"]), r.random_range(0..1000))
         })
         .needs(Needs::Major(15)),
         kind(
             "numeric",
-            &["NaN", "Infinity", "-Infinity", "1.500", "0.000", "-0", "1e500", "-1e-500", "1e5000", "123456789e-30"],
+            &[
+                "NaN",
+                "Infinity",
+                "-Infinity",
+                "1.500",
+                "0.000",
+                "-0",
+                "1e500",
+                "-1e-500",
+                "1e5000",
+                "123456789e-30",
+            ],
             |r| decimal(r, 60, 45),
         ),
         kind("numeric(60,20)", &["NaN", "-1e39", "1e-20", "0"], |r| decimal(r, 40, 20)),
@@ -349,7 +423,9 @@ fn numbers() -> Vec<Kind> {
         kind("oid", &["0", "4294967295", "2147483648"], |r| r.random::<u32>().to_string()),
         kind("xid", &["0", "4294967295", "2147483648"], |r| r.random::<u32>().to_string()),
         kind("cid", &["0", "4294967295"], |r| r.random::<u32>().to_string()),
-        kind("xid8", &["0", "18446744073709551615", "9223372036854775808"], |r| r.random::<u64>().to_string()),
+        kind("xid8", &["0", "18446744073709551615", "9223372036854775808"], |r| {
+            r.random::<u64>().to_string()
+        }),
     ]
 }
 
@@ -379,12 +455,16 @@ fn texts() -> Vec<Kind> {
     ];
     vec![
         kind("text", EDGES, text),
-        kind("varchar(10)", &["", "abc  ", "ä€𝄞ä€𝄞ä€𝄞ä", "\\N", "NULL"], |r| limited(r, 10)),
+        kind("varchar(10)", &["", "abc  ", "ä€𝄞ä€𝄞ä€𝄞ä", "\\N", "NULL"], |r| {
+            limited(r, 10)
+        }),
         kind("varchar", EDGES, text),
         kind("char(5)", &["", "ab", "ab   ", "ä€𝄞xy", "    x"], |r| limited(r, 5)),
         kind("char(1)", &["", " ", "𝄞"], |r| limited(r, 1)),
         kind("name", &["", "a name", "\"quoted\""], |r| limited(r, 15)),
-        kind("\"char\"", &["", "x", " ", "\\", "'", "\""], |r| char::from(r.random_range(b' '..=b'~')).to_string()),
+        kind("\"char\"", &["", "x", " ", "\\", "'", "\""], |r| {
+            char::from(r.random_range(b' '..=b'~')).to_string()
+        }),
         kind("bytea", &["\\x", "\\x00", "\\xff", "\\x00ff80", "\\x5c783030", "\\x27"], bytes),
         kind("bit(3)", &["000", "111"], |r| bits(r, 3)),
         kind("bit(65)", &[], |r| bits(r, 65)),
@@ -401,9 +481,11 @@ fn moments() -> Vec<Kind> {
         kind("date", DATE_EDGES, date),
         kind("time", &["00:00:00", "24:00:00", "23:59:59.999999", "00:00:00.000001"], clock),
         kind("time(0)", &["24:00:00"], clock),
-        kind("timetz", &["24:00:00+00", "23:59:59.999999+15:59:59", "00:00:00-15:59:59", "00:00:00-03"], |r| {
-            clock(r) + &offset(r)
-        }),
+        kind(
+            "timetz",
+            &["24:00:00+00", "23:59:59.999999+15:59:59", "00:00:00-15:59:59", "00:00:00-03"],
+            |r| clock(r) + &offset(r),
+        ),
         kind(
             "timestamp",
             &[
@@ -442,7 +524,11 @@ fn moments() -> Vec<Kind> {
             timestamptz,
         ),
         kind("interval", INTERVAL_EDGES, interval),
-        kind("uuid", &["00000000000000000000000000000000", "ffffffffffffffffffffffffffffffff"], uuid),
+        kind(
+            "uuid",
+            &["00000000000000000000000000000000", "ffffffffffffffffffffffffffffffff"],
+            uuid,
+        ),
     ]
 }
 
@@ -504,7 +590,18 @@ fn documents() -> Vec<Kind> {
         ),
         kind(
             "jsonb",
-            &["null", "true", "\"\"", "[]", "{}", "1.50", "-0", "1e400", "1e-400", "{\"b\": [1, null], \"a\": \"ü\"}"],
+            &[
+                "null",
+                "true",
+                "\"\"",
+                "[]",
+                "{}",
+                "1.50",
+                "-0",
+                "1e400",
+                "1e-400",
+                "{\"b\": [1, null], \"a\": \"ü\"}",
+            ],
             json,
         ),
         kind(
@@ -521,33 +618,66 @@ fn documents() -> Vec<Kind> {
             ],
             |r| {
                 let (tag, inner) = (label(r), label(r));
-                format!("<{tag} n=\"{}\">{inner} &amp; {}</{tag}>", whole(r, 20), pick(r, &["ü", "<b/>", "\n", "'"]))
+                format!(
+                    "<{tag} n=\"{}\">{inner} &amp; {}</{tag}>",
+                    whole(r, 20),
+                    pick(r, &["ü", "<b/>", "\n", "'"])
+                )
             },
         )
         .needs(Needs::Libxml),
-        kind("tsvector", &["", "a:1 fat:2 cat:3", "'it''s':1A,2B", "'a b' '\\\\'", "x:16383"], |r| {
-            let size = r.random_range(0..6);
-            let words = (0..size).map(|_| match r.random_bool(0.5) {
-                true => format!("'{}'", label(r)),
-                false => format!("{}:{}{}", label(r), r.random_range(1..16384), pick(r, &["", "A", "B", "C", "D"])),
-            });
-            words.collect::<Vec<_>>().join(" ")
-        }),
-        kind("tsquery", &["fat & cat", "!a | (b <-> c)", "a:*", "a:AB", "a <3> b", "'it''s'"], |r| {
-            let operator = pick(r, &["&", "|", "<->", "<2>", "& !"]);
-            format!("{} {operator} {}{}", label(r), label(r), pick(r, &["", ":*", ":A", ":BC*"]))
-        }),
+        kind(
+            "tsvector",
+            &["", "a:1 fat:2 cat:3", "'it''s':1A,2B", "'a b' '\\\\'", "x:16383"],
+            |r| {
+                let size = r.random_range(0..6);
+                let words = (0..size).map(|_| match r.random_bool(0.5) {
+                    true => format!("'{}'", label(r)),
+                    false => format!(
+                        "{}:{}{}",
+                        label(r),
+                        r.random_range(1..16384),
+                        pick(r, &["", "A", "B", "C", "D"])
+                    ),
+                });
+                words.collect::<Vec<_>>().join(" ")
+            },
+        ),
+        kind(
+            "tsquery",
+            &["fat & cat", "!a | (b <-> c)", "a:*", "a:AB", "a <3> b", "'it''s'"],
+            |r| {
+                let operator = pick(r, &["&", "|", "<->", "<2>", "& !"]);
+                format!(
+                    "{} {operator} {}{}",
+                    label(r),
+                    label(r),
+                    pick(r, &["", ":*", ":A", ":BC*"])
+                )
+            },
+        ),
         kind("jsonpath", &["$", "strict $.a[*]", "$.a[*] ? (@ > 1)", "$.\"a b\".size()"], |r| {
-            format!("$.{}[{}] ? (@.{} > {})", label(r), r.random_range(0..100), label(r), whole(r, 20).unsigned_abs())
+            format!(
+                "$.{}[{}] ? (@.{} > {})",
+                label(r),
+                r.random_range(0..100),
+                label(r),
+                whole(r, 20).unsigned_abs()
+            )
         }),
-        kind("hstore", &["", "a=>NULL", "a=>\"NULL\"", "\"\"=>\"\"", "\"a b\"=>\"q\\\"q\", \"c\"=>\"\\\\\""], |r| {
-            let size = r.random_range(0..5);
-            let pairs = (0..size).map(|_| {
-                let value = if r.random_bool(0.2) { "NULL".to_owned() } else { quoted(&limited(r, 8)) };
-                format!("{}=>{value}", quoted(&limited(r, 4)))
-            });
-            pairs.collect::<Vec<_>>().join(", ")
-        })
+        kind(
+            "hstore",
+            &["", "a=>NULL", "a=>\"NULL\"", "\"\"=>\"\"", "\"a b\"=>\"q\\\"q\", \"c\"=>\"\\\\\""],
+            |r| {
+                let size = r.random_range(0..5);
+                let pairs = (0..size).map(|_| {
+                    let value =
+                        if r.random_bool(0.2) { "NULL".to_owned() } else { quoted(&limited(r, 8)) };
+                    format!("{}=>{value}", quoted(&limited(r, 4)))
+                });
+                pairs.collect::<Vec<_>>().join(", ")
+            },
+        )
         .needs(Needs::Extension("hstore")),
         kind("ltree", &["", "Top", "Top.Science.Astronomy", "a_b.c1"], |r| {
             let size = r.random_range(0..6);
@@ -559,22 +689,32 @@ fn documents() -> Vec<Kind> {
 
 fn networks_and_shapes() -> Vec<Kind> {
     vec![
-        kind("inet", &["10.0.0.1", "10.0.0.0/8", "0.0.0.0/0", "::1", "::", "::ffff:1.2.3.4", "fe80::1/64"], inet),
-        kind("cidr", &["10.0.0.0/8", "0.0.0.0/0", "192.168.1.1/32", "::/0", "2001:db8::/32"], |r| {
-            if r.random_bool(0.5) {
-                let size = r.random_range(0..=32_u32);
-                let mask = u32::MAX.checked_shl(32 - size).unwrap_or(0);
-                format!("{}/{size}", Ipv4Addr::from(r.random::<u32>() & mask))
-            } else {
-                let size = r.random_range(0..=128_u32);
-                let mask = u128::MAX.checked_shl(128 - size).unwrap_or(0);
-                format!("{}/{size}", Ipv6Addr::from(r.random::<u128>() & mask))
-            }
-        }),
+        kind(
+            "inet",
+            &["10.0.0.1", "10.0.0.0/8", "0.0.0.0/0", "::1", "::", "::ffff:1.2.3.4", "fe80::1/64"],
+            inet,
+        ),
+        kind(
+            "cidr",
+            &["10.0.0.0/8", "0.0.0.0/0", "192.168.1.1/32", "::/0", "2001:db8::/32"],
+            |r| {
+                if r.random_bool(0.5) {
+                    let size = r.random_range(0..=32_u32);
+                    let mask = u32::MAX.checked_shl(32 - size).unwrap_or(0);
+                    format!("{}/{size}", Ipv4Addr::from(r.random::<u32>() & mask))
+                } else {
+                    let size = r.random_range(0..=128_u32);
+                    let mask = u128::MAX.checked_shl(128 - size).unwrap_or(0);
+                    format!("{}/{size}", Ipv6Addr::from(r.random::<u128>() & mask))
+                }
+            },
+        ),
         kind("macaddr", &["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "0800-2b01-0203"], |r| {
             format!("{:012x}", r.random::<u64>() >> 16)
         }),
-        kind("macaddr8", &["00:00:00:00:00:00:00:00", "08:00:2b:01:02:03"], |r| format!("{:016x}", r.random::<u64>())),
+        kind("macaddr8", &["00:00:00:00:00:00:00:00", "08:00:2b:01:02:03"], |r| {
+            format!("{:016x}", r.random::<u64>())
+        }),
         kind("point", &["(1,2.5)", "(NaN,Infinity)", "(-0,1e-300)", "(-Infinity,0)"], point),
         kind("line", &["{1,2,3}", "{0,-1,0.5}", "{1,0,0}"], |r| {
             format!("{{{},{},{}}}", r.random_range(1..1000), coordinate(r), coordinate(r))
@@ -595,19 +735,31 @@ fn ranges() -> Vec<Kind> {
     vec![
         kind("int4range", INTEGERS, |r| span(r, 1_000_000_000, |n| n.to_string())),
         kind("int8range", INTEGERS, |r| span(r, 1_000_000_000_000_000, |n| n.to_string())),
-        kind("numrange", &["empty", "(,)", "[1.50,1.5]", "(0.1,1e30]", "[-Infinity,Infinity]"], number_span),
-        kind("tsrange", &["empty", "(,)", "[2024-01-01,infinity)", "(-infinity,2024-01-01]"], |r| {
-            span(r, 58_000_000_000, moment)
-        }),
+        kind(
+            "numrange",
+            &["empty", "(,)", "[1.50,1.5]", "(0.1,1e30]", "[-Infinity,Infinity]"],
+            number_span,
+        ),
+        kind(
+            "tsrange",
+            &["empty", "(,)", "[2024-01-01,infinity)", "(-infinity,2024-01-01]"],
+            |r| span(r, 58_000_000_000, moment),
+        ),
         kind("tstzrange", &["empty", "(,)", "[2024-01-01 00:00+02,infinity)"], |r| {
             span(r, 58_000_000_000, |n| moment(n) + "+03:30")
         }),
-        kind("daterange", &["empty", "(,)", "[2024-02-28,2024-02-29]", "[2024-01-01,infinity)"], date_span),
+        kind(
+            "daterange",
+            &["empty", "(,)", "[2024-02-28,2024-02-29]", "[2024-01-01,infinity)"],
+            date_span,
+        ),
         kind("int4multirange", &["{}", "{(,)}", "{[1,3),[3,5),[9,9]}"], |r| {
             several(r, |r| span(r, 1_000_000, |n| n.to_string()))
         }),
         kind("nummultirange", &["{}", "{(,)}", "{[1.0,1.5],(2,3]}"], |r| several(r, number_span)),
-        kind("datemultirange", &["{}", "{[2024-01-01,2024-01-02],[2025-01-01,)}"], |r| several(r, date_span)),
+        kind("datemultirange", &["{}", "{[2024-01-01,2024-01-02],[2025-01-01,)}"], |r| {
+            several(r, date_span)
+        }),
     ]
 }
 
@@ -616,20 +768,43 @@ fn of_the_system() -> Vec<Kind> {
         kind("pg_lsn", &["0/0", "FFFFFFFF/FFFFFFFF", "16/B374D848"], |r| {
             format!("{:X}/{:X}", r.random::<u32>(), r.random::<u32>())
         }),
-        kind("tid", &["(0,0)", "(4294967295,65535)"], |r| format!("({},{})", r.random::<u32>(), r.random::<u16>())),
+        kind("tid", &["(0,0)", "(4294967295,65535)"], |r| {
+            format!("({},{})", r.random::<u32>(), r.random::<u16>())
+        }),
         kind("pg_snapshot", &["1:1:", "10:20:10,14,15"], |r| {
             let low = r.random_range(1..1_000_000_000_000_u64);
             let high = low + r.random_range(0..20_u64);
-            let running: Vec<String> =
-                (low..high).filter(|_| r.random_bool(0.3)).map(|transaction| transaction.to_string()).collect();
+            let running: Vec<String> = (low..high)
+                .filter(|_| r.random_bool(0.3))
+                .map(|transaction| transaction.to_string())
+                .collect();
             format!("{low}:{high}:{}", running.join(","))
         }),
-        kind("regtype", &["int4", "text[]", "timestamp with time zone", "-", "mood", "outer_row", "999999"], |r| {
-            pick(r, &["int8", "numeric", "varchar", "bytea", "uuid", "dom_int", "\"char\""]).to_owned()
-        }),
-        kind("regclass", &["pg_class", "-", "pg_type", "information_schema.tables", "999999", "1259"], |r| {
-            pick(r, &["pg_proc", "pg_attribute", "pg_index", "pg_toast.pg_toast_1255", "pg_stat_activity"]).to_owned()
-        }),
+        kind(
+            "regtype",
+            &["int4", "text[]", "timestamp with time zone", "-", "mood", "outer_row", "999999"],
+            |r| {
+                pick(r, &["int8", "numeric", "varchar", "bytea", "uuid", "dom_int", "\"char\""])
+                    .to_owned()
+            },
+        ),
+        kind(
+            "regclass",
+            &["pg_class", "-", "pg_type", "information_schema.tables", "999999", "1259"],
+            |r| {
+                pick(
+                    r,
+                    &[
+                        "pg_proc",
+                        "pg_attribute",
+                        "pg_index",
+                        "pg_toast.pg_toast_1255",
+                        "pg_stat_activity",
+                    ],
+                )
+                .to_owned()
+            },
+        ),
         kind("oidvector", &["", "0", "1 2 3", "4294967295"], |r| {
             let size = r.random_range(0..8);
             (0..size).map(|_| r.random::<u32>().to_string()).collect::<Vec<_>>().join(" ")
@@ -654,25 +829,40 @@ fn made_by_users() -> Vec<Kind> {
     ]
 }
 
-const ROW_EDGES: &[&str] =
-    &["(,,,)", "(1,\"\",,)", "(1,\"x,y\",\"(2,\"\"q\"\"\"\"q\"\")\",1.5)", "(,\" \",\"(,)\",)", "(0,NULL,,0)"];
+const ROW_EDGES: &[&str] = &[
+    "(,,,)",
+    "(1,\"\",,)",
+    "(1,\"x,y\",\"(2,\"\"q\"\"\"\"q\"\")\",1.5)",
+    "(,\" \",\"(,)\",)",
+    "(0,NULL,,0)",
+];
 
 fn arrays() -> Vec<Kind> {
     vec![
-        kind("int2[]", &["{}", "{NULL}", "{-32768,32767}"], |r| array(r, ",", |r| whole(r, 16).to_string())),
+        kind("int2[]", &["{}", "{NULL}", "{-32768,32767}"], |r| {
+            array(r, ",", |r| whole(r, 16).to_string())
+        }),
         kind("int4[]", &["{}", "{NULL}", "{1,NULL,-3}"], |r| array(r, ",", int4)),
         kind("int8[]", &["{}", "{NULL,NULL}", "{-9223372036854775808}"], |r| array(r, ",", int8)),
-        kind("bool[]", &["{}", "{t,f,NULL}"], |r| array(r, ",", |r| r.random_bool(0.5).to_string())),
+        kind("bool[]", &["{}", "{t,f,NULL}"], |r| {
+            array(r, ",", |r| r.random_bool(0.5).to_string())
+        }),
         kind("float4[]", &["{}", "{NaN,-Infinity,1e-45}"], |r| array(r, ",", float4)),
         kind("float8[]", &["{}", "{NaN,Infinity,-0}"], |r| array(r, ",", float8)),
-        kind("text[]", &["{}", "{\"NULL\",NULL,\"a,b\",\"q\\\"q\",\"\"}", "{\"\\\\\",\"{}\",\" \"}"], |r| {
-            array(r, ",", text)
-        }),
+        kind(
+            "text[]",
+            &["{}", "{\"NULL\",NULL,\"a,b\",\"q\\\"q\",\"\"}", "{\"\\\\\",\"{}\",\" \"}"],
+            |r| array(r, ",", text),
+        ),
         kind("varchar(5)[]", &["{}", "{\"\"}"], |r| array(r, ",", |r| limited(r, 5))),
         kind("char(3)[]", &["{}", "{ab,\"\"}"], |r| array(r, ",", |r| limited(r, 3))),
-        kind("numeric(10,3)[]", &["{}", "{1.5,NULL,-0.001}"], |r| array(r, ",", |r| decimal(r, 7, 3))),
+        kind("numeric(10,3)[]", &["{}", "{1.5,NULL,-0.001}"], |r| {
+            array(r, ",", |r| decimal(r, 7, 3))
+        }),
         kind("numeric[]", &["{}", "{NaN,1.500,1e100}"], |r| array(r, ",", |r| decimal(r, 20, 20))),
-        kind("timestamptz[]", &["{}", "{\"2024-01-01 00:00:00+00\",infinity}"], |r| array(r, ",", timestamptz)),
+        kind("timestamptz[]", &["{}", "{\"2024-01-01 00:00:00+00\",infinity}"], |r| {
+            array(r, ",", timestamptz)
+        }),
         kind("date[]", &["{}", "{infinity,-infinity,\"0044-03-15 BC\"}"], |r| array(r, ",", date)),
         kind("time[]", &["{}", "{24:00:00}"], |r| array(r, ",", clock)),
         kind("interval[]", &["{}", "{\"1 day\",NULL,\"-1 mon\"}"], |r| array(r, ",", interval)),
@@ -681,14 +871,18 @@ fn arrays() -> Vec<Kind> {
         kind("json[]", &["{}", "{null,\"null\"}"], |r| array(r, ",", json)),
         kind("jsonb[]", &["{}", "{NULL,\"null\",\"\\\"\\\"\"}"], |r| array(r, ",", json)),
         kind("inet[]", &["{}", "{10.0.0.1,::1/64}"], |r| array(r, ",", inet)),
-        kind("int4range[]", &["{}", "{empty,\"[1,5]\"}"], |r| array(r, ",", |r| span(r, 1_000_000, |n| n.to_string()))),
+        kind("int4range[]", &["{}", "{empty,\"[1,5]\"}"], |r| {
+            array(r, ",", |r| span(r, 1_000_000, |n| n.to_string()))
+        }),
         kind("mood[]", &["{}", "{\"\",NULL}"], |r| array(r, ",", mood)),
         kind("outer_row[]", &["{}", "{\"(,,,)\",NULL}"], |r| array(r, ",", outer_row)),
         kind("dom_int[]", &["{}", "{NULL,1}"], |r| array(r, ",", |r| whole(r, 30).to_string())),
         kind("dom_numeric[]", &["{}", "{NULL,1}"], |r| array(r, ",", |r| decimal(r, 5, 3))),
         kind("box[]", &["{}", "{(3,4),(1,2);NULL}"], |r| array(r, ";", box_text)),
         kind("int4[][]", &["{}", "{{1,2},{3,4}}", "{{NULL},{NULL}}"], |r| matrix(r, int4)),
-        kind("text[][]", &["{}", "{{\"\",NULL},{\"NULL\",\"}\"}}"], |r| matrix(r, |r| limited(r, 6))),
+        kind("text[][]", &["{}", "{{\"\",NULL},{\"NULL\",\"}\"}}"], |r| {
+            matrix(r, |r| limited(r, 6))
+        }),
         kind("float8[][]", &["{}", "{{NaN,NULL}}"], |r| matrix(r, float8)),
     ]
 }
@@ -712,12 +906,20 @@ fn int8(r: &mut StdRng) -> String {
 }
 
 fn float4(r: &mut StdRng) -> String {
-    let value = if r.random_bool(0.5) { f32::from_bits(r.random::<u32>()) } else { r.random_range(-1e6_f32..1e6_f32) };
+    let value = if r.random_bool(0.5) {
+        f32::from_bits(r.random::<u32>())
+    } else {
+        r.random_range(-1e6_f32..1e6_f32)
+    };
     float_text(value.is_nan(), value.is_infinite(), format!("{value:e}"))
 }
 
 fn float8(r: &mut StdRng) -> String {
-    let value = if r.random_bool(0.5) { f64::from_bits(r.random::<u64>()) } else { r.random_range(-1e9_f64..1e9_f64) };
+    let value = if r.random_bool(0.5) {
+        f64::from_bits(r.random::<u64>())
+    } else {
+        r.random_range(-1e9_f64..1e9_f64)
+    };
     float_text(value.is_nan(), value.is_infinite(), format!("{value:e}"))
 }
 
@@ -760,8 +962,8 @@ fn limited(r: &mut StdRng, longest: usize) -> String {
 
 fn character(r: &mut StdRng) -> char {
     const ODD: &[char] = &[
-        '\'', '"', '\\', '\t', '\n', '\r', ' ', ',', ';', '{', '}', '(', ')', '%', '$', '\u{1}', '\u{7f}', 'ä', '€',
-        '𝄞', '\u{301}',
+        '\'', '"', '\\', '\t', '\n', '\r', ' ', ',', ';', '{', '}', '(', ')', '%', '$', '\u{1}',
+        '\u{7f}', 'ä', '€', '𝄞', '\u{301}',
     ];
     match r.random_range(0..6) {
         0 => pick(r, ODD),
@@ -777,7 +979,8 @@ fn label(r: &mut StdRng) -> String {
 }
 
 fn bytes(r: &mut StdRng) -> String {
-    let size = if r.random_bool(0.01) { r.random_range(2_500..5_000) } else { r.random_range(0..24) };
+    let size =
+        if r.random_bool(0.01) { r.random_range(2_500..5_000) } else { r.random_range(0..24) };
     (0..size).fold("\\x".to_owned(), |text, _| text + &format!("{:02x}", r.random::<u8>()))
 }
 
@@ -786,7 +989,8 @@ fn day(number: i64) -> (String, &'static str) {
     // Howard Hinnant's civil_from_days.
     let shifted = number + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
@@ -816,7 +1020,11 @@ fn date(r: &mut StdRng) -> String {
 
 fn clock(r: &mut StdRng) -> String {
     let seconds = clock_of(r.random_range(0..86_400));
-    if r.random_bool(0.3) { seconds } else { format!("{seconds}.{:06}", r.random_range(0..1_000_000)) }
+    if r.random_bool(0.3) {
+        seconds
+    } else {
+        format!("{seconds}.{:06}", r.random_range(0..1_000_000))
+    }
 }
 
 fn clock_of(second: i64) -> String {
@@ -824,7 +1032,12 @@ fn clock_of(second: i64) -> String {
 }
 
 fn offset(r: &mut StdRng) -> String {
-    let text = format!("{}{:02}:{:02}", pick(r, &["+", "-"]), r.random_range(0..15), r.random_range(0..60));
+    let text = format!(
+        "{}{:02}:{:02}",
+        pick(r, &["+", "-"]),
+        r.random_range(0..15),
+        r.random_range(0..60)
+    );
     if r.random_bool(0.1) { format!("{text}:{:02}", r.random_range(0..60)) } else { text }
 }
 
@@ -843,13 +1056,16 @@ fn interval(r: &mut StdRng) -> String {
     let (years, months) = (r.random_range(-5_000..=5_000), r.random_range(-30..=30));
     let longest = pick(r, &[23, 100, 1_000_000]);
     let (days, hours) = (whole(r, 20), r.random_range(0..=longest));
-    let (sign, minute, second) = (pick(r, &["", "-"]), r.random_range(0..60), r.random_range(0..60));
+    let (sign, minute, second) =
+        (pick(r, &["", "-"]), r.random_range(0..60), r.random_range(0..60));
     let micros = if r.random_bool(0.5) { 0 } else { r.random_range(0..1_000_000) };
     match r.random_range(0..4) {
         0 => format!("{months} mons"),
         1 => format!("{days} days"),
         2 => format!("{sign}{hours:02}:{minute:02}:{second:02}.{micros:06}"),
-        _ => format!("{years} years {months} mons {days} days {sign}{hours:02}:{minute:02}:{second:02}.{micros:06}"),
+        _ => format!(
+            "{years} years {months} mons {days} days {sign}{hours:02}:{minute:02}:{second:02}.{micros:06}"
+        ),
     }
 }
 
@@ -877,7 +1093,8 @@ fn json_value(r: &mut StdRng, depth: u32) -> String {
         _ => {
             let size = r.random_range(0..4);
             let fields = (0..size).map(|_| {
-                let key = pick(r, &["\"a\"", "\"b\"", "\"\"", "\"a b\"", "\"\\u00e4\"", "\"\\\"\""]);
+                let key =
+                    pick(r, &["\"a\"", "\"b\"", "\"\"", "\"a b\"", "\"\\u00e4\"", "\"\\\"\""]);
                 format!("{key}{space}:{}", json_value(r, depth - 1))
             });
             let fields: Vec<String> = fields.collect();
@@ -927,7 +1144,9 @@ fn span(r: &mut StdRng, most: i64, show: fn(i64) -> String) -> String {
     let low = r.random_range(-most..=most);
     let high = r.random_range(low..=most);
     let (open, close) = (pick(r, &['[', '(']), pick(r, &[']', ')']));
-    let mut bound = |number: i64| if r.random_bool(0.1) { String::new() } else { format!("\"{}\"", show(number)) };
+    let mut bound = |number: i64| {
+        if r.random_bool(0.1) { String::new() } else { format!("\"{}\"", show(number)) }
+    };
     let (low, high) = (bound(low), bound(high));
     format!("{open}{low},{high}{close}")
 }
@@ -959,7 +1178,8 @@ pub fn quoted(text: &str) -> String {
 
 /// A composite; an empty field is NULL, `""` is the empty string.
 fn record(fields: &[Option<String>]) -> String {
-    let fields: Vec<String> = fields.iter().map(|field| field.as_deref().map(quoted).unwrap_or_default()).collect();
+    let fields: Vec<String> =
+        fields.iter().map(|field| field.as_deref().map(quoted).unwrap_or_default()).collect();
     format!("({})", fields.join(","))
 }
 

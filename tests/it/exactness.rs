@@ -45,10 +45,14 @@ fn rows_of_a_table_with_a_generated_column_arrive_in_a_run_however_it_is_publish
         let mut run = running_after_sync(&following);
         let before = copies(&run);
         for id in 1..=10 {
-            following.db.execute(&format!("INSERT INTO gen (id) VALUES ({id}); INSERT INTO other VALUES ({id})"));
+            following.db.execute(&format!(
+                "INSERT INTO gen (id) VALUES ({id}); INSERT INTO other VALUES ({id})"
+            ));
         }
         following.db.execute("UPDATE gen SET v = 'x' WHERE id = 3; DELETE FROM gen WHERE id = 4");
-        following.db.execute("ALTER TABLE gen ADD late int DEFAULT 5; UPDATE gen SET late = 6 WHERE id = 5");
+        following.db.execute(
+            "ALTER TABLE gen ADD late int DEFAULT 5; UPDATE gen SET late = 6 WHERE id = 5",
+        );
         following.wait_until_in_step();
         assert!(run.is_running(), "{}", run.logs());
         assert_eq!(copies(&run), before, "{publication}: copied again\n{}", run.logs());
@@ -74,7 +78,9 @@ fn a_table_with_a_generated_column_is_copied_once() {
     );
     following.sync();
     for id in 1..=3 {
-        following.db.execute(&format!("INSERT INTO gen (id) VALUES ({id}); UPDATE gen SET v = 'u'"));
+        following
+            .db
+            .execute(&format!("INSERT INTO gen (id) VALUES ({id}); UPDATE gen SET v = 'u'"));
         let output = following.sync();
         assert!(!output.stderr.contains(" copied "), "{}", output.stderr);
         following.assert_same(&["public.gen"]);
@@ -95,7 +101,8 @@ fn a_generated_column_that_becomes_an_ordinary_one_is_copied_with_its_values() {
     following.db.execute("UPDATE gen SET b = 8 WHERE id = 21");
     following.wait_until_in_step();
     run.stop(SOON).assert_code(0);
-    let rows = query_copy(following.copy(), "SELECT count(*)::VARCHAR, sum(b)::VARCHAR FROM public.gen");
+    let rows =
+        query_copy(following.copy(), "SELECT count(*)::VARCHAR, sum(b)::VARCHAR FROM public.gen");
     assert_eq!(rows, [[Some("21".to_owned()), Some("428".to_owned())]]);
 }
 
@@ -113,10 +120,13 @@ fn a_leaf_is_no_table_of_its_own_where_another_publication_brings_its_root() {
         ));
         let slot = following.slot().to_owned();
         let settings = "[source]\npublication = [\"a1\", \"a2\"]\n[sync]\ninterval = \"50ms\"\n";
-        let settings = settings.replacen("[source]\n", &format!("[source]\nslot = \"{slot}\"\n"), 1);
+        let settings =
+            settings.replacen("[source]\n", &format!("[source]\nslot = \"{slot}\"\n"), 1);
         std::fs::write(following.folder.path().join("rhei.toml"), settings).unwrap();
         let run = running(&following);
-        following.db.execute("INSERT INTO pt VALUES (2, 'new'); UPDATE pt SET v = 'u' WHERE id = 1");
+        following
+            .db
+            .execute("INSERT INTO pt VALUES (2, 'new'); UPDATE pt SET v = 'u' WHERE id = 1");
         following.wait_until_in_step();
         run.stop(SOON).assert_code(0);
         following.assert_same(&["public.pt"]);
@@ -146,12 +156,17 @@ fn different_column_lists_of_one_table_are_refused_before_anything_is_copied() {
     let refused = following.rhei.run(["sync"]);
     refused.assert_code(1);
     for text in [&checked.stdout, &refused.stderr] {
-        assert!(text.contains("public.t is in two publications with different column lists"), "{text}");
+        assert!(
+            text.contains("public.t is in two publications with different column lists"),
+            "{text}"
+        );
         assert!(text.contains("ALTER PUBLICATION .. SET TABLE with one list"), "{text}");
     }
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'");
     assert_eq!(following.db.value(&slots), "0");
-    following.db.execute("ALTER PUBLICATION a2 SET TABLE t (id, a), other; INSERT INTO t VALUES (1, 2, 3)");
+    following
+        .db
+        .execute("ALTER PUBLICATION a2 SET TABLE t (id, a), other; INSERT INTO t VALUES (1, 2, 3)");
     following.sync();
     // Also when it comes later.
     following.db.execute("ALTER PUBLICATION a2 SET TABLE t (id, b), other");
@@ -173,10 +188,18 @@ fn a_tree_with_a_foreign_partition_is_paused_with_its_reason_and_others_go_on() 
     );
     let checked = following.rhei.run(["check"]);
     checked.assert_code(1);
-    assert!(checked.stdout.contains("foreign or unlogged table (public.far)"), "{}", checked.stdout);
+    assert!(
+        checked.stdout.contains("foreign or unlogged table (public.far)"),
+        "{}",
+        checked.stdout
+    );
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
-    assert!(output.stderr.contains("public.tree") && output.stderr.contains("public.far"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("public.tree") && output.stderr.contains("public.far"),
+        "{}",
+        output.stderr
+    );
     following.assert_same(&["public.other"]);
     // Without it the tree is copied.
     following.db.execute("ALTER TABLE tree DETACH PARTITION far");
@@ -196,7 +219,9 @@ fn of_rows_that_duckdb_calls_equal_the_one_goes_that_the_source_deleted() {
     let run = running(&following);
     following.db.execute("DELETE FROM t WHERE i::text = '1 mon' AND l::text = '{24:00:00}'");
     following.wait_until_in_step();
-    following.db.execute("UPDATE t SET l = '{2 days}' WHERE i::text = '30 days' AND l::text = '{24:00:00}'");
+    following.db.execute(
+        "UPDATE t SET l = '{2 days}' WHERE i::text = '30 days' AND l::text = '{24:00:00}'",
+    );
     following
         .db
         .execute("DELETE FROM t WHERE i::text = '1 mon' AND l IS NULL; DELETE FROM t WHERE i::text = '720:00:00'");
@@ -216,7 +241,11 @@ fn a_zone_of_the_host_changes_no_value_when_a_log_is_replayed() {
          INSERT INTO t VALUES (1, '2024-01-01 12:00', '2024-07-01 12:00Z', 0.5), (2, 'infinity', '-infinity', -0.25),
                               (3, '1883-11-18 12:03:57.5', '4713-01-01 00:00Z BC', 0), (4, NULL, NULL, NULL)",
     );
-    let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").env("TZ", "America/New_York");
+    let rhei = following
+        .rhei
+        .clone()
+        .env("RHEI_SYNC_CATALOG_INTERVAL", "100ms")
+        .env("TZ", "America/New_York");
     let mut run = rhei.spawn(["run"]);
     run.wait_for_log("all tables are live", SOON);
     let before = copies(&run);
@@ -270,7 +299,11 @@ fn a_type_that_prints_old_rows_otherwise_is_copied_and_one_that_does_not_is_alte
             "ALTER TABLE t{number} ALTER v TYPE {to}; UPDATE t{number} SET id = id + 100 WHERE id = 1"
         ));
         match is_copied {
-            true => drop(run.wait_for_log_after(mark, &format!("public.t{number} is copied again"), SOON)),
+            true => drop(run.wait_for_log_after(
+                mark,
+                &format!("public.t{number} is copied again"),
+                SOON,
+            )),
             false => {
                 run.wait_for_log_after(mark, "another shape", SOON);
             }
@@ -335,7 +368,9 @@ fn a_label_that_was_added_and_renamed_before_anybody_looked_is_noticed() {
                 "n" => "{{sad,new},{NULL,ok}}",
                 _ => "new",
             };
-            following.db.execute(&format!("INSERT INTO t (id, {column}) VALUES ({}, '{value}')", 10 + id));
+            following
+                .db
+                .execute(&format!("INSERT INTO t (id, {column}) VALUES ({}, '{value}')", 10 + id));
         }
         following.wait_until_in_step();
         for statement in after.split("; ") {
@@ -380,13 +415,22 @@ fn a_label_that_was_only_added_costs_no_copy() {
 fn types_that_came_and_were_altered_before_anybody_looked_are_noticed() {
     let altered = [
         ("CREATE TYPE kind AS (a int, b int)", "(1,2)", "ALTER TYPE kind ADD ATTRIBUTE c int"),
-        ("CREATE TYPE kind AS ENUM ('sad', 'ok')", "ok", "ALTER TYPE kind RENAME VALUE 'ok' TO 'fine'"),
+        (
+            "CREATE TYPE kind AS ENUM ('sad', 'ok')",
+            "ok",
+            "ALTER TYPE kind RENAME VALUE 'ok' TO 'fine'",
+        ),
     ];
     for (create, value, alter) in altered {
         let following = Following::new("late_type");
         following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
         following.sync();
-        for statement in [create, "ALTER TABLE t ADD k kind", &format!("INSERT INTO t VALUES (2, '{value}')"), alter] {
+        for statement in [
+            create,
+            "ALTER TABLE t ADD k kind",
+            &format!("INSERT INTO t VALUES (2, '{value}')"),
+            alter,
+        ] {
             following.db.execute(statement);
         }
         let mut run = running_after_sync(&following);
@@ -425,7 +469,8 @@ fn options_of_a_publication_that_were_changed_and_changed_back_are_noticed() {
                 None
             } else {
                 // A look at the catalogs in between would refuse the publication.
-                let run = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
+                let run =
+                    following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "1h").spawn(["run"]);
                 following.db.execute("INSERT INTO t VALUES (20, 'x')");
                 following.wait_until_in_step();
                 Some(run)
@@ -457,17 +502,21 @@ fn a_shape_that_the_source_does_not_show_yet_is_waited_for() {
     let mut run = running(&following);
     let mark = run.log_mark();
     // The standby answers late.
-    let receiver =
-        cluster.maintenance().value("SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walreceiver'");
+    let receiver = cluster
+        .maintenance()
+        .value("SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walreceiver'");
     assert_eq!(receiver, "1");
     standby.signal_walreceiver("STOP");
     let session = following.db.session();
     let writer = std::thread::spawn(move || {
-        session.execute("BEGIN; ALTER TABLE t DROP v, ADD v int; INSERT INTO t VALUES (2, 20); COMMIT");
+        session.execute(
+            "BEGIN; ALTER TABLE t DROP v, ADD v int; INSERT INTO t VALUES (2, 20); COMMIT",
+        );
     });
     // The stream is there by now, and asks; the source does not show it yet.
     wait_until(SOON, "somebody waits for the standby", || {
-        following.db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") != "0"
+        following.db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            != "0"
     });
     let shown = "SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum = 3";
     assert_eq!(following.db.value(shown), "0");
@@ -492,7 +541,11 @@ fn columns_that_swap_their_names_while_a_table_is_copied_have_it_copied_again() 
             "CREATE TABLE t (id int PRIMARY KEY, a {kind}, b text);
              INSERT INTO t SELECT i, i, repeat('x', 200) FROM generate_series(1, 20000) i"
         ));
-        let rhei = following.rhei.clone().env("RHEI_BACKFILL_RATE_LIMIT", "1MB").env("RHEI_BACKFILL_CHUNK_SIZE", "1MB");
+        let rhei = following
+            .rhei
+            .clone()
+            .env("RHEI_BACKFILL_RATE_LIMIT", "1MB")
+            .env("RHEI_BACKFILL_CHUNK_SIZE", "1MB");
         let rhei = rhei.env("RHEI_BACKFILL_WORKERS", "1").env("RHEI_SYNC_CATALOG_INTERVAL", "1h");
         let mut run = rhei.spawn(["run"]);
         let of_done = || {
@@ -503,7 +556,9 @@ fn columns_that_swap_their_names_while_a_table_is_copied_have_it_copied_again() 
         wait_until(SOON, "a piece is copied", || of_done() > 0);
         following.db.execute(swap);
         let then = of_done();
-        wait_until(SOON, "another one is", || of_done() > then + 4000 || run.logs().contains("it is copied again"));
+        wait_until(SOON, "another one is", || {
+            of_done() > then + 4000 || run.logs().contains("it is copied again")
+        });
         for _ in 1..times {
             following.db.execute(swap);
         }
@@ -561,10 +616,16 @@ fn a_row_filter_that_lets_rows_in_without_their_values_makes_no_copies_without_e
     following.wait_until_in_step();
     run.stop(SOON).assert_code(0);
     following.assert_same(&["public.other"]);
-    let paused =
-        query_copy(following.copy(), "SELECT state, error FROM _rhei.tables WHERE source_name = 't'").remove(0);
+    let paused = query_copy(
+        following.copy(),
+        "SELECT state, error FROM _rhei.tables WHERE source_name = 't'",
+    )
+    .remove(0);
     assert_eq!(paused[0].as_deref(), Some("error"));
-    assert!(paused[1].as_ref().is_some_and(|reason| reason.contains("5 times within an hour")), "{paused:?}");
+    assert!(
+        paused[1].as_ref().is_some_and(|reason| reason.contains("5 times within an hour")),
+        "{paused:?}"
+    );
 }
 
 /// Names are changed when a session attaches; a copy may have been planned since.
@@ -585,7 +646,9 @@ fn tables_that_swap_their_names_while_one_waits_for_its_copy_keep_their_rows() {
     let mark = run.log_mark();
     following.rhei.run_ok(["resync", "public.a"]);
     run.wait_for_log_after(mark, "wait for their copy", SOON);
-    open.execute("ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; ALTER TABLE x RENAME TO b; COMMIT");
+    open.execute(
+        "ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; ALTER TABLE x RENAME TO b; COMMIT",
+    );
     run.wait_for_log_after(mark, "all tables are live", SOON);
     following.db.execute("INSERT INTO a VALUES (100, 'in a'); INSERT INTO b VALUES (100, 100)");
     following.wait_until_in_step();
@@ -607,7 +670,9 @@ fn a_new_table_that_takes_the_name_of_another_one_before_its_copy_leaves_that_it
     run.wait_for_log("following the source", SOON);
     // The copy of `b` waits for a lock, and takes the name of `a` meanwhile.
     let open = following.db.session();
-    open.execute("BEGIN; CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'b'); COMMIT");
+    open.execute(
+        "BEGIN; CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'b'); COMMIT",
+    );
     open.execute("BEGIN; LOCK TABLE b IN ACCESS EXCLUSIVE MODE; INSERT INTO b VALUES (2, 'b')");
     following.db.execute("INSERT INTO a VALUES (99, 99)");
     run.wait_for_log("wait for their copy", SOON);
@@ -698,7 +763,9 @@ fn a_tree_with_an_unlogged_partition_is_paused_until_that_is_logged() {
          CREATE TABLE other (id int PRIMARY KEY)",
     );
     let mut run = running(&following);
-    following.db.execute("ALTER TABLE p0 SET UNLOGGED; INSERT INTO tree VALUES (2); INSERT INTO other VALUES (1)");
+    following.db.execute(
+        "ALTER TABLE p0 SET UNLOGGED; INSERT INTO tree VALUES (2); INSERT INTO other VALUES (1)",
+    );
     let is_paused = || {
         let status = following.rhei.status().unwrap_or_default();
         let tables = status["tables"].as_array().cloned().unwrap_or_default();
@@ -732,7 +799,9 @@ fn rows_that_came_into_a_truncated_table_while_it_was_unlogged_arrive() {
 
     following.db.execute("TRUNCATE t; INSERT INTO t VALUES (2)");
     following.wait_until_in_step();
-    following.db.execute("ALTER TABLE t SET UNLOGGED; INSERT INTO t VALUES (3); ALTER TABLE t SET LOGGED");
+    following
+        .db
+        .execute("ALTER TABLE t SET UNLOGGED; INSERT INTO t VALUES (3); ALTER TABLE t SET LOGGED");
     following.wait_settled(&mut run);
 
     run.stop(SOON).assert_code(0);

@@ -21,7 +21,9 @@ const ANEW: &str = "every table is copied again with a new one";
 
 fn with_table(db: Db) -> Following {
     let following = Following::of(db);
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
     following
 }
 
@@ -42,7 +44,9 @@ fn drop_slot(following: &Following) {
 
 fn wal_status(following: &Following) -> String {
     let slot = following.slot();
-    following.db.value(&format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{slot}'"))
+    following
+        .db
+        .value(&format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{slot}'"))
 }
 
 /// Writes WAL until the server gives the slot up.
@@ -78,13 +82,25 @@ fn a_slot_that_was_dropped_meanwhile_is_refused_or_replaced() {
     let following = with_table(Cluster::shared().database("dropped_meanwhile"));
     following.sync();
     drop_slot(&following);
-    following.db.execute("INSERT INTO t VALUES (2, 'not in the stream'); DELETE FROM t WHERE id = 1");
+    following
+        .db
+        .execute("INSERT INTO t VALUES (2, 'not in the stream'); DELETE FROM t WHERE id = 1");
     let before = rows(&following);
-    refused(&following.rhei.run(["sync"]), &["does not exist any more", "on_slot_lost = \"resync\""]);
-    refused(&following.rhei.run(["run"]), &["does not exist any more", "on_slot_lost = \"resync\""]);
+    refused(
+        &following.rhei.run(["sync"]),
+        &["does not exist any more", "on_slot_lost = \"resync\""],
+    );
+    refused(
+        &following.rhei.run(["run"]),
+        &["does not exist any more", "on_slot_lost = \"resync\""],
+    );
     assert_eq!(rows(&following), before);
     let output = resyncing(&following).run_ok(["sync"]);
-    assert!(output.stderr.contains(ANEW) && output.stderr.contains("does not exist any more"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains(ANEW) && output.stderr.contains("does not exist any more"),
+        "{}",
+        output.stderr
+    );
     following.assert_same(&["public.t"]);
     following.db.execute("INSERT INTO t VALUES (3, 'followed')");
     following.sync();
@@ -98,7 +114,10 @@ fn a_slot_that_was_made_again_is_replaced_when_the_settings_say_so() {
     following.sync();
     drop_slot(&following);
     following.db.execute("INSERT INTO t VALUES (2, 'lost')");
-    following.db.query(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", following.slot()));
+    following.db.query(&format!(
+        "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+        following.slot()
+    ));
     refused(&following.rhei.run(["sync"]), &["moved past this copy", "on_slot_lost"]);
     let mut running = resyncing(&following).spawn(["run"]);
     goes_on_anew(&mut running, 0);
@@ -125,9 +144,9 @@ fn a_slot_that_is_dropped_under_a_running_replicator_is_replaced_three_times() {
     for number in 2..5 {
         let mark = running.log_mark();
         drop_slot(&following);
-        following
-            .db
-            .execute(&format!("INSERT INTO t VALUES ({number}, 'x'); UPDATE t SET v = '{number}' WHERE id = 1"));
+        following.db.execute(&format!(
+            "INSERT INTO t VALUES ({number}, 'x'); UPDATE t SET v = '{number}' WHERE id = 1"
+        ));
         goes_on_anew(&mut running, mark);
     }
     drop_slot(&following);
@@ -145,12 +164,16 @@ fn a_slot_that_is_dropped_while_tables_are_copied_is_replaced() {
         "CREATE TABLE large (id int PRIMARY KEY, v text); ALTER TABLE large ALTER v SET STORAGE EXTERNAL;
          INSERT INTO large SELECT i, repeat('x', 1000) FROM generate_series(1, 4000) i",
     );
-    let slowly = resyncing(&following).env("RHEI_BACKFILL_RATE_LIMIT", "1MB").env("RHEI_BACKFILL_CHUNK_SIZE", "1MB");
+    let slowly = resyncing(&following)
+        .env("RHEI_BACKFILL_RATE_LIMIT", "1MB")
+        .env("RHEI_BACKFILL_CHUNK_SIZE", "1MB");
     let mut running = slowly.spawn(["run"]);
     running.wait_for_log("live table=\"public.t\"", SOON);
     let mark = running.log_mark();
     drop_slot(&following);
-    following.db.execute("UPDATE large SET v = 'y' WHERE id % 7 = 0; DELETE FROM large WHERE id % 5 = 0");
+    following
+        .db
+        .execute("UPDATE large SET v = 'y' WHERE id % 7 = 0; DELETE FROM large WHERE id % 5 = 0");
     following.db.execute("INSERT INTO t VALUES (2, 'b')");
     goes_on_anew(&mut running, mark);
     running.stop(SOON).assert_code(0);
@@ -193,7 +216,10 @@ fn a_slot_that_fell_too_far_behind_is_refused_or_replaced() {
     lose_slot(&following);
     following.db.execute("INSERT INTO t VALUES (2, 'not in the stream')");
     let before = rows(&following);
-    refused(&following.rhei.run(["sync"]), &["is lost", "max_slot_wal_keep_size", "on_slot_lost = \"resync\""]);
+    refused(
+        &following.rhei.run(["sync"]),
+        &["is lost", "max_slot_wal_keep_size", "on_slot_lost = \"resync\""],
+    );
     assert_eq!(rows(&following), before);
     assert!(resyncing(&following).run_ok(["sync"]).stderr.contains(ANEW));
     following.assert_same(&["public.t"]);
@@ -250,11 +276,17 @@ fn a_standby_that_was_promoted_before_it_had_everything_is_refused() {
     // Also when somebody makes the slot there.
     for make_slot in [false, true] {
         if make_slot {
-            replica.query(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", following.slot()));
+            replica.query(&format!(
+                "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+                following.slot()
+            ));
         }
         for command in ["sync", "run"] {
             let output = following.rhei.clone().source(replica.url()).run([command]);
-            refused(&output, &["has left this copy's history", "timeline 2", "on_slot_lost = \"resync\""]);
+            refused(
+                &output,
+                &["has left this copy's history", "timeline 2", "on_slot_lost = \"resync\""],
+            );
         }
         assert_eq!(rows(&following), before);
     }
@@ -271,7 +303,9 @@ fn of_several_servers_the_primary_is_followed() {
     let replica = standby.replica_of(&following.db);
     let (ports, name) = ([standby.port(), primary.port()], following.db.name());
     let [first, second] = ports;
-    let both = format!("postgresql://postgres@127.0.0.1:{first},127.0.0.1:{second}/{name}?sslmode=disable");
+    let both = format!(
+        "postgresql://postgres@127.0.0.1:{first},127.0.0.1:{second}/{name}?sslmode=disable"
+    );
     let rhei = following.rhei.clone().source(both);
     rhei.run_ok(["sync"]);
     following.db.execute("INSERT INTO t VALUES (2, 'b')");
@@ -291,7 +325,9 @@ fn wal_that_is_gone_without_a_word_is_refused_or_replaced() {
     let following = with_table(cluster.database("no_wal"));
     following.sync();
     for number in 2..6 {
-        following.db.execute(&format!("INSERT INTO t VALUES ({number}, 'x'); SELECT pg_switch_wal()"));
+        following
+            .db
+            .execute(&format!("INSERT INTO t VALUES ({number}, 'x'); SELECT pg_switch_wal()"));
     }
     following.db.execute("CHECKPOINT");
     let current = following.db.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
@@ -306,7 +342,10 @@ fn wal_that_is_gone_without_a_word_is_refused_or_replaced() {
     let before = rows(&following);
     // Often enough for the server's refusal to come together with its answer now and then.
     for command in ["sync", "run", "sync", "run", "sync", "run", "sync", "run"] {
-        refused(&following.rhei.clone().deadline(SOON).run([command]), &["is lost", "on_slot_lost"]);
+        refused(
+            &following.rhei.clone().deadline(SOON).run([command]),
+            &["is lost", "on_slot_lost"],
+        );
     }
     assert_eq!(rows(&following), before);
     assert!(resyncing(&following).run_ok(["sync"]).stderr.contains(ANEW));
@@ -374,7 +413,9 @@ fn a_failover_slot_is_followed_to_the_new_primary() {
     // A standby that is not yet promoted is no reason to give up.
     running.wait_for_log_after(mark, "in recovery", SOON);
     replica.execute("SELECT pg_promote()");
-    replica.execute("INSERT INTO t VALUES (-1, 'at the new primary'); INSERT INTO keyless VALUES (-1)");
+    replica.execute(
+        "INSERT INTO t VALUES (-1, 'at the new primary'); INSERT INTO keyless VALUES (-1)",
+    );
     running.wait_for_log_after(mark, "following", SOON);
     running.stop(SOON).assert_code(0);
     rhei.run_ok(["sync"]);
@@ -410,7 +451,9 @@ fn an_old_primary_that_is_back_is_refused_and_nothing_is_copied_from_it() {
     });
     new.promote();
     let promoted = new.replica_of(&db);
-    wait_until(SOON, "the standby is the primary", || promoted.value("SELECT pg_is_in_recovery()") == "f");
+    wait_until(SOON, "the standby is the primary", || {
+        promoted.value("SELECT pg_is_in_recovery()") == "f"
+    });
     let following = Following::of(promoted);
     following.sync();
     following.db.execute("INSERT INTO t VALUES (2, 'new')");
@@ -419,7 +462,8 @@ fn an_old_primary_that_is_back_is_refused_and_nothing_is_copied_from_it() {
 
     db.execute("INSERT INTO t VALUES (3, 'old')");
     for settings in ["stop", "resync"] {
-        let to_old = following.rhei.clone().source(db.url()).env("RHEI_SOURCE_ON_SLOT_LOST", settings);
+        let to_old =
+            following.rhei.clone().source(db.url()).env("RHEI_SOURCE_ON_SLOT_LOST", settings);
         refused(&to_old.run(["sync"]), &["an old primary that is back", "timeline 1"]);
         assert_eq!(rows(&following), before);
     }

@@ -63,8 +63,11 @@ impl Following {
     /// Every published table must be the same.
     #[track_caller]
     pub fn assert_all_same(&self) {
-        let published = self.db.query("SELECT schemaname || '.' || tablename FROM pg_publication_tables ORDER BY 1");
-        let pairs: Vec<Pair> = published.iter().map(|row| Pair::new(row[0].as_deref().unwrap())).collect();
+        let published = self
+            .db
+            .query("SELECT schemaname || '.' || tablename FROM pg_publication_tables ORDER BY 1");
+        let pairs: Vec<Pair> =
+            published.iter().map(|row| Pair::new(row[0].as_deref().unwrap())).collect();
         assert_same_pairs(&self.db, self.copy(), &pairs);
     }
 
@@ -83,7 +86,13 @@ impl Following {
     /// In step, then `changes` at the source, then in step again.
     #[track_caller]
     pub fn follows(schema: &str, tables: &[&str], changes: &[&str]) -> Self {
-        let name = std::thread::current().name().unwrap_or("test").rsplit("::").next().unwrap_or("test").to_owned();
+        let name = std::thread::current()
+            .name()
+            .unwrap_or("test")
+            .rsplit("::")
+            .next()
+            .unwrap_or("test")
+            .to_owned();
         let following = Self::new(&name);
         following.db.execute(schema);
         following.sync();

@@ -43,7 +43,9 @@ fn a_table_added_to_the_publication_is_copied_and_followed() {
 #[test]
 fn a_table_that_left_the_publication_and_came_back_is_copied_again() {
     let following = Following::new("came_back");
-    following.db.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
+    following
+        .db
+        .execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
     following.sync();
     following
         .db
@@ -79,7 +81,9 @@ fn an_idle_publication_does_not_pin_wal() {
     following.sync();
     let mut running = following.run();
     running.wait_for_log("following the source", SOON);
-    following.db.execute("INSERT INTO unpublished SELECT repeat('x', 1000) FROM generate_series(1, 40000)");
+    following
+        .db
+        .execute("INSERT INTO unpublished SELECT repeat('x', 1000) FROM generate_series(1, 40000)");
     let end = following.db.wal_lsn();
     let slot = following.slot();
     wait_until(SOON, "the slot passes WAL of an unpublished table", || {
@@ -95,7 +99,9 @@ fn an_idle_publication_does_not_pin_wal() {
 fn sync_does_not_wait_for_wal_that_holds_no_commit_and_that_nobody_flushes() {
     let cluster = Cluster::start(ClusterOptions::durable());
     let following = Following::of(cluster.database("unflushed"));
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE open (id int PRIMARY KEY)");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE open (id int PRIMARY KEY)");
     following.sync();
     let open = following.db.session();
     open.execute("BEGIN");
@@ -183,7 +189,8 @@ fn excluded_columns_and_other_names_and_types_are_kept_apart() {
     rhei.run_ok(["sync"]);
     following.db.execute("INSERT INTO t VALUES (2, 'hush', 2.25); UPDATE t SET n = 3 WHERE id = 1");
     rhei.run_ok(["sync"]);
-    let rows = query_copy(following.copy(), "SELECT id::VARCHAR, n::VARCHAR FROM sales.orders ORDER BY 1");
+    let rows =
+        query_copy(following.copy(), "SELECT id::VARCHAR, n::VARCHAR FROM sales.orders ORDER BY 1");
     let row = |id: &str, n: &str| vec![Some(id.to_owned()), Some(n.to_owned())];
     assert_eq!(rows, [row("1", "3.00"), row("2", "2.25")]);
 }
@@ -194,7 +201,8 @@ fn check_status_and_init_say_what_is_there() {
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE keyless (v text)");
     let checked = following.rhei.run_ok(["check"]);
     assert!(
-        checked.stdout.contains("public.keyless") && checked.stdout.contains("REPLICA IDENTITY FULL"),
+        checked.stdout.contains("public.keyless")
+            && checked.stdout.contains("REPLICA IDENTITY FULL"),
         "{}",
         checked.stdout
     );
@@ -222,8 +230,15 @@ fn a_table_that_rhei_did_not_make_is_never_replaced() {
     drop(copy);
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
-    assert!(output.stderr.contains("public.t") && output.stderr.contains("did not put it there"), "{}", output.stderr);
-    assert_eq!(query_copy(following.copy(), "SELECT mine::VARCHAR FROM public.t"), [[Some("42".to_owned())]]);
+    assert!(
+        output.stderr.contains("public.t") && output.stderr.contains("did not put it there"),
+        "{}",
+        output.stderr
+    );
+    assert_eq!(
+        query_copy(following.copy(), "SELECT mine::VARCHAR FROM public.t"),
+        [[Some("42".to_owned())]]
+    );
 }
 
 /// The file is locked by the replicator, so the replicator itself answers.
@@ -233,10 +248,15 @@ fn status_asks_the_running_replicator() {
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
-    let status: serde_json::Value = serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
-    assert_eq!((&status["replicator"], &status["tables"][0]["state"]), (&"running".into(), &"live".into()));
+    let status: serde_json::Value =
+        serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
+    assert_eq!(
+        (&status["replicator"], &status["tables"][0]["state"]),
+        (&"running".into(), &"live".into())
+    );
     running.stop(SOON).assert_code(0);
-    let status: serde_json::Value = serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
     assert_eq!(status["replicator"], "stopped");
 }
 
@@ -247,7 +267,11 @@ fn an_empty_publication_is_waited_for_in_a_run() {
     following.db.execute("CREATE PUBLICATION rhei FOR ALL TABLES");
     let refused = following.rhei.run(["sync"]);
     refused.assert_code(1);
-    assert!(refused.stderr.contains("no table of the source matches any table"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("no table of the source matches any table"),
+        "{}",
+        refused.stderr
+    );
 
     let mut run = following.run();
     run.wait_for_log("waiting for the first table", SOON);
@@ -263,7 +287,9 @@ fn an_empty_publication_is_waited_for_in_a_run() {
 #[test]
 fn a_run_goes_on_when_its_last_table_is_dropped() {
     let following = Following::new("last_table");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR ALL TABLES");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR ALL TABLES");
     let mut run = following.run();
     run.wait_for_log("all tables are live", SOON);
     following.db.execute("DROP TABLE t");

@@ -62,7 +62,11 @@ fn ddl_on_other_tables_waits_for_no_copy() {
         session.execute(change);
         assert_eq!(strange_locks(&following, "large"), "", "after {change}");
     }
-    assert!(!running.logs().contains("live table=\"public.large\""), "the copy was over before:\n{}", running.logs());
+    assert!(
+        !running.logs().contains("live table=\"public.large\""),
+        "the copy was over before:\n{}",
+        running.logs()
+    );
     running.stop(SOON).assert_code(0);
     following.sync();
     following.assert_same(&["public.large", "public.tree", "public.plain"]);
@@ -256,7 +260,8 @@ fn a_table_is_copied_and_goes_live_while_other_transactions_stay_open() {
         "CREATE TABLE locked (id int PRIMARY KEY); INSERT INTO locked VALUES (1); CREATE TABLE other (id int PRIMARY KEY);
          CREATE PUBLICATION rhei FOR ALL TABLES",
     );
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+    let mut running =
+        following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
     running.wait_for_log("all tables are live", SOON);
     let lock = lock(&following, "locked");
 
@@ -296,11 +301,16 @@ fn a_table_is_copied_and_goes_live_while_other_transactions_stay_open() {
         following.wait_until_in_step();
         open.execute("COMMIT");
         following.wait_until_in_step();
-        let copies = running.copies().into_iter().filter(|copied| *copied == format!("public.{table}")).count();
+        let copies = running
+            .copies()
+            .into_iter()
+            .filter(|copied| *copied == format!("public.{table}"))
+            .count();
         assert_eq!(copies, 1, "{}", running.logs());
         if round % 2 == 0 {
             running.kill9();
-            running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+            running =
+                following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
         }
         following.wait_until_in_step();
     }

@@ -39,7 +39,9 @@ fn names() -> Vec<String> {
 #[test]
 fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() {
     let retype = each(|i| {
-        format!("ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 1 + (2::bigint ^ 40)::bigint)")
+        format!(
+            "ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 1 + (2::bigint ^ 40)::bigint)"
+        )
     });
     for in_one in [true, false] {
         let following = with_tables("retyped");
@@ -71,7 +73,10 @@ fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() 
         following.wait_settled(&mut running);
         let status: serde_json::Value =
             serde_json::from_str(&following.rhei.run_ok(["status", "--json"]).stdout).unwrap();
-        println!("in one {in_one}: from commit to visible {}", status["commit_to_visible"]["since_start"]["max_ms"]);
+        println!(
+            "in one {in_one}: from commit to visible {}",
+            status["commit_to_visible"]["since_start"]["max_ms"]
+        );
         assert_eq!(running.copies().len(), TABLES, "{}", running.logs());
         let logs = running.logs();
         assert!(!logs.contains("attaching anew"), "{logs}");
@@ -87,7 +92,9 @@ fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() 
 #[test]
 fn a_sync_copies_all_tables_that_were_retyped_at_once() {
     let following = with_tables("retyped_sync");
-    following.db.execute(&each(|i| format!("ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 0)")));
+    following.db.execute(&each(|i| {
+        format!("ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 0)")
+    }));
     let synced = following.sync();
     assert_eq!(synced.stderr.matches(" copied table=").count(), TABLES, "{}", synced.stderr);
     assert_eq!(synced.stderr.matches("under one snapshot").count(), 1, "{}", synced.stderr);

@@ -9,8 +9,12 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(120);
 
-const TABLES: [&str; 4] =
-    ["public.pgbench_accounts", "public.pgbench_branches", "public.pgbench_history", "public.pgbench_tellers"];
+const TABLES: [&str; 4] = [
+    "public.pgbench_accounts",
+    "public.pgbench_branches",
+    "public.pgbench_history",
+    "public.pgbench_tellers",
+];
 
 #[test]
 fn four_tables_are_equal_row_for_row_after_tpcb() {
@@ -37,7 +41,10 @@ fn each_sync_under_load_shows_the_source_at_one_commit() {
                     (SELECT coalesce(sum(delta), 0) FROM public.pgbench_history)::VARCHAR",
         );
         let sums = &sums[0];
-        assert!(sums.iter().all(|sum| sum == &sums[0]), "torn: accounts, tellers, branches, history = {sums:?}");
+        assert!(
+            sums.iter().all(|sum| sum == &sums[0]),
+            "torn: accounts, tellers, branches, history = {sums:?}"
+        );
     }
     load.stop();
     following.sync();

@@ -56,7 +56,9 @@ fn row_filters_hold_for_the_copy_and_for_the_stream() {
     following.sync();
     same();
     // Another filter: what it brings in or shuts out is nowhere in the stream.
-    following.db.execute("ALTER PUBLICATION rhei SET TABLE t WHERE (id > 10 AND v <> 'hidden' AND id % 2 = 0)");
+    following.db.execute(
+        "ALTER PUBLICATION rhei SET TABLE t WHERE (id > 10 AND v <> 'hidden' AND id % 2 = 0)",
+    );
     following.db.execute("INSERT INTO t VALUES (200, 'even'), (201, 'odd')");
     let output = following.sync();
     assert!(output.stderr.contains("public.t is copied again"), "{}", output.stderr);
@@ -111,10 +113,18 @@ fn column_lists_leave_columns_out_and_may_change() {
         )
     };
     assert_eq!(columns(), [[Some("id a".to_owned())]]);
-    following.db.execute("UPDATE t SET secret = 'other'; INSERT INTO t VALUES (2, 'two', 'hush', 2)");
+    following
+        .db
+        .execute("UPDATE t SET secret = 'other'; INSERT INTO t VALUES (2, 'two', 'hush', 2)");
     following.sync();
-    assert_rows(&following, "SELECT id::text, a FROM t ORDER BY 1", "SELECT id::VARCHAR, a FROM public.t ORDER BY 1");
-    following.db.execute("ALTER PUBLICATION rhei SET TABLE t (id, a, b); UPDATE t SET b = 7 WHERE id = 2");
+    assert_rows(
+        &following,
+        "SELECT id::text, a FROM t ORDER BY 1",
+        "SELECT id::VARCHAR, a FROM public.t ORDER BY 1",
+    );
+    following
+        .db
+        .execute("ALTER PUBLICATION rhei SET TABLE t (id, a, b); UPDATE t SET b = 7 WHERE id = 2");
     following.sync();
     assert_eq!(columns(), [[Some("id a b".to_owned())]]);
     let query = "SELECT id::text, a, b::text FROM t ORDER BY 1";
@@ -137,9 +147,13 @@ fn several_publications_of_all_kinds_are_followed_as_one() {
          CREATE TABLE unpublished (id int PRIMARY KEY); INSERT INTO whole.a VALUES (1); INSERT INTO b VALUES (1);
          CREATE PUBLICATION \"The One\" FOR TABLE b",
     );
-    let schema_sql = if knows_filters() { "FOR TABLES IN SCHEMA whole" } else { "FOR TABLE whole.a" };
+    let schema_sql =
+        if knows_filters() { "FOR TABLES IN SCHEMA whole" } else { "FOR TABLE whole.a" };
     following.db.execute(&format!("CREATE PUBLICATION \"the other\" {schema_sql}"));
-    let settings = format!("[source]\nslot = \"{}\"\npublication = [\"The One\", \"the other\"]\n", following.slot());
+    let settings = format!(
+        "[source]\nslot = \"{}\"\npublication = [\"The One\", \"the other\"]\n",
+        following.slot()
+    );
     let rhei = following.rhei.clone().config(&settings);
     rhei.run_ok(["check"]);
     rhei.run_ok(["sync"]);
@@ -168,7 +182,8 @@ fn check_finds_column_lists_that_conflict() {
         "CREATE TABLE t (id int PRIMARY KEY, a int, b int);
          CREATE PUBLICATION one FOR TABLE t (id, a); CREATE PUBLICATION two FOR TABLE t (id, b)",
     );
-    let settings = format!("[source]\nslot = \"{}\"\npublication = [\"one\", \"two\"]\n", following.slot());
+    let settings =
+        format!("[source]\nslot = \"{}\"\npublication = [\"one\", \"two\"]\n", following.slot());
     let output = following.rhei.clone().config(&settings).run(["check"]);
     output.assert_code(1);
     assert!(output.stdout.contains("different column lists"), "{}", output.stdout);
@@ -195,10 +210,13 @@ fn partitions_published_one_by_one_are_tables_of_their_own() {
     );
     following.sync();
     following.assert_same(&["public.one", "public.two", "public.three"]);
-    following.db.execute("ALTER TABLE tree DETACH PARTITION one; INSERT INTO tree VALUES (15, 'last', 15)");
+    following
+        .db
+        .execute("ALTER TABLE tree DETACH PARTITION one; INSERT INTO tree VALUES (15, 'last', 15)");
     following.sync();
     following.assert_same(&["public.two", "public.three"]);
-    let state = query_copy(following.copy(), "SELECT state FROM _rhei.tables WHERE source_name = 'one'");
+    let state =
+        query_copy(following.copy(), "SELECT state FROM _rhei.tables WHERE source_name = 'one'");
     assert_eq!(state, [[Some("dropped".to_owned())]]);
 }
 
@@ -225,7 +243,9 @@ fn a_tree_published_by_its_root_is_one_table() {
 #[test]
 fn a_dropped_publication_ends_the_run_with_its_name() {
     let following = Following::new("publication_gone");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR TABLE t");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR TABLE t");
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
     following.db.execute("DROP PUBLICATION rhei; INSERT INTO t VALUES (1)");
@@ -249,7 +269,8 @@ fn edits_of_a_publication_are_noticed_by_a_run() {
         "CREATE TABLE stays (id int PRIMARY KEY); CREATE TABLE back (id int PRIMARY KEY); CREATE TABLE leaves (id int PRIMARY KEY);
          CREATE TABLE joins (id int PRIMARY KEY); INSERT INTO joins VALUES (1); CREATE PUBLICATION rhei FOR TABLE stays, back, leaves",
     );
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+    let mut running =
+        following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
     running.wait_for_log("all tables are live", SOON);
     let mut edits = vec![
         ("ALTER PUBLICATION rhei ADD TABLE joins", "public.joins"),
@@ -291,7 +312,11 @@ fn generated_identity_inherited_unlogged_and_temporary_are_told_apart() {
          CREATE MATERIALIZED VIEW m AS SELECT 1 AS one; CREATE VIEW w AS SELECT 1 AS one; CREATE SEQUENCE s",
     );
     let checked = following.rhei.run_ok(["check"]);
-    assert!(checked.stdout.contains("public.u") && checked.stdout.contains("UNLOGGED"), "{}", checked.stdout);
+    assert!(
+        checked.stdout.contains("public.u") && checked.stdout.contains("UNLOGGED"),
+        "{}",
+        checked.stdout
+    );
     following.sync();
     // Inheritance children are tables of their own; the parent's copy holds the parent's rows only.
     let same = || {
@@ -306,8 +331,10 @@ fn generated_identity_inherited_unlogged_and_temporary_are_told_apart() {
     );
     following.sync();
     same();
-    let tables =
-        query_copy(following.copy(), "SELECT string_agg(source_name, ' ' ORDER BY source_name) FROM _rhei.tables");
+    let tables = query_copy(
+        following.copy(),
+        "SELECT string_agg(source_name, ' ' ORDER BY source_name) FROM _rhei.tables",
+    );
     assert_eq!(tables, [[Some("child g parent".to_owned())]]);
 }
 
@@ -327,7 +354,11 @@ fn stored_generated_columns_come_when_the_publication_brings_them() {
     following.db.execute("INSERT INTO g (id, n) VALUES (3, 3); UPDATE g SET n = 5 WHERE id = 1");
     following.sync();
     let query = "SELECT id::text, n::text, twice::text FROM g ORDER BY 1";
-    assert_rows(&following, query, "SELECT id::VARCHAR, n::VARCHAR, twice::VARCHAR FROM public.g ORDER BY 1");
+    assert_rows(
+        &following,
+        query,
+        "SELECT id::VARCHAR, n::VARCHAR, twice::VARCHAR FROM public.g ORDER BY 1",
+    );
 }
 
 /// Trap 59, and all that a name may hold.
@@ -353,7 +384,11 @@ fn any_legal_name_is_followed_and_collisions_are_solved_by_a_stable_rule() {
     };
     following.db.execute(&rows("one", 1));
     let checked = following.rhei.run_ok(["check"]);
-    for words in ["will be called public.t_2", "\"Id\" will be called \"Id_3\"", "will be called _rhei_source.tables"] {
+    for words in [
+        "will be called public.t_2",
+        "\"Id\" will be called \"Id_3\"",
+        "will be called _rhei_source.tables",
+    ] {
         assert!(checked.stdout.contains(words), "expected {words:?} in:\n{}", checked.stdout);
     }
     let same = || {
@@ -434,8 +469,10 @@ fn composites_ranges_hstores_and_json_may_be_nested_types_on_request() {
     };
     let (copied, streamed) = (read(1), read(11));
     assert_eq!(copied, streamed);
-    let shown: Vec<Vec<&str>> =
-        copied.iter().map(|row| row.iter().map(|cell| cell.as_deref().unwrap_or("NULL")).collect()).collect();
+    let shown: Vec<Vec<&str>> = copied
+        .iter()
+        .map(|row| row.iter().map(|cell| cell.as_deref().unwrap_or("NULL")).collect())
+        .collect();
     let range = |lower: &str, upper: &str, is_lower: bool, is_empty: bool| {
         format!(
             "{{'lower': {lower}, 'upper': {upper}, 'lower_inclusive': {is_lower}, 'upper_inclusive': false, 'is_empty': {is_empty}}}"
@@ -473,7 +510,8 @@ fn a_table_that_left_while_it_waited_for_its_copy_is_copied_when_it_comes_back()
         "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE other (id int PRIMARY KEY);
          INSERT INTO t VALUES (1, 1); CREATE PUBLICATION rhei FOR TABLE t, other",
     );
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+    let mut running =
+        following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
     following.wait_settled(&mut running);
     following.rhei.run_ok(["pause"]);
     let mark = running.log_mark();
@@ -509,8 +547,12 @@ fn each_publication_is_what_the_server_says_of_it() {
          CREATE FOREIGN TABLE one.far_leaf PARTITION OF one.branch FOR VALUES FROM (17) TO (20) SERVER elsewhere;
          CREATE TABLE two.empty (id int) PARTITION BY RANGE (id)",
     );
-    let mut forms =
-        vec!["FOR ALL TABLES", "FOR TABLE plain, one.plain", "FOR TABLE tree", "FOR TABLE two.leaf, one.branch"];
+    let mut forms = vec![
+        "FOR ALL TABLES",
+        "FOR TABLE plain, one.plain",
+        "FOR TABLE tree",
+        "FOR TABLE two.leaf, one.branch",
+    ];
     forms.extend(["FOR TABLE tree, two.leaf", "FOR TABLE two.empty, ONLY plain", ""]);
     if knows_filters() {
         forms.extend([
@@ -523,7 +565,11 @@ fn each_publication_is_what_the_server_says_of_it() {
     let mut publications = Vec::new();
     for (number, form) in forms.iter().enumerate() {
         for via_root in [false, true] {
-            let generated = if major() >= 18 { vec!["", ", publish_generated_columns = stored"] } else { vec![""] };
+            let generated = if major() >= 18 {
+                vec!["", ", publish_generated_columns = stored"]
+            } else {
+                vec![""]
+            };
             for generated in generated {
                 let name = format!("p{number}_{via_root}_{}", generated.len());
                 db.execute(&format!(
@@ -541,7 +587,9 @@ fn each_publication_is_what_the_server_says_of_it() {
             } else {
                 "FOR TABLE two.leaf (id) WHERE (id > 3)"
             };
-            db.execute(&format!("CREATE PUBLICATION {name} {list} WITH (publish_via_partition_root = {via_root})"));
+            db.execute(&format!(
+                "CREATE PUBLICATION {name} {list} WITH (publish_via_partition_root = {via_root})"
+            ));
             publications.push(name);
         }
     }
@@ -562,9 +610,9 @@ fn each_publication_is_what_the_server_says_of_it() {
             found.iter_mut().for_each(|row| row[2] = None);
         } else if major() < 18 {
             // Generated columns are listed, and never sent.
-            expected
-                .iter_mut()
-                .for_each(|row| row[2] = row[2].as_ref().map(|names| names.replace(",g}", "}").replace(",g,", ",")));
+            expected.iter_mut().for_each(|row| {
+                row[2] = row[2].as_ref().map(|names| names.replace(",g}", "}").replace(",g,", ","))
+            });
         }
         assert_eq!(found, expected, "{publication}");
     }
@@ -585,7 +633,12 @@ fn found_in(following: &Following, publication: &str) -> Vec<Vec<Option<String>>
     let describe = |table: &SourceTable| {
         let columns: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
         let names = format!("{{{}}}", columns.join(","));
-        vec![Some(table.name.schema.clone()), Some(table.name.name.clone()), Some(names), table.row_filter.clone()]
+        vec![
+            Some(table.name.schema.clone()),
+            Some(table.name.name.clone()),
+            Some(names),
+            table.row_filter.clone(),
+        ]
     };
     tables.iter().map(describe).collect()
 }

@@ -76,8 +76,10 @@ fn record() -> Vec<u8> {
     let mut recording = Vec::new();
     for row in rows {
         let hex = row[0].clone().unwrap();
-        let bytes: Vec<u8> =
-            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        let bytes: Vec<u8> = (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+            .collect();
         recording.extend((bytes.len() as u32).to_be_bytes());
         recording.extend(bytes);
     }
@@ -111,7 +113,8 @@ fn outline(recording: &[u8]) -> String {
         Message::Logical { .. } => "M",
     };
     let messages = split(recording).unwrap();
-    let words: Vec<&str> = messages.iter().map(|bytes| word(Message::decode(bytes).unwrap())).collect();
+    let words: Vec<&str> =
+        messages.iter().map(|bytes| word(Message::decode(bytes).unwrap())).collect();
     words.join(" ")
 }
 
@@ -126,11 +129,19 @@ fn the_recorded_stream_holds_every_message_kind() {
 /// out, and so are the empty transactions that 14 sends (trap 10).
 #[test]
 fn the_server_under_test_sends_the_same_kinds() {
-    let rows_only = |outline: &str| outline.replace(" R", "").replace(" Y", "").replace("B C", "").replace("  ", " ");
+    let rows_only = |outline: &str| {
+        outline.replace(" R", "").replace(" Y", "").replace("B C", "").replace("  ", " ")
+    };
     assert_eq!(rows_only(&outline(&recorded())).trim(), rows_only(OUTLINE));
 }
 
-fn spec(oid: u32, name: &str, identity: ReplicaIdentity, key: Key, columns: &[(&str, u32)]) -> Arc<TableSpec> {
+fn spec(
+    oid: u32,
+    name: &str,
+    identity: ReplicaIdentity,
+    key: Key,
+    columns: &[(&str, u32)],
+) -> Arc<TableSpec> {
     let column = |(at, &(name, type_oid)): (usize, &(&str, u32))| ColumnSpec {
         name: name.to_owned(),
         attnum: at as i16 + 1,
@@ -171,7 +182,13 @@ fn tables(recording: &[u8]) -> Vec<Arc<TableSpec>> {
         let columns: Vec<(&str, u32)> =
             relation.columns.iter().map(|column| (column.name.as_str(), column.type_oid)).collect();
         let key = if relation.name.name == "whole" { Key::WholeRow } else { Key::Columns(vec![0]) };
-        tables.push(spec(relation.oid, &relation.name.name, relation.replica_identity, key, &columns));
+        tables.push(spec(
+            relation.oid,
+            &relation.name.name,
+            relation.replica_identity,
+            key,
+            &columns,
+        ));
     }
     tables
 }
@@ -187,7 +204,11 @@ fn opens_after_a_crash(path: &std::path::Path) {
         }
     }
     let path = folder.path().join("crashed.duckdb");
-    DuckDb::open(&TargetOptions { path, ..TargetOptions::default() }).unwrap().state().unwrap().unwrap();
+    DuckDb::open(&TargetOptions { path, ..TargetOptions::default() })
+        .unwrap()
+        .state()
+        .unwrap()
+        .unwrap();
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,7 +247,8 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
             go_live(&mut target);
         }
         let checkpoint = target.state().unwrap().unwrap().pipeline.checkpoint;
-        let mut consumer = RecordedConsumer::new(split(&recording).unwrap(), checkpoint.lsn, specs.clone());
+        let mut consumer =
+            RecordedConsumer::new(split(&recording).unwrap(), checkpoint.lsn, specs.clone());
         let limits = BatchLimits {
             max_rows,
             max_bytes,
@@ -252,7 +274,10 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
             break;
         };
         assert!(batch.failed.is_empty(), "{:?}", batch.failed);
-        let checkpoint = Checkpoint { lsn: batch.end_lsn, commit_time_us: batch.commit_times_us.last().copied() };
+        let checkpoint = Checkpoint {
+            lsn: batch.end_lsn,
+            commit_time_us: batch.commit_times_us.last().copied(),
+        };
         consumer.acknowledge(target.apply(&batch, &checkpoint).unwrap().durable);
         assert_eq!(consumer.position().acknowledged, batch.end_lsn);
         opens_after_a_crash(&path);
@@ -279,7 +304,8 @@ async fn the_recorded_stream_replays_to_the_same_rows_in_batches_of_any_size() {
     for max_rows in [1, 2, 5, 1000] {
         for live in [When::Before, When::Between, When::After] {
             for max_bytes in [1, usize::MAX] {
-                let what = format!("batches of {max_rows} rows and {max_bytes} bytes, live {live:?}");
+                let what =
+                    format!("batches of {max_rows} rows and {max_bytes} bytes, live {live:?}");
                 assert_eq!(replayed(max_rows, max_bytes, live).await, expected, "{what}");
             }
         }
@@ -298,7 +324,11 @@ fn rows_of_a_table_that_was_replaced_in_their_transaction_survive_a_crash() {
         .unwrap();
     let copy = folder.path().join("crashed.duckdb");
     std::fs::copy(&path, &copy).unwrap();
-    std::fs::copy(folder.path().join("replaced.duckdb.wal"), folder.path().join("crashed.duckdb.wal")).unwrap();
+    std::fs::copy(
+        folder.path().join("replaced.duckdb.wal"),
+        folder.path().join("crashed.duckdb.wal"),
+    )
+    .unwrap();
     assert_eq!(
         query_copy(&copy, "SELECT a::VARCHAR, b::VARCHAR FROM t"),
         [[Some("3".to_owned()), Some("4".to_owned())]]
@@ -327,8 +357,11 @@ fn row(values: [Option<&str>; 2]) -> Vec<u8> {
 async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_unchanged_values() {
     let oid = 7_u32.to_be_bytes();
     let begin = |lsn: u64| [b"B".as_slice(), &lsn.to_be_bytes(), &[0; 8], &[0, 0, 0, 1]].concat();
-    let commit = |lsn: u64| [b"C\0".as_slice(), &lsn.to_be_bytes(), &(lsn + 1).to_be_bytes(), &[0; 8]].concat();
-    let insert = |id: &str| [b"I".as_slice(), &oid, b"N", &row([Some(id), Some("toasted")])].concat();
+    let commit = |lsn: u64| {
+        [b"C\0".as_slice(), &lsn.to_be_bytes(), &(lsn + 1).to_be_bytes(), &[0; 8]].concat()
+    };
+    let insert =
+        |id: &str| [b"I".as_slice(), &oid, b"N", &row([Some(id), Some("toasted")])].concat();
     let mut relation = [b"R".as_slice(), &oid, b"public\0t\0d\0\x02"].concat();
     relation.extend([b"\x01id\0".as_slice(), &23_u32.to_be_bytes(), &[255; 4]].concat());
     relation.extend([b"\0doc\0".as_slice(), &25_u32.to_be_bytes(), &[255; 4]].concat());
@@ -341,9 +374,14 @@ async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_un
     let path = folder.path().join("copy.duckdb");
     let columns = [("id", 23), ("doc", 25)];
     let table = spec(7, "t", ReplicaIdentity::Default, Key::Columns(vec![0]), &columns);
-    let mut target = DuckDb::open(&TargetOptions { path: path.clone(), ..TargetOptions::default() }).unwrap();
+    let mut target =
+        DuckDb::open(&TargetOptions { path: path.clone(), ..TargetOptions::default() }).unwrap();
     begin_empty_copies(&mut target, Lsn(1), std::slice::from_ref(&table));
-    let mut consumer = RecordedConsumer::new([large.as_slice(), &small].concat(), Lsn(1), vec![Arc::clone(&table)]);
+    let mut consumer = RecordedConsumer::new(
+        [large.as_slice(), &small].concat(),
+        Lsn(1),
+        vec![Arc::clone(&table)],
+    );
     let limits = |max_bytes| BatchLimits {
         max_rows: 1,
         max_bytes,
@@ -354,7 +392,9 @@ async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_un
     };
     let mut parts = 0;
     loop {
-        let Delivery::Batch(batch) = consumer.next_batch(&limits(1)).await.unwrap() else { panic!("no batch") };
+        let Delivery::Batch(batch) = consumer.next_batch(&limits(1)).await.unwrap() else {
+            panic!("no batch")
+        };
         target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap();
         assert_eq!(batch.continues, parts > 0);
         if !batch.is_part {
@@ -366,7 +406,9 @@ async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_un
     // Some rows are merged, some are not, and then all of them change.
     let one = std::slice::from_ref(&table);
     assert!(target.merge(one, 2).unwrap().is_empty());
-    let Delivery::Batch(batch) = consumer.next_batch(&limits(usize::MAX)).await.unwrap() else { panic!("no batch") };
+    let Delivery::Batch(batch) = consumer.next_batch(&limits(usize::MAX)).await.unwrap() else {
+        panic!("no batch")
+    };
     target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap();
     while target.merge(one, 2).unwrap().is_empty() {}
     drop(target);
@@ -395,10 +437,14 @@ async fn the_end_of_a_transaction_whose_beginning_was_taken_back_is_refused() {
     };
     let mut was_part = false;
     loop {
-        let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else { panic!("no part") };
+        let Delivery::Batch(batch) = consumer.next_batch(&limits).await.unwrap() else {
+            panic!("no part")
+        };
         if was_part {
             target.roll_back().unwrap();
-            let error = target.apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None }).unwrap_err();
+            let error = target
+                .apply(&batch, &Checkpoint { lsn: batch.end_lsn, commit_time_us: None })
+                .unwrap_err();
             assert!(error.to_string().contains("taken back"), "{error}");
             return;
         }

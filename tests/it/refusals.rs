@@ -23,14 +23,18 @@ fn refused(rhei: &Rhei, arguments: &[&str], code: i32, words: &[&str]) {
 
 fn with_table(name: &str) -> Following {
     let following = Following::new(name);
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
+    following
+        .db
+        .execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
     following
 }
 
 #[test]
 fn an_unreachable_host_is_named() {
     let folder = temp_dir();
-    let rhei = Rhei::new(folder.path()).source("postgresql://nobody@127.0.0.1:1/none").target("copy.duckdb");
+    let rhei = Rhei::new(folder.path())
+        .source("postgresql://nobody@127.0.0.1:1/none")
+        .target("copy.duckdb");
     refused(&rhei, &["sync"], 1, &["error: ", "127.0.0.1", "hint: "]);
 }
 
@@ -42,12 +46,17 @@ fn a_wrong_password_is_said_and_never_shown() {
     });
     let db = cluster.database("password");
     db.execute("CREATE ROLE limited LOGIN REPLICATION PASSWORD 'right'");
-    let url = format!("postgresql://limited:wrong-secret@127.0.0.1:{}/{}", cluster.port(), db.name());
+    let url =
+        format!("postgresql://limited:wrong-secret@127.0.0.1:{}/{}", cluster.port(), db.name());
     let folder = temp_dir();
     let rhei = Rhei::new(folder.path()).source(url).target("copy.duckdb");
     refused(&rhei, &["sync"], 1, &["password", "limited", "hint: "]);
     let output = rhei.run(["-v", "sync"]);
-    assert!(!output.stderr.contains("wrong-secret") && !output.stdout.contains("wrong-secret"), "{}", output.stderr);
+    assert!(
+        !output.stderr.contains("wrong-secret") && !output.stdout.contains("wrong-secret"),
+        "{}",
+        output.stderr
+    );
 }
 
 #[test]
@@ -55,12 +64,18 @@ fn a_missing_database_is_named() {
     let port = Cluster::shared().port();
     let folder = temp_dir();
     let url = format!("postgresql://postgres@127.0.0.1:{port}/no_such_db");
-    refused(&Rhei::new(folder.path()).source(url).target("copy.duckdb"), &["sync"], 1, &["no_such_db"]);
+    refused(
+        &Rhei::new(folder.path()).source(url).target("copy.duckdb"),
+        &["sync"],
+        1,
+        &["no_such_db"],
+    );
 }
 
 #[test]
 fn wal_level_replica_is_refused_with_the_sql_that_mends_it() {
-    let cluster = Cluster::start(ClusterOptions { wal_level: "replica", ..ClusterOptions::default() });
+    let cluster =
+        Cluster::start(ClusterOptions { wal_level: "replica", ..ClusterOptions::default() });
     let following = Following::of(cluster.database("wal_level"));
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY)");
     refused(&following.rhei, &["sync"], 1, &["wal_level", "ALTER SYSTEM SET wal_level"]);
@@ -77,7 +92,11 @@ fn missing_privileges_are_said() {
     let output = rhei.run(["sync"]);
     following.db.execute(&format!("DROP ROLE {role}"));
     output.assert_code(1);
-    assert!(output.stderr.contains("error: ") && output.stderr.contains("hint: "), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("error: ") && output.stderr.contains("hint: "),
+        "{}",
+        output.stderr
+    );
 }
 
 /// Trap 30 and 40: a second reader loses.
@@ -100,7 +119,9 @@ fn a_slot_that_rhei_did_not_make_is_never_touched() {
     let slot = following.slot();
     following.db.query(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
     refused(&following.rhei, &["sync"], 1, &[slot, "hint: "]);
-    let count = following.db.value(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'"));
+    let count = following
+        .db
+        .value(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'"));
     assert_eq!(count, "1");
 }
 
@@ -109,7 +130,10 @@ fn a_slot_that_rhei_did_not_make_is_never_touched() {
 fn a_slot_of_another_database_is_refused() {
     let following = with_table("other_db_slot");
     let other = Cluster::shared().database("other_db_slot_owner");
-    other.query(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", following.slot()));
+    other.query(&format!(
+        "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+        following.slot()
+    ));
     refused(&following.rhei, &["sync"], 1, &[following.slot()]);
     other.query(&format!("SELECT pg_drop_replication_slot('{}')", following.slot()));
 }
@@ -118,12 +142,22 @@ fn a_slot_of_another_database_is_refused() {
 fn a_target_that_is_a_folder_or_no_database_is_refused() {
     let following = with_table("bad_targets");
     fs::create_dir(following.folder.path().join("folder.duckdb")).unwrap();
-    refused(&following.rhei.clone().target("folder.duckdb"), &["sync"], 1, &["folder.duckdb", "folder"]);
+    refused(
+        &following.rhei.clone().target("folder.duckdb"),
+        &["sync"],
+        1,
+        &["folder.duckdb", "folder"],
+    );
     let text = "this is a letter, not a database\n".repeat(400);
     fs::write(following.folder.path().join("letter.duckdb"), &text).unwrap();
     refused(&following.rhei.clone().target("letter.duckdb"), &["sync"], 1, &["letter.duckdb"]);
     assert_eq!(fs::read_to_string(following.folder.path().join("letter.duckdb")).unwrap(), text);
-    refused(&following.rhei.clone().target("no/such/folder/a.duckdb"), &["sync"], 1, &["no/such/folder"]);
+    refused(
+        &following.rhei.clone().target("no/such/folder/a.duckdb"),
+        &["sync"],
+        1,
+        &["no/such/folder"],
+    );
 }
 
 /// DuckDB drops the torn end of a log, as after a crash; whatever else is wrong with a file or its log is damage.
@@ -146,14 +180,26 @@ fn a_damaged_target_is_refused_and_left_as_it_is() {
         damaged[file][at..at + 16].fill(0xff);
         fs::write(following.copy(), &damaged[0]).unwrap();
         fs::write(&log, &damaged[1]).unwrap();
-        refused(&following.rhei, &["sync"], 1, &["copy.duckdb", "is damaged", "hint: restore both"]);
-        assert!([fs::read(following.copy()).unwrap(), fs::read(&log).unwrap()] == damaged, "it was touched");
+        refused(
+            &following.rhei,
+            &["sync"],
+            1,
+            &["copy.duckdb", "is damaged", "hint: restore both"],
+        );
+        assert!(
+            [fs::read(following.copy()).unwrap(), fs::read(&log).unwrap()] == damaged,
+            "it was touched"
+        );
     }
     fs::write(following.copy(), &whole[0]).unwrap();
     // The torn end is a loss, unless the slot still has it.
     fs::write(&log, &whole[1][..middle]).unwrap();
     let torn = following.rhei.run(["sync"]);
-    assert!(torn.code() == Some(0) || torn.stderr.contains("moved past this copy"), "{}", torn.stderr);
+    assert!(
+        torn.code() == Some(0) || torn.stderr.contains("moved past this copy"),
+        "{}",
+        torn.stderr
+    );
     if torn.code() == Some(0) {
         following.assert_same(&["public.t"]);
     }
@@ -164,7 +210,12 @@ fn a_target_that_somebody_reads_is_refused_and_taken_when_he_is_gone() {
     let following = with_table("read_target");
     following.sync();
     let reader = duckdb::Connection::open(following.copy()).unwrap();
-    refused(&following.rhei, &["sync"], 1, &["copy.duckdb", "in use by process", &std::process::id().to_string()]);
+    refused(
+        &following.rhei,
+        &["sync"],
+        1,
+        &["copy.duckdb", "in use by process", &std::process::id().to_string()],
+    );
     drop(reader);
     following.sync();
     following.assert_same(&["public.t"]);
@@ -182,9 +233,18 @@ fn a_target_locked_by_another_process_is_refused() {
 #[test]
 fn wrong_settings_exit_2_and_name_key_and_line() {
     let folder = temp_dir();
-    let rhei =
-        |config: &str| Rhei::new(folder.path()).source("postgresql://x@localhost/x").target("c.duckdb").config(config);
-    refused(&rhei("[sync]\nintervall = \"1s\"\n"), &["sync"], 2, &["intervall", "interval", "line 2"]);
+    let rhei = |config: &str| {
+        Rhei::new(folder.path())
+            .source("postgresql://x@localhost/x")
+            .target("c.duckdb")
+            .config(config)
+    };
+    refused(
+        &rhei("[sync]\nintervall = \"1s\"\n"),
+        &["sync"],
+        2,
+        &["intervall", "interval", "line 2"],
+    );
     refused(&rhei("[sync]\ninterval = \"soon\"\n"), &["sync"], 2, &["interval", "line 2"]);
     refused(&rhei("[source]\ntables = [\"a.b.c\"]\n"), &["sync"], 2, &["tables"]);
     refused(&rhei("[source\n"), &["sync"], 2, &["line 1"]);
@@ -202,7 +262,12 @@ fn no_such_table_is_said() {
     refused(&following.rhei, &["sync"], 1, &["public.nothing"]);
     let following = with_table("no_such_table_again");
     following.sync();
-    refused(&following.rhei, &["backfill", "--table", "public.nothing", "--force"], 1, &["public.nothing"]);
+    refused(
+        &following.rhei,
+        &["backfill", "--table", "public.nothing", "--force"],
+        1,
+        &["public.nothing"],
+    );
 }
 
 #[test]

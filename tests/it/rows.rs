@@ -112,7 +112,12 @@ fn a_table_with_replica_identity_nothing_is_appended_to_and_truncated() {
          CREATE TABLE u (v text);
          INSERT INTO t VALUES (1, 'a'); INSERT INTO u VALUES ('x'), ('x')",
         &["public.t", "public.u"],
-        &["INSERT INTO t VALUES (2, 'b')", "INSERT INTO u VALUES ('x')", "TRUNCATE u", "INSERT INTO u VALUES ('y')"],
+        &[
+            "INSERT INTO t VALUES (2, 'b')",
+            "INSERT INTO u VALUES ('x')",
+            "TRUNCATE u",
+            "INSERT INTO u VALUES ('y')",
+        ],
     );
 }
 
@@ -126,11 +131,13 @@ fn unchanged_toast_keeps_its_value_wherever_the_row_stood() {
         "doc = repeat('z', 4000)",
         "doc = repeat('y', 4000), id = id + 1000, code = code || 'k'",
     ];
-    let (mut schema, mut target, mut batch, mut last) = (String::new(), String::new(), String::new(), String::new());
+    let (mut schema, mut target, mut batch, mut last) =
+        (String::new(), String::new(), String::new(), String::new());
     let mut tables = Vec::new();
     for (number, identity) in identities.iter().enumerate() {
         let key = if *identity == "keyless" { "" } else { " PRIMARY KEY" };
-        let identity = identity.replace("keyless", "FULL").replace("code_of", &format!("code_of_{number}"));
+        let identity =
+            identity.replace("keyless", "FULL").replace("code_of", &format!("code_of_{number}"));
         schema.push_str(&format!(
             "CREATE TABLE t{number} (id int{key}, code text NOT NULL, doc text, n int);
              CREATE UNIQUE INDEX code_of_{number} ON t{number} (code);
@@ -138,7 +145,11 @@ fn unchanged_toast_keeps_its_value_wherever_the_row_stood() {
         ));
         tables.push(format!("public.t{number}"));
         for (at, change) in changes.iter().enumerate() {
-            let row = |id: usize| format!("INSERT INTO t{number} VALUES ({id}, 'c{id}', repeat(md5('{id}'), 200), 0);");
+            let row = |id: usize| {
+                format!(
+                    "INSERT INTO t{number} VALUES ({id}, 'c{id}', repeat(md5('{id}'), 200), 0);"
+                )
+            };
             let update = |id: usize| format!("UPDATE t{number} SET {change} WHERE code = 'c{id}';");
             let (stood, earlier, same, inserted) = (at, 10 + at, 20 + at, 30 + at);
             // In the target; in the same batch; in the same transaction; inserted in the same transaction.
@@ -308,11 +319,16 @@ fn a_transaction_larger_than_memory_is_applied_whole() {
            UPDATE keyed SET n = n + 1 WHERE id < -1000000 AND n < k; COMMIT;
          END LOOP; END $$",
     );
-    following.db.execute(&format!("BEGIN; {LARGE}; COMMIT; INSERT INTO keyed VALUES (1000000, 'after', 0)"));
+    following.db.execute(&format!(
+        "BEGIN; {LARGE}; COMMIT; INSERT INTO keyed VALUES (1000000, 'after', 0)"
+    ));
     following.sync();
     following.assert_same(&LARGE_TABLES);
     // One cycle is one target transaction, and this one holds as many changes as the source made.
-    let cycles = query_copy(following.copy(), "SELECT max(inserted + updated + deleted)::VARCHAR FROM _rhei.cycles");
+    let cycles = query_copy(
+        following.copy(),
+        "SELECT max(inserted + updated + deleted)::VARCHAR FROM _rhei.cycles",
+    );
     let changes: u64 = cycles[0][0].as_deref().unwrap().parse().unwrap();
     assert!(changes > 20_000, "{changes}");
 }
@@ -331,7 +347,11 @@ fn a_table_that_fails_within_a_large_transaction_keeps_its_rows_and_the_others_g
     ));
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
-    assert!(output.stderr.contains("public.bad") && output.stderr.contains("NaN"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("public.bad") && output.stderr.contains("NaN"),
+        "{}",
+        output.stderr
+    );
     following.assert_same(&LARGE_TABLES);
     let bad = query_copy(following.copy(), "SELECT id::VARCHAR FROM public.bad ORDER BY id");
     assert_eq!(bad, [[Some("1".to_owned())], [Some("2".to_owned())]]);
@@ -352,8 +372,10 @@ fn a_large_transaction_that_is_cut_off_is_taken_back_and_comes_again() {
         } else {
             running.stop(Duration::from_secs(60));
         }
-        let left =
-            query_copy(following.copy(), "SELECT count(*)::VARCHAR, count(*) FILTER (v = 3)::VARCHAR FROM public.bag");
+        let left = query_copy(
+            following.copy(),
+            "SELECT count(*)::VARCHAR, count(*) FILTER (v = 3)::VARCHAR FROM public.bag",
+        );
         let is_before = left == [[Some("1".to_owned()), Some("1".to_owned())]];
         let is_after = left == [[Some("2700".to_owned()), Some("0".to_owned())]];
         assert!(is_before || is_after, "torn: {left:?}");
@@ -371,7 +393,10 @@ fn with_streaming(name: &str) -> Following {
 }
 
 fn streamed_transactions(following: &Following) -> u64 {
-    let sql = format!("SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = '{}'", following.slot());
+    let sql = format!(
+        "SELECT stream_count FROM pg_stat_replication_slots WHERE slot_name = '{}'",
+        following.slot()
+    );
     following.db.value(&sql).parse().unwrap()
 }
 
@@ -390,17 +415,21 @@ fn a_transaction_that_is_streamed_before_it_ends_is_applied_when_it_commits() {
     open.execute("ROLLBACK TO a; INSERT INTO gone SELECT i FROM generate_series(40000, 43000) i; SAVEPOINT b");
     open.execute("SAVEPOINT c; INSERT INTO bag SELECT i, 'kept' FROM generate_series(1, 3000) i; RELEASE c; DELETE FROM gone WHERE id = 2");
     // Others commit meanwhile, and are seen; what has not ended is not.
-    let without_truncate =
-        LARGE.replace("INSERT INTO gone SELECT i FROM generate_series(3, 3000) i; TRUNCATE gone;", "");
+    let without_truncate = LARGE
+        .replace("INSERT INTO gone SELECT i FROM generate_series(3, 3000) i; TRUNCATE gone;", "");
     following.db.execute(&format!("BEGIN; {without_truncate}; COMMIT"));
     following.db.execute("INSERT INTO keyed VALUES (777777, 'between', 0)");
     let lsn = following.db.value("SELECT pg_current_wal_flush_lsn()");
     let slot = following.slot();
-    wait_until(SOON, "what has committed is applied beside transactions that have not ended", || {
-        following.db.value(&format!(
+    wait_until(
+        SOON,
+        "what has committed is applied beside transactions that have not ended",
+        || {
+            following.db.value(&format!(
             "SELECT confirmed_flush_lsn >= '{lsn}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
         )) == "t"
-    });
+        },
+    );
     other.execute("ROLLBACK");
     open.execute("COMMIT");
     following.db.execute("INSERT INTO keyed VALUES (777778, 'after', 0)");
@@ -413,7 +442,9 @@ fn a_transaction_that_is_streamed_before_it_ends_is_applied_when_it_commits() {
 /// Each row lacks other values, and one statement reads all of them from the copy.
 #[test]
 fn rows_that_lack_values_in_hundreds_of_ways_arrive_in_one_batch() {
-    let columns = |of: &str| (0..9).map(|at| of.replace("{}", &at.to_string())).collect::<Vec<_>>().join(", ");
+    let columns = |of: &str| {
+        (0..9).map(|at| of.replace("{}", &at.to_string())).collect::<Vec<_>>().join(", ")
+    };
     let following = Following::new("many_patterns");
     following.db.execute(&format!(
         "CREATE TABLE t (id int PRIMARY KEY, n numeric(9,2), a int[], {});
@@ -427,8 +458,12 @@ fn rows_that_lack_values_in_hundreds_of_ways_arrive_in_one_batch() {
     run.wait_for_log("all tables are live", SOON);
     let mark = run.log_mark();
     // Which columns a row keeps is its number. A batch sees all of them.
-    let set =
-        |at: usize| format!("c{at} = CASE WHEN id & {} = 0 THEN c{at} ELSE repeat(md5('new' || id), 80) END", 1 << at);
+    let set = |at: usize| {
+        format!(
+            "c{at} = CASE WHEN id & {} = 0 THEN c{at} ELSE repeat(md5('new' || id), 80) END",
+            1 << at
+        )
+    };
     let all: Vec<String> = (0..9).map(set).collect();
     following.db.execute(&format!(
         "BEGIN; UPDATE t SET n = n + 0.01, {}; UPDATE t SET id = id + 1000 WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0; COMMIT",

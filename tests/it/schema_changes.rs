@@ -27,7 +27,12 @@ fn known(following: &Following) -> BTreeMap<(String, String), Known> {
     rows.into_iter()
         .map(|row| {
             let cell = |at: usize| row[at].clone().unwrap();
-            let known = Known { target: cell(2), state: cell(3), copy_lsn: cell(4), epoch: cell(5).parse().unwrap() };
+            let known = Known {
+                target: cell(2),
+                state: cell(3),
+                copy_lsn: cell(4),
+                epoch: cell(5).parse().unwrap(),
+            };
             ((cell(0), cell(1)), known)
         })
         .collect()
@@ -54,19 +59,27 @@ impl Line {
     /// A row of the table changes afterwards, if that is possible.
     fn go_on(&self, following: &Following) {
         let is_refused = self.sql.contains("NOTHING");
-        let is_elsewhere = self.outcome.starts_with("dropped") || self.outcome.starts_with("renamed");
+        let is_elsewhere =
+            self.outcome.starts_with("dropped") || self.outcome.starts_with("renamed");
         if !is_elsewhere && !self.sql.contains("DROP TABLE") && !is_refused {
             following.db.execute(&format!("UPDATE {}.t SET at = now() WHERE true", self.schema));
         }
     }
 
     #[track_caller]
-    fn assert_happened(&self, before: &BTreeMap<(String, String), Known>, after: &BTreeMap<(String, String), Known>) {
+    fn assert_happened(
+        &self,
+        before: &BTreeMap<(String, String), Known>,
+        after: &BTreeMap<(String, String), Known>,
+    ) {
         let Line { schema, sql, outcome } = self;
         let of_line = before.iter().find(|((other, _), _)| other == schema);
         let ((_, oid), was) = of_line.unwrap();
         let (_, is) = after.iter().find(|((_, other), _)| other == oid).unwrap_or_else(|| {
-            after.iter().find(|(_, other)| other.target == was.target).unwrap_or_else(|| panic!("{sql}: it is lost"))
+            after
+                .iter()
+                .find(|(_, other)| other.target == was.target)
+                .unwrap_or_else(|| panic!("{sql}: it is lost"))
         });
         let happened = match (was, is) {
             _ if is.state == "dropped" => "dropped",
@@ -83,17 +96,25 @@ impl Line {
 /// The page for operators, line by line: for tables that are published with all others, and for those that a publication
 /// names. Each line has a schema of its own.
 fn documented(what: &str) -> Vec<(Following, Vec<Line>)> {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema-changes.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema-changes.md"))
+            .unwrap();
     let setup = page.split("```sql").nth(1).unwrap().split("```").next().unwrap();
     let (all, named): (Vec<_>, Vec<_>) = page
         .split("\n### ")
         .flat_map(|section| {
             let is_named = section.starts_with("Tables that a publication names");
-            let lines = section.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
+            let lines =
+                section.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
             lines.map(move |line| (line.split_once("` | ").unwrap(), is_named))
         })
         .partition(|(_, is_named)| !is_named);
-    assert!(all.len() > 40 && named.len() > 3, "{} and {} lines were found", all.len(), named.len());
+    assert!(
+        all.len() > 40 && named.len() > 3,
+        "{} and {} lines were found",
+        all.len(),
+        named.len()
+    );
     let of_lines = |name: &str, lines: Vec<((&str, &str), bool)>| {
         let following = Following::new(&format!("{what}_{name}"));
         let lines: Vec<Line> = lines
@@ -106,7 +127,9 @@ fn documented(what: &str) -> Vec<(Following, Vec<Line>)> {
             })
             .collect();
         for Line { schema, .. } in &lines {
-            following.db.execute(&format!("CREATE SCHEMA {schema}; SET search_path = {schema}; {setup}"));
+            following
+                .db
+                .execute(&format!("CREATE SCHEMA {schema}; SET search_path = {schema}; {setup}"));
         }
         (following, lines)
     };
@@ -138,7 +161,11 @@ fn each_change_does_what_the_documentation_says() {
 #[test]
 fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
     for (following, lines) in documented("lived") {
-        let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").env("TZ", "America/New_York");
+        let rhei = following
+            .rhei
+            .clone()
+            .env("RHEI_SYNC_CATALOG_INTERVAL", "100ms")
+            .env("TZ", "America/New_York");
         let mut running = rhei.spawn(["run"]);
         following.wait_settled(&mut running);
         running.stop(SOON).assert_code(0);
@@ -154,10 +181,18 @@ fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
             following.wait_settled(&mut running);
             let copied = running.copies().split_off(copies);
             let of_line = format!("{}.t", line.schema);
-            let (of_line, others): (Vec<_>, Vec<_>) = copied.into_iter().partition(|table| *table == of_line);
+            let (of_line, others): (Vec<_>, Vec<_>) =
+                copied.into_iter().partition(|table| *table == of_line);
             let is_documented = line.outcome.starts_with("copied again");
-            assert_eq!(!of_line.is_empty(), is_documented, "{line:?}: copied {of_line:?}\n{}", running.logs());
-            let is_new = |table: &String| line.sql.contains("fresh") && *table == format!("{}.fresh", line.schema);
+            assert_eq!(
+                !of_line.is_empty(),
+                is_documented,
+                "{line:?}: copied {of_line:?}\n{}",
+                running.logs()
+            );
+            let is_new = |table: &String| {
+                line.sql.contains("fresh") && *table == format!("{}.fresh", line.schema)
+            };
             assert!(others.iter().all(is_new), "{line:?}: copied {others:?}\n{}", running.logs());
         }
         running.kill9();
@@ -198,7 +233,11 @@ fn a_transaction_that_changes_the_shape_between_its_rows_arrives_whole() {
 #[test]
 fn every_order_of_rows_and_alter_in_one_batch_arrives() {
     let orders = [
-        ["UPDATE t SET v = 'u' WHERE id = 1", "ALTER TABLE t ADD x int", "DELETE FROM t WHERE id = 2"],
+        [
+            "UPDATE t SET v = 'u' WHERE id = 1",
+            "ALTER TABLE t ADD x int",
+            "DELETE FROM t WHERE id = 2",
+        ],
         ["TRUNCATE t", "ALTER TABLE t ADD x int DEFAULT 4", "INSERT INTO t VALUES (9, 'n', 1)"],
         ["INSERT INTO t VALUES (9, 'n')", "ALTER TABLE t RENAME v TO w", "TRUNCATE t"],
         ["DELETE FROM t", "ALTER TABLE t DROP v", "INSERT INTO t VALUES (9)"],
@@ -325,7 +364,9 @@ fn an_empty_partition_changes_nothing() {
     following.db.execute("CREATE TABLE next PARTITION OF tree FOR VALUES FROM (10) TO (20)");
     let output = following.sync();
     assert!(!output.stderr.contains("copied"), "{}", output.stderr);
-    following.db.execute("INSERT INTO tree VALUES (11, 'eleven'); UPDATE tree SET id = 12 WHERE id = 1");
+    following
+        .db
+        .execute("INSERT INTO tree VALUES (11, 'eleven'); UPDATE tree SET id = 12 WHERE id = 1");
     let output = following.sync();
     assert!(!output.stderr.contains("copied"), "{}", output.stderr);
     following.assert_same(&["public.tree"]);
@@ -390,7 +431,9 @@ fn a_kill_during_schema_changes_loses_nothing() {
 #[test]
 fn what_older_rows_have_in_a_new_column_outlives_a_kill() {
     let following = Following::new("killed_default");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)",
+    );
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
     following.db.execute(
@@ -456,11 +499,15 @@ fn a_paused_table_stays_paused_whatever_becomes_of_its_shape() {
         "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2), v text); CREATE TABLE other (id int PRIMARY KEY)",
     );
     following.sync();
-    let state = || query_copy(following.copy(), "SELECT state FROM _rhei.tables WHERE source_name = 't'");
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "50ms").spawn(["run"]);
+    let state =
+        || query_copy(following.copy(), "SELECT state FROM _rhei.tables WHERE source_name = 't'");
+    let mut running =
+        following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "50ms").spawn(["run"]);
     running.wait_for_log("following the source", SOON);
     following.db.execute("INSERT INTO t VALUES (7, 'NaN', 'x')");
-    following.db.execute("ALTER TABLE t ALTER v SET STORAGE EXTERNAL; ALTER TABLE t ALTER v SET NOT NULL");
+    following
+        .db
+        .execute("ALTER TABLE t ALTER v SET STORAGE EXTERNAL; ALTER TABLE t ALTER v SET NOT NULL");
     following
         .db
         .execute("ALTER TABLE t ADD more int; INSERT INTO t VALUES (8, 1, 'y', 2); INSERT INTO other VALUES (1)");
@@ -491,15 +538,17 @@ fn a_key_that_comes_under_replica_identity_full_is_used_from_the_look_on() {
         "CREATE TABLE t (id int NOT NULL, v text); ALTER TABLE t REPLICA IDENTITY FULL;
          INSERT INTO t SELECT i, 'v' FROM generate_series(1, 20) i",
     );
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "50ms").spawn(["run"]);
+    let mut running =
+        following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "50ms").spawn(["run"]);
     running.wait_for_log("all tables are live", SOON);
     let mark = running.log_mark();
     following.db.execute("ALTER TABLE t ADD PRIMARY KEY (id); INSERT INTO t VALUES (100, 'first')");
     running.wait_for_log_after(mark, "the table has another shape", SOON);
     for id in 101..120 {
-        following
-            .db
-            .execute(&format!("INSERT INTO t VALUES ({id}, 'more'); UPDATE t SET v = 'u' WHERE id = {} - 100", id));
+        following.db.execute(&format!(
+            "INSERT INTO t VALUES ({id}, 'more'); UPDATE t SET v = 'u' WHERE id = {} - 100",
+            id
+        ));
     }
     following.db.execute("TRUNCATE t; INSERT INTO t VALUES (1, 'last'); UPDATE t SET id = 2");
     running.stop(SOON).assert_code(0);
@@ -535,7 +584,11 @@ fn a_default_that_duckdb_cannot_hold_pauses_its_table_and_no_other() {
     );
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
-    assert!(output.stderr.contains("public.t") && output.stderr.contains("NaN"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("public.t") && output.stderr.contains("NaN"),
+        "{}",
+        output.stderr
+    );
     following.assert_same(&["public.other"]);
     following.rhei.clone().env("RHEI_SYNC_ON_UNREPRESENTABLE", "null").run_ok(["sync"]);
     let rows = query_copy(following.copy(), "SELECT n::VARCHAR FROM public.t ORDER BY id");

@@ -18,13 +18,18 @@ const SOON: Duration = Duration::from_secs(60);
 fn sql_of(page: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     let page = fs::read_to_string(path).unwrap();
-    page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    page.split("```sql\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
 fn the_documented_role_is_enough_and_may_do_nothing_more() {
     let cluster = Cluster::start(ClusterOptions {
-        hba: Some("local all postgres trust\nhost shop rhei 127.0.0.1/32 scram-sha-256\n".to_owned()),
+        hba: Some(
+            "local all postgres trust\nhost shop rhei 127.0.0.1/32 scram-sha-256\n".to_owned(),
+        ),
         ..ClusterOptions::default()
     });
     let server = cluster.maintenance();
@@ -67,7 +72,10 @@ fn the_documented_role_is_enough_and_may_do_nothing_more() {
     assert_eq!(granted, expected);
 
     let folder = temp_dir();
-    let rhei = Rhei::new(folder.path()).source(db.url_as("rhei")).target("copy.duckdb").env("PGPASSWORD", "change me");
+    let rhei = Rhei::new(folder.path())
+        .source(db.url_as("rhei"))
+        .target("copy.duckdb")
+        .env("PGPASSWORD", "change me");
     // What is granted on its root says nothing about a partition.
     db.execute("REVOKE SELECT ON customers_1 FROM rhei");
     let checked = rhei.run(["check"]);
@@ -83,7 +91,9 @@ fn the_documented_role_is_enough_and_may_do_nothing_more() {
     let mut running = rhei.spawn(["run"]);
     running.wait_for_log("following the source", SOON);
     // A shape that the catalogs have to be asked for, and a copy.
-    db.execute("ALTER TABLE orders ADD COLUMN n int DEFAULT 5; INSERT INTO orders VALUES (100, 'c', 6)");
+    db.execute(
+        "ALTER TABLE orders ADD COLUMN n int DEFAULT 5; INSERT INTO orders VALUES (100, 'c', 6)",
+    );
     rhei.run_ok(["resync", "public.customers"]);
     running.wait_for_log("all tables are live", SOON);
     rhei.run_ok(["status"]);
@@ -130,7 +140,9 @@ fn a_password_is_printed_nowhere_and_written_nowhere() {
         let mut mine = vec![];
         let rhei = match way {
             "url" => rhei.source(&with_password),
-            "pairs" => rhei.source(format!("host=127.0.0.1 port={port} user=quiet dbname={name} password={SECRET}")),
+            "pairs" => rhei.source(format!(
+                "host=127.0.0.1 port={port} user=quiet dbname={name} password={SECRET}"
+            )),
             "RHEI_SOURCE_URL" => rhei.env("RHEI_SOURCE_URL", &with_password),
             "rhei.toml" => {
                 mine.push("rhei.toml");
@@ -166,7 +178,10 @@ fn a_password_is_printed_nowhere_and_written_nowhere() {
         for entry in fs::read_dir(folder.path()).unwrap().map(Result::unwrap) {
             let file = entry.file_name().into_string().unwrap();
             if !mine.contains(&file.as_str()) && entry.file_type().unwrap().is_file() {
-                assert!(!holds(&fs::read(entry.path()).unwrap(), b"hush"), "{way}: the password is in {file}");
+                assert!(
+                    !holds(&fs::read(entry.path()).unwrap(), b"hush"),
+                    "{way}: the password is in {file}"
+                );
             }
         }
         // The walsender of a process that has ended takes a moment to notice.
@@ -206,12 +221,14 @@ fn what_fails_keeps_the_password_to_itself() {
         let rhei = Rhei::new(folder.path()).target("copy.duckdb").env("RHEI_LOG", "trace");
         for command in ["check", "init", "sync", "run"] {
             for format in ["text", "json"] {
-                let output = rhei.clone().source(source).run(["-v", "--log-format", format, command]);
+                let output =
+                    rhei.clone().source(source).run(["-v", "--log-format", format, command]);
                 output.assert_code(code);
                 keeps_quiet(source, &output);
             }
         }
-        let from_file = rhei.clone().config(&format!("[source]\nurl = \"{source}\"\n")).run(["sync"]);
+        let from_file =
+            rhei.clone().config(&format!("[source]\nurl = \"{source}\"\n")).run(["sync"]);
         keeps_quiet(source, from_file.assert_code(code));
         fs::remove_file(folder.path().join("rhei.toml")).unwrap();
     }
@@ -290,7 +307,9 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
     let slot = format!("{:x<63}", following.slot());
     let settings = |rest: &str| {
         let publication = toml_string(&publication);
-        format!("[source]\npublication = {publication}\nslot = \"{slot}\"\n[sync]\ninterval = \"50ms\"\n{rest}")
+        format!(
+            "[source]\npublication = {publication}\nslot = \"{slot}\"\n[sync]\ninterval = \"50ms\"\n{rest}"
+        )
     };
     let rhei = following.rhei.clone().config(&settings(""));
     let same = |pairs: &[(String, String)]| {
@@ -319,8 +338,10 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
     same(&pairs);
     // Tables, columns, keys, labels and a schema get other names; a column comes and one goes.
     for (schema, table) in &mut pairs {
-        let (old, new) =
-            (full(&(schema.clone(), table.clone())), format!("{}'\"", &table.chars().take(9).collect::<String>()));
+        let (old, new) = (
+            full(&(schema.clone(), table.clone())),
+            format!("{}'\"", &table.chars().take(9).collect::<String>()),
+        );
         db.execute(&format!("ALTER TABLE {old} RENAME TO {}", quote(&new)));
         *table = new;
         let name = full(&(schema.clone(), table.clone()));
@@ -340,7 +361,10 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
     same(&pairs);
     let moved = "schema \"'; %s";
     db.execute(&format!("ALTER SCHEMA {} RENAME TO {}", quote(&schemas[1]), quote(moved)));
-    pairs.iter_mut().filter(|(schema, _)| *schema == schemas[1]).for_each(|(schema, _)| *schema = moved.to_owned());
+    pairs
+        .iter_mut()
+        .filter(|(schema, _)| *schema == schemas[1])
+        .for_each(|(schema, _)| *schema = moved.to_owned());
     rhei.run_ok(["sync"]);
     same(&pairs);
     // The same names in settings and flags, and a way to nothing.
@@ -352,15 +376,21 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
     rhei.run_ok(["jobs", "--all"]);
     rhei.run_ok(["init", "--output", "made.toml"]);
     let key = toml_string(&format!("{schema}.{table}"));
-    let rest =
-        format!("[tables.{key}]\ntarget = \"o\\\"ther; .na'me\"\nexclude_columns = [{}]\n", toml_string("new \"; '"));
+    let rest = format!(
+        "[tables.{key}]\ntarget = \"o\\\"ther; .na'me\"\nexclude_columns = [{}]\n",
+        toml_string("new \"; '")
+    );
     rhei.clone().config(&settings(&rest)).run_ok(["sync"]);
-    let found = query_copy(following.copy(), "SELECT count(*)::VARCHAR FROM \"o\"\"ther; \".\"na'me\"");
+    let found =
+        query_copy(following.copy(), "SELECT count(*)::VARCHAR FROM \"o\"\"ther; \".\"na'me\"");
     assert_eq!(found, [[Some("1".to_owned())]]);
 }
 
 fn toml_string(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\t', "\\t"))
+    format!(
+        "\"{}\"",
+        text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\t', "\\t")
+    )
 }
 
 /// Whatever lies beside the target holds data of the source, or reaches the replicator.
@@ -368,7 +398,9 @@ fn toml_string(text: &str) -> String {
 fn files_and_socket_are_for_their_owner_alone_from_the_moment_that_they_are_there() {
     use std::os::unix::fs::PermissionsExt;
     let following = Following::new("private");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)",
+    );
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
     following.db.execute("INSERT INTO t VALUES (0)");

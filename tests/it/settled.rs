@@ -12,7 +12,8 @@ use crate::{
 const SOON: Duration = Duration::from_secs(60);
 
 fn run(following: &Following) -> Running {
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
+    let mut running =
+        following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
     running.wait_for_log("all tables are live", SOON);
     running
 }
@@ -76,7 +77,9 @@ fn an_idle_source_is_settled_in_a_moment_also_behind_wal_that_is_not_flushed() {
 #[test]
 fn nothing_is_settled_while_a_table_waits_for_its_copy() {
     let following = Following::new("settled_later");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)",
+    );
     let mut running = run(&following);
     following.wait_settled(&mut running);
     let settled = || wal_bytes(status(&following)["settled_lsn"].as_str().unwrap());
@@ -103,7 +106,8 @@ fn nothing_is_settled_while_a_table_waits_for_its_copy() {
 /// begins in between does not speak for it.
 #[test]
 fn a_commit_that_no_look_could_see_is_not_settled() {
-    let cluster = Cluster::start(ClusterOptions::default().conf("synchronous_standby_names = 'nobody'"));
+    let cluster =
+        Cluster::start(ClusterOptions::default().conf("synchronous_standby_names = 'nobody'"));
     let local = "synchronous_commit = local";
     cluster.maintenance().execute(&format!("ALTER SYSTEM SET {local}"));
     cluster.maintenance().execute("SELECT pg_reload_conf()");
@@ -125,7 +129,8 @@ fn a_commit_that_no_look_could_see_is_not_settled() {
         session.execute("ALTER TABLE t ADD COLUMN u uuid DEFAULT gen_random_uuid()");
     });
     wait_until(SOON, "the commit waits for a standby", || {
-        following.db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") != "0"
+        following.db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            != "0"
     });
     let written = following.db.wal_lsn();
     let too_early = following.rhei.try_settle(&mut running, &written, Duration::from_secs(3));

@@ -49,12 +49,21 @@ fn writes(session: &Session, dice: &mut Dice) {
             ),
             1 => format!("UPDATE {table} SET a = {key}, v = repeat('x', {key}) WHERE id = {id}"),
             2 => format!("DELETE FROM {table} WHERE id BETWEEN {id} AND {id} + 20"),
-            3 => format!("INSERT INTO tree VALUES ({key}, 'v{id}') ON CONFLICT (id) DO UPDATE SET v = 'again'"),
-            4 => format!("INSERT INTO p{leaf} VALUES ({}, 'leaf') ON CONFLICT DO NOTHING", leaf * 100 + key % 100),
+            3 => format!(
+                "INSERT INTO tree VALUES ({key}, 'v{id}') ON CONFLICT (id) DO UPDATE SET v = 'again'"
+            ),
+            4 => format!(
+                "INSERT INTO p{leaf} VALUES ({}, 'leaf') ON CONFLICT DO NOTHING",
+                leaf * 100 + key % 100
+            ),
             5 => {
-                format!("BEGIN; UPDATE {table} SET a = a + 1 WHERE id < 50; DELETE FROM tree WHERE id = {key}; COMMIT")
+                format!(
+                    "BEGIN; UPDATE {table} SET a = a + 1 WHERE id < 50; DELETE FROM tree WHERE id = {key}; COMMIT"
+                )
             }
-            _ => format!("BEGIN; INSERT INTO {table} (id) VALUES ({id}) ON CONFLICT DO NOTHING; ROLLBACK"),
+            _ => format!(
+                "BEGIN; INSERT INTO {table} (id) VALUES ({id}) ON CONFLICT DO NOTHING; ROLLBACK"
+            ),
         },
     );
 }
@@ -65,11 +74,15 @@ fn creates_and_drops(session: &Session, dice: &mut Dice) {
         session,
         &match dice.random_range(0..5) {
             0 | 1 => {
-                format!("CREATE TABLE d{number} (id int PRIMARY KEY, v text); INSERT INTO d{number} VALUES (1, 'new')")
+                format!(
+                    "CREATE TABLE d{number} (id int PRIMARY KEY, v text); INSERT INTO d{number} VALUES (1, 'new')"
+                )
             }
             2 => format!("DROP TABLE d{number}"),
             3 => format!("ALTER TABLE d{number} RENAME TO d{}", dice.random_range(0..4)),
-            _ => format!("BEGIN; DROP TABLE d{number}; CREATE TABLE d{number} (id int PRIMARY KEY, n int); COMMIT"),
+            _ => format!(
+                "BEGIN; DROP TABLE d{number}; CREATE TABLE d{number} (id int PRIMARY KEY, n int); COMMIT"
+            ),
         },
     );
 }
@@ -83,7 +96,9 @@ fn moves_partitions(session: &Session, dice: &mut Dice) {
             0 => format!("ALTER TABLE tree DETACH PARTITION p{leaf} CONCURRENTLY"),
             1 => format!("ALTER TABLE tree DETACH PARTITION p{leaf}"),
             2 | 3 => format!("ALTER TABLE tree ATTACH PARTITION p{leaf} {bounds}"),
-            4 => format!("BEGIN; DROP TABLE p{leaf}; CREATE TABLE p{leaf} PARTITION OF tree {bounds}; COMMIT"),
+            4 => format!(
+                "BEGIN; DROP TABLE p{leaf}; CREATE TABLE p{leaf} PARTITION OF tree {bounds}; COMMIT"
+            ),
             _ => format!("TRUNCATE p{leaf}"),
         },
     );
@@ -108,7 +123,8 @@ fn maintains(session: &Session, dice: &mut Dice) {
 
 fn alters(session: &Session, dice: &mut Dice) {
     let table = table(dice);
-    let (kind, default) = (pick(dice, &["int", "bigint", "numeric", "text"]), dice.random_range(0..100));
+    let (kind, default) =
+        (pick(dice, &["int", "bigint", "numeric", "text"]), dice.random_range(0..100));
     attempt(
         session,
         &match dice.random_range(0..6) {
@@ -119,7 +135,9 @@ fn alters(session: &Session, dice: &mut Dice) {
                 "BEGIN; ALTER TABLE {table} RENAME v TO w; INSERT INTO {table} (id, w) VALUES (-{default}, 'renamed'); COMMIT"
             ),
             4 => format!("ALTER TABLE {table} RENAME w TO v"),
-            _ => format!("ALTER TABLE {table} ADD COLUMN u uuid DEFAULT gen_random_uuid(), DROP COLUMN IF EXISTS u"),
+            _ => format!(
+                "ALTER TABLE {table} ADD COLUMN u uuid DEFAULT gen_random_uuid(), DROP COLUMN IF EXISTS u"
+            ),
         },
     );
     std::thread::sleep(Duration::from_millis(100));
@@ -141,7 +159,10 @@ fn locks(session: &Session, dice: &mut Dice) {
 /// As an operator does who looks for what is in the way.
 fn interferes(session: &Session, dice: &mut Dice) {
     std::thread::sleep(Duration::from_millis(700));
-    let what = pick(dice, &["pg_cancel_backend", "pg_cancel_backend", "pg_cancel_backend", "pg_terminate_backend"]);
+    let what = pick(
+        dice,
+        &["pg_cancel_backend", "pg_cancel_backend", "pg_cancel_backend", "pg_terminate_backend"],
+    );
     attempt(
         session,
         &format!(
@@ -157,7 +178,8 @@ fn a_run_outlives_a_storm_of_locks_and_schema_changes_and_is_equal_after_it() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let lasts = Duration::from_secs(number("RHEI_TEST_STORM_SECONDS").unwrap_or(60));
     let seed = number("RHEI_TEST_SEED").unwrap_or(20_261_129);
-    let options = ClusterOptions::default().conf("deadlock_timeout = '100ms'").conf("lock_timeout = '5s'");
+    let options =
+        ClusterOptions::default().conf("deadlock_timeout = '100ms'").conf("lock_timeout = '5s'");
     let cluster = Cluster::start(options);
     let following = Following::of(cluster.database("storm"));
     for number in 0..TABLES {
@@ -174,12 +196,22 @@ fn a_run_outlives_a_storm_of_locks_and_schema_changes_and_is_equal_after_it() {
          CREATE TABLE p3 PARTITION OF tree FOR VALUES FROM (300) TO (400);
          CREATE PUBLICATION rhei FOR ALL TABLES",
     );
-    let mut running = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "300ms").spawn(["run"]);
+    let mut running =
+        following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "300ms").spawn(["run"]);
     running.wait_for_log("all tables are live", SOON);
 
     let over = Arc::new(AtomicBool::new(false));
-    let actors: [Actor; 9] =
-        [writes, writes, creates_and_drops, moves_partitions, maintains, alters, locks, locks, interferes];
+    let actors: [Actor; 9] = [
+        writes,
+        writes,
+        creates_and_drops,
+        moves_partitions,
+        maintains,
+        alters,
+        locks,
+        locks,
+        interferes,
+    ];
     let actors: Vec<_> = (0..)
         .zip(actors)
         .map(|(number, actor)| {
@@ -204,16 +236,19 @@ fn a_run_outlives_a_storm_of_locks_and_schema_changes_and_is_equal_after_it() {
     // Whatever the storm has led to, the stream alone brings what comes after it.
     let mark = running.log_mark();
     for number in 0..TABLES {
-        following
-            .db
-            .execute(&format!("DELETE FROM t{number} WHERE id % 3 = 0; INSERT INTO t{number} (id) VALUES (-1000)"));
+        following.db.execute(&format!(
+            "DELETE FROM t{number} WHERE id % 3 = 0; INSERT INTO t{number} (id) VALUES (-1000)"
+        ));
     }
     following.wait_settled(&mut running);
     running.assert_no_copies_since(mark);
     let logs = running.logs();
     running.stop(SOON).assert_code(0);
 
-    let paused = query_copy(following.copy(), "SELECT source_name, error FROM _rhei.tables WHERE state = 'error'");
+    let paused = query_copy(
+        following.copy(),
+        "SELECT source_name, error FROM _rhei.tables WHERE state = 'error'",
+    );
     assert!(paused.is_empty(), "seed {seed}: {paused:?}\n{logs}");
     println!("seed {seed}: {} copies", logs.matches(" copied table=").count());
     following.assert_all_same();

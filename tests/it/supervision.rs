@@ -26,13 +26,18 @@ fn with_rows(name: &str) -> Following {
 #[test]
 fn a_run_goes_on_after_panics_wherever_they_happen_and_loses_nothing() {
     for (at, place) in
-        ["apply.committing", "apply.committed", "chunk.loading", "merge.swapping", "copy.planned"].iter().enumerate()
+        ["apply.committing", "apply.committed", "chunk.loading", "merge.swapping", "copy.planned"]
+            .iter()
+            .enumerate()
     {
         let following = with_rows(&format!("panic_{at}"));
-        let rhei = following.rhei.clone().env("FAILPOINTS", &format!("{place}=2*panic(on purpose)"));
+        let rhei =
+            following.rhei.clone().env("FAILPOINTS", &format!("{place}=2*panic(on purpose)"));
         let mut running = rhei.spawn(["run"]);
         running.wait_for_log("on purpose", SOON);
-        following.db.execute("INSERT INTO t VALUES (0, 'later'); UPDATE t SET v = 'x' WHERE id = 1");
+        following
+            .db
+            .execute("INSERT INTO t VALUES (0, 'later'); UPDATE t SET v = 'x' WHERE id = 1");
         running.wait_for_log("all tables are live", SOON);
         running.stop(SOON).assert_code(0);
         following.sync();
@@ -46,11 +51,17 @@ fn a_run_that_meets_a_bug_again_and_again_stops_loudly_and_nothing_is_lost() {
     following.sync();
     following.db.execute("INSERT INTO t VALUES (0, 'later')");
     let settings = fs::read_to_string(following.folder.path().join("rhei.toml")).unwrap();
-    let rhei =
-        following.rhei.clone().config(&format!("{settings}[supervisor]\nrestart = {{ max = 2, within = \"1m\" }}\n"));
+    let rhei = following
+        .rhei
+        .clone()
+        .config(&format!("{settings}[supervisor]\nrestart = {{ max = 2, within = \"1m\" }}\n"));
     let ended = rhei.env("FAILPOINTS", "apply.committing=panic(on purpose)").run(["run"]);
     ended.assert_code(1);
-    assert!(ended.stderr.contains("error: a call to DuckDB met a bug: on purpose"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("error: a call to DuckDB met a bug: on purpose"),
+        "{}",
+        ended.stderr
+    );
     assert_eq!(ended.stderr.matches("going on from the checkpoint").count(), 2, "{}", ended.stderr);
     following.sync();
     following.assert_same(&["public.t"]);
@@ -60,7 +71,8 @@ fn a_run_that_meets_a_bug_again_and_again_stops_loudly_and_nothing_is_lost() {
 fn an_acknowledgement_that_takes_long_is_said() {
     let following = with_rows("slow_acknowledgement");
     following.sync();
-    let output = following.rhei.clone().env("FAILPOINTS", "feedback.sending=1*sleep(2100)").run_ok(["sync"]);
+    let output =
+        following.rhei.clone().env("FAILPOINTS", "feedback.sending=1*sleep(2100)").run_ok(["sync"]);
     assert!(output.stderr.contains("an acknowledgement took long to send"), "{}", output.stderr);
 }
 
@@ -120,9 +132,13 @@ fn a_disk_that_fills_up_while_changes_are_applied_is_waited_for() {
     let mut running = following.run();
     running.wait_for_log("following the source", SOON);
     disk.fill(200_000);
-    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 10000) i");
+    following.db.execute(
+        "INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 10000) i",
+    );
     running.wait_for_log(FULL, SOON);
-    following.db.execute("UPDATE t SET v = 'short' WHERE id % 2 = 0; DELETE FROM t WHERE id % 5 = 0");
+    following
+        .db
+        .execute("UPDATE t SET v = 'short' WHERE id % 2 = 0; DELETE FROM t WHERE id % 5 = 0");
     let mark = running.log_mark();
     disk.make_room();
     running.wait_for_log_after(mark, "applied", SOON);
@@ -134,7 +150,9 @@ fn a_disk_that_fills_up_while_changes_are_applied_is_waited_for() {
 #[test]
 fn a_disk_that_fills_up_while_tables_are_copied_is_waited_for() {
     let Some((following, disk)) = on_small_disk("full_copy", 60) else { return };
-    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 40000) i");
+    following.db.execute(
+        "INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 40000) i",
+    );
     disk.fill(3_000_000);
     let mut running = following.run();
     running.wait_for_log(FULL, SOON);
@@ -155,15 +173,20 @@ fn a_disk_that_fills_up_before_a_file_checkpoint_is_waited_for() {
     let mut running = following.run();
     running.wait_for_log("following the source", SOON);
     let before = fs::metadata(following.copy()).unwrap().len();
-    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1001, 10000) i");
+    following.db.execute(
+        "INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1001, 10000) i",
+    );
     wait_until(SOON, "the changes are in the log", || {
-        fs::metadata(following.copy().with_extension("duckdb.wal")).is_ok_and(|log| log.len() > 2_000_000)
+        fs::metadata(following.copy().with_extension("duckdb.wal"))
+            .is_ok_and(|log| log.len() > 2_000_000)
     });
     disk.fill(20_000);
     running.wait_for_log("file checkpoint", SOON);
     following.db.execute("INSERT INTO t VALUES (0, 'later')");
     disk.make_room();
-    wait_until(SOON, "the file checkpoint", || fs::metadata(following.copy()).is_ok_and(|file| file.len() > before));
+    wait_until(SOON, "the file checkpoint", || {
+        fs::metadata(following.copy()).is_ok_and(|file| file.len() > before)
+    });
     running.stop(SOON).assert_code(0);
     following.sync();
     following.assert_same(&["public.t"]);
@@ -174,7 +197,8 @@ fn a_disk_that_cannot_be_written_is_refused_and_nothing_is_lost() {
     let Some((following, disk)) = on_small_disk("read_only", 40) else { return };
     following.sync();
     let remount = |how: &str| {
-        let remounted = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&disk.0).status();
+        let remounted =
+            Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&disk.0).status();
         assert!(remounted.unwrap().success());
     };
     remount("ro");
@@ -192,10 +216,16 @@ fn sync_says_that_the_disk_is_full_and_goes_on_when_it_is_called_again() {
     let Some((following, disk)) = on_small_disk("full_sync", 40) else { return };
     following.sync();
     disk.fill(200_000);
-    following.db.execute("INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 10000) i");
+    following.db.execute(
+        "INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 10000) i",
+    );
     let failed = following.rhei.run(["sync"]);
     failed.assert_code(1);
-    assert!(failed.stderr.contains(FULL) && failed.stderr.contains("hint: make room"), "{}", failed.stderr);
+    assert!(
+        failed.stderr.contains(FULL) && failed.stderr.contains("hint: make room"),
+        "{}",
+        failed.stderr
+    );
     disk.make_room();
     following.sync();
     following.assert_same(&["public.t"]);

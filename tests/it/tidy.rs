@@ -35,8 +35,10 @@ fn source_and_target_never_name_each_other_and_the_middle_knows_neither_end() {
     ];
     for (file, text) in sources(&root().join("src")) {
         for (folder, words) in walls {
-            let names =
-                |word: &&&str| text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(**word));
+            let names = |word: &&&str| {
+                text.lines()
+                    .any(|line| !line.trim_start().starts_with("//") && line.contains(**word))
+            };
             let broken: Vec<_> = words.iter().filter(names).collect();
             assert!(!file.starts_with(folder) || broken.is_empty(), "{file} names {broken:?}");
         }
@@ -47,7 +49,10 @@ fn source_and_target_never_name_each_other_and_the_middle_knows_neither_end() {
 fn no_file_is_too_long_and_nothing_is_left_open() {
     const LONGEST: usize = 900;
     for (file, text) in sources(&root().join("src")) {
-        assert!(text.lines().count() <= LONGEST, "{file} has more than {LONGEST} lines: look for the second noun");
+        assert!(
+            text.lines().count() <= LONGEST,
+            "{file} has more than {LONGEST} lines: look for the second noun"
+        );
         for word in ["todo!", "unimplemented!", "dbg!", "FIXME", "allow(dead_code"] {
             assert!(!text.contains(word), "{file} holds {word}");
         }
@@ -81,7 +86,9 @@ fn architecture_names_only_what_exists() {
             let is_known = defines("fn", function) || all.contains(&format!("pub {function}:"));
             assert!(is_known, "ARCHITECTURE.md names {span}, and there is no {function}");
             let is_module = kind.chars().next().is_some_and(char::is_lowercase);
-            let is_type = ["struct", "enum", "trait"].iter().any(|word| all.contains(&format!("{word} {kind}")));
+            let is_type = ["struct", "enum", "trait"]
+                .iter()
+                .any(|word| all.contains(&format!("{word} {kind}")));
             assert!(is_module || is_type, "ARCHITECTURE.md names {span}, and there is no {kind}");
         }
     }

@@ -23,7 +23,9 @@ use rhei::{
         connect::{Environment, SourceOptions, connect_sql},
     },
     target::ddl,
-    types::{ColumnBuilder, ColumnType, InPlace, Mapping, TypeCatalog, Typed, in_place, map_column},
+    types::{
+        ColumnBuilder, ColumnType, InPlace, Mapping, TypeCatalog, Typed, in_place, map_column,
+    },
 };
 
 use crate::{
@@ -193,7 +195,10 @@ impl Types {
     fn make(cluster: &Cluster, db: &Db, session: &Session, seed: u64) -> Self {
         session.execute(every_value::SETTINGS);
         session.execute(every_value::SETUP);
-        let kinds: Vec<_> = every_value::kinds().into_iter().filter(|kind| kind.is_there(cluster, session)).collect();
+        let kinds: Vec<_> = every_value::kinds()
+            .into_iter()
+            .filter(|kind| kind.is_there(cluster, session))
+            .collect();
         for domain in DOMAINS {
             let _ = session.try_query(domain);
         }
@@ -212,14 +217,16 @@ impl Types {
         let mut all: Vec<Type> = Vec::new();
         for sql in spelled {
             let name = table_of(all.len());
-            let create = format!("CREATE TABLE {name} (id serial, c {sql}) WITH (autovacuum_enabled = off)");
+            let create =
+                format!("CREATE TABLE {name} (id serial, c {sql}) WITH (autovacuum_enabled = off)");
             if session.try_query(&create).is_err() {
                 continue;
             }
             let declared = described(session, &name, &sql);
-            let is_known = all
-                .iter()
-                .any(|known| (known.oid, known.typmod, known.ndims) == (declared.oid, declared.typmod, declared.ndims));
+            let is_known = all.iter().any(|known| {
+                (known.oid, known.typmod, known.ndims)
+                    == (declared.oid, declared.typmod, declared.ndims)
+            });
             match is_known {
                 true => session.execute(&format!("DROP TABLE {name}")),
                 false => all.push(declared),
@@ -250,7 +257,8 @@ impl Types {
                 format!("{{{}}}", items.join(","))
             });
             let one_by_one = items.iter().take(200).map(|item| format!("{{{}}}", quoted(item)));
-            let odd = ["{}", "{NULL}", "{{\"1\",\"2\"},{\"3\",NULL}}", "[0:0]={\"1\"}"].map(str::to_owned);
+            let odd = ["{}", "{NULL}", "{{\"1\",\"2\"},{\"3\",NULL}}", "[0:0]={\"1\"}"]
+                .map(str::to_owned);
             odd.into_iter().chain(lists).chain(one_by_one).collect::<Vec<_>>()
         };
         match self.values.get(&of.base) {
@@ -269,7 +277,8 @@ impl Types {
     fn fill(&self, session: &Session, number: usize) {
         let (name, of) = (table_of(number), &self.all[number]);
         let candidates = array_of(self.candidates(of).into_iter());
-        session.execute(&format!("SELECT public.fill('{name}', {}, {candidates})", literal(&of.sql)));
+        session
+            .execute(&format!("SELECT public.fill('{name}', {}, {candidates})", literal(&of.sql)));
         session.execute(&format!(
             "INSERT INTO {name} (c) SELECT NULL FROM generate_series(1, 20);
              INSERT INTO {name} (c) SELECT c FROM {name}, generate_series(0, {ROWS} / (SELECT count(*) FROM {name})) again
@@ -311,7 +320,8 @@ fn catalog_of(db: &Db, oids: &[u32]) -> TypeCatalog {
 type Texts = Vec<Option<String>>;
 
 /// What the server prints, as it does for rhei.
-const PRINTED: &str = "SELECT CASE WHEN c IS NOT DISTINCT FROM NULL THEN NULL ELSE format('%s', c) END FROM";
+const PRINTED: &str =
+    "SELECT CASE WHEN c IS NOT DISTINCT FROM NULL THEN NULL ELSE format('%s', c) END FROM";
 
 fn printed(session: &Session, table: &str) -> Texts {
     let rows = session.query(&format!(
@@ -357,19 +367,34 @@ fn open_copy() -> duckdb::Connection {
 }
 
 /// A table with one column `c` of this type, and the rows in it for which `is_wanted`.
-fn put(copy: &duckdb::Connection, name: &str, mapping: &Mapping, array: &ArrayRef, is_wanted: &[bool]) {
+fn put(
+    copy: &duckdb::Connection,
+    name: &str,
+    mapping: &Mapping,
+    array: &ArrayRef,
+    is_wanted: &[bool],
+) {
     let table = ddl::table(&QualifiedName::new("public", name));
     let ids: Int32Array = (0..array.len() as i32).collect();
     let fields = vec![Field::new("id", DataType::Int32, false), mapping.field("c")];
-    let rows = RecordBatch::try_new(Arc::new(Schema::new(fields)), vec![Arc::new(ids), Arc::clone(array)]).unwrap();
-    copy.execute_batch(&format!("CREATE OR REPLACE TEMP TABLE stage (id INTEGER, c {})", mapping.stage_type()))
-        .unwrap();
+    let rows =
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), vec![Arc::new(ids), Arc::clone(array)])
+            .unwrap();
+    copy.execute_batch(&format!(
+        "CREATE OR REPLACE TEMP TABLE stage (id INTEGER, c {})",
+        mapping.stage_type()
+    ))
+    .unwrap();
     let mut appender = copy.appender_to_catalog_and_db("stage", "temp", "main").unwrap();
     appender.append_record_batch(rows).unwrap();
     drop(appender);
     let left_out = is_wanted.iter().enumerate().filter(|(_, is_wanted)| !**is_wanted);
     let left_out: Vec<String> = left_out.map(|(id, _)| id.to_string()).collect();
-    let wanted = if left_out.is_empty() { "true".to_owned() } else { format!("id NOT IN ({})", left_out.join(", ")) };
+    let wanted = if left_out.is_empty() {
+        "true".to_owned()
+    } else {
+        format!("id NOT IN ({})", left_out.join(", "))
+    };
     copy.execute_batch(&format!(
         "CREATE OR REPLACE TABLE {table} (id INTEGER, c {}); INSERT INTO {table} SELECT id, {} FROM stage s WHERE {wanted}",
         mapping.target_type,
@@ -432,7 +457,9 @@ impl Change<'_> {
         let wanted: Vec<bool> = has_room.iter().map(|has_room| has_nulled || *has_room).collect();
         put(copy, "altered", from, &stored, &wanted);
         let (copied, still_has_room) = decoded(to, self.new);
-        if let Some(at) = (0..wanted.len()).find(|&at| wanted[at] && !has_nulled && !still_has_room[at]) {
+        if let Some(at) =
+            (0..wanted.len()).find(|&at| wanted[at] && !has_nulled && !still_has_room[at])
+        {
             return Some(format!("{:?} has no room any more as {:?}", self.old[at], self.new[at]));
         }
         put(copy, "copied", to, &copied, &wanted);
@@ -450,11 +477,9 @@ impl Change<'_> {
         if difference.is_none() && found != InPlace::Reprinted && !is_printed_alike {
             // Rows that an open transaction changed before are read as rows of the new type.
             let mut builder = ColumnBuilder::new(to, self.old.len());
-            let is_read = self
-                .old
-                .iter()
-                .zip(&wanted)
-                .all(|(text, wanted)| !*wanted || builder.push_text(text.as_deref().map(str::as_bytes)).is_ok());
+            let is_read = self.old.iter().zip(&wanted).all(|(text, wanted)| {
+                !*wanted || builder.push_text(text.as_deref().map(str::as_bytes)).is_ok()
+            });
             let early = decoded(to, self.old).0;
             put(copy, "early", to, &early, &wanted);
             difference = match is_read {
@@ -503,20 +528,30 @@ struct Seen {
 
 impl Seen {
     /// All pairs with one of `types` before, in a session of this time zone.
-    fn play(&mut self, types: &Types, session: &Session, zone: &str, numbers: impl Iterator<Item = usize>) {
+    fn play(
+        &mut self,
+        types: &Types,
+        session: &Session,
+        zone: &str,
+        numbers: impl Iterator<Item = usize>,
+    ) {
         session.execute(&format!("SET TimeZone = '{zone}'"));
         let copy = open_copy();
         let targets = array_of(types.all.iter().map(|known| known.sql.clone()));
         for number in numbers {
             let (before, table) = (&types.all[number], table_of(number));
             session.execute(&format!("TRUNCATE {table}"));
-            let pairs = session.query(&format!("SELECT target, rewritten FROM public.pairs_of('{table}', {targets})"));
+            let pairs = session.query(&format!(
+                "SELECT target, rewritten FROM public.pairs_of('{table}', {targets})"
+            ));
             let is_rewritten = |row: &Vec<Option<String>>| row[1].as_deref() == Some("t");
             self.rewritten += pairs.iter().filter(|row| is_rewritten(row)).count();
             let kept: Vec<&Type> = pairs
                 .iter()
                 .filter(|row| !is_rewritten(row) && row[0].as_deref() != Some(&before.sql))
-                .filter_map(|row| types.all.iter().find(|known| row[0].as_deref() == Some(&known.sql)))
+                .filter_map(|row| {
+                    types.all.iter().find(|known| row[0].as_deref() == Some(&known.sql))
+                })
                 .collect();
             if kept.is_empty() {
                 continue;
@@ -526,7 +561,11 @@ impl Seen {
             assert!(old.len() >= ROWS, "{}: {} values", before.sql, old.len());
             for after in kept {
                 let (is_rewritten, new) = printed_after(session, &table, &after.sql);
-                assert!(!is_rewritten, "{} to {}: rewritten only when there are rows", before.sql, after.sql);
+                assert!(
+                    !is_rewritten,
+                    "{} to {}: rewritten only when there are rows",
+                    before.sql, after.sql
+                );
                 self.judge(types, &copy, &Change { before, after, old: &old, new: &new });
             }
         }
@@ -541,18 +580,29 @@ impl Seen {
             self.rewritten,
             self.not_proven.len()
         );
-        assert!(self.wrong.is_empty(), "{} are wrong:\n{}", self.wrong.len(), self.wrong.join("\n"));
+        assert!(
+            self.wrong.is_empty(),
+            "{} are wrong:\n{}",
+            self.wrong.len(),
+            self.wrong.join("\n")
+        );
     }
 
     fn judge(&mut self, types: &Types, copy: &duckdb::Connection, change: &Change<'_>) {
         let pair = (change.before.sql.clone(), change.after.sql.clone());
         for wanted in OVERRIDES {
             let mapped = |of: &Type| {
-                let column =
-                    ColumnType { type_oid: of.oid, typmod: of.typmod, ndims: of.ndims, override_type: *wanted };
+                let column = ColumnType {
+                    type_oid: of.oid,
+                    typmod: of.typmod,
+                    ndims: of.ndims,
+                    override_type: *wanted,
+                };
                 map_column(&column, &types.catalog).ok()
             };
-            let (Some(from), Some(to)) = (mapped(change.before), mapped(change.after)) else { continue };
+            let (Some(from), Some(to)) = (mapped(change.before), mapped(change.after)) else {
+                continue;
+            };
             for has_nulled in [false, true] {
                 let was = Typed { type_oid: change.before.oid, mapping: &from };
                 let is = Typed { type_oid: change.after.oid, mapping: &to };
@@ -635,7 +685,8 @@ fn a_type_that_changes_in_place_leaves_what_a_new_copy_would() {
 
     for (zone, is_utc) in [("Europe/Berlin", false), ("America/New_York", false), ("GMT", true)] {
         let mut seen = Seen::default();
-        let moments = (0..types.all.len()).filter(|&number| MOMENTS.contains(&types.all[number].base));
+        let moments =
+            (0..types.all.len()).filter(|&number| MOMENTS.contains(&types.all[number].base));
         seen.play(&types, &session, zone, moments);
         seen.say(&types);
         let pair = |before: &str, after: &str| (before.to_owned(), after.to_owned());
@@ -657,12 +708,19 @@ fn assert_documented(wanted: &str) {
         fs::write(DOCS, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
         return;
     }
-    assert!(found == wanted, "docs/schema-changes.md differs (RHEI_BLESS=1 writes it anew); wanted is\n{wanted}");
+    assert!(
+        found == wanted,
+        "docs/schema-changes.md differs (RHEI_BLESS=1 writes it anew); wanted is\n{wanted}"
+    );
 }
 
 /// The decisions as a table: a line for each type that a column may have had, with letters for
 /// lengths.
-fn documented(types: &Types, session: &Session, in_place: &BTreeMap<(String, String), InPlace>) -> String {
+fn documented(
+    types: &Types,
+    session: &Session,
+    in_place: &BTreeMap<(String, String), InPlace>,
+) -> String {
     let named: HashMap<&str, (String, bool)> =
         types.all.iter().map(|of| (of.sql.as_str(), named(types, session, of))).collect();
     let name_of = |sql: &String| &named[sql.as_str()];
@@ -673,12 +731,16 @@ fn documented(types: &Types, session: &Session, in_place: &BTreeMap<(String, Str
         let how = match how {
             InPlace::AsStored => "stays as it is",
             InPlace::Converted => "DuckDB converts it",
-            InPlace::Reprinted => "DuckDB converts it, unless rows had changed before in the same transaction",
+            InPlace::Reprinted => {
+                "DuckDB converts it, unless rows had changed before in the same transaction"
+            }
         };
         let pair = match (was_domain, is_domain) {
             (false, false) if before == after && !before.contains('(') => continue,
             (true, _) if before == after => ("a domain".to_owned(), "the type below it".to_owned()),
-            (_, true) if before == after => ("any type".to_owned(), "a domain over it without constraints".to_owned()),
+            (_, true) if before == after => {
+                ("any type".to_owned(), "a domain over it without constraints".to_owned())
+            }
             (false, false) => (before.clone(), after.clone()),
             _ => {
                 below_domains.insert((before.clone(), after.clone()));
@@ -717,13 +779,16 @@ fn named(types: &Types, session: &Session, of: &Type) -> (String, bool) {
     } else {
         session.value(&format!("SELECT format_type({oid}, {typmod})"))
     };
-    for (long, short) in [("character varying", "varchar"), ("bit varying", "varbit"), ("character", "char")] {
+    for (long, short) in
+        [("character varying", "varchar"), ("bit varying", "varbit"), ("character", "char")]
+    {
         name = name.replace(long, short);
     }
     for base in ["timestamp", "time"] {
         if name.starts_with(&format!("{base} ")) || name.starts_with(&format!("{base}(")) {
             let zone = if name.contains(" with time zone") { "tz" } else { "" };
-            let rest = name[base.len()..].replace(" with time zone", "").replace(" without time zone", "");
+            let rest =
+                name[base.len()..].replace(" with time zone", "").replace(" without time zone", "");
             name = format!("{base}{zone}{}", rest.trim_start());
         }
     }

@@ -11,7 +11,10 @@ const TYPES: &[(&str, &[&str])] = &[
     ("oid", &["0", "4294967295"]),
     ("xid8", &["'18446744073709551615'"]),
     ("float4", &["'NaN'", "'Infinity'", "'-Infinity'", "'-0'", "1e-45", "0.1"]),
-    ("float8", &["'NaN'", "'Infinity'", "'-Infinity'", "'-0'", "5e-324", "0.1::float8 + 0.2", "1e308"]),
+    (
+        "float8",
+        &["'NaN'", "'Infinity'", "'-Infinity'", "'-0'", "5e-324", "0.1::float8 + 0.2", "1e308"],
+    ),
     ("numeric(10,2)", &["0", "-12345678.91", "99999999.99", "0.01"]),
     ("numeric(38,10)", &["-9999999999999999999999999999.9999999999", "1"]),
     ("numeric(4,0)", &["9999"]),
@@ -23,17 +26,42 @@ const TYPES: &[(&str, &[&str])] = &[
     ("name", &["'a name'"]),
     ("\"char\"", &["'x'"]),
     ("bytea", &["''", "'\\x00ff80'"]),
-    ("date", &["'0001-01-01'", "'4713-01-01 BC'", "'infinity'", "'-infinity'", "'9999-12-31'", "'10000-01-01'"]),
+    (
+        "date",
+        &[
+            "'0001-01-01'",
+            "'4713-01-01 BC'",
+            "'infinity'",
+            "'-infinity'",
+            "'9999-12-31'",
+            "'10000-01-01'",
+        ],
+    ),
     ("time", &["'00:00:00'", "'24:00:00'", "'23:59:59.999999'"]),
     ("timetz", &["'23:59:59.5+15:59:59'", "'00:00:00-03'"]),
     (
         "timestamp",
-        &["'1970-01-01 00:00:00.000001'", "'0044-03-15 12:00:00 BC'", "'infinity'", "'-infinity'", "'20000-01-01'"],
+        &[
+            "'1970-01-01 00:00:00.000001'",
+            "'0044-03-15 12:00:00 BC'",
+            "'infinity'",
+            "'-infinity'",
+            "'20000-01-01'",
+        ],
     ),
-    ("timestamptz", &["'2024-06-01 12:00:00.5+02'", "'0001-01-01 00:00:00+00 BC'", "'infinity'", "'-infinity'"]),
+    (
+        "timestamptz",
+        &["'2024-06-01 12:00:00.5+02'", "'0001-01-01 00:00:00+00 BC'", "'infinity'", "'-infinity'"],
+    ),
     (
         "interval",
-        &["'1 mon -2 days +03:04:05.6'", "'0'", "'-178000000 years'", "'-00:00:00.000001'", "'1 year 2 mons'"],
+        &[
+            "'1 mon -2 days +03:04:05.6'",
+            "'0'",
+            "'-178000000 years'",
+            "'-00:00:00.000001'",
+            "'1 year 2 mons'",
+        ],
     ),
     ("uuid", &["'00000000-0000-0000-0000-000000000000'", "'ffffffff-ffff-ffff-ffff-ffffffffffff'"]),
     ("oidvector", &["'1 2 3'"]),
@@ -117,7 +145,8 @@ fn a_value_that_cannot_be_kept_pauses_its_table_and_no_other() {
 /// The page for operators says what each type becomes.
 #[test]
 fn each_type_becomes_what_the_documentation_says() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/types.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/types.md")).unwrap();
     let lines: Vec<(&str, &str)> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
@@ -128,10 +157,12 @@ fn each_type_becomes_what_the_documentation_says() {
     following.db.execute(
         "CREATE TYPE an_enum AS ENUM ('a'); CREATE DOMAIN a_domain AS int CHECK (VALUE > 0); CREATE TYPE a_composite AS (a int, b text)",
     );
-    let columns: Vec<String> = lines.iter().enumerate().map(|(at, (kind, _))| format!("c{at} {kind}")).collect();
-    following
-        .db
-        .execute(&format!("CREATE TABLE t (id int PRIMARY KEY, {}); INSERT INTO t VALUES (1)", columns.join(", ")));
+    let columns: Vec<String> =
+        lines.iter().enumerate().map(|(at, (kind, _))| format!("c{at} {kind}")).collect();
+    following.db.execute(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, {}); INSERT INTO t VALUES (1)",
+        columns.join(", ")
+    ));
     following.sync();
     following.assert_same(&["public.t"]);
     let found = query_copy(

@@ -107,7 +107,9 @@ fn json_that_no_variant_holds_pauses_its_table_and_no_other() {
     ));
     let mut running = rhei.spawn(["run"]);
     running.wait_for_log("all tables are live", SOON);
-    following.db.execute("INSERT INTO t VALUES (2, '{\"n\": 1e400}'); INSERT INTO other VALUES (1)");
+    following
+        .db
+        .execute("INSERT INTO t VALUES (2, '{\"n\": 1e400}'); INSERT INTO other VALUES (1)");
     following.wait_until_in_step();
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.other"]);
@@ -115,7 +117,10 @@ fn json_that_no_variant_holds_pauses_its_table_and_no_other() {
     let reason = "of JSON cannot be stored as VARIANT";
     let found = query_copy(following.copy(), paused).remove(0);
     assert_eq!(found[0].as_deref(), Some("error"));
-    assert!(found[1].as_ref().is_some_and(|found| found.contains(reason) && found.contains("id=2")), "{found:?}");
+    assert!(
+        found[1].as_ref().is_some_and(|found| found.contains(reason) && found.contains("id=2")),
+        "{found:?}"
+    );
 
     // Copied again, it is no better, and the others go on.
     following.db.execute("INSERT INTO other VALUES (2)");

@@ -31,16 +31,22 @@ enum Step {
 
 impl Application {
     fn start(name: &str, db: &Db, folder: &Path) -> Self {
-        let installed = std::env::var_os("RHEI_WORKLOADS").expect("`make workloads` installs the applications");
+        let installed =
+            std::env::var_os("RHEI_WORKLOADS").expect("`make workloads` installs the applications");
         let url = db.url();
         let address = url.split('@').next_back().unwrap().split('/').next().unwrap();
         let (host, port) = address.rsplit_once(':').unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/workloads/migrate_{name}.py"));
+        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("tests/workloads/migrate_{name}.py"));
         let mut command = Command::new(PathBuf::from(installed).join(name).join("bin/python"));
         command.arg(script).current_dir(folder).env("HOME", folder).env("AIRFLOW_HOME", folder);
-        command.env("WORKLOAD_HOST", host).env("WORKLOAD_PORT", port).env("WORKLOAD_DATABASE", db.name());
+        command
+            .env("WORKLOAD_HOST", host)
+            .env("WORKLOAD_PORT", port)
+            .env("WORKLOAD_DATABASE", db.name());
         let log = std::fs::File::create(folder.join("application.log")).unwrap();
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { stdin: child.stdin.take().unwrap(), answers, child }
     }
@@ -95,7 +101,10 @@ fn follow(name: &str) {
                 }
                 Step::Failed(why) => {
                     assert!(!has_failed, "{name}: {why}");
-                    println!("{name}: without made-up rows, since it failed: {}", why.get(..200).unwrap_or(&why));
+                    println!(
+                        "{name}: without made-up rows, since it failed: {}",
+                        why.get(..200).unwrap_or(&why)
+                    );
                     has_failed = true;
                     following.db.execute("SELECT filling.empty()");
                     continue;
@@ -114,7 +123,10 @@ fn follow(name: &str) {
                     not_needed += 1;
                     let (logs, said) = (running.logs(), format!("table {table} is copied again: "));
                     let reason = logs.rsplit_once(&said).and_then(|(_, rest)| rest.lines().next());
-                    println!("{name}: {step}: {table} was copied and had no need to be: {}", reason.unwrap_or("?"));
+                    println!(
+                        "{name}: {step}: {table} was copied and had no need to be: {}",
+                        reason.unwrap_or("?")
+                    );
                 }
             }
             if steps % STOP == 0 {
@@ -131,7 +143,9 @@ fn follow(name: &str) {
         let tables = files(&following.db).len();
         println!("{name}: {direction}: {steps} migrations by now, {tables} tables");
     }
-    println!("{name}: {steps} migrations, equal at {stops} stops; {copies} copies, {not_needed} of them not needed");
+    println!(
+        "{name}: {steps} migrations, equal at {stops} stops; {copies} copies, {not_needed} of them not needed"
+    );
 }
 
 #[test]

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, error::SqlState};
 
 use self::publication::{Member, Naming, members};
-pub use self::publication::{PublicationInfo, ancestors, conflicting_column_lists, publication, published_names};
+pub use self::publication::{
+    PublicationInfo, ancestors, conflicting_column_lists, publication, published_names,
+};
 use crate::{
     Lsn,
     change::{QualifiedName, ReplicaIdentity, xids::XidSnapshot},
@@ -165,14 +167,16 @@ pub async fn wal_flush_lsn(client: &Client) -> Result<Lsn, CatalogError> {
 }
 
 pub async fn wal_writer_delay(client: &Client) -> Result<Duration, CatalogError> {
-    let query = "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_writer_delay'";
+    let query =
+        "SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_writer_delay'";
     let milliseconds: i64 = client.query_one(query, &[]).await?.try_get(0)?;
     Ok(Duration::from_millis(milliseconds.unsigned_abs()))
 }
 
 /// `IDENTIFY_SYSTEM.systemid`, for roles that may read it by SQL.
 pub async fn system_id(client: &Client) -> Result<String, CatalogError> {
-    let row = client.query_one("SELECT system_identifier::text FROM pg_control_system()", &[]).await?;
+    let row =
+        client.query_one("SELECT system_identifier::text FROM pg_control_system()", &[]).await?;
     Ok(row.try_get(0)?)
 }
 
@@ -334,15 +338,22 @@ pub fn key_of(table: &SourceTable) -> SourceKey {
     let primary_key = || table.is_primary_key_immediate && !table.primary_key.is_empty();
     match table.replica_identity {
         ReplicaIdentity::Default if primary_key() => SourceKey::Columns(table.primary_key.clone()),
-        ReplicaIdentity::Index if !table.identity_index.is_empty() => SourceKey::Columns(table.identity_index.clone()),
+        ReplicaIdentity::Index if !table.identity_index.is_empty() => {
+            SourceKey::Columns(table.identity_index.clone())
+        }
         ReplicaIdentity::Full if primary_key() => SourceKey::Columns(table.primary_key.clone()),
         ReplicaIdentity::Full => SourceKey::WholeRow,
-        ReplicaIdentity::Default | ReplicaIdentity::Index | ReplicaIdentity::Nothing => SourceKey::AppendOnly,
+        ReplicaIdentity::Default | ReplicaIdentity::Index | ReplicaIdentity::Nothing => {
+            SourceKey::AppendOnly
+        }
     }
 }
 
 /// The tables of the publications.
-pub async fn published_tables(client: &Client, names: &[String]) -> Result<Vec<SourceTable>, CatalogError> {
+pub async fn published_tables(
+    client: &Client,
+    names: &[String],
+) -> Result<Vec<SourceTable>, CatalogError> {
     describe(client, members(client, names, None).await?, names).await
 }
 
@@ -358,7 +369,8 @@ pub async fn published_among(
 /// All tables that could be copied, for a copy without a publication.
 pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogError> {
     let rows = client.query(&format!("SELECT c.oid {CANDIDATES}"), &[]).await?;
-    let member = |row: tokio_postgres::Row| Ok::<_, CatalogError>(Member::unpublished(row.try_get(0)?));
+    let member =
+        |row: tokio_postgres::Row| Ok::<_, CatalogError>(Member::unpublished(row.try_get(0)?));
     let members = rows.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
     describe(client, members, &[]).await
 }
@@ -371,9 +383,12 @@ const CANDIDATES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relna
 
 /// The names of what a new publication could hold.
 pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
-    let rows =
-        client.query(&format!("SELECT n.nspname::text, c.relname::text {CANDIDATES} ORDER BY 1, 2"), &[]).await?;
-    rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
+    let rows = client
+        .query(&format!("SELECT n.nspname::text, c.relname::text {CANDIDATES} ORDER BY 1, 2"), &[])
+        .await?;
+    rows.iter()
+        .map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? }))
+        .collect()
 }
 
 /// Tables of users whose changes are not in the WAL.
@@ -385,7 +400,9 @@ pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, Cata
             &[],
         )
         .await?;
-    rows.iter().map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? })).collect()
+    rows.iter()
+        .map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? }))
+        .collect()
 }
 
 async fn describe(
@@ -394,7 +411,8 @@ async fn describe(
     publications: &[String],
 ) -> Result<Vec<SourceTable>, CatalogError> {
     let oids: Vec<u32> = members.iter().map(|member| member.oid).collect();
-    let members: HashMap<u32, Member> = members.into_iter().map(|member| (member.oid, member)).collect();
+    let members: HashMap<u32, Member> =
+        members.into_iter().map(|member| (member.oid, member)).collect();
     let mut columns = columns_of(client, &oids).await?;
     let mut parts = type_parts(client, &columns).await?;
     let mut trees = trees_of(client, &oids).await?;
@@ -422,14 +440,17 @@ async fn describe(
         published.retain(|column| member.brings(column));
         let code = row.try_get::<_, i8>(4)? as u8;
         let parts_of_types = parts.remove(&oid).unwrap_or_default();
-        let Tree { leaves, estimated_rows, leaf_attributes, without_wal } = trees.remove(&oid).unwrap_or_default();
+        let Tree { leaves, estimated_rows, leaf_attributes, without_wal } =
+            trees.remove(&oid).unwrap_or_default();
         tables.push(SourceTable {
             oid,
             name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
             kind: row.try_get::<_, i8>(3)? as u8,
-            replica_identity: ReplicaIdentity::from_code(code).ok_or_else(|| CatalogError::Answer {
-                what: "a replica identity",
-                found: char::from(code).to_string(),
+            replica_identity: ReplicaIdentity::from_code(code).ok_or_else(|| {
+                CatalogError::Answer {
+                    what: "a replica identity",
+                    found: char::from(code).to_string(),
+                }
             })?,
             estimated_rows,
             row_filter: member.row_filter.clone(),
@@ -460,7 +481,10 @@ async fn describe(
 }
 
 /// Columns, those generated included: whether the stream brings these is the publication's choice (trap 20).
-async fn columns_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, CatalogError> {
+async fn columns_of(
+    client: &Client,
+    oids: &[u32],
+) -> Result<HashMap<u32, Vec<SourceColumn>>, CatalogError> {
     let rows = client
         .query(
             "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, attnotnull, attstorage <> 'p', \
@@ -708,7 +732,8 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
         )
         .await?;
     let mut catalog = TypeCatalog { money_scale: 2, ..TypeCatalog::default() };
-    let composites: Vec<u32> = rows.iter().map(|row| row.try_get::<_, u32>(11)).collect::<Result<_, _>>()?;
+    let composites: Vec<u32> =
+        rows.iter().map(|row| row.try_get::<_, u32>(11)).collect::<Result<_, _>>()?;
     let mut fields: HashMap<u32, Vec<FieldInfo>> = HashMap::new();
     for row in client
         .query(
@@ -791,7 +816,9 @@ pub async fn is_synchronous_standby(client: &Client, slot: &str) -> Result<bool,
 
 /// The end of the WAL, and the transactions that had a number and were in progress after that was read, prepared ones too: a
 /// commit record before the position belongs to one of them, or to one that every later snapshot sees.
-pub async fn wal_insert_lsn_and_xids(client: &Client) -> Result<(Lsn, BTreeSet<u32>), CatalogError> {
+pub async fn wal_insert_lsn_and_xids(
+    client: &Client,
+) -> Result<(Lsn, BTreeSet<u32>), CatalogError> {
     // The second question depends on the answer to the first.
     let query = "SELECT lsn::text, array(SELECT backend_xid::text FROM pg_stat_activity \
            WHERE backend_xid IS NOT NULL AND lsn IS NOT NULL) \
@@ -800,13 +827,17 @@ pub async fn wal_insert_lsn_and_xids(client: &Client) -> Result<(Lsn, BTreeSet<u
     let row = client.query_one(query, &[]).await?;
     let (lsn, xids): (String, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
     let parsed: Option<BTreeSet<u32>> = xids.iter().map(|xid| xid.parse().ok()).collect();
-    let xids = parsed.ok_or_else(|| CatalogError::Answer { what: "transactions", found: xids.join(",") })?;
+    let xids = parsed
+        .ok_or_else(|| CatalogError::Answer { what: "transactions", found: xids.join(",") })?;
     Ok((parse_lsn(lsn)?, xids))
 }
 
 /// Those of the transactions of which it cannot be said that they do not wait for synchronous standbys. Of sessions of other
 /// roles only members of `pg_read_all_stats` are told.
-pub async fn awaiting_standbys(client: &Client, xids: &BTreeSet<u32>) -> Result<BTreeSet<u32>, CatalogError> {
+pub async fn awaiting_standbys(
+    client: &Client,
+    xids: &BTreeSet<u32>,
+) -> Result<BTreeSet<u32>, CatalogError> {
     let query = "SELECT current_setting('synchronous_standby_names') = '', array(SELECT backend_xid::text \
          FROM pg_stat_activity WHERE state IS NOT NULL AND wait_event IS DISTINCT FROM 'SyncRep' AND backend_xid IS NOT NULL)";
     let row = client.query_one(query, &[]).await?;

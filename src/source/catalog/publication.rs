@@ -23,7 +23,10 @@ pub struct PublicationInfo {
 }
 
 /// None when one of them is missing.
-pub async fn publication(client: &Client, names: &[String]) -> Result<Option<PublicationInfo>, CatalogError> {
+pub async fn publication(
+    client: &Client,
+    names: &[String],
+) -> Result<Option<PublicationInfo>, CatalogError> {
     let rows = client
         .query(
             "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = ANY($1::text[]) \
@@ -34,8 +37,13 @@ pub async fn publication(client: &Client, names: &[String]) -> Result<Option<Pub
     if rows.len() < names.len() || rows.is_empty() {
         return Ok(None);
     }
-    let mut info =
-        PublicationInfo { insert: true, update: true, delete: true, truncate: true, fingerprint: String::new() };
+    let mut info = PublicationInfo {
+        insert: true,
+        update: true,
+        delete: true,
+        truncate: true,
+        fingerprint: String::new(),
+    };
     let mut oids: Vec<u32> = Vec::new();
     for row in &rows {
         let oid: u32 = row.try_get(0)?;
@@ -71,10 +79,15 @@ pub(super) struct Naming {
 }
 
 impl Naming {
-    pub async fn read(client: &Client, publications: &[String], tables: &[u32]) -> Result<Self, CatalogError> {
-        let mut sql = "SELECT false, r.prrelid, r.oid, r.xmin::text::bigint FROM pg_publication_rel r \
+    pub async fn read(
+        client: &Client,
+        publications: &[String],
+        tables: &[u32],
+    ) -> Result<Self, CatalogError> {
+        let mut sql =
+            "SELECT false, r.prrelid, r.oid, r.xmin::text::bigint FROM pg_publication_rel r \
              JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = ANY($1::text[])"
-            .to_owned();
+                .to_owned();
         // Schemas came with 15.
         if server_version_num(client).await? >= 150_000 {
             sql.push_str(
@@ -82,19 +95,26 @@ impl Naming {
                  JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = ANY($1::text[])",
             );
         }
-        let (mut by_table, mut by_schema): (HashMap<u32, Vec<_>>, HashMap<u32, Vec<_>>) = Default::default();
+        let (mut by_table, mut by_schema): (HashMap<u32, Vec<_>>, HashMap<u32, Vec<_>>) =
+            Default::default();
         for row in client.query(&sql, &[&publications]).await? {
             let named = if row.try_get(0)? { &mut by_schema } else { &mut by_table };
             named.entry(row.try_get(1)?).or_default().push((row.try_get(2)?, row.try_get(3)?));
         }
 
+        let partitions = client
+            .query(
+                "SELECT oid FROM pg_class WHERE oid = ANY($1::oid[]) AND relispartition",
+                &[&tables],
+            )
+            .await?;
         let partitions =
-            client.query("SELECT oid FROM pg_class WHERE oid = ANY($1::oid[]) AND relispartition", &[&tables]).await?;
-        let partitions = partitions.iter().map(|row| row.try_get(0)).collect::<Result<Vec<u32>, _>>()?;
+            partitions.iter().map(|row| row.try_get(0)).collect::<Result<Vec<u32>, _>>()?;
         let ancestors = ancestors(client, &partitions).await?;
         let mut schemas = HashMap::new();
         if !by_schema.is_empty() {
-            let all: Vec<u32> = tables.iter().chain(ancestors.values().flatten()).copied().collect();
+            let all: Vec<u32> =
+                tables.iter().chain(ancestors.values().flatten()).copied().collect();
             let query = "SELECT oid, relnamespace FROM pg_class WHERE oid = ANY($1::oid[])";
             for row in client.query(query, &[&all]).await? {
                 schemas.insert(row.try_get(0)?, row.try_get(1)?);
@@ -109,14 +129,27 @@ impl Naming {
 
     /// `OID:XMIN` of the rows that name a table or a root of it.
     pub fn listed(&self, table: u32) -> String {
-        text(self.with_ancestors(table).filter_map(|oid| self.by_table.get(&oid)).flatten().copied().collect())
+        text(
+            self.with_ancestors(table)
+                .filter_map(|oid| self.by_table.get(&oid))
+                .flatten()
+                .copied()
+                .collect(),
+        )
     }
 
     /// Of those that name its schema, or one of a root of it.
     pub fn schema(&self, table: u32) -> String {
         let schemas: HashSet<u32> =
             self.with_ancestors(table).filter_map(|oid| self.schemas.get(&oid)).copied().collect();
-        text(schemas.iter().filter_map(|schema| self.by_schema.get(schema)).flatten().copied().collect())
+        text(
+            schemas
+                .iter()
+                .filter_map(|schema| self.by_schema.get(schema))
+                .flatten()
+                .copied()
+                .collect(),
+        )
     }
 }
 
@@ -175,15 +208,20 @@ impl Member {
 
     /// `OID:XMIN` of each publication that brings it.
     pub fn publications(&self) -> String {
-        let mut each: Vec<_> =
-            self.brought_by.iter().map(|by| format!("{}:{}", by.publication_oid, by.publication_xmin)).collect();
+        let mut each: Vec<_> = self
+            .brought_by
+            .iter()
+            .map(|by| format!("{}:{}", by.publication_oid, by.publication_xmin))
+            .collect();
         each.sort_unstable();
         each.join(",")
     }
 
     /// Whether publications may bring it with different columns.
     fn has_different_lists(&self) -> bool {
-        self.brought_by.iter().any(|by| Some(&by.columns) != self.brought_by.first().map(|first| &first.columns))
+        self.brought_by
+            .iter()
+            .any(|by| Some(&by.columns) != self.brought_by.first().map(|first| &first.columns))
     }
 
     /// Publications bring it with different columns, which the server finds only when it decodes a change of it.
@@ -259,7 +297,9 @@ pub(super) async fn members(
         None => None,
         Some(only) => {
             let ancestors = ancestors(client, only).await?;
-            Some(only.iter().copied().chain(ancestors.into_values().flatten()).collect::<Vec<u32>>())
+            Some(
+                only.iter().copied().chain(ancestors.into_values().flatten()).collect::<Vec<u32>>(),
+            )
         }
     };
     let rows = client.query(&sql, &[&names, &with_ancestors]).await?;
@@ -279,7 +319,9 @@ pub(super) async fn members(
     let mut members: Vec<Member> = Vec::new();
     for row in rows {
         let oid: u32 = row.try_get(0)?;
-        let is_part = ancestors.get(&oid).is_some_and(|all| all.iter().any(|ancestor| roots.contains(ancestor)));
+        let is_part = ancestors
+            .get(&oid)
+            .is_some_and(|all| all.iter().any(|ancestor| roots.contains(ancestor)));
         if is_part || only.as_ref().is_some_and(|only| !only.contains(&oid)) {
             continue;
         }
@@ -289,7 +331,11 @@ pub(super) async fn members(
             (None, true) => Brings::All,
             (None, false) => Brings::Stored,
         };
-        let brought = Brought { publication_oid: row.try_get(3)?, publication_xmin: row.try_get(4)?, columns };
+        let brought = Brought {
+            publication_oid: row.try_get(3)?,
+            publication_xmin: row.try_get(4)?,
+            columns,
+        };
         let row_filter: Option<String> = row.try_get(9)?;
         match members.last_mut().filter(|member| member.oid == oid) {
             // Several publications join their filters by OR, and one without a filter wins (trap 19).
@@ -313,7 +359,10 @@ pub(super) async fn members(
 }
 
 /// The ancestors of those of these tables that are partitions, from the nearest to the root. Locks none of them.
-pub async fn ancestors(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<u32>>, CatalogError> {
+pub async fn ancestors(
+    client: &Client,
+    oids: &[u32],
+) -> Result<HashMap<u32, Vec<u32>>, CatalogError> {
     let mut ancestors: HashMap<u32, Vec<u32>> = HashMap::new();
     if oids.is_empty() {
         return Ok(ancestors);
@@ -333,17 +382,25 @@ pub async fn ancestors(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec
 }
 
 /// Oids and names of the tables that the publications bring.
-pub async fn published_names(client: &Client, names: &[String]) -> Result<Vec<(u32, QualifiedName)>, CatalogError> {
+pub async fn published_names(
+    client: &Client,
+    names: &[String],
+) -> Result<Vec<(u32, QualifiedName)>, CatalogError> {
     let members = members(client, names, None).await?;
     Ok(members.into_iter().map(|member| (member.oid, member.name)).collect())
 }
 
 /// Tables that two of the publications bring with different columns: decoding their changes is an error (trap 19).
-pub async fn conflicting_column_lists(client: &Client, names: &[String]) -> Result<Vec<QualifiedName>, CatalogError> {
+pub async fn conflicting_column_lists(
+    client: &Client,
+    names: &[String],
+) -> Result<Vec<QualifiedName>, CatalogError> {
     let mut doubtful = members(client, names, None).await?;
     doubtful.retain(Member::has_different_lists);
     let oids: Vec<u32> = doubtful.iter().map(|member| member.oid).collect();
     let columns = columns_of(client, &oids).await?;
-    let has_conflict = |member: &Member| columns.get(&member.oid).is_some_and(|columns| member.has_conflict(columns));
+    let has_conflict = |member: &Member| {
+        columns.get(&member.oid).is_some_and(|columns| member.has_conflict(columns))
+    };
     Ok(doubtful.into_iter().filter(has_conflict).map(|member| member.name).collect())
 }

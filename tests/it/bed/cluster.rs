@@ -86,7 +86,17 @@ impl Cluster {
         succeed(
             cluster
                 .tool("initdb")
-                .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+                .args([
+                    "-A",
+                    "trust",
+                    "-U",
+                    "postgres",
+                    "-E",
+                    "UTF8",
+                    "--locale=C",
+                    "--no-sync",
+                    "-D",
+                ])
                 .arg(cluster.data()),
         );
         let folder = cluster.folder.display().to_string();
@@ -104,7 +114,10 @@ impl Cluster {
                 options.conf.join("\n")
             ),
         );
-        cluster.append_data_file("postgresql.conf", "\ninclude = 'bed.conf'\ninclude_if_exists = 'port.conf'\n");
+        cluster.append_data_file(
+            "postgresql.conf",
+            "\ninclude = 'bed.conf'\ninclude_if_exists = 'port.conf'\n",
+        );
         if let Some(hba) = &options.hba {
             cluster.write_data_file("pg_hba.conf", hba);
         }
@@ -115,7 +128,8 @@ impl Cluster {
     /// A hot standby of this cluster, which is stopped and started again for it.
     pub fn standby(&self) -> Cluster {
         let folder = new_folder();
-        let mut standby = Cluster { watchdog: start_watchdog(&folder), folder, bin: self.bin.clone(), port: 0 };
+        let mut standby =
+            Cluster { watchdog: start_watchdog(&folder), folder, bin: self.bin.clone(), port: 0 };
         self.stop_fast();
         succeed(Command::new("cp").arg("-a").arg(self.data()).arg(standby.data()));
         // As pg_basebackup does: slots are the primary's.
@@ -169,7 +183,9 @@ impl Cluster {
     }
 
     pub fn log(&self) -> String {
-        fs::read(self.folder.join("log")).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        fs::read(self.folder.join("log"))
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
     }
 
     /// Writes a file into the data folder, owned and readable only by the server's user (as keys must be).
@@ -184,7 +200,12 @@ impl Cluster {
 
     pub fn append_data_file(&self, name: &str, contents: &str) {
         let path = self.data().join(name);
-        fs::OpenOptions::new().append(true).open(path).unwrap().write_all(contents.as_bytes()).unwrap();
+        fs::OpenOptions::new()
+            .append(true)
+            .open(path)
+            .unwrap()
+            .write_all(contents.as_bytes())
+            .unwrap();
     }
 
     /// A new, empty database that only this test uses. It and its slots are dropped with the value.
@@ -192,7 +213,12 @@ impl Cluster {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("{name}_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         self.maintenance().execute(&format!("CREATE DATABASE {} TEMPLATE template0", quote(&name)));
-        Db { host: self.folder.display().to_string(), port: self.port, name, dropped_with_value: true }
+        Db {
+            host: self.folder.display().to_string(),
+            port: self.port,
+            name,
+            dropped_with_value: true,
+        }
     }
 
     /// A database that came from the primary.
@@ -230,7 +256,13 @@ impl Cluster {
     }
 
     pub fn postmaster_pid(&self) -> Option<u32> {
-        fs::read_to_string(self.data().join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()
+        fs::read_to_string(self.data().join("postmaster.pid"))
+            .ok()?
+            .lines()
+            .next()?
+            .trim()
+            .parse()
+            .ok()
     }
 
     /// Starts a stopped or killed server on the same port.
@@ -256,7 +288,9 @@ impl Cluster {
     }
 
     fn stop(&self, mode: &str) {
-        succeed(self.tool("pg_ctl").args(["stop", "-w", "-t", "60", "-m", mode, "-D"]).arg(self.data()));
+        succeed(
+            self.tool("pg_ctl").args(["stop", "-w", "-t", "60", "-m", mode, "-D"]).arg(self.data()),
+        );
     }
 
     /// SIGKILL for the server and all its processes at once, as in a crash of the machine's kernel or an OOM kill.
@@ -267,7 +301,9 @@ impl Cluster {
         let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
         // A child may have ended by itself meanwhile, which kill reports.
         let _ = shell(&format!("kill -9 {list} 2>/dev/null"));
-        wait_until(Duration::from_secs(30), "the killed server is gone", || !pids.iter().any(|p| is_alive(*p)));
+        wait_until(Duration::from_secs(30), "the killed server is gone", || {
+            !pids.iter().any(|p| is_alive(*p))
+        });
         // Where init is slow to reap, the dead server still has its number, and the next one would take it for alive.
         // The other lines stay: from them the next server frees the old one's shared memory.
         const NO_PROCESS: &str = "99999999";
@@ -284,7 +320,8 @@ impl Cluster {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&command).contains("walreceiver")
         };
-        let pid = children_of(postmaster).into_iter().find(is_receiver).expect("a walreceiver runs");
+        let pid =
+            children_of(postmaster).into_iter().find(is_receiver).expect("a walreceiver runs");
         assert!(shell(&format!("kill -{name} {pid}")));
     }
 
@@ -295,7 +332,12 @@ impl Cluster {
 
     pub fn try_start(&self) -> Result<(), String> {
         let log = self.folder.join("log");
-        run(self.tool("pg_ctl").args(["start", "-w", "-t", "60", "-D"]).arg(self.data()).arg("-l").arg(log))
+        run(self
+            .tool("pg_ctl")
+            .args(["start", "-w", "-t", "60", "-D"])
+            .arg(self.data())
+            .arg("-l")
+            .arg(log))
     }
 
     /// A command of the server's own programs, run as the user that the server accepts.
@@ -309,7 +351,9 @@ impl Cluster {
             Command::new(program)
         };
         command.current_dir(&self.folder).env("LC_ALL", "C");
-        for variable in ["PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGSERVICE", "PGOPTIONS"] {
+        for variable in
+            ["PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGSERVICE", "PGOPTIONS"]
+        {
             command.env_remove(variable);
         }
         command
@@ -327,7 +371,9 @@ impl Drop for Cluster {
 /// Of the user that the server runs as.
 fn new_folder() -> PathBuf {
     // Not the platform's folder when that is deep: a socket path has room for about 100 bytes.
-    let parent = Some(std::env::temp_dir()).filter(|p| p.as_os_str().len() < 50).unwrap_or_else(|| "/tmp".into());
+    let parent = Some(std::env::temp_dir())
+        .filter(|p| p.as_os_str().len() < 50)
+        .unwrap_or_else(|| "/tmp".into());
     let folder = tempfile::Builder::new().prefix("rhei-pg-").tempdir_in(parent).unwrap().keep();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
     if is_root() {
@@ -444,8 +490,12 @@ impl Drop for Db {
             return;
         }
         // The server may be stopped, or this a panic: what cannot be dropped goes with the cluster.
-        let server =
-            Db { host: self.host.clone(), port: self.port, name: "postgres".into(), dropped_with_value: false };
+        let server = Db {
+            host: self.host.clone(),
+            port: self.port,
+            name: "postgres".into(),
+            dropped_with_value: false,
+        };
         let literal = self.name.replace('\'', "''");
         for _ in 0..40 {
             let left = server.try_query(&format!(
@@ -456,13 +506,18 @@ impl Drop for Db {
                  SELECT 'left' FROM pg_replication_slots WHERE database = '{literal}'"
             ));
             match left {
-                Ok(rows) if rows.iter().any(|r| r.first().is_some_and(|v| v.as_deref() == Some("left"))) => {
+                Ok(rows)
+                    if rows
+                        .iter()
+                        .any(|r| r.first().is_some_and(|v| v.as_deref() == Some("left"))) =>
+                {
                     std::thread::sleep(Duration::from_millis(25));
                 }
                 _ => break,
             }
         }
-        let _ = server.try_query(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote(&self.name)));
+        let _ = server
+            .try_query(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote(&self.name)));
     }
 }
 
@@ -474,12 +529,15 @@ pub struct Session {
 
 impl Session {
     pub fn open(config: &tokio_postgres::Config) -> Result<Session, String> {
-        let (statements, receiver) = mpsc::channel::<(String, mpsc::Sender<Result<Rows, String>>)>();
+        let (statements, receiver) =
+            mpsc::channel::<(String, mpsc::Sender<Result<Rows, String>>)>();
         let (ready, is_ready) = mpsc::channel();
         let config = config.clone();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let (client, connection) = match runtime.block_on(config.connect(tokio_postgres::NoTls)) {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (client, connection) = match runtime.block_on(config.connect(tokio_postgres::NoTls))
+            {
                 Ok(connected) => connected,
                 Err(error) => return drop(ready.send(Err(explain(&error)))),
             };
@@ -525,7 +583,9 @@ impl Session {
 
 fn rows_of(messages: Vec<SimpleQueryMessage>) -> Rows {
     let rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect())
+        }
         _ => None,
     });
     rows.collect()
@@ -533,7 +593,9 @@ fn rows_of(messages: Vec<SimpleQueryMessage>) -> Rows {
 
 fn explain(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => format!("{} ({}) {}", db.message(), db.code().code(), db.detail().unwrap_or_default()),
+        Some(db) => {
+            format!("{} ({}) {}", db.message(), db.code().code(), db.detail().unwrap_or_default())
+        }
         None => format!("{error:?}"),
     }
 }
@@ -583,11 +645,17 @@ pub fn installed() -> Vec<(u32, PathBuf)> {
     folders.extend(children(Path::new("/usr/lib/postgresql"), "bin"));
     let cache = std::env::var_os("RHEI_PG_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
-        if is_root() { "/var/cache/rhei/postgres".into() } else { home.join(".cache/rhei/postgres") }
+        if is_root() {
+            "/var/cache/rhei/postgres".into()
+        } else {
+            home.join(".cache/rhei/postgres")
+        }
     });
     folders.extend(children(&cache, "native/bin"));
-    let mut found: Vec<(u32, PathBuf)> =
-        folders.into_iter().filter_map(|folder| major_of(&folder).map(|major| (major, folder))).collect();
+    let mut found: Vec<(u32, PathBuf)> = folders
+        .into_iter()
+        .filter_map(|folder| major_of(&folder).map(|major| (major, folder)))
+        .collect();
     found.sort();
     found.dedup();
     found
@@ -605,7 +673,8 @@ fn major_of(bin: &Path) -> Option<u32> {
     }
     let output = Command::new(bin.join("postgres")).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let version = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    let version =
+        text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
@@ -670,7 +739,10 @@ fn run(command: &mut Command) -> Result<(), String> {
     let status = command.stdin(Stdio::null()).stdout(handle()).stderr(handle()).status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{command:?}: {status}\n{}", fs::read_to_string(out.path()).unwrap_or_default())),
+        Ok(status) => Err(format!(
+            "{command:?}: {status}\n{}",
+            fs::read_to_string(out.path()).unwrap_or_default()
+        )),
         Err(error) => Err(format!("{command:?}: {error}")),
     }
 }

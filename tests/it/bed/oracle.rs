@@ -50,7 +50,11 @@ pub fn assert_same(db: &Db, file: &Path, tables: &[&str]) {
 #[track_caller]
 pub fn assert_same_pairs(db: &Db, file: &Path, pairs: &[Pair]) {
     let differences = compare(db, file, pairs);
-    assert!(differences.is_empty(), "the copy differs from the source:\n{}", differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "the copy differs from the source:\n{}",
+        differences.join("\n")
+    );
 }
 
 /// What differs, in words; empty when nothing does. The source is read in one snapshot.
@@ -82,7 +86,9 @@ fn open_copy(file: &Path) -> duckdb::Result<Connection> {
     let path = file.display().to_string().replace('\'', "''");
     // As on a machine of another time zone: its connections replay DuckDB's log there, and the copy must be the same.
     copy.execute_batch("SET GLOBAL TimeZone = 'America/New_York'")?;
-    copy.execute_batch(&format!("ATTACH '{path}' AS copied (READ_ONLY); USE copied; SET TimeZone = 'UTC'"))?;
+    copy.execute_batch(&format!(
+        "ATTACH '{path}' AS copied (READ_ONLY); USE copied; SET TimeZone = 'UTC'"
+    ))?;
     Ok(copy)
 }
 
@@ -93,7 +99,11 @@ fn read_copy(copy: &Connection, sql: &str) -> duckdb::Result<Vec<Row>> {
     let width = rows.as_ref().map_or(0, |statement| statement.column_count());
     let mut result = Vec::new();
     while let Some(row) = rows.next()? {
-        result.push((0..width).map(|i| row.get::<_, Option<String>>(i)).collect::<duckdb::Result<Vec<_>>>()?);
+        result.push(
+            (0..width)
+                .map(|i| row.get::<_, Option<String>>(i))
+                .collect::<duckdb::Result<Vec<_>>>()?,
+        );
     }
     Ok(result)
 }
@@ -125,9 +135,16 @@ fn compare_table(source: &Session, copy: &Connection, pair: &Pair) -> Vec<String
     let forms: Vec<Form> = columns.iter().map(Form::of).collect();
     let list = |side: fn(&Form) -> &str| forms.iter().map(side).collect::<Vec<_>>().join(", ");
     let qualified = |name: &(String, String)| format!("{}.{}", quote(&name.0), quote(&name.1));
-    let source_rows = source.try_query(&format!("SELECT {} FROM {}", list(|f| &f.source), qualified(&pair.source)));
+    let source_rows = source.try_query(&format!(
+        "SELECT {} FROM {}",
+        list(|f| &f.source),
+        qualified(&pair.source)
+    ));
     // With the database in front: a schema may be called `temp`, or like the file.
-    let copy_rows = read_copy(copy, &format!("SELECT {} FROM copied.{}", list(|f| &f.target), qualified(&pair.target)));
+    let copy_rows = read_copy(
+        copy,
+        &format!("SELECT {} FROM copied.{}", list(|f| &f.target), qualified(&pair.target)),
+    );
     let (source_rows, copy_rows) = match (source_rows, copy_rows) {
         (Ok(source_rows), Ok(copy_rows)) => (source_rows, copy_rows),
         (Err(error), _) => return vec![format!("{label}: reading the source: {error}")],
@@ -136,18 +153,28 @@ fn compare_table(source: &Session, copy: &Connection, pair: &Pair) -> Vec<String
     let canonical = |rows: Vec<Row>, side: Side| -> Vec<Row> {
         let rows = rows.into_iter().map(|row| {
             let values = row.into_iter().zip(&forms).zip(&columns);
-            values.map(|((value, form), column)| value.map(|text| form.shape.finish(text, column, side))).collect()
+            values
+                .map(|((value, form), column)| {
+                    value.map(|text| form.shape.finish(text, column, side))
+                })
+                .collect()
         });
         let mut rows: Vec<_> = rows.collect();
         rows.sort_unstable();
         rows
     };
-    let (source_rows, copy_rows) = (canonical(source_rows, Side::Source), canonical(copy_rows, Side::Target));
+    let (source_rows, copy_rows) =
+        (canonical(source_rows, Side::Source), canonical(copy_rows, Side::Target));
     difference_of_rows(&label, &columns, &source_rows, &copy_rows)
 }
 
 /// Both sides sorted: one walk finds what only one of them has.
-fn difference_of_rows(label: &str, columns: &[Column], source: &[Row], copy: &[Row]) -> Vec<String> {
+fn difference_of_rows(
+    label: &str,
+    columns: &[Column],
+    source: &[Row],
+    copy: &[Row],
+) -> Vec<String> {
     let (mut missing, mut extra) = (Vec::new(), Vec::new());
     let (mut s, mut c) = (source.iter().peekable(), copy.iter().peekable());
     loop {
@@ -178,7 +205,9 @@ fn difference_of_rows(label: &str, columns: &[Column], source: &[Row], copy: &[R
     let (mut different, mut only_source, mut only_copy) = (Vec::new(), Vec::new(), Vec::new());
     for (missing, extra) in by_key.into_values() {
         match (missing.as_slice(), extra.as_slice()) {
-            ([source], [copy]) if has_key => different.push(describe_difference(columns, source, copy)),
+            ([source], [copy]) if has_key => {
+                different.push(describe_difference(columns, source, copy))
+            }
             _ => {
                 only_source.extend(missing.iter().map(|row| describe(columns, row)));
                 only_copy.extend(extra.iter().map(|row| describe(columns, row)));
@@ -193,8 +222,11 @@ fn difference_of_rows(label: &str, columns: &[Column], source: &[Row], copy: &[R
         only_copy.len(),
         different.len()
     )];
-    for (word, rows) in [("different", different), ("only in the source", only_source), ("only in the copy", only_copy)]
-    {
+    for (word, rows) in [
+        ("different", different),
+        ("only in the source", only_source),
+        ("only in the copy", only_copy),
+    ] {
         lines.extend(rows.iter().take(SHOWN).map(|row| format!("  {word}: {row}")));
     }
     lines
@@ -204,29 +236,47 @@ fn shorten(value: &Option<String>) -> String {
     match value {
         None => "NULL".to_owned(),
         Some(text) if text.chars().count() <= 120 => format!("{text:?}"),
-        Some(text) => format!("{:?}... ({} bytes)", text.chars().take(100).collect::<String>(), text.len()),
+        Some(text) => {
+            format!("{:?}... ({} bytes)", text.chars().take(100).collect::<String>(), text.len())
+        }
     }
 }
 
 fn describe(columns: &[Column], row: &[Option<String>]) -> String {
-    let values = columns.iter().zip(row).map(|(column, value)| format!("{}={}", column.name, shorten(value)));
+    let values = columns
+        .iter()
+        .zip(row)
+        .map(|(column, value)| format!("{}={}", column.name, shorten(value)));
     values.collect::<Vec<_>>().join(" ")
 }
 
-fn describe_difference(columns: &[Column], source: &[Option<String>], copy: &[Option<String>]) -> String {
+fn describe_difference(
+    columns: &[Column],
+    source: &[Option<String>],
+    copy: &[Option<String>],
+) -> String {
     let mut words = Vec::new();
     for ((column, source), copy) in columns.iter().zip(source).zip(copy) {
         if column.in_key {
             words.push(format!("{}={}", column.name, shorten(source)));
         } else if source != copy {
-            words.push(format!("{}: source {} copy {}", column.name, shorten(source), shorten(copy)));
+            words.push(format!(
+                "{}: source {} copy {}",
+                column.name,
+                shorten(source),
+                shorten(copy)
+            ));
         }
     }
     words.join(" ")
 }
 
 /// The columns that both sides have, and a line for each that one lacks.
-fn columns_of(source: &Session, copy: &Connection, pair: &Pair) -> Result<(Vec<Column>, Vec<String>), String> {
+fn columns_of(
+    source: &Session,
+    copy: &Connection,
+    pair: &Pair,
+) -> Result<(Vec<Column>, Vec<String>), String> {
     let label = format!("{}.{}", pair.source.0, pair.source.1);
     let text = |value: &str| format!("'{}'", value.replace('\'', "''"));
     let (schema, table) = (text(&pair.source.0), text(&pair.source.1));
@@ -269,9 +319,12 @@ fn columns_of(source: &Session, copy: &Connection, pair: &Pair) -> Result<(Vec<C
         return Err("no such table in the copy".to_owned());
     }
     let cell = |row: &[Option<String>], i: usize| row.get(i).cloned().flatten();
-    let mut in_copy: BTreeMap<String, String> =
-        in_copy.iter().map(|row| (cell(row, 0).unwrap_or_default(), cell(row, 1).unwrap_or_default())).collect();
-    let has_generated = source.try_query("SELECT current_setting('server_version_num')::int >= 180000")?;
+    let mut in_copy: BTreeMap<String, String> = in_copy
+        .iter()
+        .map(|row| (cell(row, 0).unwrap_or_default(), cell(row, 1).unwrap_or_default()))
+        .collect();
+    let has_generated =
+        source.try_query("SELECT current_setting('server_version_num')::int >= 180000")?;
     let has_generated = has_generated == [[Some("t".to_owned())]];
     let (mut columns, mut differences) = (Vec::new(), Vec::new());
     for row in &found {
@@ -280,9 +333,13 @@ fn columns_of(source: &Session, copy: &Connection, pair: &Pair) -> Result<(Vec<C
         let is_generated = cell(row, 3).as_deref() == Some("t");
         match in_copy.remove(&name) {
             Some(_) if is_generated && !has_generated => {
-                differences.push(format!("{label}: column {name} is in the copy, and the stream never has it"));
+                differences.push(format!(
+                    "{label}: column {name} is in the copy, and the stream never has it"
+                ));
             }
-            Some(_) if excluded => differences.push(format!("{label}: column {name} is in the copy, but was excluded")),
+            Some(_) if excluded => {
+                differences.push(format!("{label}: column {name} is in the copy, but was excluded"))
+            }
             Some(target_type) => columns.push(Column {
                 name,
                 source_type: cell(row, 1).unwrap_or_default(),
@@ -295,7 +352,9 @@ fn columns_of(source: &Session, copy: &Connection, pair: &Pair) -> Result<(Vec<C
             None => differences.push(format!("{label}: column {name} is missing in the copy")),
         }
     }
-    differences.extend(in_copy.into_keys().map(|name| format!("{label}: column {name} is only in the copy")));
+    differences.extend(
+        in_copy.into_keys().map(|name| format!("{label}: column {name} is only in the copy")),
+    );
     Ok((columns, differences))
 }
 
@@ -370,7 +429,13 @@ impl Form {
 
 /// SQL on both sides for a value of this type. `as_text`: the source's expression must have type text, which a cast
 /// does not give truly for every type (bpchar loses its padding, inet gains a netmask); format() uses the output function.
-fn scalar_form(source_type: &str, target_type: &str, s: &str, t: &str, as_text: bool) -> (String, String, Scalar) {
+fn scalar_form(
+    source_type: &str,
+    target_type: &str,
+    s: &str,
+    t: &str,
+    as_text: bool,
+) -> (String, String, Scalar) {
     let raw = || match as_text {
         true => format!("CASE WHEN num_nulls({s}) = 0 THEN format('%s', {s}) END"),
         false => s.to_owned(),
@@ -378,13 +443,19 @@ fn scalar_form(source_type: &str, target_type: &str, s: &str, t: &str, as_text: 
     let varchar = format!("CAST({t} AS VARCHAR)");
     let plain = |source: String, target: String| (source, target, Scalar::Plain);
     match (source_type, target_type) {
-        ("bool", "BOOLEAN") => plain(format!("CASE {s} WHEN true THEN 'true' WHEN false THEN 'false' END"), varchar),
+        ("bool", "BOOLEAN") => {
+            plain(format!("CASE {s} WHEN true THEN 'true' WHEN false THEN 'false' END"), varchar)
+        }
         ("float4", "FLOAT") => (raw(), varchar, Scalar::Float4),
         ("float8", "DOUBLE") => (raw(), varchar, Scalar::Float8),
-        ("money", decimal) if decimal.starts_with("DECIMAL") => plain(format!("({s}::numeric)::text"), varchar),
+        ("money", decimal) if decimal.starts_with("DECIMAL") => {
+            plain(format!("({s}::numeric)::text"), varchar)
+        }
         ("bytea", "BLOB") => plain(format!("encode({s}, 'hex')"), format!("lower(hex({t}))")),
         ("date", "DATE") => plain(
-            format!("CASE WHEN isfinite({s}) THEN ({s} - date '1970-01-01')::text ELSE {s}::text END"),
+            format!(
+                "CASE WHEN isfinite({s}) THEN ({s} - date '1970-01-01')::text ELSE {s}::text END"
+            ),
             format!(
                 "CASE WHEN isfinite({t}) THEN CAST(date_diff('day', DATE '1970-01-01', {t}) AS VARCHAR) ELSE {varchar} END"
             ),
@@ -393,7 +464,9 @@ fn scalar_form(source_type: &str, target_type: &str, s: &str, t: &str, as_text: 
             format!(
                 "CASE WHEN isfinite({s}) THEN ((extract(epoch FROM {s}) * 1000000)::bigint)::text ELSE {s}::text END"
             ),
-            format!("CASE WHEN isfinite({t}) THEN CAST(epoch_us({t}) AS VARCHAR) ELSE {varchar} END"),
+            format!(
+                "CASE WHEN isfinite({t}) THEN CAST(epoch_us({t}) AS VARCHAR) ELSE {varchar} END"
+            ),
         ),
         ("time", "TIME") => plain(
             format!("((extract(epoch FROM {s}) * 1000000)::bigint)::text"),
@@ -483,8 +556,12 @@ fn list(scalar: Scalar, text: &str, side: Side) -> Option<String> {
 
 fn finish_leaves(scalar: Scalar, value: &mut serde_json::Value) {
     match value {
-        serde_json::Value::Array(items) => items.iter_mut().for_each(|item| finish_leaves(scalar, item)),
-        serde_json::Value::String(text) => *text = leading_zero_of_number(scalar.finish(std::mem::take(text))),
+        serde_json::Value::Array(items) => {
+            items.iter_mut().for_each(|item| finish_leaves(scalar, item))
+        }
+        serde_json::Value::String(text) => {
+            *text = leading_zero_of_number(scalar.finish(std::mem::take(text)))
+        }
         _ => {}
     }
 }
@@ -493,7 +570,9 @@ fn finish_leaves(scalar: Scalar, value: &mut serde_json::Value) {
 fn leading_zero_of_number(text: String) -> String {
     let digits = text.trim_start_matches('-');
     match digits.strip_prefix('.') {
-        Some(rest) if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) => leading_zero(text),
+        Some(rest) if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) => {
+            leading_zero(text)
+        }
         _ => text,
     }
 }

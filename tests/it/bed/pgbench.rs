@@ -106,8 +106,10 @@ impl Pgbench {
         }
         let (status, log) = (self.child.wait().unwrap(), self.log());
         assert!(status.success(), "pgbench: {status}\n{log}");
-        let line = log.lines().find(|line| line.starts_with("number of transactions actually processed"));
-        let count = line.and_then(|line| line.rsplit(':').next()?.trim().split('/').next()?.parse().ok());
+        let line =
+            log.lines().find(|line| line.starts_with("number of transactions actually processed"));
+        let count =
+            line.and_then(|line| line.rsplit(':').next()?.trim().split('/').next()?.parse().ok());
         count.unwrap_or_else(|| panic!("pgbench did not say how much it did\n{log}"))
     }
 
@@ -135,6 +137,7 @@ fn program() -> PathBuf {
     let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
     let others = installed().into_iter().rev().map(|(_, bin)| bin);
     let folders = std::iter::once(bin_dir().to_owned()).chain(others).chain(on_path);
-    let found = folders.map(|folder| folder.join("pgbench")).find(|program| Path::new(program).exists());
+    let found =
+        folders.map(|folder| folder.join("pgbench")).find(|program| Path::new(program).exists());
     found.expect("pgbench is installed with the Postgres server (scripts/setup.sh)")
 }

@@ -125,7 +125,10 @@ impl Rhei {
         let shown = arguments.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" ");
         let output = self.run(arguments);
         let Output { status, stdout, stderr } = &output;
-        assert!(status.success(), "rhei {shown}: {status}\n--- stdout ---\n{stdout}\n--- stderr ---\n{stderr}");
+        assert!(
+            status.success(),
+            "rhei {shown}: {status}\n--- stdout ---\n{stdout}\n--- stderr ---\n{stderr}"
+        );
         output
     }
 
@@ -149,7 +152,12 @@ impl Rhei {
     }
 
     /// As [`Self::wait_settled`]. An error has the log.
-    pub fn try_settle(&self, running: &mut Running, lsn: &str, deadline: Duration) -> Result<(), String> {
+    pub fn try_settle(
+        &self,
+        running: &mut Running,
+        lsn: &str,
+        deadline: Duration,
+    ) -> Result<(), String> {
         let end = Instant::now() + deadline;
         loop {
             let status = self.status();
@@ -175,7 +183,12 @@ impl Rhei {
             None => Command::new(binary),
             Some(bytes) => {
                 let mut limited = Command::new("sh");
-                limited.args(["-c", "ulimit -c 0 && ulimit -f $0 && exec \"$@\"", &(bytes / 512).to_string(), binary]);
+                limited.args([
+                    "-c",
+                    "ulimit -c 0 && ulimit -f $0 && exec \"$@\"",
+                    &(bytes / 512).to_string(),
+                    binary,
+                ]);
                 limited
             }
         };
@@ -201,8 +214,10 @@ impl Rhei {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (stdout, stderr) = (Lines::default(), Lines::default());
-        let readers =
-            vec![stdout.read_from(child.stdout.take().unwrap()), stderr.read_from(child.stderr.take().unwrap())];
+        let readers = vec![
+            stdout.read_from(child.stdout.take().unwrap()),
+            stderr.read_from(child.stderr.take().unwrap()),
+        ];
         Running { child, stdout, stderr, readers, status: None }
     }
 }
@@ -316,7 +331,11 @@ impl Running {
         match self.stderr.wait_for(mark, text, deadline) {
             Some(line) => line,
             None => {
-                panic!("no log line with {text:?} in {deadline:?} (running: {})\n{}", self.is_running(), self.logs())
+                panic!(
+                    "no log line with {text:?} in {deadline:?} (running: {})\n{}",
+                    self.is_running(),
+                    self.logs()
+                )
             }
         }
     }
@@ -330,7 +349,11 @@ impl Running {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
-        Output { status: self.status.unwrap(), stdout: self.stdout.text(), stderr: self.stderr.text() }
+        Output {
+            status: self.status.unwrap(),
+            stdout: self.stdout.text(),
+            stderr: self.stderr.text(),
+        }
     }
 }
 

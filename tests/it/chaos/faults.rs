@@ -176,15 +176,19 @@ impl Chaos {
             }
             Kind::LeavePublication => {
                 let leaving = writer::LEAVING;
-                let left =
-                    primary.maintenance().try_query(&format!("ALTER PUBLICATION {PUBLICATION} DROP TABLE {leaving}"));
+                let left = primary
+                    .maintenance()
+                    .try_query(&format!("ALTER PUBLICATION {PUBLICATION} DROP TABLE {leaving}"));
                 self.heal_in(ms(strength * 4), Heal::Publish);
                 return left.is_ok();
             }
             Kind::SetPublication => {
-                let others: Vec<&str> = writer::TABLES.into_iter().filter(|table| *table != writer::LEAVING).collect();
+                let others: Vec<&str> =
+                    writer::TABLES.into_iter().filter(|table| *table != writer::LEAVING).collect();
                 let set = super::published(primary.major(), &others);
-                let set = primary.maintenance().try_query(&format!("ALTER PUBLICATION {PUBLICATION} SET {set}"));
+                let set = primary
+                    .maintenance()
+                    .try_query(&format!("ALTER PUBLICATION {PUBLICATION} SET {set}"));
                 self.heal_in(ms(strength * 4), Heal::Publish);
                 return set.is_ok();
             }
@@ -219,7 +223,9 @@ impl Chaos {
                 self.at_source("ALTER SYSTEM RESET max_slot_wal_keep_size");
                 self.at_source("SELECT pg_reload_conf()");
                 self.heal_in(ms(1), Heal::NoRefusing);
-                let status = format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+                let status = format!(
+                    "SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
+                );
                 return self.at_source(&status) == [[Some("lost".to_owned())]];
             }
             Kind::Promote => {
@@ -272,7 +278,8 @@ impl Chaos {
                 );
                 let Ok(found) = primary.maintenance().try_query(&is_in) else { return false };
                 let add = format!("ALTER PUBLICATION {PUBLICATION} ADD TABLE {leaving}");
-                return found[0][0].as_deref() == Some("1") || primary.maintenance().try_query(&add).is_ok();
+                return found[0][0].as_deref() == Some("1")
+                    || primary.maintenance().try_query(&add).is_ok();
             }
             Heal::FreeDisk => drop(fs::remove_file(self.folder.path().join("ballast"))),
         }
@@ -289,8 +296,7 @@ impl Chaos {
     }
 }
 
-const TERMINATE: &str =
-    "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'rhei/%' AND pg_terminate_backend(pid)";
+const TERMINATE: &str = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'rhei/%' AND pg_terminate_backend(pid)";
 
 fn is_stopped(pid: u32) -> bool {
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().all(|task| {
@@ -318,8 +324,11 @@ impl Drop for SmallDisk {
 
 /// The library that shows a process another time.
 pub fn faketime() -> Option<String> {
-    let folders =
-        ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/local/lib/faketime"];
+    let folders = [
+        "/usr/lib/x86_64-linux-gnu/faketime",
+        "/usr/lib/aarch64-linux-gnu/faketime",
+        "/usr/local/lib/faketime",
+    ];
     let paths = folders.iter().map(|folder| format!("{folder}/libfaketimeMT.so.1"));
     paths.into_iter().find(|path| Path::new(path).exists())
 }

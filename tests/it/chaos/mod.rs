@@ -55,8 +55,11 @@ fn chaos(seed: u64, seconds: u64) {
     let (is_over, committed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writers: Vec<_> = (1..=2)
         .map(|number| {
-            let (primary, is_over, committed) = (Arc::clone(&primary), Arc::clone(&is_over), Arc::clone(&committed));
-            std::thread::spawn(move || writer::write(&primary, seed ^ (number << 32), &is_over, &committed))
+            let (primary, is_over, committed) =
+                (Arc::clone(&primary), Arc::clone(&is_over), Arc::clone(&committed));
+            std::thread::spawn(move || {
+                writer::write(&primary, seed ^ (number << 32), &is_over, &committed)
+            })
         })
         .collect();
     let mut chaos = Chaos::begin(seed, primary);
@@ -224,17 +227,25 @@ impl Chaos {
     fn calm_down(&mut self) {
         let now = Instant::now();
         self.heals.iter_mut().for_each(|(at, _)| *at = now);
-        self.tend_until("everything is healed", now + SOON, |chaos| chaos.heals.is_empty() && chaos.running.is_some());
+        self.tend_until("everything is healed", now + SOON, |chaos| {
+            chaos.heals.is_empty() && chaos.running.is_some()
+        });
         let db = self.primary.get().maintenance();
-        self.tend_until("the server is up", Instant::now() + SOON, |_| db.try_query("SELECT 1").is_ok());
+        self.tend_until("the server is up", Instant::now() + SOON, |_| {
+            db.try_query("SELECT 1").is_ok()
+        });
         let end = db.value("SELECT pg_current_wal_lsn()");
         let reached = format!(
             "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND confirmed_flush_lsn >= '{end}'"
         );
-        self.tend_until("`rhei run` has caught up by itself", Instant::now() + SOON, |_| db.value(&reached) == "1");
+        self.tend_until("`rhei run` has caught up by itself", Instant::now() + SOON, |_| {
+            db.value(&reached) == "1"
+        });
         self.caught_up_in = Some(now.elapsed());
         self.terminate_rhei();
-        self.tend_until("`rhei run` has stopped", Instant::now() + SOON, |chaos| chaos.running.is_none());
+        self.tend_until("`rhei run` has stopped", Instant::now() + SOON, |chaos| {
+            chaos.running.is_none()
+        });
         let synced = self.rhei.run(["sync"]);
         self.keep(&synced.stderr);
         synced.assert_code(0);
@@ -251,22 +262,34 @@ impl Chaos {
         ));
         let published: Vec<String> = published.into_iter().flatten().flatten().collect();
         let pairs: Vec<Pair> = published.iter().map(|name| Pair::new(name)).collect();
-        let count = |name: &String| db.value(&format!("SELECT count(*) FROM {name}")).parse::<u64>().unwrap();
+        let count = |name: &String| {
+            db.value(&format!("SELECT count(*) FROM {name}")).parse::<u64>().unwrap()
+        };
         self.rows = published.iter().map(count).sum();
         let differences = compare(&db, self.rhei.target_path(), &pairs);
-        assert!(differences.is_empty(), "the copy differs from the source:\n{}", differences.join("\n"));
+        assert!(
+            differences.is_empty(),
+            "the copy differs from the source:\n{}",
+            differences.join("\n")
+        );
         self.judge();
         assert!(self.exits.is_empty(), "`rhei run` ended by itself:\n{}", self.exits.join("\n"));
     }
 
     /// Lets time pass: heals what is due, and starts rhei again as a service manager would.
     #[track_caller]
-    fn tend_until(&mut self, what: &str, deadline: Instant, mut is_done: impl FnMut(&Self) -> bool) {
+    fn tend_until(
+        &mut self,
+        what: &str,
+        deadline: Instant,
+        mut is_done: impl FnMut(&Self) -> bool,
+    ) {
         while !is_done(self) {
             assert!(Instant::now() <= deadline, "waited in vain: {what}");
             std::thread::sleep(Duration::from_millis(10));
             let now = Instant::now();
-            let (due, later): (Vec<_>, Vec<_>) = self.heals.drain(..).partition(|(at, _)| *at <= now);
+            let (due, later): (Vec<_>, Vec<_>) =
+                self.heals.drain(..).partition(|(at, _)| *at <= now);
             self.heals = later;
             for (_, heal) in due {
                 if !self.heal(&heal) {
@@ -286,7 +309,11 @@ impl Chaos {
 
     fn judge(&self) {
         let broken = self.readings.lock().unwrap().broken.clone();
-        assert!(broken.is_empty(), "the copy was not the source at one commit:\n{}", broken.join("\n"));
+        assert!(
+            broken.is_empty(),
+            "the copy was not the source at one commit:\n{}",
+            broken.join("\n")
+        );
     }
 
     fn rhei_ended(&mut self) {
@@ -317,7 +344,9 @@ impl Chaos {
 
     /// False when it is being stopped already: a second signal would be something else.
     fn terminate_rhei(&mut self) -> bool {
-        let Some(running) = self.running.as_ref().filter(|_| self.terminate_by.is_none()) else { return false };
+        let Some(running) = self.running.as_ref().filter(|_| self.terminate_by.is_none()) else {
+            return false;
+        };
         running.signal("CONT");
         running.sigterm();
         self.terminate_by = Some(Instant::now() + SOON);
@@ -329,8 +358,11 @@ impl Chaos {
     }
 
     fn picture(&mut self, moment: &str) {
-        let moment =
-            format!("read {} (rhei {moment}, fault {})", self.readings.lock().unwrap().reads + 1, self.done.len());
+        let moment = format!(
+            "read {} (rhei {moment}, fault {})",
+            self.readings.lock().unwrap().reads + 1,
+            self.done.len()
+        );
         if let Some(pictures) = &self.pictures {
             let folder = reader::photograph(self.rhei.target_path());
             let _ = pictures.send(reader::Picture { moment, folder, may_go_back: self.losses > 0 });
@@ -352,7 +384,8 @@ impl Chaos {
                 if *missed > 0 { format!("  (+{missed} hit nothing)") } else { String::new() }
             );
         }
-        let Readings { reads, empty, checked, passed_over, .. } = self.readings.lock().unwrap().clone();
+        let Readings { reads, empty, checked, passed_over, .. } =
+            self.readings.lock().unwrap().clone();
         println!(
             "{} faults, {} starts of rhei ({} could not begin), {} ended by itself, {} reconnects\n\
              {reads} reads ({empty} before the first copy): {checked} invariants held, {passed_over} were of tables not live\n\
@@ -374,8 +407,14 @@ impl Chaos {
             let ended = running.kill9();
             self.keep(&ended.stderr);
         }
-        println!("--- rhei's last lines ---\n{}", last_lines(self.log.iter().map(String::as_str), 60));
-        println!("--- the server's last lines ---\n{}", last_lines(self.primary.get().log().lines(), 30));
+        println!(
+            "--- rhei's last lines ---\n{}",
+            last_lines(self.log.iter().map(String::as_str), 60)
+        );
+        println!(
+            "--- the server's last lines ---\n{}",
+            last_lines(self.primary.get().log().lines(), 30)
+        );
     }
 }
 

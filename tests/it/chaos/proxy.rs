@@ -133,7 +133,9 @@ fn accept(listener: &TcpListener, shared: &Shared) {
                 let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
                 continue;
             }
-            let Ok(server) = TcpStream::connect(("127.0.0.1", shared.upstream.load(SeqCst))) else { continue };
+            let Ok(server) = TcpStream::connect(("127.0.0.1", shared.upstream.load(SeqCst))) else {
+                continue;
+            };
             for stream in [&client, &server] {
                 let _ = stream.set_nodelay(true);
                 let _ = stream.set_read_timeout(Some(LOOK));
@@ -154,7 +156,11 @@ fn accept(listener: &TcpListener, shared: &Shared) {
             scope.spawn(move || connection.pump(&connection.client, &connection.server, shared));
             scope.spawn(move || back.pump(&back.server, &back.client, shared));
         }
-        shared.registered().iter().filter_map(Weak::upgrade).for_each(|connection| connection.close());
+        shared
+            .registered()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|connection| connection.close());
     });
 }
 
@@ -180,13 +186,19 @@ impl Connection {
             match from.read(&mut buffer) {
                 Err(error) if is_only_slow(&error) => {}
                 // Who is behind the swallowing router does not hear that the other side has given up.
-                Ok(0) | Err(_) if self.is_swallowed.load(SeqCst) && !is_of_client => std::thread::sleep(LOOK),
+                Ok(0) | Err(_) if self.is_swallowed.load(SeqCst) && !is_of_client => {
+                    std::thread::sleep(LOOK)
+                }
                 Ok(0) | Err(_) => return self.close(),
                 Ok(_) if self.is_swallowed.load(SeqCst) => {}
                 Ok(count) => {
                     std::thread::sleep(Duration::from_millis(shared.delay_ms.load(SeqCst)));
                     let spend = |left: u64| Some(left.saturating_sub(count as u64));
-                    let allowed = self.allowance.fetch_update(SeqCst, SeqCst, spend).unwrap_or(0).min(count as u64);
+                    let allowed = self
+                        .allowance
+                        .fetch_update(SeqCst, SeqCst, spend)
+                        .unwrap_or(0)
+                        .min(count as u64);
                     self.pass_on(&buffer[..allowed as usize], to);
                     if allowed < count as u64 {
                         return self.close();

@@ -79,11 +79,16 @@ impl Readings {
         for text in column("SELECT checkpoint_lsn FROM _rhei.pipeline")? {
             let checkpoint = lsn(&text);
             if checkpoint < self.checkpoint {
-                self.broken.push(format!("{moment}: the checkpoint went back to {text} from {:X}", self.checkpoint));
+                self.broken.push(format!(
+                    "{moment}: the checkpoint went back to {text} from {:X}",
+                    self.checkpoint
+                ));
             }
             self.checkpoint = checkpoint;
         }
-        let live = column("SELECT source_name FROM _rhei.tables WHERE state = 'live' AND source_schema = 'public'")?;
+        let live = column(
+            "SELECT source_name FROM _rhei.tables WHERE state = 'live' AND source_schema = 'public'",
+        )?;
         let live: BTreeSet<String> = live.into_iter().collect();
         for Invariant { name, tables, sql } in &INVARIANTS {
             if !tables.iter().all(|table| live.contains(*table)) {
@@ -92,7 +97,8 @@ impl Readings {
             }
             self.checked += 1;
             let text = |row: &duckdb::Row<'_>, at| row.get::<_, Option<String>>(at);
-            let (found, expected) = copy.query_row(sql, [], |row| Ok((text(row, 0)?, text(row, 1)?)))?;
+            let (found, expected) =
+                copy.query_row(sql, [], |row| Ok((text(row, 0)?, text(row, 1)?)))?;
             if found != expected {
                 self.broken.push(format!("{moment}: {name}: {found:?}, not {expected:?}"));
             }

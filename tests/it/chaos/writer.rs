@@ -11,7 +11,8 @@ use super::Primary;
 use crate::bed::Session;
 
 /// Published by name; those of the schema `made` come and go.
-pub const TABLES: [&str; 9] = ["a", "b", "ledger", "counter", "notes", "moving", "reloaded", "side", "shape"];
+pub const TABLES: [&str; 9] =
+    ["a", "b", "ledger", "counter", "notes", "moving", "reloaded", "side", "shape"];
 /// Leaves the publication now and then, so only what each row says by itself holds in its copy.
 pub const LEAVING: &str = "side";
 
@@ -95,7 +96,9 @@ pub fn write(primary: &Primary, seed: u64, is_over: &AtomicBool, committed: &Ato
     while !is_over.load(Relaxed) {
         let connected = session.take().ok_or(()).or_else(|()| {
             let session = primary.get().maintenance().try_session()?;
-            session.try_query("SET lock_timeout = '3s'; SET deadlock_timeout = '100ms'; SET search_path = public")?;
+            session.try_query(
+                "SET lock_timeout = '3s'; SET deadlock_timeout = '100ms'; SET search_path = public",
+            )?;
             Ok::<_, String>(session)
         });
         if let Ok(connected) = connected {
@@ -106,7 +109,11 @@ pub fn write(primary: &Primary, seed: u64, is_over: &AtomicBool, committed: &Ato
             session = (is_done || connected.try_query("ROLLBACK").is_ok()).then_some(connected);
         }
         // The pace of the load.
-        std::thread::sleep(Duration::from_millis(if session.is_some() { writer.dice.random_range(0..40) } else { 50 }));
+        std::thread::sleep(Duration::from_millis(if session.is_some() {
+            writer.dice.random_range(0..40)
+        } else {
+            50
+        }));
     }
 }
 
@@ -200,11 +207,15 @@ impl Writer {
         let table = ["shape", "shape", "notes", "a", "ledger"][self.below(5) as usize];
         let (column, other, number) = (self.below(4), self.below(4), self.below(100));
         match self.below(10) {
-            0..3 => format!("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS e{column} int DEFAULT {number}"),
+            0..3 => format!(
+                "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS e{column} int DEFAULT {number}"
+            ),
             3 => format!("ALTER TABLE {table} DROP COLUMN IF EXISTS e{column}"),
             4 => format!("ALTER TABLE {table} RENAME COLUMN e{column} TO e{other}"),
             5 => format!("ALTER TABLE {table} ALTER COLUMN e{column} TYPE bigint"),
-            6 => format!("UPDATE {table} SET e{column} = {number} WHERE ctid IN (SELECT ctid FROM {table} LIMIT 500)"),
+            6 => format!(
+                "UPDATE {table} SET e{column} = {number} WHERE ctid IN (SELECT ctid FROM {table} LIMIT 500)"
+            ),
             7 | 8 => format!(
                 "CREATE TABLE made.t{column} (id int PRIMARY KEY, v{number} text DEFAULT 'v'); \
                  INSERT INTO made.t{column} SELECT i FROM generate_series(1, {number}) i"

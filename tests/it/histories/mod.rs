@@ -38,7 +38,9 @@ const LEAVES: &str = "histories_of_leaves";
 
 #[test]
 fn random_histories_are_equal_after_every_sync() {
-    each_history("RHEI_TEST_HISTORIES", 100, |cluster, seed| History::new(cluster, seed).play_by_sync());
+    each_history("RHEI_TEST_HISTORIES", 100, |cluster, seed| {
+        History::new(cluster, seed).play_by_sync()
+    });
 }
 
 /// What the stream loses, no copy heals: there is no `sync`, and copies are counted.
@@ -72,8 +74,12 @@ fn each_history(count: &str, default: u64, play: impl Fn(&Cluster, u64) + Sync) 
                     if history >= range.end || failed.lock().unwrap().len() >= 3 {
                         break;
                     }
-                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| play(&cluster, seed + history))) {
-                        let why = panic.downcast_ref::<String>().map_or("a panic without a message", String::as_str);
+                    if let Err(panic) =
+                        catch_unwind(AssertUnwindSafe(|| play(&cluster, seed + history)))
+                    {
+                        let why = panic
+                            .downcast_ref::<String>()
+                            .map_or("a panic without a message", String::as_str);
                         failed.lock().unwrap().push(format!("RHEI_TEST_HISTORY={history}: {why}"));
                     }
                 }
@@ -82,7 +88,11 @@ fn each_history(count: &str, default: u64, play: impl Fn(&Cluster, u64) + Sync) 
     });
     let failed = failed.into_inner().unwrap();
     // What failed is said at the end once more: whole scripts are long.
-    assert!(failed.is_empty(), "replay with RHEI_TEST_SEED={seed} and one of these:\n{}", failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "replay with RHEI_TEST_SEED={seed} and one of these:\n{}",
+        failed.join("\n")
+    );
 }
 
 /// A deadlock with the replicator took our transaction.
@@ -156,8 +166,11 @@ impl History {
             format!("\"{PUBLICATION}\"")
         };
         // Nothing of its surroundings may show in the copy.
-        fs::write(folder.path().join(".duckdbrc"), "SET TimeZone = 'Asia/Tokyo';\nSET default_order = 'DESC';\n")
-            .unwrap();
+        fs::write(
+            folder.path().join(".duckdbrc"),
+            "SET TimeZone = 'Asia/Tokyo';\nSET default_order = 'DESC';\n",
+        )
+        .unwrap();
         let rhei = Rhei::new(folder.path())
             .source(url)
             .target("copy.duckdb")
@@ -319,7 +332,9 @@ impl History {
         ))?;
         match self.publishing {
             Publishing::RootsAndNamedLeaves => self.run(format!("CREATE PUBLICATION {LEAVES}"))?,
-            Publishing::RootsAndAll => self.run(format!("CREATE PUBLICATION {LEAVES} FOR ALL TABLES"))?,
+            Publishing::RootsAndAll => {
+                self.run(format!("CREATE PUBLICATION {LEAVES} FOR ALL TABLES"))?
+            }
             _ => {}
         }
         self.run("SELECT setseed(0.25)".to_owned())?;
@@ -354,7 +369,10 @@ impl History {
         );
         self.wait_for_slot();
         if self.db.try_query(&peek).is_err_and(|error| error.contains(STUMBLE)) {
-            println!("seed {}: the server cannot decode its own WAL; everything is copied again", self.seed);
+            println!(
+                "seed {}: the server cannot decode its own WAL; everything is copied again",
+                self.seed
+            );
             self.rhei.run_ok(["backfill", "--force"]);
         }
     }
@@ -362,8 +380,10 @@ impl History {
     /// What is published, and what the copy says is followed, are the same tables with the same rows.
     #[track_caller]
     fn compare(&mut self) {
-        let publications = if self.publishing.has_two() { vec![PUBLICATION, LEAVES] } else { vec![PUBLICATION] };
-        let names = publications.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+        let publications =
+            if self.publishing.has_two() { vec![PUBLICATION, LEAVES] } else { vec![PUBLICATION] };
+        let names =
+            publications.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
         // A partition comes as its root wherever one of the publications says so of the root.
         let published = self.db.query(&format!(
             "WITH listed AS (
@@ -377,12 +397,17 @@ impl History {
             self.rhei.target_path(),
             "SELECT source_schema, source_name, target_schema, target_name FROM _rhei.tables WHERE state = 'live'",
         );
-        let cells =
-            |row: Vec<Option<String>>| -> Vec<String> { row.into_iter().map(|cell| cell.expect("a name")).collect() };
+        let cells = |row: Vec<Option<String>>| -> Vec<String> {
+            row.into_iter().map(|cell| cell.expect("a name")).collect()
+        };
         let mut pairs: Vec<Pair> = Vec::new();
         for row in followed.into_iter().map(cells) {
             let [schema, name, target_schema, target] = <[String; 4]>::try_from(row).unwrap();
-            pairs.push(Pair { source: (schema, name), target: (target_schema, target), excluded: Vec::new() });
+            pairs.push(Pair {
+                source: (schema, name),
+                target: (target_schema, target),
+                excluded: Vec::new(),
+            });
         }
         for row in published.into_iter().map(cells) {
             let [schema, name] = <[String; 2]>::try_from(row).unwrap();
@@ -392,15 +417,21 @@ impl History {
             }
         }
         let differences = compare(&self.db, self.rhei.target_path(), &pairs);
-        assert!(differences.is_empty(), "seed {}: the copy differs:\n{}", self.seed, differences.join("\n"));
+        assert!(
+            differences.is_empty(),
+            "seed {}: the copy differs:\n{}",
+            self.seed,
+            differences.join("\n")
+        );
     }
 
     /// The server frees a slot a moment after its client has gone.
     fn wait_for_slot(&self) {
         let slot = &self.slot;
         wait_until(SOON, "the slot is free", || {
-            self.db.value(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"))
-                == "0"
+            self.db.value(&format!(
+                "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"
+            )) == "0"
         });
     }
 
@@ -422,9 +453,12 @@ fn set_strangely(db: &Db) {
         ("extra_float_digits", "-3".to_owned()),
         ("bytea_output", "escape".to_owned()),
     ];
-    let locales = Command::new("locale").arg("-a").output().map(|output| output.stdout).unwrap_or_default();
+    let locales =
+        Command::new("locale").arg("-a").output().map(|output| output.stdout).unwrap_or_default();
     let locales = String::from_utf8_lossy(&locales).into_owned();
-    let other = locales.lines().find(|name| ["de_DE", "fr_FR", "es_ES"].iter().any(|word| name.starts_with(word)));
+    let other = locales
+        .lines()
+        .find(|name| ["de_DE", "fr_FR", "es_ES"].iter().any(|word| name.starts_with(word)));
     settings.extend(other.map(|name| ("lc_messages", name.to_owned())));
     for (name, value) in settings {
         db.execute(&format!("ALTER DATABASE \"{}\" SET {name} = '{value}'", db.name()));

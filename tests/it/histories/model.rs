@@ -128,8 +128,12 @@ impl Kind {
                 (Kind::Text, "{}::text"),
             ],
             Kind::Decimal(12) => vec![(Kind::Decimal(14), "")],
-            Kind::Fraction(3) => vec![(Kind::Numeric, ""), (Kind::Numeric, ""), (Kind::Decimal(12), "")],
-            Kind::Varchar(10) => vec![(Kind::Text, ""), (Kind::Varchar(20), ""), (Kind::Varchar(6), "left({}, 6)")],
+            Kind::Fraction(3) => {
+                vec![(Kind::Numeric, ""), (Kind::Numeric, ""), (Kind::Decimal(12), "")]
+            }
+            Kind::Varchar(10) => {
+                vec![(Kind::Text, ""), (Kind::Varchar(20), ""), (Kind::Varchar(6), "left({}, 6)")]
+            }
             Kind::Varchar(_) => vec![(Kind::Text, "")],
             Kind::Char(6) => vec![(Kind::Char(9), ""), (Kind::Text, ""), (Kind::Varchar(10), "")],
             Kind::Bit(8) => vec![(Kind::Bit(12), "{}::bit(12)")],
@@ -185,7 +189,12 @@ impl Column {
     }
 
     pub fn definition(&self) -> String {
-        format!("{} {}{}", quote(&self.name), self.kind.sql(), if self.not_null { " NOT NULL" } else { "" })
+        format!(
+            "{} {}{}",
+            quote(&self.name),
+            self.kind.sql(),
+            if self.not_null { " NOT NULL" } else { "" }
+        )
     }
 }
 
@@ -301,7 +310,12 @@ impl Table {
 
     pub fn key_columns(&self) -> String {
         let is_key = |column: &&Column| matches!(column.role, Role::Id | Role::Second | Role::Part);
-        self.columns.iter().filter(is_key).map(|column| quote(&column.name)).collect::<Vec<_>>().join(", ")
+        self.columns
+            .iter()
+            .filter(is_key)
+            .map(|column| quote(&column.name))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     /// What a row can be inserted with.

@@ -6,7 +6,10 @@ use rand::RngExt;
 
 use super::{
     Done, History, LEAVES, Lost, PUBLICATION,
-    model::{Column, Identity, Key, Kind, Leaf, MOOD, Partitions, Publishing, Role, Table, World, qualified},
+    model::{
+        Column, Identity, Key, Kind, Leaf, MOOD, Partitions, Publishing, Role, Table, World,
+        qualified,
+    },
 };
 use crate::bed::cluster::quote;
 
@@ -14,7 +17,8 @@ use crate::bed::cluster::quote;
 const TRUNCATE_LEAVES_UNDER_ROOT: bool = true;
 
 /// To DuckDB, four of them are equal to another one.
-const INTERVALS: &str = "ARRAY['1 mon', '30 days', '720:00:00', '1 day', '24:00:00', '-1 mon 30 days']::interval[]";
+const INTERVALS: &str =
+    "ARRAY['1 mon', '30 days', '720:00:00', '1 day', '24:00:00', '-1 mon 30 days']::interval[]";
 
 /// An operation and how often it comes.
 type Weighted = (usize, fn(&mut History) -> Done);
@@ -125,8 +129,13 @@ impl History {
     }
 
     fn try_change_shapes(&mut self) -> Done {
-        const CHANGES: [fn(&mut History) -> Done; 5] =
-            [History::retype, History::retype, History::add_column, History::rename_column, History::replace_column];
+        const CHANGES: [fn(&mut History) -> Done; 5] = [
+            History::retype,
+            History::retype,
+            History::add_column,
+            History::rename_column,
+            History::replace_column,
+        ];
         self.run("BEGIN".to_owned())?;
         for _ in 0..self.between(1..4) {
             CHANGES[self.pick(CHANGES.len())](self)?;
@@ -182,7 +191,9 @@ impl History {
                 println!("seed {}: the server does not rewrite a table: {message}", self.seed);
                 Ok(())
             }
-            Err(message) => panic!("seed {}: {message}\nin: {}", self.seed, self.script[self.script.len() - 1]),
+            Err(message) => {
+                panic!("seed {}: {message}\nin: {}", self.seed, self.script[self.script.len() - 1])
+            }
         }
     }
 
@@ -214,7 +225,8 @@ impl History {
 
     fn pick_table(&mut self, wanted: impl Fn(&Table) -> bool) -> Option<usize> {
         let tables = self.world.tables.iter().enumerate();
-        let found: Vec<usize> = tables.filter(|(_, table)| wanted(table)).map(|(at, _)| at).collect();
+        let found: Vec<usize> =
+            tables.filter(|(_, table)| wanted(table)).map(|(at, _)| at).collect();
         (!found.is_empty()).then(|| found[self.pick(found.len())])
     }
 
@@ -224,7 +236,10 @@ impl History {
         let found: Vec<(usize, usize)> = tables
             .flat_map(|(at, table)| {
                 let columns = table.columns.iter().enumerate();
-                columns.filter(|(_, column)| wanted(table, column)).map(move |(c, _)| (at, c)).collect::<Vec<_>>()
+                columns
+                    .filter(|(_, column)| wanted(table, column))
+                    .map(move |(c, _)| (at, c))
+                    .collect::<Vec<_>>()
             })
             .collect();
         (!found.is_empty()).then(|| found[self.pick(found.len())])
@@ -256,7 +271,14 @@ impl History {
     }
 
     fn column(&mut self, kind: Kind, role: Role, not_null: bool) -> Column {
-        Column { name: self.name("c"), kind, role, not_null, has_default: false, is_identity: false }
+        Column {
+            name: self.name("c"),
+            kind,
+            role,
+            not_null,
+            has_default: false,
+            is_identity: false,
+        }
     }
 
     /// A value that follows from `from`, an expression that differs from row to row.
@@ -267,7 +289,9 @@ impl History {
         let value = match column.kind {
             Kind::Int => format!("{number} % 1000"),
             Kind::Bigint => format!("{number}::bigint * 7919"),
-            Kind::Decimal(_) | Kind::Numeric => format!("round(({number} % 1000000)::numeric / 1000, 3)"),
+            Kind::Decimal(_) | Kind::Numeric => {
+                format!("round(({number} % 1000000)::numeric / 1000, 3)")
+            }
             Kind::Fraction(_) => format!("round(({number} % 1999 - 999)::numeric / 1000, 3)"),
             Kind::Double => format!("{number}::float8 / 7"),
             Kind::Text => format!("'t' || left({hash}, 1 + {number} % 20)"),
@@ -275,12 +299,18 @@ impl History {
             Kind::Varchar(length) => format!("left({hash}, {length})"),
             Kind::Char(length) => format!("left({hash}, {number} % {length})"),
             Kind::Bit(length) => format!("('x' || left({hash}, 8))::bit(32)::bit({length})"),
-            Kind::Varbit(length) => format!("('x' || left({hash}, 8))::bit(32)::bit({length})::varbit({length})"),
+            Kind::Varbit(length) => {
+                format!("('x' || left({hash}, 8))::bit(32)::bit({length})::varbit({length})")
+            }
             Kind::Timestamp => {
                 format!("timestamp '2020-03-29 00:00:00' + {number} * interval '1 millisecond'")
             }
-            Kind::Stamps(false) => format!("ARRAY[timestamp '2020-03-29 00:00' + {number} * interval '1 s', NULL]"),
-            Kind::Stamps(true) => format!("ARRAY[timestamptz '2020-03-29 00:00Z' + {number} * interval '1 s', NULL]"),
+            Kind::Stamps(false) => {
+                format!("ARRAY[timestamp '2020-03-29 00:00' + {number} * interval '1 s', NULL]")
+            }
+            Kind::Stamps(true) => {
+                format!("ARRAY[timestamptz '2020-03-29 00:00Z' + {number} * interval '1 s', NULL]")
+            }
             Kind::Interval => format!("({INTERVALS})[1 + {number} % 6]"),
             Kind::Bytea => format!("decode({hash}, 'hex')"),
             Kind::Cidr | Kind::Inet => format!(
@@ -291,7 +321,9 @@ impl History {
             Kind::Smalls => format!("ARRAY[{number} % 10, NULL, 3]::public.small[]"),
             Kind::Words => format!("ARRAY[left({hash}, 3), NULL]::public.words"),
             Kind::Timestamptz => {
-                format!("timestamptz '2020-01-01 00:00:00+00' + {number} * interval '1 millisecond'")
+                format!(
+                    "timestamptz '2020-01-01 00:00:00+00' + {number} * interval '1 millisecond'"
+                )
             }
             Kind::Bool => format!("{number} % 2 = 0"),
             Kind::Jsonb => format!("jsonb_build_object('n', {number}, 'h', {hash})"),
@@ -344,7 +376,12 @@ impl History {
         let values = table.leaves().iter().map(|leaf| leaf.value.to_string()).collect::<Vec<_>>();
         if !values.is_empty() && self.chance(25) {
             let leaf = &table.leaves()[self.pick(values.len())];
-            return self.insert_rows(&leaf.qualified(), &table.columns, &leaf.value.to_string(), rows);
+            return self.insert_rows(
+                &leaf.qualified(),
+                &table.columns,
+                &leaf.value.to_string(),
+                rows,
+            );
         }
         let part = match values.len() {
             0 => "g % 4".to_owned(),
@@ -374,7 +411,9 @@ impl History {
         }
         let names = columns.iter().map(|column| quote(&column.name)).collect::<Vec<_>>().join(", ");
         let values = values.join(", ");
-        self.run(format!("INSERT INTO {name} ({names}) SELECT {values} FROM generate_series(1, {rows}) AS g"))
+        self.run(format!(
+            "INSERT INTO {name} ({names}) SELECT {values} FROM generate_series(1, {rows}) AS g"
+        ))
     }
 
     /// Some columns, never the big ones: what is in TOAST comes as unchanged.
@@ -403,7 +442,11 @@ impl History {
         let table = self.world.tables[at].clone();
         let value = self.value(&table.columns[c], &table.id());
         let rows = self.some_rows(&table);
-        self.run(format!("UPDATE {} SET {} = {value} WHERE {rows}", table.qualified(), quote(&table.columns[c].name)))
+        self.run(format!(
+            "UPDATE {} SET {} = {value} WHERE {rows}",
+            table.qualified(),
+            quote(&table.columns[c].name)
+        ))
     }
 
     fn change_keys(&mut self) -> Done {
@@ -414,7 +457,9 @@ impl History {
         if let Some(second) = table.of_role(Role::Second).filter(|_| self.chance(50)) {
             sets.push(format!("{second} = {second} || 'x'"));
         }
-        if let Some(big) = table.columns.iter().find(|column| column.kind == Kind::Big).filter(|_| self.chance(30)) {
+        if let Some(big) =
+            table.columns.iter().find(|column| column.kind == Kind::Big).filter(|_| self.chance(30))
+        {
             sets.push(format!("{} = {}", quote(&big.name), self.value(big, &id)));
         }
         let rows = self.some_rows(&table);
@@ -438,7 +483,8 @@ impl History {
         // The next new key must be beyond the highest.
         self.fresh();
         let table = &self.world.tables[at];
-        let is_free = table.unique_index.is_none() && (table.key.is_none() || table.is_deferrable());
+        let is_free =
+            table.unique_index.is_none() && (table.key.is_none() || table.is_deferrable());
         let (name, id) = (table.qualified(), table.id());
         if is_free {
             return self.run(format!("UPDATE {name} SET {id} = {id} + 1"));
@@ -475,17 +521,20 @@ impl History {
 
     fn duplicate(&mut self) -> Done {
         let Some(at) = self.pick_table(|table| !table.is_unique()) else { return Ok(()) };
-        let (name, columns) = (self.world.tables[at].qualified(), self.world.tables[at].given_columns());
+        let (name, columns) =
+            (self.world.tables[at].qualified(), self.world.tables[at].given_columns());
         self.run(format!("INSERT INTO {name} ({columns}) SELECT {columns} FROM {name} LIMIT 5"))
     }
 
     /// Rows without a key that differ by an interval alone, which many would take for equal; then some of them go.
     fn twins(&mut self) -> Done {
-        let can =
-            |table: &Table, column: &Column| !table.is_unique() && table.can_change() && column.kind == Kind::Interval;
+        let can = |table: &Table, column: &Column| {
+            !table.is_unique() && table.can_change() && column.kind == Kind::Interval
+        };
         let Some((at, c)) = self.pick_column(can) else { return Ok(()) };
         let table = &self.world.tables[at];
-        let (name, columns, span) = (table.qualified(), table.given_columns(), quote(&table.columns[c].name));
+        let (name, columns, span) =
+            (table.qualified(), table.given_columns(), quote(&table.columns[c].name));
         let other = format!(
             "CASE {span}::text WHEN '1 mon' THEN interval '30 days' WHEN '30 days' THEN '720:00:00' WHEN '720:00:00' \
              THEN '1 mon' WHEN '1 day' THEN '24:00:00' WHEN '24:00:00' THEN '1 day' ELSE {span} END"
@@ -514,7 +563,8 @@ impl History {
 
     /// An update that changes nothing is sent all the same (trap 57).
     fn touch(&mut self) -> Done {
-        let Some((at, c)) = self.pick_column(|table, column| table.can_change() && column.role != Role::Generated)
+        let Some((at, c)) =
+            self.pick_column(|table, column| table.can_change() && column.role != Role::Generated)
         else {
             return Ok(());
         };
@@ -561,7 +611,10 @@ impl History {
         self.store_outside(&table, std::slice::from_ref(&column))?;
         column.has_default = default.is_some();
         if column.has_default && self.chance(30) {
-            self.run(format!("ALTER TABLE {table} ALTER COLUMN {} DROP DEFAULT", quote(&column.name)))?;
+            self.run(format!(
+                "ALTER TABLE {table} ALTER COLUMN {} DROP DEFAULT",
+                quote(&column.name)
+            ))?;
             column.has_default = false;
         }
         self.world.tables[at].columns.push(column);
@@ -570,16 +623,21 @@ impl History {
 
     fn add_identity(&mut self, at: usize, column: Column) -> Done {
         let kind = if self.chance(50) { Kind::Int } else { Kind::Bigint };
-        let column = Column { kind, not_null: true, has_default: true, is_identity: true, ..column };
+        let column =
+            Column { kind, not_null: true, has_default: true, is_identity: true, ..column };
         let (table, name) = (self.world.tables[at].qualified(), quote(&column.name));
-        self.run(format!("ALTER TABLE {table} ADD COLUMN {name} {} GENERATED BY DEFAULT AS IDENTITY", kind.sql()))?;
+        self.run(format!(
+            "ALTER TABLE {table} ADD COLUMN {name} {} GENERATED BY DEFAULT AS IDENTITY",
+            kind.sql()
+        ))?;
         self.world.tables[at].columns.push(column);
         Ok(())
     }
 
     fn drop_identity(&mut self) -> Done {
         let Some((at, c)) = self.pick_column(|_, column| column.is_identity) else { return Ok(()) };
-        let (table, name) = (self.world.tables[at].qualified(), quote(&self.world.tables[at].columns[c].name));
+        let (table, name) =
+            (self.world.tables[at].qualified(), quote(&self.world.tables[at].columns[c].name));
         let column = &mut self.world.tables[at].columns[c];
         (column.is_identity, column.has_default) = (false, false);
         self.run(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP IDENTITY"))
@@ -587,7 +645,8 @@ impl History {
 
     fn generated(&mut self, table: &Table) -> (Column, String) {
         let column = self.column(Kind::Int, Role::Generated, false);
-        let definition = format!("{} GENERATED ALWAYS AS ({} % 1000) STORED", column.definition(), table.id());
+        let definition =
+            format!("{} GENERATED ALWAYS AS ({} % 1000) STORED", column.definition(), table.id());
         (column, definition)
     }
 
@@ -602,8 +661,11 @@ impl History {
 
     /// The column goes, or is one like any other from then on.
     fn drop_generated(&mut self) -> Done {
-        let Some((at, c)) = self.pick_column(|_, column| column.role == Role::Generated) else { return Ok(()) };
-        let (table, name) = (self.world.tables[at].qualified(), quote(&self.world.tables[at].columns[c].name));
+        let Some((at, c)) = self.pick_column(|_, column| column.role == Role::Generated) else {
+            return Ok(());
+        };
+        let (table, name) =
+            (self.world.tables[at].qualified(), quote(&self.world.tables[at].columns[c].name));
         if self.chance(50) {
             self.world.tables[at].columns.remove(c);
             return self.run(format!("ALTER TABLE {table} DROP COLUMN {name}"));
@@ -615,7 +677,10 @@ impl History {
     /// Compressed, the big values would fit into their rows.
     fn store_outside(&mut self, table: &str, columns: &[Column]) -> Done {
         for column in columns.iter().filter(|column| column.kind == Kind::Big) {
-            self.run(format!("ALTER TABLE {table} ALTER COLUMN {} SET STORAGE EXTERNAL", quote(&column.name)))?;
+            self.run(format!(
+                "ALTER TABLE {table} ALTER COLUMN {} SET STORAGE EXTERNAL",
+                quote(&column.name)
+            ))?;
         }
         Ok(())
     }
@@ -623,7 +688,11 @@ impl History {
     fn drop_column(&mut self) -> Done {
         let Some((at, c)) = self.pick_column(|_, column| column.is_plain()) else { return Ok(()) };
         let column = self.world.tables[at].columns.remove(c);
-        self.run(format!("ALTER TABLE {} DROP COLUMN {}", self.world.tables[at].qualified(), quote(&column.name)))
+        self.run(format!(
+            "ALTER TABLE {} DROP COLUMN {}",
+            self.world.tables[at].qualified(),
+            quote(&column.name)
+        ))
     }
 
     fn rename_column(&mut self) -> Done {
@@ -635,7 +704,12 @@ impl History {
     fn run_rename_column(&mut self, at: usize, c: usize, new: String) -> Done {
         let table = &mut self.world.tables[at];
         let old = std::mem::replace(&mut table.columns[c].name, new.clone());
-        let sql = format!("ALTER TABLE {} RENAME COLUMN {} TO {}", table.qualified(), quote(&old), quote(&new));
+        let sql = format!(
+            "ALTER TABLE {} RENAME COLUMN {} TO {}",
+            table.qualified(),
+            quote(&old),
+            quote(&new)
+        );
         self.run(sql)
     }
 
@@ -643,9 +717,12 @@ impl History {
         let several = |table: &Table, column: &Column| {
             column.is_plain() && table.columns.iter().filter(|column| column.is_plain()).count() > 1
         };
-        let (Some((at, one)), between) = (self.pick_column(several), self.name("c")) else { return Ok(()) };
+        let (Some((at, one)), between) = (self.pick_column(several), self.name("c")) else {
+            return Ok(());
+        };
         let columns = self.world.tables[at].columns.iter().enumerate();
-        let others: Vec<usize> = columns.filter(|(c, column)| *c != one && column.is_plain()).map(|(c, _)| c).collect();
+        let others: Vec<usize> =
+            columns.filter(|(c, column)| *c != one && column.is_plain()).map(|(c, _)| c).collect();
         let other = others[self.pick(others.len())];
         let names = [one, other].map(|c| self.world.tables[at].columns[c].name.clone());
         let [first, second] = names;
@@ -677,7 +754,9 @@ impl History {
         let can = |table: &Table, column: &Column| match column.role {
             Role::Plain => !column.is_identity && !column.kind.others().is_empty(),
             Role::Id => {
-                let is_used = table.partitions.is_some() || table.unique_index.is_some() || table.has(Role::Generated);
+                let is_used = table.partitions.is_some()
+                    || table.unique_index.is_some()
+                    || table.has(Role::Generated);
                 column.kind == Kind::Int && !is_used
             }
             Role::Second | Role::Part | Role::Generated => false,
@@ -696,7 +775,11 @@ impl History {
         if column.has_default {
             self.run(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"))?;
         }
-        let using = if value.is_empty() { String::new() } else { format!(" USING {}", value.replace("{}", &name)) };
+        let using = if value.is_empty() {
+            String::new()
+        } else {
+            format!(" USING {}", value.replace("{}", &name))
+        };
         let is_elsewhere = column.kind.depends_on_zone() && self.chance(20);
         if is_elsewhere {
             self.run("SET LOCAL TimeZone = 'Asia/Tokyo'".to_owned())?;
@@ -711,7 +794,9 @@ impl History {
     }
 
     fn set_not_null(&mut self) -> Done {
-        let can = |table: &Table, column: &Column| table.can_change() && column.is_free() && !column.not_null;
+        let can = |table: &Table, column: &Column| {
+            table.can_change() && column.is_free() && !column.not_null
+        };
         let Some((at, c)) = self.pick_column(can) else { return Ok(()) };
         let (table, id) = (self.world.tables[at].qualified(), self.world.tables[at].id());
         let column = Column { not_null: true, ..self.world.tables[at].columns[c].clone() };
@@ -725,7 +810,8 @@ impl History {
     fn drop_not_null(&mut self) -> Done {
         let can = |_: &Table, column: &Column| column.is_free() && column.not_null;
         let Some((at, c)) = self.pick_column(can) else { return Ok(()) };
-        let (table, column) = (self.world.tables[at].qualified(), self.world.tables[at].columns[c].clone());
+        let (table, column) =
+            (self.world.tables[at].qualified(), self.world.tables[at].columns[c].clone());
         self.world.tables[at].columns[c].not_null = false;
         self.run(format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL", quote(&column.name)))
     }
@@ -736,7 +822,10 @@ impl History {
         let column = Column { not_null: true, ..self.world.tables[at].columns[c].clone() };
         let value = self.value(&column, "0");
         self.world.tables[at].columns[c].has_default = true;
-        self.run(format!("ALTER TABLE {table} ALTER COLUMN {} SET DEFAULT {value}", quote(&column.name)))
+        self.run(format!(
+            "ALTER TABLE {table} ALTER COLUMN {} SET DEFAULT {value}",
+            quote(&column.name)
+        ))
     }
 
     // Tables.
@@ -784,7 +873,10 @@ impl History {
     fn move_key(&mut self) -> Done {
         let can = |table: &Table| {
             let has_name = table.key.as_ref().is_none_or(|key| key.constraint.is_some());
-            table.can_change() && table.partitions.is_none() && has_name && !table.has(Role::Generated)
+            table.can_change()
+                && table.partitions.is_none()
+                && has_name
+                && !table.has(Role::Generated)
         };
         let Some(at) = self.pick_table(can) else { return Ok(()) };
         let old = self.world.tables[at].clone();
@@ -825,11 +917,15 @@ impl History {
     /// From a key to the whole row.
     fn drop_key(&mut self) -> Done {
         let can = |table: &Table| {
-            table.partitions.is_none() && table.key.as_ref().is_some_and(|key| key.constraint.is_some())
+            table.partitions.is_none()
+                && table.key.as_ref().is_some_and(|key| key.constraint.is_some())
         };
         let Some(at) = self.pick_table(can) else { return Ok(()) };
         let table = self.world.tables[at].qualified();
-        let Some(constraint) = self.world.tables[at].key.take().and_then(|key| key.constraint) else { return Ok(()) };
+        let Some(constraint) = self.world.tables[at].key.take().and_then(|key| key.constraint)
+        else {
+            return Ok(());
+        };
         self.world.tables[at].identity = Identity::Full;
         self.run(format!("ALTER TABLE {table} REPLICA IDENTITY FULL"))?;
         self.run(format!("ALTER TABLE {table} DROP CONSTRAINT {}", quote(&constraint)))
@@ -865,11 +961,18 @@ impl History {
             Some(ref index) => index.clone(),
             None => {
                 let index = format!("ix_{}", self.fresh());
-                self.run(format!("CREATE UNIQUE INDEX {index} ON {} ({})", table.qualified(), table.id()))?;
+                self.run(format!(
+                    "CREATE UNIQUE INDEX {index} ON {} ({})",
+                    table.qualified(),
+                    table.id()
+                ))?;
                 index
             }
         };
-        self.run(format!("ALTER TABLE {} REPLICA IDENTITY USING INDEX {index}", table.qualified()))?;
+        self.run(format!(
+            "ALTER TABLE {} REPLICA IDENTITY USING INDEX {index}",
+            table.qualified()
+        ))?;
         self.world.tables[at].unique_index = Some(index);
         Ok(())
     }
@@ -895,7 +998,8 @@ impl History {
 
     fn drop_and_create(&mut self) -> Done {
         let at = self.pick(self.world.tables.len());
-        let (schema, name) = (self.world.tables[at].schema.clone(), self.world.tables[at].name.clone());
+        let (schema, name) =
+            (self.world.tables[at].schema.clone(), self.world.tables[at].name.clone());
         self.run_drop_table(at)?;
         self.world.free_names.retain(|free| *free != name);
         self.create_named(schema, name)?;
@@ -941,8 +1045,16 @@ impl History {
             _ => (true, false, Identity::Default),
         };
         let constraint = format!("pk_{}", self.fresh());
-        let mut table =
-            Table { schema, name, columns, identity, key: None, unique_index: None, partitions: None, is_named: false };
+        let mut table = Table {
+            schema,
+            name,
+            columns,
+            identity,
+            key: None,
+            unique_index: None,
+            partitions: None,
+            is_named: false,
+        };
         let mut parts: Vec<String> = table.columns.iter().map(Column::definition).collect();
         if !is_partitioned && self.chance(20) {
             let (column, definition) = self.generated(&table);
@@ -951,7 +1063,10 @@ impl History {
         }
         if has_key {
             let deferrable = if is_deferrable { " DEFERRABLE" } else { "" };
-            parts.push(format!("CONSTRAINT {constraint} PRIMARY KEY ({}){deferrable}", table.key_columns()));
+            parts.push(format!(
+                "CONSTRAINT {constraint} PRIMARY KEY ({}){deferrable}",
+                table.key_columns()
+            ));
             table.key = Some(Key { constraint: Some(constraint), is_deferrable });
         }
         let mut suffix = String::new();
@@ -1008,13 +1123,17 @@ impl History {
             return Ok(());
         }
         self.world.tables[at].is_named = false;
-        self.run(format!("ALTER PUBLICATION {PUBLICATION} DROP TABLE {}", self.world.tables[at].qualified()))?;
+        self.run(format!(
+            "ALTER PUBLICATION {PUBLICATION} DROP TABLE {}",
+            self.world.tables[at].qualified()
+        ))?;
         Ok(())
     }
 
     /// Without it nothing would be published.
     fn is_last_named(&self, at: usize) -> bool {
-        self.world.tables[at].is_named && self.world.tables.iter().filter(|table| table.is_named).count() == 1
+        self.world.tables[at].is_named
+            && self.world.tables.iter().filter(|table| table.is_named).count() == 1
     }
 
     /// The stream has a gap then. PostgreSQL refuses it to tables that a publication names.
@@ -1022,7 +1141,10 @@ impl History {
         if self.publishing.names_tables() {
             return Ok(());
         }
-        let Some(at) = self.pick_table(|table| table.can_change() && table.partitions.is_none()) else { return Ok(()) };
+        let Some(at) = self.pick_table(|table| table.can_change() && table.partitions.is_none())
+        else {
+            return Ok(());
+        };
         let table = self.world.tables[at].clone();
         let name = table.qualified();
         let rows = self.some_rows(&table);
@@ -1036,15 +1158,20 @@ impl History {
     /// A label that is added, used and renamed before anybody looks.
     fn rename_used_label(&mut self) -> Done {
         let can = |table: &Table, column: &Column| {
-            matches!(column.kind, Kind::Mood | Kind::Moods) && table.can_change() && column.is_plain()
+            matches!(column.kind, Kind::Mood | Kind::Moods)
+                && table.can_change()
+                && column.is_plain()
         };
         let Some((at, c)) = self.pick_column(can) else { return Ok(()) };
         let (first, second) = (format!("mood {}", self.fresh()), format!("mood {}", self.fresh()));
         self.run(format!("ALTER TYPE {MOOD} ADD VALUE '{first}'"))?;
         let table = self.world.tables[at].clone();
         let column = quote(&table.columns[c].name);
-        let value =
-            if table.columns[c].kind == Kind::Mood { format!("'{first}'") } else { format!("'{{\"{first}\"}}'") };
+        let value = if table.columns[c].kind == Kind::Mood {
+            format!("'{first}'")
+        } else {
+            format!("'{{\"{first}\"}}'")
+        };
         let rows = self.some_rows(&table);
         self.run(format!("UPDATE {} SET {column} = {value} WHERE {rows}", table.qualified()))?;
         self.run(format!("ALTER TYPE {MOOD} RENAME VALUE '{first}' TO '{second}'"))?;
@@ -1153,7 +1280,11 @@ impl History {
         }
         let Some((at, leaf)) = self.take_leaf() else { return Ok(()) };
         let root = self.world.tables[at].clone();
-        self.run(format!("ALTER TABLE {} DETACH PARTITION {}", root.qualified(), leaf.qualified()))?;
+        self.run(format!(
+            "ALTER TABLE {} DETACH PARTITION {}",
+            root.qualified(),
+            leaf.qualified()
+        ))?;
         let mut columns = root.columns;
         // It may have them or not: this way every insert names them.
         columns.iter_mut().for_each(|column| column.has_default = false);
