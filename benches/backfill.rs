@@ -1,11 +1,13 @@
 //! The first copy against its floor, side by side in one run: `make bench-backfill`.
 //!
-//! One mixed table (RHEI_BENCH_ROWS, default 2,000,000 rows). Measured: COPY BINARY to nothing with as many connections as
-//! rhei has workers; DuckDB loading the same rows from memory, decoded before; rhei; and, where it was fetched, DuckDB's
-//! own postgres extension. CPU-seconds are the whole machine's, the server's share included, so keep it quiet.
+//! One mixed table (RHEI_BENCH_ROWS, default 2,000,000 rows). Measured: COPY BINARY to nothing with
+//! as many connections as rhei has workers; DuckDB loading the same rows from memory, decoded
+//! before; rhei; and, where it was fetched, DuckDB's own postgres extension. CPU-seconds are the
+//! whole machine's, the server's share included, so keep it quiet.
 //!
-//! With RHEI_BENCH_LARGE=1 also what takes minutes: a table of ten times as many rows is copied beside 20 MB/s of writes to
-//! another one, and measured are rhei's memory and the WAL that the slot holds.
+//! With RHEI_BENCH_LARGE=1 also what takes minutes: a table of ten times as many rows is copied
+//! beside 20 MB/s of writes to another one, and measured are rhei's memory and the WAL that the
+//! slot holds.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -75,7 +77,8 @@ fn copy_queries(db: &Db) -> Vec<String> {
     (0..pages.div_ceil(size))
         .map(|at| {
             format!(
-                "COPY (SELECT * FROM t WHERE ctid >= '({},0)' AND ctid < '({},0)') TO STDOUT (FORMAT binary)",
+                "COPY (SELECT * FROM t WHERE ctid >= '({},0)' AND ctid < '({},0)') TO STDOUT \
+                 (FORMAT binary)",
                 at * size,
                 (at + 1) * size
             )
@@ -229,7 +232,8 @@ fn with_rhei(rhei: &Rhei) -> Client {
 fn with_extension(db: &Db, extension: &str, path: &std::path::Path) {
     let copy = duckdb::Connection::open(path).unwrap();
     copy.execute_batch(&format!(
-        "LOAD '{extension}'; SET threads = {WORKERS}; ATTACH '{}' AS source (TYPE postgres, READ_ONLY);
+        "LOAD '{extension}'; SET threads = {WORKERS}; ATTACH '{}' AS source (TYPE postgres, \
+         READ_ONLY);
          CREATE TABLE t AS FROM source.public.t; CHECKPOINT;",
         db.url()
     ))
@@ -248,7 +252,8 @@ fn write_wal(db: &Db, bytes_per_second: u64, stop: &AtomicBool) -> u64 {
         let due = (started.elapsed().as_secs_f64() * bytes_per_second as f64) as u64;
         if written() < due {
             db.execute(
-                "INSERT INTO written SELECT nextval('written_ids'), repeat(md5(random()::text), 30) FROM generate_series(1, 500)",
+                "INSERT INTO written SELECT nextval('written_ids'), repeat(md5(random()::text), \
+                 30) FROM generate_series(1, 500)",
             );
         } else {
             std::thread::sleep(Duration::from_millis(5));
@@ -257,8 +262,8 @@ fn write_wal(db: &Db, bytes_per_second: u64, stop: &AtomicBool) -> u64 {
     written()
 }
 
-/// A copy of many rows, for its memory; then the same beside 20 MB/s of writes to another table, for the WAL that the slot
-/// holds.
+/// A copy of many rows, for its memory; then the same beside 20 MB/s of writes to another table,
+/// for the WAL that the slot holds.
 fn large(cluster: &Cluster, rows: u64) {
     const MEMORY_MB: u64 = 256;
     const DUCKDB_MB: u64 = 512;
@@ -267,7 +272,8 @@ fn large(cluster: &Cluster, rows: u64) {
     let folder = temp_dir();
     let settings = |slot: &str| {
         format!(
-            "[backfill]\nworkers = {WORKERS}\n[source]\nslot = \"{slot}\"\n[sync]\nmemory_limit = \"{MEMORY_MB}MB\"\n\
+            "[backfill]\nworkers = {WORKERS}\n[source]\nslot = \"{slot}\"\n[sync]\nmemory_limit = \
+             \"{MEMORY_MB}MB\"\n\
              [target]\nduckdb_memory_limit = \"{DUCKDB_MB}MB\"\n"
         )
     };
@@ -277,7 +283,8 @@ fn large(cluster: &Cluster, rows: u64) {
         .config(&settings("bench_alone"));
     let alone = measured("alone", || with_rhei(&rhei));
     println!(
-        "{rows} rows alone: {:.1} s ({:.0} rows/s), peak {:.0} MB with memory_limit = {MEMORY_MB} MB and DuckDB limited to \
+        "{rows} rows alone: {:.1} s ({:.0} rows/s), peak {:.0} MB with memory_limit = {MEMORY_MB} \
+         MB and DuckDB limited to \
          {DUCKDB_MB} MB",
         alone.wall,
         rows as f64 / alone.wall,
@@ -298,7 +305,8 @@ fn large(cluster: &Cluster, rows: u64) {
         let mut running = rhei.spawn(["run"]);
         while running.is_running() && !running.logs().contains("all tables are live") {
             let now = db.value(
-                "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)), 0)::bigint || ' ' || \
+                "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)), \
+                 0)::bigint || ' ' || \
                  coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::bigint \
                  FROM pg_replication_slots WHERE slot_name = 'bench_beside'",
             );
@@ -315,8 +323,10 @@ fn large(cluster: &Cluster, rows: u64) {
     });
     let mb = |bytes: u64| bytes as f64 / 1e6;
     println!(
-        "beside {:.1} MB/s of WAL of another table: {wall:.1} s ({:.0} rows/s), peak {:.0} MB; WAL that was not confirmed: at \
-         most {:.1} MB; that the server kept for the slot, which it frees when it logs running transactions, every 15 s: at \
+        "beside {:.1} MB/s of WAL of another table: {wall:.1} s ({:.0} rows/s), peak {:.0} MB; WAL \
+         that was not confirmed: at \
+         most {:.1} MB; that the server kept for the slot, which it frees when it logs running \
+         transactions, every 15 s: at \
          most {:.1} MB",
         mb(written) / wall,
         rows as f64 / wall,
@@ -328,14 +338,18 @@ fn large(cluster: &Cluster, rows: u64) {
 
 fn create(db: &Db, rows: u64) {
     db.execute(
-        "CREATE TABLE t (id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount numeric(12,2), at timestamptz, \
+        "CREATE TABLE t (id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount \
+         numeric(12,2), at timestamptz, \
          ok bool, doc jsonb, u uuid, d double precision)",
     );
     for statement in [
         format!(
-            "INSERT INTO t SELECT i, 'customer number ' || i % 5000, (ARRAY['new','paid','shipped','returned'])[1 + i % 4], i % 97, \
-             (i * 7 % 1000000) / 100.0, timestamptz '2026-01-01' + i * interval '1 second', i % 3 = 0, \
-             jsonb_build_object('tier', 'gold', 'points', i % 1000, 'tags', jsonb_build_array('a', i % 7)), md5(i::text)::uuid, sqrt(i) \
+            "INSERT INTO t SELECT i, 'customer number ' || i % 5000, \
+             (ARRAY['new','paid','shipped','returned'])[1 + i % 4], i % 97, \
+             (i * 7 % 1000000) / 100.0, timestamptz '2026-01-01' + i * interval '1 second', i % 3 \
+             = 0, \
+             jsonb_build_object('tier', 'gold', 'points', i % 1000, 'tags', jsonb_build_array('a', \
+             i % 7)), md5(i::text)::uuid, sqrt(i) \
              FROM generate_series(1, {rows}) i"
         ),
         "VACUUM ANALYZE t".to_owned(),
@@ -381,7 +395,8 @@ fn main() {
     for Measured { what, wall, cpu, client } in &all {
         let peak = client.peak_mb.map_or_else(String::new, |peak| format!("   peak {peak:.0} MB"));
         println!(
-            "{what:28} {wall:6.2} s {:9.0} rows/s {cpu:6.2} CPU-s, of which {:5.2} in the client{peak}",
+            "{what:28} {wall:6.2} s {:9.0} rows/s {cpu:6.2} CPU-s, of which {:5.2} in the \
+             client{peak}",
             rows as f64 / wall,
             client.cpu
         );

@@ -1,9 +1,12 @@
 //! The whole way, from a live Postgres into a DuckDB file: `make bench`.
 //!
-//! Each workload writes a backlog; then `pg_recvlogical` reads it to nothing, `rhei sync` catches up with it, and
-//! `pg_recvlogical` reads it once more, with or without streaming of open transactions, whichever is quicker. Its mean is what
-//! a walsender can give on this machine, and rhei's figures are set against it. RHEI_BENCH_PERF=folder has perf write a profile of each catching up there, and RHEI_BENCH_LOG=1 shows its log. RHEI_BENCH_ONLY=name,name runs some of the workloads, RHEI_BENCH_SCALE=0.1 makes them smaller, and
-//! RHEI_BENCH_DOCS names a file one section of which is replaced by the results.
+//! Each workload writes a backlog; then `pg_recvlogical` reads it to nothing, `rhei sync` catches
+//! up with it, and `pg_recvlogical` reads it once more, with or without streaming of open
+//! transactions, whichever is quicker. Its mean is what a walsender can give on this machine, and
+//! rhei's figures are set against it. RHEI_BENCH_PERF=folder has perf write a profile of each
+//! catching up there, and RHEI_BENCH_LOG=1 shows its log. RHEI_BENCH_ONLY=name,name runs some of
+//! the workloads, RHEI_BENCH_SCALE=0.1 makes them smaller, and RHEI_BENCH_DOCS names a file one
+//! section of which is replaced by the results.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -41,7 +44,8 @@ struct Workload {
     rows: u64,
     /// How much of pg_recvlogical's rate rhei is to reach.
     wanted: Option<f64>,
-    /// How many times pg_recvlogical's time a whole `rhei sync` is to take at most, from the start of its process to the end.
+    /// How many times pg_recvlogical's time a whole `rhei sync` is to take at most, from the start
+    /// of its process to the end.
     wanted_whole: Option<f64>,
     /// A query that gives the same on both sides.
     check: String,
@@ -54,14 +58,18 @@ fn scaled(rows: u64) -> u64 {
 }
 
 /// Ten columns of as many kinds, about 230 bytes a row on the wire.
-const COLUMNS: &str = "id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount numeric(12,2), at timestamptz, \
+const COLUMNS: &str = "id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount \
+                       numeric(12,2), at timestamptz, \
                        ok bool, doc jsonb, u uuid, d double precision";
 
 fn row(id: &str) -> String {
     format!(
-        "{id}, 'customer number ' || {id} % 5000, (ARRAY['new','paid','shipped','returned'])[1 + {id} % 4], {id} % 97, \
-         ({id} * 7 % 1000000) / 100.0, timestamptz '2026-01-01' + {id} * interval '1 second', {id} % 3 = 0, \
-         jsonb_build_object('tier', 'gold', 'points', {id} % 1000), md5({id}::text)::uuid, sqrt({id})"
+        "{id}, 'customer number ' || {id} % 5000, (ARRAY['new','paid','shipped','returned'])[1 + \
+         {id} % 4], {id} % 97, \
+         ({id} * 7 % 1000000) / 100.0, timestamptz '2026-01-01' + {id} * interval '1 second', {id} \
+         % 3 = 0, \
+         jsonb_build_object('tier', 'gold', 'points', {id} % 1000), md5({id}::text)::uuid, \
+         sqrt({id})"
     )
 }
 
@@ -85,7 +93,8 @@ fn updates(name: &'static str, table_rows: u64, wanted: Option<f64>) -> Workload
     let (table_rows, changes) = (scaled(table_rows), scaled(300_000));
     // Distinct within a transaction, random over the table.
     let keys = format!(
-        "SELECT 1 + (hashint8extended(k * 1000 + i, 7) & 9007199254740991) % {table_rows} FROM generate_series(1, 1000) i"
+        "SELECT 1 + (hashint8extended(k * 1000 + i, 7) & 9007199254740991) % {table_rows} FROM \
+         generate_series(1, 1000) i"
     );
     let update =
         format!("UPDATE t SET qty = qty + 1, amount = amount + 1, at = now() WHERE id IN ({keys})");
@@ -112,7 +121,8 @@ fn workloads() -> Vec<Workload> {
     let tables = 200;
     let rounds = scaled(20_000) / 1000;
     let mixed_table = scaled(2_000_000);
-    let wide_row = "SELECT i, abs(i) % 97, i / 7.0, (SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 500) j)";
+    let wide_row = "SELECT i, abs(i) % 97, i / 7.0, (SELECT string_agg(md5((i * 1000 + j)::text), \
+                    '') FROM generate_series(1, 500) j)";
     let random =
         format!("1 + (hashint8extended(k * 1000 + i, 7) & 9007199254740991) % {mixed_table}");
     vec![
@@ -122,7 +132,11 @@ fn workloads() -> Vec<Workload> {
             before: vec![format!("CREATE TABLE t ({COLUMNS})")],
             changes: vec![in_transactions(
                 inserts / 1000,
-                &format!("INSERT INTO t SELECT {} FROM generate_series(k * 1000, k * 1000 + 999) i", row("i")),
+                &format!(
+                    "INSERT INTO t SELECT {} FROM generate_series(k * 1000, k * 1000 + 999) \
+                          i",
+                    row("i")
+                ),
             )],
             rows: inserts,
             wanted: Some(0.8),
@@ -133,13 +147,18 @@ fn workloads() -> Vec<Workload> {
         updates("updates-10m", 10_000_000, None),
         Workload {
             name: "mixed",
-            what: format!("{mixed} changes on {mixed_table} rows: half inserts, a quarter updates, a quarter deletes, 1,000 a transaction"),
+            what: format!(
+                "{mixed} changes on {mixed_table} rows: half inserts, a quarter updates, \
+                           a quarter deletes, 1,000 a transaction"
+            ),
             before: filled(mixed_table),
             changes: vec![in_transactions(
                 mixed / 1000,
                 &format!(
-                    "INSERT INTO t SELECT {} FROM generate_series({mixed_table} + k * 500, {mixed_table} + k * 500 + 499) i; \
-                     UPDATE t SET qty = qty + 1, at = now() WHERE id IN (SELECT {random} FROM generate_series(1, 250) i); \
+                    "INSERT INTO t SELECT {} FROM generate_series({mixed_table} + k * 500, \
+                     {mixed_table} + k * 500 + 499) i; \
+                     UPDATE t SET qty = qty + 1, at = now() WHERE id IN (SELECT {random} FROM \
+                     generate_series(1, 250) i); \
                      DELETE FROM t WHERE id IN (SELECT {random} FROM generate_series(251, 500) i)",
                     row("i")
                 ),
@@ -161,13 +180,21 @@ fn workloads() -> Vec<Workload> {
         },
         Workload {
             name: "tpcb",
-            what: format!("{} TPC-B transactions: three updates of one row each and an insert", single / 2),
+            what: format!(
+                "{} TPC-B transactions: three updates of one row each and an \
+                           insert",
+                single / 2
+            ),
             before: vec![
-                "CREATE TABLE accounts (id int PRIMARY KEY, branch int, balance int, filler char(84));
-                 CREATE TABLE tellers (id int PRIMARY KEY, branch int, balance int, filler char(84));
+                "CREATE TABLE accounts (id int PRIMARY KEY, branch int, balance int, filler \
+                 char(84));
+                 CREATE TABLE tellers (id int PRIMARY KEY, branch int, balance int, filler \
+                 char(84));
                  CREATE TABLE branches (id int PRIMARY KEY, balance int, filler char(88));
-                 CREATE TABLE history (id bigint PRIMARY KEY, teller int, branch int, account int, delta int, at timestamp, filler char(22));
-                 INSERT INTO accounts SELECT i, 1 + i % 10, 0, '' FROM generate_series(1, 1000000) i;
+                 CREATE TABLE history (id bigint PRIMARY KEY, teller int, branch int, account int, \
+                 delta int, at timestamp, filler char(22));
+                 INSERT INTO accounts SELECT i, 1 + i % 10, 0, '' FROM generate_series(1, 1000000) \
+                 i;
                  INSERT INTO tellers SELECT i, 1 + i % 10, 0, '' FROM generate_series(1, 100) i;
                  INSERT INTO branches SELECT i, 0, '' FROM generate_series(1, 10) i"
                     .to_owned(),
@@ -175,23 +202,31 @@ fn workloads() -> Vec<Workload> {
             ],
             changes: vec![in_transactions(
                 single / 2,
-                "UPDATE accounts SET balance = balance + k % 97 WHERE id = 1 + (hashint8(k)::bigint + 2147483648) % 1000000; \
+                "UPDATE accounts SET balance = balance + k % 97 WHERE id = 1 + \
+                 (hashint8(k)::bigint + 2147483648) % 1000000; \
                  UPDATE tellers SET balance = balance + k % 97 WHERE id = 1 + k % 100; \
                  UPDATE branches SET balance = balance + k % 97 WHERE id = 1 + k % 10; \
-                 INSERT INTO history VALUES (k, 1 + k % 100, 1 + k % 10, 1 + (hashint8(k)::bigint + 2147483648) % 1000000, k % 97, now(), '')",
+                 INSERT INTO history VALUES (k, 1 + k % 100, 1 + k % 10, 1 + (hashint8(k)::bigint \
+                 + 2147483648) % 1000000, k % 97, now(), '')",
             )],
             rows: single / 2 * 4,
             wanted: Some(0.9),
             wanted_whole: None,
-            check: "SELECT (SELECT sum(balance)::text FROM public.accounts) || ' ' || (SELECT sum(balance)::text FROM public.tellers) || ' ' \
-                    || (SELECT sum(balance)::text FROM public.branches) || ' ' || (SELECT sum(delta)::text FROM public.history)"
+            check: "SELECT (SELECT sum(balance)::text FROM public.accounts) || ' ' || (SELECT \
+                    sum(balance)::text FROM public.tellers) || ' ' \
+                    || (SELECT sum(balance)::text FROM public.branches) || ' ' || (SELECT \
+                    sum(delta)::text FROM public.history)"
                 .to_owned(),
         },
         Workload {
             name: "large",
             what: format!("one transaction of {large} inserts"),
             before: vec![format!("CREATE TABLE t ({COLUMNS})")],
-            changes: vec![format!("INSERT INTO t SELECT {} FROM generate_series(1, {large}) i", row("i"))],
+            changes: vec![format!(
+                "INSERT INTO t SELECT {} FROM generate_series(1, {large}) \
+                                   i",
+                row("i")
+            )],
             rows: large,
             wanted: Some(0.8),
             wanted_whole: Some(1.25),
@@ -200,33 +235,52 @@ fn workloads() -> Vec<Workload> {
         Workload {
             name: "wide",
             what: format!(
-                "{wide} rows of 16 kB inserted beside 1,000 of them, then updated beside their unchanged TOAST values, 100 a transaction"
+                "{wide} rows of 16 kB inserted beside 1,000 of them, then updated beside their \
+                 unchanged TOAST values, 100 a transaction"
             ),
             before: vec![
-                "CREATE TABLE t (id bigint PRIMARY KEY, qty int, amount numeric(12,2), doc text)".to_owned(),
+                "CREATE TABLE t (id bigint PRIMARY KEY, qty int, amount numeric(12,2), doc \
+                 text)"
+                    .to_owned(),
                 format!("INSERT INTO t {} FROM generate_series(-1000, -1) i", wide_row),
             ],
             changes: vec![
                 in_transactions(
                     wide / 100,
-                    &format!("INSERT INTO t {} FROM generate_series(k * 100, k * 100 + 99) i", wide_row),
+                    &format!(
+                        "INSERT INTO t {} FROM generate_series(k * 100, k * 100 + 99) \
+                              i",
+                        wide_row
+                    ),
                 ),
-                in_transactions(wide / 100, "UPDATE t SET qty = qty + 1 WHERE id BETWEEN k * 100 AND k * 100 + 99"),
+                in_transactions(
+                    wide / 100,
+                    "UPDATE t SET qty = qty + 1 WHERE id BETWEEN k * 100 \
+                     AND k * 100 + 99",
+                ),
             ],
             rows: wide * 2,
             wanted: None,
             wanted_whole: None,
-            check: "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || sum(length(doc))::text || ' ' || max(md5(doc)) FROM public.t".to_owned(),
+            check: "SELECT count(*)::text || ' ' || sum(qty)::text || ' ' || \
+                    sum(length(doc))::text || ' ' || max(md5(doc)) FROM public.t"
+                .to_owned(),
         },
         Workload {
             name: "tables",
-            what: format!("{tables} tables, {rounds} rounds of 5 rows into each, one table a transaction"),
+            what: format!(
+                "{tables} tables, {rounds} rounds of 5 rows into each, one table a \
+                           transaction"
+            ),
             before: vec![format!(
-                "DO $$ BEGIN FOR n IN 1..{tables} LOOP EXECUTE format('CREATE TABLE t%s (id bigint PRIMARY KEY, v text, qty int)', n); END LOOP; END $$"
+                "DO $$ BEGIN FOR n IN 1..{tables} LOOP EXECUTE format('CREATE TABLE t%s (id bigint \
+                 PRIMARY KEY, v text, qty int)', n); END LOOP; END $$"
             )],
             changes: vec![format!(
-                "DO $$ BEGIN FOR k IN 1..{rounds} LOOP FOR n IN 1..{tables} LOOP EXECUTE format('INSERT INTO t%s \
-                 SELECT %s * 5 + i, md5(i::text), i FROM generate_series(0, 4) i', n, k); COMMIT; END LOOP; END LOOP; END $$"
+                "DO $$ BEGIN FOR k IN 1..{rounds} LOOP FOR n IN 1..{tables} LOOP EXECUTE \
+                 format('INSERT INTO t%s \
+                 SELECT %s * 5 + i, md5(i::text), i FROM generate_series(0, 4) i', n, k); COMMIT; \
+                 END LOOP; END LOOP; END $$"
             )],
             rows: tables * rounds * 5,
             wanted: None,
@@ -303,7 +357,8 @@ fn recvlogical() -> PathBuf {
         .expect("pg_recvlogical is installed with the Postgres server")
 }
 
-/// Both readers come the same way: by TCP, as from another machine, or with RHEI_BENCH_SOCKET by the unix socket.
+/// Both readers come the same way: by TCP, as from another machine, or with RHEI_BENCH_SOCKET by
+/// the unix socket.
 fn host(cluster: &Cluster) -> String {
     match std::env::var_os("RHEI_BENCH_SOCKET") {
         Some(_) => cluster.folder().display().to_string(),
@@ -311,7 +366,8 @@ fn host(cluster: &Cluster) -> String {
     }
 }
 
-/// How the server is asked to decode for pg_recvlogical: after a large transaction has ended, or while it is still written.
+/// How the server is asked to decode for pg_recvlogical: after a large transaction has ended, or
+/// while it is still written.
 const MODES: [&[&str]; 2] = [&["proto_version=1"], &["proto_version=2", "streaming=on"]];
 
 /// Reads a slot to nothing. Returns the bytes that came too.
@@ -436,12 +492,16 @@ fn main() {
     );
     let mut lines = vec![
         format!(
-            "`pg_recvlogical` writes the same backlog to nothing, before and after rhei, by {}, in its quicker mode. A whole sync is all of the process, from its start to its end. CPU-seconds are rhei's (and, \
-             behind the plus, its compaction of the file when it has caught up), its walsender's, and the walsender's of \
+            "`pg_recvlogical` writes the same backlog to nothing, before and after rhei, by {}, in \
+             its quicker mode. A whole sync is all of the process, from its start to its end. \
+             CPU-seconds are rhei's (and, \
+             behind the plus, its compaction of the file when it has caught up), its walsender's, \
+             and the walsender's of \
              pg_recvlogical. `memory_limit` is {MEMORY_MB} MB, DuckDB's limit {DUCKDB_MB} MB.\n",
             if std::env::var_os("RHEI_BENCH_SOCKET").is_some() { "the unix socket" } else { "TCP" }
         ),
-        "| backlog | row changes/s | of pg_recvlogical's rate | whole sync, of its time | CPU-s: rhei | its walsender | pg_recvlogical's \
+        "| backlog | row changes/s | of pg_recvlogical's rate | whole sync, of its time | CPU-s: \
+         rhei | its walsender | pg_recvlogical's \
          | peak MiB | MB on the wire |"
             .to_owned(),
         "|---|---|---|---|---|---|---|---|---|".to_owned(),
@@ -455,9 +515,12 @@ fn main() {
             limit.map_or_else(String::new, |limit| format!(" (wanted: at {word} {limit})"))
         };
         println!(
-            "{:12} {rate:8.0} rows/s ({:.2} s, {:.2} s of it also with nothing to do, and {:.2} s for compaction), {ratio:.2} of pg_recvlogical's {:.0} ({:.2} s){}; \
-             the whole sync took {whole:.2} of its time{}; CPU-s: rhei {:.2} (and {:.2} for compaction), its \
-             walsender {:.2}, pg_recvlogical's {:.2}; peak {:.0} MB; {:.0} MB on the wire\n             {}",
+            "{:12} {rate:8.0} rows/s ({:.2} s, {:.2} s of it also with nothing to do, and {:.2} s \
+             for compaction), {ratio:.2} of pg_recvlogical's {:.0} ({:.2} s){}; \
+             the whole sync took {whole:.2} of its time{}; CPU-s: rhei {:.2} (and {:.2} for \
+             compaction), its \
+             walsender {:.2}, pg_recvlogical's {:.2}; peak {:.0} MB; {:.0} MB on the \
+             wire\n             {}",
             workload.name,
             rhei.wall,
             idle,
@@ -475,7 +538,8 @@ fn main() {
             workload.what,
         );
         lines.push(format!(
-            "| {} | {rate:.0} | {ratio:.2} | {whole:.2} | {:.2} + {:.2} | {:.2} | {:.2} | {:.0} | {:.0} |",
+            "| {} | {rate:.0} | {ratio:.2} | {whole:.2} | {:.2} + {:.2} | {:.2} | {:.2} | {:.0} | \
+             {:.0} |",
             workload.what,
             rhei.client_cpu,
             rhei.whole_cpu - rhei.client_cpu,

@@ -1,7 +1,9 @@
-//! From a commit at the source until a reader of the copy can see it: `make bench-latency` (RHEI_BENCH_SECONDS, default 120).
+//! From a commit at the source until a reader of the copy can see it: `make bench-latency`
+//! (RHEI_BENCH_SECONDS, default 120).
 //!
-//! 1,000 transactions of one row a second against `rhei run` with an interval of 100 ms, measured by rhei itself from commit
-//! timestamps. Each batch holds what came since the one before it, so half an interval and an apply are what to expect.
+//! 1,000 transactions of one row a second against `rhei run` with an interval of 100 ms, measured
+//! by rhei itself from commit timestamps. Each batch holds what came since the one before it, so
+//! half an interval and an apply are what to expect.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,7 +32,8 @@ fn main() {
     let db = cluster.database("latency");
     db.execute(
         "CREATE TABLE t (id bigint PRIMARY KEY, name text, qty int, at timestamptz);
-         INSERT INTO t SELECT i, 'customer number ' || i % 5000, i % 97, now() FROM generate_series(1, 1000000) i",
+         INSERT INTO t SELECT i, 'customer number ' || i % 5000, i % 97, now() FROM \
+         generate_series(1, 1000000) i",
     );
     db.execute("VACUUM ANALYZE t");
     let folder = temp_dir();
@@ -62,7 +65,8 @@ fn main() {
         transactions as f64 / wall
     ));
     report.say(format!(
-        "commit to visible: p50 {:.0} ms (wanted 150), p90 {:.0} ms, p99 {:.0} ms (wanted 500), at most {:.0} ms",
+        "commit to visible: p50 {:.0} ms (wanted 150), p90 {:.0} ms, p99 {:.0} ms (wanted 500), at \
+         most {:.0} ms",
         figures["p50_ms"].as_f64().unwrap(),
         figures["p90_ms"].as_f64().unwrap(),
         figures["p99_ms"].as_f64().unwrap(),

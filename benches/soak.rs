@@ -1,8 +1,9 @@
 //! Hours of an ordinary day: `make bench-soak` (RHEI_BENCH_MINUTES, default 30).
 //!
-//! A mixed load runs against `rhei run` at a steady rate: inserts, updates and deletes of random rows, small transactions and
-//! now and then a large one. Each minute prints rhei's memory and the size of the file; the end compares the file, and how
-//! long a group-by of it takes, with a fresh copy of the same rows.
+//! A mixed load runs against `rhei run` at a steady rate: inserts, updates and deletes of random
+//! rows, small transactions and now and then a large one. Each minute prints rhei's memory and the
+//! size of the file; the end compares the file, and how long a group-by of it takes, with a fresh
+//! copy of the same rows.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,7 +32,8 @@ const SCRIPT: &str = "\\set id random(1, 1000000)
 \\set fresh random(1000001, 1000000000)
 BEGIN;
 UPDATE t SET qty = qty + 1, amount = amount + 0.5, at = now() WHERE id = :id;
-INSERT INTO t SELECT :fresh, 'customer number ' || :id % 5000, 'new', :id % 97, :id / 7.0, now(), true ON CONFLICT DO NOTHING;
+INSERT INTO t SELECT :fresh, 'customer number ' || :id % 5000, 'new', :id % 97, :id / 7.0, now(), \
+true ON CONFLICT DO NOTHING;
 UPDATE t SET status = 'paid' WHERE id = (SELECT id FROM t WHERE id > :fresh ORDER BY id LIMIT 1);
 DELETE FROM t WHERE id = (SELECT id FROM t WHERE id > :fresh ORDER BY id OFFSET 1 LIMIT 1);
 COMMIT;
@@ -47,7 +49,8 @@ fn group_by_seconds(file: &Path) -> f64 {
         .map(|_| {
             let started = Instant::now();
             let sql =
-                "SELECT count(*) FROM (SELECT status, qty, sum(amount), max(\"at\"), min(name) FROM public.t GROUP BY ALL)";
+                "SELECT count(*) FROM (SELECT status, qty, sum(amount), max(\"at\"), min(name) \
+                 FROM public.t GROUP BY ALL)";
             let groups: u64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
             assert!(groups > 0);
             started.elapsed().as_secs_f64()
@@ -69,13 +72,16 @@ fn main() {
     );
     let db = cluster.database("soak");
     db.execute(&format!(
-        "CREATE TABLE t (id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount numeric(12,2), at timestamptz, ok bool);
-         INSERT INTO t SELECT i, 'customer number ' || i % 5000, 'new', i % 97, i / 7.0, now(), true FROM generate_series(1, {ROWS}) i"
+        "CREATE TABLE t (id bigint PRIMARY KEY, name text, status varchar(20), qty int, amount \
+         numeric(12,2), at timestamptz, ok bool);
+         INSERT INTO t SELECT i, 'customer number ' || i % 5000, 'new', i % 97, i / 7.0, now(), \
+         true FROM generate_series(1, {ROWS}) i"
     ));
     db.execute("VACUUM ANALYZE t");
     let folder = temp_dir();
     let rhei = Rhei::new(folder.path()).source(db.url()).target("copy.duckdb").config(
-        "[source]\nslot = \"soak\"\n[sync]\nmemory_limit = \"256MB\"\n[target]\nduckdb_memory_limit = \"512MB\"\n",
+        "[source]\nslot = \"soak\"\n[sync]\nmemory_limit = \
+         \"256MB\"\n[target]\nduckdb_memory_limit = \"512MB\"\n",
     );
     rhei.run_ok(["sync"]);
     let running = rhei.spawn(["run"]);
@@ -110,15 +116,16 @@ fn main() {
     let fresh = rhei.clone().target("fresh.duckdb");
     fresh.run_ok(["backfill", "--no-slot"]);
     let fresh = (mb(fresh.target_path()), group_by_seconds(fresh.target_path()));
-    // Memory rises with DuckDB's log until that is written into the file, every five minutes or so: each third has two such
-    // peaks.
+    // Memory rises with DuckDB's log until that is written into the file, every five minutes or so:
+    // each third has two such peaks.
     let third = memory.len().div_ceil(3);
     let peak = |part: &[f64]| part.iter().copied().fold(0.0, f64::max);
     let peaks: Vec<String> =
         memory.chunks(third).map(|part| format!("{:.0}", peak(part))).collect();
     let mut report = Report::default();
     report.say(format!(
-        "{transactions} transactions in {minutes} minutes; resident memory at most {} MiB in the three thirds of that time",
+        "{transactions} transactions in {minutes} minutes; resident memory at most {} MiB in the \
+         three thirds of that time",
         peaks.join(", ")
     ));
     for (what, (size, seconds)) in

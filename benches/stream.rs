@@ -1,8 +1,9 @@
-//! From pgoutput bytes to a committed DuckDB transaction, without a server: what each of rhei's own parts costs.
+//! From pgoutput bytes to a committed DuckDB transaction, without a server: what each of rhei's own
+//! parts costs.
 //!
-//! `frames` cuts the bytes of a socket into messages and decodes them, `columns` reduces them to their net effect and builds Arrow
-//! columns, `apply` brings finished batches into a DuckDB file. Each prints rows per second and, from the second run on, how that
-//! differs from the run before.
+//! `frames` cuts the bytes of a socket into messages and decodes them, `columns` reduces them to
+//! their net effect and builds Arrow columns, `apply` brings finished batches into a DuckDB file.
+//! Each prints rows per second and, from the second run on, how that differs from the run before.
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails may as well stop")]
 
 #[path = "../tests/it/pipeline.rs"]

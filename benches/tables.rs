@@ -1,8 +1,8 @@
-//! Many small tables: what a first copy and each `sync` after it cost, beside what PostgreSQL and DuckDB alone take for as many
-//! tables in the same run: `make bench-tables`.
+//! Many small tables: what a first copy and each `sync` after it cost, beside what PostgreSQL and
+//! DuckDB alone take for as many tables in the same run: `make bench-tables`.
 //!
-//! RHEI_BENCH_TABLES names how many (default "100 1000"; 10,000 takes minutes). Each has ten rows of four columns. CPU-seconds of
-//! the server are the whole machine's less those of the client.
+//! RHEI_BENCH_TABLES names how many (default "100 1000"; 10,000 takes minutes). Each has ten rows
+//! of four columns. CPU-seconds of the server are the whole machine's less those of the client.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -107,8 +107,8 @@ fn copied_by_psql(cluster: &Cluster, db: &Db, tables: usize) -> (f64, f64) {
     until_ended(child)
 }
 
-/// What `rhei run` takes while no published table changes: its share of a core, and the server's CPU-seconds for each look at
-/// the catalogs. `meanwhile`: what others do, once a second.
+/// What `rhei run` takes while no published table changes: its share of a core, and the server's
+/// CPU-seconds for each look at the catalogs. `meanwhile`: what others do, once a second.
 fn at_rest(cluster: &Cluster, rhei: &Rhei, meanwhile: impl Fn()) -> (f64, f64) {
     let mut running = rhei.spawn(["run"]);
     wait_until(Duration::from_secs(60), "the replicator answers", || {
@@ -187,7 +187,8 @@ fn main() {
                 duckdb_mb(tables)
             ));
         report.say(format!(
-            "{tables} tables                      wall  client s  server s  peak MiB (DuckDB may use {} MB)",
+            "{tables} tables                      wall  client s  server s  peak MiB (DuckDB may \
+             use {} MB)",
             duckdb_mb(tables)
         ));
         let dump = measured(|| dumped(&cluster, &db, &folder.path().join("dump")));
@@ -217,13 +218,15 @@ fn main() {
         {
             let (core, server) = at_rest(&cluster, &rhei, || session.execute(meanwhile));
             report.say(format!(
-                "rhei run, {what}: {:.1} % of a core; the server takes {:.0} ms for each look at the catalogs",
+                "rhei run, {what}: {:.1} % of a core; the server takes {:.0} ms for each look at \
+                 the catalogs",
                 core * 100.0,
                 server * 1000.0
             ));
         }
         report.say(format!(
-            "first copy: {:.2} of pg_dump and DuckDB; nothing to do: {:.2} s, the publications' tables are counted in {question:.2} s",
+            "first copy: {:.2} of pg_dump and DuckDB; nothing to do: {:.2} s, the publications' \
+             tables are counted in {question:.2} s",
             first.wall / (dump.wall + made.wall),
             nothing.wall,
         ));

@@ -1,23 +1,27 @@
-//! What a checkpoint means. Pure; the proof that nothing is lost and nothing comes twice stands here.
+//! What a checkpoint means. Pure; the proof that nothing is lost and nothing comes twice stands
+//! here.
 //!
-//! The checkpoint is the `end_lsn` of the last source transaction whose effect is in the target, and it is written
-//! in the target transaction that holds that effect. Then:
+//! The checkpoint is the `end_lsn` of the last source transaction whose effect is in the target,
+//! and it is written in the target transaction that holds that effect. Then:
 //!
-//! 1. The target equals f(all source transactions with `commit_lsn < checkpoint`). A target transaction changes the
-//!    left side and the checkpoint together or not at all.
-//! 2. Replication starts at the checkpoint. The server sends a transaction again iff `commit_lsn >= start`, so with
-//!    `start = end_lsn` of the last applied one it is not sent again, and none after it is left out. `end_lsn` of
-//!    one transaction may equal `commit_lsn` of the next, so the test must be strict (trap 1): [`already_applied`].
-//! 3. What is acknowledged is durable: only a [`DurableLsn`] can be acknowledged, and only a returned target commit
-//!    makes one (trap 3). So `confirmed_flush_lsn <= checkpoint` always, the server keeps all that we still need,
-//!    and a slot that is ahead of the checkpoint proves that this copy is older than the slot (trap 2).
+//! 1. The target equals f(all source transactions with `commit_lsn < checkpoint`). A target
+//!    transaction changes the left side and the checkpoint together or not at all.
+//! 2. Replication starts at the checkpoint. The server sends a transaction again iff `commit_lsn >=
+//!    start`, so with `start = end_lsn` of the last applied one it is not sent again, and none
+//!    after it is left out. `end_lsn` of one transaction may equal `commit_lsn` of the next, so the
+//!    test must be strict (trap 1): [`already_applied`].
+//! 3. What is acknowledged is durable: only a [`DurableLsn`] can be acknowledged, and only a
+//!    returned target commit makes one (trap 3). So `confirmed_flush_lsn <= checkpoint` always, the
+//!    server keeps all that we still need, and a slot that is ahead of the checkpoint proves that
+//!    this copy is older than the slot (trap 2).
 
 use crate::Lsn;
 
 /// How far the target is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// `end_lsn` of the last applied source transaction, or a later position up to which nothing concerns us.
+    /// `end_lsn` of the last applied source transaction, or a later position up to which nothing
+    /// concerns us.
     pub lsn: Lsn,
     /// Commit time of the last applied source transaction, microseconds since 2000-01-01 UTC.
     pub commit_time_us: Option<i64>,
@@ -28,7 +32,8 @@ pub struct Checkpoint {
 pub struct DurableLsn(Lsn);
 
 impl DurableLsn {
-    /// To be called by the target after COMMIT returned, and when it reads a checkpoint back from the file.
+    /// To be called by the target after COMMIT returned, and when it reads a checkpoint back from
+    /// the file.
     pub(crate) fn committed(lsn: Lsn) -> Self {
         Self(lsn)
     }
@@ -43,11 +48,12 @@ pub fn already_applied(commit_lsn: Lsn, checkpoint: Lsn) -> bool {
     commit_lsn < checkpoint
 }
 
-/// The position that `sync` must reach to have seen every transaction committed before `insert_lsn` was read.
+/// The position that `sync` must reach to have seen every transaction committed before `insert_lsn`
+/// was read.
 ///
-/// Right after a WAL page header no record has begun, and the server then reports the end of what it sent as the
-/// start of that page. Such a position is taken back to the page start, else `sync` would wait for WAL that nobody
-/// writes.
+/// Right after a WAL page header no record has begun, and the server then reports the end of what
+/// it sent as the start of that page. Such a position is taken back to the page start, else `sync`
+/// would wait for WAL that nobody writes.
 pub fn reachable_target(insert_lsn: Lsn) -> Lsn {
     const PAGE_BYTES: u64 = 8192;
     const HEADER_BYTES: [u64; 2] = [24, 40];
@@ -59,7 +65,8 @@ pub fn reachable_target(insert_lsn: Lsn) -> Lsn {
 mod tests {
     use super::*;
 
-    /// Trap 1: `end_lsn` of one transaction equals `commit_lsn` of the next for back-to-back commits.
+    /// Trap 1: `end_lsn` of one transaction equals `commit_lsn` of the next for back-to-back
+    /// commits.
     #[test]
     fn the_transaction_right_after_the_checkpoint_is_not_skipped() {
         let end_of_first = Lsn(0x2C1_B560);

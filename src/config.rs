@@ -1,6 +1,7 @@
 //! rhei.toml, the environment and the flags, made into one checked [`Config`].
 //!
-//! [`Settings`] is what was written; unknown keys are errors. Later sources win: file, `RHEI_*`, flags.
+//! [`Settings`] is what was written; unknown keys are errors. Later sources win: file, `RHEI_*`,
+//! flags.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +20,8 @@ use crate::change::QualifiedName;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(
-        "cannot read {path}: {reason}\nhint: --config names the settings file; `rhei init` writes one"
+        "cannot read {path}: {reason}\nhint: --config names the settings file; `rhei init` writes \
+         one"
     )]
     Read { path: String, reason: String },
     #[error("invalid setting in {path}{place}: {reason}")]
@@ -115,7 +117,8 @@ macro_rules! from_text {
                     }
 
                     fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
-                        text.parse().map_err(|reason| E::custom(format!("{text:?} is not {}: {reason}", $expecting)))
+                        text.parse().map_err(|reason| E::custom(format!("{text:?} is not {}: \
+                             {reason}", $expecting)))
                     }
                 }
                 deserializer.deserialize_str(Text)
@@ -128,7 +131,11 @@ macro_rules! from_text {
             }
 
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                schemars::json_schema!({ "type": "string", "description": $expecting, "examples": [$example] })
+                schemars::json_schema!({
+                    "type": "string",
+                    "description": $expecting,
+                    "examples": [$example]
+                })
             }
         }
     };
@@ -230,7 +237,8 @@ impl FromStr for Publications {
     }
 }
 
-/// What happens when the slot is dropped, invalidated, remade, or on another history after a failover.
+/// What happens when the slot is dropped, invalidated, remade, or on another history after a
+/// failover.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnSlotLost {
@@ -283,8 +291,8 @@ pub struct TargetSettings {
     pub path: Option<PathBuf>,
     /// DuckDB's own memory. Default: DuckDB's, 80 % of the machine.
     pub duckdb_memory_limit: Option<ByteSize>,
-    /// The most threads that DuckDB may use: for copies, file checkpoints and batches that take long. Others take one. Default: all
-    /// cores.
+    /// The most threads that DuckDB may use: for copies, file checkpoints and batches that take
+    /// long. Others take one. Default: all cores.
     pub threads: Option<u32>,
 }
 
@@ -297,12 +305,14 @@ pub struct SyncSettings {
     pub max_batch_rows: Option<u64>,
     /// rhei's own buffers. Default "512MB".
     pub memory_limit: Option<ByteSize>,
-    /// A value that DuckDB has no room for pauses its table ("error", the default) or becomes NULL ("null").
+    /// A value that DuckDB has no room for pauses its table ("error", the default) or becomes NULL
+    /// ("null").
     pub on_unrepresentable: Option<OnUnrepresentable>,
-    /// Takes a rewrite of a table that widened a number (int to bigint) for the plain cast that it most often is, and
-    /// does not copy the table again. Default false.
+    /// Takes a rewrite of a table that widened a number (int to bigint) for the plain cast that it
+    /// most often is, and does not copy the table again. Default false.
     pub trust_widening: Option<bool>,
-    /// How often `rhei run` looks for what the stream never mentions: new tables, rewrites, partitions. Default "10s".
+    /// How often `rhei run` looks for what the stream never mentions: new tables, rewrites,
+    /// partitions. Default "10s".
     pub catalog_interval: Option<Span>,
 }
 
@@ -315,16 +325,16 @@ pub struct BackfillSettings {
     pub rate_limit: Option<ByteSize>,
     /// Size of the pieces in which tables are copied; 16 to 128 MB unless set.
     pub chunk_size: Option<ByteSize>,
-    /// A copy that holds its snapshot for longer is warned about: until it ends, VACUUM at the source cannot remove what
-    /// the snapshot still sees. Default "1h".
+    /// A copy that holds its snapshot for longer is warned about: until it ends, VACUUM at the
+    /// source cannot remove what the snapshot still sees. Default "1h".
     pub snapshot_warning: Option<Span>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SupervisorSettings {
-    /// How often `rhei run` goes on after a bug of its own, before it stops: "once", or so often within a time. Default
-    /// { max = 5, within = "1m" }.
+    /// How often `rhei run` goes on after a bug of its own, before it stops: "once", or so often
+    /// within a time. Default { max = 5, within = "1m" }.
     pub restart: Option<Restart>,
     /// How long a stop waits for what has begun. Default "10s".
     pub grace: Option<Span>,
@@ -405,8 +415,9 @@ pub struct Config {
     pub table_settings: BTreeMap<String, TableSection>,
 }
 
-/// How often work that met a bug of ours may begin again, before rhei stops with the error (`[supervisor] restart`). A source
-/// that is away and a disk that is full do not count: those are waited for.
+/// How often work that met a bug of ours may begin again, before rhei stops with the error
+/// (`[supervisor] restart`). A source that is away and a disk that is full do not count: those are
+/// waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     pub max: u32,
@@ -606,7 +617,8 @@ fn key_at(text: &str, line: usize) -> Option<String> {
     )
 }
 
-/// For ``unknown field `intervall`, expected one of `interval`, ..``: the expected one that is close.
+/// For ``unknown field `intervall`, expected one of `interval`, ..``: the expected one that is
+/// close.
 fn nearest(reason: &str) -> Option<String> {
     let mut names = reason.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
     let wrong = names.next()?;
@@ -694,8 +706,10 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
         assert_eq!(
             parsed("[sync]\nintervall = \"1s\"\n"),
-            "invalid setting in rhei.toml, line 2, sync.intervall: unknown field `intervall`, expected one of `interval`, `max_batch_rows`, \
-             `memory_limit`, `on_unrepresentable`, `trust_widening`, `catalog_interval`\nhint: did you mean `interval`?"
+            "invalid setting in rhei.toml, line 2, sync.intervall: unknown field `intervall`, \
+             expected one of `interval`, `max_batch_rows`, \
+             `memory_limit`, `on_unrepresentable`, `trust_widening`, `catalog_interval`\nhint: did \
+             you mean `interval`?"
         );
     }
 

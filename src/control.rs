@@ -1,5 +1,6 @@
-//! A running replicator answers questions on a unix socket beside its file, since nobody else can open the file
-//! meanwhile. Both ends are here. One connection, one question (a line), one answer (a JSON document).
+//! A running replicator answers questions on a unix socket beside its file, since nobody else can
+//! open the file meanwhile. Both ends are here. One connection, one question (a line), one answer
+//! (a JSON document).
 
 use std::{
     future::Future,
@@ -54,8 +55,9 @@ impl Drop for Control {
 }
 
 impl Control {
-    /// Begins to listen. The file's lock is held by the caller, so a socket that is there is left over from a crash.
-    /// Without a socket the replicator works all the same; then the reason is logged.
+    /// Begins to listen. The file's lock is held by the caller, so a socket that is there is left
+    /// over from a crash. Without a socket the replicator works all the same; then the reason is
+    /// logged.
     pub fn listen<T: OlapEngine + 'static>(
         options: &Options,
         writer: Writer<T>,
@@ -71,7 +73,8 @@ impl Control {
         let listener = match bound {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::warn!(socket = %path.display(), error = %error, "`rhei status` cannot ask this replicator");
+                tracing::warn!(socket = %path.display(), error = %error, "`rhei status` cannot ask \
+                     this replicator");
                 return None;
             }
         };
@@ -99,7 +102,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
 const LONGEST_QUESTION: u64 = 64 << 10;
 
-/// How long an answer waits for the writer. A merge, a file checkpoint or a large batch may keep the writer for longer.
+/// How long an answer waits for the writer. A merge, a file checkpoint or a large batch may keep
+/// the writer for longer.
 const WRITER_PATIENCE: Duration = Duration::from_millis(800);
 
 /// The last status that was asked for, which is the answer while the writer is busy.
@@ -145,11 +149,13 @@ impl LastStatus {
 
 fn busy() -> Value {
     json!({
-        "error": "the replicator is in the middle of a long step (a merge, a file checkpoint or a large batch); ask again"
+        "error": "the replicator is in the middle of a long step (a merge, a file checkpoint or a \
+                  large batch); ask again"
     })
 }
 
-/// What the writer answers within [`WRITER_PATIENCE`]. A question that takes longer goes on, and its answer is forgotten.
+/// What the writer answers within [`WRITER_PATIENCE`]. A question that takes longer goes on, and
+/// its answer is forgotten.
 async fn soon<R: Send + 'static>(
     last: &LastStatus,
     question: impl Future<Output = Result<R, EngineError>> + Send + 'static,
@@ -162,7 +168,8 @@ async fn soon<R: Send + 'static>(
     tokio::time::timeout(WRITER_PATIENCE, asked).await.ok()?.ok()
 }
 
-/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact` or `resync SCHEMA.TABLE`, and answers it.
+/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact` or `resync SCHEMA.TABLE`, and
+/// answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     options: Options,
@@ -290,16 +297,27 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
                 _ => None,
             };
             json!({
-                "source": table.source.to_string(), "target": table.target.to_string(), "state": table.state.word(),
-                "error": error, "copied_rows": table.copied_rows, "copy_lsn": table.copy_lsn,
+                "source": table.source.to_string(),
+                "target": table.target.to_string(),
+                "state": table.state.word(),
+                "error": error,
+                "copied_rows": table.copied_rows,
+                "copy_lsn": table.copy_lsn,
                 "copy": copies.get(&table.source.to_string()),
             })
         })
         .collect();
     json!({
-        "phase": phase, "slot": pipeline.slot, "publications": pipeline.publications, "database": pipeline.database,
-        "system_id": pipeline.system_id, "timeline": pipeline.timeline,
-        "checkpoint": { "lsn": pipeline.checkpoint.lsn, "seconds_since_commit": seconds_since_commit(state) },
+        "phase": phase,
+        "slot": pipeline.slot,
+        "publications": pipeline.publications,
+        "database": pipeline.database,
+        "system_id": pipeline.system_id,
+        "timeline": pipeline.timeline,
+        "checkpoint": {
+            "lsn": pipeline.checkpoint.lsn,
+            "seconds_since_commit": seconds_since_commit(state),
+        },
         "settled_lsn": settled.get(),
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
         "paused": board.is_paused(), "commit_to_visible": latency.describe(),

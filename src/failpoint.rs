@@ -1,6 +1,8 @@
-//! Places where a test makes rhei die, stumble or wait, as a crash, a bug or a slow disk would (postgres.md 2.10).
+//! Places where a test makes rhei die, stumble or wait, as a crash, a bug or a slow disk would
+//! (postgres.md 2.10).
 //!
-//! Builds without the feature `failpoints` of the crate `fail`, which only tests and benchmarks ask for, contain none of this.
+//! Builds without the feature `failpoints` of the crate `fail`, which only tests and benchmarks ask
+//! for, contain none of this.
 
 /// Every place, in the order in which a first copy and its stream come by.
 pub const ALL: [&str; 29] = [
@@ -35,7 +37,8 @@ pub const ALL: [&str; 29] = [
     "compact.renamed",
 ];
 
-/// Reads what the environment (`FAILPOINTS`) wants to happen where. Once, at the start of the process.
+/// Reads what the environment (`FAILPOINTS`) wants to happen where. Once, at the start of the
+/// process.
 pub fn begin() {
     if fail::has_failpoints() {
         // Kept until the process ends.
@@ -43,14 +46,15 @@ pub fn begin() {
     }
 }
 
-/// Comes by a place: `return` there ends the process at once, other actions are those of the crate `fail`.
+/// Comes by a place: `return` there ends the process at once, other actions are those of the crate
+/// `fail`.
 pub fn reached(place: &'static str) {
     debug_assert!(ALL.contains(&place));
     fail::fail_point!(place, |_| std::process::abort());
 }
 
-/// Whether DuckDB is to refuse a value of the table here (`return(public.orders)`). What it refuses by itself is judged before
-/// it comes so far, as far as anybody knows.
+/// Whether DuckDB is to refuse a value of the table here (`return(public.orders)`). What it refuses
+/// by itself is judged before it comes so far, as far as anybody knows.
 pub fn refuses(place: &'static str, table: &impl std::fmt::Display) -> bool {
     fail::fail_point!(place, |named| named.is_some_and(|named| named == table.to_string()));
     // Not read in a plain build.

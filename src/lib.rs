@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! walsender -> wire -> pgoutput -> assemble -> net effect per key -> Arrow columns -> ChangeBatch
-//!           -> SyncEngine -> DuckDB: stage, DELETE USING, INSERT, checkpoint, COMMIT -> durable LSN -> feedback
-//! COPY BINARY (ctid chunks, N workers) -> Arrow -> DuckDB            (backfill, under an exported snapshot)
+//!           -> SyncEngine -> DuckDB: stage, DELETE USING, INSERT, checkpoint, COMMIT
+//!           -> durable LSN -> feedback
+//! COPY BINARY (ctid chunks, N workers) -> Arrow -> DuckDB  (backfill, under an exported snapshot)
 //! ```
 //!
-//! The modules stand in reading order. `source` and `target` never name each other: they meet in `change`.
-//! ARCHITECTURE.md follows one UPDATE through them.
+//! The modules stand in reading order. `source` and `target` never name each other: they meet in
+//! `change`. ARCHITECTURE.md follows one UPDATE through them.
 
 pub mod config;
 

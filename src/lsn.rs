@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A byte position in the source's WAL, ordered, printed the way PostgreSQL prints `pg_lsn` (`16/B374D848`).
+/// A byte position in the source's WAL, ordered, printed the way PostgreSQL prints `pg_lsn`
+/// (`16/B374D848`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 

@@ -10,7 +10,8 @@ pub fn process_cpu(pid: &str) -> Option<f64> {
     Some(ticks / 100.0)
 }
 
-/// CPU-seconds so far of a process, of its children, and of those that it has already waited for: a server from its postmaster.
+/// CPU-seconds so far of a process, of its children, and of those that it has already waited for: a
+/// server from its postmaster.
 pub fn family_cpu(parent: u32) -> f64 {
     let ticks = |pid: &str, words: usize| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -89,7 +90,8 @@ impl Report {
     }
 }
 
-/// Replaces one section of the file that RHEI_BENCH_DOCS names, if it does: what was measured, on which machine, and when.
+/// Replaces one section of the file that RHEI_BENCH_DOCS names, if it does: what was measured, on
+/// which machine, and when.
 pub fn write_section(title: &str, server: &str, body: &[String]) {
     let Some(path) = std::env::var_os("RHEI_BENCH_DOCS") else { return };
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

@@ -39,7 +39,9 @@ fn copied<'a>(
         }
     }
     let rows = reader.rows();
-    let schema = schema_of(table.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+    let schema = schema_of(
+        table.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)),
+    );
     let batch = reader.take_batch(&schema).map_err(|error| error.to_string());
     if let Ok(batch) = &batch {
         assert_eq!(batch.num_rows(), rows);

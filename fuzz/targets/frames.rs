@@ -1,5 +1,5 @@
-//! Bytes of a hostile server into frames: they come out the same however the socket cuts them, and no length that is only
-//! promised takes memory.
+//! Bytes of a hostile server into frames: they come out the same however the socket cuts them, and
+//! no length that is only promised takes memory.
 #![no_main]
 
 mod common;
@@ -11,7 +11,10 @@ use rhei::source::{
 };
 
 /// All frames, and how it ended: what was left over, or the error.
-fn frames<'a>(pieces: impl Iterator<Item = &'a [u8]>, limit: usize) -> (Vec<Frame>, Result<usize, String>) {
+fn frames<'a>(
+    pieces: impl Iterator<Item = &'a [u8]>,
+    limit: usize,
+) -> (Vec<Frame>, Result<usize, String>) {
     let mut reader = FrameReader::new(limit);
     let mut seen = Vec::new();
     let mut left = 0;
@@ -57,12 +60,15 @@ fuzz_target!(
 );
 
 fn seeds() -> Vec<Vec<u8>> {
-    let frame = |tag: u8, body: &[u8]| [[tag].as_slice(), &(body.len() as u32 + 4).to_be_bytes(), body].concat();
+    let frame = |tag: u8, body: &[u8]| {
+        [[tag].as_slice(), &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+    };
     let mut all = vec![0xFF, 0xFF, 10, 7];
     let mut seeds = Vec::new();
     let mut bodies = vec![(b'd', [b"k".as_slice(), &[0; 16], b"\x01"].concat())];
     for message in rhei::source::recorded::split(common::FIXTURE).unwrap() {
-        bodies.push((b'd', [b"w".as_slice(), &[0; 24], &message[..message.len().min(60)]].concat()));
+        bodies
+            .push((b'd', [b"w".as_slice(), &[0; 24], &message[..message.len().min(60)]].concat()));
     }
     bodies.push((b'E', b"SERROR\0C57P01\0Mgoing away\0Dwhy\0Hwait\0\0".to_vec()));
     bodies.push((b'N', b"SNOTICE\0C00000\0Mhello\0\0".to_vec()));

@@ -1,4 +1,5 @@
-//! Messages of a hostile server, through the spool and the assembler as the live stream takes them, until they are Arrow.
+//! Messages of a hostile server, through the spool and the assembler as the live stream takes them,
+//! until they are Arrow.
 #![no_main]
 
 mod common;
@@ -22,7 +23,8 @@ use rhei::{
     },
 };
 
-/// Those of the recording, one of many types, one without identity; and what each becomes when its shape changes.
+/// Those of the recording, one of many types, one without identity; and what each becomes when its
+/// shape changes.
 static TABLES: LazyLock<BTreeMap<u32, [Arc<TableSpec>; 2]>> = LazyLock::new(|| {
     let mut tables = Vec::new();
     for bytes in rhei::source::recorded::split(common::FIXTURE).unwrap() {
@@ -30,13 +32,34 @@ static TABLES: LazyLock<BTreeMap<u32, [Arc<TableSpec>; 2]>> = LazyLock::new(|| {
         let columns: Vec<(&str, u32)> =
             relation.columns.iter().map(|column| (column.name.as_str(), column.type_oid)).collect();
         let key = if relation.name.name == "whole" { Key::WholeRow } else { Key::Columns(vec![0]) };
-        tables.push(common::table(relation.oid, &relation.name.name, relation.replica_identity, key, &columns));
+        tables.push(common::table(
+            relation.oid,
+            &relation.name.name,
+            relation.replica_identity,
+            key,
+            &columns,
+        ));
     }
-    let many = [("id", 23), ("at", 1184), ("d", 1082), ("i", 1186), ("u", 2950), ("j", 3802), ("l", 91_000)];
-    let mut many = common::table(7, "many", ReplicaIdentity::Index, Key::Columns(vec![1, 0]), &many);
+    let many = [
+        ("id", 23),
+        ("at", 1184),
+        ("d", 1082),
+        ("i", 1186),
+        ("u", 2950),
+        ("j", 3802),
+        ("l", 91_000),
+    ];
+    let mut many =
+        common::table(7, "many", ReplicaIdentity::Index, Key::Columns(vec![1, 0]), &many);
     many.excluded.push("x".to_owned());
     tables.push(many);
-    tables.push(common::table(8, "logged", ReplicaIdentity::Nothing, Key::AppendOnly, &[("id", 23), ("v", 25)]));
+    tables.push(common::table(
+        8,
+        "logged",
+        ReplicaIdentity::Nothing,
+        Key::AppendOnly,
+        &[("id", 23), ("v", 25)],
+    ));
     let both = |table: TableSpec| {
         let mut columns: Vec<_> = table.columns.clone();
         let mut added = columns[0].clone();
@@ -86,12 +109,20 @@ impl Stream {
         if let Some(question) = self.assembler.question() {
             let oid = question.relation.oid;
             let shape = self.shapes.entry(oid).or_default();
-            if self.reshapes && *shape == 0 && question.relation.columns.len() > TABLES[&oid][0].columns.len() {
+            if self.reshapes
+                && *shape == 0
+                && question.relation.columns.len() > TABLES[&oid][0].columns.len()
+            {
                 *shape = 1;
                 let [before, after] = TABLES[&oid].clone();
-                let mut columns: Vec<_> = (0..before.columns.len()).map(ColumnOrigin::Kept).collect();
+                let mut columns: Vec<_> =
+                    (0..before.columns.len()).map(ColumnOrigin::Kept).collect();
                 columns.push(ColumnOrigin::Added(Some("5".to_owned())));
-                self.assembler.answer(Answer::Reshape(Box::new(Reshape { before, after, columns })));
+                self.assembler.answer(Answer::Reshape(Box::new(Reshape {
+                    before,
+                    after,
+                    columns,
+                })));
                 if self.assembler.must_end_batch() {
                     self.take();
                 }
@@ -111,19 +142,33 @@ impl Stream {
         assert_eq!(batch.commit_times_us.len() as u64, batch.source_transactions);
         for table in &batch.tables {
             let width = table.table.columns.len();
-            assert!(table.inserts.iter().all(|rows| rows.num_columns() == width && rows.num_rows() > 0));
+            assert!(
+                table.inserts.iter().all(|rows| rows.num_columns() == width && rows.num_rows() > 0)
+            );
             for patch in &table.patches {
-                assert!(!patch.unchanged.is_empty() && patch.unchanged.iter().all(|&column| column < width));
+                assert!(
+                    !patch.unchanged.is_empty()
+                        && patch.unchanged.iter().all(|&column| column < width)
+                );
                 assert_eq!(patch.rows.num_columns(), width + table.table.key_columns().len());
             }
             match &table.deletes {
                 Deletes::ByKey(keys) => {
-                    assert!(keys.iter().all(|rows| rows.num_columns() == table.table.key_columns().len()));
+                    assert!(
+                        keys.iter()
+                            .all(|rows| rows.num_columns() == table.table.key_columns().len())
+                    );
                 }
-                Deletes::Rows(rows) => assert!(rows.iter().all(|rows| rows.num_columns() == width + 1)),
+                Deletes::Rows(rows) => {
+                    assert!(rows.iter().all(|rows| rows.num_columns() == width + 1))
+                }
             }
             if table.truncate {
-                assert!(table.patches.is_empty(), "rows of a truncated table have nothing to take values from");
+                assert!(
+                    table.patches.is_empty(),
+                    "rows of a truncated table have nothing to take \
+                     values from"
+                );
             }
         }
         let _ = self.assembler.take_untracked();
@@ -180,9 +225,14 @@ fn seeds() -> Vec<Vec<u8>> {
     let recorded = rhei::source::recorded::split(common::FIXTURE).unwrap();
     // The long values of the recording would only make mutations slow.
     let short = recorded.iter().filter(|message| message.len() < 400).map(Vec::as_slice);
-    let mut seeds: Vec<Vec<u8>> =
-        (0..16).map(|flags| [[flags, 2].as_slice(), &common::pieces(short.clone())].concat()).collect();
-    seeds.extend(recorded.iter().map(|message| [[0, 0].as_slice(), &common::pieces([message.as_slice()])].concat()));
+    let mut seeds: Vec<Vec<u8>> = (0..16)
+        .map(|flags| [[flags, 2].as_slice(), &common::pieces(short.clone())].concat())
+        .collect();
+    seeds.extend(
+        recorded
+            .iter()
+            .map(|message| [[0, 0].as_slice(), &common::pieces([message.as_slice()])].concat()),
+    );
 
     let text = |values: &[Option<&str>]| {
         let mut bytes = (values.len() as u16).to_be_bytes().to_vec();
@@ -214,13 +264,38 @@ fn seeds() -> Vec<Vec<u8>> {
         bytes
     };
     let begin = |lsn: u64| [b"B".as_slice(), &lsn.to_be_bytes(), &[0; 8], &[0, 0, 0, 1]].concat();
-    let commit = |lsn: u64| [b"C\0".as_slice(), &lsn.to_be_bytes(), &(lsn + 1).to_be_bytes(), &[0; 8]].concat();
+    let commit = |lsn: u64| {
+        [b"C\0".as_slice(), &lsn.to_be_bytes(), &(lsn + 1).to_be_bytes(), &[0; 8]].concat()
+    };
     let oid = |oid: u32| oid.to_be_bytes();
-    let row =
-        |id| [Some(id), Some("2024-01-01 00:00:00+00"), Some("2024-01-01"), Some("1 day"), None, Some("{}"), Some("?")];
+    let row = |id| {
+        [
+            Some(id),
+            Some("2024-01-01 00:00:00+00"),
+            Some("2024-01-01"),
+            Some(
+                "1 \
+             day",
+            ),
+            None,
+            Some("{}"),
+            Some("?"),
+        ]
+    };
     let whole = |id| {
         let uuid = "ffffffff-ffff-ffff-ffff-ffffffffffff";
-        [Some(id), Some("2024-01-01 00:00:00+00"), Some("infinity"), None, Some(uuid), Some("{}"), Some("{1,NULL}")]
+        [
+            Some(id),
+            Some(
+                "2024-01-01 \
+                         00:00:00+00",
+            ),
+            Some("infinity"),
+            None,
+            Some(uuid),
+            Some("{}"),
+            Some("{1,NULL}"),
+        ]
     };
     let many = &TABLES[&7];
     let messages = [
@@ -247,9 +322,12 @@ fn seeds() -> Vec<Vec<u8>> {
         commit(20),
     ];
     for flags in 0..16 {
-        seeds.push([[flags, 1].as_slice(), &common::pieces(messages.iter().map(Vec::as_slice))].concat());
+        seeds.push(
+            [[flags, 1].as_slice(), &common::pieces(messages.iter().map(Vec::as_slice))].concat(),
+        );
     }
-    let xid = |xid: u32, message: &[u8]| [&message[..1], &xid.to_be_bytes(), &message[1..]].concat();
+    let xid =
+        |xid: u32, message: &[u8]| [&message[..1], &xid.to_be_bytes(), &message[1..]].concat();
     let mut streamed = vec![b"S\0\0\0\x05\x01".to_vec()];
     streamed.extend(messages[1..7].iter().map(|message| xid(5, message)));
     streamed.push(b"E".to_vec());
@@ -258,9 +336,14 @@ fn seeds() -> Vec<Vec<u8>> {
     streamed.push(xid(6, &messages[2]));
     streamed.push(b"E".to_vec());
     streamed.push(b"A\0\0\0\x05\0\0\0\x06".to_vec());
-    streamed.push([b"c\0\0\0\x05\0".as_slice(), &10_u64.to_be_bytes(), &11_u64.to_be_bytes(), &[0; 8]].concat());
+    streamed.push(
+        [b"c\0\0\0\x05\0".as_slice(), &10_u64.to_be_bytes(), &11_u64.to_be_bytes(), &[0; 8]]
+            .concat(),
+    );
     for flags in 0..16 {
-        seeds.push([[flags, 1].as_slice(), &common::pieces(streamed.iter().map(Vec::as_slice))].concat());
+        seeds.push(
+            [[flags, 1].as_slice(), &common::pieces(streamed.iter().map(Vec::as_slice))].concat(),
+        );
     }
     seeds
 }

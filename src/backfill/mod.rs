@@ -1,21 +1,24 @@
-//! Copies of tables: the first one, and those after it. COPY BINARY of ctid ranges by several workers under one snapshot,
-//! into a shadow per table, while the stream goes on.
+//! Copies of tables: the first one, and those after it. COPY BINARY of ctid ranges by several
+//! workers under one snapshot, into a shadow per table, while the stream goes on.
 //!
-//! `snapshot` takes one and holds it, `plan` decides what is copied and what of an earlier try is still good, `worker`
-//! copies, `board` shows how far it is; this file runs one round of them.
+//! `snapshot` takes one and holds it, `plan` decides what is copied and what of an earlier try is
+//! still good, `worker` copies, `board` shows how far it is; this file runs one round of them.
 //!
-//! Why it is exact. A snapshot that a slot exported at LSN X sees exactly the transactions with `commit_lsn < X` (traps
-//! 11-15). All workers import it, so disjoint ctid ranges that cover the table give each row once (trap 16; ranges mean
-//! nothing across snapshots of a table that was rewritten). Changes from X on are kept beside the shadow (`target::pending`)
-//! in the transactions of the checkpoint, and merged into it at the end.
+//! Why it is exact. A snapshot that a slot exported at LSN X sees exactly the transactions with
+//! `commit_lsn < X` (traps 11-15). All workers import it, so disjoint ctid ranges that cover the
+//! table give each row once (trap 16; ranges mean nothing across snapshots of a table that was
+//! rewritten). Changes from X on are kept beside the shadow (`target::pending`) in the transactions
+//! of the checkpoint, and merged into it at the end.
 //!
-//! Why chunks of an older snapshot stay good. The shadow of a keyed table may hold a row as of any of the snapshots, twice,
-//! or not at all, as long as every row that changed since the *oldest* of them is among the kept changes, which replace
-//! whatever the shadow has under its key. A row that did not change stands where it stood, and so is in exactly one chunk,
-//! as long as the table's file is the same. What kept changes leave open (unchanged TOAST) is fetched at each new snapshot,
-//! so that it is never looked for under a key that another row has by then.
+//! Why chunks of an older snapshot stay good. The shadow of a keyed table may hold a row as of any
+//! of the snapshots, twice, or not at all, as long as every row that changed since the *oldest* of
+//! them is among the kept changes, which replace whatever the shadow has under its key. A row that
+//! did not change stands where it stood, and so is in exactly one chunk, as long as the table's
+//! file is the same. What kept changes leave open (unchanged TOAST) is fetched at each new
+//! snapshot, so that it is never looked for under a key that another row has by then.
 //!
-//! Each chunk commits with its row of `_rhei.jobs`; a crash leaves whole chunks, and what was not whole is not there.
+//! Each chunk commits with its row of `_rhei.jobs`; a crash leaves whole chunks, and what was not
+//! whole is not there.
 
 pub mod board;
 mod plan;
@@ -88,14 +91,15 @@ pub enum Copied {
     Done,
     /// This table cannot be copied; the others can.
     Failed(Pause),
-    /// Its shape or its file changed after the snapshot was taken: what the snapshot shows of it means nothing.
+    /// Its shape or its file changed after the snapshot was taken: what the snapshot shows of it
+    /// means nothing.
     Changed,
 }
 
 /// What a round tells the one who follows the stream.
 pub enum Told {
-    /// The snapshot is there, and the tables that are to be copied under it are planned. The stream is
-    /// held at `since` until this is answered.
+    /// The snapshot is there, and the tables that are to be copied under it are planned. The stream
+    /// is held at `since` until this is answered.
     Planned {
         lsn: Lsn,
         /// The snapshot sees every transaction with `commit_lsn` before this.
@@ -110,8 +114,8 @@ pub enum Told {
     },
     /// Another session at the source has locked these tables; the round copies the others.
     Locked(BTreeMap<u32, QualifiedName>),
-    /// Copies of these tables were interrupted and can go on only under the snapshot of a slot, which
-    /// would have to wait for transactions; the round copies the other tables.
+    /// Copies of these tables were interrupted and can go on only under the snapshot of a slot,
+    /// which would have to wait for transactions; the round copies the other tables.
     PutOff(BTreeSet<u32>),
     /// What became of the copies of tables, by oid.
     Copied(Vec<(u32, Copied)>),
@@ -121,10 +125,12 @@ pub enum Told {
 pub struct Round {
     /// Oids of the tables to copy; none: all of them.
     pub wanted: Option<BTreeSet<u32>>,
-    /// The slot of the pipeline itself, when it was just made; else the round makes one for the time of its snapshot.
+    /// The slot of the pipeline itself, when it was just made; else the round makes one for the
+    /// time of its snapshot.
     pub first: Option<FirstSlot>,
-    /// How far the stream stays behind the source while the slot is made. Without this, a table that
-    /// changes all the time has always changed between the slot's snapshot and the begin of its copy.
+    /// How far the stream stays behind the source while the slot is made. Without this, a table
+    /// that changes all the time has always changed between the slot's snapshot and the begin of
+    /// its copy.
     pub trail: Option<Duration>,
     /// Nobody follows: an ordinary snapshot will do.
     pub is_plain: bool,
@@ -146,7 +152,8 @@ impl Drop for Release {
 /// Takes a snapshot and copies tables under it.
 ///
 /// # Errors
-/// The source or the target broke. Chunks that are done stay, and the next round goes on from there where it can.
+/// The source or the target broke. Chunks that are done stay, and the next round goes on from there
+/// where it can.
 pub async fn run<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
@@ -207,7 +214,8 @@ pub async fn run<T: OlapEngine + 'static>(
     if tables.is_empty() {
         return Ok(());
     }
-    tracing::info!(tables = tables.len(), snapshot = %snapshot.lsn, "copying tables under one snapshot");
+    tracing::info!(tables = tables.len(), snapshot = %snapshot.lsn, "copying tables under one \
+         snapshot");
     let (told, stop) = (round.told, round.stop);
     let copy = Copy { options, writer, control, snapshot, tables, is_plain, told, stop };
     let ended = copy.run().await;
@@ -218,9 +226,9 @@ pub async fn run<T: OlapEngine + 'static>(
 }
 
 /// Whether a round takes a snapshot without a slot, because PostgreSQL would make a slot only when
-/// transactions that last are over. Returns the tables that can be copied under such a snapshot, and
-/// those that cannot: a copy that was interrupted goes on only where the stream can stand exactly at
-/// the next snapshot. None: the round makes a slot.
+/// transactions that last are over. Returns the tables that can be copied under such a snapshot,
+/// and those that cannot: a copy that was interrupted goes on only where the stream can stand
+/// exactly at the next snapshot. None: the round makes a slot.
 async fn tables_without_slot<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     control: &SqlClient,
@@ -352,7 +360,8 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 }
                 _ = warnings.tick() => tracing::warn!(
                     minutes = began.elapsed().as_secs() / 60,
-                    "the copy still holds its snapshot: VACUUM at the source cannot remove rows that it sees"
+                    "the copy still holds its snapshot: VACUUM at the source cannot remove rows \
+                     that it sees"
                 ),
             }
         };
@@ -366,7 +375,8 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         ended.and(others)
     }
 
-    /// Compares tables whose last chunks are done with the catalogs, and reports what became of their copies.
+    /// Compares tables whose last chunks are done with the catalogs, and reports what became of
+    /// their copies.
     async fn tell(&self, ended: Vec<(usize, Copied)>) -> Result<(), EngineError> {
         let ended: Vec<(&Planned, Copied)> = ended
             .into_iter()
@@ -379,7 +389,8 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         for (table, copied) in ended {
             let (oid, name) = (table.spec.oid, table.spec.source.to_string());
             let is_unchanged = now.get(&oid).is_some_and(|now| is_same(&table.source, now));
-            // COPY reads a table in its newest shape. If that is not the planned one, what came says nothing of the table.
+            // COPY reads a table in its newest shape. If that is not the planned one, what came
+            // says nothing of the table.
             let copied = match copied {
                 Copied::Done | Copied::Failed(_) if !is_unchanged => {
                     tracing::info!(

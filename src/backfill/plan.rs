@@ -27,8 +27,8 @@ use crate::{
     target::{NewCopy, NewJob, OlapEngine, StoredTable, TableState},
 };
 
-/// Pages of 8 KiB in one chunk: from 16 to 128 MiB of heap. A chunk is a transaction in the target, and small ones leave
-/// small row groups there.
+/// Pages of 8 KiB in one chunk: from 16 to 128 MiB of heap. A chunk is a transaction in the target,
+/// and small ones leave small row groups there.
 const PAGE_BYTES: u64 = 8192;
 const FEWEST_PAGES: u64 = 2048;
 const MOST_PAGES: u64 = 16384;
@@ -182,7 +182,8 @@ async fn tables_to_copy(
     Ok(tables)
 }
 
-/// Plans what is to be copied, as it is in the snapshot. Also returns the rows of tables that cannot be.
+/// Plans what is to be copied, as it is in the snapshot. Also returns the rows of tables that
+/// cannot be.
 pub(super) async fn plan<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
@@ -267,7 +268,8 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
                 done.entry(chunk.leaf).or_insert_with(Vec::new).push(pages);
                 done_rows += rows;
             }
-            tracing::info!(table = %earlier.source, rows = done_rows, "the table's copy goes on where it was");
+            tracing::info!(table = %earlier.source, rows = done_rows, "the table's copy goes on \
+                 where it was");
             spec = earlier;
         }
         let ranges = ranges(&table, &spec, &done, options);
@@ -294,8 +296,8 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
     Ok((planned, refused))
 }
 
-/// Whether chunks of an earlier snapshot are still good: rows are told apart by a key, and the table, its files and its
-/// shape are the same.
+/// Whether chunks of an earlier snapshot are still good: rows are told apart by a key, and the
+/// table, its files and its shape are the same.
 fn is_resumable(stored: &StoredTable, before: &TableSpec, now: &TableSpec) -> bool {
     let is_under_way =
         stored.has_shadow && matches!(stored.state, TableState::Copying | TableState::Resync);
@@ -321,8 +323,8 @@ fn is_resumable(stored: &StoredTable, before: &TableSpec, now: &TableSpec) -> bo
         && before.fingerprint == now.fingerprint
 }
 
-/// Whether rows of the table can be asked for by a key that went through DuckDB: its text there is one that PostgreSQL
-/// reads as the same value.
+/// Whether rows of the table can be asked for by a key that went through DuckDB: its text there is
+/// one that PostgreSQL reads as the same value.
 pub fn is_fetchable(spec: &TableSpec) -> bool {
     const INT8: u32 = 20;
     const INT2: u32 = 21;
@@ -388,8 +390,8 @@ fn ranges(
     ranges
 }
 
-/// Ranges of about `size` pages that hold everything that `done` does not. The last one is open, since the table may have
-/// grown before the snapshot was taken.
+/// Ranges of about `size` pages that hold everything that `done` does not. The last one is open,
+/// since the table may have grown before the snapshot was taken.
 fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
     let mut done = done.to_vec();
     done.sort_by_key(|pages| pages.first);
@@ -417,8 +419,9 @@ fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
     }
 }
 
-/// Whether a table is what it was when the snapshot was taken. A snapshot does not protect from DDL: COPY reads the
-/// table's newest shape, finds it empty after TRUNCATE or a rewrite, and another table under a name that was reused.
+/// Whether a table is what it was when the snapshot was taken. A snapshot does not protect from
+/// DDL: COPY reads the table's newest shape, finds it empty after TRUNCATE or a rewrite, and
+/// another table under a name that was reused.
 pub(super) fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
     let columns = |table: &SourceTable| -> Vec<_> {
         let of = |column: &catalog::SourceColumn| {
@@ -433,8 +436,8 @@ pub(super) fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
         table.columns.iter().map(of).collect()
     };
     let (was, is) = (&then.fingerprint, &now.fingerprint);
-    // Names and labels that were changed and changed back are the same, and what was read in between was not: so versions
-    // of catalog rows are compared.
+    // Names and labels that were changed and changed back are the same, and what was read in
+    // between was not: so versions of catalog rows are compared.
     then.name == now.name
         && columns(then) == columns(now)
         && was.attributes == is.attributes
@@ -467,7 +470,11 @@ mod tests {
     proptest! {
         /// Whatever was done before, the rest is every other page, once, and open at the end.
         #[test]
-        fn done_and_missing_ranges_are_the_table(cuts in proptest::collection::btree_set(1_u64..1000, 0..8), kept in any::<u16>(), size in 1_u64..400) {
+        fn done_and_missing_ranges_are_the_table(
+            cuts in proptest::collection::btree_set(1_u64..1000, 0..8),
+            kept in any::<u16>(),
+            size in 1_u64..400,
+        ) {
             let mut all = Vec::new();
             let mut first = 0;
             for cut in cuts {
@@ -475,7 +482,9 @@ mod tests {
                 first = cut;
             }
             all.push(range(first, None));
-            let done: Vec<Pages> = all.into_iter().enumerate().filter(|(at, _)| kept >> at & 1 == 1).map(|(_, pages)| pages).collect();
+            let is_kept = |(at, _): &(usize, Pages)| kept >> at & 1 == 1;
+            let done: Vec<Pages> =
+                all.into_iter().enumerate().filter(is_kept).map(|(_, pages)| pages).collect();
             let mut together = missing(&done, 900, size);
             together.extend(&done);
             together.sort_by_key(|pages| pages.first);

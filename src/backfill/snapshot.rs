@@ -30,7 +30,8 @@ use crate::{
     types::schema_of,
 };
 
-/// A slot that was just made, on the connection that keeps its snapshot: nothing more may be said on it.
+/// A slot that was just made, on the connection that keeps its snapshot: nothing more may be said
+/// on it.
 pub struct FirstSlot {
     pub replication: ReplicationClient,
     pub created: CreatedSlot,
@@ -50,8 +51,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The snapshot that came with a slot. The slot's connection is of no more use then, and goes, and with it a temporary
-    /// slot: it would keep WAL for as long as the copy takes.
+    /// The snapshot that came with a slot. The slot's connection is of no more use then, and goes,
+    /// and with it a temporary slot: it would keep WAL for as long as the copy takes.
     pub async fn of_slot(
         options: &Options,
         first: FirstSlot,
@@ -76,9 +77,9 @@ impl Snapshot {
         Ok(Self { lsn, xids: None, since: lsn, ids, holders })
     }
 
-    /// Makes a slot for as long as it takes to take its snapshot over. The stream is held where the snapshot is.
-    /// With `trail` the stream stays so far behind the source meanwhile, so that it is not past the snapshot when that is
-    /// there.
+    /// Makes a slot for as long as it takes to take its snapshot over. The stream is held where the
+    /// snapshot is. With `trail` the stream stays so far behind the source meanwhile, so that it is
+    /// not past the snapshot when that is there.
     pub async fn of_temporary_slot(
         options: &Options,
         control: &SqlClient,
@@ -87,7 +88,8 @@ impl Snapshot {
     ) -> Result<Self, EngineError> {
         // Slot names have 63 bytes at most.
         let prefix = options.slot.get(..40).unwrap_or(&options.slot);
-        // A new name each time: a walsender that still waits to make the last one keeps that name for a while.
+        // A new name each time: a walsender that still waits to make the last one keeps that name
+        // for a while.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}_copy_{}_{number}", std::process::id());
@@ -112,8 +114,8 @@ impl Snapshot {
         Ok(Self { lsn: Lsn::ZERO, xids: None, since: Lsn::ZERO, ids, holders })
     }
 
-    /// A snapshot that waits for no transaction, for when making a slot would. The stream is held for one
-    /// to two seconds before it.
+    /// A snapshot that waits for no transaction, for when making a slot would. The stream is held
+    /// for one to two seconds before it.
     pub async fn without_slot(
         options: &Options,
         control: &SqlClient,
@@ -129,8 +131,8 @@ impl Snapshot {
         let exported = export(&first).await?;
         let (ids, holders) = hold_in_sessions(options, &exported).await?;
 
-        // Every transaction that the snapshot sees has its commit record before the end of the WAL. The
-        // stream comes only as far as the WAL is flushed.
+        // Every transaction that the snapshot sees has its commit record before the end of the WAL.
+        // The stream comes only as far as the WAL is flushed.
         let (end, read_at) = (catalog::wal_insert_lsn(control).await?, Instant::now());
         let mut lsn = end;
         while catalog::wal_flush_lsn(control).await? < reachable_target(lsn) {
@@ -211,14 +213,16 @@ pub async fn import_for_copy(
     let snapshot = quote_literal(snapshot);
     client
         .execute(&format!(
-            "SET lock_timeout = '{}ms'; BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT {snapshot}",
+            "SET lock_timeout = '{}ms'; BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ; SET \
+             TRANSACTION SNAPSHOT {snapshot}",
             LOCK_PATIENCE.as_millis()
         ))
         .await?;
     Ok(client)
 }
 
-/// Creates a slot that exports its snapshot. That waits for every open transaction, and says so (trap 12).
+/// Creates a slot that exports its snapshot. That waits for every open transaction, and says so
+/// (trap 12).
 pub async fn create_slot(
     options: &Options,
     sql: &SqlClient,
@@ -240,8 +244,9 @@ pub async fn create_slot(
     }
 }
 
-/// Has [`release_locks`] give back the locks that `holder` takes from here on. The transaction of `holder` lasts as long
-/// as the round: a lock kept for hours would hold up every ALTER of its table, and all queries behind that ALTER.
+/// Has [`release_locks`] give back the locks that `holder` takes from here on. The transaction of
+/// `holder` lasts as long as the round: a lock kept for hours would hold up every ALTER of its
+/// table, and all queries behind that ALTER.
 pub async fn watch_locks(holder: &SqlClient) -> Result<(), EngineError> {
     Ok(holder.batch_execute("SAVEPOINT rhei_locks").await?)
 }
@@ -253,7 +258,8 @@ pub async fn release_locks(holder: &SqlClient) -> Result<(), EngineError> {
         .await?)
 }
 
-/// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder` sees them.
+/// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder`
+/// sees them.
 ///
 /// # Errors
 /// [`SourceError::is_locked`]: another session has locked the table.

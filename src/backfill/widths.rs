@@ -1,8 +1,9 @@
 //! Which columns hold long values, as a sample of the source shows.
 //!
-//! DuckDB 1.5.5 takes DICT_FSST for nearly all strings, which writes documents at 40 MB/s. ZSTD is ten times faster there and
-//! makes a third of the size, but reads short values that recur ten times slower, so it is for long ones only; and DuckDB
-//! can be told when a table is made, and not later.
+//! DuckDB 1.5.5 takes DICT_FSST for nearly all strings, which writes documents at 40 MB/s. ZSTD is
+//! ten times faster there and makes a third of the size, but reads short values that recur ten
+//! times slower, so it is for long ones only; and DuckDB can be told when a table is made, and not
+//! later.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,20 +18,24 @@ use crate::{
     },
 };
 
-/// Their mean length from which on values are long, in bytes as PostgreSQL keeps them: compressed, from 2 kB on.
+/// Their mean length from which on values are long, in bytes as PostgreSQL keeps them: compressed,
+/// from 2 kB on.
 const LONG_BYTES: f64 = 2000.0;
 /// So many rows of a table are looked at.
 const SAMPLE_ROWS: u32 = 1000;
-/// Nothing is waited for longer: neither whoever holds a lock on the table, nor the end of pages that hold nothing but dead rows.
+/// Nothing is waited for longer: neither whoever holds a lock on the table, nor the end of pages
+/// that hold nothing but dead rows.
 const PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
 
-/// Whether DuckDB can keep a column by ZSTD, and PostgreSQL out of line. DuckDB refuses to give such a column a type that ZSTD is
-/// not for; none of these is followed in place when its type changes ([`crate::types::in_place`]).
+/// Whether DuckDB can keep a column by ZSTD, and PostgreSQL out of line. DuckDB refuses to give
+/// such a column a type that ZSTD is not for; none of these is followed in place when its type
+/// changes ([`crate::types::in_place`]).
 pub(super) fn may_be_long(column: &ColumnSpec) -> bool {
     ["VARCHAR", "BLOB", "JSON"].contains(&column.mapping.target_type.as_str())
 }
 
-/// Finds the columns with long values, by `attnum`, per table. A table that cannot be looked at has none.
+/// Finds the columns with long values, by `attnum`, per table. A table that cannot be looked at has
+/// none.
 pub(super) async fn find_long_columns(
     client: &SqlClient,
     tables: &[SourceTable],
@@ -40,7 +45,8 @@ pub(super) async fn find_long_columns(
         tables.iter().flat_map(|table| table.leaves.iter().map(|leaf| leaf.oid)).collect();
     let rows = client
         .query(
-            "SELECT oid FROM pg_class WHERE oid = ANY($1) AND reltoastrelid <> 0 AND pg_relation_size(reltoastrelid) > 0",
+            "SELECT oid FROM pg_class WHERE oid = ANY($1) AND reltoastrelid <> 0 AND \
+             pg_relation_size(reltoastrelid) > 0",
             &[&leaves],
         )
         .await?;
@@ -60,7 +66,8 @@ pub(super) async fn find_long_columns(
                 .collect::<Vec<_>>()
                 .join(", ")
         };
-        // What is asked for is there already: the length of a value that is kept out of line stands in its row.
+        // What is asked for is there already: the length of a value that is kept out of line stands
+        // in its row.
         let sql = format!(
             "SELECT ARRAY[{}]::float8[] FROM (SELECT {} FROM ONLY {} LIMIT {SAMPLE_ROWS}) sample",
             list(&|name| format!("coalesce(avg(pg_catalog.pg_column_size({name})), 0)")),
@@ -73,7 +80,8 @@ pub(super) async fn find_long_columns(
         let means: Vec<f64> = match sampled {
             Ok(row) => row.try_get(0)?,
             Err(error) if error.as_db_error().is_some() => {
-                tracing::debug!(table = %table.name, error = %error, "the table's columns were not sampled");
+                tracing::debug!(table = %table.name, error = %error, "the table's columns were not \
+                     sampled");
                 continue;
             }
             Err(error) => return Err(error.into()),

@@ -1,5 +1,5 @@
-//! A worker has one connection to the source and one to the target, and copies, decodes and loads a chunk at a time, so
-//! that all cores are used by one table as well as by many.
+//! A worker has one connection to the source and one to the target, and copies, decodes and loads a
+//! chunk at a time, so that all cores are used by one table as well as by many.
 
 use std::{
     collections::VecDeque,
@@ -65,8 +65,8 @@ pub(super) struct Work {
     pub queue: tokio::sync::Mutex<VecDeque<Vec<Chunk>>>,
     pub state: Mutex<State>,
     pub pace: Option<Pace>,
-    /// Bytes of rows, as they come, in one record batch. All batches together are half of the memory that the settings allow;
-    /// the stream has the other half.
+    /// Bytes of rows, as they come, in one record batch. All batches together are half of the
+    /// memory that the settings allow; the stream has the other half.
     pub batch_bytes: usize,
     /// For the worker whose turn it is.
     pub turn: tokio::sync::Mutex<()>,
@@ -170,7 +170,9 @@ impl Batches {
     /// Hands over what was read, once the load is ready for it. `false`: it has ended by itself.
     async fn put(&self, reader: &mut CopyReader, schema: &SchemaRef) -> Result<bool, SourceError> {
         tokio::select! {
-            room = self.room.acquire() => room.map(tokio::sync::SemaphorePermit::forget).unwrap_or_default(),
+            room = self.room.acquire() => {
+                room.map(tokio::sync::SemaphorePermit::forget).unwrap_or_default();
+            }
             () = self.send.closed() => return Ok(false),
         }
         Ok(self.send.send(Piece::Rows(reader.take_batch(schema)?)).await.is_ok())
@@ -323,8 +325,8 @@ impl Worker {
         let _ = self.done.send((at, copied));
     }
 
-    /// Copies a bundle in one round trip to the source and one transaction of the target. `false`: one of its tables cannot
-    /// be copied so, and nothing of the bundle was copied.
+    /// Copies a bundle in one round trip to the source and one transaction of the target. `false`:
+    /// one of its tables cannot be copied so, and nothing of the bundle was copied.
     async fn copy_all(&mut self, chunks: &[Chunk]) -> Result<bool, EngineError> {
         let jobs: Vec<u64> = chunks.iter().map(|chunk| chunk.job).collect();
         chunks.iter().for_each(|chunk| self.begin(chunk.table));
@@ -431,7 +433,8 @@ impl Worker {
             table.said_locked = Some(now);
             tracing::warn!(
                 table = %spec.source,
-                "the rest of the table waits to be copied: another session at the source has locked it"
+                "the rest of the table waits to be copied: another session at the source has \
+                 locked it"
             );
         }
     }
@@ -446,7 +449,8 @@ impl Worker {
         }
     }
 
-    /// A chunk, with all its attempts. What it makes of its table, if it is the last one of it or has failed.
+    /// A chunk, with all its attempts. What it makes of its table, if it is the last one of it or
+    /// has failed.
     async fn copy(&mut self, chunk: &Chunk) -> Result<Ended, EngineError> {
         let (job, mut pause, mut attempt) = (chunk.job, RETRY_AFTER, 0);
         loop {
@@ -455,7 +459,8 @@ impl Worker {
                     return Ok(Ended::Over(self.chunk_done(chunk.table, rows, nulled)));
                 }
                 Attempt::Cancelled => break,
-                // A source transaction larger than memory may keep the job for minutes, and cancel it then.
+                // A source transaction larger than memory may keep the job for minutes, and cancel
+                // it then.
                 Attempt::Conflict(error) => {
                     tracing::debug!(error = with_causes(&error), "a chunk met another transaction");
                     tokio::select! {
@@ -491,7 +496,8 @@ impl Worker {
                             format!("{why}; then copy it with `rhei backfill --table {table}`");
                         return Ok(Ended::Over(Some(Copied::Failed(Pause::new(reason)))));
                     }
-                    tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried again");
+                    tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried \
+                         again");
                     self.client = None;
                     tokio::select! {
                         () = self.work.stop.cancelled() => break,
@@ -608,7 +614,8 @@ impl Worker {
             (taken, loaded, is_cancelled)
         });
         let copied = async {
-            // Given back with its locks when the chunk is done: DDL does not wait for the whole copy.
+            // Given back with its locks when the chunk is done: DDL does not wait for the whole
+            // copy.
             client.execute("SAVEPOINT rhei_copy").await?;
             let nulled = read_chunk(&work, &mut client, &chunk.query, &spec, &batches).await?;
             client.execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
@@ -620,7 +627,8 @@ impl Worker {
                 nulled
             }
             Err(error) => {
-                // Ends the load, and with it the transaction; nobody listens only when the load has failed by itself.
+                // Ends the load, and with it the transaction; nobody listens only when the load has
+                // failed by itself.
                 let _ = batches.send.send(Piece::Failed(error)).await;
                 Vec::new()
             }
@@ -636,7 +644,8 @@ impl Worker {
                 return Ok(Attempt::Done { rows, nulled });
             }
             (None, Err(_)) if is_cancelled => return Ok(Attempt::Cancelled),
-            // Whoever took the shadow away cancels the job in the same transaction, which may not have ended.
+            // Whoever took the shadow away cancels the job in the same transaction, which may not
+            // have ended.
             (None, Err(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
             // DuckDB does not take what the table holds, and the other tables are not concerned.
             (None, Err(error)) if error.table().is_some() => {
@@ -755,7 +764,8 @@ async fn patiently<R>(
             return done;
         }
         let seconds = SILENCE.as_secs() * u64::from(silences);
-        tracing::warn!(table = %spec.source, seconds, "a chunk is stuck: the source sends nothing of it");
+        tracing::warn!(table = %spec.source, seconds, "a chunk is stuck: the source sends nothing \
+             of it");
     }
     Err(WireError::Silent(SILENCE * SILENCES).into())
 }

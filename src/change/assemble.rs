@@ -1,13 +1,13 @@
-//! The stream as a grammar: Begin, row changes, Commit. Whole source transactions are folded into the net effect of
-//! the batch; a transaction that breaks off leaves no trace.
+//! The stream as a grammar: Begin, row changes, Commit. Whole source transactions are folded into
+//! the net effect of the batch; a transaction that breaks off leaves no trace.
 //!
-//! The only place that knows which changes count: the skip rule of `checkpoint`, the `copy_lsn` of each table
-//! (trap 15), and tables that are paused.
+//! The only place that knows which changes count: the skip rule of `checkpoint`, the `copy_lsn` of
+//! each table (trap 15), and tables that are paused.
 //!
-//! A Relation message says neither which column is which nor what older rows hold (traps 63-67), so each of them is a
-//! question ([`Assembler::question`]) to somebody who can read the catalogs, and nothing is read on before the
-//! [`Answer`]. Without such a somebody (a recorded stream), a relation that looks the same is the same, and one that
-//! does not pauses its table.
+//! A Relation message says neither which column is which nor what older rows hold (traps 63-67), so
+//! each of them is a question ([`Assembler::question`]) to somebody who can read the catalogs, and
+//! nothing is read on before the [`Answer`]. Without such a somebody (a recorded stream), a
+//! relation that looks the same is the same, and one that does not pauses its table.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,8 +31,8 @@ use crate::{
     source::pgoutput::{Message, OldTuple},
 };
 
-/// The messages do not follow each other as the protocol says. A broken server or our mistake: nothing of the open
-/// transaction was applied.
+/// The messages do not follow each other as the protocol says. A broken server or our mistake:
+/// nothing of the open transaction was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AssembleError {
     #[error("a transaction begins inside another one (commit LSN {0})")]
@@ -55,8 +55,8 @@ pub enum AssembleError {
     TooManyRelations { limit: usize },
 }
 
-/// A batch is no larger than this, whatever the settings say: with the message that goes beyond it, which may have another
-/// GiB, each column still fits the 2 GiB that Arrow's offsets can count.
+/// A batch is no larger than this, whatever the settings say: with the message that goes beyond it,
+/// which may have another GiB, each column still fits the 2 GiB that Arrow's offsets can count.
 const LARGEST_BATCH_BYTES: usize = 512 << 20;
 
 /// So much is remembered of how relations look. A million tables of ten columns need less.
@@ -133,7 +133,8 @@ pub enum Answer {
     Same,
     /// The table in another shape; rows from here on have it.
     Reshape(Box<Reshape>),
-    /// A table that only another copy makes equal to the source, for this reason; no row of it counts before that.
+    /// A table that only another copy makes equal to the source, for this reason; no row of it
+    /// counts before that.
     Copy(String),
 }
 
@@ -154,7 +155,8 @@ pub struct Question {
     pub commit_lsn: Lsn,
     /// Of that transaction at the source; 0 between transactions.
     pub xid: u32,
-    /// What the source's event trigger said of the table at this place of the stream, if it has one.
+    /// What the source's event trigger said of the table at this place of the stream, if it has
+    /// one.
     pub description: Option<Description>,
     /// The open transaction holds rows of the table in its old shape.
     pub has_open_rows: bool,
@@ -243,8 +245,8 @@ impl Assembler {
         self.question.as_ref()
     }
 
-    /// Answers [`Self::question`]. After a new shape, the batch so far must be taken before anything else
-    /// ([`Self::must_end_batch`]), for it holds rows of the old one.
+    /// Answers [`Self::question`]. After a new shape, the batch so far must be taken before
+    /// anything else ([`Self::must_end_batch`]), for it holds rows of the old one.
     pub fn answer(&mut self, answer: Answer) {
         let Some(question) = self.question.take() else { return };
         match answer {
@@ -272,14 +274,14 @@ impl Assembler {
         }
     }
 
-    /// A table takes another shape between transactions, unasked: the catalogs say so and no row of it will come in
-    /// the old shape any more. The batch so far must have been taken.
+    /// A table takes another shape between transactions, unasked: the catalogs say so and no row of
+    /// it will come in the old shape any more. The batch so far must have been taken.
     pub fn reshape(&mut self, reshape: Reshape) {
         debug_assert!(self.open.is_none() && self.effects.is_empty());
         let oid = reshape.after.oid;
         self.adopt(reshape);
-        // The server may have described this shape already, and will not do so again (a new key under REPLICA IDENTITY
-        // FULL); else it does before the table's next row.
+        // The server may have described this shape already, and will not do so again (a new key
+        // under REPLICA IDENTITY FULL); else it does before the table's next row.
         if let Some(described) = self.described.remove(&oid) {
             let followed = self.tables.get(&oid);
             let follow = followed
@@ -288,7 +290,8 @@ impl Assembler {
         }
     }
 
-    /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have gone by.
+    /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have
+    /// gone by.
     pub fn has_seen(&self, oid: u32, since: Lsn) -> bool {
         self.started_at > since
             || self.described.get(&oid).is_some_and(|described| described.seen >= since)
@@ -297,7 +300,8 @@ impl Assembler {
     /// Follows a table from its `copy_lsn` on, which nothing of it has passed ([`Self::has_seen`]).
     pub fn follow(&mut self, spec: Arc<TableSpec>) {
         let oid = spec.oid;
-        // What the server has described already it does not describe again, unless it has changed since.
+        // What the server has described already it does not describe again, unless it has changed
+        // since.
         if let Some(described) = self.described.get_mut(&oid) {
             described.follow = fit_or_stale(&spec, &described.relation);
         }
@@ -397,8 +401,8 @@ impl Assembler {
         self.open.is_none()
     }
 
-    /// Whether the batch has to be taken: it is full and nothing is half read, or what is half read is by itself more than
-    /// may be held, and goes out in parts.
+    /// Whether the batch has to be taken: it is full and nothing is half read, or what is half read
+    /// is by itself more than may be held, and goes out in parts.
     pub fn is_due(&self, max_rows: u64, max_bytes: usize) -> bool {
         let is_large = self.bytes() >= max_bytes.min(LARGEST_BATCH_BYTES);
         is_large || self.open.is_none() && self.pending_rows >= max_rows
@@ -426,21 +430,23 @@ impl Assembler {
         self.arena.len() + open + times + self.pending_rows as usize * NetEffect::ROW_BYTES
     }
 
-    /// End of the last source transaction that arrived whole, or of what the server proved to hold nothing for us.
+    /// End of the last source transaction that arrived whole, or of what the server proved to hold
+    /// nothing for us.
     pub fn end_lsn(&self) -> Lsn {
         self.end_lsn
     }
 
-    /// The server has sent everything before `wal_end`: with no transaction open, it may become the checkpoint
-    /// (traps 25, 26). Inside a transaction it proves nothing.
+    /// The server has sent everything before `wal_end`: with no transaction open, it may become the
+    /// checkpoint (traps 25, 26). Inside a transaction it proves nothing.
     pub fn reached(&mut self, wal_end: Lsn) {
         if self.is_between_transactions() && wal_end > self.end_lsn {
             self.end_lsn = wal_end;
         }
     }
 
-    /// Untracked relations whose changes came since the last call, with the number of changes. The caller compares them with
-    /// the catalogs: only a relation that is known to be left out of the copy may be forgotten.
+    /// Untracked relations whose changes came since the last call, with the number of changes. The
+    /// caller compares them with the catalogs: only a relation that is known to be left out of the
+    /// copy may be forgotten.
     pub fn take_untracked(&mut self) -> Vec<Untracked> {
         let untracked = std::mem::take(&mut self.untracked);
         let taken = untracked.into_iter().filter_map(|oid| {
@@ -578,8 +584,8 @@ impl Assembler {
         for at in 0..changes.len() {
             let Some(change) = changes.get(at).copied() else { break };
             self.fold(change, commit_lsn, xid);
-            // Each update of a row that leaves a long value out copies it from the row before: a small message may take
-            // much memory, over and over.
+            // Each update of a row that leaves a long value out copies it from the row before: a
+            // small message may take much memory, over and over.
             if self.arena.wants_compaction() {
                 let before = std::mem::take(&mut self.arena);
                 for row in changes.iter_mut().skip(at + 1).flat_map(Change::rows) {
@@ -628,8 +634,9 @@ impl Assembler {
         }
     }
 
-    /// What was folded since the last call, as one batch. It ends at a source commit; what is open stays. Where there is
-    /// nothing but an open transaction that is due ([`Self::is_due`]), a part of that: the next batch goes on with it.
+    /// What was folded since the last call, as one batch. It ends at a source commit; what is open
+    /// stays. Where there is nothing but an open transaction that is due ([`Self::is_due`]), a part
+    /// of that: the next batch goes on with it.
     pub fn take_batch(&mut self) -> ChangeBatch {
         let is_part = self.source_transactions == 0 && self.held.is_none() && self.open.is_some();
         if is_part && let Some(mut open) = self.open.take() {
@@ -692,11 +699,12 @@ impl Assembler {
             self.describe_as(relation, Follow::Untracked);
             return;
         };
-        // Inside a transaction that the copy already holds, the shape may be an old one: what fits is taken, and a
-        // change after it is described anew.
+        // Inside a transaction that the copy already holds, the shape may be an old one: what fits
+        // is taken, and a change after it is described anew.
         let is_past = match &self.open {
             Some(open) => open.skip || followed.spec.has_copied(open.commit_lsn, open.xid),
-            // Once more what was described before the last commit, for a transaction that came in pieces meanwhile.
+            // Once more what was described before the last commit, for a transaction that came in
+            // pieces meanwhile.
             None => self.last_commit.max(self.checkpoint) < followed.spec.copy_lsn,
         };
         if followed.failure.is_some() {
@@ -708,7 +716,8 @@ impl Assembler {
                 .open
                 .as_ref()
                 .is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
-            // A description serves one question: a later relation may follow a change that was not described.
+            // A description serves one question: a later relation may follow a change that was not
+            // described.
             let description = self.descriptions.remove(&oid);
             let bytes = description.as_ref().map_or(0, Description::bytes);
             self.described_bytes = self.described_bytes.saturating_sub(bytes);
@@ -741,7 +750,8 @@ impl Assembler {
         Ok(is_followed)
     }
 
-    /// Passes a change over. It is either in a copy, or a later copy brings it, or the relation is reported as untracked.
+    /// Passes a change over. It is either in a copy, or a later copy brings it, or the relation is
+    /// reported as untracked.
     fn pass_over(&mut self, oid: u32) {
         let (Some(open), Some(described)) = (&self.open, self.described.get_mut(&oid)) else {
             return;
@@ -898,7 +908,8 @@ mod tests {
         bytes
     }
 
-    /// Each of the updates copied the long value that it left out, and all of the copies stayed until the batch was taken.
+    /// Each of the updates copied the long value that it left out, and all of the copies stayed
+    /// until the batch was taken.
     #[test]
     fn many_updates_beside_a_long_value_do_not_keep_a_copy_of_it_each() {
         const LONG: usize = 1 << 20;
@@ -946,7 +957,8 @@ mod tests {
         assert_eq!(refused, Some(AssembleError::TooManyRelations { limit: 10_000 }));
     }
 
-    /// As after a transaction that came in pieces. Asked about, it would mean another copy, again and again.
+    /// As after a transaction that came in pieces. Asked about, it would mean another copy, again
+    /// and again.
     #[test]
     fn an_old_shape_that_is_described_again_before_the_copy_is_no_question() {
         for (copy_lsn, is_question) in [(100, false), (50, true)] {

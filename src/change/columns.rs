@@ -1,7 +1,7 @@
 //! Surviving rows become Arrow, one column at a time.
 //!
-//! A first pass over each row remembers where its fields lie; then each column is decoded in one tight loop. Rows that
-//! the batch itself made obsolete are never decoded.
+//! A first pass over each row remembers where its fields lie; then each column is decoded in one
+//! tight loop. Rows that the batch itself made obsolete are never decoded.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -141,8 +141,8 @@ fn tuples<'a>(
 /// So many rows are taken apart before their columns are decoded.
 const BLOCK_ROWS: usize = 512;
 
-/// One record batch of `columns` (indexes into the table's); field `n` of each tuple belongs to `columns[n]`.
-/// `None` when there are no rows.
+/// One record batch of `columns` (indexes into the table's); field `n` of each tuple belongs to
+/// `columns[n]`. `None` when there are no rows.
 fn record_batch(
     table: &TableSpec,
     rows: &[Tuple<'_>],
@@ -159,8 +159,8 @@ fn record_batch(
         .filter_map(|&column| Some((column, table.columns.get(column)?)))
         .map(|(column, spec)| (column, spec, ColumnBuilder::new(&spec.mapping, rows.len())))
         .collect();
-    // Some rows at a time, so that their bytes are still in the cache when they are decoded. Where each field lies is kept
-    // column by column, so that the decoding loops read on.
+    // Some rows at a time, so that their bytes are still in the cache when they are decoded. Where
+    // each field lies is kept column by column, so that the decoding loops read on.
     let mut fields = vec![Field::Null; rows.len().min(BLOCK_ROWS) * columns.len()];
     for rows in rows.chunks(BLOCK_ROWS) {
         for (row, tuple) in rows.iter().enumerate() {

@@ -1,5 +1,6 @@
-//! What the optional event trigger at the source says of a table (schemas/ddl_trigger.sql): its columns as they are at
-//! that place of the stream, which no Relation message and no later look at the catalogs can tell (trap 64).
+//! What the optional event trigger at the source says of a table (schemas/ddl_trigger.sql): its
+//! columns as they are at that place of the stream, which no Relation message and no later look at
+//! the catalogs can tell (trap 64).
 
 use std::{collections::BTreeMap, fmt};
 
@@ -31,7 +32,8 @@ pub struct DescribedColumn {
     pub ndims: i32,
     pub not_null: bool,
     pub is_generated: bool,
-    /// `attmissingval` as it prints (an array of one element), by the oid of each table that holds rows.
+    /// `attmissingval` as it prints (an array of one element), by the oid of each table that holds
+    /// rows.
     pub missing: BTreeMap<u32, Option<String>>,
 }
 
@@ -47,8 +49,8 @@ impl Description {
         size_of::<Self>() + self.columns.iter().map(column).sum::<usize>()
     }
 
-    /// From a message of transaction `xid`. None when it is not what the trigger said in it: any role may send messages of
-    /// any prefix.
+    /// From a message of transaction `xid`. None when it is not what the trigger said in it: any
+    /// role may send messages of any prefix.
     pub fn read(content: &[u8], xid: u32, secret: &Secret) -> Option<Self> {
         let (signature, signed) = content.split_at_checked(SIGNATURE)?;
         let signed = signed.strip_prefix(b" ")?;
@@ -90,7 +92,8 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Two keys of one block of SHA-256 each, as the trigger's SQL makes them: of the inner hash and of the outer one.
+    /// Two keys of one block of SHA-256 each, as the trigger's SQL makes them: of the inner hash
+    /// and of the outer one.
     const BYTES: usize = 128;
 
     /// None: it is not what the trigger's SQL makes.
@@ -122,8 +125,9 @@ mod tests {
 
     #[test]
     fn what_the_trigger_sends_is_read_and_all_else_is_none() {
-        let sent = r#"{"oid": 16385, "last_attnum": 2, "columns": [{"attnum": 2, "name": "v", "type": 23, "typmod": -1,
-            "ndims": 0, "not_null": false, "is_generated": false, "missing": {"16385": "{7}", "16390": null}}]}"#;
+        let sent = r#"{"oid": 16385, "last_attnum": 2, "columns": [{
+            "attnum": 2, "name": "v", "type": 23, "typmod": -1, "ndims": 0, "not_null": false,
+            "is_generated": false, "missing": {"16385": "{7}", "16390": null}}]}"#;
         let secret = Secret::parse(&"0123456789abcdef".repeat(8)).unwrap();
         let signed = |secret: &Secret, text: &str| {
             format!("{} {text}", secret.sign(text.as_bytes())).into_bytes()

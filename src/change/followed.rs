@@ -1,4 +1,5 @@
-//! What the relations of the stream are to the tables that are followed: which rows are taken, and how.
+//! What the relations of the stream are to the tables that are followed: which rows are taken, and
+//! how.
 
 use std::sync::Arc;
 
@@ -23,16 +24,19 @@ pub(super) struct Described {
 
 #[derive(Debug)]
 pub(super) enum Follow {
-    /// The relation is no table that is followed now. Its changes are counted and reported as untracked.
+    /// The relation is no table that is followed now. Its changes are counted and reported as
+    /// untracked.
     Untracked,
     /// Of a table that is paused, which only another copy brings back.
     Paused,
-    /// It differs from its table in this, and was described before the table was copied: the server describes the newer
-    /// shape before the first row that the copy does not hold. A row that comes without that pauses the table.
+    /// It differs from its table in this, and was described before the table was copied: the server
+    /// describes the newer shape before the first row that the copy does not hold. A row that comes
+    /// without that pauses the table.
     Stale(String),
     /// Rows are stored as they come.
     AsIs,
-    /// Columns are left out: indexes of the wire columns that are kept, in the order of the table's columns.
+    /// Columns are left out: indexes of the wire columns that are kept, in the order of the table's
+    /// columns.
     Project(Vec<usize>),
 }
 
@@ -71,7 +75,8 @@ pub(super) fn fit_or_stale(spec: &TableSpec, relation: &Relation) -> Follow {
     fit(spec, relation).unwrap_or_else(Follow::Stale)
 }
 
-/// How the rows of a relation become rows of a table, or in what they differ. The table's name does not matter here.
+/// How the rows of a relation become rows of a table, or in what they differ. The table's name does
+/// not matter here.
 pub(super) fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, String> {
     let mut kept = Vec::with_capacity(spec.columns.len());
     let mut wanted = spec.columns.iter().enumerate().peekable();
@@ -92,7 +97,8 @@ pub(super) fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, Strin
             return Err(format!("column \"{}\" has another type", column.name));
         }
         let was_key = spec.key_columns().contains(&index);
-        // With REPLICA IDENTITY FULL the wire flags every column; the key is the catalog's then (trap 49).
+        // With REPLICA IDENTITY FULL the wire flags every column; the key is the catalog's then
+        // (trap 49).
         let is_full = relation.replica_identity == ReplicaIdentity::Full;
         if !is_full && was_key != column.is_key {
             return Err(format!("column \"{}\" joined or left the replica identity", column.name));

@@ -1,7 +1,8 @@
 //! What happened at the source: the words that `source` and `target` share. No I/O, no clock.
 //!
-//! `relation` says what a table looks like (and `ddl`, where the source has the trigger for it), `assemble` turns messages into whole source transactions,
-//! `net_effect` keeps at most one delete and one insert per key, `columns` turns survivors into Arrow.
+//! `relation` says what a table looks like (and `ddl`, where the source has the trigger for it),
+//! `assemble` turns messages into whole source transactions, `net_effect` keeps at most one delete
+//! and one insert per key, `columns` turns survivors into Arrow.
 
 pub mod assemble;
 pub mod columns;
@@ -22,18 +23,20 @@ pub use relation::{
 
 use crate::Lsn;
 
-/// Whole source transactions, reduced to their net effect: what one target transaction applies. Or a part of a source
-/// transaction that is too large for memory: the target transaction stays open until the batch that ends it.
+/// Whole source transactions, reduced to their net effect: what one target transaction applies. Or
+/// a part of a source transaction that is too large for memory: the target transaction stays open
+/// until the batch that ends it.
 ///
 /// Applying it to the state at the previous checkpoint gives the source's state at `end_lsn`.
 #[derive(Debug, Clone)]
 pub struct ChangeBatch {
-    /// More of the same source transaction follows: this is neither to be committed nor to move the checkpoint.
+    /// More of the same source transaction follows: this is neither to be committed nor to move the
+    /// checkpoint.
     pub is_part: bool,
     /// Parts of its first source transaction went before it.
     pub continues: bool,
-    /// The checkpoint that this batch leads to: `end_lsn` of its last source transaction, or, when it is idle, a
-    /// position up to which the server has nothing more for us (trap 26).
+    /// The checkpoint that this batch leads to: `end_lsn` of its last source transaction, or, when
+    /// it is idle, a position up to which the server has nothing more for us (trap 26).
     pub end_lsn: Lsn,
     /// Commit times of its source transactions, in order, microseconds since 2000-01-01 UTC.
     pub commit_times_us: Vec<i64>,
@@ -41,10 +44,11 @@ pub struct ChangeBatch {
     pub source_transactions: u64,
     /// Tables that take another shape, in order, before anything else of the batch is applied.
     pub reshapes: Vec<Reshape>,
-    /// One entry per table that changed, in its last shape. The order does not matter: they are applied in one transaction.
+    /// One entry per table that changed, in its last shape. The order does not matter: they are
+    /// applied in one transaction.
     pub tables: Vec<TableChanges>,
-    /// Tables that cannot go on from here. None of their changes in this batch are among `tables`; they are paused
-    /// in the same target transaction, and the others go on.
+    /// Tables that cannot go on from here. None of their changes in this batch are among `tables`;
+    /// they are paused in the same target transaction, and the others go on.
     pub failed: Vec<TableFailure>,
 }
 
@@ -55,7 +59,8 @@ impl ChangeBatch {
     }
 }
 
-/// Why a table is paused, for the operator: what happened and what mends it. Names the row's key where it can.
+/// Why a table is paused, for the operator: what happened and what mends it. Names the row's key
+/// where it can.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableFailure {
     pub oid: u32,
@@ -69,8 +74,8 @@ pub struct TableFailure {
 pub enum Remedy {
     /// Only the operator can: the table is paused.
     Operator,
-    /// It is paused, for a value that the target has no room for. The settings may let NULL take its place, and then a new
-    /// copy brings it back.
+    /// It is paused, for a value that the target has no room for. The settings may let NULL take
+    /// its place, and then a new copy brings it back.
     AllowNulls,
     /// A new copy does: it begins at once.
     CopyAgain,
@@ -101,18 +106,21 @@ impl Pause {
     }
 }
 
-/// Net effect on one table. Applied in this order: truncate, read what `patch` lacks from the target, delete, insert.
+/// Net effect on one table. Applied in this order: truncate, read what `patch` lacks from the
+/// target, delete, insert.
 #[derive(Debug, Clone)]
 pub struct TableChanges {
     pub table: Arc<TableSpec>,
-    /// The transaction of the last TRUNCATE in the batch. Every row that the table had before the batch goes; there are no
-    /// `deletes` and no `patch` then.
+    /// The transaction of the last TRUNCATE in the batch. Every row that the table had before the
+    /// batch goes; there are no `deletes` and no `patch` then.
     pub truncate: Option<u32>,
     /// Rows that stood before the batch and go, or are replaced.
     pub deletes: Deletes,
-    /// Complete rows to insert, in the order of `table.columns`, field names = `target_name`. May be empty.
+    /// Complete rows to insert, in the order of `table.columns`, field names = `target_name`. May
+    /// be empty.
     pub inserts: Vec<RecordBatch>,
-    /// Rows to insert whose unchanged TOAST values must be read from the target before the deletes (trap 51).
+    /// Rows to insert whose unchanged TOAST values must be read from the target before the deletes
+    /// (trap 51).
     pub patch: Option<Patch>,
     /// Values that the target has no room for and that became NULL, as the settings allow.
     pub nulled: Vec<Nulled>,
@@ -153,17 +161,20 @@ impl Nulled {
 /// Rows to delete.
 #[derive(Debug, Clone)]
 pub enum Deletes {
-    /// One row per key: the key columns in the order of [`Key::Columns`], field names = `target_name`.
-    /// No key occurs twice, and each must hit exactly one row of the target; else the copy has diverged.
+    /// One row per key: the key columns in the order of [`Key::Columns`], field names =
+    /// `target_name`. No key occurs twice, and each must hit exactly one row of the target; else
+    /// the copy has diverged.
     ByKey(Vec<RecordBatch>),
-    /// Keyless table: whole rows in the order of `table.columns`, and a last `Int64` column [`COUNT_COLUMN`] that
-    /// says how many equal rows go. No row occurs twice; exactly the sum of the counts must go.
+    /// Keyless table: whole rows in the order of `table.columns`, and a last `Int64` column
+    /// [`COUNT_COLUMN`] that says how many equal rows go. No row occurs twice; exactly the sum of
+    /// the counts must go.
     Rows(Vec<RecordBatch>),
 }
 
 /// Name of the last column of [`Deletes::Rows`].
 pub const COUNT_COLUMN: &str = "_rhei_count";
-/// Prefix of the columns of [`Patch::rows`] that hold the key under which the row stood before the batch.
+/// Prefix of the columns of [`Patch::rows`] that hold the key under which the row stood before the
+/// batch.
 pub const ORIGIN_PREFIX: &str = "_rhei_origin_";
 
 /// Name of the last column of [`Patch::rows`].
@@ -172,11 +183,12 @@ pub const PATTERN_COLUMN: &str = "_rhei_pattern";
 /// Rows to insert that lack values the wire left out.
 #[derive(Debug, Clone)]
 pub struct Patch {
-    /// Each is the indexes into `table.columns` of the values that rows lack, and that are read from the target. Never empty.
+    /// Each is the indexes into `table.columns` of the values that rows lack, and that are read
+    /// from the target. Never empty.
     pub patterns: Vec<Vec<usize>>,
-    /// `table.columns` (NULL where unchanged), then the key columns of the row before the batch, named [`ORIGIN_PREFIX`] +
-    /// `target_name`, and a last `Int64` column [`PATTERN_COLUMN`], an index into `patterns`. Each origin key is also among the
-    /// deletes, and must be found.
+    /// `table.columns` (NULL where unchanged), then the key columns of the row before the batch,
+    /// named [`ORIGIN_PREFIX`] + `target_name`, and a last `Int64` column [`PATTERN_COLUMN`], an
+    /// index into `patterns`. Each origin key is also among the deletes, and must be found.
     pub rows: RecordBatch,
 }
 

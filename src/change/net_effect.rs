@@ -1,15 +1,18 @@
 //! Many changes of a row become at most one delete and one insert.
 //!
-//! For a keyed table the batch keeps, per key that a row has *now*, where that row stood before the batch (its
-//! origin, if any) and its present value. Origins whose row is gone wait in a list of their own. Then
+//! For a keyed table the batch keeps, per key that a row has *now*, where that row stood before the
+//! batch (its origin, if any) and its present value. Origins whose row is gone wait in a list of
+//! their own. Then
 //!
-//! - deletes = origins of changed rows + origins of rows that are gone: rows that stand in the target, each once;
+//! - deletes = origins of changed rows + origins of rows that are gone: rows that stand in the
+//!   target, each once;
 //! - inserts = present values, each key once.
 //!
-//! Deletes run before inserts, so swapped keys (`id = id + 1`) and a key that is deleted and made again need no
-//! further thought (traps 52, 53). A TRUNCATE forgets everything that came before it (trap 60).
-//! A change that does not fit (an update of a row that the batch has seen deleted, an insert of a key that is taken)
-//! can only mean that the copy and the source differ: the table is paused, nothing is guessed.
+//! Deletes run before inserts, so swapped keys (`id = id + 1`) and a key that is deleted and made
+//! again need no further thought (traps 52, 53). A TRUNCATE forgets everything that came before it
+//! (trap 60). A change that does not fit (an update of a row that the batch has seen deleted, an
+//! insert of a key that is taken) can only mean that the copy and the source differ: the table is
+//! paused, nothing is guessed.
 
 use std::hash::BuildHasher;
 
@@ -42,9 +45,10 @@ pub struct Slice {
 
 const OPEN: u32 = 1 << 31;
 
-/// What the values that a row lacks are taken for; the target reads them and writes them again. PostgreSQL keeps no value out of
-/// line that is shorter. Many are longer, but the target may have to read all values of a table for each batch, so batches of a few
-/// rows would cost more than memory that DuckDB can spill.
+/// What the values that a row lacks are taken for; the target reads them and writes them again.
+/// PostgreSQL keeps no value out of line that is shorter. Many are longer, but the target may have
+/// to read all values of a table for each batch, so batches of a few rows would cost more than
+/// memory that DuckDB can spill.
 const OPEN_BYTES: usize = 2 << 10;
 
 impl Slice {
@@ -142,7 +146,8 @@ pub enum NetEffectError {
     #[error("an update or delete of a row that is not there")]
     NoSuchRow,
     #[error(
-        "an inserted row lacks the value of a TOASTed column, as when an update moves a row into a row filter"
+        "an inserted row lacks the value of a TOASTed column, as when an update moves a row into a \
+         row filter"
     )]
     ValueNowhere,
     #[error("an update or delete on a table that has no replica identity")]
@@ -154,8 +159,8 @@ pub enum NetEffectError {
 }
 
 impl NetEffectError {
-    /// A value that is nowhere in the stream is at the source; whatever else does not fit means that the copy differs,
-    /// and that is for the operator to look at.
+    /// A value that is nowhere in the stream is at the source; whatever else does not fit means
+    /// that the copy differs, and that is for the operator to look at.
     pub fn remedy(self) -> Remedy {
         if self == Self::ValueNowhere { Remedy::CopyAgain } else { Remedy::Operator }
     }
@@ -189,8 +194,8 @@ enum Rows {
     AppendOnly(Vec<Slice>),
 }
 
-/// Positions of rows, by the hash of their keys. A part of the hash stands beside each, so that neither growing nor, as a
-/// rule, a comparison has to fetch the key.
+/// Positions of rows, by the hash of their keys. A part of the hash stands beside each, so that
+/// neither growing nor, as a rule, a comparison has to fetch the key.
 type Index = HashTable<(u32, u32)>;
 
 /// What of a hash is kept, and what the table is ordered by: all of it follows from the part.
@@ -232,8 +237,8 @@ pub fn key_tuple(bytes: &[u8], key_columns: usize) -> Tuple<'_> {
     Tuple::trusted(bytes, key_columns)
 }
 
-/// Writes the key columns of a row as a tuple of their own. Falls back to `old` where the new row leaves a TOASTed
-/// key column out (trap 50). Key columns are NOT NULL (trap 55).
+/// Writes the key columns of a row as a tuple of their own. Falls back to `old` where the new row
+/// leaves a TOASTed key column out (trap 50). Key columns are NOT NULL (trap 55).
 fn write_key(
     out: &mut Vec<u8>,
     key: &[usize],
@@ -258,7 +263,8 @@ impl NetEffect {
     /// Bytes of bookkeeping beside the arena for one change, for the memory budget.
     pub const ROW_BYTES: usize = size_of::<RowState>() + 16;
 
-    /// `key`: indexes of the key columns; `None` with `whole_row` for multisets, without it for append-only tables.
+    /// `key`: indexes of the key columns; `None` with `whole_row` for multisets, without it for
+    /// append-only tables.
     pub fn new(key: &super::Key, columns: usize) -> Self {
         let rows = match key {
             super::Key::Columns(key) => Rows::Keyed {
@@ -324,9 +330,9 @@ impl NetEffect {
                 if taken.is_none() && self.truncated.is_some() {
                     return Err(NetEffectError::NoSuchRow);
                 }
-                // Values that the wire left out: from the old row when it is whole, else from what this batch wrote
-                // before, else they stay open and the target supplies them (trap 51). A TOASTed key column is in
-                // `old` in either form (trap 50).
+                // Values that the wire left out: from the old row when it is whole, else from what
+                // this batch wrote before, else they stay open and the target supplies them (trap
+                // 51). A TOASTed key column is in `old` in either form (trap 50).
                 let merged = if new.is_open() {
                     let before =
                         taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
@@ -606,7 +612,8 @@ mod tests {
             .collect()
     }
 
-    /// Applies survivors to a naive target as `target::apply` does: patches read first, deletes, inserts.
+    /// Applies survivors to a naive target as `target::apply` does: patches read first, deletes,
+    /// inserts.
     fn apply(target: &mut BTreeMap<String, Row>, arena: &Arena, truncated: bool, left: &Survivors) {
         if truncated {
             target.clear();
@@ -719,7 +726,8 @@ mod tests {
         assert_eq!(effect.delete(&mut arena, OldRow::Key(row)), Err(NetEffectError::NoIdentity));
     }
 
-    /// Trap 48a: an update that moves a row into a row filter comes as an INSERT with an open value.
+    /// Trap 48a: an update that moves a row into a row filter comes as an INSERT with an open
+    /// value.
     #[test]
     fn an_insert_with_an_open_value_is_refused() {
         let mut arena = Arena::default();
@@ -758,7 +766,9 @@ mod tests {
     proptest! {
         /// Trap 52: against applying one change after the other, over several batches.
         #[test]
-        fn net_effect_equals_sequential_apply(batches in prop::collection::vec(prop::collection::vec(op(), 0..25), 1..4)) {
+        fn net_effect_equals_sequential_apply(
+            batches in prop::collection::vec(prop::collection::vec(op(), 0..25), 1..4),
+        ) {
             let mut model: BTreeMap<String, Row> = BTreeMap::new();
             let mut target = model.clone();
             for ops in batches {
@@ -771,25 +781,32 @@ mod tests {
                             if model.contains_key(&key) { continue; }
                             let row = store(&mut arena, &[text(&key), text(&value), text(&value)]);
                             effect.insert(&mut arena, row).unwrap();
-                            model.insert(key.clone(), vec![Some(key), Some(value.clone()), Some(value)]);
+                            let row = vec![Some(key.clone()), Some(value.clone()), Some(value)];
+                            model.insert(key, row);
                         }
                         Op::Update { from, to, value, doc, full } => {
-                            let (from, to, value) = (from.to_string(), to.to_string(), value.to_string());
+                            let (from, to) = (from.to_string(), to.to_string());
+                            let value = value.to_string();
                             let Some(before) = model.get(&from).cloned() else { continue };
                             if from != to && model.contains_key(&to) { continue; }
                             let doc_field = if doc { text(&value) } else { Field::Unchanged };
                             let new = store(&mut arena, &[text(&to), text(&value), doc_field]);
                             let old = if full {
-                                let fields: Vec<_> = before.iter().map(|v| v.as_deref().map_or(Field::Null, text)).collect();
+                                let fields: Vec<_> = before
+                                    .iter()
+                                    .map(|value| value.as_deref().map_or(Field::Null, text))
+                                    .collect();
                                 OldRow::Full(store(&mut arena, &fields))
                             } else if from != to {
-                                OldRow::Key(store(&mut arena, &[text(&from), Field::Null, Field::Null]))
+                                let key = [text(&from), Field::Null, Field::Null];
+                                OldRow::Key(store(&mut arena, &key))
                             } else {
                                 OldRow::Absent
                             };
                             effect.update(&mut arena, old, new).unwrap();
                             model.remove(&from);
-                            let doc_value = if doc { Some(value.clone()) } else { before[2].clone() };
+                            let doc_value =
+                                if doc { Some(value.clone()) } else { before[2].clone() };
                             model.insert(to.clone(), vec![Some(to), Some(value), doc_value]);
                         }
                         Op::Delete(key) => {

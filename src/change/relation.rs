@@ -1,4 +1,5 @@
-//! What a table looks like, as the wire says it ([`Relation`]) and as rhei applies it ([`TableSpec`]).
+//! What a table looks like, as the wire says it ([`Relation`]) and as rhei applies it
+//! ([`TableSpec`]).
 
 use std::{fmt, sync::Arc};
 
@@ -56,8 +57,8 @@ impl ReplicaIdentity {
     }
 }
 
-/// A Relation message: the table as the walsender describes it before its next row. Has no attnum, no NOT NULL,
-/// no default (trap 64).
+/// A Relation message: the table as the walsender describes it before its next row. Has no attnum,
+/// no NOT NULL, no default (trap 64).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation {
     pub oid: u32,
@@ -89,7 +90,8 @@ impl Relation {
 pub enum Key {
     /// Indexes into [`TableSpec::columns`], in that order; never empty. All of them NOT NULL.
     Columns(Vec<usize>),
-    /// REPLICA IDENTITY FULL without a usable primary key: rows are matched whole, as a multiset (traps 53, 54).
+    /// REPLICA IDENTITY FULL without a usable primary key: rows are matched whole, as a multiset
+    /// (traps 53, 54).
     WholeRow,
     /// Nothing identifies a row: only INSERT and TRUNCATE can come (trap 54).
     AppendOnly,
@@ -109,15 +111,17 @@ pub struct TableSpec {
     pub columns: Vec<ColumnSpec>,
     /// Names of the source's columns that the settings leave out (`exclude_columns`).
     pub excluded: Vec<String>,
-    /// What the catalogs said of the table beside its columns, for `engine::schema` to compare; opaque here.
+    /// What the catalogs said of the table beside its columns, for `engine::schema` to compare;
+    /// opaque here.
     pub fingerprint: String,
-    /// Values that the target has no room for become NULL and are counted, rather than pause the table.
+    /// Values that the target has no room for become NULL and are counted, rather than pause the
+    /// table.
     pub null_unrepresentable: bool,
-    /// The snapshot that the table was copied at: its changes in transactions with `commit_lsn < copy_lsn` are
-    /// already in the copy and are skipped (trap 15). See `copy_xids`.
+    /// The snapshot that the table was copied at: its changes in transactions with `commit_lsn <
+    /// copy_lsn` are already in the copy and are skipped (trap 15). See `copy_xids`.
     pub copy_lsn: Lsn,
-    /// Of a snapshot that no place in the WAL belongs to: which of the transactions before `copy_lsn` it sees. The others are
-    /// not in the copy. None: it sees all of them.
+    /// Of a snapshot that no place in the WAL belongs to: which of the transactions before
+    /// `copy_lsn` it sees. The others are not in the copy. None: it sees all of them.
     pub copy_xids: Option<Arc<XidSnapshot>>,
 }
 
@@ -152,13 +156,14 @@ impl TableSpec {
     }
 }
 
-/// A table that goes on in another shape: every stored row can be brought into it without a look at the source.
+/// A table that goes on in another shape: every stored row can be brought into it without a look at
+/// the source.
 #[derive(Debug, Clone)]
 pub struct Reshape {
     pub before: Arc<TableSpec>,
     pub after: Arc<TableSpec>,
-    /// For each column of `after`, where the values of older rows come from. Columns of `before` that do not occur
-    /// are dropped.
+    /// For each column of `after`, where the values of older rows come from. Columns of `before`
+    /// that do not occur are dropped.
     pub columns: Vec<ColumnOrigin>,
 }
 

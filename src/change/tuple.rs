@@ -1,4 +1,5 @@
-//! A row as the wire carries it: field after field, each null, unchanged, or text. Checked once, then walked freely.
+//! A row as the wire carries it: field after field, each null, unchanged, or text. Checked once,
+//! then walked freely.
 
 /// One field of a [`Tuple`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,8 +10,8 @@ pub enum Field<'a> {
     Text(&'a [u8]),
 }
 
-/// A row in pgoutput's form without the leading count: per field a kind byte `n`, `u` or `t`, and after `t` a length
-/// (`u32`, big-endian) and that many bytes.
+/// A row in pgoutput's form without the leading count: per field a kind byte `n`, `u` or `t`, and
+/// after `t` a length (`u32`, big-endian) and that many bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuple<'a> {
     bytes: &'a [u8],

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-/// Which transactions a snapshot of the server sees, as `pg_current_snapshot()` prints it: `xmin:xmax:xip,..`.
+/// Which transactions a snapshot of the server sees, as `pg_current_snapshot()` prints it:
+/// `xmin:xmax:xip,..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XidSnapshot {
     /// Every transaction before it has ended.
@@ -29,11 +30,12 @@ impl XidSnapshot {
         format!("{}:{}:{}", self.oldest, self.next, in_progress.join(","))
     }
 
-    /// Whether what a committed transaction did is visible. The stream names transactions by the low 32 bits of their
-    /// number; those that it can still bring are less than 2^31 transactions away. 0 is no transaction.
+    /// Whether what a committed transaction did is visible. The stream names transactions by the
+    /// low 32 bits of their number; those that it can still bring are less than 2^31 transactions
+    /// away. 0 is no transaction.
     ///
-    /// A walsender sends a transaction as soon as its commit record is flushed. With a synchronous standby it becomes
-    /// visible only after the standby's answer (trap 9).
+    /// A walsender sends a transaction as soon as its commit record is flushed. With a synchronous
+    /// standby it becomes visible only after the standby's answer (trap 9).
     pub fn sees(&self, xid: u32) -> bool {
         if xid == 0 {
             return true;

@@ -24,7 +24,8 @@ pub struct BackfillArgs {
     /// Copy again what is already here; without --table everything, with a new slot
     #[arg(long)]
     pub force: bool,
-    /// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it
+    /// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing
+    /// follows it
     #[arg(long, conflicts_with_all = ["tables", "force"])]
     pub no_slot: bool,
 }

@@ -55,8 +55,9 @@ impl Findings {
 
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// Installs an event trigger at the source that describes each change of a table in the stream itself. Needs a
-    /// superuser. Without it rhei reads the catalogs, and copies a table again where these leave a doubt.
+    /// Installs an event trigger at the source that describes each change of a table in the stream
+    /// itself. Needs a superuser. Without it rhei reads the catalogs, and copies a table again
+    /// where these leave a doubt.
     #[arg(long)]
     install_ddl_trigger: bool,
 }
@@ -116,13 +117,16 @@ async fn check_ddl_trigger(client: &SqlClient, findings: &mut Findings) -> Resul
         }
         DdlTrigger::Foreign { why } => {
             let what = format!(
-                "rhei_ddl {why}: it is not listened to, and may do anything in the DDL of every role"
+                "rhei_ddl {why}: it is not listened to, and may do anything in the DDL of every \
+                 role"
             );
-            let mend = "as a superuser: DROP EVENT TRIGGER rhei_ddl, then rhei check --install-ddl-trigger";
+            let mend = "as a superuser: DROP EVENT TRIGGER rhei_ddl, then rhei check \
+                        --install-ddl-trigger";
             findings.add(Level::Error, SUBJECT, what, mend);
         }
         DdlTrigger::Unreadable { grant } => {
-            let what = "this role may not read the secret that rhei_ddl signs with, so it is not listened to";
+            let what = "this role may not read the secret that rhei_ddl signs with, so it is not \
+                        listened to";
             findings.add(Level::Warning, SUBJECT, what, grant);
         }
     }
@@ -309,7 +313,8 @@ fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {
     // Trap 48a.
     let has_toast = table.columns.iter().any(|column| column.toastable);
     if table.row_filter.is_some() && has_toast && table.replica_identity != ReplicaIdentity::Full {
-        let what = "has a row filter and large values: an update that moves a row into the filter may lack a value";
+        let what = "has a row filter and large values: an update that moves a row into the filter \
+                    may lack a value";
         findings.add(Level::Warning, &subject, what, identity("FULL"));
     }
 }

@@ -59,7 +59,8 @@ pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliErr
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for the work, and shows how much of the new file there is: on a terminal at once, else by a line now and then.
+/// Waits for the work, and shows how much of the new file there is: on a terminal at once, else by
+/// a line now and then.
 async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) -> R {
     const GLANCE: Duration = Duration::from_millis(200);
     const PAUSE: Duration = Duration::from_secs(10);
@@ -93,7 +94,8 @@ fn print_text(compacted: &Value) {
     let stored = compacted["before"]["stored_rows"].as_u64().unwrap_or_default().max(1);
     let dead = 100.0 * stored.saturating_sub(rows) as f64 / stored as f64;
     println!(
-        "before  {} in the file, {} of it free, {} in its log; {dead:.0} % of the stored rows deleted",
+        "before  {} in the file, {} of it free, {} in its log; {dead:.0} % of the stored rows \
+         deleted",
         bytes("before", "file_bytes"),
         bytes("before", "free_bytes"),
         bytes("before", "log_bytes")

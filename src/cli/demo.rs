@@ -1,4 +1,5 @@
-//! `rhei demo`: a throwaway Postgres with a shop in it, live writes, replication, queries; nothing to configure.
+//! `rhei demo`: a throwaway Postgres with a shop in it, live writes, replication, queries; nothing
+//! to configure.
 
 use std::{
     path::{Path, PathBuf},
@@ -70,7 +71,8 @@ impl Throwaway {
             "initdb",
         )?;
         let settings = format!(
-            "-c wal_level=logical -c fsync=off -c synchronous_commit=off -c max_wal_size=4GB -c listen_addresses='' \
+            "-c wal_level=logical -c fsync=off -c synchronous_commit=off -c max_wal_size=4GB -c \
+             listen_addresses='' \
              -c unix_socket_directories={}",
             server.folder.display()
         );
@@ -141,7 +143,10 @@ fn find_postgres() -> Result<PathBuf, CliError> {
         .flat_map(std::env::split_paths)
         .find(|folder| has_initdb(folder))
         .ok_or_else(|| {
-            failed("no PostgreSQL server found for the demo\nhint: `make setup` installs one, or install the package postgresql")
+            failed(
+                "no PostgreSQL server found for the demo\nhint: `make setup` installs one, or \
+                    install the package postgresql",
+            )
         })
 }
 
@@ -264,7 +269,8 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
     let outcome = follow(&args, &stop, &seen, &written, &replicator, &options.board).await;
     writer_stop.cancel();
     let _ = writer.await;
-    // The last writes are caught up with before the queries, so that both sides show the same moment.
+    // The last writes are caught up with before the queries, so that both sides show the same
+    // moment.
     run_stop.cancel();
     let ran = replicator.await.map_err(|_| failed("the replicator ended without a result"))?;
     outcome?;
@@ -330,7 +336,8 @@ async fn follow(
             }
             Some(since) => {
                 bar.set_message(format!(
-                    "following: {} transactions, {} row changes applied of {} written, {} bytes of WAL behind",
+                    "following: {} transactions, {} row changes applied of {} written, {} bytes of \
+                     WAL behind",
                     thousands(seen.transactions.load(Ordering::Relaxed)),
                     thousands(seen.changes.load(Ordering::Relaxed)),
                     thousands(written.load(Ordering::Relaxed)),
@@ -375,7 +382,8 @@ async fn write(
 }
 
 async fn count_rows(client: &tokio_postgres::Client) -> Result<u64, CliError> {
-    let query = "SELECT sum(c.reltuples)::bigint FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = \
+    let query = "SELECT sum(c.reltuples)::bigint FROM pg_catalog.pg_class c JOIN \
+                 pg_catalog.pg_namespace n ON n.oid = \
                  c.relnamespace WHERE n.nspname = 'public' AND c.relkind = 'r'";
     let row = client.query_one(query, &[]).await.map_err(crate::source::SourceError::from)?;
     let rows: i64 = row.try_get(0).map_err(crate::source::SourceError::from)?;

@@ -76,7 +76,8 @@ enum LogFormat {
 enum Command {
     /// Catch up with the source, copying tables that need it, then stop
     #[command(
-        after_help = "Examples:\n  rhei sync --target shop.duckdb\n  */5 * * * * rhei --config /etc/rhei.toml -q sync"
+        after_help = "Examples:\n  rhei sync --target shop.duckdb\n  */5 * * * * rhei --config \
+                      /etc/rhei.toml -q sync"
     )]
     Sync,
     /// Follow the source until SIGTERM or SIGINT
@@ -84,12 +85,15 @@ enum Command {
     Run,
     /// Copy tables, then stop; a later sync or run goes on without a gap
     #[command(
-        after_help = "Examples:\n  rhei backfill\n  rhei backfill --table public.orders --force\n  rhei backfill --no-slot --target plain.duckdb"
+        after_help = "Examples:\n  rhei backfill\n  rhei backfill --table public.orders --force\n  \
+                      rhei backfill --no-slot --target plain.duckdb"
     )]
     Backfill(backfill::BackfillArgs),
     /// Look for what stands in the way, with the SQL or setting that mends it
     #[command(
-        after_help = "Examples:\n  rhei check --source postgresql://rhei@db.example.com/shop\n  rhei check --source postgresql://postgres@db.example.com/shop --install-ddl-trigger"
+        after_help = "Examples:\n  rhei check --source postgresql://rhei@db.example.com/shop\n  \
+                      rhei check --source postgresql://postgres@db.example.com/shop \
+                      --install-ddl-trigger"
     )]
     Check(check::CheckArgs),
     /// Say how far the copy is
@@ -106,7 +110,8 @@ enum Command {
     Resume,
     /// List the pieces of copies: what is open, what failed and why
     #[command(
-        after_help = "Examples:\n  rhei jobs\n  rhei jobs --all\n  rhei jobs --json | jq '.[] | select(.error)'"
+        after_help = "Examples:\n  rhei jobs\n  rhei jobs --all\n  rhei jobs --json | jq '.[] | \
+                      select(.error)'"
     )]
     Jobs(jobs::JobsArgs),
     /// Write the file anew without what deletes left behind, also while a replicator runs
@@ -115,9 +120,8 @@ enum Command {
     )]
     Compact(compact::CompactArgs),
     /// Write a commented rhei.toml from what is found at the source
-    #[command(
-        after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop --target shop.duckdb"
-    )]
+    #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop \
+                      --target shop.duckdb")]
     Init(init::InitArgs),
     /// A throwaway Postgres, live writes, replication and queries; nothing to configure
     #[command(after_help = "Example:\n  rhei demo --seconds 60")]
@@ -254,8 +258,8 @@ impl Session {
     }
 }
 
-/// Cancelled by the first SIGINT or SIGTERM. A second one ends the process at once, which is safe: what was committed
-/// stays, and what was not is done again.
+/// Cancelled by the first SIGINT or SIGTERM. A second one ends the process at once, which is safe:
+/// what was committed stays, and what was not is done again.
 fn stop_on_signal() -> CancellationToken {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
@@ -295,7 +299,8 @@ fn report_paused(paused: &[(String, String)]) -> Result<ExitCode, CliError> {
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!(
-            "error: rhei met a bug of its own: {panic}\nhint: nothing committed is lost; please report this"
+            "error: rhei met a bug of its own: {panic}\nhint: nothing committed is lost; please \
+             report this"
         );
     }));
     crate::failpoint::begin();
@@ -307,7 +312,8 @@ pub fn main() -> ExitCode {
         }
     };
     start_logs(&cli.global);
-    // Every file and socket that rhei and DuckDB make is private to the user from the moment it exists.
+    // Every file and socket that rhei and DuckDB make is private to the user from the moment it
+    // exists.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // A second provider in the tree would make rustls ask which one to use.
     let _ = rustls::crypto::ring::default_provider().install_default();

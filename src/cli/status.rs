@@ -21,8 +21,8 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// Runs the command. A running replicator is asked; else the file is read. Without a source, or when it cannot be
-/// reached, what the slot holds stays unknown.
+/// Runs the command. A running replicator is asked; else the file is read. Without a source, or
+/// when it cannot be reached, what the slot holds stays unknown.
 pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
     let mut status = match control::ask(&path, "status").await {
@@ -62,7 +62,9 @@ async fn slot_of(session: &Session, status: &Value) -> Option<Value> {
     let slot = catalog::slot(&client, status["slot"].as_str()?).await.ok()??;
     let checkpoint: Lsn = status["checkpoint"]["lsn"].as_str()?.parse().ok()?;
     Some(json!({
-        "lag_bytes": end.bytes_since(checkpoint), "wal_held_bytes": slot.held_bytes, "slot_active": slot.active,
+        "lag_bytes": end.bytes_since(checkpoint),
+        "wal_held_bytes": slot.held_bytes,
+        "slot_active": slot.active,
         "wal_status": slot.wal_status,
     }))
 }
@@ -83,7 +85,8 @@ fn print_text(status: &Value) {
     let recent = &status["commit_to_visible"]["last_minutes"];
     if let (Some(p50), Some(p99)) = (recent["p50_ms"].as_f64(), recent["p99_ms"].as_f64()) {
         println!(
-            "latency      half of the last minutes' transactions were here within {p50:.0} ms of their commit, 99 % within {p99:.0} ms"
+            "latency      half of the last minutes' transactions were here within {p50:.0} ms of \
+             their commit, 99 % within {p99:.0} ms"
         );
     }
     if let Some(most) = status["commit_pause"]["last_minutes"]["max_ms"].as_f64() {

@@ -1,17 +1,20 @@
-//! Before the first change is read: prove that this file, this slot and this cluster belong together, or make it so.
+//! Before the first change is read: prove that this file, this slot and this cluster belong
+//! together, or make it so.
 //!
 //! Order of what is written, and what a crash between any two steps leaves (postgres.md 2.10):
 //!
 //! 1. The publication, when it is missing. A crash leaves an unused publication.
-//! 2. The intent: pipeline row with phase `creating`. A crash leaves an intent; the next start drops the slot, if it
-//!    is there, and begins again. A slot of that name without our intent is never touched.
+//! 2. The intent: pipeline row with phase `creating`. A crash leaves an intent; the next start
+//!    drops the slot, if it is there, and begins again. A slot of that name without our intent is
+//!    never touched.
 //! 3. The slot, which exports its snapshot. Same as 2.
-//! 4. Pipeline row with phase `running`, checkpoint = the slot's consistent point, all tables `pending`. A crash
-//!    loses the snapshot, not the slot: the tables are copied under a new snapshot, and what the stream holds of them
-//!    from before is skipped (`copy_lsn`).
+//! 4. Pipeline row with phase `running`, checkpoint = the slot's consistent point, all tables
+//!    `pending`. A crash loses the snapshot, not the slot: the tables are copied under a new
+//!    snapshot, and what the stream holds of them from before is skipped (`copy_lsn`).
 //!
-//! Copies begin beside the stream (`super::copying`): their shadows and what changes meanwhile are written down in the
-//! transactions of the checkpoint, so a crash loses no more than the chunks that were not done.
+//! Copies begin beside the stream (`super::copying`): their shadows and what changes meanwhile are
+//! written down in the transactions of the checkpoint, so a crash loses no more than the chunks
+//! that were not done.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,7 +66,8 @@ pub struct Attached {
     pub first: Option<FirstSlot>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
-    /// By table: the last transaction whose TRUNCATE was applied since the fingerprint of the table was stored.
+    /// By table: the last transaction whose TRUNCATE was applied since the fingerprint of the table
+    /// was stored.
     pub truncated: BTreeMap<u32, u32>,
     /// The source says itself what its tables look like after each change, and signs it with this.
     pub ddl_secret: Option<Secret>,
@@ -76,7 +80,8 @@ pub enum CopyAgain {
     Nothing,
     /// These, by name.
     Tables(Vec<QualifiedName>),
-    /// All of them, with a new slot: the way out of a lost slot, a foreign cluster, a restored file.
+    /// All of them, with a new slot: the way out of a lost slot, a foreign cluster, a restored
+    /// file.
     Everything,
     /// The same, but never of another cluster: the settings ask for it, and nobody has looked.
     EverythingAsBefore,
@@ -97,7 +102,8 @@ struct Source {
     server: catalog::ServerInfo,
 }
 
-/// Checks, creates what is missing, and finds out what has to be copied. `is_active`: somebody is at the table's copy.
+/// Checks, creates what is missing, and finds out what has to be copied. `is_active`: somebody is
+/// at the table's copy.
 ///
 /// # Errors
 /// Refusals say what does not belong together and what to do.
@@ -178,8 +184,8 @@ async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationIn
     Ok(info)
 }
 
-/// Refuses tables that the publications bring with different columns: the server finds out only when it decodes a change
-/// of one, and its slot cannot go on from there (trap 19).
+/// Refuses tables that the publications bring with different columns: the server finds out only
+/// when it decodes a change of one, and its slot cannot go on from there (trap 19).
 async fn judge_column_lists(options: &Options, sql: &SqlClient) -> Result<(), EngineError> {
     let tables = catalog::conflicting_column_lists(sql, &options.publications).await?;
     Ok(slot::judge_column_lists(&tables, &options.publications)?)
@@ -198,7 +204,8 @@ pub fn no_tables(options: &Options) -> EngineError {
     EngineError::NoTable { asked, publications: options.publications.join(", ") }
 }
 
-/// A file that rhei made stands against the source: same cluster, same history, a slot that still has all we need.
+/// A file that rhei made stands against the source: same cluster, same history, a slot that still
+/// has all we need.
 async fn verify(
     options: &Options,
     source: &Source,
@@ -206,7 +213,8 @@ async fn verify(
 ) -> Result<(), EngineError> {
     if pipeline.slot != options.slot {
         return Err(EngineError::Setup(format!(
-            "{} follows slot \"{}\", but the settings name \"{}\"\nhint: name the old slot in [source] slot, or give the \
+            "{} follows slot \"{}\", but the settings name \"{}\"\nhint: name the old slot in \
+             [source] slot, or give the \
              new one a file of its own",
             options.target.path.display(),
             pipeline.slot,
@@ -291,7 +299,8 @@ async fn resume<T: OlapEngine + 'static>(
             names.iter().find(|name| !published.iter().any(|table| table.name == **name))
     {
         return Err(EngineError::Setup(format!(
-            "no such table: {missing}\ndetail: It is not among the tables that publication {} brings here.\nhint: see \
+            "no such table: {missing}\ndetail: It is not among the tables that publication {} \
+             brings here.\nhint: see \
              `rhei status` for the tables of this copy",
             options.publications.join(", ")
         )));
@@ -304,7 +313,8 @@ async fn resume<T: OlapEngine + 'static>(
     for stored in by_oid.values_mut() {
         let is_gone = !present.contains(&stored.oid);
         if is_gone && stored.state != TableState::Dropped {
-            tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it is");
+            tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it \
+                 is");
             if stored.has_shadow {
                 abandoned.insert(stored.oid);
             }
@@ -353,7 +363,8 @@ async fn resume<T: OlapEngine + 'static>(
     }
     pipeline.timeline = source.identity.timeline;
     pipeline.publication_fingerprint = info.fingerprint;
-    // What is to be copied again is marked before anything is done about it, so that a crash does not forget it.
+    // What is to be copied again is marked before anything is done about it, so that a crash does
+    // not forget it.
     for oid in &to_copy {
         if let Some(stored) = by_oid
             .get_mut(oid)
@@ -434,7 +445,8 @@ async fn rename<T: OlapEngine + 'static>(
     if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
 }
 
-/// What each published table is to be called. A name that a table has is kept as long as it still is what is wanted.
+/// What each published table is to be called. A name that a table has is kept as long as it still
+/// is what is wanted.
 pub fn target_names(
     options: &Options,
     published: &[(u32, QualifiedName)],
@@ -470,8 +482,8 @@ pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings
     options.table_settings.get(&table.to_string()).cloned().unwrap_or_default()
 }
 
-/// Whether the settings ask for another copy than there is: other columns, or other types. A change of shape at the
-/// source is no reason: the stream will come to it.
+/// Whether the settings ask for another copy than there is: other columns, or other types. A change
+/// of shape at the source is no reason: the stream will come to it.
 fn wants_another_copy(
     options: &Options,
     table: &SourceTable,
@@ -606,8 +618,8 @@ impl Drop for Closing<'_> {
     }
 }
 
-/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows it. Returns the tables
-/// that cannot be copied, with their reasons.
+/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows
+/// it. Returns the tables that cannot be copied, with their reasons.
 pub async fn plain_copy<T: OlapEngine + 'static>(
     options: &Options,
     writer: &Writer<T>,
@@ -616,7 +628,8 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     let stored = writer.call(|target| target.state()).await?;
     if stored.is_some_and(|state| state.pipeline.phase == Phase::Running) {
         return Err(EngineError::Setup(format!(
-            "{} is a live copy that a slot follows; a plain copy would end that\nhint: name another file with --target",
+            "{} is a live copy that a slot follows; a plain copy would end that\nhint: name \
+             another file with --target",
             options.target.path.display()
         )));
     }
@@ -703,13 +716,15 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     if !locked.is_empty() {
         let locked: Vec<String> = locked.iter().map(ToString::to_string).collect();
         return Err(EngineError::Setup(format!(
-            "{} could not be read: another session has locked it; the other tables are copied\nhint: run it again",
+            "{} could not be read: another session has locked it; the other tables are \
+             copied\nhint: run it again",
             locked.join(", ")
         )));
     }
     if changed > 0 {
         return Err(EngineError::Setup(format!(
-            "{changed} tables changed their shape while they were being copied; the others are copied\nhint: run it again"
+            "{changed} tables changed their shape while they were being copied; the others are \
+             copied\nhint: run it again"
         )));
     }
     let state = writer.call(|target| target.state()).await?;

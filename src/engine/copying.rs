@@ -1,7 +1,7 @@
 //! Copies that run beside the stream and outlive its sessions, one round after the other.
 //!
-//! A round tells what it has done ([`News`]), and whoever follows the stream acts upon it between two batches
-//! ([`super::SyncEngine::tend`]).
+//! A round tells what it has done ([`News`]), and whoever follows the stream acts upon it between
+//! two batches ([`super::SyncEngine::tend`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +24,8 @@ use crate::{
     target::OlapEngine,
 };
 
-/// After a round that came too late for a table, the stream stays so far behind the source while the next one begins; twice as
-/// far each time.
+/// After a round that came too late for a table, the stream stays so far behind the source while
+/// the next one begins; twice as far each time.
 const FIRST_TRAIL: Duration = Duration::from_millis(200);
 const LONGEST_TRAIL: Duration = Duration::from_secs(20);
 /// A round begins when the stream has found no other table to copy for so long,
@@ -122,8 +122,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
         self.wanted.extend(oids);
     }
 
-    /// The same for what the stream or a look has found: a moment later, since a migration changes many tables in a row, and one
-    /// round is to copy them all.
+    /// The same for what the stream or a look has found: a moment later, since a migration changes
+    /// many tables in a row, and one round is to copy them all.
     pub fn want_soon(&mut self, oids: BTreeSet<u32>) {
         if oids.is_empty() {
             return;
@@ -169,8 +169,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
         }
     }
 
-    /// What a round has planned was looked at: these tables are being copied now, those need no copy, and for some it
-    /// came too late.
+    /// What a round has planned was looked at: these tables are being copied now, those need no
+    /// copy, and for some it came too late.
     pub fn planned(&mut self, adopted: &BTreeSet<u32>, too_late: &BTreeSet<u32>) {
         if let Some(running) = &self.running {
             self.wanted.retain(|oid| !running.asked.contains(oid));
@@ -236,8 +236,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
     }
 
     fn begin(&mut self) {
-        // The stream starts at the snapshot of the pipeline's own slot, so it must not pass changes of the
-        // tables before the round has adopted them.
+        // The stream starts at the snapshot of the pipeline's own slot, so it must not pass changes
+        // of the tables before the round has adopted them.
         if let Some(first) = &self.first {
             self.hold.set(first.created.consistent_point);
         }
@@ -264,8 +264,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
         });
     }
 
-    /// Begins a round when one is due, and waits for news of it; forever when there is nothing to copy. May be dropped at
-    /// any time.
+    /// Begins a round when one is due, and waits for news of it; forever when there is nothing to
+    /// copy. May be dropped at any time.
     ///
     /// # Errors
     /// A round met something that no retry mends, or failed too often.
@@ -338,7 +338,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
         (self.races, self.failures, self.not_before) = (0, 0, None);
     }
 
-    /// Lets chunks that have begun come to their end, within the grace period. Another round may be begun after that.
+    /// Lets chunks that have begun come to their end, within the grace period. Another round may be
+    /// begun after that.
     pub async fn shutdown(&mut self) {
         let Some(mut running) = self.running.take() else { return };
         running.stop.cancel();

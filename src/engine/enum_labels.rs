@@ -1,8 +1,9 @@
 //! Labels of enums that came since they were looked at last.
 //!
-//! The stream brings a label as it was called when the row was written, and says nothing of ALTER TYPE .. RENAME VALUE. A
-//! label that was known before is compared by its row's `xmin`. One that was added since may have been renamed before
-//! anybody looked: then older rows in the copy have a name that the source no longer knows. Only the copy tells.
+//! The stream brings a label as it was called when the row was written, and says nothing of ALTER
+//! TYPE .. RENAME VALUE. A label that was known before is compared by its row's `xmin`. One that
+//! was added since may have been renamed before anybody looked: then older rows in the copy have a
+//! name that the source no longer knows. Only the copy tells.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,7 +22,8 @@ pub struct LabelCheck {
     pub allowed: Vec<String>,
 }
 
-/// The checks that prove that no label which came since `known` was renamed after rows of `table` had it.
+/// The checks that prove that no label which came since `known` was renamed after rows of `table`
+/// had it.
 ///
 /// # Errors
 /// No check could: the enum is a part of another type.
@@ -55,8 +57,8 @@ pub fn label_checks(
                 ));
             }
         }
-        // Of one new label every name but its present one is unknown to the source. With several, one may have been
-        // renamed and its name given to another.
+        // Of one new label every name but its present one is unknown to the source. With several,
+        // one may have been renamed and its name given to another.
         let is_allowed = |is_doubtful: bool| !is_doubtful || doubtful == 1;
         let allowed = labels.iter().filter(|(_, is_doubtful)| is_allowed(*is_doubtful));
         let allowed = allowed.map(|(label, _)| label.name.clone()).collect();

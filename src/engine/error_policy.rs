@@ -1,4 +1,5 @@
-//! What an error leads to: the one place that says whether it is waited for, tried again, or told to the operator.
+//! What an error leads to: the one place that says whether it is waited for, tried again, or told
+//! to the operator.
 
 use std::time::Duration;
 
@@ -22,15 +23,15 @@ use crate::{
 pub enum Policy {
     /// The source is away: it is asked again with growing, jittered pauses, without end.
     Outage,
-    /// The source answers, and what was in the way is over by the next time. As an outage, but worth asking again also when
-    /// nothing has streamed yet.
+    /// The source answers, and what was in the way is over by the next time. As an outage, but
+    /// worth asking again also when nothing has streamed yet.
     Passing,
     /// A bug, or too little memory: tried again as often as the budget of restarts allows.
     Restart,
     /// A disk at our end does not take what is written. The target is opened again until it does.
     Disk,
-    /// It is about what one table holds: that table is paused or copied again, and the others go on. Where no table is known,
-    /// it is the operator's.
+    /// It is about what one table holds: that table is paused or copied again, and the others go
+    /// on. Where no table is known, it is the operator's.
     Table,
     /// Nothing but a change of settings, privileges or objects helps.
     Operator,
@@ -48,7 +49,8 @@ pub fn policy(error: &EngineError) -> Policy {
         EngineError::Source(error) => of_source(error),
         EngineError::Target(error) => of_target(error),
         EngineError::Bug { .. } => Policy::Restart,
-        // Another round of copies makes a snapshot of its own, or comes when the other copy is over.
+        // Another round of copies makes a snapshot of its own, or comes when the other copy is
+        // over.
         EngineError::SnapshotLost | EngineError::Busy => Policy::Passing,
         EngineError::Setup(_) | EngineError::NoTable { .. } => Policy::Operator,
     }
@@ -69,7 +71,8 @@ pub fn of_source(error: &SourceError) -> Policy {
             | WireError::Authentication(_)
             | WireError::Unproven => Policy::Operator,
         },
-        // Without a code it is about the connection, or about a NULL where an object was dropped while it was asked about.
+        // Without a code it is about the connection, or about a NULL where an object was dropped
+        // while it was asked about.
         SourceError::Query(error) | SourceError::Catalog(CatalogError::Query(error)) => {
             match error.code() {
                 Some(code) if !error.is_closed() => of_refusal(code.code()),
@@ -118,8 +121,8 @@ fn of_target(error: &TargetError) -> Policy {
     }
 }
 
-/// Ends of the stream that come again and again before it has brought anything: a server that crashes over what it decodes does so
-/// for each connection, and takes all its other sessions down.
+/// Ends of the stream that come again and again before it has brought anything: a server that
+/// crashes over what it decodes does so for each connection, and takes all its other sessions down.
 #[derive(Debug, Default)]
 pub struct Standstill {
     position: Lsn,

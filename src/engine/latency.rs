@@ -1,7 +1,8 @@
-//! How long it takes from a commit at the source until readers of the copy can see it, transaction by transaction, and how
-//! long single commits into DuckDB take.
+//! How long it takes from a commit at the source until readers of the copy can see it, transaction
+//! by transaction, and how long single commits into DuckDB take.
 //!
-//! Both ends are clocks: where source and copy are different machines, the difference of their clocks is in it.
+//! Both ends are clocks: where source and copy are different machines, the difference of their
+//! clocks is in it.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -110,7 +111,10 @@ impl Latency {
         else {
             return Value::Null;
         };
-        json!({ "last_minutes": figures(&arrivals.last_minutes()), "since_start": figures(&arrivals.whole) })
+        json!({
+            "last_minutes": figures(&arrivals.last_minutes()),
+            "since_start": figures(&arrivals.whole),
+        })
     }
 
     /// How long single commits into DuckDB took, for `rhei status --json`.
@@ -120,11 +124,16 @@ impl Latency {
         let figures = |of: &Histogram<u32>| {
             let ms = |micros: u64| micros as f64 / 1000.0;
             json!({
-                "commits": of.len(), "p50_ms": ms(of.value_at_quantile(0.5)), "p99_ms": ms(of.value_at_quantile(0.99)),
+                "commits": of.len(),
+                "p50_ms": ms(of.value_at_quantile(0.5)),
+                "p99_ms": ms(of.value_at_quantile(0.99)),
                 "max_ms": ms(of.max()),
             })
         };
-        json!({ "last_minutes": figures(&pauses.last_minutes()), "since_start": figures(&pauses.whole) })
+        json!({
+            "last_minutes": figures(&pauses.last_minutes()),
+            "since_start": figures(&pauses.whole),
+        })
     }
 }
 
@@ -137,12 +146,17 @@ fn figures(histogram: &Histogram<u32>) -> Value {
         .map(|(from, to)| {
             let to_micros = to.map_or(LONGEST.as_micros() as u64, |to| to * 1000);
             let from_micros = if from == 0 { 0 } else { from * 1000 + 1 };
-            json!({ "up_to_ms": to, "transactions": histogram.count_between(from_micros, to_micros) })
+            let transactions = histogram.count_between(from_micros, to_micros);
+            json!({ "up_to_ms": to, "transactions": transactions })
         })
         .collect();
     json!({
-        "transactions": histogram.len(), "p50_ms": quantile(0.5), "p90_ms": quantile(0.9), "p99_ms": quantile(0.99),
-        "max_ms": ms(histogram.max()), "buckets": buckets,
+        "transactions": histogram.len(),
+        "p50_ms": quantile(0.5),
+        "p90_ms": quantile(0.9),
+        "p99_ms": quantile(0.99),
+        "max_ms": ms(histogram.max()),
+        "buckets": buckets,
     })
 }
 

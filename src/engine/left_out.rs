@@ -1,4 +1,5 @@
-//! Relations whose changes the stream brings and that are left out of the copy, each for a reason that is known.
+//! Relations whose changes the stream brings and that are left out of the copy, each for a reason
+//! that is known.
 
 use std::{
     collections::BTreeMap,
@@ -68,8 +69,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         spec.is_some_and(|spec| commit_lsn < spec.copy_lsn && spec.copy_xids.is_none())
     }
 
-    /// Finds out what the relations are whose changes came and were not taken: none is left out that is not known to be.
-    /// A reason to attach anew: one of them is a table to copy, or a part of one.
+    /// Finds out what the relations are whose changes came and were not taken: none is left out
+    /// that is not known to be. A reason to attach anew: one of them is a table to copy, or a part
+    /// of one.
     pub(super) async fn place_untracked(&mut self) -> Result<Option<String>, EngineError> {
         let untracked = self.consumer.assembler().take_untracked();
         let Some(catalogs) = self.catalogs.as_mut().filter(|_| !untracked.is_empty()) else {

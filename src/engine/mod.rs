@@ -1,10 +1,11 @@
 //! Decides what happens next.
 //!
-//! `attach` proves that this file and this source belong together (or makes it so), `tables` plans what is copied,
-//! `copying` runs copies beside the stream and `tending` does what they ask, `schema` judges what became of a table's
-//! shape, `error_policy` what an error leads to, `slot_lost` what follows from a slot that this copy cannot go on with,
-//! `latency` measures, `supervisor` begins again what failed, `settled` says how far everything is in the copy, this file
-//! holds one cycle, `replicate` the long run and the catch-up.
+//! `attach` proves that this file and this source belong together (or makes it so), `tables` plans
+//! what is copied, `copying` runs copies beside the stream and `tending` does what they ask,
+//! `schema` judges what became of a table's shape, `error_policy` what an error leads to,
+//! `slot_lost` what follows from a slot that this copy cannot go on with, `latency` measures,
+//! `supervisor` begins again what failed, `settled` says how far everything is in the copy, this
+//! file holds one cycle, `replicate` the long run and the catch-up.
 
 pub mod attach;
 pub mod copying;
@@ -77,7 +78,8 @@ pub struct CycleReport {
     pub is_ended: bool,
     /// The stop signal came before anything was applied.
     pub is_stopped: bool,
-    /// Why the session has to attach anew before it goes on: tables came, went, or have to be copied again.
+    /// Why the session has to attach anew before it goes on: tables came, went, or have to be
+    /// copied again.
     pub attach_anew: Option<String>,
 }
 
@@ -91,7 +93,8 @@ pub enum EngineError {
     #[error("{0}")]
     Setup(String),
     #[error(
-        "no table of the source matches {asked}\ndetail: Publication {publications} holds no such table.\nhint: see [source] \
+        "no table of the source matches {asked}\ndetail: Publication {publications} holds no such \
+         table.\nhint: see [source] \
          tables and exclude, and `SELECT * FROM pg_publication_tables`"
     )]
     NoTable { asked: String, publications: String },
@@ -145,7 +148,8 @@ impl<T: OlapEngine + 'static> Writer<T> {
         Self(Arc::new(Mutex::new(target)))
     }
 
-    /// Runs `work` on a thread that may block. A call that has begun is always finished, even when nobody waits.
+    /// Runs `work` on a thread that may block. A call that has begun is always finished, even when
+    /// nobody waits.
     pub async fn call<R: Send + 'static, E: Send + 'static>(
         &self,
         work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
@@ -159,7 +163,8 @@ impl<T: OlapEngine + 'static> Writer<T> {
             let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
             let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut target)));
             done.map_err(|panic| {
-                // Nothing of a transaction that a panic left open may be seen by whoever comes next.
+                // Nothing of a transaction that a panic left open may be seen by whoever comes
+                // next.
                 let _ = target.roll_back();
                 EngineError::Bug { what, why: supervisor::panic_text(&*panic) }
             })
@@ -171,11 +176,13 @@ impl<T: OlapEngine + 'static> Writer<T> {
 /// Read for cycles, write for whatever changes the shape of tables or rewrites the file.
 pub type DdlLock = Arc<RwLock<()>>;
 
-/// How far an idle checkpoint may lie behind what the source has proven to hold nothing for us (trap 26).
+/// How far an idle checkpoint may lie behind what the source has proven to hold nothing for us
+/// (trap 26).
 const IDLE_BYTES: u64 = 16 << 20;
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
-/// How long a question waits for its transaction to become visible at the source, where synchronous standbys hold that up.
+/// How long a question waits for its transaction to become visible at the source, where synchronous
+/// standbys hold that up.
 const MAX_INVISIBLE: Duration = Duration::from_secs(10);
 const INVISIBLE_PAUSE: Duration = Duration::from_millis(5);
 const INVISIBLE_WARNING: Duration = Duration::from_secs(1);
@@ -194,10 +201,12 @@ pub struct SyncEngine<C, T> {
     checkpoint: Checkpoint,
     /// Tables whose shadows are being filled.
     copying: BTreeMap<u32, Arc<TableSpec>>,
-    /// Tables whose shadows are whole; what changed meanwhile is merged once the checkpoint is at their `copy_lsn`.
+    /// Tables whose shadows are whole; what changed meanwhile is merged once the checkpoint is at
+    /// their `copy_lsn`.
     catching_up: BTreeMap<u32, Arc<TableSpec>>,
     not_copied: Vec<(String, String)>,
-    /// Tables that DuckDB refused to go on with; their changes are dropped until they are copied again.
+    /// Tables that DuckDB refused to go on with; their changes are dropped until they are copied
+    /// again.
     paused: BTreeSet<u32>,
     limits: BatchLimits,
     /// What the stream broke with while a batch was applied.
@@ -283,8 +292,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub fn new(consumer: C, target: Writer<T>, checkpoint: Checkpoint, options: &Options) -> Self {
         let limits = BatchLimits {
             max_rows: options.max_batch_rows,
-            // What is applied, what is decoded to be applied next, and what it is decoded from; the queue has a quarter. DuckDB takes
-            // as much again outside of its own limit, for the log (ARCHITECTURE.md).
+            // What is applied, what is decoded to be applied next, and what it is decoded from; the
+            // queue has a quarter. DuckDB takes as much again outside of its own limit, for the log
+            // (ARCHITECTURE.md).
             max_bytes: options.memory_limit_bytes / 8,
             linger: Duration::ZERO,
             until: None,
@@ -337,8 +347,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.checkpoint
     }
 
-    /// Reads on until a whole source transaction is there and the time has come, or a batch is full. May be dropped half
-    /// way. While the catalogs wait for a moment when nothing is half read, it waits for ever.
+    /// Reads on until a whole source transaction is there and the time has come, or a batch is
+    /// full. May be dropped half way. While the catalogs wait for a moment when nothing is half
+    /// read, it waits for ever.
     ///
     /// # Errors
     /// As [`Self::sync_once`].
@@ -354,11 +365,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(self.consumer.gather(&BatchLimits { any: true, ..limits }).await?)
     }
 
-    /// One cycle: take a batch, apply it with its checkpoint, acknowledge. A source transaction that is too large for memory
-    /// comes in parts, all of them in one cycle and in one target transaction.
+    /// One cycle: take a batch, apply it with its checkpoint, acknowledge. A source transaction
+    /// that is too large for memory comes in parts, all of them in one cycle and in one target
+    /// transaction.
     ///
     /// # Errors
-    /// The stream broke or the target refused. Nothing was applied in part; start again from the checkpoint.
+    /// The stream broke or the target refused. Nothing was applied in part; start again from the
+    /// checkpoint.
     pub async fn sync_once(
         &mut self,
         cycle: CycleOptions,
@@ -395,14 +408,17 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let mut read = Duration::ZERO;
         let (mut report, before, applied) = loop {
             let waiting = Instant::now();
-            // Whatever came after the break is not to be trusted, also in the middle of a transaction.
+            // Whatever came after the break is not to be trusted, also in the middle of a
+            // transaction.
             if let Some(error) = self.broken.take() {
                 return Err(error.into());
             }
             let delivery = tokio::select! {
                 biased;
                 // What was read and not applied comes again: the checkpoint has not moved.
-                () = stop.cancelled() => return Ok(CycleReport { is_stopped: true, ..nothing(&self.checkpoint) }),
+                () = stop.cancelled() => {
+                    return Ok(CycleReport { is_stopped: true, ..nothing(&self.checkpoint) });
+                }
                 delivery = self.consumer.next_batch(&limits) => delivery?,
             };
             let mut batch = match delivery {
@@ -414,8 +430,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let asked = Instant::now();
                     self.judge(&question, stop).await?;
                     asking += asked.elapsed();
-                    // A migration has a question about one table after the other. Changes of other tables are
-                    // applied in between.
+                    // A migration has a question about one table after the other. Changes of other
+                    // tables are applied in between.
                     if asking >= MAX_ASKING {
                         limits.max_rows = 1;
                     }
@@ -536,8 +552,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Tables cannot go on from within a source transaction of which parts may have been applied: those are taken back, the
-    /// tables paused, and the transaction is read again without them.
+    /// Tables cannot go on from within a source transaction of which parts may have been applied:
+    /// those are taken back, the tables paused, and the transaction is read again without them.
     async fn pause_and_read_again(
         &mut self,
         failed: Vec<TableFailure>,
@@ -584,7 +600,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         };
         let (since, mut is_said) = (Instant::now(), false);
         let mut verdict = loop {
-            // Dropping the question half asked is safe: after a stop the connection is not used again.
+            // Dropping the question half asked is safe: after a stop the connection is not used
+            // again.
             let asked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -596,15 +613,18 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Asked::Locked => {
                     is_said = true;
                     let table = &question.relation.name;
-                    tracing::warn!(%table, "waiting for a lock that somebody holds on a published table, to read its shape");
+                    tracing::warn!(%table, "waiting for a lock that somebody holds on a published \
+                                            table, to read its shape");
                 }
-                // The commit waits for our acknowledgement, and that for this answer. A copy comes without it.
+                // The commit waits for our acknowledgement, and that for this answer. A copy comes
+                // without it.
                 Asked::NotVisible
                     if since.elapsed() >= MAX_INVISIBLE
                         && in_time(catalogs.is_synchronous_standby()).await? =>
                 {
                     break Verdict::Copy(
-                        "synchronous_standby_names at the source includes rhei, so the table's shape cannot be read \
+                        "synchronous_standby_names at the source includes rhei, so the table's \
+                         shape cannot be read \
                          before its change is acknowledged"
                             .to_owned(),
                     );
@@ -615,7 +635,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         let table = &question.relation.name;
                         tracing::warn!(
                             %table,
-                            "waiting for a transaction of the source that is not visible there yet, as while a \
+                            "waiting for a transaction of the source that is not visible there \
+                             yet, as while a \
                              standby in synchronous_standby_names has not answered"
                         );
                     }
@@ -632,7 +653,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         match verdict {
             Verdict::Same | Verdict::Noted(_) => self.consumer.assembler().answer(Answer::Same),
             Verdict::Reshape(reshape) => {
-                tracing::info!(table = %reshape.after.source, "the table has another shape from here on");
+                tracing::info!(table = %reshape.after.source, "the table has another shape from \
+                     here on");
                 catalogs.adopted(&reshape.after);
                 // What was looked at before may be older than this shape.
                 (self.look, self.looked) = (None, None);
@@ -644,9 +666,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(())
     }
 
-    /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to come before
-    /// [`Self::settle`] can act upon it, or `None` when nothing has changed since the last time. `Err(Locked)`: a published
-    /// table is locked, and has to be looked at later.
+    /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to
+    /// come before [`Self::settle`] can act upon it, or `None` when nothing has changed since the
+    /// last time. `Err(Locked)`: a published table is locked, and has to be looked at later.
     pub async fn look(&mut self) -> Result<Result<Option<Lsn>, Locked>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
             match in_time(catalogs.look()).await? {
@@ -662,8 +684,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(Ok(self.look.as_ref().map(|look| look.at)))
     }
 
-    /// What of a position of the source's WAL, read so long ago, is sure to come: see [`Catalogs::flushed`]. What was looked
-    /// at then waits for no more than that either.
+    /// What of a position of the source's WAL, read so long ago, is sure to come: see
+    /// [`Catalogs::flushed`]. What was looked at then waits for no more than that either.
     pub async fn reachable(&mut self, position: Lsn, age: Duration) -> Result<Lsn, EngineError> {
         let Some(catalogs) = &self.catalogs else { return Ok(position) };
         let reachable = catalogs.flushed(position, age).await?;
@@ -688,7 +710,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.look.is_some()
     }
 
-    /// Acts upon the last look once the stream has passed it. Shapes that it found are in the next cycle's batch.
+    /// Acts upon the last look once the stream has passed it. Shapes that it found are in the next
+    /// cycle's batch.
     pub async fn settle(&mut self) -> Result<Settling, EngineError> {
         let position = self.consumer.position();
         let passed = position.decoded.max(self.checkpoint.lsn);
@@ -747,7 +770,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     || self.last_saved.elapsed() >= IDLE_TIME)
     }
 
-    /// Applies a batch. A table that DuckDB cannot go on with is paused in the same transaction, and the others go on.
+    /// Applies a batch. A table that DuckDB cannot go on with is paused in the same transaction,
+    /// and the others go on.
     async fn apply(
         &mut self,
         batch: ChangeBatch,
@@ -773,7 +797,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 let mut applying = std::pin::pin!(
                     self.target.call(move |target| target.apply(&work, &checkpoint))
                 );
-                // The next batch is decoded meanwhile, unless the catalogs wait for a moment when nothing is half read.
+                // The next batch is decoded meanwhile, unless the catalogs wait for a moment when
+                // nothing is half read.
                 let may_read = self.look.is_none() && self.broken.is_none();
                 let applied = tokio::select! {
                     biased;
@@ -812,7 +837,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let Some(table) = failed else { return Err(error.into()) };
                     let reason = format!("{}; {}", with_causes(&error), copy_it(table));
                     let (oid, table) = (table.oid, table.source.clone());
-                    // A copy that is on its way is begun again; one that was whole is for the operator to look at.
+                    // A copy that is on its way is begun again; one that was whole is for the
+                    // operator to look at.
                     let is_copied =
                         self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
                     let is_excused =
@@ -835,7 +861,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Whether the catalogs explain that the copy of a table does not hold what the stream says of it.
+    /// Whether the catalogs explain that the copy of a table does not hold what the stream says of
+    /// it.
     async fn is_explained(&mut self, oid: u32) -> Result<bool, EngineError> {
         match &mut self.catalogs {
             Some(catalogs) => in_time(catalogs.explains_divergence(oid)).await,
@@ -849,8 +876,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 }
 
-/// The source may take so long to answer what is asked of its catalogs; locks are not waited for there. One that is silent
-/// although its machine answers is left.
+/// The source may take so long to answer what is asked of its catalogs; locks are not waited for
+/// there. One that is silent although its machine answers is left.
 async fn in_time<R>(
     answer: impl Future<Output = Result<R, EngineError>>,
 ) -> Result<R, EngineError> {
@@ -864,7 +891,8 @@ fn log_failures(failed: &[TableFailure]) {
     for TableFailure { table, reason, remedy, .. } in failed {
         match remedy {
             Remedy::CopyAgain => {
-                tracing::warn!(%table, reason, "a change cannot be applied; copying the table again")
+                tracing::warn!(%table, reason, "a change cannot be applied; copying the table \
+                     again")
             }
             Remedy::CopyAltered => tracing::info!("table {table} is copied again: {reason}"),
             Remedy::Operator | Remedy::AllowNulls => {

@@ -1,5 +1,6 @@
-//! Tables that are copied again: which ones wait for that, and how often it was because a change could not be applied. A cause
-//! that stays makes copies without end, each of which reads the whole table at the source.
+//! Tables that are copied again: which ones wait for that, and how often it was because a change
+//! could not be applied. A cause that stays makes copies without end, each of which reads the whole
+//! table at the source.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -45,8 +46,8 @@ impl Recopies {
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
-    /// Marks tables that only another copy makes equal to the source, for these reasons. Their old copies stay readable
-    /// until then, and everything else goes on.
+    /// Marks tables that only another copy makes equal to the source, for these reasons. Their old
+    /// copies stay readable until then, and everything else goes on.
     pub(super) async fn copy_again(
         &mut self,
         copies: Vec<(u32, String)>,

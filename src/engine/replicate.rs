@@ -70,14 +70,15 @@ impl SyncReport {
     }
 }
 
-/// How often `sync` attaches anew before it gives up: each time a table was found that had to be copied again.
+/// How often `sync` attaches anew before it gives up: each time a table was found that had to be
+/// copied again.
 const ATTACH_LIMIT: u32 = 30;
 
 /// How often `sync` goes on after its stream broke.
 const BREAKS: u32 = 3;
 
-/// Catches up with what the source had committed when it was called, then stops. Tables that need it are copied, and
-/// those of `again`.
+/// Catches up with what the source had committed when it was called, then stops. Tables that need
+/// it are copied, and those of `again`.
 ///
 /// # Errors
 /// See [`EngineError`]. What was applied stays; a second call goes on from there.
@@ -191,7 +192,8 @@ fn may_heal(error: &EngineError) -> bool {
     policy(error).is_waited_for() || matches!(error, EngineError::Bug { .. })
 }
 
-/// Has one round copy every table that the stream and the look before it found to need another copy.
+/// Has one round copy every table that the stream and the look before it found to need another
+/// copy.
 ///
 /// # Errors
 /// The source was altered during each of the rounds before, too.
@@ -209,7 +211,8 @@ fn copy_what_was_found<T: OlapEngine + 'static>(
 
 fn changed_again_and_again() -> EngineError {
     EngineError::Setup(
-        "tables changed their shape again and again while they were copied\nhint: run it again when fewer schema changes \
+        "tables changed their shape again and again while they were copied\nhint: run it again \
+         when fewer schema changes \
          are made"
             .to_owned(),
     )
@@ -283,7 +286,8 @@ async fn catch_up<T: OlapEngine + 'static>(
                 }
                 Err(Locked) => {
                     tracing::warn!(
-                        "waiting for a lock that somebody holds on a published table, to read its shape"
+                        "waiting for a lock that somebody holds on a published table, to read its \
+                         shape"
                     )
                 }
             }
@@ -410,13 +414,16 @@ async fn stream<T: OlapEngine + 'static>(
     Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))
 }
 
-/// PostgreSQL may stumble over its catalogs (XX000) when it decodes a transaction before its end that changed tables and was
-/// rolled back: what it looks for may be gone. It does not decode those at all when it sends whole transactions only.
+/// PostgreSQL may stumble over its catalogs (XX000) when it decodes a transaction before its end
+/// that changed tables and was rolled back: what it looks for may be gone. It does not decode those
+/// at all when it sends whole transactions only.
 fn wants_whole_from_now_on(error: &EngineError) -> bool {
-    let is_slip = matches!(
-        error,
-        EngineError::Source(SourceError::Wire(WireError::Server(message))) if message.code == "XX000"
-    );
+    let is_slip = match error {
+        EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
+            message.code == "XX000"
+        }
+        _ => false,
+    };
     if is_slip {
         tracing::warn!("asking the source for whole transactions only, from now on");
     }
@@ -431,8 +438,8 @@ fn spool_folder(target: &Path) -> PathBuf {
         .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
-/// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again from the
-/// checkpoint, with growing, jittered pauses; others end the run.
+/// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again
+/// from the checkpoint, with growing, jittered pauses; others end the run.
 ///
 /// # Errors
 /// The first session could not begin, or a later one met something that no retry mends.
@@ -590,7 +597,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
             }
             Ok(Ended::AttachAnew(reason)) => {
                 tracing::info!(reason, "attaching anew");
-                // Many changes in a row, or one that a new session does not settle: not as fast as possible.
+                // Many changes in a row, or one that a new session does not settle: not as fast as
+                // possible.
                 in_a_row = if began.elapsed() < CALM { in_a_row + 1 } else { 0 };
                 if in_a_row > IN_A_ROW {
                     tokio::select! {
@@ -615,7 +623,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
                     said_empty = Some(tokio::time::Instant::now());
                     tracing::warn!(
                         publications = options.publications.join(", "),
-                        "waiting for the first table: the publication holds none that [source] tables and exclude choose"
+                        "waiting for the first table: the publication holds none that [source] \
+                         tables and exclude choose"
                     );
                 }
                 tokio::select! {
@@ -664,7 +673,8 @@ async fn run_sessions<T: OlapEngine + 'static>(
         if left_alone.is_some() {
             tracing::error!(
                 %position,
-                "the source ends the stream at the same position again and again, and is left alone for longer and longer: its log \
+                "the source ends the stream at the same position again and again, and is left \
+                 alone for longer and longer: its log \
                  says whether it crashes over what comes next there"
             );
         }
@@ -705,13 +715,15 @@ async fn session<T: OlapEngine + 'static>(
     *how.position = engine.consumer.position().decoded.max(engine.checkpoint().lsn);
     let ended = followed?;
     if ended == Ended::Stopped {
-        tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, acknowledging");
+        tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, \
+             acknowledging");
     }
     engine.into_consumer().shutdown().await?;
     Ok(ended)
 }
 
-/// Follows the stream until `stop`, an error, or something that the session has to attach again for.
+/// Follows the stream until `stop`, an error, or something that the session has to attach again
+/// for.
 async fn follow<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     options: &Options,
@@ -763,8 +775,8 @@ async fn follow<T: OlapEngine + 'static>(
         loop {
             not_before = tokio::time::Instant::now() + options.interval;
             ticks.reset();
-            // What was looked at waits for the stream to pass it, and a table that is copied for the checkpoint: the server is
-            // asked how far it is, and what it says is saved.
+            // What was looked at waits for the stream to pass it, and a table that is copied for
+            // the checkpoint: the server is asked how far it is, and what it says is saved.
             let is_reaching = engine.is_reaching();
             let hurry = is_reaching || engine.is_looking() || engine.is_settling();
             let cycle = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };

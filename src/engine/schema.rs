@@ -1,12 +1,13 @@
-//! What became of a table's shape: the same, another one that its copy can be brought into, or one that only a new
-//! copy reaches.
+//! What became of a table's shape: the same, another one that its copy can be brought into, or one
+//! that only a new copy reaches.
 //!
-//! The wire describes a relation by names and types (trap 64); which column is which, what older rows hold and whether
-//! the table was rewritten, only the catalogs know, and they speak of now, not of then. So [`judge`] answers `Reshape`
-//! only where both agree, and `Copy` wherever something could have happened in between: a copy is always exact.
-//! Every relation of the stream is judged before its rows are read on ([`Catalogs::relation`]); what the wire never
-//! mentions is found by looking at the catalogs now and then ([`Catalogs::look`]), and judged once the stream has
-//! passed that look ([`Catalogs::settle`]).
+//! The wire describes a relation by names and types (trap 64); which column is which, what older
+//! rows hold and whether the table was rewritten, only the catalogs know, and they speak of now,
+//! not of then. So [`judge`] answers `Reshape` only where both agree, and `Copy` wherever something
+//! could have happened in between: a copy is always exact. Every relation of the stream is judged
+//! before its rows are read on ([`Catalogs::relation`]); what the wire never mentions is found by
+//! looking at the catalogs now and then ([`Catalogs::look`]), and judged once the stream has passed
+//! that look ([`Catalogs::settle`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -58,7 +59,8 @@ pub enum Verdict {
 pub struct Policy<'a> {
     pub settings: &'a TableSettings,
     pub null_unrepresentable: bool,
-    /// A rewrite that turned `int` into `bigint` is taken for the plain cast that it most often is (trap 67).
+    /// A rewrite that turned `int` into `bigint` is taken for the plain cast that it most often is
+    /// (trap 67).
     pub trust_widening: bool,
     /// The last TRUNCATE that was applied, which explains a new file.
     pub truncated: Option<Truncated>,
@@ -73,7 +75,8 @@ pub struct Truncated {
     pub is_unseen: bool,
 }
 
-/// Judges a table that is followed as `spec` by what the catalogs say `now`, and by what the stream says, if it does.
+/// Judges a table that is followed as `spec` by what the catalogs say `now`, and by what the stream
+/// says, if it does.
 pub fn judge(
     spec: &Arc<TableSpec>,
     now: &SourceTable,
@@ -129,7 +132,8 @@ fn decide(
         } else {
             now.fingerprint.inherits.clone()
         },
-        // And labels and fields that came since: rows may have been read before they got the names that they have now.
+        // And labels and fields that came since: rows may have been read before they got the names
+        // that they have now.
         labels: if question.is_some() {
             known.labels.clone()
         } else {
@@ -155,7 +159,8 @@ fn decide(
                     let is_reprinted = found == Some(InPlace::Reprinted);
                     if is_reprinted && question.is_some_and(|question| question.has_open_rows) {
                         return Err(format!(
-                            "column \"{}\" got another type inside a transaction that had changed rows before",
+                            "column \"{}\" got another type inside a transaction that had changed \
+                             rows before",
                             column.name
                         ));
                     }
@@ -191,8 +196,11 @@ fn decide(
         }
     }
     // Trusted is a widening that is there to be seen, and nothing else that rewrites.
-    let is_widened = after.columns.iter().zip(&columns).any(|(column, origin)| {
-        matches!(origin, ColumnOrigin::Kept(at) if spec.columns.get(*at).is_some_and(|before| before.mapping != column.mapping))
+    let is_widened = after.columns.iter().zip(&columns).any(|(column, origin)| match origin {
+        ColumnOrigin::Kept(at) => {
+            spec.columns.get(*at).is_some_and(|before| before.mapping != column.mapping)
+        }
+        ColumnOrigin::Added(_) => false,
     });
     let is_added = columns.iter().any(|column| matches!(column, ColumnOrigin::Added(_)));
     if rewritten && (is_added || !is_widened || now.kind == b'p') {
@@ -217,7 +225,9 @@ fn decide(
     }
     if question.is_some_and(|question| question.has_parts) {
         return Err(
-            "it changed its shape inside a transaction too large for memory that had changed rows before".to_owned()
+            "it changed its shape inside a transaction too large for memory that had changed rows \
+             before"
+                .to_owned(),
         );
     }
     let reshape = Reshape { before: Arc::clone(spec), after: Arc::new(after), columns };
@@ -227,7 +237,8 @@ fn decide(
     Ok(Verdict::Reshape(Box::new(reshape)))
 }
 
-/// How a table is published otherwise than before: what happened to it in between may not have come.
+/// How a table is published otherwise than before: what happened to it in between may not have
+/// come.
 fn is_published_otherwise(known: &Fingerprint, found: &Fingerprint) -> Option<&'static str> {
     if (&known.listed, &known.schema) != (&found.listed, &found.schema) {
         return Some("it left its publication and came back, or is published in another way");
@@ -238,7 +249,8 @@ fn is_published_otherwise(known: &Fingerprint, found: &Fingerprint) -> Option<&'
     (known.row_filter != found.row_filter).then_some("its row filter is another one")
 }
 
-/// What happened without a word on the wire. `Ok(true)`: the table was rewritten, perhaps with other values.
+/// What happened without a word on the wire. `Ok(true)`: the table was rewritten, perhaps with
+/// other values.
 fn compare(
     known: &Fingerprint,
     now: &SourceTable,
@@ -279,14 +291,15 @@ fn compare(
     let is_altered =
         (&known.attributes, &known.leaf_attributes) != (&found.attributes, &found.leaf_attributes);
     if is_other_file && !is_altered && is_look {
-        // VACUUM FULL and CLUSTER change no row, and a table that a publication names can do nothing else to its file.
-        // A partition can be truncated without a word (trap 61), and a table that is published with all others can
-        // have been UNLOGGED for a while (trap 46).
+        // VACUUM FULL and CLUSTER change no row, and a table that a publication names can do
+        // nothing else to its file. A partition can be truncated without a word (trap 61), and a
+        // table that is published with all others can have been UNLOGGED for a while (trap 46).
         if now.kind == b'p' {
             return Err("the file of a partition was replaced, as by TRUNCATE".to_owned());
         }
-        // The table still has the file that the TRUNCATE made if the row in pg_class is as the TRUNCATE's transaction left it.
-        // And if the look did not see the TRUNCATE, the TRUNCATE has since removed every row of the file that the look saw.
+        // The table still has the file that the TRUNCATE made if the row in pg_class is as the
+        // TRUNCATE's transaction left it. And if the look did not see the TRUNCATE, the TRUNCATE
+        // has since removed every row of the file that the look saw.
         let own = now.leaves.iter().find(|leaf| leaf.oid == now.oid);
         let is_its_file =
             |truncated: Truncated| own.is_some_and(|leaf| leaf.changed_by == truncated.by);
@@ -299,8 +312,9 @@ fn compare(
     Ok(is_other_file && is_altered)
 }
 
-/// Partitions that came since. Born empty, as they mostly are, nothing came into them but by the stream (trap 71); else their
-/// sizes say whether they hold rows. A file has its table's oid until the first TRUNCATE or rewrite.
+/// Partitions that came since. Born empty, as they mostly are, nothing came into them but by the
+/// stream (trap 71); else their sizes say whether they hold rows. A file has its table's oid until
+/// the first TRUNCATE or rewrite.
 fn new_leaves<'a>(
     known: &'a Fingerprint,
     now: &'a SourceTable,
@@ -308,7 +322,8 @@ fn new_leaves<'a>(
     now.leaves.iter().filter(|leaf| !known.files.contains_key(&leaf.oid))
 }
 
-/// The table as the stream describes it, with what the catalogs know of its columns. `None`: as it is followed.
+/// The table as the stream describes it, with what the catalogs know of its columns. `None`: as it
+/// is followed.
 fn described(
     spec: &TableSpec,
     known: &Fingerprint,
@@ -316,14 +331,16 @@ fn described(
     question: &Question,
 ) -> Result<Option<SourceTable>, String> {
     let relation = &question.relation;
-    // Where the source says itself what the table was at this place of the stream, nothing is in doubt.
+    // Where the source says itself what the table was at this place of the stream, nothing is in
+    // doubt.
     let description = question.description.as_ref().filter(|it| is_credible(it, now, question));
     let (mut candidates, last_attnum) = match description {
         Some(description) => (of_description(description), description.last_attnum),
         None => (now.columns.clone(), now.fingerprint.last_attnum),
     };
-    // With REPLICA IDENTITY FULL every column is flagged, and only the catalogs know the key (trap 49), as it is now. One
-    // that has come since cannot be relied on before the stream has passed it: until then rows are matched whole.
+    // With REPLICA IDENTITY FULL every column is flagged, and only the catalogs know the key (trap
+    // 49), as it is now. One that has come since cannot be relied on before the stream has passed
+    // it: until then rows are matched whole.
     let key: Vec<i16> = spec
         .key_columns()
         .iter()
@@ -336,7 +353,8 @@ fn described(
         && key.iter().all(|attnum| now.primary_key.contains(attnum))
         && key.len() == now.primary_key.len();
     if fits(spec, relation) {
-        // A column that is gone now may have been replaced by one of the same name before this relation was described.
+        // A column that is gone now may have been replaced by one of the same name before this
+        // relation was described.
         let is_gone = |attnum: i16| !candidates.iter().any(|column| column.attnum == attnum);
         let is_another = last_attnum > known.last_attnum
             && spec.columns.iter().any(|column| is_gone(column.attnum));
@@ -354,8 +372,9 @@ fn described(
     }
     let changed_again = || "it changed again before it could be followed".to_owned();
     if description.is_none() {
-        // Columns that are there now and were there at the last copy were there in between. Whatever else the relation has
-        // must be the first of those that came since; if any column went since as well, it could be that one.
+        // Columns that are there now and were there at the last copy were there in between.
+        // Whatever else the relation has must be the first of those that came since; if any column
+        // went since as well, it could be that one.
         let (old, new): (Vec<_>, Vec<_>) =
             candidates.iter().partition(|column| column.attnum <= known.last_attnum);
         let went = spec
@@ -407,8 +426,9 @@ fn described(
     Ok(Some(table))
 }
 
-/// Whether a description is the table's at the place of a question. The event trigger may have been switched off for a
-/// change after it, which then came without a description: not inside the transaction that was described.
+/// Whether a description is the table's at the place of a question. The event trigger may have been
+/// switched off for a change after it, which then came without a description: not inside the
+/// transaction that was described.
 fn is_credible(description: &Description, now: &SourceTable, question: &Question) -> bool {
     // What is there now, and was there when it was described, was there in between.
     let is_there = |described: &DescribedColumn| {
@@ -465,7 +485,8 @@ pub enum Place {
     AwaitsCopy,
     /// A published table that was never copied.
     New,
-    /// A partition of this table, which is followed as a whole: a publication was altered in between.
+    /// A partition of this table, which is followed as a whole: a publication was altered in
+    /// between.
     PartOf(u32),
     LeftOut(Reason),
 }
@@ -528,8 +549,8 @@ pub struct Catalogs {
     publication: String,
     /// What the last settled look showed, to tell in a moment that nothing has changed.
     settled: Option<Settlement>,
-    /// By table: the last transaction whose TRUNCATE was applied, until a look that saw it has been settled. Numbers of
-    /// transactions come again, so none is kept for longer.
+    /// By table: the last transaction whose TRUNCATE was applied, until a look that saw it has been
+    /// settled. Numbers of transactions come again, so none is kept for longer.
     truncated: BTreeMap<u32, u32>,
     /// Relations that are not followed, as they were found since the last look.
     left_out: BTreeMap<u32, Place>,
@@ -549,18 +570,21 @@ struct Settlement {
 
 /// All published tables at one moment, with all that `xids` sees.
 struct Seen {
-    /// Whatever is visible at that moment had committed before, or soon after, this position of the WAL.
+    /// Whatever is visible at that moment had committed before, or soon after, this position of the
+    /// WAL.
     before: Lsn,
     xids: XidSnapshot,
     tables: BTreeMap<u32, SourceTable>,
     types: TypeCatalog,
-    /// By table: the Relation message that was judged [`Verdict::Same`], and the shape that it was compared with. The server
-    /// sends the root's Relation again for each partition, and judging one takes longer the more partitions there are.
+    /// By table: the Relation message that was judged [`Verdict::Same`], and the shape that it was
+    /// compared with. The server sends the root's Relation again for each partition, and judging
+    /// one takes longer the more partitions there are.
     fitting: BTreeMap<u32, (Arc<TableSpec>, Relation)>,
 }
 
-/// After so many questions in a row, each of which costs the source a look at all publications, one look at all tables
-/// answers the rest. So a session that begins asks hardly more often with 2,000 tables than with 20.
+/// After so many questions in a row, each of which costs the source a look at all publications, one
+/// look at all tables answers the rest. So a session that begins asks hardly more often with 2,000
+/// tables than with 20.
 const ONE_BY_ONE: u32 = 3;
 
 impl Catalogs {
@@ -599,7 +623,8 @@ impl Catalogs {
         self.others.insert(oid);
     }
 
-    /// A table that waited for its copy was not published when that was to begin. If it is by now, the next look finds it new.
+    /// A table that waited for its copy was not published when that was to begin. If it is by now,
+    /// the next look finds it new.
     pub fn gone(&mut self, oid: u32) {
         if self.others.remove(&oid) {
             self.settled = None;
@@ -616,9 +641,9 @@ impl Catalogs {
         self.specs.get(&oid)
     }
 
-    /// Whether something that the stream never mentions explains that a copy does not hold what the stream says of it: the
-    /// table left its publication for a while, a label was renamed, rows were rewritten. While somebody has the table
-    /// locked, nobody can say that it does not.
+    /// Whether something that the stream never mentions explains that a copy does not hold what the
+    /// stream says of it: the table left its publication for a while, a label was renamed, rows
+    /// were rewritten. While somebody has the table locked, nobody can say that it does not.
     pub async fn explains_divergence(&mut self, oid: u32) -> Result<bool, EngineError> {
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(false) };
         catalog::begin_moment(&self.sql).await?;
@@ -643,12 +668,14 @@ impl Catalogs {
         Ok(matches!(verdict, Verdict::Copy(_)) || !has_no_doubt)
     }
 
-    /// Whether commits at the source wait for this pipeline's own stream, as a synchronous standby's.
+    /// Whether commits at the source wait for this pipeline's own stream, as a synchronous
+    /// standby's.
     pub async fn is_synchronous_standby(&self) -> Result<bool, EngineError> {
         Ok(catalog::is_synchronous_standby(&self.sql, &self.options.slot).await?)
     }
 
-    /// Finds out what untracked relations are, in their order. `None`: a published table is locked; ask again.
+    /// Finds out what untracked relations are, in their order. `None`: a published table is locked;
+    /// ask again.
     pub async fn places(
         &mut self,
         relations: &[&Relation],
@@ -660,7 +687,8 @@ impl Catalogs {
         let asked: Vec<u32> =
             relations.iter().filter(unknown).map(|relation| relation.oid).collect();
 
-        // One question for all of them, and none for those that were left out before: there may be thousands.
+        // One question for all of them, and none for those that were left out before: there may be
+        // thousands.
         if !asked.is_empty() {
             let published =
                 match catalog::published_names(&self.sql, &self.options.publications).await {
@@ -746,7 +774,8 @@ impl Catalogs {
             return Ok(Asked::Locked);
         }
         let Some(now) = tables.pop() else {
-            // Gone by now. What the stream still brings of it fits, or is nobody's business any more.
+            // Gone by now. What the stream still brings of it fits, or is nobody's business any
+            // more.
             return Ok(Asked::Judged(if fits(&spec, &question.relation) {
                 Verdict::Same
             } else {
@@ -816,8 +845,9 @@ impl Catalogs {
         Ok(catalog::awaiting_standbys(&self.sql, xids).await?)
     }
 
-    /// Measures partitions that came since their tables were judged last: only an empty one changes nothing. Returns
-    /// the tables of which one is locked, so that it cannot be measured now. Not inside a moment.
+    /// Measures partitions that came since their tables were judged last: only an empty one changes
+    /// nothing. Returns the tables of which one is locked, so that it cannot be measured now. Not
+    /// inside a moment.
     async fn measure_attached(
         &self,
         tables: &mut [SourceTable],

@@ -1,9 +1,11 @@
-//! How far the copy is the source's equal, with what the stream never mentions: `settled_lsn` of `rhei status --json`.
+//! How far the copy is the source's equal, with what the stream never mentions: `settled_lsn` of
+//! `rhei status --json`.
 //!
-//! A checkpoint says that every row change before it is in the copy. It does not say that a rewrite, a renamed label or
-//! a new table has been noticed, since only a look at the catalogs finds those. A position is settled once all of this
-//! holds: a look began after the position was read, and showed nothing that is not acted upon; no transaction has its
-//! commit record before the position and was invisible to that look; the stream has passed the position; what the look led
+//! A checkpoint says that every row change before it is in the copy. It does not say that a
+//! rewrite, a renamed label or a new table has been noticed, since only a look at the catalogs
+//! finds those. A position is settled once all of this holds: a look began after the position was
+//! read, and showed nothing that is not acted upon; no transaction has its commit record before the
+//! position and was invisible to that look; the stream has passed the position; what the look led
 //! to is applied; and no table waits for its copy or is being copied.
 
 use std::{
@@ -26,8 +28,8 @@ use crate::{
     target::OlapEngine,
 };
 
-/// How long the stream has to come to a position before the server is asked whether it can at all; twice as long each
-/// time.
+/// How long the stream has to come to a position before the server is asked whether it can at all;
+/// twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(100);
 
 /// The settled position, which never falls. Shared by the session, which moves it on, and `status`.
@@ -53,29 +55,32 @@ pub struct Began {
     /// How far the stream has to come: no commit lies between this and the position.
     reach: Lsn,
     patience: Duration,
-    /// Transactions that the look did not see and that may have their commit record before the position: a commit is written,
-    /// flushed, and confirmed by synchronous standbys before it becomes visible.
+    /// Transactions that the look did not see and that may have their commit record before the
+    /// position: a commit is written, flushed, and confirmed by synchronous standbys before it
+    /// becomes visible.
     unseen: BTreeSet<u32>,
     /// What the look sees.
     snapshot: XidSnapshot,
     doubt: Doubt,
 }
 
-/// What is known of transactions that stay invisible: whether their commit record is before the position.
+/// What is known of transactions that stay invisible: whether their commit record is before the
+/// position.
 #[derive(Debug)]
 enum Doubt {
     /// They may be flushing their commit records.
     Unflushed,
     /// All WAL before the position was flushed by then.
     Flushed(Instant),
-    /// When the server was asked which of them wait for synchronous standbys, long after the flush, and those
-    /// that may. The others become visible soon, or have no commit record before the position.
+    /// When the server was asked which of them wait for synchronous standbys, long after the flush,
+    /// and those that may. The others become visible soon, or have no commit record before the
+    /// position.
     Asked { at: Instant, waiting: BTreeSet<u32> },
 }
 
 impl Began {
-    /// `xids`: the transactions that were in progress after the position was read, and before the look. `snapshot`: what the
-    /// look sees.
+    /// `xids`: the transactions that were in progress after the position was read, and before the
+    /// look. `snapshot`: what the look sees.
     pub(super) fn new(
         at: Lsn,
         read_at: Instant,
@@ -98,7 +103,8 @@ impl Began {
         &self.snapshot
     }
 
-    /// Takes notice of a later look that found nothing new: it saw the transactions that have ended since.
+    /// Takes notice of a later look that found nothing new: it saw the transactions that have ended
+    /// since.
     pub(super) async fn confirm(
         &mut self,
         later: &Self,
@@ -137,8 +143,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.looked.as_ref().is_some_and(|looked| looked.unseen.is_empty())
     }
 
-    /// Publishes the position of the last look that left nothing to be done, once everything before it is in the copy.
-    /// Between two cycles only.
+    /// Publishes the position of the last look that left nothing to be done, once everything before
+    /// it is in the copy. Between two cycles only.
     pub async fn publish_settled(
         &mut self,
         copies: &Copies<T>,
@@ -148,12 +154,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if self.has_shapes || self.is_copying() || !copies.has_all() {
             return Ok(());
         }
-        // Every batch that was taken is applied by now, so the copy holds all that came before the end of the last one.
+        // Every batch that was taken is applied by now, so the copy holds all that came before the
+        // end of the last one.
         let passed = self.consumer.position().decoded.max(self.checkpoint.lsn);
         let (Some(looked), Some(catalogs)) = (&mut self.looked, &self.catalogs) else {
             return Ok(());
         };
-        // How far the stream has to come is asked when nothing before the position can be flushed later.
+        // How far the stream has to come is asked when nothing before the position can be flushed
+        // later.
         if !looked.unseen.is_empty() {
             return Ok(());
         }

@@ -1,7 +1,9 @@
-//! What is done when the slot can no longer serve the copy (`[source] on_slot_lost`): stop, or begin anew with another one.
+//! What is done when the slot can no longer serve the copy (`[source] on_slot_lost`): stop, or
+//! begin anew with another one.
 //!
-//! A slot that is gone, invalidated, remade or on another history leaves a gap that nothing fills but another copy of every
-//! table (traps 33, 34, 36, 38). Another cluster is never that: it is refused whatever the settings say (trap 35).
+//! A slot that is gone, invalidated, remade or on another history leaves a gap that nothing fills
+//! but another copy of every table (traps 33, 34, 36, 38). Another cluster is never that: it is
+//! refused whatever the settings say (trap 35).
 
 use std::{
     collections::VecDeque,
@@ -83,7 +85,8 @@ pub async fn examine<T: OlapEngine + 'static>(
             tracing::warn!(
                 found = found.join("; "),
                 slot = options.slot,
-                "this copy cannot go on with its slot: every table is copied again with a new one, as [source] \
+                "this copy cannot go on with its slot: every table is copied again with a new one, \
+                 as [source] \
                  on_slot_lost = \"resync\" says; the old copies stay readable until then"
             );
             // What a round copies is of the old slot's time.
@@ -93,7 +96,8 @@ pub async fn examine<T: OlapEngine + 'static>(
         EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
             match could_not_read(options, &message.code).await {
                 true => {
-                    tracing::warn!(error = %message.message, slot = options.slot, "the slot cannot be read");
+                    tracing::warn!(error = %message.message, slot = options.slot, "the slot cannot \
+                         be read");
                     Ok(CopyAgain::Nothing)
                 }
                 false => Err(error),
@@ -105,15 +109,17 @@ pub async fn examine<T: OlapEngine + 'static>(
 
 fn too_often(found: &[&str]) -> EngineError {
     EngineError::Setup(format!(
-        "{}\ndetail: Every table was copied again {LIMIT} times within an hour because of such a thing, so this is not tried \
-         again.\nhint: find out what takes the slot away (max_slot_wal_keep_size, idle_replication_slot_timeout, another \
+        "{}\ndetail: Every table was copied again {LIMIT} times within an hour because of such a \
+         thing, so this is not tried \
+         again.\nhint: find out what takes the slot away (max_slot_wal_keep_size, \
+         idle_replication_slot_timeout, another \
          copy with the same [source] slot), then start rhei again",
         found.join("\n")
     ))
 }
 
-/// Whether the server's refusal is about the slot, so that attaching anew says what became of it. The messages are in the
-/// server's language; codes and catalogs are not.
+/// Whether the server's refusal is about the slot, so that attaching anew says what became of it.
+/// The messages are in the server's language; codes and catalogs are not.
 async fn could_not_read(options: &Options, code: &str) -> bool {
     const NOT_IN_PREREQUISITE_STATE: &str = "55000";
     const UNDEFINED_OBJECT: &str = "42704";

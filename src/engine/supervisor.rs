@@ -1,4 +1,5 @@
-//! Keeps a long run alive: how often it may begin again, work that comes round by the clock, and an end that is waited for.
+//! Keeps a long run alive: how often it may begin again, work that comes round by the clock, and an
+//! end that is waited for.
 
 use std::{
     any::Any,
@@ -53,13 +54,14 @@ pub async fn caught<R>(
     what: &'static str,
     work: impl Future<Output = Result<R, EngineError>>,
 ) -> Result<R, EngineError> {
-    // Whatever a panic left half done is not looked at again: the next session begins from the file.
+    // Whatever a panic left half done is not looked at again: the next session begins from the
+    // file.
     let ended = AssertUnwindSafe(work).catch_unwind().await;
     ended.unwrap_or_else(|panic| Err(EngineError::Bug { what, why: panic_text(&*panic) }))
 }
 
-/// Work that comes round by the clock, each piece in a task of its own. What fails or panics is logged and comes round again;
-/// the others do not notice.
+/// Work that comes round by the clock, each piece in a task of its own. What fails or panics is
+/// logged and comes round again; the others do not notice.
 pub struct Supervisor {
     stop: CancellationToken,
     grace: Duration,
@@ -72,8 +74,8 @@ impl Supervisor {
         Self { stop: CancellationToken::new(), grace, tasks: Vec::new() }
     }
 
-    /// Has `work` done now and then every `interval`; a turn that is missed because the one before took long is left out.
-    /// `name` says what it is, and of which table if it is of one.
+    /// Has `work` done now and then every `interval`; a turn that is missed because the one before
+    /// took long is left out. `name` says what it is, and of which table if it is of one.
     pub fn every<W, F>(&mut self, name: impl Into<String>, interval: Duration, mut work: W)
     where
         W: FnMut() -> F + Send + 'static,
@@ -112,8 +114,8 @@ impl Supervisor {
         self.tasks.push((name, task));
     }
 
-    /// Lets what has begun come to its end, within the grace period. Returns what did not, which is given up. Calling it
-    /// again is harmless.
+    /// Lets what has begun come to its end, within the grace period. Returns what did not, which is
+    /// given up. Calling it again is harmless.
     pub async fn shutdown(&mut self) -> Vec<String> {
         self.stop.cancel();
         let end = tokio::time::Instant::now() + self.grace;
@@ -134,8 +136,8 @@ impl Drop for Supervisor {
     }
 }
 
-/// When rows last changed in the target, and whether it was tidied up since. Shared by the session, which writes, and the
-/// task that tidies.
+/// When rows last changed in the target, and whether it was tidied up since. Shared by the session,
+/// which writes, and the task that tidies.
 #[derive(Debug, Clone, Default)]
 pub struct Activity(Arc<std::sync::Mutex<Option<Instant>>>);
 

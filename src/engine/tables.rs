@@ -1,4 +1,5 @@
-//! From what the source has to what is copied: one [`TableSpec`] per table, and back from what is stored.
+//! From what the source has to what is copied: one [`TableSpec`] per table, and back from what is
+//! stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,17 +29,22 @@ pub enum TablePlanError {
     #[error("table {table} has no column that could be copied")]
     NoColumns { table: QualifiedName },
     #[error(
-        "table {table} is, or has among its partitions, a foreign or unlogged table ({without_wal}), whose rows are not in the source's WAL\nhint: leave it out by [source] exclude; or have the publication name the other partitions one by one, without publish_via_partition_root"
+        "table {table} is, or has among its partitions, a foreign or unlogged table \
+         ({without_wal}), whose rows are not in the source's WAL\nhint: leave it out by [source] \
+         exclude; or have the publication name the other partitions one by one, without \
+         publish_via_partition_root"
     )]
     WithoutWal { table: QualifiedName, without_wal: String },
     #[error("table {table} has no column \"{column}\", which the settings name")]
     NoSuchColumn { table: QualifiedName, column: String },
     #[error(
-        "column \"{column}\" of table {table} is part of its replica identity and cannot be left out"
+        "column \"{column}\" of table {table} is part of its replica identity and cannot be left \
+         out"
     )]
     KeyExcluded { table: QualifiedName, column: String },
     #[error(
-        "table {table} would be called {target} in DuckDB, an ending that rhei needs for itself\nhint: give it another name with `target` in its [tables.\"..\"] section"
+        "table {table} would be called {target} in DuckDB, an ending that rhei needs for \
+         itself\nhint: give it another name with `target` in its [tables.\"..\"] section"
     )]
     ReservedName { table: QualifiedName, target: String },
     #[error("column \"{column}\" of table {table}: {reason}")]
@@ -54,7 +60,8 @@ pub struct PlanOptions<'a> {
     pub before: Option<&'a TableSpec>,
 }
 
-/// Decides how a table is copied and followed. Its target is called as the settings say, or like the source.
+/// Decides how a table is copied and followed. Its target is called as the settings say, or like
+/// the source.
 pub fn plan(
     table: &SourceTable,
     types: &TypeCatalog,
@@ -150,8 +157,9 @@ pub fn fingerprint_text(fingerprint: &Fingerprint) -> String {
     serde_json::to_string(fingerprint).unwrap_or_default()
 }
 
-/// DuckDB does not tell `"Id"` from `id` (trap 59), and `rowid` is its own: the column that came first keeps its name,
-/// others get their `attnum` behind it, which never changes. Columns that have a name keep it.
+/// DuckDB does not tell `"Id"` from `id` (trap 59), and `rowid` is its own: the column that came
+/// first keeps its name, others get their `attnum` behind it, which never changes. Columns that
+/// have a name keep it.
 fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<String> {
     let folded = |name: &str| name.to_ascii_lowercase();
     let mut taken = BTreeSet::from(["rowid".to_owned()]);
@@ -180,9 +188,10 @@ fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<St
     names.into_iter().flatten().collect()
 }
 
-/// What a table is called in the target: as it is now, when nobody wants another name, else as it wants to be; and
-/// where that is taken (DuckDB's names do not tell case apart, trap 59), with a number behind it. `taken` holds the
-/// names of the tables before it, folded; ask in the order of the tables' age (oid), so that the older one keeps its name.
+/// What a table is called in the target: as it is now, when nobody wants another name, else as it
+/// wants to be; and where that is taken (DuckDB's names do not tell case apart, trap 59), with a
+/// number behind it. `taken` holds the names of the tables before it, folded; ask in the order of
+/// the tables' age (oid), so that the older one keeps its name.
 pub fn target_name(wanted: &QualifiedName, taken: &mut BTreeSet<String>) -> QualifiedName {
     let folded =
         |name: &QualifiedName| format!("{}.{}", name.schema, name.name).to_ascii_lowercase();

@@ -1,5 +1,5 @@
-//! What the copies beside the stream ask of whoever follows it, between two batches: tables that begin to be copied, are
-//! whole, or cannot be; and their kept changes, merged step by step.
+//! What the copies beside the stream ask of whoever follows it, between two batches: tables that
+//! begin to be copied, are whole, or cannot be; and their kept changes, merged step by step.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -57,8 +57,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.catching_up.values().any(|spec| reachable_target(spec.copy_lsn) > self.checkpoint.lsn)
     }
 
-    /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach anew. Cycles that had
-    /// to be run for it are added to `cycles`.
+    /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach
+    /// anew. Cycles that had to be run for it are added to `cycles`.
     ///
     /// # Errors
     /// Whatever the source and the target say. The round is begun again by the next session.
@@ -173,8 +173,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Names of tables are changed when a session attaches, all at once, since two may swap theirs. A copy that began under
-    /// the new name would leave the old one behind, owned by nobody. A reason to attach anew.
+    /// Names of tables are changed when a session attaches, all at once, since two may swap theirs.
+    /// A copy that began under the new name would leave the old one behind, owned by nobody. A
+    /// reason to attach anew.
     async fn renamed_since_attach(
         &mut self,
         tables: &[Planned],
@@ -187,7 +188,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let names: BTreeMap<u32, &QualifiedName> =
             stored.map(|stored| (stored.oid, &stored.target)).collect();
 
-        // Nor may a copy take a name that another table still has in the target and no longer at the source.
+        // Nor may a copy take a name that another table still has in the target and no longer at
+        // the source.
         let lower = |name: &QualifiedName| (name.schema.to_lowercase(), name.name.to_lowercase());
         let owners: HashMap<(String, String), u32> =
             names.iter().map(|(oid, name)| (lower(name), *oid)).collect();
@@ -203,7 +205,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }))
     }
 
-    /// Begins to keep changes of tables whose snapshot holds all that committed before `since`. Per table the ids of its jobs.
+    /// Begins to keep changes of tables whose snapshot holds all that committed before `since`. Per
+    /// table the ids of its jobs.
     async fn adopt(
         &mut self,
         since: Lsn,
@@ -239,7 +242,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 too_late.insert(oid);
             }
         }
-        // Gone from the source or its publication, as the next look at the catalogs says; nobody is at its copy.
+        // Gone from the source or its publication, as the next look at the catalogs says; nobody is
+        // at its copy.
         let is_planned = |oid: u32| {
             tables.iter().any(|table| table.spec.oid == oid)
                 || refused.iter().any(|row| row.oid == oid)
@@ -391,7 +395,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Merges some of what changed while tables were copied. `false`: there is nothing to merge, for now.
+    /// Merges some of what changed while tables were copied. `false`: there is nothing to merge,
+    /// for now.
     pub async fn merge_step(&mut self, copies: &mut Copies<T>) -> Result<bool, EngineError> {
         const MOST_TABLES: usize = 200;
         let checkpoint = self.checkpoint.lsn;

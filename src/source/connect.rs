@@ -1,5 +1,6 @@
-//! Reaching a server: the connection string, what stands in `~/.pgpass` and `pg_service.conf`, hosts, timeouts, and SQL
-//! sessions whose settings are pinned. The replication socket (`wire`) uses the same answers.
+//! Reaching a server: the connection string, what stands in `~/.pgpass` and `pg_service.conf`,
+//! hosts, timeouts, and SQL sessions whose settings are pinned. The replication socket (`wire`)
+//! uses the same answers.
 
 use std::{
     collections::HashMap,
@@ -86,7 +87,8 @@ impl fmt::Display for Address {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error(
-        "invalid connection string\ndetail: {reason}\nhint: for example postgresql://rhei@db.example.com/shop?sslmode=verify-full"
+        "invalid connection string\ndetail: {reason}\nhint: for example \
+         postgresql://rhei@db.example.com/shop?sslmode=verify-full"
     )]
     Invalid { reason: String },
     #[error(
@@ -94,29 +96,38 @@ pub enum ConnectError {
     )]
     NoSource,
     #[error(
-        "cannot reach the source at {address}\ndetail: {detail}\nhint: check host, port, firewall and listen_addresses"
+        "cannot reach the source at {address}\ndetail: {detail}\nhint: check host, port, firewall \
+         and listen_addresses"
     )]
     Unreachable { address: String, detail: String },
-    #[error("the source at {address} did not answer within {} s\nhint: check host, port and firewall; connect_timeout in the URL changes the limit", .after.as_secs())]
+    #[error("the source at {address} did not answer within {} s\nhint: check host, port and \
+             firewall; connect_timeout in the URL changes the limit", .after.as_secs())]
     TimedOut { address: String, after: Duration },
     #[error(
-        "password authentication failed for user \"{user}\" at {address}\nhint: give the password in PGPASSWORD, ~/.pgpass or the URL"
+        "password authentication failed for user \"{user}\" at {address}\nhint: give the password \
+         in PGPASSWORD, ~/.pgpass or the URL"
     )]
     Password { user: String, address: String },
     #[error(
-        "the source at {address} asks for a password and none was given\nhint: give it in PGPASSWORD, ~/.pgpass or the URL"
+        "the source at {address} asks for a password and none was given\nhint: give it in \
+         PGPASSWORD, ~/.pgpass or the URL"
     )]
     NoPassword { address: String },
     #[error(
-        "the source at {address} does not let user \"{user}\" in: {message}\nhint: see pg_hba.conf at the source; a replication connection matches the database's own line"
+        "the source at {address} does not let user \"{user}\" in: {message}\nhint: see pg_hba.conf \
+         at the source; a replication connection matches the database's own line"
     )]
     NotAllowed { user: String, address: String, message: String },
     #[error(
-        "database \"{database}\" does not exist at {address}\nhint: check the name in the source URL"
+        "database \"{database}\" does not exist at {address}\nhint: check the name in the source \
+         URL"
     )]
     NoDatabase { database: String, address: String },
     #[error(
-        "TLS with {address} failed\ndetail: {detail}\nhint: a server on another machine has to prove who it is (sslmode=verify-full) unless the URL says otherwise: sslrootcert=FILE names its authority, sslmode=require encrypts without proof, sslmode=disable does not encrypt"
+        "TLS with {address} failed\ndetail: {detail}\nhint: a server on another machine has to \
+         prove who it is (sslmode=verify-full) unless the URL says otherwise: sslrootcert=FILE \
+         names its authority, sslmode=require encrypts without proof, sslmode=disable does not \
+         encrypt"
     )]
     Tls { address: String, detail: String },
     #[error("the source at {address} takes no connection now: {message}")]
@@ -134,7 +145,8 @@ impl ConnectError {
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-// Of all connections. libpq's default idle time is hours; a dead peer should be noticed within a minute (trap 27).
+// Of all connections. libpq's default idle time is hours; a dead peer should be noticed within a
+// minute (trap 27).
 pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -223,7 +235,8 @@ impl SourceOptions {
             mode: match mode {
                 Some(text) => SslMode::parse(&text).ok_or_else(|| ConnectError::Invalid {
                     reason: format!(
-                        "sslmode \"{text}\" is unknown; expected disable, allow, prefer, require, verify-ca or verify-full"
+                        "sslmode \"{text}\" is unknown; expected disable, allow, prefer, require, \
+                         verify-ca or verify-full"
                     ),
                 })?,
                 None if is_system || goes_elsewhere(&config) => SslMode::VerifyFull,
@@ -519,11 +532,13 @@ fn read_service(service: &str, environment: &Environment) -> Result<String, Conn
     Ok(settings.join(" "))
 }
 
-/// The first line of a password file that fits. A file that others can read is not used, as with libpq.
+/// The first line of a password file that fits. A file that others can read is not used, as with
+/// libpq.
 fn password_from(file: &Path, config: &tokio_postgres::Config) -> Option<String> {
     let data = std::fs::metadata(file).ok()?;
     if std::os::unix::fs::MetadataExt::mode(&data) & 0o077 != 0 {
-        tracing::warn!(file = %file.display(), "password file ignored: others can read it; chmod 600 mends that");
+        tracing::warn!(file = %file.display(), "password file ignored: others can read it; chmod \
+             600 mends that");
         return None;
     }
     let text = std::fs::read_to_string(file).ok()?;
@@ -556,8 +571,8 @@ fn password_fields(line: &str) -> Vec<String> {
     fields
 }
 
-/// Settings that shape the text of values, and timeouts that must not end a long copy (traps 11, 73). Given at
-/// startup, they win over those of the role and the database.
+/// Settings that shape the text of values, and timeouts that must not end a long copy (traps 11,
+/// 73). Given at startup, they win over those of the role and the database.
 pub(super) const PINNED: [(&str, &str); 14] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -572,12 +587,14 @@ pub(super) const PINNED: [(&str, &str); 14] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("client_min_messages", "warning"),
-    // Questions to the catalogs look expensive to the planner, and compiling one takes longer than to answer it.
+    // Questions to the catalogs look expensive to the planner, and compiling one takes longer than
+    // to answer it.
     ("jit", "off"),
 ];
 
 /// A timeout that only newer servers have.
-pub(super) const UNTIMED: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+pub(super) const UNTIMED: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM \
+                                  pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
 /// A SQL session; its connection ends with it.
 pub struct SqlClient {
@@ -618,7 +635,8 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
     primary.target_session_attrs(TargetSessionAttrs::ReadWrite);
     let is_choice = source.addresses().len() > 1
         && config.get_target_session_attrs() == TargetSessionAttrs::Any;
-    // Of several servers the primary; when there is none, whichever answers says why that will not do.
+    // Of several servers the primary; when there is none, whichever answers says why that will not
+    // do.
     let connected = match if is_choice { connect(primary).await.ok() } else { None } {
         Some(Ok(connected)) => Ok(Ok(connected)),
         _ => connect(config).await,
@@ -808,7 +826,8 @@ mod tests {
     fn urls_and_pairs_say_the_same() {
         let url =
             "postgresql://u@a,b:7/d?sslmode=verify-full&sslrootcert=%2Fca.pem&connect_timeout=3";
-        let pairs = "user=u host='a,b' port=5432,7 dbname=d sslmode=verify-full sslrootcert=/ca.pem connect_timeout=3";
+        let pairs = "user=u host='a,b' port=5432,7 dbname=d sslmode=verify-full \
+                     sslrootcert=/ca.pem connect_timeout=3";
         for text in [url, pairs] {
             let options = SourceOptions::parse(text, &Environment::default()).unwrap();
             assert_eq!(options.redacted(), "u@a:5432,b:7/d", "{text}");

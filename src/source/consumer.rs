@@ -1,4 +1,5 @@
-//! `PgConsumer`: the live stream. Socket reading and feedback are tasks of their own (traps 23, 24); this one decodes.
+//! `PgConsumer`: the live stream. Socket reading and feedback are tasks of their own (traps 23,
+//! 24); this one decodes.
 
 use std::{
     path::PathBuf,
@@ -28,7 +29,8 @@ const HURRY: Duration = Duration::from_millis(20);
 /// So many messages are read before others get a turn.
 const TURN: u32 = 2048;
 
-/// Reads one slot from a checkpoint on. After an error it is of no more use: make a new one from the checkpoint.
+/// Reads one slot from a checkpoint on. After an error it is of no more use: make a new one from
+/// the checkpoint.
 pub struct PgConsumer {
     reader: StreamReader,
     feedback: Feedback,
@@ -73,8 +75,8 @@ impl PgConsumer {
         options: StreamOptions,
     ) -> Result<Self, SourceError> {
         let mut client = ReplicationClient::connect(source, "stream").await?;
-        // An address may lead elsewhere by now, and several may lead to several servers. Whoever is there would stream from the
-        // checkpoint whatever history it has (trap 36).
+        // An address may lead elsewhere by now, and several may lead to several servers. Whoever is
+        // there would stream from the checkpoint whatever history it has (trap 36).
         let found = client.identify_system().await?;
         if (&found.system_id, found.timeline) != (&options.system_id, options.timeline) {
             let (system_id, timeline) = (options.system_id, options.timeline);
@@ -194,8 +196,9 @@ impl PgConsumer {
     }
 }
 
-/// PostgreSQL 18 only warns when a publication is missing, and skips the changes (trap 41): never go on after that. The text
-/// is in whatever language the server speaks; no other notice of a walsender has this SQLSTATE.
+/// PostgreSQL 18 only warns when a publication is missing, and skips the changes (trap 41): never
+/// go on after that. The text is in whatever language the server speaks; no other notice of a
+/// walsender has this SQLSTATE.
 fn check_notice(notice: &ServerMessage) -> Result<(), SourceError> {
     if notice.code == "55000" {
         return Err(SourceError::PublicationSkipped { message: notice.message.clone() });
@@ -227,7 +230,8 @@ impl CdcConsumer for PgConsumer {
         let mut messages = 0_u32;
         loop {
             messages = messages.wrapping_add(1);
-            // Others on this thread, and whoever waits beside it, get their turn also while much is there to be read.
+            // Others on this thread, and whoever waits beside it, get their turn also while much is
+            // there to be read.
             if messages.is_multiple_of(TURN) {
                 tokio::task::yield_now().await;
             }
@@ -241,8 +245,8 @@ impl CdcConsumer for PgConsumer {
             }
             let message = match self.reader.try_next()? {
                 Some(message) => message,
-                // Nothing waits: what is complete goes out once the time is up. A transaction that has begun is
-                // waited for, since a batch ends at a source commit.
+                // Nothing waits: what is complete goes out once the time is up. A transaction that
+                // has begun is waited for, since a batch ends at a source commit.
                 None => {
                     if limits.hurry {
                         self.feedback.ping();

@@ -1,4 +1,5 @@
-//! COPY .. TO STDOUT on our own wire: tokio-postgres hands over row by row, with an allocation and a wake-up each.
+//! COPY .. TO STDOUT on our own wire: tokio-postgres hands over row by row, with an allocation and
+//! a wake-up each.
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -9,8 +10,8 @@ use super::{
     wire::{Frame, Mode, ReplicationClient, ServerMessage, WireError},
 };
 
-/// An ordinary session, for COPY: rows are read where the socket put them. Not cancel-safe: one that was dropped on the way
-/// is of no more use.
+/// An ordinary session, for COPY: rows are read where the socket put them. Not cancel-safe: one
+/// that was dropped on the way is of no more use.
 pub struct CopyClient(ReplicationClient);
 
 impl CopyClient {
@@ -41,7 +42,8 @@ impl CopyClient {
         }
     }
 
-    /// Runs several COPY .. TO STDOUT in one round trip, and shows what comes to `each`, with the index of its statement.
+    /// Runs several COPY .. TO STDOUT in one round trip, and shows what comes to `each`, with the
+    /// index of its statement.
     ///
     /// # Errors
     /// Also those of `each`. The session is of no more use then.
@@ -77,7 +79,8 @@ impl CopyClient {
         Ok(())
     }
 
-    /// Shows what has arrived of the copy to `each`, and waits when nothing has. `false`: that was all of it.
+    /// Shows what has arrived of the copy to `each`, and waits when nothing has. `false`: that was
+    /// all of it.
     ///
     /// # Errors
     /// Also those of `each`; the session is of no more use then.

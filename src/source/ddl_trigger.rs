@@ -1,5 +1,6 @@
-//! The optional event trigger at the source: its SQL, and whether the one that is there is rhei's. Its function runs in the
-//! DDL of every role, so one that anybody but a superuser can replace is worse than none.
+//! The optional event trigger at the source: its SQL, and whether the one that is there is rhei's.
+//! Its function runs in the DDL of every role, so one that anybody but a superuser can replace is
+//! worse than none.
 
 use tokio_postgres::Client;
 
@@ -28,13 +29,16 @@ pub enum DdlTrigger {
 /// The source did not answer.
 pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
     let query = "SELECT evtenabled = 'A', n.nspname = 'rhei' AND p.proname = 'emit_ddl', \
-         n.nspname || '.' || p.proname || '()', f.rolname::text, f.rolsuper, s.rolname::text, s.rolsuper, \
+         n.nspname || '.' || p.proname || '()', f.rolname::text, f.rolsuper, s.rolname::text, \
+         s.rolsuper, \
          (SELECT coalesce(r.rolname::text, 'PUBLIC') \
           FROM aclexplode(n.nspacl) granted LEFT JOIN pg_roles r ON r.oid = granted.grantee \
           WHERE granted.privilege_type = 'CREATE' AND NOT coalesce(r.rolsuper, false) LIMIT 1), \
          has_schema_privilege(n.oid, 'USAGE'), current_user::text \
-         FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace \
-         JOIN pg_roles f ON f.oid = p.proowner JOIN pg_roles s ON s.oid = n.nspowner WHERE evtname = 'rhei_ddl'";
+         FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid JOIN pg_namespace n ON n.oid \
+         = p.pronamespace \
+         JOIN pg_roles f ON f.oid = p.proowner JOIN pg_roles s ON s.oid = n.nspowner WHERE evtname \
+         = 'rhei_ddl'";
     let Some(row) = client.query_opt(query, &[]).await? else { return Ok(DdlTrigger::Absent) };
     let (is_enabled, is_ours): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     let (function, owner, is_owner_super): (String, String, bool) =
@@ -68,9 +72,11 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
 /// `may_use`: whether `user`, who asks, may use the secret's schema.
 async fn secret(client: &Client, may_use: bool, user: &str) -> Result<DdlTrigger, CatalogError> {
     let foreign = |why: &str| Ok(DdlTrigger::Foreign { why: why.to_owned() });
-    let query = "SELECT relkind = 'm' AND relispopulated AND rolsuper, has_table_privilege(c.oid, 'SELECT'), \
+    let query = "SELECT relkind = 'm' AND relispopulated AND rolsuper, has_table_privilege(c.oid, \
+                 'SELECT'), \
          EXISTS (SELECT 1 FROM aclexplode(relacl) WHERE grantee = 0 AND privilege_type = 'SELECT') \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_roles r ON r.oid = relowner \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_roles r ON r.oid = \
+         relowner \
          WHERE nspname = 'rhei' AND relname = 'ddl_secret'";
     let found = client.query_opt(query, &[]).await?;
     let (is_ours, may_select, may_anybody): (bool, bool, bool) = match &found {

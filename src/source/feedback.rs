@@ -1,8 +1,9 @@
 //! The only writer on the replication socket: a timer and one number, the durable LSN.
 //!
-//! It depends neither on the reader nor on the apply, so a source hears of us in time however long an apply takes, and
-//! however many bytes wait in between (traps 23, 24). All it can acknowledge is a [`DurableLsn`]. `write` is what was
-//! received, `flush` and `apply` are what is durable. A status with `flush = 0/0` would be legal and move nothing.
+//! It depends neither on the reader nor on the apply, so a source hears of us in time however long
+//! an apply takes, and however many bytes wait in between (traps 23, 24). All it can acknowledge is
+//! a [`DurableLsn`]. `write` is what was received, `flush` and `apply` are what is durable. A
+//! status with `flush = 0/0` would be legal and move nothing.
 
 use std::{
     sync::{
@@ -95,8 +96,8 @@ impl Feedback {
         self.shared.ping.notify_one();
     }
 
-    /// Last acknowledgement, then Terminate. No CopyDone: the server would first send the rest of an open
-    /// transaction (trap 29).
+    /// Last acknowledgement, then Terminate. No CopyDone: the server would first send the rest of
+    /// an open transaction (trap 29).
     pub async fn shutdown(mut self) -> Result<(), WireError> {
         self.shared.stop.notify_one();
         match tokio::time::timeout(Duration::from_secs(10), &mut self.task).await {
@@ -126,7 +127,8 @@ async fn write_statuses(
             changed = durable.changed() => is_last = changed.is_err(),
             () = shared.ping.notified() => asks = true,
             _ = timer.tick() => {
-                // Silent since the last tick: ask, so that the reader's limit means something (trap 27).
+                // Silent since the last tick: ask, so that the reader's limit means something (trap
+                // 27).
                 let heard = shared.heard.load(Ordering::Relaxed);
                 asks = heard == heard_before;
                 heard_before = heard;
@@ -147,7 +149,8 @@ async fn write_statuses(
         write.flush().await?;
         if began.elapsed() > SLOW {
             let seconds = began.elapsed().as_secs_f64();
-            tracing::warn!(%lsn, seconds, "an acknowledgement took long to send; the source keeps its WAL until it has it");
+            tracing::warn!(%lsn, seconds, "an acknowledgement took long to send; the source keeps \
+                                           its WAL until it has it");
         }
         reached("feedback.sent");
         last_sent = Instant::now();

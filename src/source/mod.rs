@@ -1,8 +1,10 @@
 //! PostgreSQL: bytes in, acknowledgements out.
 //!
-//! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `stream` reads what comes, `feedback` is the only writer on that
-//! socket, `pgoutput` reads messages, `spool` keeps transactions that have not ended, `consumer` makes change batches of them (`recorded` does so from a file),
-//! `sqlstate` tells refusals of the server apart, `slot`, `catalog` and `ddl_trigger` ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
+//! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `stream` reads what
+//! comes, `feedback` is the only writer on that socket, `pgoutput` reads messages, `spool` keeps
+//! transactions that have not ended, `consumer` makes change batches of them (`recorded` does so
+//! from a file), `sqlstate` tells refusals of the server apart, `slot`, `catalog` and `ddl_trigger`
+//! ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
 
 pub mod catalog;
 pub mod connect;
@@ -53,12 +55,14 @@ pub struct BatchLimits {
     pub until: Option<Lsn>,
     /// No more than one whole source transaction is waited for.
     pub any: bool,
-    /// Ask the server at short intervals how far it is, so that the end of the WAL is noticed at once.
+    /// Ask the server at short intervals how far it is, so that the end of the WAL is noticed at
+    /// once.
     pub hurry: bool,
 }
 
-/// Where the stream has to wait for somebody else: no source transaction with `commit_lsn >= hold` is taken up. A batch
-/// that was cut there, or an idle one, has `end_lsn = hold` once the stream is known to be past it.
+/// Where the stream has to wait for somebody else: no source transaction with `commit_lsn >= hold`
+/// is taken up. A batch that was cut there, or an idle one, has `end_lsn = hold` once the stream is
+/// known to be past it.
 #[derive(Debug, Clone)]
 pub struct Hold(Arc<AtomicU64>);
 
@@ -94,20 +98,23 @@ pub enum Delivery {
 
 /// Reads whole source transactions, in commit order, from the checkpoint on.
 ///
-/// Guaranteed delivery: the position at the source moves only past what was acknowledged, and only a durable
-/// checkpoint can be acknowledged. A consumer that is dropped and made anew from the checkpoint goes on without a gap.
+/// Guaranteed delivery: the position at the source moves only past what was acknowledged, and only
+/// a durable checkpoint can be acknowledged. A consumer that is dropped and made anew from the
+/// checkpoint goes on without a gap.
 pub trait CdcConsumer: Send {
     /// The next batch, or a question that comes before it.
     /// An idle batch (no tables) still carries the position that the source has reached.
     ///
     /// # Errors
-    /// The stream broke or made no sense. Nothing was lost: make a new consumer from the checkpoint.
+    /// The stream broke or made no sense. Nothing was lost: make a new consumer from the
+    /// checkpoint.
     fn next_batch(
         &mut self,
         limits: &BatchLimits,
     ) -> impl Future<Output = Result<Delivery, SourceError>> + Send;
 
-    /// Reads on until the next batch, or a question, is there to be taken. May be dropped half way: nothing is lost.
+    /// Reads on until the next batch, or a question, is there to be taken. May be dropped half way:
+    /// nothing is lost.
     ///
     /// # Errors
     /// As [`Self::next_batch`].
@@ -116,7 +123,8 @@ pub trait CdcConsumer: Send {
         limits: &BatchLimits,
     ) -> impl Future<Output = Result<(), SourceError>> + Send;
 
-    /// What has been read. Answers and new shapes go to it, and tables that are to be followed or no longer.
+    /// What has been read. Answers and new shapes go to it, and tables that are to be followed or
+    /// no longer.
     fn assembler(&mut self) -> &mut Assembler;
 
     /// Tells the source what is durable. Does not wait.
@@ -165,14 +173,18 @@ pub enum SourceError {
     #[error(transparent)]
     Recorded(#[from] recorded::RecordedError),
     #[error(
-        "the source skips changes: {message}\ndetail: A publication of this pipeline is missing at the source, so \
-         changes may be lost from here on.\nhint: restore the publication, then copy again with `rhei backfill --force`"
+        "the source skips changes: {message}\ndetail: A publication of this pipeline is missing at \
+         the source, so \
+         changes may be lost from here on.\nhint: restore the publication, then copy again with \
+         `rhei backfill --force`"
     )]
     PublicationSkipped { message: String },
     #[error(
-        "another server answers than the one that was verified before (timeline {}, was {timeline}; system identifier {}, was {system_id})\n\
+        "another server answers than the one that was verified before (timeline {}, was \
+         {timeline}; system identifier {}, was {system_id})\n\
          detail: The address, or one of several, leads to another server since.\n\
-         hint: after a failover rhei goes on by itself once all of them lead to the new primary", .found.timeline, .found.system_id
+         hint: after a failover rhei goes on by itself once all of them lead to the new \
+         primary", .found.timeline, .found.system_id
     )]
     AnotherServer { system_id: String, timeline: u32, found: wire::IdentifySystem },
     #[error("the source ended the stream")]
@@ -194,7 +206,10 @@ impl SourceError {
 
     /// Whether it is about a legal value that the target has no room for.
     pub fn is_unrepresentable(&self) -> bool {
-        matches!(self, Self::Copy(copy::CopyError::Value { source, .. }) if source.is_unrepresentable())
+        match self {
+            Self::Copy(copy::CopyError::Value { source, .. }) => source.is_unrepresentable(),
+            _ => false,
+        }
     }
 
     /// Whether it is about what a table holds, so that other tables can go on.

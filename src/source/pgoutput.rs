@@ -1,7 +1,8 @@
-//! pgoutput, text: `&[u8]` to [`Message`]. A checked cursor, no allocation but for Relation and Truncate.
+//! pgoutput, text: `&[u8]` to [`Message`]. A checked cursor, no allocation but for Relation and
+//! Truncate.
 //!
-//! After a message nothing may be left over, and an unknown tag is an error: a message that is not understood could be
-//! a change that is lost.
+//! After a message nothing may be left over, and an unknown tag is an error: a message that is not
+//! understood could be a change that is lost.
 
 use crate::{
     Lsn,
@@ -26,7 +27,8 @@ pub enum Message<'a> {
         end_lsn: Lsn,
         commit_time_us: i64,
     },
-    /// The transaction came to this server from elsewhere; the LSN is that server's and may be 0/0 (trap 81).
+    /// The transaction came to this server from elsewhere; the LSN is that server's and may be 0/0
+    /// (trap 81).
     Origin {
         lsn: Lsn,
         name: &'a str,
@@ -56,7 +58,8 @@ pub enum Message<'a> {
         cascade: bool,
         restart_identity: bool,
     },
-    /// `pg_logical_emit_message`; those that are not transactional come outside of any transaction (trap 78).
+    /// `pg_logical_emit_message`; those that are not transactional come outside of any transaction
+    /// (trap 78).
     Logical {
         transactional: bool,
         lsn: Lsn,
@@ -65,7 +68,8 @@ pub enum Message<'a> {
     },
 }
 
-/// What an UPDATE or DELETE says of the old row. `Key` does not mean that the key changed (trap 50).
+/// What an UPDATE or DELETE says of the old row. `Key` does not mean that the key changed (trap
+/// 50).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OldTuple<'a> {
     Absent,
@@ -82,13 +86,15 @@ pub enum DecodeError {
     Short { tag: u8 },
     #[error("pgoutput message '{}' has {left} bytes too many", tag_text(*tag))]
     Trailing { tag: u8, left: usize },
-    #[error("unknown pgoutput message '{}' (0x{tag:02x}): this server speaks a protocol that this rhei does not know", tag_text(*tag))]
+    #[error("unknown pgoutput message '{}' (0x{tag:02x}): this server speaks a protocol that this \
+             rhei does not know", tag_text(*tag))]
     UnknownTag { tag: u8 },
     #[error("empty pgoutput message")]
     Empty,
     #[error("pgoutput message '{}' holds text that is not UTF-8", tag_text(*tag))]
     NotUtf8 { tag: u8 },
-    #[error("pgoutput message '{}' has {what} '{}' where that is not allowed", tag_text(*tag), tag_text(*found))]
+    #[error("pgoutput message '{}' has {what} '{}' where that is not \
+             allowed", tag_text(*tag), tag_text(*found))]
     Unexpected { tag: u8, what: &'static str, found: u8 },
     #[error("pgoutput message '{}' holds a row that cannot be read", tag_text(*tag))]
     Tuple { tag: u8, source: TupleError },
@@ -183,8 +189,8 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What frames pieces of a transaction that the server streams before it has ended (protocol 2). Between Start and Stop
-/// each message carries the number of its (sub)transaction after its tag.
+/// What frames pieces of a transaction that the server streams before it has ended (protocol 2).
+/// Between Start and Stop each message carries the number of its (sub)transaction after its tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Streamed {
     Start {
@@ -226,7 +232,8 @@ impl Streamed {
         cursor.end(message).map(Some)
     }
 
-    /// Takes a message that came between Start and Stop apart: its number, its tag, and what comes after the two.
+    /// Takes a message that came between Start and Stop apart: its number, its tag, and what comes
+    /// after the two.
     pub fn split(bytes: &[u8]) -> Result<(u32, u8, &[u8]), DecodeError> {
         let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
         let mut cursor = Cursor { tag, rest };
@@ -429,7 +436,8 @@ mod tests {
         let error = Message::decode(b"Zabc").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown pgoutput message 'Z' (0x5a): this server speaks a protocol that this rhei does not know"
+            "unknown pgoutput message 'Z' (0x5a): this server speaks a protocol that this rhei \
+             does not know"
         );
     }
 
@@ -444,7 +452,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn random_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        fn random_bytes_never_panic(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+        ) {
             let _ = Message::decode(&bytes);
         }
     }

@@ -1,7 +1,9 @@
-//! `RecordedConsumer`: a stream that was recorded from a real server, for deterministic tests and benchmarks.
+//! `RecordedConsumer`: a stream that was recorded from a real server, for deterministic tests and
+//! benchmarks.
 //!
-//! The file is a list of pgoutput messages, each a length (`u32`, big-endian) and that many bytes: what
-//! `pg_logical_slot_peek_binary_changes` returns. They go through the same [`Assembler`] as the live stream.
+//! The file is a list of pgoutput messages, each a length (`u32`, big-endian) and that many bytes:
+//! what `pg_logical_slot_peek_binary_changes` returns. They go through the same [`Assembler`] as
+//! the live stream.
 
 use std::{path::Path, sync::Arc};
 
@@ -21,7 +23,8 @@ pub enum RecordedError {
     Cut { at: usize },
 }
 
-/// Replays a recording from the beginning; skips what is before the checkpoint as the live stream does.
+/// Replays a recording from the beginning; skips what is before the checkpoint as the live stream
+/// does.
 #[derive(Debug)]
 pub struct RecordedConsumer {
     messages: Vec<Vec<u8>>,

@@ -1,4 +1,5 @@
-//! Slot and publication: made here, and judged. The judgements are pure; each refusal says why and what to do.
+//! Slot and publication: made here, and judged. The judgements are pure; each refusal says why and
+//! what to do.
 
 use tokio_postgres::Client;
 
@@ -13,79 +14,114 @@ pub enum SlotError {
     #[error("the source is PostgreSQL {version}, and rhei needs 14 or newer")]
     TooOld { version: String },
     #[error(
-        "the source has wal_level = {wal_level}, and logical replication needs logical\nhint: ALTER SYSTEM SET wal_level = logical; then restart the source. `rhei backfill --no-slot` copies without it"
+        "the source has wal_level = {wal_level}, and logical replication needs logical\nhint: \
+         ALTER SYSTEM SET wal_level = logical; then restart the source. `rhei backfill --no-slot` \
+         copies without it"
     )]
     WalLevel { wal_level: String },
     #[error("the source is a standby in recovery\nhint: name the primary in the source URL")]
     InRecovery,
     #[error(
-        "standbys cannot keep a slot of PostgreSQL {version}, and [source] failover_slot asks for it\nhint: it takes PostgreSQL 17 or newer; without failover_slot the slot is lost in a failover"
+        "standbys cannot keep a slot of PostgreSQL {version}, and [source] failover_slot asks for \
+         it\nhint: it takes PostgreSQL 17 or newer; without failover_slot the slot is lost in a \
+         failover"
     )]
     NoFailover { version: String },
-    #[error("user \"{user}\" may not replicate\nhint: ALTER ROLE {} REPLICATION; at the source", quote_identifier(.user))]
+    #[error("user \"{user}\" may not replicate\nhint: ALTER ROLE {} REPLICATION; at the \
+             source", quote_identifier(.user))]
     MayNotReplicate { user: String },
-    #[error("publication {} does not exist at the source\nhint: create it, or name one publication that rhei may create in [source] publication", .names.join(", "))]
+    #[error("publication {} does not exist at the source\nhint: create it, or name one publication \
+             that rhei may create in [source] publication", .names.join(", "))]
     PublicationMissing { names: Vec<String> },
     #[error(
-        "publication \"{name}\" does not exist, and rhei may not create it: {reason}\nhint: let the tables' owner run: {sql}"
+        "publication \"{name}\" does not exist, and rhei may not create it: {reason}\nhint: let \
+         the tables' owner run: {sql}"
     )]
     PublicationRefused { name: String, reason: String, sql: String },
     #[error(
-        "the publication leaves out {missing}, so the copy would silently differ\nhint: ALTER PUBLICATION .. SET (publish = 'insert, update, delete, truncate')"
+        "the publication leaves out {missing}, so the copy would silently differ\nhint: ALTER \
+         PUBLICATION .. SET (publish = 'insert, update, delete, truncate')"
     )]
     PublicationPartial { missing: String },
     #[error(
-        "{} is in two publications with different column lists: decoding fails at its first change\nhint: ALTER PUBLICATION .. SET TABLE with one list, in all of {}; if changes were made meanwhile, copy again with `rhei backfill --force`", .tables.join(", "), .publications.join(", ")
+        "{} is in two publications with different column lists: decoding fails at its first \
+         change\nhint: ALTER PUBLICATION .. SET TABLE with one list, in all of {}; if changes were \
+         made meanwhile, copy again with `rhei backfill \
+         --force`", .tables.join(", "), .publications.join(", ")
     )]
     ColumnLists { tables: Vec<String>, publications: Vec<String> },
     #[error(
-        "the publication was dropped and made again since the last cycle\ndetail: Changes between may never arrive here.\nhint: copy again with `rhei backfill --force`"
+        "the publication was dropped and made again since the last cycle\ndetail: Changes between \
+         may never arrive here.\nhint: copy again with `rhei backfill --force`"
     )]
     PublicationRemade,
     #[error(
-        "replication slot \"{slot}\" does not exist any more\ndetail: It was dropped, so the changes since {checkpoint} are gone.\nhint: copy again with `rhei backfill --force`, which makes a new slot{BY_ITSELF}"
+        "replication slot \"{slot}\" does not exist any more\ndetail: It was dropped, so the \
+         changes since {checkpoint} are gone.\nhint: copy again with `rhei backfill --force`, \
+         which makes a new slot{BY_ITSELF}"
     )]
     Missing { slot: String, checkpoint: Lsn },
     #[error(
-        "replication slot \"{slot}\" exists already, and this copy did not make it\nhint: choose another name in [source] slot, or drop it: SELECT pg_drop_replication_slot('{slot}')"
+        "replication slot \"{slot}\" exists already, and this copy did not make it\nhint: choose \
+         another name in [source] slot, or drop it: SELECT pg_drop_replication_slot('{slot}')"
     )]
     NotOurs { slot: String },
     #[error(
-        "replication slot \"{slot}\" belongs to {found}, not to this database's pgoutput\nhint: choose another name in [source] slot"
+        "replication slot \"{slot}\" belongs to {found}, not to this database's pgoutput\nhint: \
+         choose another name in [source] slot"
     )]
     Foreign { slot: String, found: String },
-    #[error("replication slot \"{slot}\" is in use by another connection (server process {})\nhint: stop the other rhei, or give this copy a slot of its own in [source] slot", .pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string()))]
+    #[error("replication slot \"{slot}\" is in use by another connection (server process \
+             {})\nhint: stop the other rhei, or give this copy a slot of its own in [source] \
+             slot", .pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string()))]
     Active { slot: String, pid: Option<i32> },
     #[error(
-        "replication slot \"{slot}\" is lost: the server has removed WAL that this copy needs\nhint: copy again with `rhei backfill --force`{BY_ITSELF}\nhint: raise max_slot_wal_keep_size so that it does not happen again"
+        "replication slot \"{slot}\" is lost: the server has removed WAL that this copy \
+         needs\nhint: copy again with `rhei backfill --force`{BY_ITSELF}\nhint: raise \
+         max_slot_wal_keep_size so that it does not happen again"
     )]
     Lost { slot: String },
     #[error(
-        "replication slot \"{slot}\" has moved past this copy (slot {confirmed}, copy {checkpoint})\ndetail: The copy is older than the slot, as after restoring a backup, or the slot was dropped and made again. The changes between are no longer on the server.\nhint: copy again with `rhei backfill --force`{BY_ITSELF}\nhint: or give this file a slot of its own in [source] slot"
+        "replication slot \"{slot}\" has moved past this copy (slot {confirmed}, copy \
+         {checkpoint})\ndetail: The copy is older than the slot, as after restoring a backup, or \
+         the slot was dropped and made again. The changes between are no longer on the \
+         server.\nhint: copy again with `rhei backfill --force`{BY_ITSELF}\nhint: or give this \
+         file a slot of its own in [source] slot"
     )]
     MovedPast { slot: String, confirmed: Lsn, checkpoint: Lsn },
     #[error(
-        "the source's WAL ends at {flush}, before this copy's checkpoint {checkpoint}\ndetail: The source was restored to an earlier moment, so the copy holds what it has forgotten.\nhint: copy again with `rhei backfill --force`{BY_ITSELF}"
+        "the source's WAL ends at {flush}, before this copy's checkpoint {checkpoint}\ndetail: The \
+         source was restored to an earlier moment, so the copy holds what it has forgotten.\nhint: \
+         copy again with `rhei backfill --force`{BY_ITSELF}"
     )]
     SourceBehind { flush: Lsn, checkpoint: Lsn },
     #[error(
-        "the source is another cluster (system identifier {found}, this copy's is {known})\nhint: check the source URL; to copy the new cluster, use another target, or `rhei backfill --force`"
+        "the source is another cluster (system identifier {found}, this copy's is {known})\nhint: \
+         check the source URL; to copy the new cluster, use another target, or `rhei backfill \
+         --force`"
     )]
     OtherCluster { known: String, found: String },
     #[error(
-        "the source is another database ({found}, this copy is of {known})\nhint: check the source URL, or use another target"
+        "the source is another database ({found}, this copy is of {known})\nhint: check the source \
+         URL, or use another target"
     )]
     OtherDatabase { known: String, found: String },
     #[error(
-        "the source has left this copy's history: timeline {timeline} branched off timeline {known} at {switch}, before the checkpoint {checkpoint}\ndetail: After a failover the new primary never had some transactions that are in the copy.\nhint: copy again with `rhei backfill --force`{BY_ITSELF}"
+        "the source has left this copy's history: timeline {timeline} branched off timeline \
+         {known} at {switch}, before the checkpoint {checkpoint}\ndetail: After a failover the new \
+         primary never had some transactions that are in the copy.\nhint: copy again with `rhei \
+         backfill --force`{BY_ITSELF}"
     )]
     Diverged { known: u32, timeline: u32, switch: Lsn, checkpoint: Lsn },
     #[error(
-        "the source is on timeline {timeline}, which does not descend from this copy's timeline {known}\nhint: check the source URL; copy again with `rhei backfill --force`{BY_ITSELF}"
+        "the source is on timeline {timeline}, which does not descend from this copy's timeline \
+         {known}\nhint: check the source URL; copy again with `rhei backfill --force`{BY_ITSELF}"
     )]
     Unrelated { known: u32, timeline: u32 },
     #[error(
-        "the source is on timeline {timeline}, and this copy has followed timeline {known} already: it is an old primary that is back\nhint: check the source URL, and end that server or make it a standby; the slot and this copy are in order"
+        "the source is on timeline {timeline}, and this copy has followed timeline {known} \
+         already: it is an old primary that is back\nhint: check the source URL, and end that \
+         server or make it a standby; the slot and this copy are in order"
     )]
     OldPrimary { known: u32, timeline: u32 },
 }
@@ -97,8 +133,8 @@ impl SlotError {
         matches!(self, Self::Active { .. } | Self::InRecovery | Self::OldPrimary { .. })
     }
 
-    /// Whether the slot can no longer serve this copy, so that only another copy of every table with a new slot helps. A
-    /// slot or a cluster that is somebody else's is not that.
+    /// Whether the slot can no longer serve this copy, so that only another copy of every table
+    /// with a new slot helps. A slot or a cluster that is somebody else's is not that.
     pub fn is_lost(&self) -> bool {
         matches!(
             self,
@@ -202,13 +238,14 @@ pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), Slo
     Ok(())
 }
 
-/// Timelines only grow: a server on a lower one is an old primary, and its slots say nothing about this pipeline.
+/// Timelines only grow: a server on a lower one is an old primary, and its slots say nothing about
+/// this pipeline.
 pub fn judge_age(known: u32, timeline: u32) -> Result<(), SlotError> {
     if timeline < known { Err(SlotError::OldPrimary { known, timeline }) } else { Ok(()) }
 }
 
-/// Trap 36: `history` holds lines of `timeline`, switch LSN and reason. Our timeline must be an ancestor that was left
-/// no earlier than the checkpoint.
+/// Trap 36: `history` holds lines of `timeline`, switch LSN and reason. Our timeline must be an
+/// ancestor that was left no earlier than the checkpoint.
 pub fn judge_timeline(
     known: u32,
     checkpoint: Lsn,
@@ -256,8 +293,8 @@ pub fn judge_slot(
     if found.active {
         return Err(SlotError::Active { slot: slot(), pid: found.active_pid });
     }
-    // Acknowledged is only what is durable here, so a slot that is ahead has served another copy, or a later state of
-    // this one.
+    // Acknowledged is only what is durable here, so a slot that is ahead has served another copy,
+    // or a later state of this one.
     if let Some(confirmed) = found.confirmed_flush_lsn
         && confirmed > checkpoint
     {
@@ -344,7 +381,8 @@ mod tests {
     /// Trap 36.
     #[test]
     fn a_timeline_that_branched_off_before_the_checkpoint_is_refused() {
-        let history = "1\t0/1103CDC0\tno recovery target specified\n\n2\t0/20000000\tno recovery target specified\n";
+        let history = "1\t0/1103CDC0\tno recovery target specified\n\n2\t0/20000000\tno recovery \
+                       target specified\n";
         assert!(judge_timeline(1, Lsn(0x1103_CDC0), 3, history).is_ok());
         assert!(matches!(
             judge_timeline(1, Lsn(0x1103_CE70), 3, history),
@@ -367,7 +405,8 @@ mod tests {
         let sql = publication_sql("My Pub", &[QualifiedName::new("a\"b", "select")]);
         assert_eq!(
             sql,
-            "CREATE PUBLICATION \"My Pub\" FOR TABLE \"a\"\"b\".\"select\" WITH (publish_via_partition_root = true)"
+            "CREATE PUBLICATION \"My Pub\" FOR TABLE \"a\"\"b\".\"select\" WITH \
+             (publish_via_partition_root = true)"
         );
     }
 }

@@ -1,6 +1,7 @@
-//! Transactions that the server streams before they have ended (protocol 2, trap 79): kept aside, on disk when there is much
-//! of them, until the server says how they ended. One that commits is read back as the ordinary transaction that it is, so
-//! nothing else knows of it. The file has no name and goes with the process: what was not committed comes again.
+//! Transactions that the server streams before they have ended (protocol 2, trap 79): kept aside,
+//! on disk when there is much of them, until the server says how they ended. One that commits is
+//! read back as the ordinary transaction that it is, so nothing else knows of it. The file has no
+//! name and goes with the process: what was not committed comes again.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,15 +16,16 @@ use super::pgoutput::{DecodeError, StreamCommit, Streamed};
 const MEMORY_BYTES: usize = 256 << 10;
 /// And so much of all of them together: with more, all that is in memory is written out.
 const ALL_MEMORY_BYTES: usize = 64 << 20;
-/// What cannot be written out, of all of them together: which subtransaction each piece belongs to, which were rolled back,
-/// and relations. It is 16 bytes for each subtransaction.
+/// What cannot be written out, of all of them together: which subtransaction each piece belongs to,
+/// which were rolled back, and relations. It is 16 bytes for each subtransaction.
 const NOTES_BYTES: usize = 1 << 30;
 
 /// A transaction cannot be kept, or makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     #[error(
-        "cannot keep a transaction that is in progress at the source in {folder}\nhint: make room there; nothing is lost, it \
+        "cannot keep a transaction that is in progress at the source in {folder}\nhint: make room \
+         there; nothing is lost, it \
          comes again"
     )]
     Io { folder: String, source: io::Error },
@@ -32,7 +34,8 @@ pub enum SpoolError {
     #[error("the source ends transaction {0}, which it never began")]
     Unknown(u32),
     #[error(
-        "telling transactions apart that are in progress at the source takes more than {limit} bytes of memory"
+        "telling transactions apart that are in progress at the source takes more than {limit} \
+         bytes of memory"
     )]
     TooMany { limit: usize },
     #[error("the source begins a piece of transaction {next} inside one of {open}")]
@@ -55,7 +58,8 @@ pub struct Spool {
 
 #[derive(Default)]
 struct Transaction {
-    /// Which subtransaction the messages belong to, and where they end. Each begins where the one before it ends.
+    /// Which subtransaction the messages belong to, and where they end. Each begins where the one
+    /// before it ends.
     pieces: Vec<(u32, u64)>,
     aborted: HashSet<u32>,
     file: Option<File>,
@@ -95,7 +99,8 @@ impl Spool {
         self.open.is_some()
     }
 
-    /// Takes a message in, unless it is none of ours. A [`StreamCommit`] goes to [`Self::commit`] instead.
+    /// Takes a message in, unless it is none of ours. A [`StreamCommit`] goes to [`Self::commit`]
+    /// instead.
     pub fn take(&mut self, message: &[u8]) -> Result<Taken, SpoolError> {
         match (self.open, Streamed::decode(message)?) {
             (None, Some(Streamed::Start { xid })) => {
@@ -140,8 +145,8 @@ impl Spool {
         Ok(Taken::Kept)
     }
 
-    /// The server describes a relation once, and after a change of it: whoever is read back later than that must not leave an
-    /// older description behind.
+    /// The server describes a relation once, and after a change of it: whoever is read back later
+    /// than that must not leave an older description behind.
     fn describe(&mut self, oid: u32, message: &[u8], by: Option<u32>) -> Result<(), SpoolError> {
         let others: Vec<u32> =
             self.transactions.keys().copied().filter(|xid| Some(*xid) != by).collect();

@@ -5,24 +5,29 @@
 pub enum Refusal {
     /// Another session has locked what was asked for, longer than `lock_timeout` allows.
     Locked,
-    /// The server is there, and what was in the way is over by the next time: a deadlock, a statement that an operator
-    /// cancelled, a table that was dropped while its catalogs were read.
+    /// The server is there, and what was in the way is over by the next time: a deadlock, a
+    /// statement that an operator cancelled, a table that was dropped while its catalogs were read.
     Passing,
-    /// The server cannot answer now: it shuts down, has no connection or memory left, or its disk fails.
+    /// The server cannot answer now: it shuts down, has no connection or memory left, or its disk
+    /// fails.
     Outage,
     /// It is about the data that was asked for.
     Data,
-    /// It will be refused again until somebody changes a setting, a privilege, a publication or the question.
+    /// It will be refused again until somebody changes a setting, a privilege, a publication or the
+    /// question.
     Lasting,
 }
 
-/// `sqlstate`: five characters, as in appendix A of PostgreSQL's documentation. The first two are its class.
+/// `sqlstate`: five characters, as in appendix A of PostgreSQL's documentation. The first two are
+/// its class.
 pub fn refusal(sqlstate: &str) -> Refusal {
     match sqlstate {
         "55P03" => Refusal::Locked,
-        // Cancelled; a slot or a database that is still in use; transactions that took longer than a timeout of the server.
+        // Cancelled; a slot or a database that is still in use; transactions that took longer than
+        // a timeout of the server.
         "57014" | "55006" | "25P02" | "25P03" | "25P04" => Refusal::Passing,
-        // A broken page of a table or an index stays broken. Other internal errors are races with DDL.
+        // A broken page of a table or an index stays broken. Other internal errors are races with
+        // DDL.
         "XX001" | "XX002" => Refusal::Data,
         _ => match sqlstate.get(..2).unwrap_or_default() {
             "40" | "72" | "XX" => Refusal::Passing,

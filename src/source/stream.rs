@@ -1,4 +1,5 @@
-//! The receiving half of a replication connection: a task that only reads, and the queue between it and the decoder.
+//! The receiving half of a replication connection: a task that only reads, and the queue between it
+//! and the decoder.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
@@ -71,8 +72,9 @@ impl StreamMessage {
     }
 }
 
-/// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes, and hands over whole
-/// frames many at a time: a queue entry and a wake-up for each message would cost more than decoding it.
+/// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes,
+/// and hands over whole frames many at a time: a queue entry and a wake-up for each message would
+/// cost more than decoding it.
 pub struct StreamReader {
     queue: mpsc::UnboundedReceiver<Result<Bytes, WireError>>,
     queue_bytes: usize,
@@ -94,10 +96,11 @@ const GATHER: Duration = Duration::from_millis(1);
 /// Of a stream that keeps up such a rate, so much is let come before it is read.
 const READ_BYTES: libc::c_int = 32 << 10;
 
-/// How many bytes wait in a socket before its reader is woken. The server sends each change by itself, and waking up for each
-/// costs more than decoding it.
+/// How many bytes wait in a socket before its reader is woken. The server sends each change by
+/// itself, and waking up for each costs more than decoding it.
 struct Watermark {
-    /// For TCP on Linux, which (from 4.18 on) also wakes when less is asked for and so much is there.
+    /// For TCP on Linux, which (from 4.18 on) also wakes when less is asked for and so much is
+    /// there.
     socket: Option<OwnedFd>,
     bytes: libc::c_int,
 }
@@ -114,8 +117,8 @@ impl Watermark {
             return;
         }
         self.bytes = bytes;
-        // SAFETY: the descriptor is open, and the option is an int of this length that the kernel copies. A kernel that
-        // refuses wakes as before.
+        // SAFETY: the descriptor is open, and the option is an int of this length that the kernel
+        // copies. A kernel that refuses wakes as before.
         unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),
@@ -146,8 +149,9 @@ impl StreamReader {
         let room = Arc::clone(&budget);
         let task = tokio::spawn(async move {
             let pump = async {
-                // When something was read that is not handed over yet. A server that refuses at once may have said so
-                // together with its answer to START_REPLICATION, and says nothing more.
+                // When something was read that is not handed over yet. A server that refuses at
+                // once may have said so together with its answer to START_REPLICATION, and says
+                // nothing more.
                 let mut since = (frames.buffered() > 0).then(Instant::now);
                 let (mut watermark, mut is_busy) = (Watermark::new(socket), false);
                 loop {
@@ -176,7 +180,8 @@ impl StreamReader {
                             match tokio::time::timeout(GATHER, read).await {
                                 Ok(read) => read,
                                 Err(_) => {
-                                    // Less than the watermark may be there; it comes with what is gathered.
+                                    // Less than the watermark may be there; it comes with what is
+                                    // gathered.
                                     if std::mem::take(&mut is_busy) {
                                         since = since.map(|_| Instant::now());
                                     }
@@ -184,8 +189,8 @@ impl StreamReader {
                                 }
                             }
                         }
-                        // Whoever is silent for that long although we asked is dead (trap 27). Our own status
-                        // asks for an answer at half that time.
+                        // Whoever is silent for that long although we asked is dead (trap 27). Our
+                        // own status asks for an answer at half that time.
                         Some(timeout) => tokio::time::timeout(timeout * 2, read)
                             .await
                             .map_err(|_| WireError::Silent(timeout * 2))?,
@@ -238,8 +243,8 @@ impl StreamReader {
         }
     }
 
-    /// The next message if one is here already. That the stream has ended is an error here, since nobody who looks now
-    /// and then would notice otherwise.
+    /// The next message if one is here already. That the stream has ended is an error here, since
+    /// nobody who looks now and then would notice otherwise.
     pub fn try_next(&mut self) -> Result<Option<StreamMessage>, WireError> {
         loop {
             if let Some(frame) = self.next_frame()? {
@@ -270,7 +275,8 @@ mod tests {
         assert!(matches!(heard, Err(WireError::Server(message)) if message.code == "58P01"));
     }
 
-    /// Frames of `sizes`, each sent by itself, come out whole over TCP, where a busy reader lets bytes wait in the socket.
+    /// Frames of `sizes`, each sent by itself, come out whole over TCP, where a busy reader lets
+    /// bytes wait in the socket.
     async fn come_whole(sizes: &[usize]) {
         use tokio::io::AsyncWriteExt;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

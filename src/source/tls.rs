@@ -26,7 +26,8 @@ use super::connect::ConnectError;
 pub enum SslMode {
     Disable,
     Prefer,
-    /// Encrypted, but anybody may answer; with a root certificate it means `verify-ca`, as with libpq.
+    /// Encrypted, but anybody may answer; with a root certificate it means `verify-ca`, as with
+    /// libpq.
     Require,
     VerifyCa,
     VerifyFull,
@@ -142,8 +143,8 @@ fn roots(settings: &TlsSettings) -> Result<RootCertStore, ConnectError> {
     Ok(roots)
 }
 
-/// Verifies the chain but not the name (`verify-ca`), or nothing (`require`, `prefer`). Signatures of the handshake are
-/// always checked.
+/// Verifies the chain but not the name (`verify-ca`), or nothing (`require`, `prefer`). Signatures
+/// of the handshake are always checked.
 #[derive(Debug)]
 struct AnyName {
     provider: Arc<CryptoProvider>,
@@ -215,13 +216,15 @@ impl Connector {
     }
 }
 
-/// `tls-server-end-point`: the hash of the server's certificate by the hash of its signature, SHA-256 at least.
+/// `tls-server-end-point`: the hash of the server's certificate by the hash of its signature,
+/// SHA-256 at least.
 pub fn server_end_point<S>(stream: &tokio_rustls::client::TlsStream<S>) -> Option<Vec<u8>> {
     use x509_cert::der::Decode;
     let certificate = stream.get_ref().1.peer_certificates()?.first()?;
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
     Some(match parsed.signature_algorithm.oid.to_string().as_str() {
-        // MD5 and SHA-1 with RSA, DSA, ECDSA are hashed with SHA-256 (RFC 5929); so are the SHA-256 ones.
+        // MD5 and SHA-1 with RSA, DSA, ECDSA are hashed with SHA-256 (RFC 5929); so are the SHA-256
+        // ones.
         "1.2.840.113549.1.1.4"
         | "1.2.840.113549.1.1.5"
         | "1.2.840.10040.4.3"

@@ -1,7 +1,9 @@
-//! The replication protocol: our own CopyBoth on `postgres-protocol`, which tokio-postgres does not have.
+//! The replication protocol: our own CopyBoth on `postgres-protocol`, which tokio-postgres does not
+//! have.
 //!
-//! [`FrameReader`] owns bytes and knows no socket. [`ReplicationClient`] asks and answers; once the stream has begun it
-//! splits into [`StreamReader`], whose task only reads, and [`Feedback`], whose task is the only writer (traps 23, 24).
+//! [`FrameReader`] owns bytes and knows no socket. [`ReplicationClient`] asks and answers; once the
+//! stream has begun it splits into [`StreamReader`], whose task only reads, and [`Feedback`], whose
+//! task is the only writer (traps 23, 24).
 
 use std::{
     io,
@@ -39,7 +41,8 @@ use crate::Lsn;
 /// A message longer than PostgreSQL can make one is refused before memory is taken for it.
 pub(super) const MAX_MESSAGE_BYTES: usize = (1 << 30) + (1 << 20);
 
-/// A whole answer to a command. The longest is the history of a timeline, of some dozen bytes a failover.
+/// A whole answer to a command. The longest is the history of a timeline, of some dozen bytes a
+/// failover.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// The replication connection broke, or said what it may not say.
@@ -65,16 +68,19 @@ pub enum WireError {
     LongAnswer { limit: usize },
     #[error("the source sent a message with an impossible length ({0})")]
     BadLength(i32),
-    #[error("the source sent an unexpected message '{}' while {during}", std::ascii::escape_default(*.tag))]
+    #[error("the source sent an unexpected message '{}' while \
+             {during}", std::ascii::escape_default(*.tag))]
     Unexpected { tag: u8, during: &'static str },
     #[error("the source sent a message that ends too early while {during}")]
     Short { during: &'static str },
     #[error(
-        "the source asks for the authentication method {0}, which rhei does not speak\nhint: use scram-sha-256 for this role"
+        "the source asks for the authentication method {0}, which rhei does not speak\nhint: use \
+         scram-sha-256 for this role"
     )]
     Authentication(&'static str),
     #[error(
-        "the source lets us in without having proven that it knows the password\nhint: somebody else may answer at this address; sslmode=verify-full has the server prove who it is"
+        "the source lets us in without having proven that it knows the password\nhint: somebody \
+         else may answer at this address; sslmode=verify-full has the server prove who it is"
     )]
     Unproven,
 }
@@ -146,7 +152,8 @@ impl FrameReader {
         self.limit = MAX_MESSAGE_BYTES;
     }
 
-    /// Shows all whole frames to `each`, where they lie, and forgets them. `Ok(true)` from it ends that early.
+    /// Shows all whole frames to `each`, where they lie, and forgets them. `Ok(true)` from it ends
+    /// that early.
     pub(super) fn drain<E: From<WireError>>(
         &mut self,
         mut each: impl FnMut(u8, &[u8]) -> Result<bool, E>,
@@ -198,8 +205,8 @@ impl FrameReader {
 
 pub(super) const HEADER_BYTES: usize = 5;
 
-/// Tag and body of the frame that the bytes begin with; none when more bytes are needed. Memory is taken as bytes
-/// arrive, not as they are promised.
+/// Tag and body of the frame that the bytes begin with; none when more bytes are needed. Memory is
+/// taken as bytes arrive, not as they are promised.
 pub(super) fn whole_frame(bytes: &[u8], limit: usize) -> Result<Option<(u8, &[u8])>, WireError> {
     let Some((&tag, rest)) = bytes.split_first() else { return Ok(None) };
     let Some((length, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
@@ -303,7 +310,8 @@ pub struct IdentifySystem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedSlot {
     pub name: String,
-    /// The snapshot sees exactly the transactions with `commit_lsn` before it, and the stream starts there.
+    /// The snapshot sees exactly the transactions with `commit_lsn` before it, and the stream
+    /// starts there.
     pub consistent_point: Lsn,
     /// Dies with the next command on this connection (trap 11).
     pub snapshot: Option<String>,
@@ -417,9 +425,11 @@ impl ReplicationClient {
         mode: Mode,
     ) -> Result<(), WireError> {
         let application_name = format!("rhei/{purpose}");
-        // Of settings that are given twice the last one counts, and these decide whether a value comes whole.
+        // Of settings that are given twice the last one counts, and these decide whether a value
+        // comes whole.
         let mut options = source.options().unwrap_or_default().to_owned();
-        // `row_security` and `search_path` shape queries only, but an exact copy of the SQL sessions is easier to trust.
+        // `row_security` and `search_path` shape queries only, but an exact copy of the SQL
+        // sessions is easier to trust.
         for (name, value) in PINNED {
             options.push_str(&format!(" -c {name}={value}"));
         }
@@ -545,7 +555,8 @@ impl ReplicationClient {
                                 "without the channel binding that is required",
                             ));
                         }
-                        // Had the server offered PLUS and somebody taken it away, `unrequested` lets it notice.
+                        // Had the server offered PLUS and somebody taken it away, `unrequested`
+                        // lets it notice.
                         Some(_) if is_tls && !refuses_binding => {
                             (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())
                         }
@@ -628,8 +639,8 @@ impl ReplicationClient {
         content.ok_or(WireError::Short { during: "reading the timeline's history" })
     }
 
-    /// Creates a slot that exports its snapshot, with the keywords that every version takes where there are such. It waits
-    /// for all open transactions (trap 12).
+    /// Creates a slot that exports its snapshot, with the keywords that every version takes where
+    /// there are such. It waits for all open transactions (trap 12).
     pub async fn create_slot(
         &mut self,
         name: &str,
@@ -639,11 +650,20 @@ impl ReplicationClient {
         let rows = self
             .simple_query(&match keep {
                 SlotKeep::Temporary => {
-                    format!("CREATE_REPLICATION_SLOT {name} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
+                    format!(
+                        "CREATE_REPLICATION_SLOT {name} TEMPORARY LOGICAL pgoutput \
+                             EXPORT_SNAPSHOT"
+                    )
                 }
-                SlotKeep::Lasting => format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput EXPORT_SNAPSHOT"),
+                SlotKeep::Lasting => format!(
+                    "CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput \
+                     EXPORT_SNAPSHOT"
+                ),
                 SlotKeep::Failover => {
-                    format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER)")
+                    format!(
+                        "CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput (SNAPSHOT 'export', \
+                             FAILOVER)"
+                    )
                 }
             })
             .await?;
@@ -672,8 +692,8 @@ impl ReplicationClient {
         Ok(())
     }
 
-    /// Starts the stream at `start`, which must not be before `confirmed_flush_lsn` (trap 2). So many bytes may wait
-    /// between the socket and the decoder.
+    /// Starts the stream at `start`, which must not be before `confirmed_flush_lsn` (trap 2). So
+    /// many bytes may wait between the socket and the decoder.
     pub async fn start_replication(
         mut self,
         slot: &str,
@@ -686,15 +706,16 @@ impl ReplicationClient {
         let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
         let timeout =
             timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
-        // With `in_progress`, transactions come before they have ended once the server holds too much of them (trap 79).
-        // Protocol 4 is of PostgreSQL 16 and says the same about them.
+        // With `in_progress`, transactions come before they have ended once the server holds too
+        // much of them (trap 79). Protocol 4 is of PostgreSQL 16 and says the same about them.
         let version = self.parameters.get("server_version").map_or("", String::as_str);
         let major =
             version.split(|character: char| !character.is_ascii_digit()).next().unwrap_or_default();
         let protocol = if major.parse().is_ok_and(|major: u32| major >= 16) { 4 } else { 2 };
         let mut out = BytesMut::new();
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '{protocol}', publication_names {}{}{})",
+            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '{protocol}', \
+             publication_names {}{}{})",
             identifier(slot),
             publication_names(publications),
             if in_progress { ", streaming 'on'" } else { "" },
@@ -789,8 +810,8 @@ fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// An SQL literal of a list of quoted names: unquoted ones would be folded to lower case, and PostgreSQL 18 streams
-/// nothing, silently, for a name that it does not know (trap 41).
+/// An SQL literal of a list of quoted names: unquoted ones would be folded to lower case, and
+/// PostgreSQL 18 streams nothing, silently, for a name that it does not know (trap 41).
 fn publication_names(names: &[String]) -> String {
     let names: Vec<String> = names.iter().map(|name| identifier(name)).collect();
     format!("'{}'", names.join(",").replace('\'', "''"))

@@ -1,7 +1,9 @@
-//! A change batch becomes statements: stage, read unchanged TOAST, DELETE USING, INSERT. All tables in one transaction.
+//! A change batch becomes statements: stage, read unchanged TOAST, DELETE USING, INSERT. All tables
+//! in one transaction.
 //!
-//! Staged keys are unique and each must hit exactly one row. DuckDB would let any other number pass in silence, so the
-//! counts are compared; a difference means that the copy has diverged, and nothing of the batch is kept.
+//! Staged keys are unique and each must hit exactly one row. DuckDB would let any other number pass
+//! in silence, so the counts are compared; a difference means that the copy has diverged, and
+//! nothing of the batch is kept.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,12 +36,14 @@ use crate::{
     types::ColumnBuilder,
 };
 
-/// Name of the staging table; made and dropped inside the transaction, so that an error leaves none behind.
+/// Name of the staging table; made and dropped inside the transaction, so that an error leaves none
+/// behind.
 pub(super) const STAGE: &str = "_rhei_stage";
 const PATCHED: &str = "_rhei_patched";
 
-/// Views by which DuckDB reads batches where they lie, by table. They are made before a transaction begins, since it sees what
-/// the in-memory database held when it first looked there; and kept, since making one takes as long as applying a few rows.
+/// Views by which DuckDB reads batches where they lie, by table. They are made before a transaction
+/// begins, since it sees what the in-memory database held when it first looked there; and kept,
+/// since making one takes as long as applying a few rows.
 #[derive(Default)]
 pub(super) struct Views(BTreeMap<(u32, Rows), BatchView>);
 
@@ -94,8 +98,8 @@ impl Views {
         self.0.get(&(spec.oid, rows)).filter(|view| view.schema() == batch.schema_ref())
     }
 
-    /// Has `run` read the rows under the name that it gets. A table that comes up in a later part of a transaction has no view, and
-    /// its rows are staged.
+    /// Has `run` read the rows under the name that it gets. A table that comes up in a later part
+    /// of a transaction has no view, and its rows are staged.
     fn read<R>(
         &self,
         connection: &Connection,
@@ -226,8 +230,8 @@ pub(super) fn conclude(
     })
 }
 
-/// Changes of a table that is still being copied. A TRUNCATE ends its copy: whatever the snapshot holds is gone, and all
-/// that there is comes by the stream.
+/// Changes of a table that is still being copied. A TRUNCATE ends its copy: whatever the snapshot
+/// holds is gone, and all that there is comes by the stream.
 fn keep_for_later(
     target: &mut DuckDb,
     changes: &TableChanges,
@@ -276,13 +280,15 @@ fn bring_into_shape(connection: &Connection, reshape: &Reshape) -> Result<(), Ta
             variable(at),
             column.mapping.stage_expr("s.value")
         ))?;
-        // DuckDB's log holds the statement, not the rows: what it names must be there when it is replayed after a crash,
-        // which a variable is not. So the value itself goes into it, if its text is all of it.
+        // DuckDB's log holds the statement, not the rows: what it names must be there when it is
+        // replayed after a crash, which a variable is not. So the value itself goes into it, if its
+        // text is all of it.
         let (value, kind) =
             (format!("getvariable('{}')", variable(at)), &column.mapping.target_type);
         let (text, is_whole): (String, bool) = connection.query_row(
             &format!(
-                "SELECT t, CAST(t AS {kind}) IS NOT DISTINCT FROM {value} FROM (SELECT CAST({value} AS VARCHAR) AS t)"
+                "SELECT t, CAST(t AS {kind}) IS NOT DISTINCT FROM {value} FROM (SELECT \
+                 CAST({value} AS VARCHAR) AS t)"
             ),
             [],
             |row| Ok((row.get(0)?, row.get(1)?)),
@@ -377,8 +383,9 @@ fn apply_table(
         inserted += views.read(connection, (spec, Rows::Inserts), &changes.inserts, |rows| {
             let values = stage_values(spec, &all);
             let insert = format!("INSERT INTO {target} ({names}) SELECT {values} FROM {rows} s");
-            // Planned once: with a few rows that takes longer than running it. A DELETE is planned each time, since which side
-            // of its join is the smaller one may change; and staged rows are in another table each time.
+            // Planned once: with a few rows that takes longer than running it. A DELETE is planned
+            // each time, since which side of its join is the smaller one may change; and staged
+            // rows are in another table each time.
             let inserted = if rows == STAGE {
                 connection.execute(&insert, [])?
             } else {
@@ -426,7 +433,8 @@ fn delete_by_key(
     })
 }
 
-/// Deletes exactly so many equal rows as each staged row says (trap 54). Returns staged and deleted.
+/// Deletes exactly so many equal rows as each staged row says (trap 54). Returns staged and
+/// deleted.
 fn delete_rows(
     connection: &Connection,
     spec: &TableSpec,
@@ -455,12 +463,12 @@ fn delete_rows(
     Ok((u64::try_from(staged).unwrap_or_default(), deleted))
 }
 
-/// Deletes for each row `s` of `staged` so many rows `t` that equal it; `value` gives the expression of a column of `s`.
-/// Equal rows that are staged apart are numbered together.
+/// Deletes for each row `s` of `staged` so many rows `t` that equal it; `value` gives the
+/// expression of a column of `s`. Equal rows that are staged apart are numbered together.
 ///
-/// Rows are equal that print alike, as at the source. 0 and -0 are equal to DuckDB, and two rows to the source: those that
-/// are the same to the last bit go first. The others are not refused, since DuckDB keeps one of the two where a stretch of
-/// a column holds nothing else.
+/// Rows are equal that print alike, as at the source. 0 and -0 are equal to DuckDB, and two rows to
+/// the source: those that are the same to the last bit go first. The others are not refused, since
+/// DuckDB keeps one of the two where a stretch of a column holds nothing else.
 pub(super) fn delete_counted(
     connection: &Connection,
     spec: &TableSpec,
@@ -488,11 +496,14 @@ pub(super) fn delete_counted(
         (format!("[{}]", bits.join(", ")), format!("[{}]", staged_bits.join(", ")));
     let deleted = connection.execute(
         &format!(
-            "DELETE FROM {target} WHERE rowid IN (SELECT row FROM (SELECT row, wanted, row_number() OVER (PARTITION BY equals \
-             ORDER BY is_other, row) AS number FROM (SELECT t.rowid AS row, sum(s.{count}) AS wanted, min(s.rowid) AS equals, \
+            "DELETE FROM {target} WHERE rowid IN (SELECT row FROM (SELECT row, wanted, \
+             row_number() OVER (PARTITION BY equals \
+             ORDER BY is_other, row) AS number FROM (SELECT t.rowid AS row, sum(s.{count}) AS \
+             wanted, min(s.rowid) AS equals, \
              row_number() OVER (PARTITION BY min(s.rowid), {bits} ORDER BY t.rowid) \
              > coalesce(sum(s.{count}) FILTER ({bits} = {staged_bits}), 0) AS is_other \
-             FROM {target} t JOIN {staged} s ON {} GROUP BY t.rowid, {bits})) WHERE number <= wanted)",
+             FROM {target} t JOIN {staged} s ON {} GROUP BY t.rowid, {bits})) WHERE number <= \
+             wanted)",
             equal.join(" AND ")
         ),
         [],
@@ -617,8 +628,9 @@ pub(super) fn stage(
     Ok(())
 }
 
-/// DuckDB takes a vector's worth of rows at a time, and with each of them all items of a LIST column's array, so lists
-/// are cut to size first; else the cost would grow with the square of the batch.
+/// DuckDB takes a vector's worth of rows at a time, and with each of them all items of a LIST
+/// column's array, so lists are cut to size first; else the cost would grow with the square of the
+/// batch.
 fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<(), TargetError> {
     const VECTOR_ROWS: usize = 2048;
     let is_nested = |kind: &DataType| matches!(kind, DataType::List(_) | DataType::Struct(_));
@@ -636,7 +648,8 @@ fn append(appender: &mut duckdb::Appender<'_>, batch: &RecordBatch) -> Result<()
     Ok(())
 }
 
-/// Appends rows to a table's shadow; the body of [`super::Loader::load`]. DuckDB reads each batch where it lies.
+/// Appends rows to a table's shadow; the body of [`super::Loader::load`]. DuckDB reads each batch
+/// where it lies.
 pub(super) fn load(
     connection: &Connection,
     spec: &TableSpec,
@@ -667,7 +680,8 @@ pub(super) fn load(
     Ok(loaded)
 }
 
-/// Appends few rows to the shadow of a table. A view of them would take longer to make than this takes.
+/// Appends few rows to the shadow of a table. A view of them would take longer to make than this
+/// takes.
 pub(super) fn append_to_shadow(
     connection: &Connection,
     spec: &TableSpec,

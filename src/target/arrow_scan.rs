@@ -1,9 +1,10 @@
-//! Record batches that DuckDB reads where they lie, by the Arrow stream of its C API. All unsafe code of rhei is here, but
-//! for a socket option in `source::stream`.
+//! Record batches that DuckDB reads where they lie, by the Arrow stream of its C API. All unsafe
+//! code of rhei is here, but for a socket option in `source::stream`.
 //!
-//! The duckdb crate copies each value of a record batch into DuckDB's vectors with a call of its own. DuckDB's own scan of
-//! an Arrow stream takes fixed-width columns as they are and points to strings. It makes a view of the stream, which lives
-//! in the in-memory database that every connection of [`Database`] sees, so all else goes through ordinary connections.
+//! The duckdb crate copies each value of a record batch into DuckDB's vectors with a call of its
+//! own. DuckDB's own scan of an Arrow stream takes fixed-width columns as they are and points to
+//! strings. It makes a view of the stream, which lives in the in-memory database that every
+//! connection of [`Database`] sees, so all else goes through ordinary connections.
 #![allow(unsafe_code, reason = "DuckDB's C API; each block says why it is sound")]
 
 use std::{
@@ -42,7 +43,8 @@ pub struct Database {
     raw: ffi::duckdb_database,
 }
 
-// SAFETY: a duckdb_database may be used by any number of threads at a time; it is only closed when nobody has it.
+// SAFETY: a duckdb_database may be used by any number of threads at a time; it is only closed when
+// nobody has it.
 unsafe impl Send for Database {}
 // SAFETY: as above.
 unsafe impl Sync for Database {}
@@ -50,8 +52,8 @@ unsafe impl Sync for Database {}
 impl Database {
     /// Opens one with these settings.
     pub fn open(settings: &[(&str, String)]) -> Result<Self, RawError> {
-        // SAFETY: the config is created before it is used and destroyed once; all strings outlive their calls; `error` is
-        // set by DuckDB or stays null, and is freed once.
+        // SAFETY: the config is created before it is used and destroyed once; all strings outlive
+        // their calls; `error` is set by DuckDB or stays null, and is freed once.
         unsafe {
             let mut config: ffi::duckdb_config = ptr::null_mut();
             if ffi::duckdb_create_config(&mut config) != ffi::DuckDBSuccess {
@@ -105,8 +107,9 @@ impl Drop for Database {
 /// What the view reads next.
 type Waiting = Arc<Mutex<VecDeque<RecordBatch>>>;
 
-/// A view of record batches, in the in-memory database. To be read whole: all columns, in their order, without a condition,
-/// since the stream takes no notice of what DuckDB would like to leave out.
+/// A view of record batches, in the in-memory database. To be read whole: all columns, in their
+/// order, without a condition, since the stream takes no notice of what DuckDB would like to leave
+/// out.
 pub struct BatchView {
     connection: ffi::duckdb_connection,
     name: String,
@@ -118,8 +121,8 @@ pub struct BatchView {
     _database: Arc<Database>,
 }
 
-// SAFETY: the connection and the stream are used by one thread at a time: through `&mut self`, or by DuckDB during a scan,
-// which the caller waits for.
+// SAFETY: the connection and the stream are used by one thread at a time: through `&mut self`, or
+// by DuckDB during a scan, which the caller waits for.
 unsafe impl Send for BatchView {}
 
 impl BatchView {
@@ -142,8 +145,9 @@ impl BatchView {
             return Err(RawError("no connection".to_owned()));
         }
         let name = CString::new(view.name.as_str()).map_err(|error| RawError(error.to_string()))?;
-        // SAFETY: connection and stream are alive; the stream stays at its address until the view is gone (see Drop). DuckDB
-        // takes a pointer to an ArrowArrayStream here, whatever the type's name says.
+        // SAFETY: connection and stream are alive; the stream stays at its address until the view
+        // is gone (see Drop). DuckDB takes a pointer to an ArrowArrayStream here, whatever the
+        // type's name says.
         let made =
             unsafe { ffi::duckdb_arrow_scan(view.connection, name.as_ptr(), view.stream.cast()) };
         if made == ffi::DuckDBSuccess {
@@ -173,8 +177,8 @@ impl BatchView {
 
 impl Drop for BatchView {
     fn drop(&mut self) {
-        // SAFETY: connection (which may be null), result and stream are given back once, the stream after the view that
-        // has its address. Names are our own, without quotes.
+        // SAFETY: connection (which may be null), result and stream are given back once, the stream
+        // after the view that has its address. Names are our own, without quotes.
         unsafe {
             if let (Ok(sql), false) = (
                 CString::new(format!("DROP VIEW IF EXISTS {}", self.name())),
@@ -190,8 +194,9 @@ impl Drop for BatchView {
     }
 }
 
-/// What a stream gives to DuckDB, which plans a statement and runs it again and again: for each plan it asks for the schema, and
-/// never gives it back. A schema of its own each time, as the arrow crate would make it, would be lost each time.
+/// What a stream gives to DuckDB, which plans a statement and runs it again and again: for each
+/// plan it asks for the schema, and never gives it back. A schema of its own each time, as the
+/// arrow crate would make it, would be lost each time.
 struct Lent {
     schema: FFI_ArrowSchema,
     waiting: Waiting,
@@ -215,8 +220,8 @@ unsafe extern "C" fn lend_schema(
     out: *mut FFI_ArrowSchema,
 ) -> c_int {
     unsafe extern "C" fn keep(_: *mut FFI_ArrowSchema) {}
-    // SAFETY: `private_data` is the `Lent` of a stream that is alive, `out` is room for a schema. The copy is used while the view is
-    // alive, and does not release what it points to.
+    // SAFETY: `private_data` is the `Lent` of a stream that is alive, `out` is room for a schema.
+    // The copy is used while the view is alive, and does not release what it points to.
     unsafe {
         let lent = (*stream).private_data.cast::<Lent>();
         ptr::copy_nonoverlapping(&raw const (*lent).schema, out, 1);
@@ -225,8 +230,8 @@ unsafe extern "C" fn lend_schema(
     0
 }
 
-/// The next batch. An array that is released already ends a scan, not the stream: the next scan goes on with what was put there
-/// meanwhile.
+/// The next batch. An array that is released already ends a scan, not the stream: the next scan
+/// goes on with what was put there meanwhile.
 unsafe extern "C" fn next_array(
     stream: *mut FFI_ArrowArrayStream,
     out: *mut FFI_ArrowArray,

@@ -1,7 +1,8 @@
-//! The file itself: how much of it is used, and how it is written anew without what deletes left behind.
+//! The file itself: how much of it is used, and how it is written anew without what deletes left
+//! behind.
 //!
-//! DuckDB gives room within a file back to that file only. A file that has grown shrinks by being written anew beside
-//! itself, compared table by table, and put in its own place by one rename.
+//! DuckDB gives room within a file back to that file only. A file that has grown shrinks by being
+//! written anew beside itself, compared table by table, and put in its own place by one rename.
 
 use std::{
     fs::{self, File},
@@ -44,7 +45,8 @@ const NEXT: &str = "rhei_next";
 /// How the name of the new file ends, until it takes the old one's.
 const NEW_FILE: &str = ".compacting";
 
-/// How many bytes of a new file for `path` are written, by whichever process; 0 when nobody writes one.
+/// How many bytes of a new file for `path` are written, by whichever process; 0 when nobody writes
+/// one.
 pub fn written_beside(path: &Path) -> u64 {
     fs::canonicalize(path).map_or(0, |path| {
         let next = beside(&path, NEW_FILE);
@@ -66,12 +68,14 @@ pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
 /// Reads sizes. `stored_rows` is DuckDB's own count; nothing is scanned.
 pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, TargetError> {
     let (block_size, free): (u64, u64) = connection.query_row(
-        "SELECT block_size, free_blocks FROM pragma_database_size() WHERE database_name = current_database()",
+        "SELECT block_size, free_blocks FROM pragma_database_size() WHERE database_name = \
+         current_database()",
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     let stored_rows = connection.query_row(
-        "SELECT coalesce(sum(estimated_size), 0)::UBIGINT FROM duckdb_tables() WHERE database_name = current_database()",
+        "SELECT coalesce(sum(estimated_size), 0)::UBIGINT FROM duckdb_tables() WHERE database_name \
+         = current_database()",
         [],
         |row| row.get(0),
     )?;
@@ -79,13 +83,15 @@ pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, Targe
     Ok(Space { file_bytes, free_bytes: block_size * free, log_bytes, stored_rows })
 }
 
-/// All tables of a database: name, number of rows, and a sum over the hashes of all rows, which no order changes.
+/// All tables of a database: name, number of rows, and a sum over the hashes of all rows, which no
+/// order changes.
 fn contents(
     connection: &Connection,
     database: &str,
 ) -> Result<Vec<(String, u64, String)>, TargetError> {
     let mut names = connection.prepare(
-        "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ? ORDER BY schema_name, table_name",
+        "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ? ORDER BY \
+         schema_name, table_name",
     )?;
     let names = names.query_map([database], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let names = names.collect::<Result<Vec<(String, String)>, _>>()?;
@@ -115,7 +121,8 @@ fn coarse_columns(
     table: &str,
 ) -> Result<Vec<String>, TargetError> {
     let mut columns = connection.prepare(
-        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = ? AND schema_name = ? \
+        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = ? AND \
+         schema_name = ? \
          AND table_name = ? ORDER BY column_index",
     )?;
     let columns =
@@ -142,7 +149,8 @@ fn others(connection: &Connection, database: &str) -> Result<Vec<String>, Target
     ];
     let list = |(kind, columns): (&str, &str)| {
         let sql = format!(
-            "SELECT coalesce(string_agg(described, chr(10) ORDER BY described), '') FROM (SELECT ROW({columns})::VARCHAR AS \
+            "SELECT coalesce(string_agg(described, chr(10) ORDER BY described), '') FROM (SELECT \
+             ROW({columns})::VARCHAR AS \
              described FROM duckdb_{kind}() WHERE database_name = ?)"
         );
         connection.query_row(&sql, [database], |row| row.get(0)).map_err(TargetError::from)
@@ -203,8 +211,8 @@ impl DuckDb {
         })
     }
 
-    /// Closes the file, renames, and opens it again. The log goes with the file that it belongs to: it is written into that
-    /// before, and gone.
+    /// Closes the file, renames, and opens it again. The log goes with the file that it belongs to:
+    /// it is written into that before, and gone.
     fn put_in_place(&mut self, next: &Path, path: &Path) -> Result<(), TargetError> {
         self.connection.execute_batch("CHECKPOINT")?;
         if let Err(error) = self.detach() {
@@ -241,7 +249,8 @@ impl DuckDb {
         gone(&beside(next, ".wal"))?;
         let file = ddl::literal(&next.display().to_string());
         connection.execute_batch(&format!(
-            "ATTACH {file} AS {NEXT} (STORAGE_VERSION 'latest'); COPY FROM DATABASE {} TO {NEXT}; CHECKPOINT {NEXT};",
+            "ATTACH {file} AS {NEXT} (STORAGE_VERSION 'latest'); COPY FROM DATABASE {} TO {NEXT}; \
+             CHECKPOINT {NEXT};",
             ddl::CATALOG
         ))?;
         let (old, new) = (contents(connection, ddl::CATALOG)?, contents(connection, NEXT)?);

@@ -16,8 +16,9 @@ pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// Whether values of a type, or parts of them, may be equal to DuckDB and print otherwise: 30 days and 1 month, one moment
-/// in two zones, 1 and 1.0 inside a VARIANT. To the source these are different values.
+/// Whether values of a type, or parts of them, may be equal to DuckDB and print otherwise: 30 days
+/// and 1 month, one moment in two zones, 1 and 1.0 inside a VARIANT. To the source these are
+/// different values.
 pub fn has_coarse_equality(target_type: &str) -> bool {
     ["INTERVAL", "TIME WITH TIME ZONE", "VARIANT"].iter().any(|coarse| target_type.contains(coarse))
 }
@@ -25,7 +26,8 @@ pub fn has_coarse_equality(target_type: &str) -> bool {
 /// What the target's database is called while rhei has it open.
 pub const CATALOG: &str = "rhei_target";
 
-/// A table's full name, quoted. With the database, since a schema may be called `temp` or like the file.
+/// A table's full name, quoted. With the database, since a schema may be called `temp` or like the
+/// file.
 pub fn table(name: &QualifiedName) -> String {
     format!("{CATALOG}.{}.{}", quoted(&name.schema), quoted(&name.name))
 }
@@ -61,8 +63,9 @@ pub fn create_schema(name: &QualifiedName) -> String {
     format!("CREATE SCHEMA IF NOT EXISTS {};", schema(name))
 }
 
-/// The statement that makes an empty shadow. No key, no index, no NOT NULL: deletes go before inserts, and keys live in
-/// `_rhei` (duckdb.md 8). Columns with long values are compressed by ZSTD (`backfill::widths` says why).
+/// The statement that makes an empty shadow. No key, no index, no NOT NULL: deletes go before
+/// inserts, and keys live in `_rhei` (duckdb.md 8). Columns with long values are compressed by ZSTD
+/// (`backfill::widths` says why).
 pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> String {
     let column = |column: &ColumnSpec| {
         let compression =
@@ -73,7 +76,8 @@ pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> Strin
     format!("CREATE TABLE {} ({});", table(&shadow_of(&spec.target)), columns.join(", "))
 }
 
-/// Statements that put the shadow in the table's place. Readers with an older snapshot keep the old table.
+/// Statements that put the shadow in the table's place. Readers with an older snapshot keep the old
+/// table.
 pub fn swap(target: &QualifiedName) -> String {
     format!(
         "DROP TABLE IF EXISTS {}; ALTER TABLE {} RENAME TO {};",
@@ -97,7 +101,8 @@ pub fn set_aside(from: &QualifiedName, oid: u32) -> String {
     format!("ALTER TABLE {} RENAME TO {};", table(from), quoted(&aside(from, oid).name))
 }
 
-/// Gives a table that was set aside its new name. DuckDB cannot move a table to another schema, so that is a copy.
+/// Gives a table that was set aside its new name. DuckDB cannot move a table to another schema, so
+/// that is a copy.
 pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String {
     let moving = table(&aside(from, oid));
     if from.schema == to.schema {
@@ -110,11 +115,12 @@ pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String 
     )
 }
 
-/// Statements that bring a table into another shape. `value` is what older rows have in the new column with this index,
-/// where that is not NULL: an expression that means the same when the log is replayed.
+/// Statements that bring a table into another shape. `value` is what older rows have in the new
+/// column with this index, where that is not NULL: an expression that means the same when the log
+/// is replayed.
 ///
-/// Columns that go or change their names are taken off them first, so that names can be swapped and used again; the last
-/// column of a table cannot be dropped, so new ones come before.
+/// Columns that go or change their names are taken off them first, so that names can be swapped and
+/// used again; the last column of a table cannot be dropped, so new ones come before.
 pub fn reshape(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Vec<String> {
     let target = table(&reshape.after.target);
     let alter = |what: String| format!("ALTER TABLE {target} {what}");

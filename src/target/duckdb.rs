@@ -198,7 +198,8 @@ impl DuckDb {
         self.state().map(|_| ())
     }
 
-    /// Nothing may be read from, or written to, the database in memory that stands in for a closed file.
+    /// Nothing may be read from, or written to, the database in memory that stands in for a closed
+    /// file.
     fn be_attached(&mut self) -> Result<(), TargetError> {
         if self.is_detached {
             self.detach()?;
@@ -228,8 +229,8 @@ impl DuckDb {
         if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
     }
 
-    /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the same row of `_rhei.jobs`,
-    /// which it is for a moment only.
+    /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the
+    /// same row of `_rhei.jobs`, which it is for a moment only.
     fn transaction<R>(
         &mut self,
         work: impl Fn(&mut Self) -> Result<R, TargetError>,
@@ -325,7 +326,8 @@ impl DuckDb {
         compact::size(&compact::beside(&self.path, ".wal"))
     }
 
-    /// Reads what is committed. While a transaction is open for parts, its connection would show what is not.
+    /// Reads what is committed. While a transaction is open for parts, its connection would show
+    /// what is not.
     fn reading<R>(
         &self,
         read: impl FnOnce(&Connection) -> Result<R, TargetError>,
@@ -368,13 +370,15 @@ fn create_shadows(connection: &Connection, copies: &[&NewCopy]) -> Result<(), Ta
     Ok(connection.execute_batch(&statements)?)
 }
 
-/// Where DuckDB writes what has no room in its memory: beside the file, under the name that DuckDB itself would give it.
+/// Where DuckDB writes what has no room in its memory: beside the file, under the name that DuckDB
+/// itself would give it.
 fn spill_folder(path: &Path) -> PathBuf {
     compact::beside(path, ".tmp")
 }
 
-/// A process that was killed leaves behind what it spilled. To be called by whoever holds the file's lock, and opened the file no
-/// earlier than `since`: what is newer may be its own, from replaying the log. The folder stays, since DuckDB makes it only once.
+/// A process that was killed leaves behind what it spilled. To be called by whoever holds the
+/// file's lock, and opened the file no earlier than `since`: what is newer may be its own, from
+/// replaying the log. The folder stays, since DuckDB makes it only once.
 fn sweep(path: &Path, since: SystemTime) {
     const CLOCKS: Duration = Duration::from_secs(2);
     let Ok(entries) = std::fs::read_dir(spill_folder(path)) else { return };
@@ -393,7 +397,8 @@ fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
     let mut settings = vec![
         ("autoinstall_known_extensions", "false".to_owned()),
         ("autoload_known_extensions", "false".to_owned()),
-        // DuckDB goes by the file that it is opened with, and that is none: its own choice is the folder that rhei was started in.
+        // DuckDB goes by the file that it is opened with, and that is none: its own choice is the
+        // folder that rhei was started in.
         ("temp_directory", spill_folder(&options.path).display().to_string()),
     ];
     settings.extend(options.duckdb_memory_limit.clone().map(|limit| ("max_memory", limit)));
@@ -401,16 +406,18 @@ fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// Attaches the file under a name of our own: DuckDB calls a database after its file, and `shop.orders` is ambiguous in
-/// `shop.duckdb`. A new file gets the newest storage version, which VARIANT needs.
+/// Attaches the file under a name of our own: DuckDB calls a database after its file, and
+/// `shop.orders` is ambiguous in `shop.duckdb`. A new file gets the newest storage version, which
+/// VARIANT needs.
 fn open(
     options: &TargetOptions,
     mode: AccessMode,
 ) -> Result<(Arc<Database>, Connection), TargetError> {
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
-    // Before the file is opened, and for every connection: DuckDB replays the log in one of its own, and what it finds
-    // there must not depend on the zone of the host. The plain source build has no zones.
+    // Before the file is opened, and for every connection: DuckDB replays the log in one of its
+    // own, and what it finds there must not depend on the zone of the host. The plain source build
+    // has no zones.
     let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
     attach(&connection, &options.path, mode)?;
     Ok((database, connection))
@@ -685,9 +692,10 @@ impl OlapEngine for DuckDb {
             return Ok(BTreeSet::new());
         }
         reached("merge.merged");
-        // In a transaction of its own. DuckDB writes rows into its log under the name that their table has at the end of
-        // the transaction, and before the renaming: a log with both cannot be replayed after a crash. Nothing can come
-        // between the two: this is the one writer, and a crash leaves a shadow with nothing more to merge.
+        // In a transaction of its own. DuckDB writes rows into its log under the name that their
+        // table has at the end of the transaction, and before the renaming: a log with both cannot
+        // be replayed after a crash. Nothing can come between the two: this is the one writer, and
+        // a crash leaves a shadow with nothing more to merge.
         self.transaction(|target| {
             let mut statements = String::new();
             for table in &merged {
@@ -911,7 +919,8 @@ mod tests {
         target
             .connection
             .execute_batch(
-                "BEGIN; CREATE TABLE rhei_target.t AS SELECT i, hash(i)::VARCHAR || hash(i + 1)::VARCHAR AS v FROM range(1500000) r(i); \
+                "BEGIN; CREATE TABLE rhei_target.t AS SELECT i, hash(i)::VARCHAR || hash(i + \
+                 1)::VARCHAR AS v FROM range(1500000) r(i); \
                  CREATE TEMP TABLE sorted AS FROM rhei_target.t ORDER BY v;",
             )
             .unwrap();

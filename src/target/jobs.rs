@@ -1,7 +1,8 @@
 //! `_rhei.jobs`: work that is done piece by piece, durably. Today these are the chunks of copies.
 //!
-//! A job is written before it is begun, and is `done` in the very transaction that holds what it did, so that no piece of
-//! work is lost or done twice without a trace. Rows are replaced by DELETE and INSERT, never updated.
+//! A job is written before it is begun, and is `done` in the very transaction that holds what it
+//! did, so that no piece of work is lost or done twice without a trace. Rows are replaced by DELETE
+//! and INSERT, never updated.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,14 +51,16 @@ pub struct StoredJob {
     pub seconds: Option<f64>,
 }
 
-/// How often a transaction that met another one at a row of this table is tried, and how long it waits before.
+/// How often a transaction that met another one at a row of this table is tried, and how long it
+/// waits before.
 pub(super) const CONFLICTS: u32 = 100;
 pub(super) const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Jobs that ended are kept this long.
 const KEPT: &str = "7 days";
 
-/// Drops jobs that ended long ago, except those of copies that are still on their way: a resume asks for them.
+/// Drops jobs that ended long ago, except those of copies that are still on their way: a resume
+/// asks for them.
 pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
     let sql = format!(
         "DELETE FROM _rhei.jobs WHERE finished_at < now() - INTERVAL '{KEPT}' \
@@ -112,7 +115,8 @@ pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result
          DELETE FROM _rhei.jobs WHERE {open};"
     ))?;
     connection.execute(
-        "INSERT INTO _rhei.jobs SELECT * REPLACE ('cancelled' AS status, coalesce(error, ?::VARCHAR) AS error, \
+        "INSERT INTO _rhei.jobs SELECT * REPLACE ('cancelled' AS status, coalesce(error, \
+         ?::VARCHAR) AS error, \
          now() AS finished_at) FROM _rhei_open",
         params![why],
     )?;
@@ -126,7 +130,8 @@ pub(super) fn done(
     copy_lsn: Lsn,
 ) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
     let mut statement = connection.prepare(
-        "SELECT payload, coalesce(rows, 0) FROM _rhei.jobs WHERE table_oid = ? AND type = 'copy_chunk' AND status = 'done' \
+        "SELECT payload, coalesce(rows, 0) FROM _rhei.jobs WHERE table_oid = ? AND type = \
+         'copy_chunk' AND status = 'done' \
          AND (payload::JSON ->> 'copy_lsn') = ?",
     )?;
     let mut rows = statement.query(params![oid, copy_lsn.to_string()])?;
@@ -206,8 +211,8 @@ pub(super) fn refuse(
     Ok(())
 }
 
-/// Loads chunks beside the writer and beside other loaders, through a connection of its own. DuckDB lets several of them
-/// append to one table at a time.
+/// Loads chunks beside the writer and beside other loaders, through a connection of its own. DuckDB
+/// lets several of them append to one table at a time.
 pub struct Loader {
     connection: Connection,
     database: Arc<Database>,
@@ -222,8 +227,8 @@ impl Loader {
         Self { connection, database, _alive: alive, view: None }
     }
 
-    /// A view of batches of the table. Made before the transaction that loads them, since one transaction writes to one
-    /// database only.
+    /// A view of batches of the table. Made before the transaction that loads them, since one
+    /// transaction writes to one database only.
     fn view_of(&mut self, table: &Arc<TableSpec>) -> Result<BatchView, TargetError> {
         if let Some((of, view)) = self.view.take()
             && Arc::ptr_eq(&of, table)
@@ -275,7 +280,8 @@ impl Loader {
             change(
                 connection,
                 job,
-                "'running' AS status, attempts + 1 AS attempts, now() AS started_at, NULL::TIMESTAMPTZ AS finished_at",
+                "'running' AS status, attempts + 1 AS attempts, now() AS started_at, \
+                 NULL::TIMESTAMPTZ AS finished_at",
                 &[],
             )?;
             Ok(true)
@@ -287,8 +293,8 @@ impl Loader {
         is_cancelled(&self.connection, job)
     }
 
-    /// Appends rows to the shadow of a table and marks the job as done, in one transaction. Rows have the order and the
-    /// target names of `table.columns`.
+    /// Appends rows to the shadow of a table and marks the job as done, in one transaction. Rows
+    /// have the order and the target names of `table.columns`.
     ///
     /// # Errors
     /// Also when the job was cancelled, or is while it is loaded: its shadow is another one then.
@@ -309,7 +315,8 @@ impl Loader {
             change(
                 connection,
                 job,
-                "'done' AS status, NULL::VARCHAR AS error, ?::UBIGINT AS rows, now() AS finished_at",
+                "'done' AS status, NULL::VARCHAR AS error, ?::UBIGINT AS rows, now() AS \
+                 finished_at",
                 &[&loaded],
             )?;
             reached("chunk.loading");
@@ -320,8 +327,9 @@ impl Loader {
         loaded
     }
 
-    /// As [`Self::load`], for chunks of several small tables, all in one transaction: each with its job and its rows. Their
-    /// jobs go from `pending` to `done`: `reading` is how long it took to read the rows.
+    /// As [`Self::load`], for chunks of several small tables, all in one transaction: each with its
+    /// job and its rows. Their jobs go from `pending` to `done`: `reading` is how long it took to
+    /// read the rows.
     pub fn load_all(
         &mut self,
         chunks: &[(Arc<TableSpec>, u64, Vec<RecordBatch>)],
@@ -331,7 +339,10 @@ impl Loader {
         let loaded = self.transaction(|connection| {
             let listed = listed(&jobs);
             let open: u64 = connection.query_row(
-                &format!("SELECT count(*) FROM _rhei.jobs WHERE id IN ({listed}) AND status <> 'cancelled'"),
+                &format!(
+                    "SELECT count(*) FROM _rhei.jobs WHERE id IN ({listed}) AND status <> \
+                          'cancelled'"
+                ),
                 [],
                 |row| row.get(0),
             )?;
@@ -346,12 +357,15 @@ impl Loader {
                 done.push(format!("({job}, {})", apply::total(batches)));
             }
             connection.execute_batch(&format!(
-                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN ({listed}); \
+                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN \
+                 ({listed}); \
                  DELETE FROM _rhei.jobs WHERE id IN ({listed}); \
-                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, attempts + 1 AS attempts, \
+                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, attempts + 1 AS \
+                 attempts, \
                  NULL::VARCHAR AS error, done.rows::UBIGINT AS rows, \
                  now() - INTERVAL '{} microseconds' AS started_at, now() AS finished_at) \
-                 FROM _rhei_job j JOIN (VALUES {}) AS done(id, rows) ON done.id = j.id; DROP TABLE _rhei_job;",
+                 FROM _rhei_job j JOIN (VALUES {}) AS done(id, rows) ON done.id = j.id; DROP TABLE \
+                 _rhei_job;",
                 reading.as_micros(),
                 done.join(", ")
             ))?;

@@ -1,8 +1,9 @@
 //! DuckDB: transactions, apply, state.
 //!
-//! `duckdb` opens and locks the file and holds the one writer, `arrow_scan` has it read Arrow in place, `apply` turns a change batch into statements, `ddl` is
-//! the only place that quotes the target's identifiers, `pace` sets DuckDB for the
-//! work at hand, `compact` writes the file anew, `new_file` makes one, `state`, `tables`, `jobs` and `pending` (changes of tables that are still
+//! `duckdb` opens and locks the file and holds the one writer, `arrow_scan` has it read Arrow in
+//! place, `apply` turns a change batch into statements, `ddl` is the only place that quotes the
+//! target's identifiers, `pace` sets DuckDB for the work at hand, `compact` writes the file anew,
+//! `new_file` makes one, `state`, `tables`, `jobs` and `pending` (changes of tables that are still
 //! being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
@@ -35,13 +36,14 @@ use crate::{
 
 /// The target. Plain blocking calls, made from one writer thread.
 ///
-/// Data and checkpoint reach it through one call, so changes cannot be written without saying up to where.
-/// Each call is one transaction: it happens whole or not at all.
+/// Data and checkpoint reach it through one call, so changes cannot be written without saying up to
+/// where. Each call is one transaction: it happens whole or not at all.
 pub trait OlapEngine: Send {
     /// What the file says of itself; `None` when rhei never wrote to it.
     fn state(&mut self) -> Result<Option<StoredState>, TargetError>;
 
-    /// Replaces the pipeline row (slot, identities, phase, checkpoint) and, when given, the rows of these tables.
+    /// Replaces the pipeline row (slot, identities, phase, checkpoint) and, when given, the rows of
+    /// these tables.
     fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable])
     -> Result<(), TargetError>;
 
@@ -51,12 +53,14 @@ pub trait OlapEngine: Send {
     /// Replaces what is stored of the shape of these tables, which are otherwise as they were.
     fn note_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
-    /// Renames tables, all at once, from the name given to the target that their new row says, and replaces their rows.
+    /// Renames tables, all at once, from the name given to the target that their new row says, and
+    /// replaces their rows.
     fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError>;
 
-    /// Begins copies. One that is not resumed gets an empty shadow, keeps changes from now on, and becomes `copying`, or
-    /// `resync` when an older copy of it is there. Jobs of an earlier begin that are still open are cancelled. Returns
-    /// the ids of each copy's jobs, in order; or why a table cannot be copied, which is in `error` then.
+    /// Begins copies. One that is not resumed gets an empty shadow, keeps changes from now on, and
+    /// becomes `copying`, or `resync` when an older copy of it is there. Jobs of an earlier begin
+    /// that are still open are cancelled. Returns the ids of each copy's jobs, in order; or why a
+    /// table cannot be copied, which is in `error` then.
     fn begin_copies(
         &mut self,
         copies: &[NewCopy],
@@ -69,7 +73,8 @@ pub trait OlapEngine: Send {
         copy_lsn: Lsn,
     ) -> Result<Vec<(serde_json::Value, u64)>, TargetError>;
 
-    /// Keys of rows that changed while the table was copied and have values that only the source can tell: `most` of them.
+    /// Keys of rows that changed while the table was copied and have values that only the source
+    /// can tell: `most` of them.
     fn open_keys(
         &mut self,
         table: &TableSpec,
@@ -87,15 +92,17 @@ pub trait OlapEngine: Send {
     /// Every chunk of these tables is in their shadows: they are `catching_up`.
     fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
-    /// Merges some of what changed meanwhile into shadows that are loaded, `most_rows` in all. Where nothing is left, the shadow
-    /// takes the table's place, and the table is `live` as of the checkpoint; returns the oids of those.
+    /// Merges some of what changed meanwhile into shadows that are loaded, `most_rows` in all.
+    /// Where nothing is left, the shadow takes the table's place, and the table is `live` as of the
+    /// checkpoint; returns the oids of those.
     fn merge(
         &mut self,
         tables: &[Arc<TableSpec>],
         most_rows: u64,
     ) -> Result<BTreeSet<u32>, TargetError>;
 
-    /// Throws copies away, by the oids of their tables. With a reason a table is in `error`; else it waits to be copied anew.
+    /// Throws copies away, by the oids of their tables. With a reason a table is in `error`; else
+    /// it waits to be copied anew.
     fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError>;
 
     /// All jobs that are kept, oldest first.
@@ -104,10 +111,11 @@ pub trait OlapEngine: Send {
     /// Somebody who loads chunks into shadows, beside this writer and others.
     fn loader(&mut self) -> Result<Loader, TargetError>;
 
-    /// Brings tables into their new shapes, applies a batch (or keeps it for later, for tables that are being copied),
-    /// marks the batch's failed tables, replaces the checkpoint, records the cycle, commits. All in one transaction.
-    /// After a part of a source transaction ([`ChangeBatch::is_part`]) that stays open for the batch that comes next, and
-    /// ends without a trace when something else is called, or the batch fails.
+    /// Brings tables into their new shapes, applies a batch (or keeps it for later, for tables that
+    /// are being copied), marks the batch's failed tables, replaces the checkpoint, records the
+    /// cycle, commits. All in one transaction. After a part of a source transaction
+    /// ([`ChangeBatch::is_part`]) that stays open for the batch that comes next, and ends without a
+    /// trace when something else is called, or the batch fails.
     fn apply(
         &mut self,
         batch: &ChangeBatch,
@@ -120,13 +128,16 @@ pub trait OlapEngine: Send {
     /// Drops jobs that ended long ago. Returns how many.
     fn prune(&mut self) -> Result<u64, TargetError>;
 
-    /// Takes back the parts of a source transaction that will not be ended, and whatever a panic left open.
+    /// Takes back the parts of a source transaction that will not be ended, and whatever a panic
+    /// left open.
     fn roll_back(&mut self) -> Result<(), TargetError>;
 
-    /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no error.
+    /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no
+    /// error.
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError>;
 
-    /// Whether a table has, in any of these columns of text or of lists of text, a value that is not among `allowed`.
+    /// Whether a table has, in any of these columns of text or of lists of text, a value that is
+    /// not among `allowed`.
     fn holds_other_values(
         &mut self,
         table: &TableSpec,
@@ -137,8 +148,8 @@ pub trait OlapEngine: Send {
     /// How large the file is.
     fn space(&mut self) -> Result<Space, TargetError>;
 
-    /// Writes the file anew without what deletes left behind, proves the new one equal and puts it in the old one's place.
-    /// Whatever fails leaves the old one as it was.
+    /// Writes the file anew without what deletes left behind, proves the new one equal and puts it
+    /// in the old one's place. Whatever fails leaves the old one as it was.
     fn compact(&mut self) -> Result<Compacted, TargetError>;
 }
 
@@ -207,7 +218,8 @@ pub struct Pipeline {
 /// Where the pipeline stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// The intent to make the slot is written; the slot may or may not exist. On restart: drop it, start over.
+    /// The intent to make the slot is written; the slot may or may not exist. On restart: drop it,
+    /// start over.
     Creating,
     /// The slot exists and belongs to this file.
     Running,
@@ -296,13 +308,16 @@ impl StoredTable {
 pub enum TableState {
     /// Known, nothing copied yet. Entered when the table is first seen; left by `begin_copies`.
     Pending,
-    /// Rows are being loaded into the shadow, and changes are kept beside it. Left by `finish_loads`.
+    /// Rows are being loaded into the shadow, and changes are kept beside it. Left by
+    /// `finish_loads`.
     Copying,
-    /// Every row of the snapshot is in the shadow; the changes that were kept are being merged into it. Left by `merge`.
+    /// Every row of the snapshot is in the shadow; the changes that were kept are being merged into
+    /// it. Left by `merge`.
     CatchingUp,
     /// The table is the source at the checkpoint.
     Live,
-    /// As `Copying` (or about to be), with an old copy that stays as it is and readable until the swap.
+    /// As `Copying` (or about to be), with an old copy that stays as it is and readable until the
+    /// swap.
     Resync,
     /// Paused with a reason; the other tables go on. Left by a new copy.
     Error(Pause),
@@ -325,42 +340,55 @@ impl TableState {
     }
 }
 
-/// Anything that goes wrong at the target. After an error of `apply` the transaction is rolled back.
+/// Anything that goes wrong at the target. After an error of `apply` the transaction is rolled
+/// back.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     #[error("{}", refused(.0))]
     Query(#[from] ::duckdb::Error),
     #[error("target {} is a folder\nhint: name a file in it with --target", .path.display())]
     IsFolder { path: PathBuf },
-    #[error("cannot make target {}: there is no folder {}\nhint: make the folder first", .path.display(), .folder.display())]
+    #[error("cannot make target {}: there is no folder {}\nhint: make the folder \
+             first", .path.display(), .folder.display())]
     NoFolder { path: PathBuf, folder: PathBuf },
-    #[error("there is no target {}\nhint: `rhei sync` makes it; --target names another one", .path.display())]
+    #[error("there is no target {}\nhint: `rhei sync` makes it; --target names another \
+             one", .path.display())]
     NoFile { path: PathBuf },
-    #[error("target {} is in use by process {holder}\ndetail: One process at a time may write a DuckDB file, and nobody may read it meanwhile.\nhint: stop that process, or name another file with --target", .path.display())]
+    #[error("target {} is in use by process {holder}\ndetail: One process at a time may write a \
+             DuckDB file, and nobody may read it meanwhile.\nhint: stop that process, or name \
+             another file with --target", .path.display())]
     Locked { path: PathBuf, holder: String },
-    #[error("target {} is not a DuckDB database\nhint: name another file with --target; this one was not touched", .path.display())]
+    #[error("target {} is not a DuckDB database\nhint: name another file with --target; this one \
+             was not touched", .path.display())]
     NotADatabase { path: PathBuf },
-    #[error("target {}, or the log beside it, is damaged; neither was touched\nhint: restore both from a backup; or move them away, drop the slot (SELECT pg_drop_replication_slot('..')) and copy again with `rhei sync`", .path.display())]
+    #[error("target {}, or the log beside it, is damaged; neither was touched\nhint: restore both \
+             from a backup; or move them away, drop the slot (SELECT \
+             pg_drop_replication_slot('..')) and copy again with `rhei sync`", .path.display())]
     Damaged { path: PathBuf, source: ::duckdb::Error },
-    #[error("target {} cannot be written\nhint: check the permissions of the file and its folder", .path.display())]
+    #[error("target {} cannot be written\nhint: check the permissions of the file and its \
+             folder", .path.display())]
     NotWritable { path: PathBuf },
     #[error(transparent)]
     Raw(#[from] arrow_scan::RawError),
     #[error("cannot open target {}", .path.display())]
     Open { path: PathBuf, source: ::duckdb::Error },
     #[error(
-        "the copy was written by rhei {written_by} in format {found}, and this rhei knows formats up to {known}\nhint: use that version or a newer one"
+        "the copy was written by rhei {written_by} in format {found}, and this rhei knows formats \
+         up to {known}\nhint: use that version or a newer one"
     )]
     NewerFormat { found: i32, written_by: String, known: i32 },
     #[error(
-        "the copy was written by rhei {written_by} in format {found}, which this rhei no longer reads\nhint: name a new file with --target, and drop the old one with its slot"
+        "the copy was written by rhei {written_by} in format {found}, which this rhei no longer \
+         reads\nhint: name a new file with --target, and drop the old one with its slot"
     )]
     OlderFormat { found: i32, written_by: String },
     #[error(
         "the copy's state makes no sense: {reason}\nhint: copy again with `rhei backfill --force`"
     )]
     Corrupt { reason: String },
-    #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy another name with `target` in its [tables.\"..\"] section, or another file", .path.display())]
+    #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy \
+             another name with `target` in its [tables.\"..\"] section, or another \
+             file", .path.display())]
     ForeignTable { table: String, path: PathBuf },
     #[error("the checkpoint would go back from {from} to {to}")]
     Backwards { from: Lsn, to: Lsn },
@@ -382,13 +410,15 @@ pub enum TargetError {
     Table { oid: u32, table: String, source: Box<TargetError> },
 }
 
-/// DuckDB says what kind an error is before its first colon. What comes after may hold values of the source.
+/// DuckDB says what kind an error is before its first colon. What comes after may hold values of
+/// the source.
 fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
     text.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
 }
 
 fn is_of_disk(text: &str) -> bool {
-    // After any failure of a file checkpoint DuckDB says of each statement that the database has been invalidated.
+    // After any failure of a file checkpoint DuckDB says of each statement that the database has
+    // been invalidated.
     if let Some((_, original)) = text.split_once("Original error:")
         && ["Out of Memory Error", "INTERNAL Error"].iter().any(|kind| original.contains(kind))
     {
@@ -417,11 +447,14 @@ fn is_damage(text: &str) -> bool {
 
 fn refused(error: &::duckdb::Error) -> &'static str {
     if is_of_disk(&error.to_string()) {
-        "the target's disk does not take what is written\nhint: make room; nothing that was committed is lost"
+        "the target's disk does not take what is written\nhint: make room; nothing that was \
+         committed is lost"
     } else if error.to_string().contains("Out of Memory Error") {
-        "DuckDB has no memory left\nhint: raise [target] duckdb_memory_limit, or lower [target] threads"
+        "DuckDB has no memory left\nhint: raise [target] duckdb_memory_limit, or lower [target] \
+         threads"
     } else if is_damage(&error.to_string()) {
-        "the target is damaged\nhint: restore it with its log from a backup, or copy again into a new file"
+        "the target is damaged\nhint: restore it with its log from a backup, or copy again into a \
+         new file"
     } else {
         "DuckDB refused a statement"
     }
@@ -451,8 +484,8 @@ impl TargetError {
         Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
     }
 
-    /// As [`Self::of`], for the copy of a table. What broke off before it came here is not the table's, and a copy that does
-    /// not fit begins anew.
+    /// As [`Self::of`], for the copy of a table. What broke off before it came here is not the
+    /// table's, and a copy that does not fit begins anew.
     fn of_copy(self, table: &TableSpec) -> Self {
         match self {
             Self::Rows { .. } | Self::Diverged { .. } => self,
@@ -460,8 +493,8 @@ impl TargetError {
         }
     }
 
-    /// The disk does not take what is written: it is full, or broken; or the file is closed. It has to be opened once more, and
-    /// that may have to be tried again.
+    /// The disk does not take what is written: it is full, or broken; or the file is closed. It has
+    /// to be opened once more, and that may have to be tried again.
     pub fn is_of_disk(&self) -> bool {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => is_of_disk(&error.to_string()),
@@ -489,8 +522,8 @@ impl TargetError {
         }
     }
 
-    /// DuckDB had no memory left, or met a bug of its own; the file may have to be opened again. Nothing is wrong with what was
-    /// to be written.
+    /// DuckDB had no memory left, or met a bug of its own; the file may have to be opened again.
+    /// Nothing is wrong with what was to be written.
     pub fn is_internal(&self) -> bool {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => {
@@ -554,7 +587,8 @@ mod tests {
     fn a_file_checkpoint_that_had_no_memory_is_no_full_disk() {
         let invalidated = |original: &str| {
             format!(
-                "FATAL Error: Failed: database has been invalidated because of a previous fatal error. The database must be \
+                "FATAL Error: Failed: database has been invalidated because of a previous fatal \
+                 error. The database must be \
                  restarted prior to being used again.\nOriginal error: \"{original}\""
             )
         };

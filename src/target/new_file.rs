@@ -1,7 +1,8 @@
 //! A new target file comes into being whole or not at all.
 //!
-//! DuckDB writes a new file in several steps, and a process that is killed between them leaves a file that no DuckDB
-//! opens. So rhei lets DuckDB make it under another name, and gives it its own one when it is complete.
+//! DuckDB writes a new file in several steps, and a process that is killed between them leaves a
+//! file that no DuckDB opens. So rhei lets DuckDB make it under another name, and gives it its own
+//! one when it is complete.
 
 use std::{
     fs::{self, File},
@@ -13,7 +14,8 @@ use duckdb::Connection;
 
 use super::{TargetError, compact::beside, ddl};
 
-/// How the name of a file that is being made goes on behind the name of the target; the process id follows.
+/// How the name of a file that is being made goes on behind the name of the target; the process id
+/// follows.
 const UNFINISHED: &str = ".creating-";
 
 /// The file is attached under this name while it is made.
@@ -51,7 +53,8 @@ fn write(connection: &Connection, unfinished: &Path) -> Result<(), TargetError> 
 
 /// Never replaces a file that another process has made meanwhile.
 fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
-    // This log belongs to a file that somebody has removed. DuckDB removes such a log when it makes a file by itself.
+    // This log belongs to a file that somebody has removed. DuckDB removes such a log when it makes
+    // a file by itself.
     let stale_log = beside(path, ".wal");
     if stale_log.exists() && !path.exists() {
         fs::remove_file(&stale_log)?;
@@ -67,8 +70,8 @@ fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes the unfinished files of processes that were killed. The caller has the file at `path` open, so it exists, and no
-/// other process needs an unfinished one.
+/// Removes the unfinished files of processes that were killed. The caller has the file at `path`
+/// open, so it exists, and no other process needs an unfinished one.
 pub fn sweep(path: &Path) {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -1,4 +1,5 @@
-//! How DuckDB is set for the work at hand: its threads, how large its log may grow, and what file checkpoints compact.
+//! How DuckDB is set for the work at hand: its threads, how large its log may grow, and what file
+//! checkpoints compact.
 
 use std::{
     collections::BTreeSet,
@@ -11,23 +12,26 @@ use duckdb::Connection;
 use super::{Applied, Compaction, TargetError, apply, compact, ddl};
 use crate::change::{ChangeBatch, QualifiedName, TableChanges};
 
-/// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s to 0.8 s (duckdb.md 1.5).
+/// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s
+/// to 0.8 s (duckdb.md 1.5).
 const VACUUM_TASKS: u32 = 8;
 
-/// Compactions that a row group of dead rows pays for. Each rewrites up to four row groups, and leaves one less. Measured with 300,000
-/// random updates a time of 3,000,000 rows: a fifth of the rows stay dead, and it takes half the CPU of compacting all that can be
-/// compacted, whose worst time is three times longer and whose file is larger by a quarter.
+/// Compactions that a row group of dead rows pays for. Each rewrites up to four row groups, and
+/// leaves one less. Measured with 300,000 random updates a time of 3,000,000 rows: a fifth of the
+/// rows stay dead, and it takes half the CPU of compacting all that can be compacted, whose worst
+/// time is three times longer and whose file is larger by a quarter.
 const TASKS_PER_ROW_GROUP: u64 = 3;
 const MOST_VACUUM_TASKS: u32 = 100;
 
-/// Rows that take so many bytes of the log are wide. 122,880 of them, which is a row group, can be gigabytes; and whenever DuckDB
-/// compacts, it merges a small row group with the one before it, if both fit into one. So 64 MB of new rows of 16 kB had up to
-/// 2 GB written anew, in one commit. While wide rows come, nothing is compacted that is not worth it.
+/// Rows that take so many bytes of the log are wide. 122,880 of them, which is a row group, can be
+/// gigabytes; and whenever DuckDB compacts, it merges a small row group with the one before it, if
+/// both fit into one. So 64 MB of new rows of 16 kB had up to 2 GB written anew, in one commit.
+/// While wide rows come, nothing is compacted that is not worth it.
 const WIDE_BYTES: u64 = 1000;
 /// A commit takes as much of the log for itself as so many rows.
 const COMMIT_ROWS: u64 = 4;
-/// Worth it: three quarters of a table's row groups, which is what DuckDB can merge them into, are so many more than it would have
-/// if each had so many rows, or so many bytes, that are alive.
+/// Worth it: three quarters of a table's row groups, which is what DuckDB can merge them into, are
+/// so many more than it would have if each had so many rows, or so many bytes, that are alive.
 const SPARE_ROW_GROUPS: u64 = 16;
 const ROW_GROUP_ROWS: u64 = 122_880;
 const ROW_GROUP_BYTES: u64 = 16 << 20;
@@ -36,26 +40,31 @@ const BLOCK_BYTES: u64 = 256 << 10;
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the file, within these bounds. A log
-/// that is larger than its file holds nothing but rows that were written several times; and what is in it is in memory, too.
+/// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the
+/// file, within these bounds. A log that is larger than its file holds nothing but rows that were
+/// written several times; and what is in it is in memory, too.
 const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
-/// The same while tables are copied: their commits are many, and cycles of the stream would wait for each of these writes.
+/// The same while tables are copied: their commits are many, and cycles of the stream would wait
+/// for each of these writes.
 const COPYING_THRESHOLD: u64 = 512;
-/// DuckDB keeps new rows of small tables in memory, where they count for its limit and cannot spill, until they are written into
-/// the file: about 50 kB for a table of ten rows, and 500 MB for 10,000 such tables. Once these rows take more than this part of
-/// DuckDB's memory limit, DuckDB writes them into the file although tables are being copied. Each time it goes through all tables,
-/// so it must not happen more often than it has to.
+/// DuckDB keeps new rows of small tables in memory, where they count for its limit and cannot
+/// spill, until they are written into the file: about 50 kB for a table of ten rows, and 500 MB for
+/// 10,000 such tables. Once these rows take more than this part of DuckDB's memory limit, DuckDB
+/// writes them into the file although tables are being copied. Each time it goes through all
+/// tables, so it must not happen more often than it has to.
 const MOST_UNSPILLABLE_PART: u64 = 4;
-/// And then, since some commits find another one on its way and cannot write it, often: about every three thousand tables.
+/// And then, since some commits find another one on its way and cannot write it, often: about every
+/// three thousand tables.
 const CROWDED_THRESHOLD: u64 = 1;
-/// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can wait, for so long after the
-/// last one.
+/// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can
+/// wait, for so long after the last one.
 const HURRIED_ROWS: u64 = 20_000;
 const HURRIED_BYTES: usize = 4_000_000;
 const HURRY: Duration = Duration::from_secs(10);
 
-/// A batch that took so long to apply gets all threads the next time, until so many threads are no longer needed for that. DuckDB's
-/// caller spins while another thread works for it, so a second thread costs more than it gives until joins are large (ARCHITECTURE.md).
+/// A batch that took so long to apply gets all threads the next time, until so many threads are no
+/// longer needed for that. DuckDB's caller spins while another thread works for it, so a second
+/// thread costs more than it gives until joins are large (ARCHITECTURE.md).
 const SLOW: Duration = Duration::from_millis(500);
 
 /// What is set, and what it follows from.
@@ -72,7 +81,8 @@ pub(super) struct Pace {
     hurried_at: Option<Instant>,
     /// `max_vacuum_tasks`; none yet.
     vacuum_tasks: Option<u32>,
-    /// Rows that the log has got since it was last written into the file, and [`COMMIT_ROWS`] for each commit; and their bytes.
+    /// Rows that the log has got since it was last written into the file, and [`COMMIT_ROWS`] for
+    /// each commit; and their bytes.
     logged_rows: u64,
     logged_bytes: u64,
     /// Row changes since the last commit.
@@ -80,7 +90,8 @@ pub(super) struct Pace {
     is_wide: bool,
     /// Tables that rows came for since it was last looked.
     written: BTreeSet<QualifiedName>,
-    /// When it was last looked at whether it is worth compacting, though rows are wide; and the answer.
+    /// When it was last looked at whether it is worth compacting, though rows are wide; and the
+    /// answer.
     looked_at: Option<Instant>,
     is_worth_it: bool,
     /// Bytes: [`MOST_UNSPILLABLE_PART`] of DuckDB's memory limit, but in tests.
@@ -212,7 +223,8 @@ impl Pace {
         if self.is_wide && compaction != Compaction::None {
             self.look(connection);
         }
-        // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing (duckdb.md 1.5).
+        // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing
+        // (duckdb.md 1.5).
         let tasks = match compaction {
             Compaction::None => 0,
             _ if self.is_wide && !self.is_worth_it => 0,
@@ -220,8 +232,8 @@ impl Pace {
             Compaction::For { changed_rows } => tasks_for(changed_rows),
         };
 
-        // Of two threads there is no gain where little is compacted, since one of them spins. Each that compacts holds a row group in
-        // memory, which is no matter unless rows are wide.
+        // Of two threads there is no gain where little is compacted, since one of them spins. Each
+        // that compacts holds a row group in memory, which is no matter unless rows are wide.
         let is_much = self.most_threads > 2 || tasks > VACUUM_TASKS;
         self.set_threads(
             connection,
@@ -264,7 +276,8 @@ impl Pace {
         Ok(())
     }
 
-    /// Looks at the tables that rows came for. Whatever keeps DuckDB from telling is no reason to stop.
+    /// Looks at the tables that rows came for. Whatever keeps DuckDB from telling is no reason to
+    /// stop.
     fn look(&mut self, connection: &Connection) {
         let mut is_worth_it = false;
         for table in std::mem::take(&mut self.written) {
@@ -279,8 +292,8 @@ impl Pace {
     }
 }
 
-/// Memory of rows that are only in the log yet, in parts that DuckDB cannot write to its temporary files.
-/// What DuckDB may use, in bytes.
+/// Memory of rows that are only in the log yet, in parts that DuckDB cannot write to its temporary
+/// files. What DuckDB may use, in bytes.
 fn memory_limit(connection: &Connection) -> Result<u64, TargetError> {
     let text: String =
         connection.query_row("SELECT current_setting('memory_limit')", [], |row| row.get(0))?;
@@ -298,7 +311,8 @@ fn parse_bytes(text: &str) -> Option<u64> {
 }
 
 fn unspillable_bytes(connection: &Connection) -> Result<u64, TargetError> {
-    let sql = "SELECT coalesce(sum(memory_usage_bytes), 0)::UBIGINT FROM duckdb_memory() WHERE tag = 'IN_MEMORY_TABLE'";
+    let sql = "SELECT coalesce(sum(memory_usage_bytes), 0)::UBIGINT FROM duckdb_memory() WHERE tag \
+               = 'IN_MEMORY_TABLE'";
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
@@ -308,7 +322,8 @@ fn tasks_for(changed_rows: u64) -> u32 {
     u32::try_from(tasks).unwrap_or(MOST_VACUUM_TASKS).min(MOST_VACUUM_TASKS)
 }
 
-/// Whether a table has many row groups that are small, or full of dead rows. DuckDB reads the heads of some columns' segments for it.
+/// Whether a table has many row groups that are small, or full of dead rows. DuckDB reads the heads
+/// of some columns' segments for it.
 fn is_worth_compacting(
     connection: &Connection,
     table: &QualifiedName,
@@ -320,15 +335,18 @@ fn is_worth_compacting(
     let name = ddl::table(table);
     let (live_rows, stored_rows): (u64, u64) = connection.query_row(
         &format!(
-            "SELECT (SELECT count(*) FROM {name}), coalesce((SELECT estimated_size FROM duckdb_tables() \
-             WHERE database_name = current_database() AND schema_name = ? AND table_name = ?), 0)::UBIGINT"
+            "SELECT (SELECT count(*) FROM {name}), coalesce((SELECT estimated_size FROM \
+             duckdb_tables() \
+             WHERE database_name = current_database() AND schema_name = ? AND table_name = ?), \
+             0)::UBIGINT"
         ),
         duckdb::params![table.schema, table.name],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     let sql = format!(
         "SELECT count(DISTINCT row_group_id), \
-         coalesce(count(DISTINCT block_id) + sum(len(additional_block_ids)), 0)::UBIGINT * {BLOCK_BYTES} FROM pragma_storage_info({})",
+         coalesce(count(DISTINCT block_id) + sum(len(additional_block_ids)), 0)::UBIGINT * \
+         {BLOCK_BYTES} FROM pragma_storage_info({})",
         ddl::literal(&name)
     );
     let (row_groups, bytes): (u64, u64) =
@@ -388,7 +406,8 @@ mod tests {
             Self { target, path, _folder: folder }
         }
 
-        /// Rows of `bytes` each, and what a batch of them does to the pace, then a file checkpoint by whoever makes it.
+        /// Rows of `bytes` each, and what a batch of them does to the pace, then a file checkpoint
+        /// by whoever makes it.
         fn insert(&mut self, rows: u64, bytes: u64) {
             let DuckDb { connection, pace, .. } = &mut self.target;
             let log_bytes = || compact::size(&compact::beside(&self.path, ".wal"));
@@ -397,7 +416,8 @@ mod tests {
             pace.set(connection, &self.path, false).unwrap();
             let before = log_bytes();
             let insert = format!(
-                "INSERT INTO rhei_target.\"it's\" SELECT i, repeat(chr(97 + (i % 26)::INT), {bytes}) FROM range({rows}) r(i)"
+                "INSERT INTO rhei_target.\"it's\" SELECT i, repeat(chr(97 + (i % 26)::INT), \
+                 {bytes}) FROM range({rows}) r(i)"
             );
             connection.execute_batch(&insert).unwrap();
             let applied = Applied {
@@ -414,7 +434,8 @@ mod tests {
         }
 
         fn row_groups(&self) -> u64 {
-            let sql = "SELECT count(DISTINCT row_group_id) FROM pragma_storage_info('rhei_target.\"it''s\"')";
+            let sql = "SELECT count(DISTINCT row_group_id) FROM \
+                       pragma_storage_info('rhei_target.\"it''s\"')";
             self.target.connection.query_row(sql, [], |row| row.get(0)).unwrap()
         }
     }
@@ -478,7 +499,8 @@ mod tests {
         assert!(!bed.target.pace.is_worth_it);
     }
 
-    /// They count for DuckDB's limit until the file is written, and no limit makes it write the file.
+    /// They count for DuckDB's limit until the file is written, and no limit makes it write the
+    /// file.
     #[test]
     fn rows_of_many_small_tables_do_not_pile_up_in_memory_while_they_are_copied() {
         let mut bed = Bed::new();
@@ -489,7 +511,8 @@ mod tests {
             pace.set(connection, &bed.path, true).unwrap();
             let fill = |table| {
                 format!(
-                    "CREATE TABLE rhei_target.t{table} AS SELECT i, repeat(i::VARCHAR, 400) AS v FROM range(10) r(i);"
+                    "CREATE TABLE rhei_target.t{table} AS SELECT i, repeat(i::VARCHAR, 400) AS v \
+                     FROM range(10) r(i);"
                 )
             };
             let tables: String = (round * 50..(round + 1) * 50).map(fill).collect();

@@ -1,16 +1,19 @@
 //! `_rhei.pending_<oid>`: what became of rows of a table while it was being copied.
 //!
-//! The stream never waits for a copy. Changes to a table whose shadow is still being loaded are kept here, in the
-//! transaction of the checkpoint, and are merged into the shadow when its last chunk is in it. The first
-//! change makes this table: most source tables do not change while they are copied.
+//! The stream never waits for a copy. Changes to a table whose shadow is still being loaded are
+//! kept here, in the transaction of the checkpoint, and are merged into the shadow when its last
+//! chunk is in it. The first change makes this table: most source tables do not change while they
+//! are copied.
 //!
-//! **Keyed tables.** One row per key that changed since the snapshot: what it is now, or that it is gone. Merging is then
-//! delete by key and insert, in any order and in steps of any size, and it does not matter whether the shadow holds a
-//! row as it was before a change, after it, twice or not at all: that is what makes chunks of two snapshots fit together.
-//! A value that the wire left out (unchanged TOAST, trap 51) is taken from this table where the row is here already;
-//! else it stays open, and names the key (origin) under which the shadow's snapshot has it.
+//! **Keyed tables.** One row per key that changed since the snapshot: what it is now, or that it is
+//! gone. Merging is then delete by key and insert, in any order and in steps of any size, and it
+//! does not matter whether the shadow holds a row as it was before a change, after it, twice or not
+//! at all: that is what makes chunks of two snapshots fit together. A value that the wire left out
+//! (unchanged TOAST, trap 51) is taken from this table where the row is here already; else it stays
+//! open, and names the key (origin) under which the shadow's snapshot has it.
 //!
-//! **Tables without a key** are multisets: rows that came (`n` = 1) and rows that went (`n` < 0), in any order.
+//! **Tables without a key** are multisets: rows that came (`n` = 1) and rows that went (`n` < 0),
+//! in any order.
 //!
 //! Columns are called by position, so that no name of the source can be in the way.
 
@@ -42,7 +45,8 @@ pub(super) fn drop_statement(oid: u32) -> String {
 /// Oids of the tables that have such a table.
 pub(super) fn kept_tables(connection: &Connection) -> Result<BTreeSet<u32>, TargetError> {
     let mut statement = connection.prepare(
-        "SELECT substr(table_name, 9)::UINTEGER FROM duckdb_tables() WHERE database_name = current_database() \
+        "SELECT substr(table_name, 9)::UINTEGER FROM duckdb_tables() WHERE database_name = \
+         current_database() \
          AND schema_name = '_rhei' AND regexp_full_match(table_name, 'pending_[0-9]+')",
     )?;
     let oids = statement.query_map([], |row| row.get(0))?;
@@ -116,7 +120,8 @@ fn listed(open: &[usize]) -> String {
     format!("[{}]::UINTEGER[]", open.join(", "))
 }
 
-/// Keeps the changes of one batch. `is_loaded`: every chunk is in the shadow, so nothing has to stay open.
+/// Keeps the changes of one batch. `is_loaded`: every chunk is in the shadow, so nothing has to
+/// stay open.
 pub(super) fn capture(
     connection: &Connection,
     changes: &TableChanges,
@@ -193,7 +198,10 @@ fn capture_keyed(
         values.push(if is_loaded {
             format!("{nothing} AS open")
         } else {
-            format!("CASE WHEN p.gone IS NULL THEN {open} ELSE list_intersect(p.open, {open}) END AS open")
+            format!(
+                "CASE WHEN p.gone IS NULL THEN {open} ELSE list_intersect(p.open, {open}) END \
+                     AS open"
+            )
         });
         for (at, _) in key(spec) {
             values.push(format!(
@@ -220,7 +228,8 @@ fn capture_keyed(
         };
         connection.execute_batch(&format!(
             "CREATE TEMP TABLE {PATCHED} AS SELECT {}, {is_lost} AS lost FROM {STAGE} s \
-             LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {from_shadow}; DROP TABLE {STAGE};",
+             LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {from_shadow}; DROP TABLE \
+             {STAGE};",
             values.join(", ")
         ))?;
         let found: u64 = connection.query_row(
@@ -245,7 +254,8 @@ fn capture_keyed(
         let keys: Vec<String> =
             key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
         connection.execute_batch(&format!(
-            "INSERT INTO {pending} BY NAME SELECT {}, true AS gone, {nothing} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
+            "INSERT INTO {pending} BY NAME SELECT {}, true AS gone, {nothing} AS open FROM {STAGE} \
+             s; DROP TABLE {STAGE};",
             keys.join(", ")
         ))?;
     }
@@ -255,7 +265,8 @@ fn capture_keyed(
         let values: Vec<String> =
             all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
         connection.execute_batch(&format!(
-            "INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {nothing} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
+            "INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {nothing} AS open FROM \
+             {STAGE} s; DROP TABLE {STAGE};",
             values.join(", ")
         ))?;
     }
@@ -263,7 +274,8 @@ fn capture_keyed(
         let matched = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
         connection.execute_batch(&format!(
             "DELETE FROM {pending} p USING {PATCHED} s WHERE {matched};
-             INSERT INTO {pending} BY NAME SELECT * EXCLUDE (lost) FROM {PATCHED}; DROP TABLE {PATCHED};"
+             INSERT INTO {pending} BY NAME SELECT * EXCLUDE (lost) FROM {PATCHED}; DROP TABLE \
+             {PATCHED};"
         ))?;
     }
     Ok(())
@@ -305,7 +317,8 @@ pub(super) fn close_open_values(
         .collect();
     let matched = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("p.o{at}"));
     connection.execute_batch(&format!(
-        "CREATE TEMP TABLE {STEP} AS SELECT {}, false AS gone, {} AS open FROM {pending} p JOIN {} t ON {matched} \
+        "CREATE TEMP TABLE {STEP} AS SELECT {}, false AS gone, {} AS open FROM {pending} p JOIN {} \
+         t ON {matched} \
          WHERE len(p.open) > 0;",
         values.join(", "),
         listed(&[]),
@@ -317,7 +330,8 @@ pub(super) fn close_open_values(
         return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
     }
     connection.execute_batch(&format!(
-        "DELETE FROM {pending} WHERE len(open) > 0; INSERT INTO {pending} BY NAME SELECT * FROM {STEP}; DROP TABLE {STEP};"
+        "DELETE FROM {pending} WHERE len(open) > 0; INSERT INTO {pending} BY NAME SELECT * FROM \
+         {STEP}; DROP TABLE {STEP};"
     ))?;
     Ok(())
 }
@@ -352,8 +366,9 @@ pub(super) fn open_keys(
     Ok(all)
 }
 
-/// Replaces rows with open values by what the source has under their keys, at the moment that the changes here have
-/// reached: `batches`, whose columns are those of the table, hold one row for each of `asked` such rows.
+/// Replaces rows with open values by what the source has under their keys, at the moment that the
+/// changes here have reached: `batches`, whose columns are those of the table, hold one row for
+/// each of `asked` such rows.
 ///
 /// # Errors
 /// One is missing.
@@ -380,15 +395,16 @@ pub(super) fn fill(
         all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
     connection.execute_batch(&format!(
         "DELETE FROM {pending} p USING {STAGE} s WHERE len(p.open) > 0 AND {matched};
-         INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP TABLE {STAGE};",
+         INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP \
+         TABLE {STAGE};",
         values.join(", "),
         listed(&[]),
     ))?;
     Ok(())
 }
 
-/// Merges at most so many rows (those of a multiset that went all at once, at the end) into the shadow. Returns whether
-/// nothing is left.
+/// Merges at most so many rows (those of a multiset that went all at once, at the end) into the
+/// shadow. Returns whether nothing is left.
 pub(super) fn merge(
     connection: &Connection,
     spec: &TableSpec,
@@ -417,7 +433,8 @@ pub(super) fn merge(
     }
     let is_last = count("WHERE n > 0")? <= most;
     connection.execute_batch(&format!(
-        "CREATE TEMP TABLE {STEP} AS SELECT rowid AS number, * FROM {pending} WHERE n > 0 LIMIT {most};
+        "CREATE TEMP TABLE {STEP} AS SELECT rowid AS number, * FROM {pending} WHERE n > 0 LIMIT \
+         {most};
          INSERT INTO {shadow} ({names}) SELECT {values} FROM {STEP} s;
          DELETE FROM {pending} WHERE rowid IN (SELECT number FROM {STEP}); DROP TABLE {STEP};"
     ))?;

@@ -29,7 +29,8 @@ pub(super) fn create(connection: &Connection) -> Result<(), TargetError> {
 
 /// Whether rhei has ever written to the file.
 pub(super) fn exists(connection: &Connection) -> Result<bool, TargetError> {
-    let query = "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() AND schema_name = '_rhei' AND table_name = 'pipeline'";
+    let query = "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() AND \
+                 schema_name = '_rhei' AND table_name = 'pipeline'";
     Ok(connection.query_row(query, [], |row| row.get::<_, i64>(0))? > 0)
 }
 
@@ -39,7 +40,8 @@ pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>,
         return Ok(None);
     }
     let mut statement = connection.prepare(
-        "SELECT format_version, rhei_version, slot, publications, publication_fingerprint, system_id, database, database_oid, \
+        "SELECT format_version, rhei_version, slot, publications, publication_fingerprint, \
+         system_id, database, database_oid, \
          timeline, phase, checkpoint_lsn, epoch_us(checkpoint_time) FROM _rhei.pipeline",
     )?;
     let mut rows = statement.query([])?;
@@ -94,7 +96,8 @@ pub(super) fn put_pipeline(
     };
     connection.execute("DELETE FROM _rhei.pipeline", [])?;
     connection.execute(
-        "INSERT INTO _rhei.pipeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, make_timestamptz(?), now())",
+        "INSERT INTO _rhei.pipeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, make_timestamptz(?), \
+         now())",
         params![
             FORMAT_VERSION,
             env!("CARGO_PKG_VERSION"),
@@ -113,7 +116,8 @@ pub(super) fn put_pipeline(
     Ok(())
 }
 
-/// Replaces the row by itself with another checkpoint. One statement to read, two to write; never UPDATE.
+/// Replaces the row by itself with another checkpoint. One statement to read, two to write; never
+/// UPDATE.
 pub(super) fn put_checkpoint(
     connection: &Connection,
     pipeline: &mut Pipeline,
@@ -163,7 +167,8 @@ pub(super) fn put_cycle(
         return Ok(0);
     }
     let pruned = connection.execute(
-        "DELETE FROM _rhei.cycles WHERE finished_at < (SELECT min(finished_at) FROM (SELECT finished_at FROM _rhei.cycles \
+        "DELETE FROM _rhei.cycles WHERE finished_at < (SELECT min(finished_at) FROM (SELECT \
+         finished_at FROM _rhei.cycles \
          ORDER BY finished_at DESC LIMIT ?))",
         params![KEPT_CYCLES],
     )?;

@@ -1,7 +1,9 @@
-//! `_rhei.tables` and `_rhei.columns`, kept in memory: this process is the only writer of the file. A change is made here and
-//! written with the transaction that it belongs to; after a transaction that failed everything is read anew.
+//! `_rhei.tables` and `_rhei.columns`, kept in memory: this process is the only writer of the file.
+//! A change is made here and written with the transaction that it belongs to; after a transaction
+//! that failed everything is read anew.
 //!
-//! Rows are replaced by DELETE and INSERT, never updated: an UPDATE would block CHECKPOINT under an open reader.
+//! Rows are replaced by DELETE and INSERT, never updated: an UPDATE would block CHECKPOINT under an
+//! open reader.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -41,7 +43,8 @@ pub(super) struct Tables {
     ours: HashMap<(String, String), usize>,
     /// Oids of the tables that have a table of kept changes (see `pending`).
     pending: BTreeSet<u32>,
-    /// Names of tables that rhei did not make. None can be added while this process has the file locked.
+    /// Names of tables that rhei did not make. None can be added while this process has the file
+    /// locked.
     foreign: HashSet<(String, String)>,
 }
 
@@ -195,7 +198,8 @@ impl Tables {
         self.change(oid, |row| row.is_ours = true);
     }
 
-    /// Until the shape of the table is stored again, this TRUNCATE explains why the table has another file.
+    /// Until the shape of the table is stored again, this TRUNCATE explains why the table has
+    /// another file.
     pub fn set_truncated(&mut self, oid: u32, xid: u32) {
         self.change(oid, |row| row.table.truncated_by = Some(xid));
     }
@@ -205,8 +209,8 @@ impl Tables {
         self.change(oid, |row| row.table.has_shadow = false);
     }
 
-    /// Forgets other tables of these names, which are only kept: their copies are replaced or dropped. Returns whether
-    /// there were any.
+    /// Forgets other tables of these names, which are only kept: their copies are replaced or
+    /// dropped. Returns whether there were any.
     pub fn give_way<'a>(
         &mut self,
         tables: impl IntoIterator<Item = (&'a QualifiedName, u32)>,
@@ -313,8 +317,10 @@ fn xids(text: Option<String>) -> Result<Option<Arc<XidSnapshot>>, TargetError> {
 
 fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, TargetError> {
     let mut statement = connection.prepare(
-        "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, copy_lsn, epoch, replica_identity, \
-         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours, copy_xids, truncated_by \
+        "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, \
+         copy_lsn, epoch, replica_identity, \
+         whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours, \
+         copy_xids, truncated_by \
          FROM _rhei.tables",
     )?;
     let mut rows = statement.query([])?;
@@ -363,7 +369,8 @@ fn read_columns(
     tables: &mut BTreeMap<u32, Row>,
 ) -> Result<(), TargetError> {
     let mut statement = connection.prepare(
-        "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, mapping \
+        "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, \
+         mapping \
          FROM _rhei.columns ORDER BY table_oid, attnum",
     )?;
     let mut rows = statement.query([])?;

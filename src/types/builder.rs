@@ -1,4 +1,5 @@
-//! Decodes the values of one column, from the server's text or from COPY BINARY, into one Arrow array.
+//! Decodes the values of one column, from the server's text or from COPY BINARY, into one Arrow
+//! array.
 
 use std::sync::Arc;
 

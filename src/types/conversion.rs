@@ -1,9 +1,10 @@
 //! Which changes of a column's type stored values go through in place.
 //!
-//! PostgreSQL rewrites no row when the old value's bytes are a value of the new type. That does not mean that they print
-//! alike: `cidr` becomes `inet` and loses its netmask, `oid` becomes `regclass` and prints a name. So in place is only what
-//! [`in_place`] lists, and every entry of it is proven against what servers print (`tests/it/type_pairs.rs`). Everything
-//! else is copied again.
+//! PostgreSQL rewrites no row when the old value's bytes are a value of the new type. That does not
+//! mean that they print alike: `cidr` becomes `inet` and loses its netmask, `oid` becomes
+//! `regclass` and prints a name. So in place is only what [`in_place`] lists, and every entry of it
+//! is proven against what servers print (`tests/it/type_pairs.rs`). Everything else is copied
+//! again.
 
 use super::{Kind, Mapping, TypeCatalog};
 
@@ -19,10 +20,11 @@ pub struct Typed<'a> {
 pub enum InPlace {
     /// They are those of the new type already.
     AsStored,
-    /// DuckDB converts them; the source prints rows of the old type as it prints those of the new one.
+    /// DuckDB converts them; the source prints rows of the old type as it prints those of the new
+    /// one.
     Converted,
-    /// DuckDB converts them, and the source prints rows of the old type otherwise: a row that came before the change, in
-    /// the same transaction, cannot be read as one of the new type.
+    /// DuckDB converts them, and the source prints rows of the old type otherwise: a row that came
+    /// before the change, in the same transaction, cannot be read as one of the new type.
     Reprinted,
 }
 
@@ -37,8 +39,9 @@ const TIMESTAMPTZ: u32 = 1184;
 /// Types below are the server's own, and are what they are in every database.
 const FIRST_USER_OID: u32 = 16384;
 
-/// Whether stored values of `before` become exactly those of `after`, in a table that was not rewritten. `None`: that is
-/// not proven. `has_nulled`: values that the target has no room for are stored as NULL, and may have room now.
+/// Whether stored values of `before` become exactly those of `after`, in a table that was not
+/// rewritten. `None`: that is not proven. `has_nulled`: values that the target has no room for are
+/// stored as NULL, and may have room now.
 pub fn in_place(
     before: Typed<'_>,
     after: Typed<'_>,
@@ -71,7 +74,8 @@ pub fn in_place(
         {
             Some(InPlace::Converted)
         }
-        // The server does without a rewrite only where both are one instant: in a session whose zone is UTC.
+        // The server does without a rewrite only where both are one instant: in a session whose
+        // zone is UTC.
         (Kind::Timestamp { .. }, Kind::Timestamp { .. })
             if is_relabelled(&[TIMESTAMP, TIMESTAMPTZ]) =>
         {
@@ -89,7 +93,8 @@ pub fn in_place(
     }
 }
 
-/// The type that a chain of domains ends at. None: a type of a user that the catalogs no longer know.
+/// The type that a chain of domains ends at. None: a type of a user that the catalogs no longer
+/// know.
 fn without_domains(mut type_oid: u32, catalog: &TypeCatalog) -> Option<u32> {
     // No more steps than there are types, so that a domain over itself ends too.
     for _ in 0..=catalog.types.len() {
@@ -106,24 +111,28 @@ fn element_of(type_oid: u32, catalog: &TypeCatalog) -> Option<u32> {
     catalog.types.get(&type_oid).map(|info| info.element_oid).filter(|&element| element != 0)
 }
 
-/// Types whose values are their text. `name` is not among them: it is of a fixed length, so the server rewrites.
+/// Types whose values are their text. `name` is not among them: it is of a fixed length, so the
+/// server rewrites.
 fn is_text(type_oid: u32, catalog: &TypeCatalog) -> bool {
     [TEXT, VARCHAR, BPCHAR].contains(&type_oid)
         || catalog.types.get(&type_oid).is_some_and(|info| info.name == "citext")
 }
 
 impl Mapping {
-    /// SQL that turns a stored value into one of `after`, where [`in_place`] or the settings say that this is exact. It
-    /// means the same in every session and on every host, since DuckDB's log holds it and runs it again after a crash.
+    /// SQL that turns a stored value into one of `after`, where [`in_place`] or the settings say
+    /// that this is exact. It means the same in every session and on every host, since DuckDB's log
+    /// holds it and runs it again after a crash.
     pub fn conversion(&self, after: &Self, column: &str) -> String {
         let cast = format!("CAST({column} AS {})", after.target_type);
         match (&self.kind, &after.kind) {
-            // DuckDB prints no digit before the point where there cannot be one; the server prints a 0.
+            // DuckDB prints no digit before the point where there cannot be one; the server prints
+            // a 0.
             (Kind::Decimal { precision, scale }, Kind::Printed)
                 if i16::from(*precision) == i16::from(*scale) =>
             {
                 format!(
-                    "CASE WHEN {column} < 0 THEN '-0' || substr({cast}, 2) WHEN {column} >= 0 THEN '0' || {cast} END"
+                    "CASE WHEN {column} < 0 THEN '-0' || substr({cast}, 2) WHEN {column} >= 0 THEN \
+                     '0' || {cast} END"
                 )
             }
             // A cast would be by the zone of the session, and AT TIME ZONE is milliseconds off

@@ -1,4 +1,5 @@
-//! Dates, times and intervals, as `DateStyle = ISO`, `IntervalStyle = postgres` and `TimeZone = UTC` print them.
+//! Dates, times and intervals, as `DateStyle = ISO`, `IntervalStyle = postgres` and `TimeZone =
+//! UTC` print them.
 
 use super::ValueError;
 
@@ -55,7 +56,8 @@ fn civil(input: &[u8]) -> Option<(i64, i64, i64, &[u8])> {
         .then_some((year, month, day, rest))
 }
 
-/// `24:00:00.5`: microseconds and the rest. An interval may have hours without end, so the caller says how many fit.
+/// `24:00:00.5`: microseconds and the rest. An interval may have hours without end, so the caller
+/// says how many fit.
 fn clock(input: &[u8]) -> Option<(i128, &[u8])> {
     let (hours, rest) = digits(input)?;
     let (minutes, rest) = digits(after(rest, b':')?)?;
@@ -356,7 +358,10 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn random_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40), text in "[-+0-9: .a-zB]{0,30}") {
+        fn random_bytes_never_panic(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+            text in "[-+0-9: .a-zB]{0,30}",
+        ) {
             for input in [bytes.as_slice(), text.as_bytes()] {
                 let _ = (date(input, ""), timestamp(input, ""), time(input), interval(input));
             }

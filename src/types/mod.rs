@@ -1,9 +1,9 @@
 //! One Postgres type = one row of the mapping + one decoder.
 //!
-//! [`map_column`] decides, from the catalog's description of a type and an optional override, how a column is
-//! staged (Arrow), stored (DuckDB) and decoded (text from the stream, binary from COPY). `builder` decodes one column;
-//! both formats give the same cell. What has no decoder of its own is kept as the text that the server prints, which
-//! loses nothing.
+//! [`map_column`] decides, from the catalog's description of a type and an optional override, how a
+//! column is staged (Arrow), stored (DuckDB) and decoded (text from the stream, binary from COPY).
+//! `builder` decodes one column; both formats give the same cell. What has no decoder of its own is
+//! kept as the text that the server prints, which loses nothing.
 
 mod builder;
 mod conversion;
@@ -29,7 +29,8 @@ pub struct TypeInfo {
     pub oid: u32,
     pub schema: String,
     pub name: String,
-    /// `typtype`: `b` base, `c` composite, `d` domain, `e` enum, `p` pseudo, `r` range, `m` multirange.
+    /// `typtype`: `b` base, `c` composite, `d` domain, `e` enum, `p` pseudo, `r` range, `m`
+    /// multirange.
     pub kind: u8,
     /// `typcategory`; `A` for arrays.
     pub category: u8,
@@ -116,8 +117,8 @@ pub struct MappingError {
     pub possible: String,
 }
 
-/// How a value is decoded. Stored in `_rhei.columns`, so that a copy is read as it was written even when the type
-/// is gone at the source.
+/// How a value is decoded. Stored in `_rhei.columns`, so that a copy is read as it was written even
+/// when the type is gone at the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Kind {
@@ -192,7 +193,8 @@ pub enum ValueError {
     #[error("\"{shown}\" is not a value of {expected}")]
     Malformed { expected: &'static str, shown: String },
     #[error(
-        "{what} cannot be stored as {target_type}\nhint: set type = \"VARCHAR\" for this column in its [tables.\"..\".columns] section, or [sync] on_unrepresentable = \"null\""
+        "{what} cannot be stored as {target_type}\nhint: set type = \"VARCHAR\" for this column in \
+         its [tables.\"..\".columns] section, or [sync] on_unrepresentable = \"null\""
     )]
     NotRepresentable { what: String, target_type: String },
     #[error("a value is not valid UTF-8")]
@@ -211,7 +213,8 @@ impl ValueError {
         format!("{}{row}", self.to_string().lines().next().unwrap_or_default())
     }
 
-    /// A legal value that the target's type has no room for: what `[sync] on_unrepresentable` is about.
+    /// A legal value that the target's type has no room for: what `[sync] on_unrepresentable` is
+    /// about.
     pub fn is_unrepresentable(&self) -> bool {
         matches!(self, Self::NotRepresentable { .. })
     }
@@ -305,7 +308,8 @@ fn on_request(
             let bound = inner(info.range_of, -1, 0, catalog, DEEPEST);
             let of = &bound.target_type;
             let target_type = format!(
-                "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive BOOLEAN, is_empty BOOLEAN)"
+                "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive \
+                 BOOLEAN, is_empty BOOLEAN)"
             );
             Some(("STRUCT", mapping(target_type, Kind::Range { bound: Box::new(bound) })))
         }
@@ -321,8 +325,9 @@ fn on_request(
     (chosen, possible)
 }
 
-/// How often an array may be the element of another, by a domain in between. What is deeper is kept as text. No server has
-/// a type that is made of itself, but the catalogs of a broken one might say so.
+/// How often an array may be the element of another, by a domain in between. What is deeper is kept
+/// as text. No server has a type that is made of itself, but the catalogs of a broken one might say
+/// so.
 const DEEPEST: u8 = 4;
 
 /// A domain is stored as what it is made of, however deep.
@@ -393,7 +398,8 @@ fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) 
         1186 => mapping("INTERVAL", Kind::Interval),
         2950 => mapping("UUID", Kind::Uuid),
         17 => mapping("BLOB", Kind::Bytes),
-        // text, varchar, bpchar (padding kept), name, unknown. Not xml: its binary form adds an encoding.
+        // text, varchar, bpchar (padding kept), name, unknown. Not xml: its binary form adds an
+        // encoding.
         25 | 1043 | 1042 | 19 | 705 => mapping("VARCHAR", Kind::Text),
         // int2vector and oidvector are arrays to the catalog, but print without braces.
         22 | 30 => mapping("VARCHAR", Kind::Printed),
@@ -483,8 +489,8 @@ impl Mapping {
         }
     }
 
-    /// Type of a staging column. Intervals differ from the target: as Arrow intervals, NULLs would arrive as zero
-    /// (trap 77).
+    /// Type of a staging column. Intervals differ from the target: as Arrow intervals, NULLs would
+    /// arrive as zero (trap 77).
     pub fn stage_type(&self) -> String {
         match &self.kind {
             Kind::Interval => "STRUCT(months INTEGER, days INTEGER, micros BIGINT)".to_owned(),
@@ -495,7 +501,8 @@ impl Mapping {
             Kind::Range { bound } => {
                 let of = bound.stage_type();
                 format!(
-                    "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive BOOLEAN, is_empty BOOLEAN)"
+                    "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, \
+                     upper_inclusive BOOLEAN, is_empty BOOLEAN)"
                 )
             }
             Kind::Struct { fields } => {
@@ -521,7 +528,8 @@ impl Mapping {
             _ if self.is_staged_as_it_is() => column.to_owned(),
             // `months` is never NULL inside a value.
             Kind::Interval => format!(
-                "CASE WHEN {column}.months IS NULL THEN NULL ELSE to_months({column}.months) + to_days({column}.days) + \
+                "CASE WHEN {column}.months IS NULL THEN NULL ELSE to_months({column}.months) + \
+                 to_days({column}.days) + \
                  to_microseconds({column}.micros) END"
             ),
             Kind::Cast { .. } => format!("CAST({column} AS {})", self.target_type),
@@ -564,21 +572,22 @@ impl Mapping {
         )
     }
 
-    /// What COPY selects. Where only the output function can print the type, its text: `format('%s')` calls it, a cast
-    /// to text would not (trap 22).
+    /// What COPY selects. Where only the output function can print the type, its text:
+    /// `format('%s')` calls it, a cast to text would not (trap 22).
     pub fn copy_select(&self, column: &str) -> String {
         if self.has_binary() {
             column.to_owned()
         } else {
             // `IS NULL` would also be true of a row of NULLs.
             format!(
-                "CASE WHEN {column} IS NOT DISTINCT FROM NULL THEN NULL ELSE pg_catalog.format('%s', {column}) END"
+                "CASE WHEN {column} IS NOT DISTINCT FROM NULL THEN NULL ELSE \
+                 pg_catalog.format('%s', {column}) END"
             )
         }
     }
 
-    /// Whether every value has one exact counterpart in `other`, were the source's table rewritten by a plain cast:
-    /// what `[sync] trust_widening` is about.
+    /// Whether every value has one exact counterpart in `other`, were the source's table rewritten
+    /// by a plain cast: what `[sync] trust_widening` is about.
     pub fn widens_to(&self, other: &Self) -> bool {
         let rank = |kind: &Kind| match kind {
             Kind::Int2 => Some(1),
@@ -640,7 +649,8 @@ mod tests {
             range_of: 0,
             fields: Vec::new(),
         };
-        // A domain over itself, two over each other, an array of itself, an array of a domain over it.
+        // A domain over itself, two over each other, an array of itself, an array of a domain over
+        // it.
         let types = [
             info(1000, b'd', 1000, 0),
             info(1001, b'd', 1002, 0),

@@ -5,8 +5,9 @@ use super::ValueError;
 /// DuckDB's widest DECIMAL.
 const WIDEST: u8 = 38;
 
-/// Precision and scale of the DECIMAL that holds every finite value of `numeric(p,s)` with this typmod. None when it is
-/// unconstrained or too wide. A negative scale, and one above the precision, are legal since 15.
+/// Precision and scale of the DECIMAL that holds every finite value of `numeric(p,s)` with this
+/// typmod. None when it is unconstrained or too wide. A negative scale, and one above the
+/// precision, are legal since 15.
 pub fn decimal_of(typmod: i32) -> Option<(u8, i8)> {
     if typmod < 4 {
         return None;
@@ -190,7 +191,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn random_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40)) {
+        fn random_bytes_never_panic(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+        ) {
             let _ = from_text(&bytes, 38, 10, "DECIMAL(38,10)");
             let _ = from_binary(&bytes, 38, 10, "DECIMAL(38,10)");
         }

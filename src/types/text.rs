@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use super::{ColumnBuilder, Kind, ValueError};
 
-/// Whatever Rust parses as PostgreSQL prints it: integers, and floats with `NaN`, `Infinity`, `-0`, `1e-45`.
+/// Whatever Rust parses as PostgreSQL prints it: integers, and floats with `NaN`, `Infinity`, `-0`,
+/// `1e-45`.
 pub(super) fn number<T: FromStr>(value: &[u8], expected: &'static str) -> Result<T, ValueError> {
     let text = std::str::from_utf8(value).map_err(|_| ValueError::NotUtf8)?;
     text.parse().map_err(|_| ValueError::malformed(expected, value))
@@ -38,8 +39,9 @@ pub(super) fn bytea(value: &[u8]) -> Result<Vec<u8>, ValueError> {
     pairs.iter().map(pair).collect::<Option<Vec<u8>>>().ok_or_else(malformed)
 }
 
-/// `{1,NULL,"a\"b",{..}}`, also with bounds in front, which DuckDB does not have. Items go into `element`; when the value
-/// turns out wrong, the caller puts NULL in its place, which covers the items that went in before.
+/// `{1,NULL,"a\"b",{..}}`, also with bounds in front, which DuckDB does not have. Items go into
+/// `element`; when the value turns out wrong, the caller puts NULL in its place, which covers the
+/// items that went in before.
 pub(super) fn array(
     value: &[u8],
     delimiter: u8,
@@ -200,8 +202,8 @@ pub(super) fn range(value: &[u8]) -> Result<Range, ValueError> {
 
 type BareOrQuoted<'a> = (Option<Vec<u8>>, &'a [u8]);
 
-/// A field up to the next comma that is in no quotes, without quotes and escapes; nothing at all is `None`. In quotes
-/// a quote is doubled or escaped.
+/// A field up to the next comma that is in no quotes, without quotes and escapes; nothing at all is
+/// `None`. In quotes a quote is doubled or escaped.
 fn bare_or_quoted(bytes: &[u8]) -> Option<BareOrQuoted<'_>> {
     let (mut item, mut is_quoted, mut has_any) = (Vec::new(), false, false);
     let mut rest = bytes;

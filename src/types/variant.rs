@@ -1,7 +1,8 @@
-//! What DuckDB's cast from JSON to VARIANT keeps (1.5.5, tried value by value): integers of 64 bits, and every other number as
-//! the double next to it. Numbers out of range become infinite or zero, names that differ by case alone are an error of the
-//! whole statement, and objects that are nested some thousand deep overflow the stack of its thread. So what would be changed
-//! is found here, before it is loaded.
+//! What DuckDB's cast from JSON to VARIANT keeps (1.5.5, tried value by value): integers of 64
+//! bits, and every other number as the double next to it. Numbers out of range become infinite or
+//! zero, names that differ by case alone are an error of the whole statement, and objects that are
+//! nested some thousand deep overflow the stack of its thread. So what would be changed is found
+//! here, before it is loaded.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -98,7 +99,8 @@ fn string_length(text: &str) -> Option<usize> {
     }
 }
 
-/// What a string says. None: an escape is broken. An error: it holds half of a surrogate pair, which is no character.
+/// What a string says. None: an escape is broken. An error: it holds half of a surrogate pair,
+/// which is no character.
 fn unescaped(inner: &str) -> Result<Option<Cow<'_, str>>, ValueError> {
     if !inner.contains('\\') {
         return Ok(Some(Cow::Borrowed(inner)));
@@ -147,8 +149,8 @@ fn is_of_number(character: char) -> bool {
     matches!(character, '-' | '+' | '.' | 'e' | 'E' | '0'..='9')
 }
 
-/// Whether what is read back says the same number: an integer of 64 bits, or a double whose shortest form it is, but for zeros
-/// at its end. None: this is no number.
+/// Whether what is read back says the same number: an integer of 64 bits, or a double whose
+/// shortest form it is, but for zeros at its end. None: this is no number.
 fn is_kept(number: &str) -> Option<bool> {
     if number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok() {
         return Some(true);
@@ -158,7 +160,8 @@ fn is_kept(number: &str) -> Option<bool> {
     Some(double.is_finite() && written.is_some() && written == decimal(&format!("{double:e}")))
 }
 
-/// The digits of a number without zeros at either end, and the power of ten of the last one. None: no integer holds it.
+/// The digits of a number without zeros at either end, and the power of ten of the last one. None:
+/// no integer holds it.
 fn decimal(number: &str) -> Option<(String, i64)> {
     let number = number.trim_start_matches('-');
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));

@@ -1,4 +1,5 @@
-//! The first copy, and copies again: pieces of work that are seen, tried again, and never trusted in part.
+//! The first copy, and copies again: pieces of work that are seen, tried again, and never trusted
+//! in part.
 
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ fn jobs(following: &Following) -> Vec<serde_json::Value> {
 fn with_large_table(name: &str) -> Following {
     let following = Following::new(name);
     following.db.execute(
-        "CREATE TABLE large (id int PRIMARY KEY, v text, n numeric(12,2)) WITH (autovacuum_enabled = off);
-         INSERT INTO large SELECT i, repeat(md5(i::text), 12), i / 7.0 FROM generate_series(1, 300000) i;
+        "CREATE TABLE large (id int PRIMARY KEY, v text, n numeric(12,2)) WITH (autovacuum_enabled \
+         = off);
+         INSERT INTO large SELECT i, repeat(md5(i::text), 12), i / 7.0 FROM generate_series(1, \
+         300000) i;
          CREATE TABLE small (id int PRIMARY KEY); INSERT INTO small VALUES (1)",
     );
     following
@@ -32,8 +35,10 @@ fn a_worker_that_loses_its_connection_tries_its_piece_again() {
     let mut running = following.rhei.spawn(["backfill"]);
     wait_until(SOON, "a worker that copies", || {
         following.db.value(
-            "SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM (SELECT pid FROM pg_stat_activity \
-             WHERE datname = current_database() AND query LIKE 'COPY%large%' AND state = 'active' LIMIT 1) s",
+            "SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM (SELECT pid FROM \
+             pg_stat_activity \
+             WHERE datname = current_database() AND query LIKE 'COPY%large%' AND state = 'active' \
+             LIMIT 1) s",
         ) == "t"
     });
     let log = running.wait_for_log("a chunk is tried again", SOON);
@@ -61,9 +66,10 @@ fn a_worker_that_loses_its_connection_tries_its_piece_again() {
 #[test]
 fn a_piece_that_holds_a_value_which_cannot_be_kept_fails_with_the_reason() {
     let following = Following::new("failed_job");
-    following
-        .db
-        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, 1), (7, 'NaN')");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, \
+                  1), (7, 'NaN')",
+    );
     following.rhei.run(["sync"]).assert_code(1);
     let jobs = jobs(&following);
     let error = jobs[0]["error"].as_str().unwrap();
@@ -95,8 +101,8 @@ fn resync_has_the_running_replicator_copy_a_table_again() {
     following.assert_same(&["public.t"]);
 }
 
-/// The limit is of all workers together. Only its lower bound is a matter of time: as much as it says cannot have been
-/// taken sooner.
+/// The limit is of all workers together. Only its lower bound is a matter of time: as much as it
+/// says cannot have been taken sooner.
 #[test]
 fn a_rate_limit_holds_for_all_workers_together() {
     let following = Following::new("rate_limit");
@@ -118,9 +124,10 @@ fn a_rate_limit_holds_for_all_workers_together() {
 #[test]
 fn a_paused_table_is_copied_again_once_the_settings_allow_it() {
     let following = Following::new("unpaused");
-    following
-        .db
-        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, 1), (7, 'NaN')");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, \
+                  1), (7, 'NaN')",
+    );
     following.rhei.run(["sync"]).assert_code(1);
     following.rhei.clone().env("RHEI_SYNC_ON_UNREPRESENTABLE", "null").run_ok(["sync"]);
     let rows = query_copy(following.copy(), "SELECT n::VARCHAR FROM public.t ORDER BY id");
@@ -134,9 +141,12 @@ fn a_standby_gives_a_plain_copy_and_is_refused_as_a_source_to_follow() {
     let origin = primary.database("standby");
     let standby = primary.standby();
     origin.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat(i::text, 40) FROM generate_series(1, 50000) i;
-         CREATE TABLE p (id int, v date) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
-         INSERT INTO p VALUES (7, '2026-11-20'); CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE m (m mood); INSERT INTO m VALUES ('ok')",
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat(i::text, 40) \
+         FROM generate_series(1, 50000) i;
+         CREATE TABLE p (id int, v date) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p \
+         FOR VALUES FROM (0) TO (10);
+         INSERT INTO p VALUES (7, '2026-11-20'); CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE \
+         TABLE m (m mood); INSERT INTO m VALUES ('ok')",
     );
     let replica = standby.replica_of(&origin);
     wait_until(SOON, "the standby has replayed", || {
@@ -154,7 +164,8 @@ fn a_standby_gives_a_plain_copy_and_is_refused_as_a_source_to_follow() {
     );
 }
 
-/// DuckDB takes another compression for long values, which are many times slower to write otherwise.
+/// DuckDB takes another compression for long values, which are many times slower to write
+/// otherwise.
 #[test]
 fn columns_with_long_values_are_compressed_by_zstd_and_others_are_not() {
     let following = Following::new("long_values");
@@ -162,22 +173,26 @@ fn columns_with_long_values_are_compressed_by_zstd_and_others_are_not() {
         "id int, title text, \"bo dy\" text, file bytea, doc json, tags text[], PRIMARY KEY (id)";
     let long = "(SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 150) j)";
     let rows = format!(
-        "SELECT i, 'title ' || i % 7, {long}, convert_to({long}, 'UTF8'), json_build_object('long', {long}), ARRAY[{long}]"
+        "SELECT i, 'title ' || i % 7, {long}, convert_to({long}, 'UTF8'), \
+         json_build_object('long', {long}), ARRAY[{long}]"
     );
     following.db.execute(&format!(
         "CREATE TABLE t ({columns}); INSERT INTO t {rows} FROM generate_series(1, 500) i;
-         CREATE TABLE parts ({columns}) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10000);
+         CREATE TABLE parts ({columns}) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF \
+         parts FOR VALUES FROM (0) TO (10000);
          CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (10000) TO (20000);
          INSERT INTO parts {rows} FROM generate_series(10001, 10500) i;
          CREATE TABLE short ({columns});
-         INSERT INTO short SELECT i, 'title ' || i % 7, repeat('x', 1500), '\\x00', '[]' FROM generate_series(1, 500) i;
+         INSERT INTO short SELECT i, 'title ' || i % 7, repeat('x', 1500), '\\x00', '[]' FROM \
+         generate_series(1, 500) i;
          CREATE TABLE none ({columns})"
     ));
     following.sync();
     let tables = ["public.t", "public.parts", "public.short", "public.none"];
     let by_zstd = |table: &str| {
         let sql = format!(
-            "SELECT DISTINCT column_name FROM pragma_storage_info('public.{table}') WHERE compression = 'ZSTD' ORDER BY ALL"
+            "SELECT DISTINCT column_name FROM pragma_storage_info('public.{table}') WHERE \
+             compression = 'ZSTD' ORDER BY ALL"
         );
         query_copy(following.copy(), &sql).into_iter().flatten().flatten().collect::<Vec<_>>()
     };
@@ -189,7 +204,8 @@ fn columns_with_long_values_are_compressed_by_zstd_and_others_are_not() {
     };
     as_expected();
     following.db.execute(
-        "UPDATE t SET title = 'new' WHERE id % 3 = 0; UPDATE t SET \"bo dy\" = 'short now' WHERE id % 100 = 7; DELETE FROM parts WHERE id % 5 = 0;
+        "UPDATE t SET title = 'new' WHERE id % 3 = 0; UPDATE t SET \"bo dy\" = 'short now' WHERE \
+         id % 100 = 7; DELETE FROM parts WHERE id % 5 = 0;
          INSERT INTO none SELECT * FROM t WHERE id < 100",
     );
     following.sync();

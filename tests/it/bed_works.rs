@@ -125,14 +125,17 @@ fn the_oracle_finds_every_planted_difference() {
     let file = folder.path().join("copy.duckdb");
     db.execute(
         "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(9,2));
-         INSERT INTO t VALUES (1, 'same', 1.50), (2, 'changed', 2), (3, 'missing', 3), (5, NULL, NULL), (6, 'twice', 6);
+         INSERT INTO t VALUES (1, 'same', 1.50), (2, 'changed', 2), (3, 'missing', 3), (5, NULL, \
+         NULL), (6, 'twice', 6);
          CREATE TABLE bag (v int); INSERT INTO bag VALUES (1), (1), (2);
          CREATE TABLE wide (id int PRIMARY KEY, a int, b int); CREATE TABLE gone (id int)",
     );
     make_copy(
         &file,
-        "CREATE SCHEMA IF NOT EXISTS public; CREATE TABLE public.t (id INTEGER, v VARCHAR, n DECIMAL(9,2));
-         INSERT INTO public.t VALUES (1, 'same', 1.50), (2, 'Changed', 2), (4, 'extra', 4), (5, '', NULL), (6, 'twice', 6), (6, 'twice', 6);
+        "CREATE SCHEMA IF NOT EXISTS public; CREATE TABLE public.t (id INTEGER, v VARCHAR, n \
+         DECIMAL(9,2));
+         INSERT INTO public.t VALUES (1, 'same', 1.50), (2, 'Changed', 2), (4, 'extra', 4), (5, \
+         '', NULL), (6, 'twice', 6), (6, 'twice', 6);
          CREATE TABLE public.bag (v INTEGER); INSERT INTO public.bag VALUES (1), (2), (2);
          CREATE TABLE public.wide (id INTEGER, a INTEGER, c INTEGER)",
     );
@@ -143,13 +146,15 @@ fn the_oracle_finds_every_planted_difference() {
     );
     let report = report.join("\n");
     for expected in [
-        "public.t: 5 rows in the source, 6 in the copy; 1 only in the source, 2 only in the copy, 2 different",
+        "public.t: 5 rows in the source, 6 in the copy; 1 only in the source, 2 only in the copy, \
+         2 different",
         r#"different: id="2" v: source "changed" copy "Changed""#,
         r#"different: id="5" v: source NULL copy """#,
         r#"only in the source: id="3""#,
         r#"only in the copy: id="4""#,
         r#"only in the copy: id="6""#,
-        "public.bag: 3 rows in the source, 3 in the copy; 1 only in the source, 1 only in the copy, 0 different",
+        "public.bag: 3 rows in the source, 3 in the copy; 1 only in the source, 1 only in the \
+         copy, 0 different",
         "public.wide: column b is missing in the copy",
         "public.wide: column c is only in the copy",
         "public.gone: no such table in the copy",
@@ -159,21 +164,33 @@ fn the_oracle_finds_every_planted_difference() {
 }
 
 const TYPES: &str = "
-    CREATE DOMAIN pos AS int CHECK (value > 0); CREATE DOMAIN tags AS text[]; CREATE TYPE mood AS ENUM ('sad', 'ok');
-    CREATE TABLE t (id int PRIMARY KEY, b bool, i8 int8, f4 float4, f8 float8, n numeric(10,3), tiny numeric(4,4), free numeric,
-        m money, s text, c char(5), bin bytea, d date, ts timestamp, tz timestamptz, tm time, iv interval, u uuid, js json, jb jsonb,
-        e mood, dom pos, ip inet, arr int[], words tags, grid int[][], chars char(3)[], fs float8[], days date[], moods mood[]);
+    CREATE DOMAIN pos AS int CHECK (value > 0); CREATE DOMAIN tags AS text[]; CREATE TYPE mood AS \
+    ENUM ('sad', 'ok');
+    CREATE TABLE t (id int PRIMARY KEY, b bool, i8 int8, f4 float4, f8 float8, n numeric(10,3), \
+    tiny numeric(4,4), free numeric,
+        m money, s text, c char(5), bin bytea, d date, ts timestamp, tz timestamptz, tm time, iv \
+        interval, u uuid, js json, jb jsonb,
+        e mood, dom pos, ip inet, arr int[], words tags, grid int[][], chars char(3)[], fs \
+        float8[], days date[], moods mood[]);
     INSERT INTO t VALUES
-    (1, true, 9223372036854775807, 1e-45, 0.1::float8 + 0.2, 1234567.890, 0.0001, 1.500, -1234.56, E'a\\tb', 'ab', '\\x00ff', '4713-01-01 BC',
-        '2000-02-29 12:00:00.000001', '2024-07-01 00:00:00+02', '24:00:00', '1 mon -2 days +03:04:05.6', '0f0e0d0c-0b0a-0908-0706-050403020100',
-        '{\"a\": 1, \"a\":2 }', '{\"b\": [1, 2]}', 'sad', 7, '10.0.0.1', '{1,NULL,3}', '{x,\"NULL\",\"a,b\"}', '{{1,2},{3,4}}', '{ab,c}',
+    (1, true, 9223372036854775807, 1e-45, 0.1::float8 + 0.2, 1234567.890, 0.0001, 1.500, -1234.56, \
+    E'a\\tb', 'ab', '\\x00ff', '4713-01-01 BC',
+        '2000-02-29 12:00:00.000001', '2024-07-01 00:00:00+02', '24:00:00', '1 mon -2 days \
+        +03:04:05.6', '0f0e0d0c-0b0a-0908-0706-050403020100',
+        '{\"a\": 1, \"a\":2 }', '{\"b\": [1, 2]}', 'sad', 7, '10.0.0.1', '{1,NULL,3}', \
+        '{x,\"NULL\",\"a,b\"}', '{{1,2},{3,4}}', '{ab,c}',
         '{NaN,-0,1e300}', '{2024-01-01,infinity}', '{ok}'),
-    (2, false, -1, 'NaN', '-Infinity', -0.5, -0.5, 'NaN', 0, '', '', '', 'infinity', '-infinity', 'infinity', '00:00:00.1', '-178000000 years',
-        '00000000-0000-0000-0000-000000000000', 'null', '1', 'ok', 1, '::1/128', '{}', '{}', '{}', '{}', '{}', '{}', '{}'),
-    (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    (2, false, -1, 'NaN', '-Infinity', -0.5, -0.5, 'NaN', 0, '', '', '', 'infinity', '-infinity', \
+    'infinity', '00:00:00.1', '-178000000 years',
+        '00000000-0000-0000-0000-000000000000', 'null', '1', 'ok', 1, '::1/128', '{}', '{}', '{}', \
+        '{}', '{}', '{}', '{}'),
+    (3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL,
         NULL, NULL, NULL, NULL, NULL, NULL, NULL),
-    (4, NULL, 0, '-0', '-0', 0, 0, 1e100, 1, 'é𝄞', 'xxxxx', '\\x27', '5874897-12-31', '0044-03-15 12:00:00 BC', '1900-01-01 00:00:00+00', '23:59:59.999999',
-        '24:00:00', NULL, '1e400', '\"\"', 'ok', 1, '10.0.0.0/8', '{2147483647}', NULL, NULL, NULL, NULL, NULL, NULL)";
+    (4, NULL, 0, '-0', '-0', 0, 0, 1e100, 1, 'é𝄞', 'xxxxx', '\\x27', '5874897-12-31', '0044-03-15 \
+    12:00:00 BC', '1900-01-01 00:00:00+00', '23:59:59.999999',
+        '24:00:00', NULL, '1e400', '\"\"', 'ok', 1, '10.0.0.0/8', '{2147483647}', NULL, NULL, \
+        NULL, NULL, NULL, NULL)";
 
 const TYPES_COPY: &str = r#"
     CREATE SCHEMA public;
@@ -236,7 +253,8 @@ fn the_oracle_tells_apart_values_that_only_look_equal() {
             &file,
             &format!(
                 "{TYPES_COPY}; CREATE OR REPLACE TABLE public.t AS \
-                 SELECT * REPLACE (CASE WHEN id = {id} THEN {value} ELSE {column} END AS {column}) FROM public.t"
+                 SELECT * REPLACE (CASE WHEN id = {id} THEN {value} ELSE {column} END AS {column}) \
+                 FROM public.t"
             ),
         );
         let report = oracle::compare(&db, &file, &[Pair::new("public.t")]).join("\n");
@@ -248,24 +266,29 @@ fn the_oracle_tells_apart_values_that_only_look_equal() {
 const DEMO_COPY: [(&str, &str, &str); 4] = [
     (
         "customers",
-        "id BIGINT, reference UUID, name VARCHAR, email VARCHAR, country VARCHAR, born DATE, newsletter BOOLEAN, \
+        "id BIGINT, reference UUID, name VARCHAR, email VARCHAR, country VARCHAR, born DATE, \
+         newsletter BOOLEAN, \
          interests VARCHAR[], profile JSON, created_at TIMESTAMPTZ",
-        "id, reference, name, email, country, born, newsletter, to_json(interests), profile, created_at",
+        "id, reference, name, email, country, born, newsletter, to_json(interests), profile, \
+         created_at",
     ),
     (
         "orders",
-        "id BIGINT, customer_id BIGINT, status VARCHAR, total DECIMAL(12,2), ordered_at TIMESTAMPTZ, deliver_on DATE, \
+        "id BIGINT, customer_id BIGINT, status VARCHAR, total DECIMAL(12,2), ordered_at \
+         TIMESTAMPTZ, deliver_on DATE, \
          gift BOOLEAN, note VARCHAR",
         "*",
     ),
     (
         "order_lines",
-        "order_id BIGINT, line INTEGER, sku VARCHAR, quantity INTEGER, unit_price DECIMAL(10,2), attributes JSON",
+        "order_id BIGINT, line INTEGER, sku VARCHAR, quantity INTEGER, unit_price DECIMAL(10,2), \
+         attributes JSON",
         "*",
     ),
     (
         "payments",
-        "id UUID, order_id BIGINT, method VARCHAR, amount DECIMAL(12,2), paid_at TIMESTAMPTZ, fees DECIMAL(8,4)[], raw JSON",
+        "id UUID, order_id BIGINT, method VARCHAR, amount DECIMAL(12,2), paid_at TIMESTAMPTZ, fees \
+         DECIMAL(8,4)[], raw JSON",
         "id, order_id, method, amount, paid_at, to_json(fees), raw",
     ),
 ];
@@ -286,10 +309,12 @@ fn the_demo_queries_give_the_same_text_on_both_sides() {
         let csv = cluster.folder().join(format!("{table}.csv"));
         let csv = csv.display();
         db.execute(&format!(
-            "SET TimeZone = 'UTC'; COPY (SELECT {select} FROM {table}) TO '{csv}' (FORMAT csv, FORCE_QUOTE *)"
+            "SET TimeZone = 'UTC'; COPY (SELECT {select} FROM {table}) TO '{csv}' (FORMAT csv, \
+             FORCE_QUOTE *)"
         ));
         load.push_str(&format!(
-            "CREATE TABLE public.{table} ({columns}); COPY public.{table} FROM '{csv}' (FORMAT csv, HEADER false, NULLSTR '', \
+            "CREATE TABLE public.{table} ({columns}); COPY public.{table} FROM '{csv}' (FORMAT \
+             csv, HEADER false, NULLSTR '', \
              ALLOW_QUOTED_NULLS false);"
         ));
     }

@@ -22,14 +22,17 @@ fn grown(name: &str) -> Following {
     let following = Following::new(name);
     Pgbench::init(&following.db, 1);
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, n int, v text); CREATE TABLE \"we ird\" (id int PRIMARY KEY, doc jsonb, t int);
-         INSERT INTO t SELECT i, 0, md5(i::text) || md5((i + 1)::text) FROM generate_series(1, 300000) i;
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text); CREATE TABLE \"we ird\" (id int \
+         PRIMARY KEY, doc jsonb, t int);
+         INSERT INTO t SELECT i, 0, md5(i::text) || md5((i + 1)::text) FROM generate_series(1, \
+         300000) i;
          INSERT INTO \"we ird\" VALUES (1, '{\"a\": 1}'), (2, NULL)",
     );
     following.sync();
     query_made(
         &following,
-        "CREATE TABLE mine AS SELECT 42 AS answer; CREATE VIEW seen AS SELECT count(*) AS n FROM public.t",
+        "CREATE TABLE mine AS SELECT 42 AS answer; CREATE VIEW seen AS SELECT count(*) AS n FROM \
+         public.t",
     );
     for _ in 0..3 {
         following.db.execute("UPDATE t SET n = n + 1, v = md5(v) || v");
@@ -102,7 +105,10 @@ fn a_running_replicator_compacts_between_two_cycles_and_goes_on() {
 #[test]
 fn compact_waits_for_copies_to_end_and_says_so() {
     let following = Following::new("compact_copying");
-    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 200000) i");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, \
+                          md5(i::text) FROM generate_series(1, 200000) i",
+    );
     let settings = fs::read_to_string(following.folder.path().join("rhei.toml")).unwrap();
     let rhei =
         following.rhei.clone().config(&format!("{settings}[backfill]\nrate_limit = \"1MB\"\n"));

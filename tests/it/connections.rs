@@ -1,5 +1,5 @@
-//! Ways in: TLS with each sslmode, passwords of each kind, unix sockets, several hosts. Through the binary, so SQL
-//! sessions and the replication socket both pass.
+//! Ways in: TLS with each sslmode, passwords of each kind, unix sockets, several hosts. Through the
+//! binary, so SQL sessions and the replication socket both pass.
 
 use std::{
     fs,
@@ -34,21 +34,26 @@ fn with_tls() -> (Cluster, tempfile::TempDir) {
     let folder = temp_dir();
     let make = |arguments: &str| openssl(folder.path(), arguments);
     make(
-        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=rhei-test-authority",
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj \
+         /CN=rhei-test-authority",
     );
     make("req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost");
     fs::write(folder.path().join("names"), "subjectAltName=DNS:localhost\n").unwrap();
     make(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out server.pem",
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names \
+         -out server.pem",
     );
     make(
-        "req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 30 -subj /CN=another-authority",
+        "req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 30 -subj \
+         /CN=another-authority",
     );
     make("req -newkey rsa:2048 -nodes -keyout client.key -out client.csr -subj /CN=by_certificate");
     make(
-        "x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out client.pem",
+        "x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names \
+         -out client.pem",
     );
-    let hba = "local all postgres trust\nhostssl all by_certificate all cert\nhostssl all all all scram-sha-256\n";
+    let hba = "local all postgres trust\nhostssl all by_certificate all cert\nhostssl all all all \
+               scram-sha-256\n";
     let cluster =
         Cluster::start(ClusterOptions { hba: Some(hba.to_owned()), ..ClusterOptions::default() });
     let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
@@ -63,8 +68,10 @@ fn with_tls() -> (Cluster, tempfile::TempDir) {
 fn with_role(cluster: &Cluster, name: &str) -> Db {
     let db = cluster.database(name);
     db.execute(
-        "SET password_encryption = 'scram-sha-256'; CREATE ROLE entering LOGIN REPLICATION PASSWORD 'open sesame';
-         CREATE ROLE by_certificate LOGIN REPLICATION; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);
+        "SET password_encryption = 'scram-sha-256'; CREATE ROLE entering LOGIN REPLICATION \
+         PASSWORD 'open sesame';
+         CREATE ROLE by_certificate LOGIN REPLICATION; CREATE TABLE t (id int PRIMARY KEY); INSERT \
+         INTO t VALUES (1);
          GRANT SELECT ON t TO entering, by_certificate; CREATE PUBLICATION rhei FOR TABLE t",
     );
     db
@@ -80,7 +87,8 @@ fn enter(db: &Db, number: usize, source: &str) -> Output {
         .env("PGPASSWORD", "open sesame")
         .run(["sync"]);
     db.query(&format!(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = 'enter_{number}'"
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = \
+         'enter_{number}'"
     ));
     output
 }
@@ -100,7 +108,8 @@ fn each_sslmode_verifies_what_it_says() {
         url("127.0.0.1", &format!("sslmode=verify-ca&sslrootcert={ca}")),
         url("localhost", &format!("sslmode=verify-full&sslrootcert={ca}")),
         format!(
-            "host=localhost port={port} user=by_certificate dbname={name} sslmode=verify-full sslrootcert='{ca}' \
+            "host=localhost port={port} user=by_certificate dbname={name} sslmode=verify-full \
+             sslrootcert='{ca}' \
              sslcert='{}' sslkey='{}'",
             file("client.pem"),
             file("client.key")
@@ -132,7 +141,8 @@ fn each_sslmode_verifies_what_it_says() {
 
 #[test]
 fn passwords_of_each_kind_are_taken() {
-    let hba = "local all postgres trust\nhost all by_scram all scram-sha-256\nhost all by_md5 all md5\n\
+    let hba = "local all postgres trust\nhost all by_scram all scram-sha-256\nhost all by_md5 all \
+               md5\n\
                host all by_clear all password\n";
     let cluster =
         Cluster::start(ClusterOptions { hba: Some(hba.to_owned()), ..ClusterOptions::default() });
@@ -144,7 +154,8 @@ fn passwords_of_each_kind_are_taken() {
             .enumerate()
     {
         db.execute(&format!(
-            "SET password_encryption = '{encryption}'; CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'open sesame'; \
+            "SET password_encryption = '{encryption}'; CREATE ROLE {role} LOGIN REPLICATION \
+             PASSWORD 'open sesame'; \
              GRANT SELECT ON t TO {role}"
         ));
         let source = format!(
@@ -278,17 +289,20 @@ fn settings_in_the_url_do_not_shorten_values() {
     const SOON: Duration = Duration::from_secs(60);
     let following = Following::new("url_options");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, d float8, f float4, l float8[], i interval, at timestamptz);
+        "CREATE TABLE t (id int PRIMARY KEY, d float8, f float4, l float8[], i interval, at \
+         timestamptz);
          CREATE PUBLICATION rhei FOR TABLE t",
     );
     let insert = |id: i32| {
         format!(
-            "INSERT INTO t VALUES ({id}, 0.1::float8 + 0.2, 1.0::float4 / 3, ARRAY[1.0::float8 / 3, 1e-300],
+            "INSERT INTO t VALUES ({id}, 0.1::float8 + 0.2, 1.0::float4 / 3, ARRAY[1.0::float8 / \
+             3, 1e-300],
              '1 mon -2 days 03:04:05.678', '2024-02-01 12:00:00.123456+00')"
         )
     };
     following.db.execute(&insert(1));
-    let options = "-c extra_float_digits=0 -c IntervalStyle=iso_8601 -c DateStyle=German,MDY -c TimeZone=Asia/Tokyo";
+    let options = "-c extra_float_digits=0 -c IntervalStyle=iso_8601 -c DateStyle=German,MDY -c \
+                   TimeZone=Asia/Tokyo";
     let options = options.replace(' ', "%20").replace('=', "%3D");
     let rhei = following.rhei.clone().source(format!("{}&options={options}", following.db.url()));
     let mut running = rhei.spawn(["run"]);

@@ -1,4 +1,5 @@
-//! Copies beside the stream: the slot never waits for one, and nothing is lost or trusted wrongly when one breaks off.
+//! Copies beside the stream: the slot never waits for one, and nothing is lost or trusted wrongly
+//! when one breaks off.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -42,9 +43,12 @@ fn slowly(name: &str, rows: u32) -> (Following, Rhei) {
 
 fn slowly_in(following: Following, rows: u32) -> (Following, Rhei) {
     following.db.execute(&format!(
-        "CREATE TABLE large (id int PRIMARY KEY, n int NOT NULL, filler text, doc text) WITH (autovacuum_enabled = off);
-         ALTER TABLE large ALTER doc SET STORAGE EXTERNAL; ALTER TABLE large ALTER filler SET STORAGE PLAIN;
-         INSERT INTO large SELECT i, 0, repeat(md5(i::text), 20), CASE WHEN i % 10 = 0 THEN repeat(md5((-i)::text), 80) END
+        "CREATE TABLE large (id int PRIMARY KEY, n int NOT NULL, filler text, doc text) WITH \
+         (autovacuum_enabled = off);
+         ALTER TABLE large ALTER doc SET STORAGE EXTERNAL; ALTER TABLE large ALTER filler SET \
+         STORAGE PLAIN;
+         INSERT INTO large SELECT i, 0, repeat(md5(i::text), 20), CASE WHEN i % 10 = 0 THEN \
+         repeat(md5((-i)::text), 80) END
          FROM generate_series(1, {rows}) i;
          CREATE TABLE other (id int PRIMARY KEY, v text); INSERT INTO other VALUES (1, 'one')"
     ));
@@ -77,14 +81,16 @@ fn the_stream_goes_on_while_a_table_is_copied() {
     wait_for_chunks(&rhei, 1);
     let before = following.db.wal_lsn();
     following.db.execute(
-        "UPDATE other SET v = 'two'; UPDATE large SET n = 1 WHERE id % 3 = 0; DELETE FROM large WHERE id % 7 = 0;
+        "UPDATE other SET v = 'two'; UPDATE large SET n = 1 WHERE id % 3 = 0; DELETE FROM large \
+         WHERE id % 7 = 0;
          INSERT INTO large SELECT -i, 2, 'new', 'new' FROM generate_series(1, 100) i;
          UPDATE large SET id = id + 1000000 WHERE id % 20 = 0",
     );
     let slot = following.slot();
     wait_until(SOON, "the slot passes changes of a table that is being copied", || {
         following.db.value(&format!(
-            "SELECT confirmed_flush_lsn > '{before}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            "SELECT confirmed_flush_lsn > '{before}' FROM pg_replication_slots WHERE slot_name = \
+             '{slot}'"
         )) == "t"
     });
     let seen = status(&rhei);
@@ -127,8 +133,9 @@ fn a_table_that_is_truncated_while_it_is_copied_ends_equal() {
     assert_eq!(state_of(&status(&rhei), "public.large"), "live");
 }
 
-/// Tables without a key are multisets; what came and went while they were copied is counted.
-/// The target transaction of a reload that is larger than memory keeps the jobs of the copy that it ends, for as long as it takes.
+/// Tables without a key are multisets; what came and went while they were copied is counted. The
+/// target transaction of a reload that is larger than memory keeps the jobs of the copy that it
+/// ends, for as long as it takes.
 #[test]
 fn a_table_that_is_reloaded_by_a_large_transaction_while_it_is_copied_ends_equal() {
     let (following, rhei) = slowly("reloaded_meanwhile", 40_000);
@@ -136,8 +143,10 @@ fn a_table_that_is_reloaded_by_a_large_transaction_while_it_is_copied_ends_equal
     let running = rhei.spawn(["run"]);
     wait_for_chunks(&rhei, 1);
     following.db.execute(
-        "BEGIN; TRUNCATE large; INSERT INTO large SELECT i, i, repeat('again', 20), 'x' FROM generate_series(1, 20000) i;
-         UPDATE large SET n = n + 1 WHERE id % 3 = 0; DELETE FROM large WHERE id % 5 = 0; COMMIT; UPDATE large SET n = -n WHERE id < 100",
+        "BEGIN; TRUNCATE large; INSERT INTO large SELECT i, i, repeat('again', 20), 'x' FROM \
+         generate_series(1, 20000) i;
+         UPDATE large SET n = n + 1 WHERE id % 3 = 0; DELETE FROM large WHERE id % 5 = 0; COMMIT; \
+         UPDATE large SET n = -n WHERE id < 100",
     );
     wait_until(SOON, "the table is live", || state_of(&status(&rhei), "public.large") == "live");
     running.stop(SOON).assert_code(0);
@@ -150,7 +159,8 @@ fn a_table_without_a_key_is_copied_beside_the_stream() {
     let following = Following::new("keyless_copy");
     following.db.execute(
         "CREATE TABLE bag (a int, b text, f float8); ALTER TABLE bag REPLICA IDENTITY FULL;
-         INSERT INTO bag SELECT i % 5000, repeat(md5((i % 5000)::text), 10), i % 2 / 2.0 FROM generate_series(1, 20000) i;
+         INSERT INTO bag SELECT i % 5000, repeat(md5((i % 5000)::text), 10), i % 2 / 2.0 FROM \
+         generate_series(1, 20000) i;
          CREATE TABLE log (a int, b text); ALTER TABLE log REPLICA IDENTITY NOTHING;
          INSERT INTO log SELECT i, repeat('x', 300) FROM generate_series(1, 20000) i",
     );
@@ -166,7 +176,8 @@ fn a_table_without_a_key_is_copied_beside_the_stream() {
     for _ in 0..3 {
         following.db.execute(
             "DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE a % 3 = 0 LIMIT 700);
-             UPDATE bag SET f = '-0' WHERE a % 11 = 0; INSERT INTO bag SELECT i, 'again', NULL FROM generate_series(1, 50) i;
+             UPDATE bag SET f = '-0' WHERE a % 11 = 0; INSERT INTO bag SELECT i, 'again', NULL \
+             FROM generate_series(1, 50) i;
              INSERT INTO log SELECT i, 'later' FROM generate_series(1, 50) i",
         );
     }
@@ -176,8 +187,8 @@ fn a_table_without_a_key_is_copied_beside_the_stream() {
     following.assert_same(&["public.bag", "public.log"]);
 }
 
-/// Between two snapshots a row moves to another key, its TOASTed value untouched, and another row takes its key: whatever
-/// chunk holds that key by then, the value has to be the first one's.
+/// Between two snapshots a row moves to another key, its TOASTed value untouched, and another row
+/// takes its key: whatever chunk holds that key by then, the value has to be the first one's.
 #[test]
 fn a_killed_copy_goes_on_where_it_was_whatever_became_of_keys_and_toast() {
     let (following, rhei) = slowly("resumed", 20_000);
@@ -187,7 +198,8 @@ fn a_killed_copy_goes_on_where_it_was_whatever_became_of_keys_and_toast() {
     following.db.execute(
         "UPDATE large SET n = n + 1 WHERE id % 50 = 0;
          UPDATE large SET id = id + 1000000 WHERE id % 200 = 0;
-         INSERT INTO large SELECT id - 1000000, 9, 'taken over', repeat('other', 1000) FROM large WHERE id > 1000000;
+         INSERT INTO large SELECT id - 1000000, 9, 'taken over', repeat('other', 1000) FROM large \
+         WHERE id > 1000000;
          UPDATE large SET id = -id WHERE id % 130 = 0; DELETE FROM large WHERE id % 170 = 0;
          UPDATE large SET n = 77 WHERE id % 390 = 0 OR id < -15000",
     );
@@ -240,7 +252,8 @@ fn a_table_that_is_dropped_before_its_copy_goes_on_keeps_nobody_waiting() {
     assert_eq!(state_of(&status(&rhei), "public.large"), "dropped");
     let left = query_copy(
         following.copy(),
-        "SELECT count(*)::VARCHAR FROM duckdb_tables() WHERE table_name LIKE 'pending_%' OR table_name LIKE '%__rhei_shadow'",
+        "SELECT count(*)::VARCHAR FROM duckdb_tables() WHERE table_name LIKE 'pending_%' OR \
+         table_name LIKE '%__rhei_shadow'",
     );
     assert_eq!(left, [[Some("0".to_owned())]]);
 }
@@ -250,7 +263,8 @@ fn a_table_that_is_dropped_before_its_copy_goes_on_keeps_nobody_waiting() {
 fn a_table_that_cannot_be_copied_does_not_keep_the_others_from_it() {
     let following = Following::new("one_foreign");
     following.db.execute(
-        "CREATE TABLE mine (id int PRIMARY KEY); CREATE TABLE good (id int PRIMARY KEY); INSERT INTO good VALUES (1)",
+        "CREATE TABLE mine (id int PRIMARY KEY); CREATE TABLE good (id int PRIMARY KEY); INSERT \
+         INTO good VALUES (1)",
     );
     let copy = duckdb::Connection::open(following.copy()).unwrap();
     copy.execute_batch("CREATE SCHEMA public; CREATE TABLE public.mine AS SELECT 42 AS mine")
@@ -275,7 +289,8 @@ fn a_paused_copy_keeps_what_is_done_and_goes_on_when_it_is_resumed() {
     rhei.run_ok(["pause"]);
     wait_until(SOON, "the snapshot to be given back", || {
         following.db.value(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'rhei/snapshot%'",
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND \
+             application_name LIKE 'rhei/snapshot%'",
         ) == "0"
     });
     let done = with_status(&jobs(&rhei), "public.large", "done").len();
@@ -286,7 +301,8 @@ fn a_paused_copy_keeps_what_is_done_and_goes_on_when_it_is_resumed() {
     let slot = following.slot();
     wait_until(SOON, "the stream to go on", || {
         following.db.value(&format!(
-            "SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            "SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = \
+             '{slot}'"
         )) == "t"
     });
     let seen = status(&rhei);
@@ -306,13 +322,17 @@ fn a_paused_copy_keeps_what_is_done_and_goes_on_when_it_is_resumed() {
 
 /// What a writer does until it is told to stop; each line is one transaction.
 const WRITES: [&str; 9] = [
-    "INSERT INTO large SELECT nextval('moved'), 1, 'inserted', repeat('i', 3000) FROM generate_series(1, 20) i",
+    "INSERT INTO large SELECT nextval('moved'), 1, 'inserted', repeat('i', 3000) FROM \
+     generate_series(1, 20) i",
     "UPDATE large SET n = n + 1 WHERE id % 97 = (random() * 96)::int",
-    "UPDATE large SET id = nextval('moved') WHERE id IN (SELECT id FROM large ORDER BY random() LIMIT 20)",
+    "UPDATE large SET id = nextval('moved') WHERE id IN (SELECT id FROM large ORDER BY random() \
+     LIMIT 20)",
     "DELETE FROM large WHERE id IN (SELECT id FROM large ORDER BY random() LIMIT 30)",
-    "UPDATE large SET doc = repeat('d', 4000) WHERE id IN (SELECT id FROM large ORDER BY random() LIMIT 10)",
+    "UPDATE large SET doc = repeat('d', 4000) WHERE id IN (SELECT id FROM large ORDER BY random() \
+     LIMIT 10)",
     "TRUNCATE churn; INSERT INTO churn SELECT i, 'churn' FROM generate_series(1, 50) i",
-    "UPDATE churn SET v = v || '.' WHERE id % 2 = 0; UPDATE packed SET v = v || '!' WHERE id % 3 = 0",
+    "UPDATE churn SET v = v || '.' WHERE id % 2 = 0; UPDATE packed SET v = v || '!' WHERE id % 3 = \
+     0",
     "VACUUM FULL packed",
     "UPDATE other SET v = md5(random()::text)",
 ];
@@ -325,7 +345,8 @@ impl Drop for StopAtEnd<'_> {
     }
 }
 
-/// Returns how often the copy was killed, and how many pages of the large table were under way then.
+/// Returns how often the copy was killed, and how many pages of the large table were under way
+/// then.
 fn kill_at_random_moments(following: &Following, rhei: &Rhei, kills: u64, seed: u64) -> (u64, u64) {
     let mut state = seed;
     let (mut killed, mut lost) = (0, 0);
@@ -365,7 +386,8 @@ fn kill_at_random_moments(following: &Following, rhei: &Rhei, kills: u64, seed: 
     (killed, lost)
 }
 
-/// `RHEI_TEST_KILLS`, `RHEI_TEST_SEED`. What was under way at a kill is copied again, and nothing else.
+/// `RHEI_TEST_KILLS`, `RHEI_TEST_SEED`. What was under way at a kill is copied again, and nothing
+/// else.
 #[test]
 fn a_copy_killed_at_random_moments_under_writes_ends_equal_and_copies_little_twice() {
     let kills = from_env("RHEI_TEST_KILLS", 10);
@@ -374,7 +396,8 @@ fn a_copy_killed_at_random_moments_under_writes_ends_equal_and_copies_little_twi
     const ROWS: u32 = 120_000;
     let (following, rhei) = slowly("killed_copy", ROWS);
     following.db.execute(
-        "CREATE SEQUENCE moved START 10000000; CREATE TABLE churn (id int PRIMARY KEY, v text); CREATE TABLE packed (id int PRIMARY KEY, v text);
+        "CREATE SEQUENCE moved START 10000000; CREATE TABLE churn (id int PRIMARY KEY, v text); \
+         CREATE TABLE packed (id int PRIMARY KEY, v text);
          INSERT INTO packed SELECT i, 'p' FROM generate_series(1, 500) i",
     );
     let rhei = rhei.env("RHEI_BACKFILL_RATE_LIMIT", "15MB");
@@ -406,7 +429,8 @@ fn a_copy_killed_at_random_moments_under_writes_ends_equal_and_copies_little_twi
     let whole = rows(&done);
     let lost_rows = lost * u64::from(ROWS) / pages;
     println!(
-        "{killed} kills, {transactions} transactions of a writer; {} chunks done with {whole} rows, {lost} of {pages} pages under \
+        "{killed} kills, {transactions} transactions of a writer; {} chunks done with {whole} \
+         rows, {lost} of {pages} pages under \
          way at a kill (about {lost_rows} rows); the table had {ROWS}",
         done.len()
     );
@@ -496,10 +520,12 @@ fn a_table_that_is_copied_goes_live_at_once_on_an_idle_source() {
 fn a_copy_locks_no_other_table_while_it_runs() {
     let following = Following::new("copy_locks");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 40000) i;
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 200) \
+         FROM generate_series(1, 40000) i;
          CREATE TABLE tree (id int PRIMARY KEY) PARTITION BY RANGE (id);
          CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10);
-         CREATE TABLE gone PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (1), (11)",
+         CREATE TABLE gone PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES \
+         (1), (11)",
     );
     let rhei = following
         .rhei
@@ -508,7 +534,8 @@ fn a_copy_locks_no_other_table_while_it_runs() {
         .env("RHEI_BACKFILL_RATE_LIMIT", "2MB");
     let mut running = rhei.spawn(["run"]);
     running.wait_for_log("copied table=\"public.tree\"", SOON);
-    let locked = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'relation' \
+    let locked = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE \
+                  l.locktype = 'relation' \
          AND a.datname = current_database() AND a.application_name LIKE 'rhei/%' AND l.relation IN \
          ('tree'::regclass, 'leaf'::regclass, 'gone'::regclass)";
     wait_until(SOON, "the last question about the tree gives its locks back", || {

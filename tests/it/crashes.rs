@@ -1,5 +1,5 @@
-//! The crash matrix (postgres.md 2.10): rhei dies at each place of `rhei::failpoint`, and at pairs of them, is started again,
-//! and ends equal.
+//! The crash matrix (postgres.md 2.10): rhei dies at each place of `rhei::failpoint`, and at pairs
+//! of them, is started again, and ends equal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +37,8 @@ impl Story {
         let mut following = Following::new("crash");
         let slot = following.slot().to_owned();
         let rhei = following.rhei.clone().deadline(Duration::from_secs(60)).config(&format!(
-            "[source]\nslot = \"{slot}\"\npublication = \"{slot}\"\n[sync]\nmemory_limit = \"64kB\"\n[backfill]\nchunk_size = \"1MB\"\n"
+            "[source]\nslot = \"{slot}\"\npublication = \"{slot}\"\n[sync]\nmemory_limit = \
+             \"64kB\"\n[backfill]\nchunk_size = \"1MB\"\n"
         ));
         following.rhei = rhei;
         let mut story = Story { following, deaths: deaths.to_vec(), died: Vec::new() };
@@ -48,11 +49,14 @@ impl Story {
             .db
             .execute(&format!("ALTER DATABASE \"{name}\" SET logical_decoding_work_mem = '64kB'"));
         story.following.db.execute(
-            "CREATE TABLE k (id int PRIMARY KEY, n int, v text); ALTER TABLE k ALTER v SET STORAGE EXTERNAL;
+            "CREATE TABLE k (id int PRIMARY KEY, n int, v text); ALTER TABLE k ALTER v SET STORAGE \
+             EXTERNAL;
              CREATE TABLE nk (n int, v text); ALTER TABLE nk REPLICA IDENTITY FULL;
              CREATE TABLE big (id int PRIMARY KEY, v text); CREATE TABLE cut (id int PRIMARY KEY);
-             INSERT INTO k SELECT i, 0, CASE WHEN i % 10 = 0 THEN repeat('long', 1000) ELSE 'short' END FROM generate_series(1, 300) i;
-             INSERT INTO nk SELECT i % 7, 'twice' FROM generate_series(1, 100) i; INSERT INTO cut SELECT generate_series(1, 50);
+             INSERT INTO k SELECT i, 0, CASE WHEN i % 10 = 0 THEN repeat('long', 1000) ELSE \
+             'short' END FROM generate_series(1, 300) i;
+             INSERT INTO nk SELECT i % 7, 'twice' FROM generate_series(1, 100) i; INSERT INTO cut \
+             SELECT generate_series(1, 50);
              INSERT INTO big SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 4000) i",
         );
         story.until_done(&["sync"]);
@@ -63,8 +67,10 @@ impl Story {
         );
         story.until_done(&["sync"]);
         story.following.db.execute(&format!(
-            "ALTER TABLE k ADD COLUMN added text DEFAULT 'new'; UPDATE k SET added = 'newer' WHERE id < 10;
-             CREATE TABLE late (id int PRIMARY KEY, v text); INSERT INTO late SELECT i, 'late' FROM generate_series(1, 500) i;
+            "ALTER TABLE k ADD COLUMN added text DEFAULT 'new'; UPDATE k SET added = 'newer' WHERE \
+             id < 10;
+             CREATE TABLE late (id int PRIMARY KEY, v text); INSERT INTO late SELECT i, 'late' \
+             FROM generate_series(1, 500) i;
              ALTER PUBLICATION \"{slot}\" ADD TABLE late; DELETE FROM late WHERE id = 7",
         ));
         story.until_done(&["sync"]);
@@ -85,7 +91,8 @@ impl Story {
         assert_eq!(states, [[Some("live".to_owned())]], "{deaths:?}");
         let left = query_copy(
             story.following.copy(),
-            "SELECT table_name FROM duckdb_tables() WHERE table_name LIKE '%__rhei_%' OR table_name LIKE 'pending_%'",
+            "SELECT table_name FROM duckdb_tables() WHERE table_name LIKE '%__rhei_%' OR \
+             table_name LIKE 'pending_%'",
         );
         assert!(left.is_empty(), "{deaths:?} left {left:?}");
         story.died
@@ -93,9 +100,12 @@ impl Story {
 
     fn write(&self) {
         self.following.db.execute(
-            "UPDATE k SET n = n + 1 WHERE id % 3 = 0; UPDATE k SET id = id + 10000 WHERE id IN (20, 21); DELETE FROM k WHERE id > 10000;
-             INSERT INTO k (id, n, v) SELECT 20, count(*), repeat('again', 1000) FROM k; INSERT INTO k (id, n, v) VALUES (21, 0, NULL);
-             DELETE FROM nk WHERE ctid = (SELECT min(ctid) FROM nk); UPDATE nk SET v = v || 'x' WHERE n = 3; INSERT INTO nk VALUES (3, 'x');
+            "UPDATE k SET n = n + 1 WHERE id % 3 = 0; UPDATE k SET id = id + 10000 WHERE id IN \
+             (20, 21); DELETE FROM k WHERE id > 10000;
+             INSERT INTO k (id, n, v) SELECT 20, count(*), repeat('again', 1000) FROM k; INSERT \
+             INTO k (id, n, v) VALUES (21, 0, NULL);
+             DELETE FROM nk WHERE ctid = (SELECT min(ctid) FROM nk); UPDATE nk SET v = v || 'x' \
+             WHERE n = 3; INSERT INTO nk VALUES (3, 'x');
              UPDATE big SET v = 'touched' WHERE id % 500 = 1",
         );
     }

@@ -18,11 +18,13 @@ fn role(following: &Following, name: &str) -> String {
 fn runs(following: &Following) -> Vec<Vec<Option<String>>> {
     following.db.query(
         "SELECT evtfoid::regprocedure::text, rolsuper::text FROM pg_event_trigger
-         JOIN pg_proc p ON p.oid = evtfoid JOIN pg_roles r ON r.oid = proowner WHERE evtname = 'rhei_ddl'",
+         JOIN pg_proc p ON p.oid = evtfoid JOIN pg_roles r ON r.oid = proowner WHERE evtname = \
+         'rhei_ddl'",
     )
 }
 
-/// Whoever owned it could replace it afterwards, and it runs in the DDL of every role, a superuser's too.
+/// Whoever owned it could replace it afterwards, and it runs in the DDL of every role, a
+/// superuser's too.
 #[test]
 fn the_event_trigger_is_never_put_over_a_function_of_somebody_else() {
     let following = Following::new("foreign_function");
@@ -31,7 +33,8 @@ fn the_event_trigger_is_never_put_over_a_function_of_somebody_else() {
     db.execute("CREATE TABLE t (id int PRIMARY KEY)");
     let theirs = |schema: &str, name: &str| {
         format!(
-            "CREATE FUNCTION {schema}.{name}() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+            "CREATE FUNCTION {schema}.{name}() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN \
+             END';
              ALTER FUNCTION {schema}.{name}() OWNER TO \"{mallory}\";"
         )
     };
@@ -69,7 +72,8 @@ fn the_event_trigger_is_never_put_over_a_function_of_somebody_else() {
     db.execute("CREATE FUNCTION public.of_a_superuser() RETURNS int LANGUAGE sql AS 'SELECT 1'");
     db.execute("DROP FUNCTION public.rhei_emit_ddl()");
     db.execute(
-        "CREATE FUNCTION public.rhei_emit_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+        "CREATE FUNCTION public.rhei_emit_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN \
+         END';
          CREATE EVENT TRIGGER rhei_ddl ON ddl_command_end EXECUTE FUNCTION public.rhei_emit_ddl()",
     );
     install().assert_code(0);
@@ -120,7 +124,8 @@ fn an_event_trigger_that_others_control_is_an_error_and_is_not_listened_to() {
         );
         // Two changes in a row leave a doubt, and nobody is believed about them.
         db.execute(
-            "ALTER TABLE t DROP v; ALTER TABLE t ADD v int; INSERT INTO t VALUES ((SELECT max(id) + 1 FROM t), 5)",
+            "ALTER TABLE t DROP v; ALTER TABLE t ADD v int; INSERT INTO t VALUES ((SELECT max(id) \
+             + 1 FROM t), 5)",
         );
         db.execute("ALTER TABLE t DROP v; ALTER TABLE t ADD v int");
         let synced = following.sync();
@@ -154,7 +159,8 @@ fn a_typed_table_is_described_when_its_type_changes() {
         for change in [
             "ALTER TYPE made_of ADD ATTRIBUTE w int CASCADE; INSERT INTO t VALUES (3, 3, 3)",
             "ALTER TYPE made_of RENAME ATTRIBUTE w TO x CASCADE; UPDATE t SET x = 7 WHERE id = 1",
-            "ALTER TYPE made_of DROP ATTRIBUTE x CASCADE; ALTER TYPE made_of ADD ATTRIBUTE x text CASCADE; INSERT INTO t VALUES (4, 4, 'four')",
+            "ALTER TYPE made_of DROP ATTRIBUTE x CASCADE; ALTER TYPE made_of ADD ATTRIBUTE x text \
+             CASCADE; INSERT INTO t VALUES (4, 4, 'four')",
             "ALTER TYPE made_of DROP ATTRIBUTE x CASCADE; INSERT INTO t VALUES (5, 5)",
         ] {
             following.db.execute(change);
@@ -203,7 +209,8 @@ fn a_description_that_another_role_forges_is_not_believed() {
     db.execute("ALTER TABLE t ADD n int DEFAULT 5");
     attacker.execute(&format!("SELECT pg_logical_emit_message(true, 'rhei.ddl', '{described}')"));
     attacker.execute(&format!(
-        "SELECT pg_logical_emit_message(true, 'rhei.ddl', repeat('0', 64) || ' ' || pg_current_xact_id() || ' {described}')"
+        "SELECT pg_logical_emit_message(true, 'rhei.ddl', repeat('0', 64) || ' ' || \
+         pg_current_xact_id() || ' {described}')"
     ));
     db.execute("INSERT INTO t VALUES (3, 3, 3)");
     running.wait_for_log_after(mark, "another shape", SOON);
@@ -222,17 +229,22 @@ fn a_role_that_may_not_read_the_secret_is_told_what_to_grant() {
     // A publication of all tables, and the secret is in no copy of them.
     db.execute(&format!(
         "ALTER ROLE \"{reader}\" LOGIN REPLICATION; CREATE TABLE t (id int PRIMARY KEY, v int);
-         INSERT INTO t VALUES (1, 1); CREATE PUBLICATION rhei FOR ALL TABLES; GRANT SELECT ON t TO \"{reader}\""
+         INSERT INTO t VALUES (1, 1); CREATE PUBLICATION rhei FOR ALL TABLES; GRANT SELECT ON t TO \
+         \"{reader}\""
     ));
     following.rhei.run_ok(["check", "--install-ddl-trigger"]);
     let rhei = following.rhei.clone().source(db.url_as(&reader));
     let grant = format!(
-        "GRANT USAGE ON SCHEMA rhei TO \"{reader}\"; GRANT SELECT ON rhei.ddl_secret TO \"{reader}\""
+        "GRANT USAGE ON SCHEMA rhei TO \"{reader}\"; GRANT SELECT ON rhei.ddl_secret TO \
+         \"{reader}\""
     );
-    // Nobody can say which column is which by looking at the catalogs of now, and a savepoint has a number of its own.
-    let changes = "BEGIN; ALTER TABLE t ADD w int DEFAULT 1; SAVEPOINT s; ALTER TABLE t DROP v; RELEASE s;
+    // Nobody can say which column is which by looking at the catalogs of now, and a savepoint has a
+    // number of its own.
+    let changes = "BEGIN; ALTER TABLE t ADD w int DEFAULT 1; SAVEPOINT s; ALTER TABLE t DROP v; \
+                   RELEASE s;
          ALTER TABLE t ADD v int DEFAULT 2; INSERT INTO t SELECT max(id) + 1 FROM t; COMMIT;
-         ALTER TABLE t DROP w; ALTER TABLE t RENAME v TO u; ALTER TABLE t ADD v int; INSERT INTO t SELECT max(id) + 1 FROM t;
+         ALTER TABLE t DROP w; ALTER TABLE t RENAME v TO u; ALTER TABLE t ADD v int; INSERT INTO t \
+         SELECT max(id) + 1 FROM t;
          ALTER TABLE t DROP u";
     rhei.run_ok(["sync"]);
     for may_read in [false, true] {
@@ -265,7 +277,10 @@ fn tables_can_be_changed_though_the_secret_is_gone() {
     following.rhei.run_ok(["check", "--install-ddl-trigger"]);
     following.sync();
     db.execute("REFRESH MATERIALIZED VIEW rhei.ddl_secret WITH NO DATA; ALTER TABLE t ADD a int");
-    db.execute("DROP MATERIALIZED VIEW rhei.ddl_secret; ALTER TABLE t ADD b int; INSERT INTO t VALUES (2, 2, 2)");
+    db.execute(
+        "DROP MATERIALIZED VIEW rhei.ddl_secret; ALTER TABLE t ADD b int; INSERT INTO t \
+                VALUES (2, 2, 2)",
+    );
     let checked = following.rhei.run(["check"]);
     assert!(
         checked.assert_code(1).stdout.contains("no secret rhei.ddl_secret"),
@@ -276,15 +291,19 @@ fn tables_can_be_changed_though_the_secret_is_gone() {
     following.assert_same(&["public.t"]);
     let installed = following.rhei.run_ok(["check", "--install-ddl-trigger"]);
     assert!(installed.stdout.contains("rhei_ddl describes"), "{}", installed.stdout);
-    // A name of the session's own that stands for a catalog would be read with the rights of a superuser.
-    db.execute("CREATE TEMP TABLE pg_class (oid oid); CREATE TEMP TABLE pg_attribute (n int); ALTER TABLE t ADD c int");
+    // A name of the session's own that stands for a catalog would be read with the rights of a
+    // superuser.
+    db.execute(
+        "CREATE TEMP TABLE pg_class (oid oid); CREATE TEMP TABLE pg_attribute (n int); \
+                ALTER TABLE t ADD c int",
+    );
     db.execute("INSERT INTO t VALUES (3, 3, 3, 3)");
     following.sync();
     following.assert_same(&["public.t"]);
 }
 
-/// A session may switch event triggers off, and a superuser the trigger itself: then a change comes without a description,
-/// and the one before it says nothing of it.
+/// A session may switch event triggers off, and a superuser the trigger itself: then a change comes
+/// without a description, and the one before it says nothing of it.
 #[test]
 fn a_description_is_not_believed_after_a_change_that_nobody_described() {
     let change = "ALTER TABLE t DROP v, ADD v int; INSERT INTO t (id, v, w) VALUES (2, 20, 7)";

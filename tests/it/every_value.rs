@@ -1,7 +1,9 @@
-//! Random values of every type, edge values weighted: what COPY and the stream bring is the source, cell by cell.
+//! Random values of every type, edge values weighted: what COPY and the stream bring is the source,
+//! cell by cell.
 //!
-//! RHEI_TEST_VALUES rows per type (10,000 unless told); RHEI_TEST_SEED replays a run. Each table has a generator of its
-//! own, seeded by its number, so a type's values do not depend on the types before it.
+//! RHEI_TEST_VALUES rows per type (10,000 unless told); RHEI_TEST_SEED replays a run. Each table
+//! has a generator of its own, seeded by its number, so a type's values do not depend on the types
+//! before it.
 
 use std::{
     fs,
@@ -153,7 +155,8 @@ impl Table<'_> {
         }
     }
 
-    /// Changes in which the values come from the table: wide ones that an UPDATE leaves alone are not in the stream.
+    /// Changes in which the values come from the table: wide ones that an UPDATE leaves alone are
+    /// not in the stream.
     fn shuffle(&self) {
         let name = &self.name;
         self.session.execute(&format!(
@@ -266,11 +269,13 @@ fn a_value_that_a_column_type_cannot_hold_names_the_row_and_the_way_out() {
     for Unrepresentable { sql, good, bad, .. } in unrepresentable() {
         let following = Following::new("cannot_hold");
         following.db.execute(&format!(
-            "CREATE TABLE t (id int PRIMARY KEY, held {sql}); CREATE TABLE other (id int PRIMARY KEY, held {sql})"
+            "CREATE TABLE t (id int PRIMARY KEY, held {sql}); CREATE TABLE other (id int PRIMARY \
+             KEY, held {sql})"
         ));
         following.sync();
         following.db.execute(&format!(
-            "INSERT INTO t VALUES (1, '{good}'), (7, '{bad}'), (8, '{good}'); INSERT INTO other VALUES (1, '{good}')"
+            "INSERT INTO t VALUES (1, '{good}'), (7, '{bad}'), (8, '{good}'); INSERT INTO other \
+             VALUES (1, '{good}')"
         ));
         let output = following.rhei.run(["sync"]);
         output.assert_code(1);
@@ -301,7 +306,8 @@ fn with_on_unrepresentable_null_the_value_becomes_null_and_is_counted() {
         // The first copy, then the stream.
         for first in [1, 5] {
             following.db.execute(&format!(
-                "INSERT INTO t VALUES ({first}, '{good}'), ({}, '{bad}'), ({}, '{bad}'), ({}, '{good}')",
+                "INSERT INTO t VALUES ({first}, '{good}'), ({}, '{bad}'), ({}, '{bad}'), ({}, \
+                 '{good}')",
                 first + 1,
                 first + 2,
                 first + 3
@@ -1064,7 +1070,8 @@ fn interval(r: &mut StdRng) -> String {
         1 => format!("{days} days"),
         2 => format!("{sign}{hours:02}:{minute:02}:{second:02}.{micros:06}"),
         _ => format!(
-            "{years} years {months} mons {days} days {sign}{hours:02}:{minute:02}:{second:02}.{micros:06}"
+            "{years} years {months} mons {days} days \
+             {sign}{hours:02}:{minute:02}:{second:02}.{micros:06}"
         ),
     }
 }

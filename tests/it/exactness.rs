@@ -1,4 +1,5 @@
-//! What the stream brings, followed by `rhei run` and compared without a `sync` before: that would heal by copying.
+//! What the stream brings, followed by `rhei run` and compared without a `sync` before: that would
+//! heal by copying.
 
 use std::time::Duration;
 
@@ -35,7 +36,8 @@ fn rows_of_a_table_with_a_generated_column_arrive_in_a_run_however_it_is_publish
     for publication in ways {
         let following = Following::new("generated");
         following.db.execute(
-            "CREATE TABLE gen (id int PRIMARY KEY, b int GENERATED ALWAYS AS (id * 2) STORED, v text);
+            "CREATE TABLE gen (id int PRIMARY KEY, b int GENERATED ALWAYS AS (id * 2) STORED, v \
+             text);
              CREATE TABLE other (id int PRIMARY KEY); INSERT INTO gen (id) VALUES (0)",
         );
         if !publication.is_empty() {
@@ -132,7 +134,8 @@ fn a_leaf_is_no_table_of_its_own_where_another_publication_brings_its_root() {
         following.assert_same(&["public.pt"]);
         let tables = query_copy(
             following.copy(),
-            "SELECT source_name FROM _rhei.tables WHERE state = 'live' AND source_name LIKE 'pt%' ORDER BY 1",
+            "SELECT source_name FROM _rhei.tables WHERE state = 'live' AND source_name LIKE 'pt%' \
+             ORDER BY 1",
         );
         assert_eq!(tables, [[Some("pt".to_owned())]], "{second}");
     }
@@ -146,7 +149,8 @@ fn different_column_lists_of_one_table_are_refused_before_anything_is_copied() {
     let following = Following::new("column_lists");
     following.db.execute(
         "CREATE TABLE t (id int PRIMARY KEY, a int, b int); CREATE TABLE other (id int PRIMARY KEY);
-         CREATE PUBLICATION a1 FOR TABLE t (id, a); CREATE PUBLICATION a2 FOR TABLE t (id, b), other",
+         CREATE PUBLICATION a1 FOR TABLE t (id, a); CREATE PUBLICATION a2 FOR TABLE t (id, b), \
+         other",
     );
     let slot = following.slot().to_owned();
     let settings = format!("[source]\nslot = \"{slot}\"\npublication = [\"a1\", \"a2\"]\n");
@@ -184,7 +188,8 @@ fn a_tree_with_a_foreign_partition_is_paused_with_its_reason_and_others_go_on() 
          CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10);
          CREATE FOREIGN TABLE far PARTITION OF tree FOR VALUES FROM (10) TO (20) SERVER elsewhere;
          ALTER TABLE tree REPLICA IDENTITY FULL; ALTER TABLE leaf REPLICA IDENTITY FULL;
-         INSERT INTO tree VALUES (1, 'one'); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1)",
+         INSERT INTO tree VALUES (1, 'one'); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO \
+         other VALUES (1)",
     );
     let checked = following.rhei.run(["check"]);
     checked.assert_code(1);
@@ -207,14 +212,17 @@ fn a_tree_with_a_foreign_partition_is_paused_with_its_reason_and_others_go_on() 
     following.assert_same(&["public.tree", "public.other"]);
 }
 
-/// DuckDB takes a month for 30 days, and a day for 24 hours; to the source they are different values.
+/// DuckDB takes a month for 30 days, and a day for 24 hours; to the source they are different
+/// values.
 #[test]
 fn of_rows_that_duckdb_calls_equal_the_one_goes_that_the_source_deleted() {
     let following = Following::new("equal_rows");
     following.db.execute(
         "CREATE TABLE t (i interval, l interval[]); ALTER TABLE t REPLICA IDENTITY FULL;
-         INSERT INTO t VALUES ('30 days', '{1 day}'), ('1 mon', '{24:00:00}'), ('720:00:00', '{1 day}'),
-                              ('30 days', '{24:00:00}'), ('1 mon', '{1 day}'), (NULL, NULL), ('1 mon', NULL)",
+         INSERT INTO t VALUES ('30 days', '{1 day}'), ('1 mon', '{24:00:00}'), ('720:00:00', \
+         '{1 day}'),
+                              ('30 days', '{24:00:00}'), ('1 mon', '{1 day}'), (NULL, NULL), ('1 \
+                              mon', NULL)",
     );
     let run = running(&following);
     following.db.execute("DELETE FROM t WHERE i::text = '1 mon' AND l::text = '{24:00:00}'");
@@ -222,9 +230,10 @@ fn of_rows_that_duckdb_calls_equal_the_one_goes_that_the_source_deleted() {
     following.db.execute(
         "UPDATE t SET l = '{2 days}' WHERE i::text = '30 days' AND l::text = '{24:00:00}'",
     );
-    following
-        .db
-        .execute("DELETE FROM t WHERE i::text = '1 mon' AND l IS NULL; DELETE FROM t WHERE i::text = '720:00:00'");
+    following.db.execute(
+        "DELETE FROM t WHERE i::text = '1 mon' AND l IS NULL; DELETE FROM t WHERE i::text \
+                  = '720:00:00'",
+    );
     following.wait_until_in_step();
     run.stop(SOON).assert_code(0);
     following.assert_same(&["public.t"]);
@@ -238,8 +247,10 @@ fn a_zone_of_the_host_changes_no_value_when_a_log_is_replayed() {
     let following = Following::new("zone_replay");
     following.db.execute(
         "CREATE TABLE t (id int PRIMARY KEY, at timestamp, w timestamptz, n numeric(2,2));
-         INSERT INTO t VALUES (1, '2024-01-01 12:00', '2024-07-01 12:00Z', 0.5), (2, 'infinity', '-infinity', -0.25),
-                              (3, '1883-11-18 12:03:57.5', '4713-01-01 00:00Z BC', 0), (4, NULL, NULL, NULL)",
+         INSERT INTO t VALUES (1, '2024-01-01 12:00', '2024-07-01 12:00Z', 0.5), (2, 'infinity', \
+         '-infinity', -0.25),
+                              (3, '1883-11-18 12:03:57.5', '4713-01-01 00:00Z BC', 0), (4, NULL, \
+                              NULL, NULL)",
     );
     let rhei = following
         .rhei
@@ -252,7 +263,8 @@ fn a_zone_of_the_host_changes_no_value_when_a_log_is_replayed() {
     following.db.execute(
         "SET timezone = 'UTC';
          ALTER TABLE t ALTER at TYPE timestamptz, ALTER w TYPE timestamp, ALTER n TYPE numeric;
-         ALTER TABLE t ADD late timestamptz DEFAULT '2024-03-31 01:30+02'; INSERT INTO t (id) VALUES (5)",
+         ALTER TABLE t ADD late timestamptz DEFAULT '2024-03-31 01:30+02'; INSERT INTO t (id) \
+         VALUES (5)",
     );
     following.wait_until_in_step();
     assert_eq!(copies(&run), before, "copied again\n{}", run.logs());
@@ -288,7 +300,8 @@ fn a_type_that_prints_old_rows_otherwise_is_copied_and_one_that_does_not_is_alte
     let mut tables = Vec::new();
     for (number, (from, _, values, _)) in cases.iter().enumerate() {
         following.db.execute(&format!(
-            "CREATE TABLE t{number} (id serial PRIMARY KEY, v {from}); INSERT INTO t{number} (v) VALUES {values}"
+            "CREATE TABLE t{number} (id serial PRIMARY KEY, v {from}); INSERT INTO t{number} (v) \
+             VALUES {values}"
         ));
         tables.push(format!("public.t{number}"));
     }
@@ -296,7 +309,8 @@ fn a_type_that_prints_old_rows_otherwise_is_copied_and_one_that_does_not_is_alte
     for (number, (_, to, _, is_copied)) in cases.iter().enumerate() {
         let mark = run.log_mark();
         following.db.execute(&format!(
-            "ALTER TABLE t{number} ALTER v TYPE {to}; UPDATE t{number} SET id = id + 100 WHERE id = 1"
+            "ALTER TABLE t{number} ALTER v TYPE {to}; UPDATE t{number} SET id = id + 100 WHERE id \
+             = 1"
         ));
         match is_copied {
             true => drop(run.wait_for_log_after(
@@ -328,9 +342,10 @@ fn a_type_that_prints_old_rows_otherwise_is_copied_and_one_that_does_not_is_alte
 #[test]
 fn a_nan_that_was_stored_as_null_is_copied_when_the_column_can_hold_it() {
     let following = Following::new("nan_has_room");
-    following
-        .db
-        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, 'NaN'), (2, 1)");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO t VALUES (1, \
+                  'NaN'), (2, 1)",
+    );
     let rhei = following.rhei.clone().env("RHEI_SYNC_ON_UNREPRESENTABLE", "null");
     let rhei = rhei.env("RHEI_SYNC_CATALOG_INTERVAL", "100ms");
     let mut run = rhei.spawn(["run"]);
@@ -352,7 +367,8 @@ fn a_label_that_was_added_and_renamed_before_anybody_looked_is_noticed() {
         let following = Following::new(name);
         following.db.execute(
             "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN feeling AS mood;
-             CREATE TABLE t (id int PRIMARY KEY, m mood, d feeling, l mood[], n mood[][]); INSERT INTO t VALUES (1, 'sad')",
+             CREATE TABLE t (id int PRIMARY KEY, m mood, d feeling, l mood[], n mood[][]); INSERT \
+             INTO t VALUES (1, 'sad')",
         );
         following.sync();
         // One run that never looks, as one that is stopped before it does.
@@ -391,7 +407,8 @@ fn a_label_that_was_added_and_renamed_before_anybody_looked_is_noticed() {
 fn a_label_that_was_only_added_costs_no_copy() {
     let following = Following::new("added_label");
     following.db.execute(
-        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'sad')",
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (id int PRIMARY KEY, m mood); \
+         INSERT INTO t VALUES (1, 'sad')",
     );
     let mut run = running(&following);
     let before = copies(&run);
@@ -400,7 +417,8 @@ fn a_label_that_was_only_added_costs_no_copy() {
     following.wait_until_in_step();
     // Types that come whole are no doubt either.
     following.db.execute(
-        "CREATE TYPE tone AS ENUM ('low', 'high'); ALTER TABLE t ADD tone tone; INSERT INTO t VALUES (3, 'ok', 'low')",
+        "CREATE TYPE tone AS ENUM ('low', 'high'); ALTER TABLE t ADD tone tone; INSERT INTO t \
+         VALUES (3, 'ok', 'low')",
     );
     following.wait_until_in_step();
     following.wait_settled(&mut run);
@@ -460,7 +478,8 @@ fn options_of_a_publication_that_were_changed_and_changed_back_are_noticed() {
         following.db.execute(
             "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b');
              CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-             CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'a'), (2, 'b');
+             CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree \
+             VALUES (1, 'a'), (2, 'b');
              CREATE PUBLICATION rhei FOR TABLE t, tree WITH (publish_via_partition_root = true)",
         );
         following.sync();
@@ -478,7 +497,8 @@ fn options_of_a_publication_that_were_changed_and_changed_back_are_noticed() {
             following.db.execute(change);
             let id = if stopped { 1 } else { 2 };
             following.db.execute(&format!(
-                "DELETE FROM t WHERE id = {id}; DELETE FROM tree WHERE id = {id}; INSERT INTO tree VALUES (3 + {id}, 'c')"
+                "DELETE FROM t WHERE id = {id}; DELETE FROM tree WHERE id = {id}; INSERT INTO tree \
+                 VALUES (3 + {id}, 'c')"
             ));
             following.db.execute(back);
             let mut run = run.unwrap_or_else(|| running_after_sync(&following));
@@ -490,7 +510,8 @@ fn options_of_a_publication_that_were_changed_and_changed_back_are_noticed() {
     }
 }
 
-/// A walsender sends a transaction once its commit record is flushed, and the catalogs show it after the standby's answer.
+/// A walsender sends a transaction once its commit record is flushed, and the catalogs show it
+/// after the standby's answer.
 #[test]
 fn a_shape_that_the_source_does_not_show_yet_is_waited_for() {
     let cluster = Cluster::start(ClusterOptions::durable().conf("wal_keep_size = 256MB"));
@@ -530,10 +551,12 @@ fn a_shape_that_the_source_does_not_show_yet_is_waited_for() {
     following.assert_same(&["public.t"]);
 }
 
-/// A name given back is the same name, and a piece that was copied in between has the other column's values.
+/// A name given back is the same name, and a piece that was copied in between has the other
+/// column's values.
 #[test]
 fn columns_that_swap_their_names_while_a_table_is_copied_have_it_copied_again() {
-    let swap = "BEGIN; ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME x TO b; COMMIT";
+    let swap = "BEGIN; ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME b TO a; ALTER TABLE t \
+                RENAME x TO b; COMMIT";
     // Of one type and back again; of two types, where COPY then reads what nobody planned for.
     for (kind, times) in [("text", 2), ("numeric", 1)] {
         let following = Following::new("swapped_columns");
@@ -576,7 +599,8 @@ fn columns_that_swap_their_names_while_a_table_is_copied_have_it_copied_again() 
 fn a_table_that_left_its_publication_and_came_back_is_copied_and_not_paused() {
     let following = Following::new("came_back");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'); CREATE TABLE other (id int PRIMARY KEY);
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'); CREATE TABLE \
+         other (id int PRIMARY KEY);
          CREATE PUBLICATION rhei FOR TABLE t, other",
     );
     following.sync();
@@ -601,8 +625,10 @@ fn a_row_filter_that_lets_rows_in_without_their_values_makes_no_copies_without_e
     }
     let following = Following::new("endless_copies");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, doc text); ALTER TABLE t ALTER doc SET STORAGE EXTERNAL;
-         INSERT INTO t SELECT i, repeat('a', 5000) FROM generate_series(1, 20) i; CREATE TABLE other (id int PRIMARY KEY);
+        "CREATE TABLE t (id int PRIMARY KEY, doc text); ALTER TABLE t ALTER doc SET STORAGE \
+         EXTERNAL;
+         INSERT INTO t SELECT i, repeat('a', 5000) FROM generate_series(1, 20) i; CREATE TABLE \
+         other (id int PRIMARY KEY);
          CREATE PUBLICATION rhei FOR TABLE t WHERE (id > 100), other",
     );
     let mut run = running(&following);
@@ -634,7 +660,8 @@ fn tables_that_swap_their_names_while_one_waits_for_its_copy_keep_their_rows() {
     let following = Following::new("swapped_while_waiting");
     following.db.execute(
         "CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (id int PRIMARY KEY, v text);
-         INSERT INTO a SELECT i, i FROM generate_series(1, 50) i; INSERT INTO b SELECT i, 'b' FROM generate_series(1, 50) i;
+         INSERT INTO a SELECT i, i FROM generate_series(1, 50) i; INSERT INTO b SELECT i, 'b' FROM \
+         generate_series(1, 50) i;
          CREATE PUBLICATION rhei FOR ALL TABLES",
     );
     following.sync();
@@ -662,7 +689,8 @@ fn tables_that_swap_their_names_while_one_waits_for_its_copy_keep_their_rows() {
 fn a_new_table_that_takes_the_name_of_another_one_before_its_copy_leaves_that_its_rows() {
     let following = Following::new("name_taken_over");
     following.db.execute(
-        "CREATE TABLE a (id int PRIMARY KEY, v int); INSERT INTO a SELECT i, i FROM generate_series(1, 50) i;
+        "CREATE TABLE a (id int PRIMARY KEY, v int); INSERT INTO a SELECT i, i FROM \
+         generate_series(1, 50) i;
          CREATE PUBLICATION rhei FOR ALL TABLES",
     );
     following.sync();
@@ -694,7 +722,8 @@ fn a_new_table_that_takes_the_name_of_another_one_before_its_copy_leaves_that_it
 fn a_keyless_table_whose_label_was_renamed_is_copied_and_not_paused() {
     let following = Following::new("keyless_label");
     following.db.execute(
-        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (m mood[], n int); ALTER TABLE t REPLICA IDENTITY FULL;
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE t (m mood[], n int); ALTER TABLE t \
+         REPLICA IDENTITY FULL;
          INSERT INTO t VALUES ('{sad}', 1), ('{ok}', 2)",
     );
     following.sync();
@@ -710,14 +739,15 @@ fn a_keyless_table_whose_label_was_renamed_is_copied_and_not_paused() {
     following.assert_same(&["public.t"]);
 }
 
-/// A partition that came empty changes nothing. Of one that holds rows when it is noticed they may never have come as rows of the
-/// tree.
+/// A partition that came empty changes nothing. Of one that holds rows when it is noticed they may
+/// never have come as rows of the tree.
 #[test]
 fn a_partition_that_came_with_rows_has_its_tree_copied_and_an_empty_one_has_not() {
     let following = Following::new("on_demand");
     following.db.execute(
         "CREATE TABLE tree (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
-         CREATE TABLE p0 PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one')",
+         CREATE TABLE p0 PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES \
+         (1, 'one')",
     );
     let mut run = running(&following);
     let mark = run.log_mark();
@@ -725,7 +755,8 @@ fn a_partition_that_came_with_rows_has_its_tree_copied_and_an_empty_one_has_not(
         "CREATE TABLE p1 PARTITION OF tree FOR VALUES FROM (10) TO (20);
          CREATE TABLE p2 PARTITION OF tree FOR VALUES FROM (20) TO (40) PARTITION BY RANGE (id);
          CREATE TABLE p21 PARTITION OF p2 FOR VALUES FROM (20) TO (30);
-         CREATE TABLE empty (id int PRIMARY KEY, v text); ALTER TABLE tree ATTACH PARTITION empty FOR VALUES FROM (40) TO (50)",
+         CREATE TABLE empty (id int PRIMARY KEY, v text); ALTER TABLE tree ATTACH PARTITION empty \
+         FOR VALUES FROM (40) TO (50)",
     );
     following.wait_settled(&mut run);
     following.db.execute("INSERT INTO tree SELECT i, 'later' FROM generate_series(10, 29) i");
@@ -733,13 +764,18 @@ fn a_partition_that_came_with_rows_has_its_tree_copied_and_an_empty_one_has_not(
     run.assert_no_copies_since(mark);
 
     for (number, statements) in [
-        "CREATE TABLE q (id int PRIMARY KEY, v text); INSERT INTO q VALUES (61, 'q'); ALTER TABLE tree ATTACH PARTITION q FOR VALUES FROM (60) TO (70)",
+        "CREATE TABLE q (id int PRIMARY KEY, v text); INSERT INTO q VALUES (61, 'q'); ALTER TABLE \
+         tree ATTACH PARTITION q FOR VALUES FROM (60) TO (70)",
         "BEGIN; CREATE TABLE r (id int PRIMARY KEY, v text); INSERT INTO r VALUES (71, 'r'); \
          ALTER TABLE tree ATTACH PARTITION r FOR VALUES FROM (70) TO (80); COMMIT",
-        "BEGIN; CREATE TABLE s PARTITION OF tree FOR VALUES FROM (80) TO (90); ALTER TABLE tree DETACH PARTITION s; \
-         INSERT INTO s VALUES (81, 's'); ALTER TABLE tree ATTACH PARTITION s FOR VALUES FROM (80) TO (90); COMMIT",
-        "CREATE TABLE u (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE u1 PARTITION OF u FOR VALUES FROM (90) TO (95); \
-         INSERT INTO u VALUES (91, 'u'); ALTER TABLE tree ATTACH PARTITION u FOR VALUES FROM (90) TO (95)",
+        "BEGIN; CREATE TABLE s PARTITION OF tree FOR VALUES FROM (80) TO (90); ALTER TABLE tree \
+         DETACH PARTITION s; \
+         INSERT INTO s VALUES (81, 's'); ALTER TABLE tree ATTACH PARTITION s FOR VALUES FROM (80) \
+         TO (90); COMMIT",
+        "CREATE TABLE u (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE u1 \
+         PARTITION OF u FOR VALUES FROM (90) TO (95); \
+         INSERT INTO u VALUES (91, 'u'); ALTER TABLE tree ATTACH PARTITION u FOR VALUES FROM (90) \
+         TO (95)",
     ]
     .into_iter()
     .enumerate()
@@ -786,7 +822,8 @@ fn a_tree_with_an_unlogged_partition_is_paused_until_that_is_logged() {
     following.assert_same(&["public.tree", "public.other"]);
 }
 
-/// The stream brings the TRUNCATE, which gives a table another file, and says nothing of what comes while it is unlogged.
+/// The stream brings the TRUNCATE, which gives a table another file, and says nothing of what comes
+/// while it is unlogged.
 #[test]
 fn rows_that_came_into_a_truncated_table_while_it_was_unlogged_arrive() {
     let following = Following::new("truncated_unlogged");

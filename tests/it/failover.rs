@@ -1,5 +1,5 @@
-//! Slots that are gone, and primaries that are replaced: detected, refused, and with `on_slot_lost = "resync"` mended by
-//! copying everything again. Failover slots go on without a loss.
+//! Slots that are gone, and primaries that are replaced: detected, refused, and with `on_slot_lost
+//! = "resync"` mended by copying everything again. Failover slots go on without a loss.
 
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ fn drop_slot(following: &Following) {
     let slot = following.slot();
     wait_until(SOON, "the slot is dropped", || {
         following.db.query(&format!(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = \
+             '{slot}' AND active"
         ));
         following.db.try_query(&format!("SELECT pg_drop_replication_slot('{slot}')")).is_ok()
     });
@@ -161,7 +162,8 @@ fn a_slot_that_is_dropped_under_a_running_replicator_is_replaced_three_times() {
 fn a_slot_that_is_dropped_while_tables_are_copied_is_replaced() {
     let following = with_table(Cluster::shared().database("dropped_copying"));
     following.db.execute(
-        "CREATE TABLE large (id int PRIMARY KEY, v text); ALTER TABLE large ALTER v SET STORAGE EXTERNAL;
+        "CREATE TABLE large (id int PRIMARY KEY, v text); ALTER TABLE large ALTER v SET STORAGE \
+         EXTERNAL;
          INSERT INTO large SELECT i, repeat('x', 1000) FROM generate_series(1, 4000) i",
     );
     let slowly = resyncing(&following)
@@ -375,7 +377,8 @@ fn a_failover_slot_is_followed_to_the_new_primary() {
     standby.append_data_file(
         "bed.conf",
         &format!(
-            "primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres'\nprimary_slot_name = 'standby'\n\
+            "primary_conninfo = 'host=127.0.0.1 port={} user=postgres \
+             dbname=postgres'\nprimary_slot_name = 'standby'\n\
              sync_replication_slots = on\nhot_standby_feedback = on\n",
             primary.port()
         ),
@@ -399,11 +402,13 @@ fn a_failover_slot_is_followed_to_the_new_primary() {
     wait_until(LATER, "the standby has the slot", || {
         number += 1;
         following.db.execute(&format!(
-            "INSERT INTO t VALUES ({number} + 1, 'x'); INSERT INTO keyless VALUES ({number}); SELECT pg_log_standby_snapshot()"
+            "INSERT INTO t VALUES ({number} + 1, 'x'); INSERT INTO keyless VALUES ({number}); \
+             SELECT pg_log_standby_snapshot()"
         ));
         std::thread::sleep(Duration::from_millis(200));
         let ready = format!(
-            "SELECT 1 FROM pg_replication_slots WHERE slot_name = '{slot}' AND synced AND NOT temporary \
+            "SELECT 1 FROM pg_replication_slots WHERE slot_name = '{slot}' AND synced AND NOT \
+             temporary \
              AND invalidation_reason IS NULL"
         );
         replica.try_query(&ready).is_ok_and(|rows| rows.len() == 1)
@@ -439,7 +444,8 @@ fn a_slot_that_is_there_becomes_a_failover_slot_where_the_server_can() {
     assert_eq!(following.db.value(&query), "t");
 }
 
-/// It has no slot of ours, and says that it never heard of our history: neither makes the slot of the new primary a lost one.
+/// It has no slot of ours, and says that it never heard of our history: neither makes the slot of
+/// the new primary a lost one.
 #[test]
 fn an_old_primary_that_is_back_is_refused_and_nothing_is_copied_from_it() {
     let old = Cluster::start(ClusterOptions::default());

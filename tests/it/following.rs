@@ -78,7 +78,8 @@ impl Following {
         wait_until(Duration::from_secs(60), "the slot passes all of it", || {
             self.db.execute("SELECT pg_logical_emit_message(false, 'rhei.test', 'go on')");
             self.db.value(&format!(
-                "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
+                "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE \
+                 slot_name = '{slot}'"
             )) == "t"
         });
     }

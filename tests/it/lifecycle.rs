@@ -13,7 +13,8 @@ const SOON: Duration = Duration::from_secs(60);
 fn backfill_then_sync_goes_on_without_a_gap() {
     let following = Following::new("backfill_sync");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i",
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM \
+         generate_series(1, 1000) i",
     );
     following.rhei.run_ok(["backfill"]);
     following.assert_same(&["public.t"]);
@@ -22,15 +23,18 @@ fn backfill_then_sync_goes_on_without_a_gap() {
     following.assert_same(&["public.t"]);
 }
 
-/// Traps 13 and 15: its changes before the snapshot are in the copy already, those after come by the stream.
+/// Traps 13 and 15: its changes before the snapshot are in the copy already, those after come by
+/// the stream.
 #[test]
 fn a_table_added_to_the_publication_is_copied_and_followed() {
     let following = Following::new("added_table");
     following.db.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)");
     following.sync();
     following.db.execute(
-        "CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'before'); ALTER PUBLICATION rhei ADD TABLE b;
-         INSERT INTO b VALUES (2, 'published'); UPDATE b SET v = 'x' WHERE id = 1; INSERT INTO a VALUES (2)",
+        "CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b VALUES (1, 'before'); ALTER \
+         PUBLICATION rhei ADD TABLE b;
+         INSERT INTO b VALUES (2, 'published'); UPDATE b SET v = 'x' WHERE id = 1; INSERT INTO a \
+         VALUES (2)",
     );
     following.sync();
     following.assert_same(&["public.a", "public.b"]);
@@ -47,9 +51,10 @@ fn a_table_that_left_the_publication_and_came_back_is_copied_again() {
         .db
         .execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
     following.sync();
-    following
-        .db
-        .execute("ALTER PUBLICATION rhei DROP TABLE b; INSERT INTO b VALUES (1); ALTER PUBLICATION rhei ADD TABLE b");
+    following.db.execute(
+        "ALTER PUBLICATION rhei DROP TABLE b; INSERT INTO b VALUES (1); ALTER PUBLICATION \
+                  rhei ADD TABLE b",
+    );
     following.sync();
     following.assert_same(&["public.a", "public.b"]);
 }
@@ -58,16 +63,18 @@ fn a_table_that_left_the_publication_and_came_back_is_copied_again() {
 #[test]
 fn a_dropped_table_keeps_its_copy_and_is_said_to_be_dropped() {
     let following = Following::new("dropped_table");
-    following
-        .db
-        .execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (1)");
+    following.db.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); INSERT \
+                  INTO b VALUES (1)",
+    );
     following.sync();
     following.db.execute("DROP TABLE b; INSERT INTO a VALUES (1)");
     following.sync();
     following.assert_same(&["public.a"]);
     let kept = query_copy(
         following.copy(),
-        "SELECT (SELECT count(*) FROM public.b)::VARCHAR, state FROM _rhei.tables WHERE source_name = 'b'",
+        "SELECT (SELECT count(*) FROM public.b)::VARCHAR, state FROM _rhei.tables WHERE \
+         source_name = 'b'",
     );
     assert_eq!(kept, [[Some("1".to_owned()), Some("dropped".to_owned())]]);
 }
@@ -88,13 +95,15 @@ fn an_idle_publication_does_not_pin_wal() {
     let slot = following.slot();
     wait_until(SOON, "the slot passes WAL of an unpublished table", || {
         following.db.value(&format!(
-            "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn - 16777216 FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn - 16777216 FROM pg_replication_slots \
+             WHERE slot_name = '{slot}'"
         )) == "t"
     });
     running.stop(SOON).assert_code(0);
 }
 
-/// What an open transaction writes stays in the server's memory until somebody flushes it, and nobody does for a while.
+/// What an open transaction writes stays in the server's memory until somebody flushes it, and
+/// nobody does for a while.
 #[test]
 fn sync_does_not_wait_for_wal_that_holds_no_commit_and_that_nobody_flushes() {
     let cluster = Cluster::start(ClusterOptions::durable());
@@ -123,7 +132,8 @@ fn a_clean_shutdown_of_the_source_is_not_held_up_and_the_run_goes_on_after_it() 
     let cluster = Cluster::start(ClusterOptions::durable());
     let following = Following::of(cluster.database("restart"));
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE unpublished (v int); CREATE PUBLICATION rhei FOR TABLE t",
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE unpublished (v int); CREATE PUBLICATION \
+         rhei FOR TABLE t",
     );
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
@@ -177,11 +187,13 @@ fn slot_creation_waits_for_open_transactions_and_names_them() {
 #[test]
 fn excluded_columns_and_other_names_and_types_are_kept_apart() {
     let following = Following::new("table_settings");
-    following
-        .db
-        .execute("CREATE TABLE t (id int PRIMARY KEY, secret text, n numeric); INSERT INTO t VALUES (1, 'hush', 1.5)");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, secret text, n numeric); INSERT INTO t \
+                  VALUES (1, 'hush', 1.5)",
+    );
     let settings = format!(
-        "[source]\nslot = \"{}\"\n[tables.\"public.t\"]\ntarget = \"sales.orders\"\nexclude_columns = [\"secret\"]\n\
+        "[source]\nslot = \"{}\"\n[tables.\"public.t\"]\ntarget = \
+         \"sales.orders\"\nexclude_columns = [\"secret\"]\n\
          columns.n.type = \"DECIMAL(10,2)\"\n",
         following.slot()
     );

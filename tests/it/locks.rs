@@ -1,4 +1,5 @@
-//! Locks at the source: rhei keeps none beyond its statement, and one that somebody else holds stops one table, not the stream.
+//! Locks at the source: rhei keeps none beyond its statement, and one that somebody else holds
+//! stops one table, not the stream.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -13,18 +14,24 @@ fn slowly(rhei: &Rhei) -> Rhei {
     rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MB").env("RHEI_BACKFILL_RATE_LIMIT", "2MB")
 }
 
-/// Whether a relation of a user is locked by one of our sessions in another way than the copy of `table` has to.
+/// Whether a relation of a user is locked by one of our sessions in another way than the copy of
+/// `table` has to.
 fn strange_locks(following: &Following, table: &str) -> String {
     following.db.value(&format!(
-        "SELECT coalesce(string_agg(DISTINCT format('%s %s by %s', l.relation::regclass, l.mode, a.application_name), ', '), '') \
-         FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'relation' AND l.relation >= 16384 \
-         AND a.datname = current_database() AND a.application_name LIKE 'rhei/%' AND NOT (l.mode = 'AccessShareLock' AND l.relation IN \
-         (SELECT '{table}'::regclass UNION SELECT indexrelid FROM pg_index WHERE indrelid = '{table}'::regclass \
+        "SELECT coalesce(string_agg(DISTINCT format('%s %s by %s', l.relation::regclass, l.mode, \
+         a.application_name), ', '), '') \
+         FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'relation' AND \
+         l.relation >= 16384 \
+         AND a.datname = current_database() AND a.application_name LIKE 'rhei/%' AND NOT (l.mode = \
+         'AccessShareLock' AND l.relation IN \
+         (SELECT '{table}'::regclass UNION SELECT indexrelid FROM pg_index WHERE indrelid = \
+         '{table}'::regclass \
           UNION SELECT reltoastrelid FROM pg_class WHERE oid = '{table}'::regclass))"
     ))
 }
 
-/// Everything that somebody may do to other tables goes through within a second, and the copy goes on.
+/// Everything that somebody may do to other tables goes through within a second, and the copy goes
+/// on.
 #[test]
 fn ddl_on_other_tables_waits_for_no_copy() {
     let following = Following::new("ddl_beside");
@@ -33,9 +40,11 @@ fn ddl_on_other_tables_waits_for_no_copy() {
          INSERT INTO large SELECT i, repeat('x', 200) FROM generate_series(1, 60000) i;
          CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
          CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10);
-         CREATE TABLE gone PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES (1), (11);
+         CREATE TABLE gone PARTITION OF tree FOR VALUES FROM (10) TO (20); INSERT INTO tree VALUES \
+         (1), (11);
          CREATE TABLE free (id int PRIMARY KEY, v text); INSERT INTO free VALUES (25, 'free');
-         CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain SELECT i, 'plain' FROM generate_series(1, 100) i;
+         CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain SELECT i, 'plain' FROM \
+         generate_series(1, 100) i;
          CREATE TABLE dropped (id int PRIMARY KEY); INSERT INTO dropped VALUES (1)",
     );
     let mut running = slowly(&following.rhei).spawn(["run"]);
@@ -104,15 +113,18 @@ impl Lock {
     }
 }
 
-/// With two tables locked as long as it takes, a third one's changes and shapes arrive, a fourth one is copied and goes live, and a
-/// `run` or `sync` that begins meanwhile gets as far.
+/// With two tables locked as long as it takes, a third one's changes and shapes arrive, a fourth
+/// one is copied and goes live, and a `run` or `sync` that begins meanwhile gets as far.
 #[test]
 fn a_lock_stops_one_table_and_no_other() {
     let following = Following::new("one_locked");
     following.db.execute(
-        "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT i, 'a' FROM generate_series(1, 100) i;
-         CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b SELECT i, 'b' FROM generate_series(1, 100) i;
-         CREATE TABLE c (id int PRIMARY KEY, v text); CREATE TABLE d (id int PRIMARY KEY); CREATE PUBLICATION rhei FOR TABLE c, d",
+        "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT i, 'a' FROM \
+         generate_series(1, 100) i;
+         CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b SELECT i, 'b' FROM \
+         generate_series(1, 100) i;
+         CREATE TABLE c (id int PRIMARY KEY, v text); CREATE TABLE d (id int PRIMARY KEY); CREATE \
+         PUBLICATION rhei FOR TABLE c, d",
     );
     following.sync();
     let d = lock(&following, "d");
@@ -120,7 +132,10 @@ fn a_lock_stops_one_table_and_no_other() {
     running.wait_for_log("following the source", SOON);
     following.db.execute("INSERT INTO c VALUES (1, 'one')");
     following.wait_until_in_step();
-    following.db.execute("SET lock_timeout = '5s'; ALTER TABLE c ADD n int DEFAULT 7; INSERT INTO c VALUES (2, 'two')");
+    following.db.execute(
+        "SET lock_timeout = '5s'; ALTER TABLE c ADD n int DEFAULT 7; INSERT INTO \
+                          c VALUES (2, 'two')",
+    );
     following.wait_until_in_step();
     following.db.execute("ALTER PUBLICATION rhei ADD TABLE a, b");
     let a = lock(&following, "a");
@@ -174,7 +189,8 @@ fn a_table_that_is_locked_while_it_is_copied_waits_and_goes_on_where_it_was() {
     following.assert_same(&["public.large", "public.c"]);
 }
 
-/// A copy that waits for its table is given up by a stop, and the lock's owner never waits for rhei.
+/// A copy that waits for its table is given up by a stop, and the lock's owner never waits for
+/// rhei.
 #[test]
 fn a_stop_is_heard_while_a_table_is_locked() {
     let following = Following::new("locked_stop");
@@ -192,13 +208,14 @@ fn a_stop_is_heard_while_a_table_is_locked() {
     following.assert_same(&["public.t", "public.other"]);
 }
 
-/// A table that changes without a pause is copied again while another transaction stays open: neither it nor the stream of the other
-/// tables waits for that.
+/// A table that changes without a pause is copied again while another transaction stays open:
+/// neither it nor the stream of the other tables waits for that.
 #[test]
 fn a_hot_table_is_copied_again_without_holding_the_stream() {
     let following = Following::new("hot");
     following.db.execute(
-        "CREATE TABLE hot (id int PRIMARY KEY, n int); INSERT INTO hot SELECT i, 0 FROM generate_series(1, 1000) i;
+        "CREATE TABLE hot (id int PRIMARY KEY, n int); INSERT INTO hot SELECT i, 0 FROM \
+         generate_series(1, 1000) i;
          CREATE TABLE c (id int PRIMARY KEY)",
     );
     following.sync();
@@ -224,13 +241,14 @@ fn a_hot_table_is_copied_again_without_holding_the_stream() {
     following.assert_same(&["public.hot", "public.c"]);
 }
 
-/// When the snapshot is known, the stream is past it each time, and a change of the table has gone by. Only a stream that stays
-/// behind the source lets the copy begin.
+/// When the snapshot is known, the stream is past it each time, and a change of the table has gone
+/// by. Only a stream that stays behind the source lets the copy begin.
 #[test]
 fn a_table_that_changes_while_every_snapshot_is_taken_is_copied_in_the_end() {
     let following = Following::new("always_late");
     following.db.execute(
-        "CREATE TABLE hot (id int PRIMARY KEY, n int); INSERT INTO hot SELECT i, 0 FROM generate_series(1, 1000) i",
+        "CREATE TABLE hot (id int PRIMARY KEY, n int); INSERT INTO hot SELECT i, 0 FROM \
+         generate_series(1, 1000) i",
     );
     following.sync();
     // A look at the catalogs has the stream wait for a moment, which would do as well.
@@ -250,14 +268,16 @@ fn a_table_that_changes_while_every_snapshot_is_taken_is_copied_in_the_end() {
     following.assert_same(&["public.hot"]);
 }
 
-/// PostgreSQL makes a slot only when every transaction that has written is over. The copy of another table needs none: it begins, and
-/// goes live, while one transaction keeps a lock as VACUUM FULL does, others have written into that table and are still open,
-/// and more of them commit all the time.
+/// PostgreSQL makes a slot only when every transaction that has written is over. The copy of
+/// another table needs none: it begins, and goes live, while one transaction keeps a lock as VACUUM
+/// FULL does, others have written into that table and are still open, and more of them commit all
+/// the time.
 #[test]
 fn a_table_is_copied_and_goes_live_while_other_transactions_stay_open() {
     let following = Following::new("open_transactions");
     following.db.execute(
-        "CREATE TABLE locked (id int PRIMARY KEY); INSERT INTO locked VALUES (1); CREATE TABLE other (id int PRIMARY KEY);
+        "CREATE TABLE locked (id int PRIMARY KEY); INSERT INTO locked VALUES (1); CREATE TABLE \
+         other (id int PRIMARY KEY);
          CREATE PUBLICATION rhei FOR ALL TABLES",
     );
     let mut running =
@@ -273,7 +293,8 @@ fn a_table_is_copied_and_goes_live_while_other_transactions_stay_open() {
              INSERT INTO {table} SELECT i, 'old' FROM generate_series(1, 3000) i"
         ));
         open.execute(&format!(
-            "BEGIN; INSERT INTO {table} VALUES (-1, 'late'); UPDATE {table} SET v = 'late' WHERE id = 3000"
+            "BEGIN; INSERT INTO {table} VALUES (-1, 'late'); UPDATE {table} SET v = 'late' WHERE \
+             id = 3000"
         ));
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -285,7 +306,8 @@ fn a_table_is_copied_and_goes_live_while_other_transactions_stay_open() {
                     while !is_over.load(Ordering::Relaxed) {
                         let fresh = 10_000 + id;
                         session.execute(&format!(
-                            "BEGIN; UPDATE {table} SET v = v || 'x' WHERE id = {}; INSERT INTO {table} VALUES ({fresh}, 'new');
+                            "BEGIN; UPDATE {table} SET v = v || 'x' WHERE id = {}; INSERT INTO \
+                             {table} VALUES ({fresh}, 'new');
                              DELETE FROM {table} WHERE id = {}; COMMIT",
                             1 + id % 1000,
                             1000 + id % 1000

@@ -1,5 +1,5 @@
-//! Against real Postgres servers and real DuckDB files, through the binary. One test binary: linking DuckDB once per
-//! file would cost minutes.
+//! Against real Postgres servers and real DuckDB files, through the binary. One test binary:
+//! linking DuckDB once per file would cost minutes.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing unwrap is a failing test")]
 
 mod backfill;

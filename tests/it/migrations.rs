@@ -21,7 +21,8 @@ fn with_tables(name: &str) -> Following {
     let following = Following::new(name);
     following.db.execute(&each(|i| {
         format!(
-            "CREATE TABLE t{i} (id int PRIMARY KEY, n int); INSERT INTO t{i} SELECT i, i FROM generate_series(1, 10) i"
+            "CREATE TABLE t{i} (id int PRIMARY KEY, n int); INSERT INTO t{i} SELECT i, i FROM \
+             generate_series(1, 10) i"
         )
     }));
     following.db.execute("CREATE TABLE other (id int PRIMARY KEY, v text)");
@@ -40,7 +41,8 @@ fn names() -> Vec<String> {
 fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() {
     let retype = each(|i| {
         format!(
-            "ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 1 + (2::bigint ^ 40)::bigint)"
+            "ALTER TABLE t{i} ALTER n TYPE bigint; INSERT INTO t{i} VALUES (11, 1 + (2::bigint ^ \
+             40)::bigint)"
         )
     });
     for in_one in [true, false] {

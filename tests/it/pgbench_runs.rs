@@ -36,7 +36,8 @@ fn each_sync_under_load_shows_the_source_at_one_commit() {
         following.sync();
         let sums = query_copy(
             following.copy(),
-            "SELECT (SELECT sum(abalance) FROM public.pgbench_accounts)::VARCHAR, (SELECT sum(tbalance) FROM public.pgbench_tellers)::VARCHAR,
+            "SELECT (SELECT sum(abalance) FROM public.pgbench_accounts)::VARCHAR, (SELECT \
+             sum(tbalance) FROM public.pgbench_tellers)::VARCHAR,
                     (SELECT sum(bbalance) FROM public.pgbench_branches)::VARCHAR,
                     (SELECT coalesce(sum(delta), 0) FROM public.pgbench_history)::VARCHAR",
         );
@@ -63,7 +64,8 @@ fn kill_at_random_moments_loses_nothing_and_repeats_nothing() {
     let mut state = seed;
     for _ in 0..kills {
         let running = following.run();
-        // xorshift: a moment between 0 and 1.5 s, anywhere in start, copy, apply, commit and acknowledgement.
+        // xorshift: a moment between 0 and 1.5 s, anywhere in start, copy, apply, commit and
+        // acknowledgement.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -88,7 +90,8 @@ fn a_terminated_run_has_saved_and_acknowledged_its_checkpoint() {
     ended.assert_code(0);
     let slot = following.slot();
     let confirmed = following.db.value(&format!(
-        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{slot}' AND NOT active"
+        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{slot}' AND NOT \
+         active"
     ));
     let stored = query_copy(following.copy(), "SELECT checkpoint_lsn FROM _rhei.pipeline");
     assert_eq!(stored[0][0].as_deref(), Some(confirmed.as_str()));

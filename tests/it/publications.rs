@@ -1,4 +1,5 @@
-//! What is published, and how: filters, column lists, schemas, partitions, several publications, and edits of them.
+//! What is published, and how: filters, column lists, schemas, partitions, several publications,
+//! and edits of them.
 
 use std::time::Duration;
 
@@ -50,8 +51,10 @@ fn row_filters_hold_for_the_copy_and_for_the_stream() {
     following.sync();
     same();
     following.db.execute(
-        "UPDATE t SET id = id + 100 WHERE id < 5; UPDATE t SET id = 0 WHERE id = 20; UPDATE t SET v = 'hidden' WHERE id = 30;
-         UPDATE t SET v = 'back' WHERE v = 'hidden'; UPDATE t SET v = 'hidden' WHERE id = 31; DELETE FROM t WHERE id IN (6, 32)",
+        "UPDATE t SET id = id + 100 WHERE id < 5; UPDATE t SET id = 0 WHERE id = 20; UPDATE t SET \
+         v = 'hidden' WHERE id = 30;
+         UPDATE t SET v = 'back' WHERE v = 'hidden'; UPDATE t SET v = 'hidden' WHERE id = 31; \
+         DELETE FROM t WHERE id IN (6, 32)",
     );
     following.sync();
     same();
@@ -69,7 +72,8 @@ fn row_filters_hold_for_the_copy_and_for_the_stream() {
     );
 }
 
-/// Trap 48a: the INSERT that an UPDATE became lacks the large value that did not change; it is at the source only.
+/// Trap 48a: the INSERT that an UPDATE became lacks the large value that did not change; it is at
+/// the source only.
 #[test]
 fn an_update_into_a_row_filter_brings_the_large_value_that_it_did_not_touch() {
     if !knows_filters() {
@@ -77,7 +81,8 @@ fn an_update_into_a_row_filter_brings_the_large_value_that_it_did_not_touch() {
     }
     let following = Following::new("filter_toast");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, doc text); ALTER TABLE t ALTER doc SET STORAGE EXTERNAL;
+        "CREATE TABLE t (id int PRIMARY KEY, doc text); ALTER TABLE t ALTER doc SET STORAGE \
+         EXTERNAL;
          INSERT INTO t VALUES (1, repeat('a', 5000)), (20, repeat('b', 5000));
          CREATE PUBLICATION rhei FOR TABLE t WHERE (id > 10)",
     );
@@ -102,14 +107,16 @@ fn column_lists_leave_columns_out_and_may_change() {
     }
     let following = Following::new("column_list");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, a text, secret text, b int); INSERT INTO t VALUES (1, 'a', 'hush', 1);
+        "CREATE TABLE t (id int PRIMARY KEY, a text, secret text, b int); INSERT INTO t VALUES (1, \
+         'a', 'hush', 1);
          CREATE PUBLICATION rhei FOR TABLE t (id, a)",
     );
     following.sync();
     let columns = || {
         query_copy(
             following.copy(),
-            "SELECT string_agg(column_name, ' ' ORDER BY column_index) FROM duckdb_columns() WHERE table_name = 't' AND schema_name = 'public'",
+            "SELECT string_agg(column_name, ' ' ORDER BY column_index) FROM duckdb_columns() WHERE \
+             table_name = 't' AND schema_name = 'public'",
         )
     };
     assert_eq!(columns(), [[Some("id a".to_owned())]]);
@@ -130,9 +137,10 @@ fn column_lists_leave_columns_out_and_may_change() {
     let query = "SELECT id::text, a, b::text FROM t ORDER BY 1";
     assert_rows(&following, query, "SELECT id::VARCHAR, a, b::VARCHAR FROM public.t ORDER BY 1");
     // A column that is not in the list comes and goes without a word.
-    following
-        .db
-        .execute("ALTER TABLE t DROP secret; ALTER TABLE t ADD unlisted int; INSERT INTO t VALUES (3, 'three', 3, 3)");
+    following.db.execute(
+        "ALTER TABLE t DROP secret; ALTER TABLE t ADD unlisted int; INSERT INTO t VALUES \
+                  (3, 'three', 3, 3)",
+    );
     let output = following.sync();
     assert!(!output.stderr.contains("copied again"), "{}", output.stderr);
     assert_rows(&following, query, "SELECT id::VARCHAR, a, b::VARCHAR FROM public.t ORDER BY 1");
@@ -143,8 +151,10 @@ fn column_lists_leave_columns_out_and_may_change() {
 fn several_publications_of_all_kinds_are_followed_as_one() {
     let following = Following::new("several");
     following.db.execute(
-        "CREATE SCHEMA whole; CREATE TABLE whole.a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
-         CREATE TABLE unpublished (id int PRIMARY KEY); INSERT INTO whole.a VALUES (1); INSERT INTO b VALUES (1);
+        "CREATE SCHEMA whole; CREATE TABLE whole.a (id int PRIMARY KEY); CREATE TABLE b (id int \
+         PRIMARY KEY);
+         CREATE TABLE unpublished (id int PRIMARY KEY); INSERT INTO whole.a VALUES (1); INSERT \
+         INTO b VALUES (1);
          CREATE PUBLICATION \"The One\" FOR TABLE b",
     );
     let schema_sql =
@@ -158,9 +168,10 @@ fn several_publications_of_all_kinds_are_followed_as_one() {
     rhei.run_ok(["check"]);
     rhei.run_ok(["sync"]);
     following.assert_same(&["whole.a", "public.b"]);
-    following
-        .db
-        .execute("INSERT INTO whole.a VALUES (2); UPDATE b SET id = 9; CREATE TABLE whole.later (id int PRIMARY KEY)");
+    following.db.execute(
+        "INSERT INTO whole.a VALUES (2); UPDATE b SET id = 9; CREATE TABLE whole.later \
+                  (id int PRIMARY KEY)",
+    );
     if !knows_filters() {
         following.db.execute("ALTER PUBLICATION \"the other\" ADD TABLE whole.later");
     }
@@ -196,7 +207,8 @@ fn partitions_published_one_by_one_are_tables_of_their_own() {
     following.db.execute(
         "CREATE TABLE tree (id int, v text, n int, PRIMARY KEY (id)) PARTITION BY RANGE (id);
          CREATE TABLE one PARTITION OF tree FOR VALUES FROM (0) TO (10);
-         CREATE TABLE two (n int, gone int, v text, id int NOT NULL, PRIMARY KEY (id)); ALTER TABLE two DROP gone;
+         CREATE TABLE two (n int, gone int, v text, id int NOT NULL, PRIMARY KEY (id)); ALTER \
+         TABLE two DROP gone;
          ALTER TABLE tree ATTACH PARTITION two FOR VALUES FROM (10) TO (20);
          INSERT INTO tree VALUES (1, 'one', 1), (11, 'eleven', 11);
          CREATE PUBLICATION rhei FOR TABLE tree WITH (publish_via_partition_root = false)",
@@ -204,8 +216,10 @@ fn partitions_published_one_by_one_are_tables_of_their_own() {
     following.sync();
     following.assert_same(&["public.one", "public.two"]);
     following.db.execute(
-        "INSERT INTO tree VALUES (2, 'two', 2), (12, 'twelve', 12); UPDATE tree SET id = 13 WHERE id = 1;
-         CREATE TABLE three PARTITION OF tree FOR VALUES FROM (20) TO (30); INSERT INTO tree VALUES (21, 'new', 1);
+        "INSERT INTO tree VALUES (2, 'two', 2), (12, 'twelve', 12); UPDATE tree SET id = 13 WHERE \
+         id = 1;
+         CREATE TABLE three PARTITION OF tree FOR VALUES FROM (20) TO (30); INSERT INTO tree \
+         VALUES (21, 'new', 1);
          TRUNCATE two; INSERT INTO tree VALUES (14, 'again', 14)",
     );
     following.sync();
@@ -226,20 +240,24 @@ fn a_tree_published_by_its_root_is_one_table() {
     Following::follows(
         "CREATE TABLE tree (id int, v text, n int, PRIMARY KEY (id)) PARTITION BY RANGE (id);
          CREATE TABLE one PARTITION OF tree FOR VALUES FROM (0) TO (10);
-         CREATE TABLE two (n int, gone int, v text, id int NOT NULL, PRIMARY KEY (id)); ALTER TABLE two DROP gone;
+         CREATE TABLE two (n int, gone int, v text, id int NOT NULL, PRIMARY KEY (id)); ALTER \
+         TABLE two DROP gone;
          ALTER TABLE tree ATTACH PARTITION two FOR VALUES FROM (10) TO (20);
          INSERT INTO tree VALUES (1, 'one', 1), (11, 'eleven', 11);
          CREATE PUBLICATION rhei FOR TABLE tree WITH (publish_via_partition_root = true)",
         &["public.tree"],
         &[
-            "INSERT INTO tree VALUES (2, 'two', 2), (12, 'twelve', 12); UPDATE tree SET id = 13 WHERE id = 1",
-            "INSERT INTO two VALUES (14, 'by leaf', 14); ALTER TABLE tree ADD late int DEFAULT 4; UPDATE tree SET n = 0",
+            "INSERT INTO tree VALUES (2, 'two', 2), (12, 'twelve', 12); UPDATE tree SET id = 13 \
+             WHERE id = 1",
+            "INSERT INTO two VALUES (14, 'by leaf', 14); ALTER TABLE tree ADD late int DEFAULT 4; \
+             UPDATE tree SET n = 0",
             "TRUNCATE tree; INSERT INTO tree VALUES (15, 'x', 1, 1)",
         ],
     );
 }
 
-/// Trap 41: on 18 the server only warns and skips; before, it fails. Neither may pass for a copy that is right.
+/// Trap 41: on 18 the server only warns and skips; before, it fails. Neither may pass for a copy
+/// that is right.
 #[test]
 fn a_dropped_publication_ends_the_run_with_its_name() {
     let following = Following::new("publication_gone");
@@ -261,13 +279,16 @@ fn a_dropped_publication_ends_the_run_with_its_name() {
     following.assert_same(&["public.t"]);
 }
 
-/// Trap 41, while it runs: a new table, a table that left and came back, one that only left, another filter.
+/// Trap 41, while it runs: a new table, a table that left and came back, one that only left,
+/// another filter.
 #[test]
 fn edits_of_a_publication_are_noticed_by_a_run() {
     let following = Following::new("publication_edits");
     following.db.execute(
-        "CREATE TABLE stays (id int PRIMARY KEY); CREATE TABLE back (id int PRIMARY KEY); CREATE TABLE leaves (id int PRIMARY KEY);
-         CREATE TABLE joins (id int PRIMARY KEY); INSERT INTO joins VALUES (1); CREATE PUBLICATION rhei FOR TABLE stays, back, leaves",
+        "CREATE TABLE stays (id int PRIMARY KEY); CREATE TABLE back (id int PRIMARY KEY); CREATE \
+         TABLE leaves (id int PRIMARY KEY);
+         CREATE TABLE joins (id int PRIMARY KEY); INSERT INTO joins VALUES (1); CREATE PUBLICATION \
+         rhei FOR TABLE stays, back, leaves",
     );
     let mut running =
         following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms").spawn(["run"]);
@@ -275,14 +296,16 @@ fn edits_of_a_publication_are_noticed_by_a_run() {
     let mut edits = vec![
         ("ALTER PUBLICATION rhei ADD TABLE joins", "public.joins"),
         (
-            "ALTER PUBLICATION rhei DROP TABLE back; INSERT INTO back VALUES (1); ALTER PUBLICATION rhei ADD TABLE back",
+            "ALTER PUBLICATION rhei DROP TABLE back; INSERT INTO back VALUES (1); ALTER \
+             PUBLICATION rhei ADD TABLE back",
             "table public.back is copied again",
         ),
         ("ALTER PUBLICATION rhei DROP TABLE leaves", "leaves is no longer published"),
     ];
     if knows_filters() {
         edits.push((
-            "BEGIN; ALTER PUBLICATION rhei DROP TABLE joins; ALTER PUBLICATION rhei ADD TABLE joins WHERE (id > 0); COMMIT",
+            "BEGIN; ALTER PUBLICATION rhei DROP TABLE joins; ALTER PUBLICATION rhei ADD TABLE \
+             joins WHERE (id > 0); COMMIT",
             "table public.joins is copied again",
         ));
     }
@@ -304,12 +327,15 @@ fn edits_of_a_publication_are_noticed_by_a_run() {
 fn generated_identity_inherited_unlogged_and_temporary_are_told_apart() {
     let following = Following::new("kinds");
     following.db.execute(
-        "CREATE TABLE g (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);
+        "CREATE TABLE g (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, n int, twice int \
+         GENERATED ALWAYS AS (n * 2) STORED);
          INSERT INTO g (n) VALUES (1), (2);
-         CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (extra int, PRIMARY KEY (id)) INHERITS (parent);
+         CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (extra int, PRIMARY \
+         KEY (id)) INHERITS (parent);
          INSERT INTO parent VALUES (1, 'parent'); INSERT INTO child VALUES (2, 'child', 7);
          CREATE UNLOGGED TABLE u (id int PRIMARY KEY); CREATE TEMP TABLE x (id int PRIMARY KEY);
-         CREATE MATERIALIZED VIEW m AS SELECT 1 AS one; CREATE VIEW w AS SELECT 1 AS one; CREATE SEQUENCE s",
+         CREATE MATERIALIZED VIEW m AS SELECT 1 AS one; CREATE VIEW w AS SELECT 1 AS one; CREATE \
+         SEQUENCE s",
     );
     let checked = following.rhei.run_ok(["check"]);
     assert!(
@@ -326,7 +352,8 @@ fn generated_identity_inherited_unlogged_and_temporary_are_told_apart() {
     };
     same();
     following.db.execute(
-        "INSERT INTO g (n) VALUES (3); UPDATE g SET n = 5 WHERE id = 1; UPDATE parent SET v = v || '!'; INSERT INTO child VALUES (3, 'c', 8);
+        "INSERT INTO g (n) VALUES (3); UPDATE g SET n = 5 WHERE id = 1; UPDATE parent SET v = v || \
+         '!'; INSERT INTO child VALUES (3, 'c', 8);
          INSERT INTO u VALUES (1)",
     );
     following.sync();
@@ -346,7 +373,8 @@ fn stored_generated_columns_come_when_the_publication_brings_them() {
     }
     let following = Following::new("generated18");
     following.db.execute(
-        "CREATE TABLE g (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED, thrice int GENERATED ALWAYS AS (n * 3) VIRTUAL);
+        "CREATE TABLE g (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED, \
+         thrice int GENERATED ALWAYS AS (n * 3) VIRTUAL);
          INSERT INTO g (id, n) VALUES (1, 1), (2, 2);
          CREATE PUBLICATION rhei FOR TABLE g WITH (publish_generated_columns = stored)",
     );
@@ -367,19 +395,26 @@ fn any_legal_name_is_followed_and_collisions_are_solved_by_a_stable_rule() {
     let following = Following::new("names");
     let long = "ü".repeat(31) + "x";
     following.db.execute(&format!(
-        "CREATE SCHEMA \"Sch.ema \"\"q\"\"\"; CREATE SCHEMA temp; CREATE SCHEMA copy; CREATE SCHEMA _rhei;
-         CREATE TABLE \"Sch.ema \"\"q\"\"\".\"select\" (\"from\" int PRIMARY KEY, \"a b\" text, \"it's\" int, \"{long}\" int);
-         CREATE TABLE \"{long}\" (id int PRIMARY KEY, rowid text, \"Id\" int, \"ID\" int, ctid2 int);
+        "CREATE SCHEMA \"Sch.ema \"\"q\"\"\"; CREATE SCHEMA temp; CREATE SCHEMA copy; CREATE \
+         SCHEMA _rhei;
+         CREATE TABLE \"Sch.ema \"\"q\"\"\".\"select\" (\"from\" int PRIMARY KEY, \"a b\" text, \
+         \"it's\" int, \"{long}\" int);
+         CREATE TABLE \"{long}\" (id int PRIMARY KEY, rowid text, \"Id\" int, \"ID\" int, ctid2 \
+         int);
          CREATE TABLE temp.t (id int PRIMARY KEY); CREATE TABLE copy.t (id int PRIMARY KEY);
          CREATE TABLE _rhei.tables (id int PRIMARY KEY, v text);
-         CREATE TABLE \"T\" (id int PRIMARY KEY, v text); CREATE TABLE t (v text, rowid int); ALTER TABLE t REPLICA IDENTITY FULL;
+         CREATE TABLE \"T\" (id int PRIMARY KEY, v text); CREATE TABLE t (v text, rowid int); \
+         ALTER TABLE t REPLICA IDENTITY FULL;
          CREATE TABLE \"50%\" (\"\"\"\" int PRIMARY KEY, \"🦆\" text)"
     ));
     let rows = |value: &str, id: i32| {
         format!(
-            "INSERT INTO \"Sch.ema \"\"q\"\"\".\"select\" VALUES ({id}, '{value}', 1, 2); INSERT INTO \"{long}\" VALUES ({id}, '{value}', 1, 2, 3);
-             INSERT INTO temp.t VALUES ({id}); INSERT INTO copy.t VALUES ({id}); INSERT INTO _rhei.tables VALUES ({id}, '{value}');
-             INSERT INTO \"T\" VALUES ({id}, '{value}'); INSERT INTO t VALUES ('{value}', {id}), ('{value}', {id}); INSERT INTO \"50%\" VALUES ({id}, '{value}')"
+            "INSERT INTO \"Sch.ema \"\"q\"\"\".\"select\" VALUES ({id}, '{value}', 1, 2); INSERT \
+             INTO \"{long}\" VALUES ({id}, '{value}', 1, 2, 3);
+             INSERT INTO temp.t VALUES ({id}); INSERT INTO copy.t VALUES ({id}); INSERT INTO \
+             _rhei.tables VALUES ({id}, '{value}');
+             INSERT INTO \"T\" VALUES ({id}, '{value}'); INSERT INTO t VALUES ('{value}', {id}), \
+             ('{value}', {id}); INSERT INTO \"50%\" VALUES ({id}, '{value}')"
         )
     };
     following.db.execute(&rows("one", 1));
@@ -411,7 +446,8 @@ fn any_legal_name_is_followed_and_collisions_are_solved_by_a_stable_rule() {
             &following,
             &format!("{columns} FROM \"{long}\" ORDER BY 1"),
             &format!(
-                "SELECT id::VARCHAR, rowid_2, \"Id_3\"::VARCHAR, \"ID_4\"::VARCHAR FROM public.\"{long}\" ORDER BY 1"
+                "SELECT id::VARCHAR, rowid_2, \"Id_3\"::VARCHAR, \"ID_4\"::VARCHAR FROM \
+                 public.\"{long}\" ORDER BY 1"
             ),
         );
         assert_rows(
@@ -423,7 +459,10 @@ fn any_legal_name_is_followed_and_collisions_are_solved_by_a_stable_rule() {
     following.sync();
     same();
     following.db.execute(&rows("two", 2));
-    following.db.execute("DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t); ALTER TABLE t ADD \"V\" int DEFAULT 4; UPDATE t SET rowid = 7 WHERE rowid = 2");
+    following.db.execute(
+        "DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t); ALTER TABLE t ADD \
+                          \"V\" int DEFAULT 4; UPDATE t SET rowid = 7 WHERE rowid = 2",
+    );
     following.sync();
     same();
     let late = query_copy(following.copy(), "SELECT count(\"V_3\")::VARCHAR FROM public.t_2");
@@ -437,18 +476,23 @@ fn composites_ranges_hstores_and_json_may_be_nested_types_on_request() {
     following.db.execute(
         "CREATE EXTENSION hstore; CREATE TYPE inner_type AS (at timestamptz, span interval);
          CREATE TYPE pair AS (a int, \"b c\" text, i inner_type, l int[]);
-         CREATE TABLE t (id int PRIMARY KEY, p pair, r int4range, s tstzrange, h hstore, j jsonb, z timetz, n numeric, m numeric)",
+         CREATE TABLE t (id int PRIMARY KEY, p pair, r int4range, s tstzrange, h hstore, j jsonb, \
+         z timetz, n numeric, m numeric)",
     );
     let settings = format!(
-        "[source]\nslot = \"{}\"\n[tables.\"public.t\".columns]\np.type = \"STRUCT\"\nr.type = \"STRUCT\"\ns.type = \"STRUCT\"\n\
-         h.type = \"MAP\"\nj.type = \"VARIANT\"\nz.type = \"TIMETZ\"\nn.type = \"DOUBLE\"\nm.type = \"DECIMAL(20,4)\"\n",
+        "[source]\nslot = \"{}\"\n[tables.\"public.t\".columns]\np.type = \"STRUCT\"\nr.type = \
+         \"STRUCT\"\ns.type = \"STRUCT\"\n\
+         h.type = \"MAP\"\nj.type = \"VARIANT\"\nz.type = \"TIMETZ\"\nn.type = \"DOUBLE\"\nm.type \
+         = \"DECIMAL(20,4)\"\n",
         following.slot()
     );
     let rhei = following.rhei.clone().config(&settings);
     let rows = |id: i32| {
         format!(
-            "SET TimeZone = 'UTC'; INSERT INTO t VALUES ({id}, ROW(1, 'x,\"y\"', ROW('2024-01-01 12:00+00', '1 mon 2 days')::inner_type, '{{1,NULL}}'), '[1,5)',
-               '[2024-01-01 00:00+00,)', 'a=>1, b=>NULL', '{{\"k\": [1, null]}}', '12:30:00+02', 1.5, 2.25),
+            "SET TimeZone = 'UTC'; INSERT INTO t VALUES ({id}, ROW(1, 'x,\"y\"', ROW('2024-01-01 \
+             12:00+00', '1 mon 2 days')::inner_type, '{{1,NULL}}'), '[1,5)',
+               '[2024-01-01 00:00+00,)', 'a=>1, b=>NULL', '{{\"k\": [1, null]}}', '12:30:00+02', \
+               1.5, 2.25),
              ({id} + 1, ROW(NULL, '', NULL, '{{}}'), 'empty', NULL, '', 'null', NULL, NULL, NULL),
              ({id} + 2, NULL, NULL, NULL, NULL, NULL, NULL, 'NaN', -3)"
         )
@@ -461,8 +505,10 @@ fn composites_ranges_hstores_and_json_may_be_nested_types_on_request() {
         query_copy(
             following.copy(),
             &format!(
-                "SELECT p.a::VARCHAR, p.\"b c\", p.i::VARCHAR, p.l::VARCHAR, r::VARCHAR, s.\"lower\"::VARCHAR, \
-                 h::VARCHAR, j::JSON::VARCHAR, z::VARCHAR, n::VARCHAR, m::VARCHAR, (p IS NULL)::VARCHAR \
+                "SELECT p.a::VARCHAR, p.\"b c\", p.i::VARCHAR, p.l::VARCHAR, r::VARCHAR, \
+                 s.\"lower\"::VARCHAR, \
+                 h::VARCHAR, j::JSON::VARCHAR, z::VARCHAR, n::VARCHAR, m::VARCHAR, (p IS \
+                 NULL)::VARCHAR \
                  FROM public.t WHERE id BETWEEN {from} AND {from} + 2 ORDER BY 1"
             ),
         )
@@ -475,7 +521,8 @@ fn composites_ranges_hstores_and_json_may_be_nested_types_on_request() {
         .collect();
     let range = |lower: &str, upper: &str, is_lower: bool, is_empty: bool| {
         format!(
-            "{{'lower': {lower}, 'upper': {upper}, 'lower_inclusive': {is_lower}, 'upper_inclusive': false, 'is_empty': {is_empty}}}"
+            "{{'lower': {lower}, 'upper': {upper}, 'lower_inclusive': {is_lower}, \
+             'upper_inclusive': false, 'is_empty': {is_empty}}}"
         )
     };
     let (some, empty) = (range("1", "5", true, false), range("NULL", "NULL", false, true));
@@ -483,7 +530,8 @@ fn composites_ranges_hstores_and_json_may_be_nested_types_on_request() {
     // VARIANT has one null: JSON's and SQL's are the same to it.
     let expected = [
         format!(
-            "1|x,\"y\"|{inner}|[1, NULL]|{some}|2024-01-01 00:00:00+00|{{a=1, b=NULL}}|{{\"k\":[1,null]}}|12:30:00+02|1.5|2.2500|false"
+            "1|x,\"y\"|{inner}|[1, NULL]|{some}|2024-01-01 \
+             00:00:00+00|{{a=1, b=NULL}}|{{\"k\":[1,null]}}|12:30:00+02|1.5|2.2500|false"
         ),
         format!("NULL||NULL|[]|{empty}|NULL|{{}}|null|NULL|NULL|NULL|false"),
         "NULL|NULL|NULL|NULL|NULL|NULL|NULL|null|NULL|nan|-3.0000|true".to_owned(),
@@ -526,25 +574,31 @@ fn a_table_that_left_while_it_waited_for_its_copy_is_copied_when_it_comes_back()
     following.assert_same(&["public.t", "public.other"]);
 }
 
-/// The catalogs are read instead of the view `pg_publication_tables`, which locks every table: each publication has to come out
-/// as the view has it, for tables, columns and filters.
+/// The catalogs are read instead of the view `pg_publication_tables`, which locks every table: each
+/// publication has to come out as the view has it, for tables, columns and filters.
 #[test]
 fn each_publication_is_what_the_server_says_of_it() {
     let following = Following::new("oracle_of_members");
     let db = &following.db;
     db.execute(
         "CREATE SCHEMA one; CREATE SCHEMA two; CREATE EXTENSION IF NOT EXISTS pg_trgm;
-         CREATE TABLE plain (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id * 2) STORED, v text, gone int);
-         ALTER TABLE plain DROP gone; CREATE TABLE one.plain (id int PRIMARY KEY, v text); CREATE UNLOGGED TABLE unlogged (id int);
-         CREATE TABLE one.inherits () INHERITS (plain); CREATE VIEW one.view AS SELECT 1; CREATE MATERIALIZED VIEW mat AS SELECT 1 AS a;
+         CREATE TABLE plain (id int PRIMARY KEY, g int GENERATED ALWAYS AS (id * 2) STORED, v \
+         text, gone int);
+         ALTER TABLE plain DROP gone; CREATE TABLE one.plain (id int PRIMARY KEY, v text); CREATE \
+         UNLOGGED TABLE unlogged (id int);
+         CREATE TABLE one.inherits () INHERITS (plain); CREATE VIEW one.view AS SELECT 1; CREATE \
+         MATERIALIZED VIEW mat AS SELECT 1 AS a;
          CREATE FOREIGN DATA WRAPPER of_test; CREATE SERVER elsewhere FOREIGN DATA WRAPPER of_test;
          CREATE FOREIGN TABLE far (id int) SERVER elsewhere;
-         CREATE TABLE tree (id int, v text, g int GENERATED ALWAYS AS (id * 2) STORED) PARTITION BY RANGE (id);
+         CREATE TABLE tree (id int, v text, g int GENERATED ALWAYS AS (id * 2) STORED) PARTITION \
+         BY RANGE (id);
          CREATE TABLE two.leaf PARTITION OF tree FOR VALUES FROM (0) TO (10);
-         CREATE TABLE one.branch PARTITION OF tree FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (id);
+         CREATE TABLE one.branch PARTITION OF tree FOR VALUES FROM (10) TO (20) PARTITION BY RANGE \
+         (id);
          CREATE TABLE two.twig PARTITION OF one.branch FOR VALUES FROM (10) TO (15);
          CREATE UNLOGGED TABLE one.lost PARTITION OF one.branch FOR VALUES FROM (15) TO (17);
-         CREATE FOREIGN TABLE one.far_leaf PARTITION OF one.branch FOR VALUES FROM (17) TO (20) SERVER elsewhere;
+         CREATE FOREIGN TABLE one.far_leaf PARTITION OF one.branch FOR VALUES FROM (17) TO (20) \
+         SERVER elsewhere;
          CREATE TABLE two.empty (id int) PARTITION BY RANGE (id)",
     );
     let mut forms = vec![
@@ -573,7 +627,8 @@ fn each_publication_is_what_the_server_says_of_it() {
             for generated in generated {
                 let name = format!("p{number}_{via_root}_{}", generated.len());
                 db.execute(&format!(
-                    "CREATE PUBLICATION {name} {form} WITH (publish_via_partition_root = {via_root}{generated})"
+                    "CREATE PUBLICATION {name} {form} WITH (publish_via_partition_root = \
+                     {via_root}{generated})"
                 ));
                 publications.push(name);
             }
@@ -596,11 +651,15 @@ fn each_publication_is_what_the_server_says_of_it() {
 
     let details = if knows_filters() { "attnames::text[]::text, rowfilter" } else { "NULL, NULL" };
     for publication in &publications {
-        // Trap 61: with its root in the publication and published through it, a partition is none of its tables. 14 lists both.
+        // Trap 61: with its root in the publication and published through it, a partition is none
+        // of its tables. 14 lists both.
         let listed = db.query(&format!(
-            "SELECT DISTINCT p.schemaname, p.tablename, {details} FROM pg_publication_tables p JOIN pg_publication o USING (pubname) \
-             WHERE pubname = '{publication}' AND NOT (o.pubviaroot AND EXISTS (SELECT FROM pg_partition_ancestors( \
-             format('%I.%I', p.schemaname, p.tablename)::regclass) a JOIN pg_publication_tables r ON r.pubname = p.pubname \
+            "SELECT DISTINCT p.schemaname, p.tablename, {details} FROM pg_publication_tables p \
+             JOIN pg_publication o USING (pubname) \
+             WHERE pubname = '{publication}' AND NOT (o.pubviaroot AND EXISTS (SELECT FROM \
+             pg_partition_ancestors( \
+             format('%I.%I', p.schemaname, p.tablename)::regclass) a JOIN pg_publication_tables r \
+             ON r.pubname = p.pubname \
              AND format('%I.%I', r.schemaname, r.tablename)::regclass = a.relid \
              WHERE a.relid <> format('%I.%I', p.schemaname, p.tablename)::regclass)) ORDER BY 1, 2"
         ));
@@ -622,7 +681,8 @@ fn major() -> u32 {
     Cluster::shared().major()
 }
 
-/// Schema, name, columns and row filter of each table that a publication brings, by rhei's own question.
+/// Schema, name, columns and row filter of each table that a publication brings, by rhei's own
+/// question.
 fn found_in(following: &Following, publication: &str) -> Vec<Vec<Option<String>>> {
     let source = SourceOptions::parse(&following.db.url(), &Environment::default()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -47,8 +47,10 @@ const CHANGES: &[&str] = &[
     "DELETE FROM whole WHERE ctid = (SELECT min(ctid) FROM whole WHERE a = 1)",
     "INSERT INTO felt VALUES (1, 'ok')",
     "SELECT pg_logical_emit_message(true, 'rhei', 'hello')",
-    "BEGIN; INSERT INTO felt VALUES (2, 'sad'); TRUNCATE felt; INSERT INTO felt VALUES (3, 'ok'); COMMIT",
-    "SELECT pg_replication_origin_session_setup('rhei_recorded'); BEGIN; INSERT INTO plain VALUES (4, 'origin', NULL); COMMIT;
+    "BEGIN; INSERT INTO felt VALUES (2, 'sad'); TRUNCATE felt; INSERT INTO felt VALUES (3, 'ok'); \
+     COMMIT",
+    "SELECT pg_replication_origin_session_setup('rhei_recorded'); BEGIN; INSERT INTO plain VALUES \
+     (4, 'origin', NULL); COMMIT;
      SELECT pg_replication_origin_session_reset()",
 ];
 
@@ -68,7 +70,8 @@ fn record() -> Vec<u8> {
         db.execute(change);
     }
     let rows = db.query(&format!(
-        "SELECT encode(data, 'hex') FROM pg_logical_slot_get_binary_changes('{slot}', NULL, NULL, 'proto_version', '1', \
+        "SELECT encode(data, 'hex') FROM pg_logical_slot_get_binary_changes('{slot}', NULL, NULL, \
+         'proto_version', '1', \
          'publication_names', 'all_of_it', 'messages', 'true')"
     ));
     db.query("SELECT pg_replication_origin_drop('rhei_recorded')");
@@ -118,15 +121,16 @@ fn outline(recording: &[u8]) -> String {
     words.join(" ")
 }
 
-const OUTLINE: &str = "B R I I I C B U C B Uk C B Dk C B R I I I C B Uo C B Do C B Y R I C B M C B I Y R T I C B O I C";
+const OUTLINE: &str = "B R I I I C B U C B Uk C B Dk C B R I I I C B Uo C B Do C B Y R I C B M C B \
+                       I Y R T I C B O I C";
 
 #[test]
 fn the_recorded_stream_holds_every_message_kind() {
     assert_eq!(outline(&golden()), OUTLINE);
 }
 
-/// On every major that `make test-matrix` runs. Relation and Type may be sent again at will (trap 63), so they are left
-/// out, and so are the empty transactions that 14 sends (trap 10).
+/// On every major that `make test-matrix` runs. Relation and Type may be sent again at will (trap
+/// 63), so they are left out, and so are the empty transactions that 14 sends (trap 10).
 #[test]
 fn the_server_under_test_sends_the_same_kinds() {
     let rows_only = |outline: &str| {
@@ -193,8 +197,8 @@ fn tables(recording: &[u8]) -> Vec<Arc<TableSpec>> {
     tables
 }
 
-/// What a crash would leave now: the file and its log as they are. DuckDB does not write every transaction into its log
-/// in an order that it can replay.
+/// What a crash would leave now: the file and its log as they are. DuckDB does not write every
+/// transaction into its log in an order that it can replay.
 fn opens_after_a_crash(path: &std::path::Path) {
     let folder = temp_dir();
     for ending in ["", ".wal"] {
@@ -218,9 +222,10 @@ enum When {
     After,
 }
 
-/// Replays in batches of at least `max_rows` row changes, stopping and starting again from the file's checkpoint after
-/// each batch; returns what the three tables hold. Tables go live before the replay, in the middle of it, or after it:
-/// until then what changes is kept beside their shadows.
+/// Replays in batches of at least `max_rows` row changes, stopping and starting again from the
+/// file's checkpoint after each batch; returns what the three tables hold. Tables go live before
+/// the replay, in the middle of it, or after it: until then what changes is kept beside their
+/// shadows.
 async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option<String>>> {
     let recording = golden();
     let folder = temp_dir();
@@ -258,7 +263,8 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
             hurry: false,
         };
         let mut delivery = consumer.next_batch(&limits).await.unwrap();
-        // Parts of a transaction are for one target transaction, which a stop in between would take back.
+        // Parts of a transaction are for one target transaction, which a stop in between would take
+        // back.
         while let Delivery::Batch(part) = &delivery
             && part.is_part
         {
@@ -284,7 +290,8 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
     }
     query_copy(
         &path,
-        "SELECT 'plain', id::VARCHAR, v, left(doc, 3) FROM public.plain UNION ALL SELECT 'whole', a::VARCHAR, b, NULL FROM public.whole \
+        "SELECT 'plain', id::VARCHAR, v, left(doc, 3) FROM public.plain UNION ALL SELECT 'whole', \
+         a::VARCHAR, b, NULL FROM public.whole \
          UNION ALL SELECT 'felt', id::VARCHAR, m, NULL FROM public.felt ORDER BY 1, 2, 3",
     )
 }
@@ -312,7 +319,8 @@ async fn the_recorded_stream_replays_to_the_same_rows_in_batches_of_any_size() {
     }
 }
 
-/// What the apply relies on: a table that is made anew in a transaction has the rows of that transaction after a crash.
+/// What the apply relies on: a table that is made anew in a transaction has the rows of that
+/// transaction after a crash.
 #[test]
 fn rows_of_a_table_that_was_replaced_in_their_transaction_survive_a_crash() {
     let folder = temp_dir();
@@ -320,7 +328,10 @@ fn rows_of_a_table_that_was_replaced_in_their_transaction_survive_a_crash() {
     let connection = duckdb::Connection::open(&path).unwrap();
     connection.execute_batch("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)").unwrap();
     connection
-        .execute_batch("BEGIN; DROP TABLE t; CREATE TABLE t (a int, b int); INSERT INTO t VALUES (3, 4); DELETE FROM t WHERE a = 1; COMMIT")
+        .execute_batch(
+            "BEGIN; DROP TABLE t; CREATE TABLE t (a int, b int); INSERT INTO t VALUES \
+                        (3, 4); DELETE FROM t WHERE a = 1; COMMIT",
+        )
         .unwrap();
     let copy = folder.path().join("crashed.duckdb");
     std::fs::copy(&path, &copy).unwrap();
@@ -351,8 +362,9 @@ fn row(values: [Option<&str>; 2]) -> Vec<u8> {
     bytes
 }
 
-/// The copy of a table ends with its TRUNCATE, also when that is in a part of a transaction that is not the last: rows that
-/// are merged step by step are then in the shadow, where open values are looked for.
+/// The copy of a table ends with its TRUNCATE, also when that is in a part of a transaction that is
+/// not the last: rows that are merged step by step are then in the shadow, where open values are
+/// looked for.
 #[tokio::test]
 async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_unchanged_values() {
     let oid = 7_u32.to_be_bytes();

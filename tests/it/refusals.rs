@@ -1,4 +1,5 @@
-//! Each wrong setting ends with one clear message and exit 1 or 2; what does not belong together is refused.
+//! Each wrong setting ends with one clear message and exit 1 or 2; what does not belong together is
+//! refused.
 
 use std::{fs, time::Duration};
 
@@ -9,7 +10,8 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Runs `sync` with this source and expects a failure whose message holds all of `words` and fits a screen.
+/// Runs `sync` with this source and expects a failure whose message holds all of `words` and fits a
+/// screen.
 #[track_caller]
 fn refused(rhei: &Rhei, arguments: &[&str], code: i32, words: &[&str]) {
     let output = rhei.run(arguments);
@@ -160,7 +162,8 @@ fn a_target_that_is_a_folder_or_no_database_is_refused() {
     );
 }
 
-/// DuckDB drops the torn end of a log, as after a crash; whatever else is wrong with a file or its log is damage.
+/// DuckDB drops the torn end of a log, as after a crash; whatever else is wrong with a file or its
+/// log is damage.
 #[test]
 fn a_damaged_target_is_refused_and_left_as_it_is() {
     let following = with_table("damaged");
@@ -326,9 +329,10 @@ fn another_cluster_is_refused() {
 fn a_publication_that_was_dropped_and_made_again_is_refused() {
     let following = with_table("remade_publication");
     following.sync();
-    following
-        .db
-        .execute("DROP PUBLICATION rhei; INSERT INTO t VALUES (2, 'lost'); CREATE PUBLICATION rhei FOR TABLE t");
+    following.db.execute(
+        "DROP PUBLICATION rhei; INSERT INTO t VALUES (2, 'lost'); CREATE PUBLICATION rhei \
+                  FOR TABLE t",
+    );
     refused(&following.rhei, &["sync"], 1, &["publication", "backfill --force"]);
 }
 

@@ -98,8 +98,10 @@ fn shifted_and_swapped_keys_end_equal() {
          INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 100) i",
         &["public.t"],
         &[
-            "DO $$ BEGIN FOR i IN REVERSE 100..1 LOOP UPDATE t SET id = id + 1 WHERE id = i; END LOOP; END $$",
-            "BEGIN; UPDATE t SET id = -1 WHERE id = 2; UPDATE t SET id = 2 WHERE id = 3; UPDATE t SET id = 3 WHERE id = -1; COMMIT",
+            "DO $$ BEGIN FOR i IN REVERSE 100..1 LOOP UPDATE t SET id = id + 1 WHERE id = i; END \
+             LOOP; END $$",
+            "BEGIN; UPDATE t SET id = -1 WHERE id = 2; UPDATE t SET id = 2 WHERE id = 3; UPDATE t \
+             SET id = 3 WHERE id = -1; COMMIT",
         ],
     );
 }
@@ -152,12 +154,14 @@ fn unchanged_toast_keeps_its_value_wherever_the_row_stood() {
             };
             let update = |id: usize| format!("UPDATE t{number} SET {change} WHERE code = 'c{id}';");
             let (stood, earlier, same, inserted) = (at, 10 + at, 20 + at, 30 + at);
-            // In the target; in the same batch; in the same transaction; inserted in the same transaction.
+            // In the target; in the same batch; in the same transaction; inserted in the same
+            // transaction.
             target.push_str(&format!("{}{}{}", row(stood), row(earlier), row(same)));
             batch.push_str(&format!("UPDATE t{number} SET n = 5 WHERE code = 'c{earlier}';"));
             last.push_str(&format!("{}{}", update(stood), update(earlier)));
             last.push_str(&format!(
-                "BEGIN; UPDATE t{number} SET n = 7 WHERE code = 'c{same}'; {} COMMIT; BEGIN; {}{} COMMIT;",
+                "BEGIN; UPDATE t{number} SET n = 7 WHERE code = 'c{same}'; {} COMMIT; BEGIN; {}{} \
+                 COMMIT;",
                 update(same),
                 row(inserted),
                 update(inserted)
@@ -184,11 +188,14 @@ fn a_toasted_key_survives_updates_of_other_columns() {
 #[test]
 fn truncate_is_a_barrier_inside_a_transaction() {
     Following::follows(
-        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a);
-         INSERT INTO a SELECT generate_series(1, 10); INSERT INTO b SELECT i, i FROM generate_series(1, 10) i",
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES \
+         a);
+         INSERT INTO a SELECT generate_series(1, 10); INSERT INTO b SELECT i, i FROM \
+         generate_series(1, 10) i",
         &["public.a", "public.b"],
         &[
-            "BEGIN; INSERT INTO a VALUES (50); TRUNCATE a CASCADE; INSERT INTO a VALUES (50), (51); UPDATE a SET id = 52 WHERE id = 51; COMMIT",
+            "BEGIN; INSERT INTO a VALUES (50); TRUNCATE a CASCADE; INSERT INTO a VALUES (50), \
+             (51); UPDATE a SET id = 52 WHERE id = 51; COMMIT",
             "INSERT INTO b VALUES (1, 50)",
             "TRUNCATE a, b RESTART IDENTITY",
         ],
@@ -202,8 +209,10 @@ fn savepoints_no_op_updates_and_logical_messages_change_nothing_that_they_should
         "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (1, 1), (2, 2)",
         &["public.t"],
         &[
-            "BEGIN; UPDATE t SET n = n; SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; INSERT INTO t VALUES (3, 3); COMMIT",
-            "SELECT pg_logical_emit_message(true, 'rhei', 'hello'), pg_logical_emit_message(false, 'rhei', 'hello')",
+            "BEGIN; UPDATE t SET n = n; SAVEPOINT s; DELETE FROM t; ROLLBACK TO s; INSERT INTO t \
+             VALUES (3, 3); COMMIT",
+            "SELECT pg_logical_emit_message(true, 'rhei', 'hello'), pg_logical_emit_message(false, \
+             'rhei', 'hello')",
             "INSERT INTO t VALUES (1, 5) ON CONFLICT (id) DO UPDATE SET n = 10",
             "INSERT INTO t VALUES (1, 5) ON CONFLICT DO NOTHING",
         ],
@@ -232,8 +241,10 @@ fn transactions_with_an_origin_are_followed() {
         "CREATE TABLE t (id int PRIMARY KEY)",
         &["public.t"],
         &[&format!(
-            "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}');
-             BEGIN; INSERT INTO t VALUES (1); COMMIT; SELECT pg_replication_origin_session_reset(); \
+            "SELECT pg_replication_origin_create('{origin}'); SELECT \
+             pg_replication_origin_session_setup('{origin}');
+             BEGIN; INSERT INTO t VALUES (1); COMMIT; SELECT \
+             pg_replication_origin_session_reset(); \
              SELECT pg_replication_origin_drop('{origin}')"
         )],
     );
@@ -272,10 +283,12 @@ fn a_partitioned_table_is_one_table_in_the_copy() {
     Following::follows(
         "CREATE TABLE p (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
          CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
-         CREATE TABLE p2 (v text, part int NOT NULL, id int NOT NULL); ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2);
+         CREATE TABLE p2 (v text, part int NOT NULL, id int NOT NULL); ALTER TABLE p ATTACH \
+         PARTITION p2 FOR VALUES IN (2);
          INSERT INTO p SELECT i, 1 + i % 2, 'v' || i FROM generate_series(1, 40) i",
         &["public.p"],
-        &["UPDATE p SET v = 'new' WHERE id < 10", "UPDATE p SET part = 3 - part WHERE id = 20", "DELETE FROM p WHERE id = 5"],
+        &["UPDATE p SET v = 'new' WHERE id < 10", "UPDATE p SET part = 3 - part WHERE id = \
+             20", "DELETE FROM p WHERE id = 5"],
     );
 }
 
@@ -284,23 +297,28 @@ const LARGE: &str = "
     INSERT INTO keyed SELECT i, repeat(md5(i::text), 4), 0 FROM generate_series(1, 6000) i;
     UPDATE keyed SET n = n + 1 WHERE id % 3 = 0;
     UPDATE keyed SET id = -id WHERE id % 7 = 0;
-    INSERT INTO toast SELECT i, (SELECT string_agg(md5((i * j)::text), '') FROM generate_series(1, 100) j), 0 FROM generate_series(1, 200) i;
+    INSERT INTO toast SELECT i, (SELECT string_agg(md5((i * j)::text), '') FROM generate_series(1, \
+    100) j), 0 FROM generate_series(1, 200) i;
     UPDATE toast SET n = n + 1;
     DELETE FROM keyed WHERE id % 5 = 0;
     INSERT INTO keyed SELECT i, 'again', 7 FROM generate_series(5, 6000, 35) i;
     INSERT INTO bag SELECT i % 10, 'same' FROM generate_series(1, 3000) i;
     DELETE FROM bag WHERE v = 3;
-    INSERT INTO gone SELECT i FROM generate_series(3, 3000) i; TRUNCATE gone; INSERT INTO gone SELECT i FROM generate_series(2000, 4000) i;
+    INSERT INTO gone SELECT i FROM generate_series(3, 3000) i; TRUNCATE gone; INSERT INTO gone \
+    SELECT i FROM generate_series(2000, 4000) i;
     UPDATE keyed SET n = n + 1, id = id + 100000 WHERE id > 0;
     UPDATE toast SET n = n + 1, id = -id WHERE id % 2 = 0";
 
 fn with_large_transactions(name: &str) -> Following {
     let mut following = Following::new(name);
     following.db.execute(
-        "CREATE TABLE keyed (id int PRIMARY KEY, v text, n int); CREATE TABLE toast (id int PRIMARY KEY, v text, n int);
+        "CREATE TABLE keyed (id int PRIMARY KEY, v text, n int); CREATE TABLE toast (id int \
+         PRIMARY KEY, v text, n int);
          ALTER TABLE toast ALTER v SET STORAGE EXTERNAL;
-         CREATE TABLE bag (v int, w text); ALTER TABLE bag REPLICA IDENTITY FULL; CREATE TABLE gone (id int PRIMARY KEY);
-         INSERT INTO gone VALUES (1), (2); INSERT INTO keyed VALUES (0, 'zero', 0); INSERT INTO bag VALUES (3, 'same')",
+         CREATE TABLE bag (v int, w text); ALTER TABLE bag REPLICA IDENTITY FULL; CREATE TABLE \
+         gone (id int PRIMARY KEY);
+         INSERT INTO gone VALUES (1), (2); INSERT INTO keyed VALUES (0, 'zero', 0); INSERT INTO \
+         bag VALUES (3, 'same')",
     );
     following.rhei = following.rhei.clone().env("RHEI_SYNC_MEMORY_LIMIT", "64kB");
     following
@@ -315,7 +333,8 @@ fn a_transaction_larger_than_memory_is_applied_whole() {
     // And some that fill memory only together.
     following.db.execute(
         "DO $$ BEGIN FOR k IN 1..60 LOOP
-           INSERT INTO keyed SELECT -1000000 - k * 100 - i, repeat('before', k), 1 FROM generate_series(1, 40) i; COMMIT;
+           INSERT INTO keyed SELECT -1000000 - k * 100 - i, repeat('before', k), 1 FROM \
+           generate_series(1, 40) i; COMMIT;
            UPDATE keyed SET n = n + 1 WHERE id < -1000000 AND n < k; COMMIT;
          END LOOP; END $$",
     );
@@ -337,13 +356,16 @@ fn a_transaction_larger_than_memory_is_applied_whole() {
 #[test]
 fn a_table_that_fails_within_a_large_transaction_keeps_its_rows_and_the_others_go_on() {
     let following = with_large_transactions("fails_large");
-    following
-        .db
-        .execute("CREATE TABLE bad (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO bad VALUES (1, 1), (2, 2)");
+    following.db.execute(
+        "CREATE TABLE bad (id int PRIMARY KEY, n numeric(5,2)); INSERT INTO bad VALUES \
+                  (1, 1), (2, 2)",
+    );
     following.sync();
     following.db.execute(&format!(
-        "BEGIN; INSERT INTO bad SELECT i, 3 FROM generate_series(3, 3000) i; DELETE FROM bad WHERE id = 1; {LARGE};
-         INSERT INTO bad VALUES (9999, 'NaN'); COMMIT; INSERT INTO keyed VALUES (1000000, 'after', 0)"
+        "BEGIN; INSERT INTO bad SELECT i, 3 FROM generate_series(3, 3000) i; DELETE FROM bad WHERE \
+         id = 1; {LARGE};
+         INSERT INTO bad VALUES (9999, 'NaN'); COMMIT; INSERT INTO keyed VALUES (1000000, 'after', \
+         0)"
     ));
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
@@ -409,11 +431,23 @@ fn a_transaction_that_is_streamed_before_it_ends_is_applied_when_it_commits() {
     running.wait_for_log("following the source", SOON);
     let (open, other) = (following.db.session(), following.db.session());
     open.execute("BEGIN");
-    other.execute("BEGIN; INSERT INTO keyed SELECT -i, repeat('never', 50), 0 FROM generate_series(200001, 206000) i");
+    other.execute(
+        "BEGIN; INSERT INTO keyed SELECT -i, repeat('never', 50), 0 FROM \
+                   generate_series(200001, 206000) i",
+    );
     open.execute("INSERT INTO gone SELECT i FROM generate_series(9000, 14000) i; SAVEPOINT a");
-    open.execute("UPDATE gone SET id = id + 10000 WHERE id > 8999; INSERT INTO toast SELECT -i, repeat('x', 5000), 0 FROM generate_series(1, 50) i");
-    open.execute("ROLLBACK TO a; INSERT INTO gone SELECT i FROM generate_series(40000, 43000) i; SAVEPOINT b");
-    open.execute("SAVEPOINT c; INSERT INTO bag SELECT i, 'kept' FROM generate_series(1, 3000) i; RELEASE c; DELETE FROM gone WHERE id = 2");
+    open.execute(
+        "UPDATE gone SET id = id + 10000 WHERE id > 8999; INSERT INTO toast SELECT -i, \
+                  repeat('x', 5000), 0 FROM generate_series(1, 50) i",
+    );
+    open.execute(
+        "ROLLBACK TO a; INSERT INTO gone SELECT i FROM generate_series(40000, 43000) i; \
+                  SAVEPOINT b",
+    );
+    open.execute(
+        "SAVEPOINT c; INSERT INTO bag SELECT i, 'kept' FROM generate_series(1, 3000) i; \
+                  RELEASE c; DELETE FROM gone WHERE id = 2",
+    );
     // Others commit meanwhile, and are seen; what has not ended is not.
     let without_truncate = LARGE
         .replace("INSERT INTO gone SELECT i FROM generate_series(3, 3000) i; TRUNCATE gone;", "");
@@ -426,8 +460,9 @@ fn a_transaction_that_is_streamed_before_it_ends_is_applied_when_it_commits() {
         "what has committed is applied beside transactions that have not ended",
         || {
             following.db.value(&format!(
-            "SELECT confirmed_flush_lsn >= '{lsn}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
-        )) == "t"
+                "SELECT confirmed_flush_lsn >= '{lsn}' FROM pg_replication_slots WHERE slot_name = \
+             '{slot}'"
+            )) == "t"
         },
     );
     other.execute("ROLLBACK");
@@ -466,7 +501,8 @@ fn rows_that_lack_values_in_hundreds_of_ways_arrive_in_one_batch() {
     };
     let all: Vec<String> = (0..9).map(set).collect();
     following.db.execute(&format!(
-        "BEGIN; UPDATE t SET n = n + 0.01, {}; UPDATE t SET id = id + 1000 WHERE id % 7 = 0; DELETE FROM t WHERE id % 11 = 0; COMMIT",
+        "BEGIN; UPDATE t SET n = n + 0.01, {}; UPDATE t SET id = id + 1000 WHERE id % 7 = 0; \
+         DELETE FROM t WHERE id % 11 = 0; COMMIT",
         all.join(", ")
     ));
     following.wait_until_in_step();

@@ -1,4 +1,5 @@
-//! Schema changes while it follows: in place where that is exact, else by a new copy; never a wrong row.
+//! Schema changes while it follows: in place where that is exact, else by a new copy; never a wrong
+//! row.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,7 +23,8 @@ struct Known {
 fn known(following: &Following) -> BTreeMap<(String, String), Known> {
     let rows = query_copy(
         following.copy(),
-        "SELECT source_schema, oid::VARCHAR, target_schema || '.' || target_name, state, copy_lsn, epoch::VARCHAR FROM _rhei.tables",
+        "SELECT source_schema, oid::VARCHAR, target_schema || '.' || target_name, state, copy_lsn, \
+         epoch::VARCHAR FROM _rhei.tables",
     );
     rows.into_iter()
         .map(|row| {
@@ -93,8 +95,8 @@ impl Line {
     }
 }
 
-/// The page for operators, line by line: for tables that are published with all others, and for those that a publication
-/// names. Each line has a schema of its own.
+/// The page for operators, line by line: for tables that are published with all others, and for
+/// those that a publication names. Each line has a schema of its own.
 fn documented(what: &str) -> Vec<(Following, Vec<Line>)> {
     let page =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema-changes.md"))
@@ -156,8 +158,9 @@ fn each_change_does_what_the_documentation_says() {
     }
 }
 
-/// `sync` mends by copying what the stream has lost. A run is compared as it was left: once stopped, and once killed before
-/// DuckDB has written the changes from its log into the file, in a time zone in which nothing may be read again.
+/// `sync` mends by copying what the stream has lost. A run is compared as it was left: once
+/// stopped, and once killed before DuckDB has written the changes from its log into the file, in a
+/// time zone in which nothing may be read again.
 #[test]
 fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
     for (following, lines) in documented("lived") {
@@ -210,7 +213,8 @@ fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
     }
 }
 
-/// Traps 63, 68: every row comes in the shape that it has by then, and all of them arrive in the last one.
+/// Traps 63, 68: every row comes in the shape that it has by then, and all of them arrive in the
+/// last one.
 #[test]
 fn a_transaction_that_changes_the_shape_between_its_rows_arrives_whole() {
     Following::follows(
@@ -221,9 +225,12 @@ fn a_transaction_that_changes_the_shape_between_its_rows_arrives_whole() {
         &[
             "INSERT INTO other VALUES (1, 'before')",
             "BEGIN; INSERT INTO t VALUES (11, 11, 'old'); UPDATE t SET a = 0 WHERE id = 1;
-             ALTER TABLE t ADD COLUMN c text DEFAULT 'c'; INSERT INTO t VALUES (12, 12, 'mid', 'mine');
-             ALTER TABLE t DROP COLUMN a; UPDATE t SET b = 'x' WHERE id IN (2, 11); ALTER TABLE t RENAME b TO a;
-             INSERT INTO t VALUES (13, 'new', NULL); DELETE FROM t WHERE id = 3; INSERT INTO other VALUES (2, 'inside'); COMMIT",
+             ALTER TABLE t ADD COLUMN c text DEFAULT 'c'; INSERT INTO t VALUES (12, 12, 'mid', \
+             'mine');
+             ALTER TABLE t DROP COLUMN a; UPDATE t SET b = 'x' WHERE id IN (2, 11); ALTER TABLE t \
+             RENAME b TO a;
+             INSERT INTO t VALUES (13, 'new', NULL); DELETE FROM t WHERE id = 3; INSERT INTO other \
+             VALUES (2, 'inside'); COMMIT",
             "UPDATE t SET a = 'after' WHERE id = 12",
         ],
     );
@@ -273,11 +280,13 @@ fn every_order_of_rows_and_alter_in_one_batch_arrives() {
 #[test]
 fn tables_that_swap_their_names_keep_their_rows() {
     Following::follows(
-        "CREATE TABLE a (id int PRIMARY KEY, of_a int); CREATE TABLE b (id int PRIMARY KEY, of_b text);
+        "CREATE TABLE a (id int PRIMARY KEY, of_a int); CREATE TABLE b (id int PRIMARY KEY, of_b \
+         text);
          INSERT INTO a VALUES (1, 1); INSERT INTO b VALUES (1, 'b')",
         &["public.a", "public.b"],
         &[
-            "BEGIN; ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; ALTER TABLE x RENAME TO b; COMMIT",
+            "BEGIN; ALTER TABLE a RENAME TO x; ALTER TABLE b RENAME TO a; ALTER TABLE x RENAME TO \
+             b; COMMIT",
             "INSERT INTO a VALUES (2, 'in a'); INSERT INTO b VALUES (2, 22)",
         ],
     );
@@ -296,9 +305,11 @@ fn several_changes_before_a_look_are_followed() {
             "ALTER TABLE t DROP a; INSERT INTO t VALUES (4, 'four', 4)",
         ],
     );
-    // A column of the same name and type in the place of another one: the wire does not tell them apart.
+    // A column of the same name and type in the place of another one: the wire does not tell them
+    // apart.
     following.db.execute(
-        "ALTER TABLE t DROP c; ALTER TABLE t ADD c int; INSERT INTO t VALUES (5, 'five', 5); UPDATE t SET b = 'x' WHERE id = 1",
+        "ALTER TABLE t DROP c; ALTER TABLE t ADD c int; INSERT INTO t VALUES (5, 'five', 5); \
+         UPDATE t SET b = 'x' WHERE id = 1",
     );
     following.sync();
     following.assert_same(&["public.t"]);
@@ -310,10 +321,12 @@ fn a_run_finds_what_the_stream_never_mentions() {
     let following = Following::new("silent");
     following.db.execute(
         "CREATE TYPE mood AS ENUM ('sad', 'ok');
-         CREATE TABLE t (id int PRIMARY KEY, m mood, n int); INSERT INTO t VALUES (1, 'sad', 1), (2, 'ok', 2);
+         CREATE TABLE t (id int PRIMARY KEY, m mood, n int); INSERT INTO t VALUES (1, 'sad', 1), \
+         (2, 'ok', 2);
          CREATE TABLE gone (id int PRIMARY KEY);
          CREATE TABLE tree (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
-         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one');
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES \
+         (1, 'one');
          CREATE PUBLICATION rhei FOR ALL TABLES WITH (publish_via_partition_root = true)",
     );
     let rhei = following.rhei.clone().env("RHEI_SYNC_CATALOG_INTERVAL", "100ms");
@@ -325,7 +338,8 @@ fn a_run_finds_what_the_stream_never_mentions() {
         ("CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (7)", "fresh"),
         ("DROP TABLE gone", "no longer published"),
         (
-            "CREATE TABLE full_leaf (id int NOT NULL, v text); INSERT INTO full_leaf VALUES (11, 'came along');
+            "CREATE TABLE full_leaf (id int NOT NULL, v text); INSERT INTO full_leaf VALUES (11, \
+             'came along');
           ALTER TABLE tree ATTACH PARTITION full_leaf FOR VALUES FROM (10) TO (20)",
             "public.tree is copied again",
         ),
@@ -358,7 +372,8 @@ fn an_empty_partition_changes_nothing() {
     let following = Following::new("empty_partition");
     following.db.execute(
         "CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one')",
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES \
+         (1, 'one')",
     );
     following.sync();
     following.db.execute("CREATE TABLE next PARTITION OF tree FOR VALUES FROM (10) TO (20)");
@@ -377,11 +392,13 @@ fn an_empty_partition_changes_nothing() {
 fn a_widened_number_is_not_copied_again_when_the_settings_trust_it() {
     let following = Following::new("widened");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, n int2, f float4); INSERT INTO t VALUES (1, 1, 0.1), (2, 2, 1e10)",
+        "CREATE TABLE t (id int PRIMARY KEY, n int2, f float4); INSERT INTO t VALUES (1, 1, 0.1), \
+         (2, 2, 1e10)",
     );
     following.sync();
     following.db.execute(
-        "ALTER TABLE t ALTER id TYPE bigint, ALTER n TYPE int, ALTER f TYPE float8; INSERT INTO t VALUES (3000000000, 70000, 0.1)",
+        "ALTER TABLE t ALTER id TYPE bigint, ALTER n TYPE int, ALTER f TYPE float8; INSERT INTO t \
+         VALUES (3000000000, 70000, 0.1)",
     );
     let output = following.rhei.clone().env("RHEI_SYNC_TRUST_WIDENING", "true").run_ok(["sync"]);
     assert!(!output.stderr.contains("copied"), "{}", output.stderr);
@@ -393,15 +410,18 @@ fn a_widened_number_is_not_copied_again_when_the_settings_trust_it() {
 fn a_kill_during_schema_changes_loses_nothing() {
     let following = Following::new("killed_ddl");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i",
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, i FROM \
+         generate_series(1, 2000) i",
     );
     following.sync();
     for round in 0..8 {
         let running = following.run();
         let column = format!("c{round}");
         following.db.execute(&format!(
-            "ALTER TABLE t ADD {column} int DEFAULT {round}; UPDATE t SET v = v + 1 WHERE id % 7 = {};
-             BEGIN; INSERT INTO t (id, v) VALUES ({}, 0); ALTER TABLE t RENAME {column} TO d{round}; DELETE FROM t WHERE id = {}; COMMIT",
+            "ALTER TABLE t ADD {column} int DEFAULT {round}; UPDATE t SET v = v + 1 WHERE id % 7 = \
+             {};
+             BEGIN; INSERT INTO t (id, v) VALUES ({}, 0); ALTER TABLE t RENAME {column} TO \
+             d{round}; DELETE FROM t WHERE id = {}; COMMIT",
             round % 7,
             10_000 + round,
             round + 1
@@ -417,7 +437,8 @@ fn a_kill_during_schema_changes_loses_nothing() {
             let slot = following.slot().to_owned();
             wait_until(SOON, "the slot passes the change", || {
                 following.db.value(&format!(
-                    "SELECT confirmed_flush_lsn >= '{wanted}'::pg_lsn - 4096 FROM pg_replication_slots WHERE slot_name = '{slot}'"
+                    "SELECT confirmed_flush_lsn >= '{wanted}'::pg_lsn - 4096 FROM \
+                     pg_replication_slots WHERE slot_name = '{slot}'"
                 )) == "t"
             });
             running.kill9();
@@ -427,7 +448,8 @@ fn a_kill_during_schema_changes_loses_nothing() {
     following.assert_same(&["public.t"]);
 }
 
-/// DuckDB's log holds the statements of a schema change, not what they did to rows, and a crash replays them.
+/// DuckDB's log holds the statements of a schema change, not what they did to rows, and a crash
+/// replays them.
 #[test]
 fn what_older_rows_have_in_a_new_column_outlives_a_kill() {
     let following = Following::new("killed_default");
@@ -437,15 +459,19 @@ fn what_older_rows_have_in_a_new_column_outlives_a_kill() {
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
     following.db.execute(
-        "ALTER TABLE t ADD n int DEFAULT 7, ADD v text DEFAULT 'it''s', ADD w timestamptz DEFAULT '2024-03-31 01:30+02',
-             ADD j jsonb DEFAULT '{\"a\": [1, null]}', ADD l text[] DEFAULT '{\"a,b\",NULL}', ADD f float8 DEFAULT 0.1,
-             ADD b bytea DEFAULT '\\x00ff', ADD i interval DEFAULT '1 month -3 days', ADD g numeric(30,5) DEFAULT -0.00001;
+        "ALTER TABLE t ADD n int DEFAULT 7, ADD v text DEFAULT 'it''s', ADD w timestamptz DEFAULT \
+         '2024-03-31 01:30+02',
+             ADD j jsonb DEFAULT '{\"a\": [1, null]}', ADD l text[] DEFAULT '{\"a,b\",NULL}', ADD \
+             f float8 DEFAULT 0.1,
+             ADD b bytea DEFAULT '\\x00ff', ADD i interval DEFAULT '1 month -3 days', ADD g \
+             numeric(30,5) DEFAULT -0.00001;
          INSERT INTO t (id) VALUES (101); DELETE FROM t WHERE id = 1",
     );
     let (slot, wanted) = (following.slot(), following.db.wal_lsn());
     wait_until(SOON, "the slot passes the change", || {
         following.db.value(&format!(
-            "SELECT confirmed_flush_lsn >= '{wanted}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            "SELECT confirmed_flush_lsn >= '{wanted}'::pg_lsn FROM pg_replication_slots WHERE \
+             slot_name = '{slot}'"
         )) == "t"
     });
     let ended = running.kill9();
@@ -454,8 +480,8 @@ fn what_older_rows_have_in_a_new_column_outlives_a_kill() {
     following.assert_same(&["public.t"]);
 }
 
-/// Trap 64: with the trigger the stream says itself which column is which, so changes that the catalogs no longer show are
-/// followed in place.
+/// Trap 64: with the trigger the stream says itself which column is which, so changes that the
+/// catalogs no longer show are followed in place.
 #[test]
 fn with_the_event_trigger_changes_in_a_row_are_followed_in_place() {
     let changes = [
@@ -463,14 +489,16 @@ fn with_the_event_trigger_changes_in_a_row_are_followed_in_place() {
         "ALTER TABLE t RENAME b TO c; UPDATE t SET c = 'x' WHERE id = 1",
         "ALTER TABLE t DROP c; ALTER TABLE t ADD c text; INSERT INTO t VALUES (4, 4, 'four')",
         "ALTER TABLE t DROP c; ALTER TABLE t ADD d int DEFAULT 5; DELETE FROM t WHERE id = 2",
-        "ALTER TABLE tree ADD v text DEFAULT 'v'; UPDATE tree SET v = 'w' WHERE id = 1; ALTER TABLE tree RENAME v TO w; UPDATE tree SET w = 'y' WHERE id = 2",
+        "ALTER TABLE tree ADD v text DEFAULT 'v'; UPDATE tree SET v = 'w' WHERE id = 1; ALTER \
+         TABLE tree RENAME v TO w; UPDATE tree SET w = 'y' WHERE id = 2",
     ];
     for with_trigger in [true, false] {
         let following = Following::new("ddl_trigger");
         following.db.execute(
             "CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t VALUES (1, 1), (2, 2);
              CREATE TABLE tree (id int PRIMARY KEY) PARTITION BY RANGE (id);
-             CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1), (2), (3)",
+             CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree \
+             VALUES (1), (2), (3)",
         );
         if with_trigger {
             let checked = following.rhei.run_ok(["check", "--install-ddl-trigger"]);
@@ -483,7 +511,8 @@ fn with_the_event_trigger_changes_in_a_row_are_followed_in_place() {
         // Rolled back, and somebody else's: neither is a description.
         following.db.execute(
             "BEGIN; ALTER TABLE t ADD never int; ROLLBACK;
-             SELECT pg_logical_emit_message(true, 'rhei.ddl', 'nonsense'), pg_logical_emit_message(true, 'other', 'x')",
+             SELECT pg_logical_emit_message(true, 'rhei.ddl', 'nonsense'), \
+             pg_logical_emit_message(true, 'other', 'x')",
         );
         let output = following.sync();
         assert_eq!(output.stderr.contains("is copied again"), !with_trigger, "{}", output.stderr);
@@ -496,7 +525,8 @@ fn with_the_event_trigger_changes_in_a_row_are_followed_in_place() {
 fn a_paused_table_stays_paused_whatever_becomes_of_its_shape() {
     let following = Following::new("paused_shape");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2), v text); CREATE TABLE other (id int PRIMARY KEY)",
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2), v text); CREATE TABLE other (id int \
+         PRIMARY KEY)",
     );
     following.sync();
     let state =
@@ -508,15 +538,17 @@ fn a_paused_table_stays_paused_whatever_becomes_of_its_shape() {
     following
         .db
         .execute("ALTER TABLE t ALTER v SET STORAGE EXTERNAL; ALTER TABLE t ALTER v SET NOT NULL");
-    following
-        .db
-        .execute("ALTER TABLE t ADD more int; INSERT INTO t VALUES (8, 1, 'y', 2); INSERT INTO other VALUES (1)");
+    following.db.execute(
+        "ALTER TABLE t ADD more int; INSERT INTO t VALUES (8, 1, 'y', 2); INSERT INTO \
+                  other VALUES (1)",
+    );
     let slot = following.slot().to_owned();
     let end = following.db.wal_lsn();
     wait_until(SOON, "the slot passes all of it", || {
         following.db.execute("SELECT pg_logical_emit_message(false, 'rhei.test', 'go on')");
         following.db.value(&format!(
-            "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            "SELECT confirmed_flush_lsn >= '{end}'::pg_lsn FROM pg_replication_slots WHERE \
+             slot_name = '{slot}'"
         )) == "t"
     });
     running.stop(SOON).assert_code(0);
@@ -530,7 +562,8 @@ fn a_paused_table_stays_paused_whatever_becomes_of_its_shape() {
     following.assert_same(&["public.t", "public.other"]);
 }
 
-/// A key that comes under REPLICA IDENTITY FULL is adopted by a look, and the server does not describe the table again.
+/// A key that comes under REPLICA IDENTITY FULL is adopted by a look, and the server does not
+/// describe the table again.
 #[test]
 fn a_key_that_comes_under_replica_identity_full_is_used_from_the_look_on() {
     let following = Following::new("late_key");
@@ -562,10 +595,14 @@ fn a_leaf_that_was_detached_and_attached_again_is_noticed() {
     let following = Following::new("reattached");
     following.db.execute(
         "CREATE TABLE tree (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
-         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES (1, 'one'), (2, 'two')",
+         CREATE TABLE leaf PARTITION OF tree FOR VALUES FROM (0) TO (10); INSERT INTO tree VALUES \
+         (1, 'one'), (2, 'two')",
     );
     following.sync();
-    following.db.execute("ALTER TABLE tree DETACH PARTITION leaf; UPDATE leaf SET v = 'silent' WHERE id = 1; DELETE FROM leaf WHERE id = 2");
+    following.db.execute(
+        "ALTER TABLE tree DETACH PARTITION leaf; UPDATE leaf SET v = 'silent' \
+                          WHERE id = 1; DELETE FROM leaf WHERE id = 2",
+    );
     following.db.execute("ALTER TABLE tree ATTACH PARTITION leaf FOR VALUES FROM (0) TO (10)");
     following.sync();
     following.assert_same(&["public.tree"]);
@@ -576,11 +613,13 @@ fn a_leaf_that_was_detached_and_attached_again_is_noticed() {
 fn a_default_that_duckdb_cannot_hold_pauses_its_table_and_no_other() {
     let following = Following::new("bad_default");
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO \
+         t VALUES (1)",
     );
     following.sync();
     following.db.execute(
-        "ALTER TABLE t ADD n numeric(5,2) DEFAULT 'NaN'; INSERT INTO t VALUES (2, 1); INSERT INTO other VALUES (1)",
+        "ALTER TABLE t ADD n numeric(5,2) DEFAULT 'NaN'; INSERT INTO t VALUES (2, 1); INSERT INTO \
+         other VALUES (1)",
     );
     let output = following.rhei.run(["sync"]);
     output.assert_code(1);
@@ -600,12 +639,14 @@ fn a_default_that_duckdb_cannot_hold_pauses_its_table_and_no_other() {
 fn a_table_may_take_the_name_of_a_dropped_one_that_differs_by_case() {
     let following = Following::new("kept_case");
     following.db.execute(
-        "CREATE TABLE \"T\" (id int PRIMARY KEY); INSERT INTO \"T\" VALUES (1); CREATE PUBLICATION rhei FOR ALL TABLES",
+        "CREATE TABLE \"T\" (id int PRIMARY KEY); INSERT INTO \"T\" VALUES (1); CREATE PUBLICATION \
+         rhei FOR ALL TABLES",
     );
     following.sync();
-    following
-        .db
-        .execute("DROP TABLE \"T\"; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'new')");
+    following.db.execute(
+        "DROP TABLE \"T\"; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t \
+                  VALUES (1, 'new')",
+    );
     following.sync();
     following.assert_same(&["public.t"]);
 }

@@ -1,4 +1,5 @@
-//! The least that a role needs, secrets that are printed nowhere, and names that would be statements if they were not quoted.
+//! The least that a role needs, secrets that are printed nowhere, and names that would be
+//! statements if they were not quoted.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
@@ -38,12 +39,15 @@ fn the_documented_role_is_enough_and_may_do_nothing_more() {
     server.execute("REVOKE ALL ON DATABASE shop FROM PUBLIC");
     let db = cluster.named("shop");
     db.execute(
-        "REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT ALL ON SCHEMA public TO shop_owner WITH GRANT OPTION;
+        "REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT ALL ON SCHEMA public TO shop_owner WITH \
+         GRANT OPTION;
          SET ROLE shop_owner;
-         CREATE TABLE orders (id int PRIMARY KEY, v text); CREATE TABLE secrets (id int PRIMARY KEY);
+         CREATE TABLE orders (id int PRIMARY KEY, v text); CREATE TABLE secrets (id int PRIMARY \
+         KEY);
          CREATE TABLE customers (id int, part int, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
          CREATE TABLE customers_1 PARTITION OF customers FOR VALUES IN (1);
-         INSERT INTO orders SELECT i, repeat('x', 9000) FROM generate_series(1, 50) i; INSERT INTO customers VALUES (1, 1)",
+         INSERT INTO orders SELECT i, repeat('x', 9000) FROM generate_series(1, 50) i; INSERT INTO \
+         customers VALUES (1, 1)",
     );
     let [as_superuser, as_owner] = sql_of("docs/security.md").try_into().unwrap();
     db.execute(&as_superuser);
@@ -51,13 +55,20 @@ fn the_documented_role_is_enough_and_may_do_nothing_more() {
 
     let granted = db.query(
         "SELECT 'member of ' || roleid::regrole FROM pg_auth_members WHERE member = 'rhei'::regrole
-         UNION ALL SELECT 'owns something' FROM pg_shdepend WHERE refobjid = 'rhei'::regrole AND deptype = 'o'
-         UNION ALL SELECT 'database ' || privilege_type FROM pg_database, aclexplode(datacl) WHERE grantee = 'rhei'::regrole
-         UNION ALL SELECT 'schema ' || privilege_type FROM pg_namespace, aclexplode(nspacl) WHERE grantee = 'rhei'::regrole
-         UNION ALL SELECT relname || ' ' || privilege_type FROM pg_class, aclexplode(relacl) WHERE grantee = 'rhei'::regrole
-         UNION ALL SELECT 'attribute ' || a FROM pg_roles, unnest(ARRAY[CASE WHEN rolsuper THEN 'super' END,
-             CASE WHEN rolcreaterole OR rolcreatedb THEN 'create' END, CASE WHEN rolbypassrls THEN 'bypass' END,
-             CASE WHEN rolreplication THEN 'replication' END]) a WHERE rolname = 'rhei' AND a IS NOT NULL
+         UNION ALL SELECT 'owns something' FROM pg_shdepend WHERE refobjid = 'rhei'::regrole AND \
+         deptype = 'o'
+         UNION ALL SELECT 'database ' || privilege_type FROM pg_database, aclexplode(datacl) WHERE \
+         grantee = 'rhei'::regrole
+         UNION ALL SELECT 'schema ' || privilege_type FROM pg_namespace, aclexplode(nspacl) WHERE \
+         grantee = 'rhei'::regrole
+         UNION ALL SELECT relname || ' ' || privilege_type FROM pg_class, aclexplode(relacl) WHERE \
+         grantee = 'rhei'::regrole
+         UNION ALL SELECT 'attribute ' || a FROM pg_roles, unnest(ARRAY[CASE WHEN rolsuper THEN \
+         'super' END,
+             CASE WHEN rolcreaterole OR rolcreatedb THEN 'create' END, CASE WHEN rolbypassrls THEN \
+             'bypass' END,
+             CASE WHEN rolreplication THEN 'replication' END]) a WHERE rolname = 'rhei' AND a IS \
+             NOT NULL
          ORDER BY 1",
     );
     let granted: Vec<String> = granted.into_iter().map(|mut row| row.remove(0).unwrap()).collect();
@@ -87,7 +98,10 @@ fn the_documented_role_is_enough_and_may_do_nothing_more() {
     rhei.run_ok(["sync"]);
     let tables = ["public.orders", "public.customers"];
     assert_same(&db, rhei.target_path(), &tables);
-    db.execute("INSERT INTO orders VALUES (0, 'b'); UPDATE orders SET id = -1 WHERE id = 1; INSERT INTO customers VALUES (2, 1)");
+    db.execute(
+        "INSERT INTO orders VALUES (0, 'b'); UPDATE orders SET id = -1 WHERE id = 1; INSERT \
+                INTO customers VALUES (2, 1)",
+    );
     let mut running = rhei.spawn(["run"]);
     running.wait_for_log("following the source", SOON);
     // A shape that the catalogs have to be asked for, and a copy.
@@ -126,7 +140,8 @@ fn a_password_is_printed_nowhere_and_written_nowhere() {
     });
     let db = cluster.database("secrets");
     db.execute(&format!(
-        "CREATE ROLE quiet LOGIN REPLICATION PASSWORD '{SECRET}'; CREATE TABLE t (id int PRIMARY KEY);
+        "CREATE ROLE quiet LOGIN REPLICATION PASSWORD '{SECRET}'; CREATE TABLE t (id int PRIMARY \
+         KEY);
          INSERT INTO t VALUES (1); GRANT SELECT ON t TO quiet; CREATE PUBLICATION rhei FOR TABLE t"
     ));
     let (port, name) = (cluster.port(), db.name().to_owned());
@@ -308,7 +323,8 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
     let settings = |rest: &str| {
         let publication = toml_string(&publication);
         format!(
-            "[source]\npublication = {publication}\nslot = \"{slot}\"\n[sync]\ninterval = \"50ms\"\n{rest}"
+            "[source]\npublication = {publication}\nslot = \"{slot}\"\n[sync]\ninterval = \
+             \"50ms\"\n{rest}"
         )
     };
     let rhei = following.rhei.clone().config(&settings(""));
@@ -327,7 +343,8 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
     for pair in &pairs {
         let name = full(pair);
         db.execute(&format!(
-            "INSERT INTO {name} SELECT i, 'c' FROM generate_series(3, 40) i; UPDATE {name} SET {} = 'it''s', {} = '\"';
+            "INSERT INTO {name} SELECT i, 'c' FROM generate_series(3, 40) i; UPDATE {name} SET {} \
+             = 'it''s', {} = '\"';
              DELETE FROM {name} WHERE {} = 2",
             quote("table"),
             quote("enum \"e"),
@@ -347,7 +364,8 @@ fn names_that_would_be_statements_are_copied_followed_and_renamed() {
         let name = full(&(schema.clone(), table.clone()));
         db.execute(&format!(
             "ALTER TABLE {name} RENAME COLUMN {} TO {}; ALTER TABLE {name} RENAME COLUMN {} TO {};
-             ALTER TABLE {name} ADD COLUMN {} text DEFAULT 'x\"''; --'; ALTER TABLE {name} DROP COLUMN {};
+             ALTER TABLE {name} ADD COLUMN {} text DEFAULT 'x\"''; --'; ALTER TABLE {name} DROP \
+             COLUMN {};
              TRUNCATE {name}; INSERT INTO {name} VALUES (7)",
             quote("table"),
             quote("co\"l'; --"),

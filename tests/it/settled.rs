@@ -1,4 +1,5 @@
-//! `settled_lsn` of a running replicator: up to there everything is in the copy, also what the stream never mentions.
+//! `settled_lsn` of a running replicator: up to there everything is in the copy, also what the
+//! stream never mentions.
 
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ fn what_is_settled_is_in_the_copy_also_when_the_stream_never_mentioned_it() {
     let following = Following::new("settled");
     following.db.execute(
         "CREATE TYPE mood AS ENUM ('sad', 'ok');
-         CREATE TABLE t (id int PRIMARY KEY, m mood, n int); INSERT INTO t VALUES (1, 'sad', 1), (2, 'ok', 2);
+         CREATE TABLE t (id int PRIMARY KEY, m mood, n int); INSERT INTO t VALUES (1, 'sad', 1), \
+         (2, 'ok', 2);
          CREATE PUBLICATION rhei FOR ALL TABLES",
     );
     let silent = [
@@ -57,7 +59,8 @@ fn what_is_settled_is_in_the_copy_also_when_the_stream_never_mentioned_it() {
     following.assert_same(&["public.t", "public.fresh"]);
 }
 
-/// WAL that belongs to no commit stays in memory for a while, and a walsender sends what is flushed.
+/// WAL that belongs to no commit stays in memory for a while, and a walsender sends what is
+/// flushed.
 #[test]
 fn an_idle_source_is_settled_in_a_moment_also_behind_wal_that_is_not_flushed() {
     let following = Following::new("settled_idle");
@@ -102,8 +105,8 @@ fn nothing_is_settled_while_a_table_waits_for_its_copy() {
     following.assert_same(&["public.t", "public.other"]);
 }
 
-/// A commit is in the WAL before it is visible, for as long as synchronous standbys do not answer: a look at the catalogs that
-/// begins in between does not speak for it.
+/// A commit is in the WAL before it is visible, for as long as synchronous standbys do not answer:
+/// a look at the catalogs that begins in between does not speak for it.
 #[test]
 fn a_commit_that_no_look_could_see_is_not_settled() {
     let cluster =

@@ -1,5 +1,5 @@
-//! Everything at once: what applications, migrations and operators do to tables while a run follows them, and locks,
-//! deadlocks, cancelled statements and ended sessions beside it.
+//! Everything at once: what applications, migrations and operators do to tables while a run follows
+//! them, and locks, deadlocks, cancelled statements and ended sessions beside it.
 
 use std::{
     sync::{
@@ -21,7 +21,8 @@ const TABLES: u32 = 5;
 
 type Dice = Xoshiro256PlusPlus;
 
-/// One of those who act at the source until the storm is over. Most of what they do may fail, as by a lock or a deadlock.
+/// One of those who act at the source until the storm is over. Most of what they do may fail, as by
+/// a lock or a deadlock.
 type Actor = fn(&Session, &mut Dice);
 
 fn table(dice: &mut Dice) -> String {
@@ -45,12 +46,14 @@ fn writes(session: &Session, dice: &mut Dice) {
         session,
         &match dice.random_range(0..7) {
             0 => format!(
-                "INSERT INTO {table} (id, a) SELECT i, i FROM generate_series({id}, {id} + 50) i ON CONFLICT DO NOTHING"
+                "INSERT INTO {table} (id, a) SELECT i, i FROM generate_series({id}, {id} + 50) i \
+                 ON CONFLICT DO NOTHING"
             ),
             1 => format!("UPDATE {table} SET a = {key}, v = repeat('x', {key}) WHERE id = {id}"),
             2 => format!("DELETE FROM {table} WHERE id BETWEEN {id} AND {id} + 20"),
             3 => format!(
-                "INSERT INTO tree VALUES ({key}, 'v{id}') ON CONFLICT (id) DO UPDATE SET v = 'again'"
+                "INSERT INTO tree VALUES ({key}, 'v{id}') ON CONFLICT (id) DO UPDATE SET v = \
+                 'again'"
             ),
             4 => format!(
                 "INSERT INTO p{leaf} VALUES ({}, 'leaf') ON CONFLICT DO NOTHING",
@@ -58,7 +61,8 @@ fn writes(session: &Session, dice: &mut Dice) {
             ),
             5 => {
                 format!(
-                    "BEGIN; UPDATE {table} SET a = a + 1 WHERE id < 50; DELETE FROM tree WHERE id = {key}; COMMIT"
+                    "BEGIN; UPDATE {table} SET a = a + 1 WHERE id < 50; DELETE FROM tree WHERE id \
+                     = {key}; COMMIT"
                 )
             }
             _ => format!(
@@ -75,13 +79,15 @@ fn creates_and_drops(session: &Session, dice: &mut Dice) {
         &match dice.random_range(0..5) {
             0 | 1 => {
                 format!(
-                    "CREATE TABLE d{number} (id int PRIMARY KEY, v text); INSERT INTO d{number} VALUES (1, 'new')"
+                    "CREATE TABLE d{number} (id int PRIMARY KEY, v text); INSERT INTO d{number} \
+                     VALUES (1, 'new')"
                 )
             }
             2 => format!("DROP TABLE d{number}"),
             3 => format!("ALTER TABLE d{number} RENAME TO d{}", dice.random_range(0..4)),
             _ => format!(
-                "BEGIN; DROP TABLE d{number}; CREATE TABLE d{number} (id int PRIMARY KEY, n int); COMMIT"
+                "BEGIN; DROP TABLE d{number}; CREATE TABLE d{number} (id int PRIMARY KEY, n int); \
+                 COMMIT"
             ),
         },
     );
@@ -132,11 +138,13 @@ fn alters(session: &Session, dice: &mut Dice) {
             1 => format!("ALTER TABLE {table} DROP COLUMN extra"),
             2 => format!("ALTER TABLE {table} ALTER a TYPE {kind} USING NULL"),
             3 => format!(
-                "BEGIN; ALTER TABLE {table} RENAME v TO w; INSERT INTO {table} (id, w) VALUES (-{default}, 'renamed'); COMMIT"
+                "BEGIN; ALTER TABLE {table} RENAME v TO w; INSERT INTO {table} (id, w) VALUES \
+                 (-{default}, 'renamed'); COMMIT"
             ),
             4 => format!("ALTER TABLE {table} RENAME w TO v"),
             _ => format!(
-                "ALTER TABLE {table} ADD COLUMN u uuid DEFAULT gen_random_uuid(), DROP COLUMN IF EXISTS u"
+                "ALTER TABLE {table} ADD COLUMN u uuid DEFAULT gen_random_uuid(), DROP COLUMN IF \
+                 EXISTS u"
             ),
         },
     );
@@ -150,7 +158,8 @@ fn locks(session: &Session, dice: &mut Dice) {
     attempt(
         session,
         &format!(
-            "BEGIN; LOCK TABLE {first} IN {mode} MODE; SELECT pg_sleep({seconds}); LOCK TABLE {second} IN {mode} MODE; COMMIT"
+            "BEGIN; LOCK TABLE {first} IN {mode} MODE; SELECT pg_sleep({seconds}); LOCK TABLE \
+             {second} IN {mode} MODE; COMMIT"
         ),
     );
     std::thread::sleep(Duration::from_millis(200));
@@ -166,7 +175,8 @@ fn interferes(session: &Session, dice: &mut Dice) {
     attempt(
         session,
         &format!(
-            "SELECT {what}(pid) FROM pg_stat_activity WHERE application_name LIKE 'rhei%' AND datname = current_database() \
+            "SELECT {what}(pid) FROM pg_stat_activity WHERE application_name LIKE 'rhei%' AND \
+             datname = current_database() \
              ORDER BY random() LIMIT 1"
         ),
     );

@@ -18,7 +18,8 @@ const SOON: Duration = Duration::from_secs(60);
 fn with_rows(name: &str) -> Following {
     let following = Following::new(name);
     following.db.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i",
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM \
+         generate_series(1, 100) i",
     );
     following
 }
@@ -231,8 +232,8 @@ fn sync_says_that_the_disk_is_full_and_goes_on_when_it_is_called_again() {
     following.assert_same(&["public.t"]);
 }
 
-/// PostgreSQL 15 crashes when it decodes a row of a partition whose DETACH CONCURRENTLY is pending, and all its sessions end
-/// with each attempt.
+/// PostgreSQL 15 crashes when it decodes a row of a partition whose DETACH CONCURRENTLY is pending,
+/// and all its sessions end with each attempt.
 #[test]
 fn a_source_that_crashes_over_what_comes_next_is_left_alone() {
     if Cluster::shared().major() != 15 {

@@ -128,7 +128,8 @@ const DOMAINS: &[&str] = &[
 /// What the server does with an empty table of a type, for each of these types: nothing (no row),
 /// or whether it writes the table anew. Nothing is left of it.
 const PAIRS_OF: &str = "
-    CREATE FUNCTION public.pairs_of(t regclass, targets text[]) RETURNS TABLE (target text, rewritten bool)
+    CREATE FUNCTION public.pairs_of(t regclass, targets text[]) RETURNS TABLE (target text, \
+    rewritten bool)
     LANGUAGE plpgsql AS $$
     DECLARE file oid;
     BEGIN
@@ -143,7 +144,8 @@ const PAIRS_OF: &str = "
             END;
         END LOOP;
     END $$;
-    CREATE FUNCTION public.fill(t regclass, type text, candidates text[]) RETURNS void LANGUAGE plpgsql AS $$
+    CREATE FUNCTION public.fill(t regclass, type text, candidates text[]) RETURNS void LANGUAGE \
+    plpgsql AS $$
     DECLARE candidate text;
     BEGIN
         FOREACH candidate IN ARRAY candidates LOOP
@@ -281,7 +283,8 @@ impl Types {
             .execute(&format!("SELECT public.fill('{name}', {}, {candidates})", literal(&of.sql)));
         session.execute(&format!(
             "INSERT INTO {name} (c) SELECT NULL FROM generate_series(1, 20);
-             INSERT INTO {name} (c) SELECT c FROM {name}, generate_series(0, {ROWS} / (SELECT count(*) FROM {name})) again
+             INSERT INTO {name} (c) SELECT c FROM {name}, generate_series(0, {ROWS} / (SELECT \
+             count(*) FROM {name})) again
              LIMIT greatest(0, {ROWS} - (SELECT count(*) FROM {name}))"
         ));
     }
@@ -289,10 +292,13 @@ impl Types {
 
 fn described(session: &Session, table: &str, sql: &str) -> Type {
     let found = session.query(&format!(
-        "WITH RECURSIVE down(oid) AS (SELECT atttypid FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attname = 'c'
-           UNION SELECT t.typbasetype FROM down JOIN pg_type t ON t.oid = down.oid WHERE t.typtype = 'd')
+        "WITH RECURSIVE down(oid) AS (SELECT atttypid FROM pg_attribute WHERE attrelid = \
+         '{table}'::regclass AND attname = 'c'
+           UNION SELECT t.typbasetype FROM down JOIN pg_type t ON t.oid = down.oid WHERE t.typtype \
+           = 'd')
          SELECT a.atttypid, a.atttypmod, a.attndims, t.oid,
-                CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem ELSE 0 END
+                CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem ELSE \
+                0 END
          FROM pg_attribute a, down JOIN pg_type t ON t.oid = down.oid AND t.typtype <> 'd'
          WHERE a.attrelid = '{table}'::regclass AND a.attname = 'c'"
     ));
@@ -325,7 +331,8 @@ const PRINTED: &str =
 
 fn printed(session: &Session, table: &str) -> Texts {
     let rows = session.query(&format!(
-        "BEGIN; SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC'; {PRINTED} {table} ORDER BY id; COMMIT"
+        "BEGIN; SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC'; {PRINTED} {table} \
+         ORDER BY id; COMMIT"
     ));
     rows.into_iter().map(|mut row| row.remove(0)).collect()
 }
@@ -335,7 +342,8 @@ fn printed(session: &Session, table: &str) -> Texts {
 fn printed_after(session: &Session, table: &str, sql: &str) -> (bool, Texts) {
     let mut rows = session.query(&format!(
         "BEGIN; SELECT pg_relation_filenode('{table}'); ALTER TABLE {table} ALTER c TYPE {sql};
-         SELECT pg_relation_filenode('{table}'); SET LOCAL search_path = pg_catalog; SET LOCAL TimeZone = 'UTC';
+         SELECT pg_relation_filenode('{table}'); SET LOCAL search_path = pg_catalog; SET LOCAL \
+         TimeZone = 'UTC';
          {PRINTED} {table} ORDER BY id; ROLLBACK"
     ));
     let texts = rows.split_off(2).into_iter().map(|mut row| row.remove(0)).collect();
@@ -396,7 +404,8 @@ fn put(
         format!("id NOT IN ({})", left_out.join(", "))
     };
     copy.execute_batch(&format!(
-        "CREATE OR REPLACE TABLE {table} (id INTEGER, c {}); INSERT INTO {table} SELECT id, {} FROM stage s WHERE {wanted}",
+        "CREATE OR REPLACE TABLE {table} (id INTEGER, c {}); INSERT INTO {table} SELECT id, {} \
+         FROM stage s WHERE {wanted}",
         mapping.target_type,
         mapping.stage_expr("s.c")
     ))
@@ -495,9 +504,11 @@ impl Change<'_> {
 fn differing(copy: &duckdb::Connection, one: &str, other: &str) -> Option<String> {
     let [one, other] = [one, other].map(|name| ddl::table(&QualifiedName::new("public", name)));
     let sql = format!(
-        "SELECT concat_ws(' ', count(*), min(concat_ws(' ', coalesce(a.c::VARCHAR, 'NULL'), 'is not', coalesce(b.c::VARCHAR, 'NULL'))))
+        "SELECT concat_ws(' ', count(*), min(concat_ws(' ', coalesce(a.c::VARCHAR, 'NULL'), 'is \
+         not', coalesce(b.c::VARCHAR, 'NULL'))))
          FROM {one} a FULL JOIN {other} b USING (id)
-         WHERE a.id IS NULL OR b.id IS NULL OR typeof(a.c) <> typeof(b.c) OR a.c IS DISTINCT FROM b.c
+         WHERE a.id IS NULL OR b.id IS NULL OR typeof(a.c) <> typeof(b.c) OR a.c IS DISTINCT FROM \
+         b.c
             OR a.c::VARCHAR IS DISTINCT FROM b.c::VARCHAR"
     );
     let found: String = copy.query_row(&sql, [], |row| row.get(0)).unwrap();
@@ -574,7 +585,8 @@ impl Seen {
     #[track_caller]
     fn say(&self, types: &Types) {
         println!(
-            "of {} types: {} pairs in place, {} rewritten by the server and copied, {} copied since that is not proven",
+            "of {} types: {} pairs in place, {} rewritten by the server and copied, {} copied \
+             since that is not proven",
             types.all.len(),
             self.in_place.len(),
             self.rewritten,
@@ -616,7 +628,8 @@ impl Seen {
                 let Some(found) = found else { continue };
                 if let Some(difference) = change.check(copy, (&from, &to), found, has_nulled) {
                     self.wrong.push(format!(
-                        "{} to {} as {wanted:?}, {found:?}, unrepresentable values as NULL {has_nulled}: {difference}",
+                        "{} to {} as {wanted:?}, {found:?}, unrepresentable values as NULL \
+                         {has_nulled}: {difference}",
                         pair.0, pair.1
                     ));
                 }

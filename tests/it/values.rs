@@ -1,4 +1,5 @@
-//! Every built-in type: what the first copy brings and what the stream brings are the same, and equal to the source.
+//! Every built-in type: what the first copy brings and what the stream brings are the same, and
+//! equal to the source.
 
 use crate::{bed::oracle::query_copy, following::Following};
 
@@ -102,8 +103,10 @@ fn the_copy_and_the_stream_bring_the_same_value_of_every_type() {
     let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
     let db = following.db.name().to_owned();
     following.db.execute(&format!(
-        "ALTER DATABASE \"{db}\" SET datestyle = 'German, DMY'; ALTER DATABASE \"{db}\" SET timezone = 'Asia/Kolkata';
-         ALTER DATABASE \"{db}\" SET extra_float_digits = -3; ALTER DATABASE \"{db}\" SET bytea_output = 'escape';
+        "ALTER DATABASE \"{db}\" SET datestyle = 'German, DMY'; ALTER DATABASE \"{db}\" SET \
+         timezone = 'Asia/Kolkata';
+         ALTER DATABASE \"{db}\" SET extra_float_digits = -3; ALTER DATABASE \"{db}\" SET \
+         bytea_output = 'escape';
          ALTER DATABASE \"{db}\" SET intervalstyle = 'iso_8601'"
     ));
     following.db.execute(&format!("SET datestyle = ISO; SET timezone = UTC; {schema} {rows}"));
@@ -117,7 +120,8 @@ fn the_copy_and_the_stream_bring_the_same_value_of_every_type() {
         let differ = query_copy(
             following.copy(),
             &format!(
-                "SELECT count(*)::VARCHAR FROM public.v{number} a JOIN public.v{number} b ON b.id = a.id + {copied} \
+                "SELECT count(*)::VARCHAR FROM public.v{number} a JOIN public.v{number} b ON b.id \
+                 = a.id + {copied} \
                  WHERE a.v IS DISTINCT FROM b.v"
             ),
         );
@@ -125,13 +129,15 @@ fn the_copy_and_the_stream_bring_the_same_value_of_every_type() {
     }
 }
 
-/// NaN fits numeric(5,2) in PostgreSQL and no DECIMAL: that table is paused by name, the others go on.
+/// NaN fits numeric(5,2) in PostgreSQL and no DECIMAL: that table is paused by name, the others go
+/// on.
 #[test]
 fn a_value_that_cannot_be_kept_pauses_its_table_and_no_other() {
     let following = Following::new("not_representable");
-    following
-        .db
-        .execute("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); CREATE TABLE other (id int PRIMARY KEY)");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2)); CREATE TABLE other (id int \
+                  PRIMARY KEY)",
+    );
     following.sync();
     following.db.execute("INSERT INTO t VALUES (1, 1.5), (7, 'NaN'); INSERT INTO other VALUES (1)");
     let output = following.rhei.run(["sync"]);
@@ -155,7 +161,8 @@ fn each_type_becomes_what_the_documentation_says() {
     assert!(lines.len() > 50, "{} lines were found", lines.len());
     let following = Following::new("documented_types");
     following.db.execute(
-        "CREATE TYPE an_enum AS ENUM ('a'); CREATE DOMAIN a_domain AS int CHECK (VALUE > 0); CREATE TYPE a_composite AS (a int, b text)",
+        "CREATE TYPE an_enum AS ENUM ('a'); CREATE DOMAIN a_domain AS int CHECK (VALUE > 0); \
+         CREATE TYPE a_composite AS (a int, b text)",
     );
     let columns: Vec<String> =
         lines.iter().enumerate().map(|(at, (kind, _))| format!("c{at} {kind}")).collect();
@@ -167,7 +174,8 @@ fn each_type_becomes_what_the_documentation_says() {
     following.assert_same(&["public.t"]);
     let found = query_copy(
         following.copy(),
-        "SELECT data_type FROM duckdb_columns() WHERE schema_name = 'public' AND column_name LIKE 'c%' ORDER BY column_index",
+        "SELECT data_type FROM duckdb_columns() WHERE schema_name = 'public' AND column_name LIKE \
+         'c%' ORDER BY column_index",
     );
     let found: Vec<&str> = found.iter().map(|row| row[0].as_deref().unwrap()).collect();
     let documented: Vec<&str> = lines.iter().map(|(_, kind)| *kind).collect();

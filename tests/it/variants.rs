@@ -9,7 +9,8 @@ const SOON: Duration = Duration::from_secs(60);
 /// As they are written, and as they are the same to jsonb.
 const KEPT: [&str; 14] = [
     "[-9223372036854775808, 9223372036854775807, 18446744073709551615, 100000000000000000000]",
-    "[0.1, 1.10, 100.00, 1E+2, 1e22, 1e23, 5e-324, 1.7976931348623157e308, 0.30000000000000004, 123456789012345.6]",
+    "[0.1, 1.10, 100.00, 1E+2, 1e22, 1e23, 5e-324, 1.7976931348623157e308, 0.30000000000000004, \
+     123456789012345.6]",
     "[-0.0, 0e5, -0, 9007199254740993]",
     "{\"b\": 1, \"a\": {\"a\": [], \"é\": 1, \"É\": {}}, \"\": null}",
     "[1, -1, 1.5, \"x\", null, true, {\"a\": \"1e400\"}, [\"a\", \"a\"]]",
@@ -72,7 +73,8 @@ fn a_variant_holds_json_exactly_or_not_at_all() {
         query_copy(
             following.copy(),
             &format!(
-                "SELECT j::JSON::VARCHAR, (j IS NULL)::VARCHAR FROM public.t WHERE id BETWEEN {from} AND {from} + 99
+                "SELECT j::JSON::VARCHAR, (j IS NULL)::VARCHAR FROM public.t WHERE id BETWEEN \
+                 {from} AND {from} + 99
                  ORDER BY id"
             ),
         )

@@ -1,5 +1,6 @@
-//! The migration histories of applications that people run, forwards and back, with rows in their tables, while `rhei run`
-//! follows: `make workloads`. They come from the package index (scripts/workloads.sh), and so are no part of `make test`.
+//! The migration histories of applications that people run, forwards and back, with rows in their
+//! tables, while `rhei run` follows: `make workloads`. They come from the package index
+//! (scripts/workloads.sh), and so are no part of `make test`.
 
 use std::{
     collections::BTreeMap,
@@ -72,7 +73,8 @@ impl Drop for Application {
 /// The file of each table.
 fn files(db: &Db) -> BTreeMap<String, String> {
     let rows = db.query(
-        "SELECT relnamespace::regnamespace::text || '.' || relname, oid::text || '/' || relfilenode::text FROM pg_class
+        "SELECT relnamespace::regnamespace::text || '.' || relname, oid::text || '/' || \
+         relfilenode::text FROM pg_class
          WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace",
     );
     rows.into_iter().map(|row| (row[0].clone().unwrap(), row[1].clone().unwrap())).collect()
@@ -82,7 +84,8 @@ fn follow(name: &str) {
     let mut following = Following::new(name);
     let slot = following.slot().to_owned();
     following.rhei = following.rhei.config(&format!(
-        "[source]\nslot = \"{slot}\"\npublication = \"{slot}\"\n[sync]\ninterval = \"50ms\"\ncatalog_interval = \"500ms\"\n"
+        "[source]\nslot = \"{slot}\"\npublication = \"{slot}\"\n[sync]\ninterval = \
+         \"50ms\"\ncatalog_interval = \"500ms\"\n"
     ));
     following.db.execute(&format!("CREATE PUBLICATION \"{slot}\" FOR ALL TABLES"));
     following.db.execute(include_str!("../workloads/fill.sql"));
@@ -118,7 +121,8 @@ fn follow(name: &str) {
             steps += 1;
             for table in running.copies_since(mark) {
                 copies += 1;
-                // The stream does not bring the rows of a new table, nor those of one that was rewritten.
+                // The stream does not bring the rows of a new table, nor those of one that was
+                // rewritten.
                 if before.get(&table).is_some_and(|file| after.get(&table) == Some(file)) {
                     not_needed += 1;
                     let (logs, said) = (running.logs(), format!("table {table} is copied again: "));
@@ -144,7 +148,8 @@ fn follow(name: &str) {
         println!("{name}: {direction}: {steps} migrations by now, {tables} tables");
     }
     println!(
-        "{name}: {steps} migrations, equal at {stops} stops; {copies} copies, {not_needed} of them not needed"
+        "{name}: {steps} migrations, equal at {stops} stops; {copies} copies, {not_needed} of them \
+         not needed"
     );
 }
 

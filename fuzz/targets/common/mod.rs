@@ -1,4 +1,5 @@
-//! What the targets share: memory that is counted, bytes that are cut into pieces, tables of every type, seeds.
+//! What the targets share: memory that is counted, bytes that are cut into pieces, tables of every
+//! type, seeds.
 
 #![allow(dead_code, clippy::unwrap_used)]
 
@@ -54,7 +55,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Runs `work` on so many bytes of input. It may hold `fixed` bytes, and `factor` more for each byte of the input.
+/// Runs `work` on so many bytes of input. It may hold `fixed` bytes, and `factor` more for each
+/// byte of the input.
 pub fn within_memory<T>(input: usize, fixed: usize, factor: usize, work: impl FnOnce() -> T) -> T {
     let before = HELD.load(Relaxed);
     PEAK.store(before, Relaxed);
@@ -150,12 +152,21 @@ fn info(oid: u32, name: &str, kind: u8) -> TypeInfo {
 }
 
 fn catalog() -> TypeCatalog {
-    let field =
-        |name: &str, type_oid: u32, ndims: i32| FieldInfo { name: name.to_owned(), type_oid, typmod: -1, ndims };
+    let field = |name: &str, type_oid: u32, ndims: i32| FieldInfo {
+        name: name.to_owned(),
+        type_oid,
+        typmod: -1,
+        ndims,
+    };
     let mut types = vec![
         info(ENUM, "mood", b'e'),
         TypeInfo {
-            fields: vec![field("a", 23, 0), field("b", 25, 0), field("c", 91_000, 1), field("d", 1186, 0)],
+            fields: vec![
+                field("a", 23, 0),
+                field("b", 25, 0),
+                field("c", 91_000, 1),
+                field("d", 1186, 0),
+            ],
             ..info(COMPOSITE, "pair", b'c')
         },
         TypeInfo { range_of: 1114, ..info(RANGE, "tsrange", b'r') },
@@ -165,13 +176,18 @@ fn catalog() -> TypeCatalog {
         TypeInfo { range_of: 1700, ..info(NESTED, "numrange", b'r') },
     ];
     for (number, element) in ELEMENTS.iter().enumerate() {
-        types.push(TypeInfo { element_oid: *element, category: b'A', ..info(ARRAYS + number as u32, "_t", b'b') });
+        types.push(TypeInfo {
+            element_oid: *element,
+            category: b'A',
+            ..info(ARRAYS + number as u32, "_t", b'b')
+        });
     }
     TypeCatalog { types: types.into_iter().map(|info| (info.oid, info)).collect(), money_scale: 2 }
 }
 
 /// Types that there are arrays of.
-const ELEMENTS: [u32; 16] = [23, 25, 16, 20, 701, 1082, 1083, 1114, 1184, 1186, 2950, 17, 3802, 90_000, 90_001, 1700];
+const ELEMENTS: [u32; 16] =
+    [23, 25, 16, 20, 701, 1082, 1083, 1114, 1184, 1186, 2950, 17, 3802, 90_000, 90_001, 1700];
 
 fn typmod(precision: i32, scale: i32) -> i32 {
     ((precision << 16) | (scale & 0x7FF)) + 4
@@ -181,12 +197,14 @@ fn typmod(precision: i32, scale: i32) -> i32 {
 fn columns() -> Vec<(u32, i32, i32, Option<&'static str>)> {
     let mut columns = Vec::new();
     for oid in [
-        16, 21, 23, 20, 26, 5069, 700, 701, 790, 1082, 1114, 1184, 1083, 1266, 1186, 2950, 17, 25, 1042, 18, 22, 114,
-        3802, 142, 869, ENUM, COMPOSITE, RANGE, DOMAIN, HSTORE, CITEXT, 1700,
+        16, 21, 23, 20, 26, 5069, 700, 701, 790, 1082, 1114, 1184, 1083, 1266, 1186, 2950, 17, 25,
+        1042, 18, 22, 114, 3802, 142, 869, ENUM, COMPOSITE, RANGE, DOMAIN, HSTORE, CITEXT, 1700,
     ] {
         columns.push((oid, -1, 0, None));
     }
-    for (precision, scale) in [(10, 2), (38, 10), (38, 38), (38, 0), (3, -2), (3, 5), (1, 0), (39, 2)] {
+    for (precision, scale) in
+        [(10, 2), (38, 10), (38, 38), (38, 0), (3, -2), (3, 5), (1, 0), (39, 2)]
+    {
         columns.push((1700, typmod(precision, scale), 0, None));
     }
     for number in 0..ELEMENTS.len() as u32 {
@@ -225,8 +243,15 @@ pub fn mappings() -> Vec<Mapping> {
     columns().into_iter().map(mapping).collect()
 }
 
-/// A table of columns of these types, named a, b, c ..; each is a type and whether it is part of the key.
-pub fn table(oid: u32, name: &str, identity: ReplicaIdentity, key: Key, columns: &[(&str, u32)]) -> TableSpec {
+/// A table of columns of these types, named a, b, c ..; each is a type and whether it is part of
+/// the key.
+pub fn table(
+    oid: u32,
+    name: &str,
+    identity: ReplicaIdentity,
+    key: Key,
+    columns: &[(&str, u32)],
+) -> TableSpec {
     let catalog = catalog();
     let column = |(at, &(name, type_oid)): (usize, &(&str, u32))| ColumnSpec {
         name: name.to_owned(),
@@ -235,7 +260,11 @@ pub fn table(oid: u32, name: &str, identity: ReplicaIdentity, key: Key, columns:
         typmod: -1,
         not_null: false,
         target_name: name.to_owned(),
-        mapping: map_column(&ColumnType { type_oid, typmod: -1, ndims: 1, override_type: None }, &catalog).unwrap(),
+        mapping: map_column(
+            &ColumnType { type_oid, typmod: -1, ndims: 1, override_type: None },
+            &catalog,
+        )
+        .unwrap(),
     };
     TableSpec {
         oid,

@@ -1,4 +1,5 @@
-//! One column: whatever comes, each value makes one row, one that is refused makes NULL, and the array is sound.
+//! One column: whatever comes, each value makes one row, one that is refused makes NULL, and the
+//! array is sound.
 
 use std::sync::LazyLock;
 
@@ -9,7 +10,10 @@ use crate::common::{byte, mappings, piece, pieces, within_memory};
 
 static MAPPINGS: LazyLock<Vec<Mapping>> = LazyLock::new(mappings);
 
-pub fn decode(bytes: &[u8], push: impl Fn(&mut ColumnBuilder, Option<&[u8]>) -> Result<(), ValueError>) {
+pub fn decode(
+    bytes: &[u8],
+    push: impl Fn(&mut ColumnBuilder, Option<&[u8]>) -> Result<(), ValueError>,
+) {
     let mappings = &*MAPPINGS;
     let mut rest = bytes;
     let mapping = &mappings[usize::from(byte(&mut rest)) % mappings.len()];
@@ -41,7 +45,10 @@ pub fn decode(bytes: &[u8], push: impl Fn(&mut ColumnBuilder, Option<&[u8]>) -> 
         if let Some(decimals) = array.as_any().downcast_ref::<Decimal128Array>()
             && let arrow::datatypes::DataType::Decimal128(precision, _) = mapping.arrow_type()
         {
-            decimals.validate_decimal_precision(precision).expect("no more digits than the type has");
+            decimals.validate_decimal_precision(precision).expect(
+                "no more digits than the type \
+                 has",
+            );
         }
         if let Some(times) = array.as_any().downcast_ref::<Time64MicrosecondArray>() {
             assert!(
@@ -115,7 +122,8 @@ pub fn seeds(binary: bool) -> Vec<Vec<u8>> {
         "[1.5,2.5]",
         "sad",
     ];
-    let words = |words: &[u16]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+    let words =
+        |words: &[u16]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
     let binaries = vec![
         vec![1],
         vec![0, 7],
@@ -144,7 +152,10 @@ pub fn seeds(binary: bool) -> Vec<Vec<u8>> {
             seeds.push([[number].as_slice(), &texts, &[255, 255]].concat());
         }
         if binary {
-            seeds.push([[number].as_slice(), &pieces(binaries.iter().map(Vec::as_slice)), &[255, 255]].concat());
+            seeds.push(
+                [[number].as_slice(), &pieces(binaries.iter().map(Vec::as_slice)), &[255, 255]]
+                    .concat(),
+            );
         }
     }
     seeds

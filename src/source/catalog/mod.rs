@@ -1,5 +1,6 @@
-//! Every question to the source's catalogs, for PostgreSQL 14 to 18. The only place that quotes the source's
-//! identifiers. Queries run with `search_path = pg_catalog`, so what the server prints is schema-qualified.
+//! Every question to the source's catalogs, for PostgreSQL 14 to 18. The only place that quotes the
+//! source's identifiers. Queries run with `search_path = pg_catalog`, so what the server prints is
+//! schema-qualified.
 
 mod publication;
 
@@ -32,8 +33,8 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
-    /// Somebody holds a lock on a table of the publication (VACUUM FULL, an ALTER in an open transaction), and listing it
-    /// would wait for that.
+    /// Somebody holds a lock on a table of the publication (VACUUM FULL, an ALTER in an open
+    /// transaction), and listing it would wait for that.
     pub fn is_locked(&self) -> bool {
         let Self::Query(error) = self else { return false };
         error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
@@ -55,8 +56,8 @@ pub fn quote_table(name: &QualifiedName) -> String {
     format!("{}.{}", quote_identifier(&name.schema), quote_identifier(&name.name))
 }
 
-/// Begins a moment in which all questions are answered from one state of the catalogs: a table is described by several of
-/// them. Ends with [`end_moment`]. Returns what that state holds.
+/// Begins a moment in which all questions are answered from one state of the catalogs: a table is
+/// described by several of them. Ends with [`end_moment`]. Returns what that state holds.
 pub async fn begin_moment(client: &Client) -> Result<XidSnapshot, CatalogError> {
     client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
     current_snapshot(client).await
@@ -78,16 +79,16 @@ pub async fn end_moment(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("COMMIT").await?)
 }
 
-/// A transaction becomes visible within this after its commit record is flushed, unless it waits for
-/// synchronous standbys: a backend has little left to do in between.
+/// A transaction becomes visible within this after its commit record is flushed, unless it waits
+/// for synchronous standbys: a backend has little left to do in between.
 pub const VISIBLE_AFTER_FLUSH: Duration = Duration::from_secs(1);
 
-/// A position of the source's WAL that was read `age` ago, or the end of the flushed WAL where that is
-/// before it and no commit lies between the two.
+/// A position of the source's WAL that was read `age` ago, or the end of the flushed WAL where that
+/// is before it and no commit lies between the two.
 ///
-/// WAL records that belong to no commit stay in memory until the next flush, on an idle source up to 15
-/// seconds, and a walsender sends only what is flushed. A commit is flushed before it becomes visible
-/// or, with `synchronous_commit = off`, within three times `wal_writer_delay`.
+/// WAL records that belong to no commit stay in memory until the next flush, on an idle source up
+/// to 15 seconds, and a walsender sends only what is flushed. A commit is flushed before it becomes
+/// visible or, with `synchronous_commit = off`, within three times `wal_writer_delay`.
 pub async fn flushed(client: &Client, position: Lsn, age: Duration) -> Result<Lsn, CatalogError> {
     let flushed = reachable_target(wal_flush_lsn(client).await?);
     let holds_all_commits = age >= wal_writer_delay(client).await? * 3;
@@ -119,12 +120,16 @@ pub async fn server(client: &Client) -> Result<ServerInfo, CatalogError> {
     let row = client
         .query_one(
             "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
-             current_setting('wal_level'), current_database()::text, d.oid, current_setting('server_encoding'), \
+             current_setting('wal_level'), current_database()::text, d.oid, \
+             current_setting('server_encoding'), \
              pg_is_in_recovery(), current_setting('max_replication_slots')::bigint, \
-             (SELECT count(*) FROM pg_replication_slots), current_setting('max_wal_senders')::bigint, \
-             (SELECT count(*) FROM pg_stat_replication), current_user::text, r.rolsuper, r.rolreplication, \
+             (SELECT count(*) FROM pg_replication_slots), \
+             current_setting('max_wal_senders')::bigint, \
+             (SELECT count(*) FROM pg_stat_replication), current_user::text, r.rolsuper, \
+             r.rolreplication, \
              has_database_privilege(d.oid, 'CREATE') \
-             FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user",
+             FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = \
+             current_user",
             &[],
         )
         .await?;
@@ -195,8 +200,8 @@ pub struct SourceTable {
     pub columns: Vec<SourceColumn>,
     /// The tables that hold the rows: itself, or its leaf partitions.
     pub leaves: Vec<LeafTable>,
-    /// Those of its partitions, or itself, that are foreign tables or unlogged ones, as SQL names them: their rows are not in
-    /// the WAL.
+    /// Those of its partitions, or itself, that are foreign tables or unlogged ones, as SQL names
+    /// them: their rows are not in the WAL.
     pub leaves_without_wal: Vec<String>,
     pub can_select: bool,
     /// Columns of the key, by `attnum`, in the order of the index; empty when there is none.
@@ -208,18 +213,19 @@ pub struct SourceTable {
     pub fingerprint: Fingerprint,
 }
 
-/// What can change the rows of a table, or what we are told of them, without a word on the wire (postgres.md 2.11).
-/// Kept as it was when the table was copied, and compared with what is.
+/// What can change the rows of a table, or what we are told of them, without a word on the wire
+/// (postgres.md 2.11). Kept as it was when the table was copied, and compared with what is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Of each table that holds rows (itself, or its leaf partitions), by oid: `relfilenode`. A rewrite gives a new
-    /// one; so do TRUNCATE, VACUUM FULL and CLUSTER.
+    /// Of each table that holds rows (itself, or its leaf partitions), by oid: `relfilenode`. A
+    /// rewrite gives a new one; so do TRUNCATE, VACUUM FULL and CLUSTER.
     pub files: BTreeMap<u32, u32>,
-    /// Of each leaf partition: the rows of pg_inherits that tie it to its root. A leaf that was detached and attached again
-    /// has others.
+    /// Of each leaf partition: the rows of pg_inherits that tie it to its root. A leaf that was
+    /// detached and attached again has others.
     pub inherits: BTreeMap<u32, String>,
-    /// `xmin` of the row in pg_attribute of each column that is alive, by `attnum`. It changes with each ALTER of the
-    /// column, also when a second one takes the first one back, and not with VACUUM FULL.
+    /// `xmin` of the row in pg_attribute of each column that is alive, by `attnum`. It changes with
+    /// each ALTER of the column, also when a second one takes the first one back, and not with
+    /// VACUUM FULL.
     pub attributes: BTreeMap<i16, u32>,
     /// Of a partition tree: a hash of the same of all its leaves.
     pub leaf_attributes: String,
@@ -227,30 +233,34 @@ pub struct Fingerprint {
     pub last_attnum: i16,
     /// Oid of the index of its primary key, if that is immediate, else 0.
     pub key_index: u32,
-    /// Labels of the enums that its columns use, by the label's oid. A renamed label changes old rows (trap 70).
+    /// Labels of the enums that its columns use, by the label's oid. A renamed label changes old
+    /// rows (trap 70).
     pub labels: BTreeMap<u32, EnumLabel>,
-    /// The composites that its columns use, by the oid in pg_class: adding or dropping a field changes how old rows print.
+    /// The composites that its columns use, by the oid in pg_class: adding or dropping a field
+    /// changes how old rows print.
     pub composites: BTreeMap<u32, CompositeFields>,
     pub row_filter: Option<String>,
-    /// The rows of pg_publication_rel that name it or a root of it. A table that left its publication and came back
-    /// has another one (trap 41). One that is named cannot be made UNLOGGED for a while; see `judge`.
+    /// The rows of pg_publication_rel that name it or a root of it. A table that left its
+    /// publication and came back has another one (trap 41). One that is named cannot be made
+    /// UNLOGGED for a while; see `judge`.
     pub listed: String,
     /// Likewise for its schema (`FOR TABLES IN SCHEMA`).
     pub schema: String,
-    /// Oid and `xmin` of the publications that bring it. Options that were changed and changed back leave another `xmin`,
-    /// and changes between that never came (trap 41).
+    /// Oid and `xmin` of the publications that bring it. Options that were changed and changed back
+    /// leave another `xmin`, and changes between that never came (trap 41).
     pub publications: String,
 }
 
-/// A label of an enum, as its row in pg_enum says it. Equal are those whose row is the same: what became of its type
-/// says nothing.
+/// A label of an enum, as its row in pg_enum says it. Equal are those whose row is the same: what
+/// became of its type says nothing.
 #[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 pub struct EnumLabel {
     pub type_oid: u32,
     pub name: String,
     /// Of the row: RENAME VALUE gives it another one.
     pub xmin: u32,
-    /// It came with its type, and was never renamed. One that was added later cannot be told from a renamed one.
+    /// It came with its type, and was never renamed. One that was added later cannot be told from a
+    /// renamed one.
     pub is_original: bool,
 }
 
@@ -260,7 +270,8 @@ impl PartialEq for EnumLabel {
     }
 }
 
-/// The fields of a composite type, as their rows in pg_attribute say it. Equal are those whose rows are the same.
+/// The fields of a composite type, as their rows in pg_attribute say it. Equal are those whose rows
+/// are the same.
 #[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 pub struct CompositeFields {
     /// Number, name, type and `xmin` of each.
@@ -290,8 +301,8 @@ pub struct SourceColumn {
     pub is_generated: bool,
     /// Of its row in pg_attribute: each ALTER of the column gives it another one.
     pub xmin: u32,
-    /// What rows hold that are older than the column (trap 66), by the oid of each table that holds rows: in the server's
-    /// text (`attmissingval`); `None` is NULL.
+    /// What rows hold that are older than the column (trap 66), by the oid of each table that holds
+    /// rows: in the server's text (`attmissingval`); `None` is NULL.
     pub missing: BTreeMap<u32, Option<String>>,
 }
 
@@ -301,8 +312,8 @@ pub struct LeafTable {
     pub name: QualifiedName,
     /// `relfilenode`.
     pub file: u32,
-    /// `xmin` of its row in pg_class: the transaction that gave it its file, or has changed something else of it since.
-    /// VACUUM, ANALYZE and CREATE INDEX change that row in its place.
+    /// `xmin` of its row in pg_class: the transaction that gave it its file, or has changed
+    /// something else of it since. VACUUM, ANALYZE and CREATE INDEX change that row in its place.
     pub changed_by: u32,
     /// See [`Fingerprint::inherits`].
     pub inherits: String,
@@ -333,7 +344,8 @@ pub enum SourceKey {
     AppendOnly,
 }
 
-/// Traps 49, 53, 54: the replica identity's columns; with FULL the primary key if it is immediate, else the whole row.
+/// Traps 49, 53, 54: the replica identity's columns; with FULL the primary key if it is immediate,
+/// else the whole row.
 pub fn key_of(table: &SourceTable) -> SourceKey {
     let primary_key = || table.is_primary_key_immediate && !table.primary_key.is_empty();
     match table.replica_identity {
@@ -379,7 +391,8 @@ pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogErro
 const CANDIDATES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
      AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
-     AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+     AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid \
+     = c.oid AND d.deptype = 'e')";
 
 /// The names of what a new publication could hold.
 pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
@@ -395,8 +408,10 @@ pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, Cat
 pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
     let rows = client
         .query(
-            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
+            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid \
+             = c.relnamespace \
+             WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname NOT LIKE 'pg\\_%' \
+             ORDER BY 1, 2",
             &[],
         )
         .await?;
@@ -420,13 +435,19 @@ async fn describe(
     let rows = client
         .query(
             &format!(
-                "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, c.relnatts, \
+                "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relreplident, \
+                 c.relnatts, \
              {READABLE}, \
-             (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident LIMIT 1), \
-             (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
-             (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary LIMIT 1), \
-             (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) ORDER BY 2, 3"
+             (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND \
+             i.indisreplident LIMIT 1), \
+             (SELECT i.indkey::int2[] FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary \
+             LIMIT 1), \
+             (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary \
+             LIMIT 1), \
+             (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND \
+             i.indimmediate) \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) \
+             ORDER BY 2, 3"
             ),
             &[&oids],
         )
@@ -480,16 +501,19 @@ async fn describe(
     Ok(tables)
 }
 
-/// Columns, those generated included: whether the stream brings these is the publication's choice (trap 20).
+/// Columns, those generated included: whether the stream brings these is the publication's choice
+/// (trap 20).
 async fn columns_of(
     client: &Client,
     oids: &[u32],
 ) -> Result<HashMap<u32, Vec<SourceColumn>>, CatalogError> {
     let rows = client
         .query(
-            "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, attnotnull, attstorage <> 'p', \
+            "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, \
+             attnotnull, attstorage <> 'p', \
              attgenerated <> '', xmin::text::bigint \
-             FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
+             FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND \
+             attgenerated <> 'v' \
              ORDER BY attrelid, attnum",
             &[&oids],
         )
@@ -509,13 +533,16 @@ async fn columns_of(
             xmin: xmin(row.try_get(9)?),
         });
     }
-    // A partitioned table holds no rows, so its leaves say what is missing, each under a number of its own.
+    // A partitioned table holds no rows, so its leaves say what is missing, each under a number of
+    // its own.
     let rows = client
         .query(
             &format!(
-                "WITH RECURSIVE {TREE} SELECT tree.root, a.attname::text, tree.oid, a.attmissingval::text \
+                "WITH RECURSIVE {TREE} SELECT tree.root, a.attname::text, tree.oid, \
+                 a.attmissingval::text \
                  FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind = 'r' \
-                 JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attnum > 0 AND NOT a.attisdropped"
+                 JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attnum > 0 AND NOT \
+                 a.attisdropped"
             ),
             &[&oids],
         )
@@ -577,14 +604,20 @@ async fn type_parts(
     let rows = client
         .query(
             &format!(
-                "WITH RECURSIVE uses(tab, oid) AS (SELECT * FROM unnest($2::oid[], $1::oid[]) UNION \
+                "WITH RECURSIVE uses(tab, oid) AS (SELECT * FROM unnest($2::oid[], $1::oid[]) \
+                 UNION \
                  SELECT uses.tab, part FROM uses JOIN pg_type t ON t.oid = uses.oid {TYPE_PARTS}) \
-                 SELECT uses.tab, true, e.oid, e.enumlabel::text, e.enumtypid, e.xmin::text::bigint, e.xmin = t.xmin \
-                 FROM uses JOIN pg_enum e ON e.enumtypid = uses.oid JOIN pg_type t ON t.oid = e.enumtypid \
+                 SELECT uses.tab, true, e.oid, e.enumlabel::text, e.enumtypid, \
+                 e.xmin::text::bigint, e.xmin = t.xmin \
+                 FROM uses JOIN pg_enum e ON e.enumtypid = uses.oid JOIN pg_type t ON t.oid = \
+                 e.enumtypid \
                  UNION ALL SELECT uses.tab, false, a.attrelid, \
-                 string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.xmin), ',' ORDER BY a.attnum), \
-                 0::oid, 0::bigint, bool_and(a.xmin = t.xmin) FROM uses JOIN pg_type t ON t.oid = uses.oid JOIN pg_attribute a \
-                 ON a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped GROUP BY uses.tab, a.attrelid"
+                 string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.xmin), ',' \
+                 ORDER BY a.attnum), \
+                 0::oid, 0::bigint, bool_and(a.xmin = t.xmin) FROM uses JOIN pg_type t ON t.oid = \
+                 uses.oid JOIN pg_attribute a \
+                 ON a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT \
+                 a.attisdropped GROUP BY uses.tab, a.attrelid"
             ),
             &[&types, &tables],
         )
@@ -607,10 +640,11 @@ async fn type_parts(
 ///
 /// Functions that look at the newest state say NULL of a table that was dropped since the snapshot.
 const READABLE: &str = "coalesce(has_schema_privilege(n.oid, 'USAGE') \
-     AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')), false)";
+     AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')), \
+     false)";
 
-/// Each of the tables `$1` with all of its partitions, read without a lock on any of them. `links` are the rows of pg_inherits
-/// between a table and its root.
+/// Each of the tables `$1` with all of its partitions, read without a lock on any of them. `links`
+/// are the rows of pg_inherits between a table and its root.
 const TREE: &str = "tree(root, oid, links) AS ( \
        SELECT root, root, '{}'::text[] FROM unnest($1::oid[]) AS root \
        UNION ALL SELECT tree.root, i.inhrelid, links || format('%s:%s', i.inhrelid, i.xmin) \
@@ -632,9 +666,11 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
     let rows = client
         .query(
             &format!(
-                "WITH RECURSIVE {TREE} SELECT tree.root, n.nspname::text, c.relname::text, c.oid, c.relfilenode, \
+                "WITH RECURSIVE {TREE} SELECT tree.root, n.nspname::text, c.relname::text, c.oid, \
+                 c.relfilenode, \
                  greatest(c.reltuples, 0)::bigint, links, {READABLE}, \
-                 c.relkind = 'r' AND c.relpersistence = 'p', format('%I.%I', n.nspname, c.relname), c.xmin::text::bigint \
+                 c.relkind = 'r' AND c.relpersistence = 'p', format('%I.%I', n.nspname, \
+                 c.relname), c.xmin::text::bigint \
                  FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind IN ('r', 'f') \
                  JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2, 3"
             ),
@@ -666,9 +702,12 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
     let rows = client
         .query(
             &format!(
-                "WITH RECURSIVE {TREE} SELECT tree.root, md5(string_agg(format('%s:%s:%s', a.attrelid, a.attnum, a.xmin), \
-                 ',' ORDER BY a.attrelid, a.attnum)) FROM tree JOIN pg_class c ON c.oid = tree.oid AND c.relkind <> 'p' \
-                 JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attnum > 0 WHERE tree.oid <> tree.root GROUP BY 1"
+                "WITH RECURSIVE {TREE} SELECT tree.root, md5(string_agg(format('%s:%s:%s', \
+                 a.attrelid, a.attnum, a.xmin), \
+                 ',' ORDER BY a.attrelid, a.attnum)) FROM tree JOIN pg_class c ON c.oid = tree.oid \
+                 AND c.relkind <> 'p' \
+                 JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attnum > 0 WHERE tree.oid <> \
+                 tree.root GROUP BY 1"
             ),
             &[&oids],
         )
@@ -681,14 +720,16 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
     Ok(trees)
 }
 
-/// Pages of these tables that hold rows, by oid. Takes an ACCESS SHARE lock on each of them for a moment.
+/// Pages of these tables that hold rows, by oid. Takes an ACCESS SHARE lock on each of them for a
+/// moment.
 ///
 /// # Errors
 /// [`CatalogError::is_locked`], where the session limits how long it waits.
 pub async fn measure(client: &Client, leaves: &[u32]) -> Result<HashMap<u32, u64>, CatalogError> {
     let rows = client
         .query(
-            "SELECT oid, coalesce(pg_relation_size(oid), 0) / current_setting('block_size')::bigint FROM unnest($1::oid[]) oid",
+            "SELECT oid, coalesce(pg_relation_size(oid), 0) / \
+             current_setting('block_size')::bigint FROM unnest($1::oid[]) oid",
             &[&leaves],
         )
         .await?;
@@ -699,8 +740,10 @@ pub async fn measure(client: &Client, leaves: &[u32]) -> Result<HashMap<u32, u64
 pub async fn locked_among(client: &Client, tables: &[u32]) -> Result<HashSet<u32>, CatalogError> {
     let rows = client
         .query(
-            "SELECT DISTINCT relation FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' \
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ANY($1)",
+            "SELECT DISTINCT relation FROM pg_locks WHERE locktype = 'relation' AND mode = \
+             'AccessExclusiveLock' \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND \
+             relation = ANY($1)",
             &[&tables],
         )
         .await?;
@@ -712,7 +755,8 @@ const TYPE_PARTS: &str = "CROSS JOIN LATERAL (SELECT unnest(ARRAY[t.typelem, t.t
        UNION ALL SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid \
        UNION ALL SELECT rngtypid FROM pg_range WHERE rngmultitypid = t.oid \
        UNION ALL SELECT a.atttypid FROM pg_attribute a \
-         WHERE a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT a.attisdropped) parts(part) \
+         WHERE a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT \
+         a.attisdropped) parts(part) \
      WHERE part <> 0";
 
 /// These types, and all that they are made of.
@@ -723,9 +767,12 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
                 "WITH RECURSIVE needed(oid) AS (SELECT unnest($1::oid[]) UNION \
                  SELECT part FROM needed JOIN pg_type t ON t.oid = needed.oid {TYPE_PARTS}) \
                  SELECT t.oid, n.nspname::text, t.typname::text, t.typtype, t.typcategory, \
-                 CASE WHEN t.typlen = -1 AND t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem ELSE 0::oid END, \
-                 t.typdelim, t.typbasetype, t.typtypmod, t.typndims, coalesce(r.rngsubtype, 0::oid), t.typrelid \
-                 FROM needed JOIN pg_type t ON t.oid = needed.oid JOIN pg_namespace n ON n.oid = t.typnamespace \
+                 CASE WHEN t.typlen = -1 AND t.typsubscript = 'array_subscript_handler'::regproc \
+                 THEN t.typelem ELSE 0::oid END, \
+                 t.typdelim, t.typbasetype, t.typtypmod, t.typndims, coalesce(r.rngsubtype, \
+                 0::oid), t.typrelid \
+                 FROM needed JOIN pg_type t ON t.oid = needed.oid JOIN pg_namespace n ON n.oid = \
+                 t.typnamespace \
                  LEFT JOIN pg_range r ON r.rngtypid = t.oid"
             ),
             &[&oids],
@@ -738,7 +785,8 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
     for row in client
         .query(
             "SELECT attrelid, attname::text, atttypid, atttypmod, attndims::int FROM pg_attribute \
-             WHERE attrelid = ANY($1) AND attrelid <> 0 AND attnum > 0 AND NOT attisdropped ORDER BY attrelid, attnum",
+             WHERE attrelid = ANY($1) AND attrelid <> 0 AND attnum > 0 AND NOT attisdropped ORDER \
+             BY attrelid, attnum",
             &[&composites],
         )
         .await?
@@ -787,8 +835,10 @@ pub struct SlotInfo {
 pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, CatalogError> {
     let row = client
         .query_opt(
-            "SELECT database::text, plugin::text, active, active_pid, temporary, confirmed_flush_lsn::text, wal_status, \
-             CASE WHEN pg_is_in_recovery() THEN NULL ELSE (pg_current_wal_lsn() - restart_lsn)::bigint END \
+            "SELECT database::text, plugin::text, active, active_pid, temporary, \
+             confirmed_flush_lsn::text, wal_status, \
+             CASE WHEN pg_is_in_recovery() THEN NULL ELSE (pg_current_wal_lsn() - \
+             restart_lsn)::bigint END \
              FROM pg_replication_slots WHERE slot_name = $1::text",
             &[&name],
         )
@@ -807,15 +857,18 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, Catal
     }))
 }
 
-/// Whether commits wait for the walsender of this slot, since `synchronous_standby_names` includes it.
+/// Whether commits wait for the walsender of this slot, since `synchronous_standby_names` includes
+/// it.
 pub async fn is_synchronous_standby(client: &Client, slot: &str) -> Result<bool, CatalogError> {
-    let query = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
+    let query = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication r JOIN pg_replication_slots s ON \
+                 s.active_pid = r.pid \
          WHERE s.slot_name = $1::text AND r.sync_state IN ('sync', 'quorum'))";
     Ok(client.query_one(query, &[&slot]).await?.try_get(0)?)
 }
 
-/// The end of the WAL, and the transactions that had a number and were in progress after that was read, prepared ones too: a
-/// commit record before the position belongs to one of them, or to one that every later snapshot sees.
+/// The end of the WAL, and the transactions that had a number and were in progress after that was
+/// read, prepared ones too: a commit record before the position belongs to one of them, or to one
+/// that every later snapshot sees.
 pub async fn wal_insert_lsn_and_xids(
     client: &Client,
 ) -> Result<(Lsn, BTreeSet<u32>), CatalogError> {
@@ -832,14 +885,16 @@ pub async fn wal_insert_lsn_and_xids(
     Ok((parse_lsn(lsn)?, xids))
 }
 
-/// Those of the transactions of which it cannot be said that they do not wait for synchronous standbys. Of sessions of other
-/// roles only members of `pg_read_all_stats` are told.
+/// Those of the transactions of which it cannot be said that they do not wait for synchronous
+/// standbys. Of sessions of other roles only members of `pg_read_all_stats` are told.
 pub async fn awaiting_standbys(
     client: &Client,
     xids: &BTreeSet<u32>,
 ) -> Result<BTreeSet<u32>, CatalogError> {
-    let query = "SELECT current_setting('synchronous_standby_names') = '', array(SELECT backend_xid::text \
-         FROM pg_stat_activity WHERE state IS NOT NULL AND wait_event IS DISTINCT FROM 'SyncRep' AND backend_xid IS NOT NULL)";
+    let query = "SELECT current_setting('synchronous_standby_names') = '', array(SELECT \
+                 backend_xid::text \
+         FROM pg_stat_activity WHERE state IS NOT NULL AND wait_event IS DISTINCT FROM 'SyncRep' \
+         AND backend_xid IS NOT NULL)";
     let row = client.query_one(query, &[]).await?;
     let (waits_for_none, not_waiting): (bool, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
     if waits_for_none {
@@ -861,13 +916,17 @@ pub async fn is_failover_slot(client: &Client, name: &str) -> Result<bool, Catal
     Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
 }
 
-/// What the creation of a slot waits for (trap 12): the oldest transactions that have written, and prepared ones.
+/// What the creation of a slot waits for (trap 12): the oldest transactions that have written, and
+/// prepared ones.
 pub async fn blockers(client: &Client) -> Result<Vec<String>, CatalogError> {
     let rows = client
         .query(
-            "SELECT format('pid %s (%s, %s, open for %s s)', pid, usename, coalesce(nullif(application_name, ''), state), \
-             extract(epoch FROM now() - xact_start)::int) FROM pg_stat_activity WHERE backend_xid IS NOT NULL \
-             UNION ALL SELECT format('prepared transaction %L of %s', gid, owner) FROM pg_prepared_xacts LIMIT 5",
+            "SELECT format('pid %s (%s, %s, open for %s s)', pid, usename, \
+             coalesce(nullif(application_name, ''), state), \
+             extract(epoch FROM now() - xact_start)::int) FROM pg_stat_activity WHERE backend_xid \
+             IS NOT NULL \
+             UNION ALL SELECT format('prepared transaction %L of %s', gid, owner) FROM \
+             pg_prepared_xacts LIMIT 5",
             &[],
         )
         .await?;

@@ -1,8 +1,9 @@
 //! What is published: publications, the tables that they bring, and which columns of those.
 //!
-//! A change of a partition comes as a change of the topmost ancestor that any of the publications brings by
-//! `publish_via_partition_root`, also where another publication names the partition itself (trap 61). So what the view
-//! `pg_publication_tables` says of one publication is not yet what a stream of several brings.
+//! A change of a partition comes as a change of the topmost ancestor that any of the publications
+//! brings by `publish_via_partition_root`, also where another publication names the partition
+//! itself (trap 61). So what the view `pg_publication_tables` says of one publication is not yet
+//! what a stream of several brings.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +19,8 @@ pub struct PublicationInfo {
     pub update: bool,
     pub delete: bool,
     pub truncate: bool,
-    /// Lines `publication OID`, and `table OID VERSION` for each row of pg_publication_rel (trap 41).
+    /// Lines `publication OID`, and `table OID VERSION` for each row of pg_publication_rel (trap
+    /// 41).
     pub fingerprint: String,
 }
 
@@ -29,7 +31,8 @@ pub async fn publication(
 ) -> Result<Option<PublicationInfo>, CatalogError> {
     let rows = client
         .query(
-            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = ANY($1::text[]) \
+            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE \
+             pubname = ANY($1::text[]) \
              ORDER BY oid",
             &[&names],
         )
@@ -56,7 +59,8 @@ pub async fn publication(
     }
     let members = client
         .query(
-            "SELECT prrelid, string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid) FROM pg_publication_rel \
+            "SELECT prrelid, string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid) FROM \
+             pg_publication_rel \
              WHERE prpubid = ANY($1) GROUP BY prrelid ORDER BY prrelid",
             &[&oids],
         )
@@ -91,7 +95,8 @@ impl Naming {
         // Schemas came with 15.
         if server_version_num(client).await? >= 150_000 {
             sql.push_str(
-                " UNION ALL SELECT true, s.pnnspid, s.oid, s.xmin::text::bigint FROM pg_publication_namespace s \
+                " UNION ALL SELECT true, s.pnnspid, s.oid, s.xmin::text::bigint FROM \
+                 pg_publication_namespace s \
                  JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = ANY($1::text[])",
             );
         }
@@ -224,7 +229,8 @@ impl Member {
             .any(|by| Some(&by.columns) != self.brought_by.first().map(|first| &first.columns))
     }
 
-    /// Publications bring it with different columns, which the server finds only when it decodes a change of it.
+    /// Publications bring it with different columns, which the server finds only when it decodes a
+    /// change of it.
     fn has_conflict(&self, columns: &[SourceColumn]) -> bool {
         columns.iter().any(|column| {
             let brings = self.brings(column);
@@ -245,8 +251,9 @@ impl Brought {
 
 /// What the publications together bring; all of it, or of some tables only.
 ///
-/// This is what the view `pg_publication_tables` says of each of them, read from the catalogs beneath it: from 16 on the
-/// view opens every table, and so waits for the locks that other sessions hold on any of them.
+/// This is what the view `pg_publication_tables` says of each of them, read from the catalogs
+/// beneath it: from 16 on the view opens every table, and so waits for the locks that other
+/// sessions hold on any of them.
 pub(super) async fn members(
     client: &Client,
     names: &[String],
@@ -256,35 +263,44 @@ pub(super) async fn members(
     // Column lists, row filters and whole schemas came with 15.
     let (in_schemas, is_by_schema, details) = if version >= 150_000 {
         (
-            "UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_publication_namespace s ON s.pnpubid = p.oid \
-             JOIN pg_class c ON c.relnamespace = s.pnnspid WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'",
-            "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid = c.relnamespace)",
+            "UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_publication_namespace s ON s.pnpubid \
+             = p.oid \
+             JOIN pg_class c ON c.relnamespace = s.pnnspid WHERE c.relkind IN ('r', 'p') AND \
+             c.relpersistence = 'p'",
+            "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid \
+             = c.relnamespace)",
             "listed.prattrs::int2[], pg_get_expr(listed.prqual, listed.prrelid)",
         )
     } else {
         ("", "false", "NULL::int2[], NULL::text")
     };
     let with_generated = if version >= 180_000 { "pubgencols = 's'" } else { "false" };
-    // A publication brings a partitioned table as itself or as its leaves. One of all tables brings no foreign ones.
-    // The condition on $2 names `brought.rel`: of `c.oid`, PostgreSQL makes a condition of an index scan that begins once
-    // per table and goes through all of $2 each time.
+    // A publication brings a partitioned table as itself or as its leaves. One of all tables brings
+    // no foreign ones. The condition on $2 names `brought.rel`: of `c.oid`, PostgreSQL makes a
+    // condition of an index scan that begins once per table and goes through all of $2 each time.
     let sql = format!(
         "WITH RECURSIVE chosen AS MATERIALIZED ( \
-           SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, {with_generated} AS with_generated \
+           SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, {with_generated} \
+           AS with_generated \
            FROM pg_publication WHERE pubname = ANY($1::text[]) \
          ), named(pub, rel) AS ( \
-           SELECT p.oid, r.prrelid FROM chosen p JOIN pg_publication_rel r ON r.prpubid = p.oid {in_schemas} \
+           SELECT p.oid, r.prrelid FROM chosen p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+           {in_schemas} \
          ), tree(pub, rel) AS ( \
            SELECT pub, rel FROM named JOIN chosen p ON p.oid = pub WHERE NOT p.pubviaroot \
-           UNION SELECT pub, i.inhrelid FROM tree JOIN pg_class parent ON parent.oid = rel AND parent.relkind = 'p' \
+           UNION SELECT pub, i.inhrelid FROM tree JOIN pg_class parent ON parent.oid = rel AND \
+           parent.relkind = 'p' \
            JOIN pg_inherits i ON i.inhparent = rel AND NOT i.inhdetachpending \
          ), brought(pub, rel) AS ( \
            SELECT pub, rel FROM named JOIN chosen p ON p.oid = pub WHERE p.pubviaroot \
            UNION SELECT pub, rel FROM tree JOIN pg_class c ON c.oid = rel AND c.relkind <> 'p' \
-           UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_class c ON p.puballtables AND c.oid >= 16384 \
-             AND c.relpersistence = 'p' AND c.relkind = ANY (CASE WHEN p.pubviaroot THEN '{{r,p}}' ELSE '{{r}}' END::\"char\"[]) \
+           UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_class c ON p.puballtables AND c.oid >= \
+           16384 \
+             AND c.relpersistence = 'p' AND c.relkind = ANY (CASE WHEN p.pubviaroot THEN '{{r,p}}' \
+             ELSE '{{r}}' END::\"char\"[]) \
              AND NOT (p.pubviaroot AND c.relispartition) \
-         ) SELECT c.oid, n.nspname::text, c.relname::text, p.oid, p.version, p.pubviaroot, c.relispartition, \
+         ) SELECT c.oid, n.nspname::text, c.relname::text, p.oid, p.version, p.pubviaroot, \
+         c.relispartition, \
            p.with_generated, {details} \
          FROM brought JOIN chosen p ON p.oid = brought.pub JOIN pg_class c ON c.oid = brought.rel \
          JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -292,7 +308,8 @@ pub(super) async fn members(
            AND NOT p.puballtables AND NOT {is_by_schema} \
          WHERE $2::oid[] IS NULL OR brought.rel = ANY($2) ORDER BY c.oid, p.oid"
     );
-    // Of some tables their ancestors are needed as well: they decide whether a partition is a table of its own.
+    // Of some tables their ancestors are needed as well: they decide whether a partition is a table
+    // of its own.
     let with_ancestors = match only {
         None => None,
         Some(only) => {
@@ -338,7 +355,8 @@ pub(super) async fn members(
         };
         let row_filter: Option<String> = row.try_get(9)?;
         match members.last_mut().filter(|member| member.oid == oid) {
-            // Several publications join their filters by OR, and one without a filter wins (trap 19).
+            // Several publications join their filters by OR, and one without a filter wins (trap
+            // 19).
             Some(member) => {
                 member.row_filter = match (member.row_filter.take(), row_filter) {
                     (Some(one), Some(two)) if one != two => Some(format!("({one}) OR ({two})")),
@@ -358,7 +376,8 @@ pub(super) async fn members(
     Ok(members)
 }
 
-/// The ancestors of those of these tables that are partitions, from the nearest to the root. Locks none of them.
+/// The ancestors of those of these tables that are partitions, from the nearest to the root. Locks
+/// none of them.
 pub async fn ancestors(
     client: &Client,
     oids: &[u32],
@@ -370,7 +389,8 @@ pub async fn ancestors(
     let rows = client
         .query(
             "SELECT part, ancestor.relid::oid FROM unnest($1::oid[]) AS part \
-             CROSS JOIN LATERAL pg_partition_ancestors(part) WITH ORDINALITY AS ancestor(relid, place) \
+             CROSS JOIN LATERAL pg_partition_ancestors(part) WITH ORDINALITY AS ancestor(relid, \
+             place) \
              WHERE ancestor.relid <> part ORDER BY part, place",
             &[&oids],
         )
@@ -390,7 +410,8 @@ pub async fn published_names(
     Ok(members.into_iter().map(|member| (member.oid, member.name)).collect())
 }
 
-/// Tables that two of the publications bring with different columns: decoding their changes is an error (trap 19).
+/// Tables that two of the publications bring with different columns: decoding their changes is an
+/// error (trap 19).
 pub async fn conflicting_column_lists(
     client: &Client,
     names: &[String],

@@ -1,7 +1,9 @@
-//! Throwaway Postgres clusters, and a small SQL client that shares nothing with the code under test.
+//! Throwaway Postgres clusters, and a small SQL client that shares nothing with the code under
+//! test.
 //!
-//! Each cluster has a watchdog: a shell that waits for the end of its standard input, which the test process holds.
-//! When the test process ends, in whatever way, the watchdog stops the server and removes the folder.
+//! Each cluster has a watchdog: a shell that waits for the end of its standard input, which the
+//! test process holds. When the test process ends, in whatever way, the watchdog stops the server
+//! and removes the folder.
 
 use std::{
     fs,
@@ -66,8 +68,9 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster that most tests share, each with a database of its own ([`Self::database`]).
     ///
-    /// A transaction that a test leaves open, or prepared, delays CREATE_REPLICATION_SLOT in every database of the
-    /// cluster: tests of such things start their own, as do tests that stop the server.
+    /// A transaction that a test leaves open, or prepared, delays CREATE_REPLICATION_SLOT in every
+    /// database of the cluster: tests of such things start their own, as do tests that stop the
+    /// server.
     pub fn shared() -> &'static Cluster {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
         SHARED.get_or_init(|| Cluster::start(ClusterOptions::default()))
@@ -103,7 +106,8 @@ impl Cluster {
         cluster.write_data_file(
             "bed.conf",
             &format!(
-                "wal_level = {}\nfsync = {}\nfull_page_writes = {}\nmax_prepared_transactions = 10\n\
+                "wal_level = {}\nfsync = {}\nfull_page_writes = {}\nmax_prepared_transactions = \
+                 10\n\
                  max_replication_slots = 60\nmax_wal_senders = 60\nmax_connections = 200\n\
                  listen_addresses = '127.0.0.1'\nunix_socket_directories = '{folder}'\n\
                  log_min_messages = warning\nlog_line_prefix = '%m [%p] %d '\n\
@@ -188,7 +192,8 @@ impl Cluster {
             .unwrap_or_default()
     }
 
-    /// Writes a file into the data folder, owned and readable only by the server's user (as keys must be).
+    /// Writes a file into the data folder, owned and readable only by the server's user (as keys
+    /// must be).
     pub fn write_data_file(&self, name: &str, contents: &str) {
         let path = self.data().join(name);
         fs::write(&path, contents).unwrap();
@@ -277,7 +282,8 @@ impl Cluster {
         self.start_again();
     }
 
-    /// Disconnects everybody, writes a shutdown checkpoint. A walsender holds this up until its client is caught up.
+    /// Disconnects everybody, writes a shutdown checkpoint. A walsender holds this up until its
+    /// client is caught up.
     pub fn stop_fast(&self) {
         self.stop("fast");
     }
@@ -293,7 +299,8 @@ impl Cluster {
         );
     }
 
-    /// SIGKILL for the server and all its processes at once, as in a crash of the machine's kernel or an OOM kill.
+    /// SIGKILL for the server and all its processes at once, as in a crash of the machine's kernel
+    /// or an OOM kill.
     pub fn kill9(&self) {
         let postmaster = self.postmaster_pid().expect("the server runs");
         let mut pids = vec![postmaster];
@@ -304,8 +311,9 @@ impl Cluster {
         wait_until(Duration::from_secs(30), "the killed server is gone", || {
             !pids.iter().any(|p| is_alive(*p))
         });
-        // Where init is slow to reap, the dead server still has its number, and the next one would take it for alive.
-        // The other lines stay: from them the next server frees the old one's shared memory.
+        // Where init is slow to reap, the dead server still has its number, and the next one would
+        // take it for alive. The other lines stay: from them the next server frees the old one's
+        // shared memory.
         const NO_PROCESS: &str = "99999999";
         let path = self.data().join("postmaster.pid");
         let text = fs::read_to_string(&path).unwrap();
@@ -313,7 +321,8 @@ impl Cluster {
         fs::remove_file(self.folder.join(format!(".s.PGSQL.{}.lock", self.port))).unwrap();
     }
 
-    /// Signals a standby's walreceiver, which is one of its processes: `STOP` has it answer no more.
+    /// Signals a standby's walreceiver, which is one of its processes: `STOP` has it answer no
+    /// more.
     pub fn signal_walreceiver(&self, name: &str) {
         let postmaster = self.postmaster_pid().expect("the server runs");
         let is_receiver = |pid: &u32| {
@@ -521,7 +530,8 @@ impl Drop for Db {
     }
 }
 
-/// One connection, served by a thread of its own so that it can be used from sync and async tests alike.
+/// One connection, served by a thread of its own so that it can be used from sync and async tests
+/// alike.
 #[derive(Debug)]
 pub struct Session {
     statements: mpsc::Sender<(String, mpsc::Sender<Result<Rows, String>>)>,
@@ -605,14 +615,23 @@ pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The server programs under test: RHEI_TEST_PG_BIN, or the major RHEI_TEST_PG_MAJOR, or the newest installed.
+/// The server programs under test: RHEI_TEST_PG_BIN, or the major RHEI_TEST_PG_MAJOR, or the newest
+/// installed.
 pub fn bin_dir() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
     BIN.get_or_init(|| {
-        let wanted = std::env::var("RHEI_TEST_PG_MAJOR").ok().map(|m| m.parse::<u32>().expect("RHEI_TEST_PG_MAJOR"));
+        let wanted = std::env::var("RHEI_TEST_PG_MAJOR")
+            .ok()
+            .map(|m| m.parse::<u32>().expect("RHEI_TEST_PG_MAJOR"));
         if let Some(bin) = std::env::var_os("RHEI_TEST_PG_BIN").filter(|b| !b.is_empty()) {
             let bin = PathBuf::from(bin);
-            let found = major_of(&bin).unwrap_or_else(|| panic!("no Postgres server in {}", bin.display()));
+            let found = major_of(&bin).unwrap_or_else(|| {
+                panic!(
+                    "no Postgres server in \
+                 {}",
+                    bin.display()
+                )
+            });
             assert!(
                 wanted.is_none_or(|w| w == found),
                 "RHEI_TEST_PG_BIN holds {found}, RHEI_TEST_PG_MAJOR says {wanted:?}"
@@ -623,11 +642,16 @@ pub fn bin_dir() -> &'static Path {
         let chosen = match wanted {
             Some(major) => installed.iter().find(|(m, _)| *m == major),
             // What `setup.sh matrix` fetched is used only when asked for.
-            None => installed.iter().filter(|(_, b)| !b.ends_with("native/bin")).max_by_key(|(m, _)| *m),
+            None => {
+                installed.iter().filter(|(_, b)| !b.ends_with("native/bin")).max_by_key(|(m, _)| *m)
+            }
         };
         match chosen {
             Some((_, bin)) => bin.clone(),
-            None => panic!("no Postgres server {wanted:?} found; run scripts/setup.sh (or: scripts/setup.sh matrix)"),
+            None => panic!(
+                "no Postgres server {wanted:?} found; run scripts/setup.sh (or: \
+                            scripts/setup.sh matrix)"
+            ),
         }
     })
 }
@@ -678,7 +702,8 @@ fn major_of(bin: &Path) -> Option<u32> {
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Below the range from which the kernel takes ports for outgoing connections, so that a server can start again on it.
+/// Below the range from which the kernel takes ports for outgoing connections, so that a server can
+/// start again on it.
 fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     for _ in 0..5000 {

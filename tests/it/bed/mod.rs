@@ -1,6 +1,8 @@
-//! The test bed: throwaway Postgres clusters, the binary under test, and an oracle that compares source with copy.
+//! The test bed: throwaway Postgres clusters, the binary under test, and an oracle that compares
+//! source with copy.
 //!
-//! Nothing here uses the code under test. Everything that waits has a deadline and shows the logs when it passes.
+//! Nothing here uses the code under test. Everything that waits has a deadline and shows the logs
+//! when it passes.
 
 pub mod cluster;
 pub mod oracle;

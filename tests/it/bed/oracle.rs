@@ -1,8 +1,9 @@
 //! Compares source with copy, value by value, independent of the code under test.
 //!
-//! Both sides are read as text in one canonical form per type, chosen from the source's catalog and the type of the
-//! column in the copy. Where the copy keeps a value as VARCHAR, PostgreSQL's own text must be there, byte for byte.
-//! Rows are compared as multisets, so tables without a key are no special case; a key only names the rows in messages.
+//! Both sides are read as text in one canonical form per type, chosen from the source's catalog and
+//! the type of the column in the copy. Where the copy keeps a value as VARCHAR, PostgreSQL's own
+//! text must be there, byte for byte. Rows are compared as multisets, so tables without a key are
+//! no special case; a key only names the rows in messages.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -40,7 +41,8 @@ impl Pair {
     }
 }
 
-/// The copy at `file` must hold exactly the rows of these tables. No other process may have the file open for writing.
+/// The copy at `file` must hold exactly the rows of these tables. No other process may have the
+/// file open for writing.
 #[track_caller]
 pub fn assert_same(db: &Db, file: &Path, tables: &[&str]) {
     let pairs: Vec<Pair> = tables.iter().map(|name| Pair::new(name)).collect();
@@ -66,7 +68,8 @@ pub fn compare(db: &Db, file: &Path, pairs: &[Pair]) -> Vec<String> {
     };
     let source = db.session();
     source.execute(
-        "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; \
+        "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET \
+         IntervalStyle = 'postgres'; \
          SET bytea_output = 'hex'; SET extra_float_digits = 1; SET lc_monetary = 'C'; \
          SET max_parallel_workers_per_gather = 0; SET row_security = off; \
          BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
@@ -84,7 +87,8 @@ pub fn query_copy(file: &Path, sql: &str) -> Vec<Row> {
 fn open_copy(file: &Path) -> duckdb::Result<Connection> {
     let copy = Connection::open_in_memory()?;
     let path = file.display().to_string().replace('\'', "''");
-    // As on a machine of another time zone: its connections replay DuckDB's log there, and the copy must be the same.
+    // As on a machine of another time zone: its connections replay DuckDB's log there, and the copy
+    // must be the same.
     copy.execute_batch("SET GLOBAL TimeZone = 'America/New_York'")?;
     copy.execute_batch(&format!(
         "ATTACH '{path}' AS copied (READ_ONLY); USE copied; SET TimeZone = 'UTC'"
@@ -215,7 +219,8 @@ fn difference_of_rows(
         }
     }
     let mut lines = vec![format!(
-        "{label}: {} rows in the source, {} in the copy; {} only in the source, {} only in the copy, {} different",
+        "{label}: {} rows in the source, {} in the copy; {} only in the source, {} only in the \
+         copy, {} different",
         source.len(),
         copy.len(),
         only_source.len(),
@@ -286,16 +291,19 @@ fn columns_of(
          down(oid, base) AS (
              SELECT oid, CASE WHEN typtype = 'd' THEN typbasetype ELSE oid END FROM pg_type
              UNION
-             SELECT d.oid, t.typbasetype FROM down d JOIN pg_type t ON t.oid = d.base WHERE t.typtype = 'd'
+             SELECT d.oid, t.typbasetype FROM down d JOIN pg_type t ON t.oid = d.base WHERE \
+             t.typtype = 'd'
          ),
          base AS (
-             SELECT d.oid, t.typname, t.typelem, t.typsubscript FROM down d JOIN pg_type t ON t.oid = d.base
+             SELECT d.oid, t.typname, t.typelem, t.typsubscript FROM down d JOIN pg_type t ON \
+             t.oid = d.base
              WHERE t.typtype <> 'd'
          )
          SELECT a.attname, b.typname,
                 CASE WHEN b.typsubscript = 'array_subscript_handler'::regproc THEN e.typname END,
                 a.attgenerated <> '',
-                EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
+                EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY \
+                (i.indkey)
                         AND (i.indisreplident OR (i.indisprimary AND c.relreplident = 'd')))
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -308,7 +316,8 @@ fn columns_of(
     let in_copy = read_copy(
         copy,
         &format!(
-            "SELECT column_name, data_type FROM duckdb_columns() WHERE NOT internal AND database_name = current_database() \
+            "SELECT column_name, data_type FROM duckdb_columns() WHERE NOT internal AND \
+             database_name = current_database() \
              AND schema_name = {} AND table_name = {} ORDER BY column_index",
             text(&pair.target.0),
             text(&pair.target.1)
@@ -397,18 +406,22 @@ impl Form {
             Some(element) if depth > 0 => {
                 let leaf = column.target_type.trim_end_matches("[]");
                 let (source, target, scalar) = scalar_form(element, leaf, "e", "x", true);
-                // Declared dimensions are lists of lists: the transformation goes one list deeper for each.
+                // Declared dimensions are lists of lists: the transformation goes one list deeper
+                // for each.
                 let lambda = (1..depth).fold(format!("lambda x: {target}"), |inner, level| {
                     format!("lambda x{level}: list_transform(x{level}, {inner})")
                 });
                 Form {
                     source: format!(
-                        "CASE WHEN {name} IS NOT NULL THEN coalesce(array_dims({name}), '') || ' ' || \
+                        "CASE WHEN {name} IS NOT NULL THEN coalesce(array_dims({name}), '') || ' ' \
+                         || \
                          (SELECT coalesce(json_agg({source} ORDER BY i)::text, '[]') \
-                          FROM (SELECT e, row_number() OVER () AS i FROM (SELECT unnest({name}) AS e) f) u) END"
+                          FROM (SELECT e, row_number() OVER () AS i FROM (SELECT unnest({name}) AS \
+                          e) f) u) END"
                     ),
                     target: format!(
-                        "CASE WHEN {name} IS NOT NULL THEN CAST(to_json(list_transform({name}, {lambda})) AS VARCHAR) END"
+                        "CASE WHEN {name} IS NOT NULL THEN CAST(to_json(list_transform({name}, \
+                         {lambda})) AS VARCHAR) END"
                     ),
                     shape: Shape::List(scalar),
                 }
@@ -427,8 +440,9 @@ impl Form {
     }
 }
 
-/// SQL on both sides for a value of this type. `as_text`: the source's expression must have type text, which a cast
-/// does not give truly for every type (bpchar loses its padding, inet gains a netmask); format() uses the output function.
+/// SQL on both sides for a value of this type. `as_text`: the source's expression must have type
+/// text, which a cast does not give truly for every type (bpchar loses its padding, inet gains a
+/// netmask); format() uses the output function.
 fn scalar_form(
     source_type: &str,
     target_type: &str,
@@ -457,12 +471,14 @@ fn scalar_form(
                 "CASE WHEN isfinite({s}) THEN ({s} - date '1970-01-01')::text ELSE {s}::text END"
             ),
             format!(
-                "CASE WHEN isfinite({t}) THEN CAST(date_diff('day', DATE '1970-01-01', {t}) AS VARCHAR) ELSE {varchar} END"
+                "CASE WHEN isfinite({t}) THEN CAST(date_diff('day', DATE '1970-01-01', {t}) AS \
+                 VARCHAR) ELSE {varchar} END"
             ),
         ),
         ("timestamp", "TIMESTAMP") | ("timestamptz", "TIMESTAMP WITH TIME ZONE") => plain(
             format!(
-                "CASE WHEN isfinite({s}) THEN ((extract(epoch FROM {s}) * 1000000)::bigint)::text ELSE {s}::text END"
+                "CASE WHEN isfinite({s}) THEN ((extract(epoch FROM {s}) * 1000000)::bigint)::text \
+                 ELSE {s}::text END"
             ),
             format!(
                 "CASE WHEN isfinite({t}) THEN CAST(epoch_us({t}) AS VARCHAR) ELSE {varchar} END"
@@ -476,13 +492,18 @@ fn scalar_form(
         ("interval", "INTERVAL") => plain(
             format!(
                 "CASE WHEN {s} IS NULL THEN NULL WHEN NOT isfinite({s}) THEN {s}::text ELSE \
-                 (extract(year FROM {s})::bigint * 12 + extract(month FROM {s})::bigint)::text || ' ' || \
-                 (extract(day FROM {s})::bigint)::text || ' ' || (extract(hour FROM {s})::bigint * 3600000000 + \
-                 extract(minute FROM {s})::bigint * 60000000 + extract(microseconds FROM {s})::bigint)::text END"
+                 (extract(year FROM {s})::bigint * 12 + extract(month FROM {s})::bigint)::text || \
+                 ' ' || \
+                 (extract(day FROM {s})::bigint)::text || ' ' || (extract(hour FROM {s})::bigint * \
+                 3600000000 + \
+                 extract(minute FROM {s})::bigint * 60000000 + extract(microseconds FROM \
+                 {s})::bigint)::text END"
             ),
             format!(
-                "(datepart('year', {t}) * 12 + datepart('month', {t})) || ' ' || datepart('day', {t}) || ' ' || \
-                 (datepart('hour', {t}) * 3600000000 + datepart('minute', {t}) * 60000000 + datepart('microsecond', {t}))"
+                "(datepart('year', {t}) * 12 + datepart('month', {t})) || ' ' || datepart('day', \
+                 {t}) || ' ' || \
+                 (datepart('hour', {t}) * 3600000000 + datepart('minute', {t}) * 60000000 + \
+                 datepart('microsecond', {t}))"
             ),
         ),
         _ => plain(raw(), varchar),
@@ -502,7 +523,8 @@ impl Shape {
 }
 
 impl Scalar {
-    /// Floats by their bits, so that only the value counts and not how it is printed. All NaNs are one.
+    /// Floats by their bits, so that only the value counts and not how it is printed. All NaNs are
+    /// one.
     fn finish(self, text: String) -> String {
         match self {
             Scalar::Plain => text,
@@ -529,8 +551,8 @@ fn leading_zero(text: String) -> String {
     }
 }
 
-/// The source sends `[1:2][1:3] ["a",..]` (nothing before the space when empty), the copy nested JSON.
-/// A lower bound other than 1 cannot live in a list: it stays in the text, and so differs.
+/// The source sends `[1:2][1:3] ["a",..]` (nothing before the space when empty), the copy nested
+/// JSON. A lower bound other than 1 cannot live in a list: it stays in the text, and so differs.
 fn list(scalar: Scalar, text: &str, side: Side) -> Option<String> {
     let (dimensions, json) = match side {
         Side::Source => text.split_once(' ')?,
@@ -566,7 +588,8 @@ fn finish_leaves(scalar: Scalar, value: &mut serde_json::Value) {
     }
 }
 
-/// Inside lists the element's declared scale is the same on both sides; only a bare `.5` needs care.
+/// Inside lists the element's declared scale is the same on both sides; only a bare `.5` needs
+/// care.
 fn leading_zero_of_number(text: String) -> String {
     let digits = text.trim_start_matches('-');
     match digits.strip_prefix('.') {

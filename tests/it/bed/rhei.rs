@@ -106,7 +106,8 @@ impl Rhei {
         self
     }
 
-    /// The system ends the process when it writes beyond so many bytes of any file; a multiple of 512.
+    /// The system ends the process when it writes beyond so many bytes of any file; a multiple of
+    /// 512.
     pub fn longest_file(mut self, bytes: u64) -> Rhei {
         self.longest_file = Some(bytes);
         self
@@ -132,8 +133,8 @@ impl Rhei {
         output
     }
 
-    /// What `rhei status --json` asks a replicator, and the answer, while one runs. (Without one the command opens the file,
-    /// and then none can start at that moment.)
+    /// What `rhei status --json` asks a replicator, and the answer, while one runs. (Without one
+    /// the command opens the file, and then none can start at that moment.)
     pub fn status(&self) -> Option<serde_json::Value> {
         let mut socket = self.target_path().as_os_str().to_owned();
         socket.push(".rhei.sock");
@@ -142,8 +143,8 @@ impl Rhei {
         serde_json::from_reader(stream).ok()
     }
 
-    /// Waits until `running` says that whatever was committed before this position of the source's WAL is in the copy,
-    /// also what the stream never mentions.
+    /// Waits until `running` says that whatever was committed before this position of the source's
+    /// WAL is in the copy, also what the stream never mentions.
     #[track_caller]
     pub fn wait_settled(&self, running: &mut Running, lsn: &str, deadline: Duration) {
         if let Err(message) = self.try_settle(running, lsn, deadline) {
@@ -169,7 +170,8 @@ impl Rhei {
             if !is_running || Instant::now() > end {
                 let logs = running.logs();
                 return Err(format!(
-                    "{lsn} is not settled in {deadline:?} (running: {is_running}): {status:?}\n{logs}"
+                    "{lsn} is not settled in {deadline:?} (running: {is_running}): \
+                     {status:?}\n{logs}"
                 ));
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -276,7 +278,8 @@ impl Running {
         assert!(shell(&format!("kill -{name} {}", self.child.id())), "kill -{name} failed");
     }
 
-    /// Waits for the end of the process; when it does not come in time, kills it and panics with its logs.
+    /// Waits for the end of the process; when it does not come in time, kills it and panics with
+    /// its logs.
     #[track_caller]
     pub fn wait(mut self, deadline: Duration) -> Output {
         let end = Instant::now() + deadline;

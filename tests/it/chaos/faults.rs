@@ -1,4 +1,5 @@
-//! What goes wrong, in which order. The plan comes from the seed alone; what a fault hits is decided when it comes.
+//! What goes wrong, in which order. The plan comes from the seed alone; what a fault hits is
+//! decided when it comes.
 
 use std::{
     fs,
@@ -65,8 +66,8 @@ const WEIGHTS: [(Kind, u32); 21] = [
     (Kind::JumpClock, 1),
 ];
 
-/// After so many of those that lose the slot the others are passed over: rhei begins anew three times an hour and then stops,
-/// as it should.
+/// After so many of those that lose the slot the others are passed over: rhei begins anew three
+/// times an hour and then stops, as it should.
 const MOST_LOSSES: u64 = 3;
 
 /// After a pause, a fault of this strength (0 to 999).
@@ -194,10 +195,12 @@ impl Chaos {
             }
             Kind::DropSlot => {
                 let active = format!(
-                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND active"
+                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE \
+                     slot_name = '{SLOT}' AND active"
                 );
                 let drop = format!(
-                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND NOT active"
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE \
+                     slot_name = '{SLOT}' AND NOT active"
                 );
                 let end = Instant::now() + ms(3000);
                 while Instant::now() < end {
@@ -215,7 +218,10 @@ impl Chaos {
                 self.at_source("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
                 self.at_source("SELECT pg_reload_conf()");
                 for _ in 0..4 {
-                    self.at_source("CREATE TABLE filler AS SELECT repeat('x', 500) FROM generate_series(1, 40000)");
+                    self.at_source(
+                        "CREATE TABLE filler AS SELECT repeat('x', 500) FROM \
+                                    generate_series(1, 40000)",
+                    );
                     self.at_source("DROP TABLE filler");
                     self.at_source("SELECT pg_switch_wal()");
                     self.at_source("CHECKPOINT");
@@ -274,7 +280,8 @@ impl Chaos {
             Heal::Publish => {
                 let leaving = writer::LEAVING;
                 let is_in = format!(
-                    "SELECT count(*) FROM pg_publication_tables WHERE pubname = '{PUBLICATION}' AND tablename = '{leaving}'"
+                    "SELECT count(*) FROM pg_publication_tables WHERE pubname = '{PUBLICATION}' \
+                     AND tablename = '{leaving}'"
                 );
                 let Ok(found) = primary.maintenance().try_query(&is_in) else { return false };
                 let add = format!("ALTER PUBLICATION {PUBLICATION} ADD TABLE {leaving}");
@@ -296,7 +303,8 @@ impl Chaos {
     }
 }
 
-const TERMINATE: &str = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'rhei/%' AND pg_terminate_backend(pid)";
+const TERMINATE: &str = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'rhei/%' AND \
+                         pg_terminate_backend(pid)";
 
 fn is_stopped(pid: u32) -> bool {
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().all(|task| {

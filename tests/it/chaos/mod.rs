@@ -1,9 +1,10 @@
-//! A minute, or hours, of everything that goes wrong: rhei, its source and the network between them are killed, stopped, cut
-//! and changed while rows and shapes are written. Whatever a reader finds meanwhile is the source at one commit, rhei comes
-//! back by itself, and at the end both sides are equal.
+//! A minute, or hours, of everything that goes wrong: rhei, its source and the network between them
+//! are killed, stopped, cut and changed while rows and shapes are written. Whatever a reader finds
+//! meanwhile is the source at one commit, rhei comes back by itself, and at the end both sides are
+//! equal.
 //!
-//! The plan of faults comes from the seed: `make chaos SECONDS=60 SEED=n`. What it hits, and when, also depends on the
-//! machine, so a seed that failed once may have to be run again and again.
+//! The plan of faults comes from the seed: `make chaos SECONDS=60 SEED=n`. What it hits, and when,
+//! also depends on the machine, so a seed that failed once may have to be run again and again.
 
 mod faults;
 mod proxy;
@@ -42,8 +43,9 @@ fn a_minute_of_faults_leaves_both_sides_equal() {
     chaos(from_env("RHEI_CHAOS_SEED", 1), from_env("RHEI_CHAOS_SECONDS", 60));
 }
 
-/// A table that had changed its shape twice while rhei was behind was copied again without end, since a relation from before
-/// the copy was described once more after a transaction that came in pieces.
+/// A table that had changed its shape twice while rhei was behind was copied again without end,
+/// since a relation from before the copy was described once more after a transaction that came in
+/// pieces.
 #[test]
 fn the_last_seed_that_failed_leaves_both_sides_equal() {
     chaos(2, 25);
@@ -152,11 +154,15 @@ impl Chaos {
         note(Kind::JumpClock, faketime.is_some() || !wants_clock);
         let proxy = Proxy::start(primary.get().port());
         let mut rhei = Rhei::new(folder.path())
-            .source(format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", proxy.port()))
+            .source(format!(
+                "postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable",
+                proxy.port()
+            ))
             .target(TARGET)
             .deadline(SOON)
             .config(&format!(
-                "[source]\nslot = \"{SLOT}\"\npublication = \"{PUBLICATION}\"\non_slot_lost = \"resync\"\n\
+                "[source]\nslot = \"{SLOT}\"\npublication = \"{PUBLICATION}\"\non_slot_lost = \
+                 \"resync\"\n\
                  [sync]\ninterval = \"100ms\"\ncatalog_interval = \"1s\"\nmemory_limit = \"64MB\"\n"
             ));
         let clock = faketime.map(|library| {
@@ -223,7 +229,8 @@ impl Chaos {
         }
     }
 
-    /// Nothing goes wrong any more: rhei finds its way by itself, then stops, and its copy is as it should be.
+    /// Nothing goes wrong any more: rhei finds its way by itself, then stops, and its copy is as it
+    /// should be.
     fn calm_down(&mut self) {
         let now = Instant::now();
         self.heals.iter_mut().for_each(|(at, _)| *at = now);
@@ -236,7 +243,8 @@ impl Chaos {
         });
         let end = db.value("SELECT pg_current_wal_lsn()");
         let reached = format!(
-            "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND confirmed_flush_lsn >= '{end}'"
+            "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND \
+             confirmed_flush_lsn >= '{end}'"
         );
         self.tend_until("`rhei run` has caught up by itself", Instant::now() + SOON, |_| {
             db.value(&reached) == "1"
@@ -258,7 +266,8 @@ impl Chaos {
             assert_eq!(at_source[0][0], at_source[0][1], "at the source itself: {name}");
         }
         let published = db.query(&format!(
-            "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = '{PUBLICATION}'"
+            "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = \
+             '{PUBLICATION}'"
         ));
         let published: Vec<String> = published.into_iter().flatten().flatten().collect();
         let pairs: Vec<Pair> = published.iter().map(|name| Pair::new(name)).collect();
@@ -322,7 +331,8 @@ impl Chaos {
         self.keep(&ended.stderr);
         self.picture("ended");
         let is_asked = self.terminate_by.take().is_some();
-        // A source that cannot be reached at the start is the operator's to mend, so this is an answer.
+        // A source that cannot be reached at the start is the operator's to mend, so this is an
+        // answer.
         if ended.code() == Some(1)
             && !ended.stderr.contains("following the source")
             && !ended.stderr.contains("panicked")
@@ -388,8 +398,10 @@ impl Chaos {
             self.readings.lock().unwrap().clone();
         println!(
             "{} faults, {} starts of rhei ({} could not begin), {} ended by itself, {} reconnects\n\
-             {reads} reads ({empty} before the first copy): {checked} invariants held, {passed_over} were of tables not live\n\
-             {transactions} transactions written, caught up by itself after {:.1?}, {} rows compared",
+             {reads} reads ({empty} before the first copy): {checked} invariants held, \
+             {passed_over} were of tables not live\n\
+             {transactions} transactions written, caught up by itself after {:.1?}, {} rows \
+             compared",
             self.tally.values().map(|(hit, _)| hit).sum::<u64>(),
             self.starts,
             self.could_not_begin,

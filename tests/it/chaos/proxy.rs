@@ -72,8 +72,8 @@ impl Proxy {
         self.shared.is_refusing.store(is_refusing, SeqCst);
     }
 
-    /// As behind a router that went down: connections stay open and silent, those made meanwhile too. When it is back it
-    /// knows none of them.
+    /// As behind a router that went down: connections stay open and silent, those made meanwhile
+    /// too. When it is back it knows none of them.
     pub fn swallow(&self, is_swallowing: bool) {
         self.shared.is_swallowing.store(is_swallowing, SeqCst);
         for connection in self.open() {
@@ -95,7 +95,8 @@ impl Proxy {
         self.open().iter().for_each(|connection| connection.reset());
     }
 
-    /// So many more bytes pass on each connection, then it is cut: in the middle of a message, most likely.
+    /// So many more bytes pass on each connection, then it is cut: in the middle of a message, most
+    /// likely.
     pub fn truncate(&self, bytes: u64) {
         self.open().iter().for_each(|connection| connection.allowance.store(bytes, SeqCst));
     }
@@ -185,7 +186,8 @@ impl Connection {
         while !self.is_ended.load(SeqCst) {
             match from.read(&mut buffer) {
                 Err(error) if is_only_slow(&error) => {}
-                // Who is behind the swallowing router does not hear that the other side has given up.
+                // Who is behind the swallowing router does not hear that the other side has given
+                // up.
                 Ok(0) | Err(_) if self.is_swallowed.load(SeqCst) && !is_of_client => {
                     std::thread::sleep(LOOK)
                 }

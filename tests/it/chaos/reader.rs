@@ -1,7 +1,9 @@
-//! Checks the copy at moments that nobody chose: whatever a kill leaves must be the source at one commit.
+//! Checks the copy at moments that nobody chose: whatever a kill leaves must be the source at one
+//! commit.
 //!
-//! The files are copied while nobody writes them (rhei was killed or is stopped), and the copy is opened: what is read is
-//! what a crash at that moment would have left, and the original is never touched.
+//! The files are copied while nobody writes them (rhei was killed or is stopped), and the copy is
+//! opened: what is read is what a crash at that moment would have left, and the original is never
+//! touched.
 
 use std::{collections::BTreeSet, fs, path::Path, sync::mpsc};
 
@@ -38,7 +40,8 @@ pub fn photograph(target: &Path) -> tempfile::TempDir {
 pub struct Picture {
     pub moment: String,
     pub folder: tempfile::TempDir,
-    /// The slot may have been lost: a new one on another history may begin before the old one ended.
+    /// The slot may have been lost: a new one on another history may begin before the old one
+    /// ended.
     pub may_go_back: bool,
 }
 
@@ -70,8 +73,11 @@ impl Readings {
             let mut statement = copy.prepare(sql)?;
             statement.query_map([], |row| row.get(0))?.collect()
         };
-        if column("SELECT table_name FROM duckdb_tables() WHERE schema_name = '_rhei' AND table_name = 'pipeline'")?
-            .is_empty()
+        if column(
+            "SELECT table_name FROM duckdb_tables() WHERE schema_name = '_rhei' AND \
+                   table_name = 'pipeline'",
+        )?
+        .is_empty()
         {
             self.empty += 1;
             return Ok(());
@@ -87,7 +93,8 @@ impl Readings {
             self.checkpoint = checkpoint;
         }
         let live = column(
-            "SELECT source_name FROM _rhei.tables WHERE state = 'live' AND source_schema = 'public'",
+            "SELECT source_name FROM _rhei.tables WHERE state = 'live' AND source_schema = \
+             'public'",
         )?;
         let live: BTreeSet<String> = live.into_iter().collect();
         for Invariant { name, tables, sql } in &INVARIANTS {

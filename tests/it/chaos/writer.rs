@@ -1,4 +1,5 @@
-//! Writes rows and shapes at random, so that the [`INVARIANTS`] hold after each commit: an unknown outcome is as good as a known one.
+//! Writes rows and shapes at random, so that the [`INVARIANTS`] hold after each commit: an unknown
+//! outcome is as good as a known one.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -28,10 +29,12 @@ pub const SCHEMA: &str = "
     CREATE TABLE side (id int PRIMARY KEY, mirror int);
     CREATE TABLE shape (id int PRIMARY KEY, v text);
     CREATE SCHEMA made;
-    INSERT INTO a SELECT i, 0 FROM generate_series(1, 30) i; INSERT INTO b SELECT i, 0 FROM generate_series(1, 30) i;
+    INSERT INTO a SELECT i, 0 FROM generate_series(1, 30) i; INSERT INTO b SELECT i, 0 FROM \
+    generate_series(1, 30) i;
     INSERT INTO a SELECT i, i - 115 FROM generate_series(101, 129) i;
     INSERT INTO counter VALUES (1, 0, 0, 0);
-    INSERT INTO notes SELECT i, repeat(md5(i::text), 200), md5(repeat(md5(i::text), 200)), 0 FROM generate_series(0, 19) i;
+    INSERT INTO notes SELECT i, repeat(md5(i::text), 200), md5(repeat(md5(i::text), 200)), 0 FROM \
+    generate_series(0, 19) i;
     INSERT INTO moving SELECT tag + 1, tag FROM generate_series(0, 39) tag;
     INSERT INTO reloaded SELECT i, 0 FROM generate_series(1, 25) i;
     INSERT INTO side SELECT i, -i FROM generate_series(1, 50) i;
@@ -54,19 +57,24 @@ pub const INVARIANTS: [Invariant; 7] = [
     Invariant {
         name: "each account is in one of two tables",
         tables: &["a", "b"],
-        sql: "SELECT CAST(count(*) AS varchar) || '/' || CAST(count(DISTINCT id) AS varchar), '29/29' \
-              FROM (SELECT id FROM public.a WHERE id > 100 UNION ALL SELECT id FROM public.b WHERE id > 100) both_",
+        sql: "SELECT CAST(count(*) AS varchar) || '/' || CAST(count(DISTINCT id) AS varchar), \
+              '29/29' \
+              FROM (SELECT id FROM public.a WHERE id > 100 UNION ALL SELECT id FROM public.b WHERE \
+              id > 100) both_",
     },
     Invariant {
         name: "the ledger is what the counter says",
         tables: &["ledger", "counter"],
-        sql: "SELECT (SELECT CAST(count(*) AS varchar) || '/' || CAST(coalesce(sum(amount), 0) AS varchar) FROM public.ledger), \
-              (SELECT CAST(entries AS varchar) || '/' || CAST(total AS varchar) FROM public.counter)",
+        sql: "SELECT (SELECT CAST(count(*) AS varchar) || '/' || CAST(coalesce(sum(amount), 0) AS \
+              varchar) FROM public.ledger), \
+              (SELECT CAST(entries AS varchar) || '/' || CAST(total AS varchar) FROM \
+              public.counter)",
     },
     Invariant {
         name: "each note has its digest",
         tables: &["notes"],
-        sql: "SELECT CAST(count(*) AS varchar) || '/' || CAST(count(CASE WHEN md5(body) = digest THEN 1 END) AS varchar), \
+        sql: "SELECT CAST(count(*) AS varchar) || '/' || CAST(count(CASE WHEN md5(body) = digest \
+              THEN 1 END) AS varchar), \
               '20/20' FROM public.notes",
     },
     Invariant {
@@ -78,8 +86,10 @@ pub const INVARIANTS: [Invariant; 7] = [
     Invariant {
         name: "a reload is whole",
         tables: &["reloaded", "counter"],
-        sql: "SELECT CAST(count(*) AS varchar) || '/' || CAST(min(generation) AS varchar) || '/' || \
-              CAST(max(generation) AS varchar), (SELECT '25/' || CAST(generation AS varchar) || '/' || \
+        sql: "SELECT CAST(count(*) AS varchar) || '/' || CAST(min(generation) AS varchar) || '/' \
+              || \
+              CAST(max(generation) AS varchar), (SELECT '25/' || CAST(generation AS varchar) || \
+              '/' || \
               CAST(generation AS varchar) FROM public.counter) FROM public.reloaded",
     },
     Invariant {
@@ -105,7 +115,8 @@ pub fn write(primary: &Primary, seed: u64, is_over: &AtomicBool, committed: &Ato
             let transaction = writer.transaction();
             let is_done = connected.try_query(&transaction).is_ok();
             committed.fetch_add(u64::from(is_done && transaction.ends_with("COMMIT")), Relaxed);
-            // What failed for its contents is taken back; what failed for the connection needs another one.
+            // What failed for its contents is taken back; what failed for the connection needs
+            // another one.
             session = (is_done || connected.try_query("ROLLBACK").is_ok()).then_some(connected);
         }
         // The pace of the load.
@@ -155,49 +166,64 @@ impl Writer {
         let (one, other, amount) = (self.below(30) + 1, self.below(30) + 1, self.below(1000));
         match self.below(15) {
             0..3 => format!(
-                "UPDATE a SET balance = balance - {amount} WHERE id = {one}; UPDATE b SET balance = balance + {amount} WHERE id = {other}"
+                "UPDATE a SET balance = balance - {amount} WHERE id = {one}; UPDATE b SET balance \
+                 = balance + {amount} WHERE id = {other}"
             ),
             3..5 => {
                 let (from, to) = if self.below(2) == 0 { ("a", "b") } else { ("b", "a") };
                 format!(
-                    "WITH gone AS (DELETE FROM {from} WHERE id = {one} + 100 RETURNING id, balance) \
+                    "WITH gone AS (DELETE FROM {from} WHERE id = {one} + 100 RETURNING id, \
+                     balance) \
                      INSERT INTO {to} (id, balance) SELECT id, balance FROM gone"
                 )
             }
             5..7 => {
                 let rows = if self.below(40) == 0 { 2000 } else { self.below(4) + 1 };
                 format!(
-                    "INSERT INTO ledger (at, amount) SELECT i % 3, {amount} FROM generate_series(1, {rows}) i; \
-                     UPDATE counter SET entries = entries + {rows}, total = total + {rows} * {amount}"
+                    "INSERT INTO ledger (at, amount) SELECT i % 3, {amount} FROM \
+                     generate_series(1, {rows}) i; \
+                     UPDATE counter SET entries = entries + {rows}, total = total + {rows} * \
+                     {amount}"
                 )
             }
-            7 => "WITH gone AS (DELETE FROM ledger WHERE ctid IN (SELECT ctid FROM ledger LIMIT 4) RETURNING amount) \
+            7 => {
+                "WITH gone AS (DELETE FROM ledger WHERE ctid IN (SELECT ctid FROM ledger LIMIT 4) \
+                  RETURNING amount) \
                   UPDATE counter SET entries = entries - (SELECT count(*) FROM gone), \
                   total = total - (SELECT coalesce(sum(amount), 0) FROM gone)"
-                .to_owned(),
+                    .to_owned()
+            }
             8 => format!(
-                "UPDATE notes SET body = v, digest = md5(v) FROM (SELECT repeat(md5('{amount}'), 150 + {one}) AS v) s \
+                "UPDATE notes SET body = v, digest = md5(v) FROM (SELECT repeat(md5('{amount}'), \
+                 150 + {one}) AS v) s \
                  WHERE id % 100 = {other}"
             ),
             9 => format!("UPDATE notes SET touched = touched + 1 WHERE id % 100 < {other}"),
             10 => format!("UPDATE notes SET id = (id + 100) % 200 WHERE id % 100 = {other}"),
             11 => format!(
-                "WITH gone AS (DELETE FROM notes WHERE id % 100 = {one} % 20 RETURNING id) INSERT INTO notes (id, body, digest, touched) \
-                 SELECT id + 1000, 'short', md5('short'), 0 FROM gone; UPDATE notes SET id = id - 1000 WHERE id >= 1000"
+                "WITH gone AS (DELETE FROM notes WHERE id % 100 = {one} % 20 RETURNING id) INSERT \
+                 INTO notes (id, body, digest, touched) \
+                 SELECT id + 1000, 'short', md5('short'), 0 FROM gone; UPDATE notes SET id = id - \
+                 1000 WHERE id >= 1000"
             ),
             12 => format!(
-                "UPDATE moving SET id = -id WHERE tag % 7 = {one} % 7; UPDATE moving SET id = id + 1000 WHERE tag < 10; \
-                 DELETE FROM moving WHERE tag = {one} + 9; UPDATE moving SET id = id - 1000 WHERE tag < 10; \
+                "UPDATE moving SET id = -id WHERE tag % 7 = {one} % 7; UPDATE moving SET id = id + \
+                 1000 WHERE tag < 10; \
+                 DELETE FROM moving WHERE tag = {one} + 9; UPDATE moving SET id = id - 1000 WHERE \
+                 tag < 10; \
                  INSERT INTO moving VALUES ({one} + 10, {one} + 9)"
             ),
             13 => format!(
-                "TRUNCATE reloaded; INSERT INTO reloaded SELECT i, {amount} FROM generate_series(1, 25) i; \
+                "TRUNCATE reloaded; INSERT INTO reloaded SELECT i, {amount} FROM \
+                 generate_series(1, 25) i; \
                  UPDATE counter SET generation = {amount}"
             ),
             _ => format!(
-                "DELETE FROM side WHERE id = {one} + 50; UPDATE side SET id = id + 50, mirror = mirror - 50 WHERE id = {one}; \
+                "DELETE FROM side WHERE id = {one} + 50; UPDATE side SET id = id + 50, mirror = \
+                 mirror - 50 WHERE id = {one}; \
                  INSERT INTO side VALUES ({other}, -{other}) ON CONFLICT DO NOTHING; \
-                 DELETE FROM shape WHERE id = {one}; INSERT INTO shape (id, v) VALUES ({one}, '{amount}')"
+                 DELETE FROM shape WHERE id = {one}; INSERT INTO shape (id, v) VALUES ({one}, \
+                 '{amount}')"
             ),
         }
     }
@@ -214,7 +240,8 @@ impl Writer {
             4 => format!("ALTER TABLE {table} RENAME COLUMN e{column} TO e{other}"),
             5 => format!("ALTER TABLE {table} ALTER COLUMN e{column} TYPE bigint"),
             6 => format!(
-                "UPDATE {table} SET e{column} = {number} WHERE ctid IN (SELECT ctid FROM {table} LIMIT 500)"
+                "UPDATE {table} SET e{column} = {number} WHERE ctid IN (SELECT ctid FROM {table} \
+                 LIMIT 500)"
             ),
             7 | 8 => format!(
                 "CREATE TABLE made.t{column} (id int PRIMARY KEY, v{number} text DEFAULT 'v'); \

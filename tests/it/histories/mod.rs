@@ -1,9 +1,11 @@
-//! Random histories of rows and schemas: whatever the source does, the copy is equal after each `sync`, and at each settled
-//! position of a `run`, which is stopped and killed on the way and never followed by a `sync`.
+//! Random histories of rows and schemas: whatever the source does, the copy is equal after each
+//! `sync`, and at each settled position of a `run`, which is stopped and killed on the way and
+//! never followed by a `sync`.
 //!
-//! A model of the schema (`model`), and only of the schema, says which statements are valid (`play`); which rows they hit is
-//! decided at the server. The same seed gives the same statements. What fails prints its script, and is played alone by
-//! `RHEI_TEST_SEED=base RHEI_TEST_HISTORY=n make test TEST=random_histories`.
+//! A model of the schema (`model`), and only of the schema, says which statements are valid
+//! (`play`); which rows they hit is decided at the server. The same seed gives the same statements.
+//! What fails prints its script, and is played alone by `RHEI_TEST_SEED=base RHEI_TEST_HISTORY=n
+//! make test TEST=random_histories`.
 
 mod model;
 mod play;
@@ -127,7 +129,8 @@ impl Drop for History {
             let Self { seed, publishing, via_root, has_trigger, .. } = self;
             let logs = self.running.as_ref().map(Running::logs).unwrap_or_default();
             eprintln!(
-                "--- history of seed {seed}, {publishing:?}, via_root = {via_root}, has_trigger = {has_trigger} ---\n\
+                "--- history of seed {seed}, {publishing:?}, via_root = {via_root}, has_trigger = \
+                 {has_trigger} ---\n\
                  {};\n{logs}\n--- end of {seed} ---",
                 self.script.join(";\n")
             );
@@ -151,7 +154,8 @@ impl History {
         if dice.random_range(0..2) == 0 {
             set_strangely(&db);
         }
-        // Every other one has transactions that are larger than memory, at the source as well as here.
+        // Every other one has transactions that are larger than memory, at the source as well as
+        // here.
         let is_small = seed % 2 == 1;
         let mut url = db.url();
         if is_small {
@@ -176,7 +180,8 @@ impl History {
             .target("copy.duckdb")
             .config(&format!(
                 "[source]\nslot = \"{slot}\"\npublication = {publication}\n\
-                 [sync]\ninterval = \"50ms\"\ncatalog_interval = \"100ms\"\nmemory_limit = \"{}\"\n",
+                 [sync]\ninterval = \"50ms\"\ncatalog_interval = \"100ms\"\nmemory_limit = \
+                 \"{}\"\n",
                 if is_small { "64kB" } else { "512MB" }
             ))
             .env("TZ", "America/New_York")
@@ -184,7 +189,8 @@ impl History {
             .env("LANG", "tr_TR.UTF-8");
         let session = db.session();
         session.execute(
-            "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1; \
+            "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET \
+             extra_float_digits = 1; \
              SET bytea_output = 'hex'; SET lock_timeout = '60s'; SET client_min_messages = warning",
         );
         History {
@@ -259,7 +265,8 @@ impl History {
                 self.stop();
                 self.compare();
             }
-            // Before DuckDB's next file checkpoint: whoever opens the file replays the statements in its log.
+            // Before DuckDB's next file checkpoint: whoever opens the file replays the statements
+            // in its log.
             _ => {
                 self.change_shapes();
                 self.settle();
@@ -363,7 +370,8 @@ impl History {
     /// No excuse for what [`STUMBLE`] says, unless the server fails in the same way without rhei.
     fn copy_if_nobody_can_decode(&self) {
         let peek = format!(
-            "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('{}', NULL, NULL, 'proto_version', '1', \
+            "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('{}', NULL, NULL, \
+             'proto_version', '1', \
              'publication_names', '{PUBLICATION}')",
             self.slot
         );
@@ -377,7 +385,8 @@ impl History {
         }
     }
 
-    /// What is published, and what the copy says is followed, are the same tables with the same rows.
+    /// What is published, and what the copy says is followed, are the same tables with the same
+    /// rows.
     #[track_caller]
     fn compare(&mut self) {
         let publications =
@@ -387,15 +396,19 @@ impl History {
         // A partition comes as its root wherever one of the publications says so of the root.
         let published = self.db.query(&format!(
             "WITH listed AS (
-                 SELECT p.schemaname, p.tablename, format('%I.%I', p.schemaname, p.tablename)::regclass AS oid, o.pubviaroot
-                 FROM pg_publication_tables p JOIN pg_publication o USING (pubname) WHERE p.pubname IN ({names}))
+                 SELECT p.schemaname, p.tablename, format('%I.%I', p.schemaname, \
+                 p.tablename)::regclass AS oid, o.pubviaroot
+                 FROM pg_publication_tables p JOIN pg_publication o USING (pubname) WHERE \
+                 p.pubname IN ({names}))
              SELECT DISTINCT schemaname, tablename FROM listed l WHERE NOT EXISTS (
-                 SELECT FROM pg_partition_ancestors(l.oid) a JOIN listed r ON r.oid = a.relid AND r.pubviaroot
+                 SELECT FROM pg_partition_ancestors(l.oid) a JOIN listed r ON r.oid = a.relid AND \
+                 r.pubviaroot
                  WHERE a.relid <> l.oid)"
         ));
         let followed = query_copy(
             self.rhei.target_path(),
-            "SELECT source_schema, source_name, target_schema, target_name FROM _rhei.tables WHERE state = 'live'",
+            "SELECT source_schema, source_name, target_schema, target_name FROM _rhei.tables WHERE \
+             state = 'live'",
         );
         let cells = |row: Vec<Option<String>>| -> Vec<String> {
             row.into_iter().map(|cell| cell.expect("a name")).collect()
@@ -441,7 +454,8 @@ impl History {
     }
 }
 
-/// PostgreSQL itself stumbles now and then over what a transaction rewrote and took back (XX000): docs/operating.md.
+/// PostgreSQL itself stumbles now and then over what a transaction rewrote and took back (XX000):
+/// docs/operating.md.
 const STUMBLE: &str = "unexpected duplicate for tablespace";
 
 /// For whoever connects and says nothing else.

@@ -117,8 +117,8 @@ impl Kind {
         }
     }
 
-    /// Other types that a column of this one can be given, with what the new values are (`{}` is the column), if that has to
-    /// be said.
+    /// Other types that a column of this one can be given, with what the new values are (`{}` is
+    /// the column), if that has to be said.
     pub fn others(self) -> Vec<(Kind, &'static str)> {
         match self {
             Kind::Int => vec![
@@ -343,7 +343,8 @@ pub enum Publishing {
     Named,
     /// Roots by name in one publication, leaves in another one that does not publish by the root.
     RootsAndNamedLeaves,
-    /// Roots by name in one publication, and everything in another one that does not publish by the root.
+    /// Roots by name in one publication, and everything in another one that does not publish by the
+    /// root.
     RootsAndAll,
 }
 
@@ -380,7 +381,7 @@ pub struct World {
     pub keyword_is_used: bool,
     /// Source of names and keys.
     ///
-    /// Keys are changed by adding a million to some, or by negating or adding one to all. So the difference of two
-    /// keys of a table is never a multiple of a million, and keys never meet.
+    /// Keys are changed by adding a million to some, or by negating or adding one to all. So the
+    /// difference of two keys of a table is never a multiple of a million, and keys never meet.
     pub counter: u64,
 }

@@ -176,9 +176,10 @@ impl History {
         Ok(())
     }
 
-    /// A refused statement is a mistake of this file, except for a deadlock with the replicator, and for what PostgreSQL refuses by
-    /// a bug of its own (18351 and 19519): to rewrite a table that holds a dead row whose long values it has vacuumed already. The
-    /// table is as it was then.
+    /// A refused statement is a mistake of this file, except for a deadlock with the replicator,
+    /// and for what PostgreSQL refuses by a bug of its own (18351 and 19519): to rewrite a table
+    /// that holds a dead row whose long values it has vacuumed already. The table is as it was
+    /// then.
     #[track_caller]
     pub fn run(&mut self, sql: String) -> Done {
         let result = self.session.try_query(&sql);
@@ -314,7 +315,8 @@ impl History {
             Kind::Interval => format!("({INTERVALS})[1 + {number} % 6]"),
             Kind::Bytea => format!("decode({hash}, 'hex')"),
             Kind::Cidr | Kind::Inet => format!(
-                "('10.1.' || {number} % 250 || CASE {number} % 3 WHEN 0 THEN '.0/24' WHEN 1 THEN '.7/32' ELSE '.9' END)::{}",
+                "('10.1.' || {number} % 250 || CASE {number} % 3 WHEN 0 THEN '.0/24' WHEN 1 THEN \
+                 '.7/32' ELSE '.9' END)::{}",
                 column.kind.sql()
             ),
             Kind::Small => format!("{number} % 1000"),
@@ -329,11 +331,13 @@ impl History {
             Kind::Jsonb => format!("jsonb_build_object('n', {number}, 'h', {hash})"),
             Kind::Uuid => format!("{hash}::uuid"),
             Kind::List => format!(
-                "CASE {number} % 4 WHEN 0 THEN '{{}}'::text[] ELSE ARRAY[left({hash}, 3), NULL, 'a \"b', ''] END"
+                "CASE {number} % 4 WHEN 0 THEN '{{}}'::text[] ELSE ARRAY[left({hash}, 3), NULL, 'a \
+                 \"b', ''] END"
             ),
             Kind::Mood => format!("{}[1 + {number} % {}]", self.labels(), self.world.labels.len()),
             Kind::Moods => format!(
-                "ARRAY[{labels}[1 + {number} % {count}], NULL, {labels}[1 + {number} % 7 % {count}]]",
+                "ARRAY[{labels}[1 + {number} % {count}], NULL, {labels}[1 + {number} % 7 % \
+                 {count}]]",
                 labels = self.labels(),
                 count = self.world.labels.len()
             ),
@@ -357,7 +361,8 @@ impl History {
         }
         let (salt, limit) = (self.pick(1_000_000), self.between(1..5));
         format!(
-            "(tableoid, ctid) IN (SELECT r.tableoid, r.ctid FROM {} AS r ORDER BY md5(r::text || '{salt}'), r.ctid \
+            "(tableoid, ctid) IN (SELECT r.tableoid, r.ctid FROM {} AS r ORDER BY md5(r::text || \
+             '{salt}'), r.ctid \
              LIMIT {limit})",
             table.qualified()
         )
@@ -513,7 +518,8 @@ impl History {
         let rows = if self.chance(50) { "true".to_owned() } else { self.some_rows(&table) };
         let name = table.qualified();
         self.run(format!(
-            "WITH gone AS (DELETE FROM {name} WHERE {rows} RETURNING *) INSERT INTO {name} ({columns}) \
+            "WITH gone AS (DELETE FROM {name} WHERE {rows} RETURNING *) INSERT INTO {name} \
+             ({columns}) \
              SELECT {columns} FROM gone",
             columns = table.given_columns()
         ))
@@ -526,7 +532,8 @@ impl History {
         self.run(format!("INSERT INTO {name} ({columns}) SELECT {columns} FROM {name} LIMIT 5"))
     }
 
-    /// Rows without a key that differ by an interval alone, which many would take for equal; then some of them go.
+    /// Rows without a key that differ by an interval alone, which many would take for equal; then
+    /// some of them go.
     fn twins(&mut self) -> Done {
         let can = |table: &Table, column: &Column| {
             !table.is_unique() && table.can_change() && column.kind == Kind::Interval
@@ -536,14 +543,16 @@ impl History {
         let (name, columns, span) =
             (table.qualified(), table.given_columns(), quote(&table.columns[c].name));
         let other = format!(
-            "CASE {span}::text WHEN '1 mon' THEN interval '30 days' WHEN '30 days' THEN '720:00:00' WHEN '720:00:00' \
+            "CASE {span}::text WHEN '1 mon' THEN interval '30 days' WHEN '30 days' THEN \
+             '720:00:00' WHEN '720:00:00' \
              THEN '1 mon' WHEN '1 day' THEN '24:00:00' WHEN '24:00:00' THEN '1 day' ELSE {span} END"
         );
         let values = columns.replace(&span, &other);
         self.run(format!("INSERT INTO {name} ({columns}) SELECT {values} FROM {name} LIMIT 6"))?;
         let which = ["30 days", "1 mon", "24:00:00", "720:00:00"][self.pick(4)];
         let some = format!(
-            "(tableoid, ctid) IN (SELECT tableoid, ctid FROM {name} WHERE {span}::text = '{which}' ORDER BY ctid LIMIT 2)"
+            "(tableoid, ctid) IN (SELECT tableoid, ctid FROM {name} WHERE {span}::text = '{which}' \
+             ORDER BY ctid LIMIT 2)"
         );
         match self.pick(3) {
             0 => Ok(()),
@@ -887,7 +896,8 @@ impl History {
         // More than a table has rows.
         let first = self.fresh_keys(5000);
         self.run(format!(
-            "UPDATE {table} AS u SET {name} = s.n FROM (SELECT ctid AS place, {first} + row_number() OVER () AS n \
+            "UPDATE {table} AS u SET {name} = s.n FROM (SELECT ctid AS place, {first} + \
+             row_number() OVER () AS n \
              FROM {table}) AS s WHERE u.ctid = s.place"
         ))?;
         if let Some(constraint) = old.key.as_ref().and_then(|key| key.constraint.as_ref()) {
@@ -895,7 +905,8 @@ impl History {
         }
         let constraint = format!("pk_{}", self.fresh());
         self.run(format!(
-            "ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, ADD CONSTRAINT {constraint} PRIMARY KEY ({name})"
+            "ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, ADD CONSTRAINT {constraint} \
+             PRIMARY KEY ({name})"
         ))?;
         if old.identity == Identity::Index {
             self.run(format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT"))?;
@@ -1273,8 +1284,9 @@ impl History {
     }
 
     fn detach(&mut self) -> Done {
-        // 14 goes on decoding the rows of a partition that was detached as those of its former root, and fails once their
-        // shapes differ ("could not convert row type"): a bug of the server, for which there is no way around.
+        // 14 goes on decoding the rows of a partition that was detached as those of its former
+        // root, and fails once their shapes differ ("could not convert row type"): a bug of the
+        // server, for which there is no way around.
         if self.via_root && self.major == 14 {
             return Ok(());
         }
