@@ -34,9 +34,11 @@ use std::{
 use arrow::record_batch::RecordBatch;
 use bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir};
 use measure::{GLANCE, machine_cpu, peak_mib, process_cpu};
+
 use rhei::{
     Lsn,
-    change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
+    change::{ColumnSpec, Key, TableSpec},
+    pgoutput::{QualifiedName, ReplicaIdentity},
     source::copy::CopyReader,
     target::{Compaction, DuckDb, NewCopy, NewJob, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column, schema_of},

@@ -12,18 +12,19 @@ mod pipeline;
 use std::{sync::Arc, time::Duration};
 
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use pipeline::begin_empty_copies;
+
 use rhei::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
+    change::{ChangeBatch, ColumnSpec, Key, TableSpec},
+    pgoutput::{QualifiedName, ReplicaIdentity, message::Message},
     source::{
-        BatchLimits, CdcConsumer, Delivery, pgoutput::Message, recorded::RecordedConsumer,
-        stream::StreamMessage, wire::FrameReader,
+        BatchLimits, CdcConsumer, Delivery, recorded::RecordedConsumer, stream::StreamMessage,
+        wire::FrameReader,
     },
     target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
-
-use pipeline::begin_empty_copies;
 
 const COLUMNS: [(&str, u32); 5] =
     [("id", 20), ("name", 25), ("quantity", 23), ("ordered_at", 1184), ("doc", 3802)];

@@ -14,7 +14,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::change::QualifiedName;
+use crate::pgoutput::QualifiedName;
 
 /// A setting that cannot be understood. Exit code 2.
 #[derive(Debug, thiserror::Error)]

@@ -18,10 +18,10 @@ use tokio::{
 
 use crate::{
     backfill::board::Board,
-    change::QualifiedName,
     engine::{
         EngineError, Options, Writer, latency::Latency, left_out::LeftOut, settled::SettledLsn,
     },
+    pgoutput::QualifiedName,
     target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
 };
 

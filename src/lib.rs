@@ -15,6 +15,8 @@ pub mod config;
 pub mod checkpoint;
 pub mod lsn;
 
+pub mod pgoutput;
+
 pub mod source;
 
 pub mod change;

@@ -7,9 +7,10 @@ mod common;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
+
 use rhei::{
-    change::QualifiedName,
     config::{ByteSize, Config, Inputs, Span, TablePattern, parse},
+    pgoutput::QualifiedName,
 };
 
 fuzz_target!(

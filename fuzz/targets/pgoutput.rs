@@ -10,15 +10,19 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
+
 use rhei::{
     Lsn,
     change::{
-        ChangeBatch, ColumnOrigin, Deletes, Key, ReplicaIdentity, Reshape, TableSpec,
+        ChangeBatch, ColumnOrigin, Deletes, Key, Reshape, TableSpec,
         assemble::{Answer, Assembler},
+    },
+    pgoutput::{
+        ReplicaIdentity,
+        message::{Message, StreamCommit, Streamed},
     },
     source::{
         SourceError,
-        pgoutput::{Message, StreamCommit, Streamed},
         spool::{Replay, Spool, Taken},
     },
 };

@@ -40,20 +40,22 @@ use self::{
     snapshot::Snapshot,
     worker::{Chunk, Pace, Worker},
 };
-pub use self::{
-    plan::{Planned, is_fetchable},
-    snapshot::{FirstSlot, create_slot, fetch_rows},
-};
 use crate::{
     Lsn,
-    change::{Pause, QualifiedName},
+    change::Pause,
     engine::{EngineError, Event, Options, Writer},
+    pgoutput::QualifiedName,
     source::{
         Hold,
         catalog::{self, SourceTable},
         connect::{SqlClient, connect_sql},
     },
     target::{OlapEngine, StoredTable},
+};
+
+pub use self::{
+    plan::{Planned, is_fetchable},
+    snapshot::{FirstSlot, create_slot, fetch_rows},
 };
 
 /// How many tables one question to the catalogs checks when their copies are done.

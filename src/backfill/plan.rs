@@ -14,12 +14,13 @@ use super::{
 };
 use crate::{
     Lsn,
-    change::{ColumnSpec, Key, Pause, QualifiedName, TableSpec},
+    change::{ColumnSpec, Key, Pause, TableSpec},
     engine::{
         EngineError, Event, Options, Writer,
         attach::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned},
         tables::{self, PlanOptions},
     },
+    pgoutput::QualifiedName,
     source::{
         catalog::{self, SourceTable, quote_identifier, quote_table},
         connect::SqlClient,

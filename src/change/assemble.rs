@@ -17,18 +17,19 @@ use std::{
 use hashbrown::HashMap;
 
 use super::{
-    ChangeBatch, Remedy, Reshape, TableFailure, TableSpec,
-    columns::{self},
-    ddl::{self, Description, Secret},
+    ChangeBatch, Remedy, Reshape, TableFailure, TableSpec, columns,
     followed::{Described, Follow, Followed, copy_again, fit, fit_or_stale, project},
     net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
-    relation::Relation,
-    tuple::{Tuple, write_field},
 };
 use crate::{
     Lsn,
     checkpoint::already_applied,
-    source::pgoutput::{Message, OldTuple},
+    pgoutput::{
+        message::{Message, OldTuple},
+        relation::Relation,
+        table_description::{self, Description, Secret},
+        tuple::{self, Tuple, write_field},
+    },
 };
 
 /// The messages do not follow each other as the protocol says. A broken server or our mistake:
@@ -517,7 +518,12 @@ impl Assembler {
                 Ok(())
             }
             // Those of rhei's own trigger are transactional, so they stand where the change is.
-            Message::Logical { transactional: true, prefix: ddl::PREFIX, content, .. } => {
+            Message::Logical {
+                transactional: true,
+                prefix: table_description::PREFIX,
+                content,
+                ..
+            } => {
                 let (Some(open), Some(secret)) = (&self.open, &self.secret) else { return Ok(()) };
                 if let Some(description) = Description::read(content, open.xid, secret) {
                     let bytes = description.bytes();
@@ -807,11 +813,11 @@ impl Assembler {
             Follow::Project(kept) => {
                 let mut bytes = Vec::with_capacity(tuple.bytes().len());
                 // Taken apart once: a tuple has no index of its fields.
-                let fields: Vec<super::tuple::Field<'_>> = tuple.fields().collect();
+                let fields: Vec<tuple::Field<'_>> = tuple.fields().collect();
                 for &column in kept {
                     write_field(
                         &mut bytes,
-                        fields.get(column).copied().unwrap_or(super::tuple::Field::Null),
+                        fields.get(column).copied().unwrap_or(tuple::Field::Null),
                     );
                 }
                 Some(self.arena.store_row(Tuple::trusted(&bytes, kept.len())))
@@ -848,10 +854,8 @@ fn net_effect_failure(
 mod tests {
     use super::*;
     use crate::{
-        change::{
-            ColumnSpec, Deletes, Key, QualifiedName, ReplicaIdentity, relation::RelationColumn,
-            tuple::Field,
-        },
+        change::{ColumnSpec, Deletes, Key},
+        pgoutput::{QualifiedName, ReplicaIdentity, relation::RelationColumn, tuple::Field},
         types::{ColumnType, TypeCatalog, map_column},
     };
 

@@ -15,9 +15,11 @@ use super::{
     COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Remedy, TableChanges,
     TableSpec,
     net_effect::{Arena, NetEffect, NetEffectError, Slice, key_tuple},
-    tuple::{Field, Tuple},
 };
-use crate::types::{ColumnBuilder, ValueError};
+use crate::{
+    pgoutput::tuple::{Field, Tuple},
+    types::{ColumnBuilder, ValueError},
+};
 
 /// A table whose changes cannot be written.
 #[derive(Debug, thiserror::Error)]

@@ -3,12 +3,15 @@
 
 use std::sync::Arc;
 
-use super::{
-    ColumnOrigin, Key, Remedy, ReplicaIdentity, TableSpec,
-    relation::Relation,
-    tuple::{Field, Tuple, write_field},
+use super::{ColumnOrigin, Key, Remedy, TableSpec};
+use crate::{
+    Lsn,
+    pgoutput::{
+        ReplicaIdentity,
+        relation::Relation,
+        tuple::{Field, Tuple, write_field},
+    },
 };
-use crate::Lsn;
 
 /// A relation as this connection described it last.
 #[derive(Debug)]

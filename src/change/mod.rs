@@ -4,24 +4,20 @@
 //! `assemble` turns messages into whole source transactions, `net_effect` keeps at most one delete
 //! and one insert per key, `columns` turns survivors into Arrow.
 
-pub mod assemble;
-pub mod columns;
-pub mod ddl;
-pub mod followed;
-pub mod net_effect;
-pub mod relation;
-pub mod tuple;
-pub mod xids;
-
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-pub use relation::{
-    ColumnOrigin, ColumnSpec, Key, QualifiedName, ReplicaIdentity, Reshape, TableSpec,
-};
+use crate::{Lsn, pgoutput::QualifiedName};
 
-use crate::Lsn;
+pub mod assemble;
+pub mod columns;
+pub mod followed;
+pub mod net_effect;
+pub mod table;
+pub mod xids;
+
+pub use table::{ColumnOrigin, ColumnSpec, Key, Reshape, TableSpec};
 
 /// Whole source transactions, reduced to their net effect: what one target transaction applies. Or
 /// a part of a source transaction that is too large for memory: the target transaction stays open

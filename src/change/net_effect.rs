@@ -18,10 +18,8 @@ use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
-use super::{
-    Remedy, RowCounts,
-    tuple::{Field, Tuple, write_field},
-};
+use super::{Remedy, RowCounts};
+use crate::pgoutput::tuple::{Field, Tuple, write_field};
 
 /// Bytes of one batch, in blocks that never move.
 #[derive(Debug, Default)]

@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::{CliError, Session};
 use crate::{
-    change::QualifiedName,
     engine::{
         Writer,
         attach::{CopyAgain, plain_copy},
         replicate::sync,
     },
+    pgoutput::QualifiedName,
     target::{Compaction, DuckDb, OlapEngine},
 };
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, process::ExitCode};
 
 use super::{CliError, Session};
 use crate::{
-    change::{QualifiedName, ReplicaIdentity},
     engine::tables::{PlanOptions, plan, target_name},
+    pgoutput::{QualifiedName, ReplicaIdentity},
     source::{
         catalog::{self, SourceKey, SourceTable, quote_identifier, quote_table},
         connect::{SqlClient, connect_sql},

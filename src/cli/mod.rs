@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backfill::board::Board,
-    change::QualifiedName,
     config::{Config, ConfigError, Inputs, Secret},
     engine::{Options, tables::TableSettings},
+    pgoutput::QualifiedName,
     source::connect::{Environment, SourceOptions},
     target::duckdb::TargetOptions,
 };

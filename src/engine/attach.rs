@@ -34,8 +34,9 @@ use super::{
 use crate::{
     Checkpoint, Lsn,
     backfill::{self, Copied, FirstSlot, Planned, Round, Told, create_slot},
-    change::{Pause, QualifiedName, Remedy, TableSpec, ddl::Secret},
+    change::{Pause, Remedy, TableSpec},
     failpoint::reached,
+    pgoutput::{QualifiedName, table_description::Secret},
     source::{
         Hold,
         catalog::{self, PublicationInfo, SourceTable},

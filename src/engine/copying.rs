@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
-    change::QualifiedName,
+    pgoutput::QualifiedName,
     source::Hold,
     target::OlapEngine,
 };

@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::{EngineError, SyncEngine, in_time, schema::Place};
 use crate::{
     Lsn,
-    change::{QualifiedName, assemble::Untracked, relation::Relation},
+    change::assemble::Untracked,
+    pgoutput::{QualifiedName, relation::Relation},
     source::CdcConsumer,
     target::OlapEngine,
 };

@@ -25,10 +25,10 @@ use super::{
 };
 use crate::{
     Lsn,
-    change::QualifiedName,
     checkpoint::reachable_target,
     control::{Asked, Control},
     failpoint::reached,
+    pgoutput::QualifiedName,
     source::{
         CdcConsumer, SourceError, catalog,
         connect::connect_sql,

@@ -26,12 +26,12 @@ use super::{
 use crate::{
     Lsn,
     change::{
-        ColumnOrigin, QualifiedName, ReplicaIdentity, Reshape, TableSpec,
-        assemble::Question,
-        ddl::{DescribedColumn, Description},
-        followed::fits,
+        ColumnOrigin, Reshape, TableSpec, assemble::Question, followed::fits, xids::XidSnapshot,
+    },
+    pgoutput::{
+        QualifiedName, ReplicaIdentity,
         relation::Relation,
-        xids::XidSnapshot,
+        table_description::{DescribedColumn, Description},
     },
     source::{
         catalog::{

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     Lsn,
-    change::{ColumnSpec, Key, QualifiedName, TableSpec},
+    change::{ColumnSpec, Key, TableSpec},
+    pgoutput::QualifiedName,
     source::catalog::{self, Fingerprint, SourceColumn, SourceTable},
     target::{StoredTable, ddl::SHADOW_ENDING},
     types::{ColumnType, TypeCatalog, map_column},

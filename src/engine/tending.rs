@@ -19,9 +19,10 @@ use super::{
 use crate::{
     Lsn,
     backfill::{self, Copied, Planned, Told},
-    change::{Pause, QualifiedName, TableSpec},
+    change::{Pause, TableSpec},
     checkpoint::reachable_target,
     failpoint::reached,
+    pgoutput::QualifiedName,
     source::{CdcConsumer, connect::SqlClient},
     target::{OlapEngine, StoredTable, TableState, TargetError},
 };

@@ -11,16 +11,19 @@ use super::{
     BatchLimits, CdcConsumer, Delivery, Hold, SourceError, SourcePosition,
     connect::SourceOptions,
     feedback::Feedback,
-    pgoutput::{Message, StreamCommit},
     spool::{Replay, Spool, Taken},
     stream::{StreamMessage, StreamReader},
     wire::{ReplicationClient, ServerMessage},
 };
 use crate::{
     Lsn,
-    change::{ChangeBatch, TableSpec, assemble::Assembler, ddl::Secret},
+    change::{ChangeBatch, TableSpec, assemble::Assembler},
     checkpoint::DurableLsn,
     failpoint::reached,
+    pgoutput::{
+        message::{Message, StreamCommit},
+        table_description::Secret,
+    },
 };
 
 /// How often a hurried reader asks the server how far it is.

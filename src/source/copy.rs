@@ -244,7 +244,8 @@ mod tests {
     use super::*;
     use crate::{
         Lsn,
-        change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity},
+        change::{ColumnSpec, Key},
+        pgoutput::{QualifiedName, ReplicaIdentity},
         types::{ColumnType, TypeCatalog, map_column, schema_of},
     };
 

@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 
 use super::catalog::{CatalogError, quote_identifier};
-use crate::change::ddl::Secret;
+use crate::pgoutput::table_description::Secret;
 
 /// The SQL that installs it, in one transaction.
 pub const SQL: &str = include_str!("../../schemas/ddl_trigger.sql");

@@ -13,7 +13,6 @@ pub mod copy;
 pub mod copy_out;
 pub mod ddl_trigger;
 pub mod feedback;
-pub mod pgoutput;
 pub mod recorded;
 pub mod slot;
 pub mod spool;
@@ -157,7 +156,7 @@ pub enum SourceError {
     #[error(transparent)]
     Wire(#[from] wire::WireError),
     #[error(transparent)]
-    Pgoutput(#[from] pgoutput::DecodeError),
+    Pgoutput(#[from] crate::pgoutput::message::DecodeError),
     #[error(transparent)]
     Assemble(#[from] crate::change::assemble::AssembleError),
     #[error(transparent)]

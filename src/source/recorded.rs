@@ -7,11 +7,12 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition, pgoutput::Message};
+use super::{BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition};
 use crate::{
     Lsn,
     change::{TableSpec, assemble::Assembler},
     checkpoint::DurableLsn,
+    pgoutput::message::Message,
 };
 
 /// A recording that cannot be read.

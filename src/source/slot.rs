@@ -4,7 +4,7 @@
 use tokio_postgres::Client;
 
 use super::catalog::{PublicationInfo, ServerInfo, SlotInfo, quote_identifier, quote_table};
-use crate::{Lsn, change::QualifiedName};
+use crate::{Lsn, pgoutput::QualifiedName};
 
 const BY_ITSELF: &str = "; [source] on_slot_lost = \"resync\" has rhei do so by itself";
 

@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::pgoutput::{DecodeError, StreamCommit, Streamed};
+use crate::pgoutput::message::{DecodeError, StreamCommit, Streamed};
 
 /// So much of each transaction stays in memory.
 const MEMORY_BYTES: usize = 256 << 10;

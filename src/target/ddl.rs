@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashSet};
 
 use duckdb::Connection;
 
-use crate::change::{ColumnOrigin, ColumnSpec, QualifiedName, Reshape, TableSpec};
+use crate::{
+    change::{ColumnOrigin, ColumnSpec, Reshape, TableSpec},
+    pgoutput::QualifiedName,
+};
 
 /// An identifier, quoted.
 pub fn quoted(name: &str) -> String {

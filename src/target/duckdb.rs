@@ -16,8 +16,8 @@ use super::{
     StoredState, StoredTable, TableState, TargetError,
     apply::{self, Progress, Views},
     arrow_scan::Database,
-    compact, ddl, jobs,
-    jobs::NewJob,
+    compact, ddl,
+    jobs::{self, NewJob},
     new_file,
     pace::Pace,
     pending, state,
@@ -25,9 +25,10 @@ use super::{
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, Pause, QualifiedName, TableSpec},
+    change::{ChangeBatch, Pause, TableSpec},
     checkpoint::DurableLsn,
     failpoint::reached,
+    pgoutput::QualifiedName,
 };
 
 /// Where the copy is, and what DuckDB may use.

@@ -22,16 +22,18 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 
+use crate::{
+    Checkpoint, Lsn,
+    change::{ChangeBatch, Key, Pause, Remedy, TableSpec, xids::XidSnapshot},
+    checkpoint::DurableLsn,
+    pgoutput::QualifiedName,
+    types::{Mapping, ValueError},
+};
+
 pub use self::{
     compact::{Compacted, Space},
     duckdb::DuckDb,
     jobs::{Loader, NewJob, StoredJob},
-};
-use crate::{
-    Checkpoint, Lsn,
-    change::{ChangeBatch, Key, Pause, QualifiedName, Remedy, TableSpec, xids::XidSnapshot},
-    checkpoint::DurableLsn,
-    types::{Mapping, ValueError},
 };
 
 /// The target. Plain blocking calls, made from one writer thread.
@@ -238,7 +240,7 @@ pub struct StoredTable {
     /// See [`TableSpec::copy_xids`].
     pub copy_xids: Option<Arc<XidSnapshot>>,
     pub epoch: u32,
-    pub replica_identity: crate::change::ReplicaIdentity,
+    pub replica_identity: crate::pgoutput::ReplicaIdentity,
     /// `WholeRow` and `AppendOnly` tables have no key columns; this tells them apart.
     pub whole_row_key: bool,
     /// Opaque; what the catalogs said of the table beside its columns.

@@ -10,7 +10,10 @@ use std::{
 use duckdb::Connection;
 
 use super::{Applied, Compaction, TargetError, apply, compact, ddl};
-use crate::change::{ChangeBatch, QualifiedName, TableChanges};
+use crate::{
+    change::{ChangeBatch, TableChanges},
+    pgoutput::QualifiedName,
+};
 
 /// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s
 /// to 0.8 s (duckdb.md 1.5).
@@ -360,6 +363,11 @@ fn is_worth_compacting(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        Lsn,
+        checkpoint::DurableLsn,
+        target::{DuckDb, duckdb::TargetOptions},
+    };
 
     #[test]
     fn a_size_that_duckdb_prints_is_read() {
@@ -373,11 +381,6 @@ mod tests {
             memory_limit(&connection).unwrap();
         }
     }
-    use crate::{
-        Lsn,
-        checkpoint::DurableLsn,
-        target::{DuckDb, duckdb::TargetOptions},
-    };
 
     #[test]
     fn what_is_compacted_follows_from_what_was_changed() {

@@ -3,7 +3,7 @@
 use duckdb::{Connection, params};
 
 use super::{Phase, Pipeline, StoredState, TargetError, tables::Tables};
-use crate::{Checkpoint, Lsn, change::QualifiedName};
+use crate::{Checkpoint, Lsn, pgoutput::QualifiedName};
 
 /// Version of the layout of `_rhei`. A newer one is refused, since its meaning is not known here.
 pub const FORMAT_VERSION: i32 = 6;

@@ -12,13 +12,16 @@ use std::{
 
 use duckdb::{Connection, params};
 
-use super::state::{corrupt, from_json, lsn, to_json};
 use super::{
     StoredColumn, StoredTable, TableState, TargetError,
     ddl::{self, lower},
     pending,
+    state::{corrupt, from_json, lsn, to_json},
 };
-use crate::change::{Pause, QualifiedName, Remedy, ReplicaIdentity, TableSpec, xids::XidSnapshot};
+use crate::{
+    change::{Pause, Remedy, TableSpec, xids::XidSnapshot},
+    pgoutput::{QualifiedName, ReplicaIdentity},
+};
 
 /// A table, and whether the table of its name in the target was put there by rhei.
 #[derive(Debug, Clone)]

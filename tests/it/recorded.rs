@@ -7,21 +7,23 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use crate::{
+    bed::{Cluster, oracle::query_copy, temp_dir},
+    pipeline::begin_empty_copies,
+};
 use rhei::{
     Checkpoint, Lsn,
-    change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
+    change::{ColumnSpec, Key, TableSpec},
+    pgoutput::{
+        QualifiedName, ReplicaIdentity,
+        message::{Message, OldTuple},
+    },
     source::{
         BatchLimits, CdcConsumer, Delivery,
-        pgoutput::{Message, OldTuple},
         recorded::{RecordedConsumer, split},
     },
     target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
-};
-
-use crate::{
-    bed::{Cluster, oracle::query_copy, temp_dir},
-    pipeline::begin_empty_copies,
 };
 
 fn fixture(name: &str) -> PathBuf {

@@ -15,9 +15,16 @@ use arrow::{
     record_batch::RecordBatch,
 };
 use rand::{SeedableRng, rngs::StdRng};
+
+use crate::{
+    bed::{Cluster, Db, Session},
+    every_value::{self, quoted},
+    following::from_env,
+};
 use rhei::{
     Lsn,
-    change::{ColumnOrigin, ColumnSpec, Key, QualifiedName, ReplicaIdentity, Reshape, TableSpec},
+    change::{ColumnOrigin, ColumnSpec, Key, Reshape, TableSpec},
+    pgoutput::{QualifiedName, ReplicaIdentity},
     source::{
         catalog,
         connect::{Environment, SourceOptions, connect_sql},
@@ -26,12 +33,6 @@ use rhei::{
     types::{
         ColumnBuilder, ColumnType, InPlace, Mapping, TypeCatalog, Typed, in_place, map_column,
     },
-};
-
-use crate::{
-    bed::{Cluster, Db, Session},
-    every_value::{self, quoted},
-    following::from_env,
 };
 
 const ROWS: usize = 1000;

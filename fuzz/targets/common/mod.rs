@@ -14,7 +14,8 @@ use std::{
 
 use rhei::{
     Lsn,
-    change::{ColumnSpec, Key, QualifiedName, ReplicaIdentity, TableSpec},
+    change::{ColumnSpec, Key, TableSpec},
+    pgoutput::{QualifiedName, ReplicaIdentity},
     types::{ColumnType, FieldInfo, Mapping, TypeCatalog, TypeInfo, map_column},
 };
 

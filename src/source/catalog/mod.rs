@@ -13,14 +13,16 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, error::SqlState};
 
 use self::publication::{Member, Naming, members};
-pub use self::publication::{
-    PublicationInfo, ancestors, conflicting_column_lists, publication, published_names,
-};
 use crate::{
     Lsn,
-    change::{QualifiedName, ReplicaIdentity, xids::XidSnapshot},
+    change::xids::XidSnapshot,
     checkpoint::reachable_target,
+    pgoutput::{QualifiedName, ReplicaIdentity},
     types::{FieldInfo, TypeCatalog, TypeInfo},
+};
+
+pub use self::publication::{
+    PublicationInfo, ancestors, conflicting_column_lists, publication, published_names,
 };
 
 /// A question that the source did not answer, or not as expected.

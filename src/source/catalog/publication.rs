@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::Client;
 
 use super::{CatalogError, SourceColumn, columns_of};
-use crate::change::QualifiedName;
+use crate::pgoutput::QualifiedName;
 
 /// The publications of a pipeline, taken together.
 #[derive(Debug, Clone)]

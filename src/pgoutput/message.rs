@@ -4,14 +4,12 @@
 //! After a message nothing may be left over, and an unknown tag is an error: a message that is not
 //! understood could be a change that is lost.
 
-use crate::{
-    Lsn,
-    change::{
-        QualifiedName, ReplicaIdentity,
-        relation::{Relation, RelationColumn},
-        tuple::{Tuple, TupleError},
-    },
+use super::{
+    QualifiedName, ReplicaIdentity,
+    relation::{Relation, RelationColumn},
+    tuple::{Tuple, TupleError},
 };
+use crate::Lsn;
 
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -372,12 +370,12 @@ impl<'a> Cursor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::tuple::Field;
+    use crate::pgoutput::tuple::Field;
 
     fn tuple_bytes(fields: &[Field<'_>]) -> Vec<u8> {
         let mut out = (fields.len() as u16).to_be_bytes().to_vec();
         for &field in fields {
-            crate::change::tuple::write_field(&mut out, field);
+            crate::pgoutput::tuple::write_field(&mut out, field);
         }
         out
     }

@@ -1,89 +1,13 @@
-//! What a table looks like, as the wire says it ([`Relation`]) and as rhei applies it
-//! ([`TableSpec`]).
+//! What a table looks like as rhei applies it.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use super::xids::XidSnapshot;
-use crate::{Lsn, types::Mapping};
-
-/// A schema (namespace) and a name, exactly as PostgreSQL spells them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct QualifiedName {
-    pub schema: String,
-    pub name: String,
-}
-
-impl QualifiedName {
-    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { schema: schema.into(), name: name.into() }
-    }
-}
-
-/// For people: `schema.name`, unquoted.
-impl fmt::Display for QualifiedName {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}.{}", self.schema, self.name)
-    }
-}
-
-/// What the source logs of the old row at UPDATE and DELETE (`pg_class.relreplident`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplicaIdentity {
-    Default,
-    Nothing,
-    Full,
-    Index,
-}
-
-impl ReplicaIdentity {
-    /// From the byte of the catalog and the wire: `d`, `n`, `f`, `i`.
-    pub fn from_code(code: u8) -> Option<Self> {
-        match code {
-            b'd' => Some(Self::Default),
-            b'n' => Some(Self::Nothing),
-            b'f' => Some(Self::Full),
-            b'i' => Some(Self::Index),
-            _ => None,
-        }
-    }
-
-    pub fn code(self) -> u8 {
-        match self {
-            Self::Default => b'd',
-            Self::Nothing => b'n',
-            Self::Full => b'f',
-            Self::Index => b'i',
-        }
-    }
-}
-
-/// A Relation message: the table as the walsender describes it before its next row. Has no attnum,
-/// no NOT NULL, no default (trap 64).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Relation {
-    pub oid: u32,
-    pub name: QualifiedName,
-    pub replica_identity: ReplicaIdentity,
-    pub columns: Vec<RelationColumn>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RelationColumn {
-    pub name: String,
-    pub type_oid: u32,
-    pub typmod: i32,
-    /// Part of the replica identity. With REPLICA IDENTITY FULL every column is (trap 49).
-    pub is_key: bool,
-}
-
-impl Relation {
-    /// Bytes of memory that it takes, about.
-    pub fn bytes(&self) -> usize {
-        let columns =
-            self.columns.iter().map(|column| size_of::<RelationColumn>() + column.name.len());
-        size_of::<Self>() + self.name.schema.len() + self.name.name.len() + columns.sum::<usize>()
-    }
-}
+use crate::{
+    Lsn,
+    pgoutput::{QualifiedName, ReplicaIdentity},
+    types::Mapping,
+};
 
 /// How the rows of a table are told apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
