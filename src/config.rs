@@ -14,7 +14,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::pgoutput::QualifiedName;
+use crate::pipeline::options::{Budget, OnSlotLost, Supervision, TablePattern};
 
 /// A setting that cannot be understood. Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -57,50 +57,6 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("\"(hidden)\"")
-    }
-}
-
-/// `schema.table`, where `*` stands for any characters within a part.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TablePattern {
-    schema: String,
-    name: String,
-}
-
-impl TablePattern {
-    pub fn matches(&self, table: &QualifiedName) -> bool {
-        matches_part(&self.schema, &table.schema) && matches_part(&self.name, &table.name)
-    }
-}
-
-fn matches_part(pattern: &str, text: &str) -> bool {
-    let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut rest) = text.strip_prefix(before) else { return false };
-    let (middle, end) = after.rsplit_once('*').unwrap_or(("", after));
-    // The first place where a part between two stars fits leaves the most for those that follow.
-    for part in middle.split('*') {
-        let Some((_, after)) = rest.split_once(part) else { return false };
-        rest = after;
-    }
-    rest.ends_with(end)
-}
-
-impl FromStr for TablePattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (schema, name) =
-            text.split_once('.').ok_or("expected \"schema.table\"; * matches within a part")?;
-        if schema.is_empty() || name.is_empty() || name.contains('.') {
-            return Err("expected \"schema.table\"; * matches within a part".to_owned());
-        }
-        Ok(Self { schema: schema.to_owned(), name: name.to_owned() })
-    }
-}
-
-impl fmt::Display for TablePattern {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}.{}", self.schema, self.name)
     }
 }
 
@@ -234,30 +190,6 @@ impl FromStr for Publications {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self::One(text.to_owned()))
-    }
-}
-
-/// What happens when the slot is dropped, invalidated, remade, or on another history after a
-/// failover.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnSlotLost {
-    /// An error says what was found; the copy stays as it is.
-    #[default]
-    Stop,
-    /// Every table is copied again with a new slot, three times an hour at most.
-    Resync,
-}
-
-impl FromStr for OnSlotLost {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "stop" => Ok(Self::Stop),
-            "resync" => Ok(Self::Resync),
-            other => Err(format!("\"{other}\" is neither \"stop\" nor \"resync\"")),
-        }
     }
 }
 
@@ -413,40 +345,6 @@ pub struct Config {
     pub snapshot_warning: Duration,
     pub supervision: Supervision,
     pub table_settings: BTreeMap<String, TableSection>,
-}
-
-/// How often work that met a bug of ours may begin again, before rhei stops with the error
-/// (`[supervisor] restart`). A source that is away and a disk that is full do not count: those are
-/// waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
-    pub max: u32,
-    /// None: in its whole life.
-    pub within: Option<Duration>,
-}
-
-/// How a long run is kept alive and watched.
-#[derive(Debug, Clone, Copy)]
-pub struct Supervision {
-    /// For bugs: sessions, and rounds of copies, each have as much.
-    pub restart: Budget,
-    /// How long a stop waits for what has begun.
-    pub grace: Duration,
-    /// How often the slot is looked at,
-    pub lag_interval: Duration,
-    /// and how much WAL it may hold without a warning.
-    pub lag_warning_bytes: u64,
-}
-
-impl Default for Supervision {
-    fn default() -> Self {
-        Self {
-            restart: Budget { max: 5, within: Some(Duration::from_secs(60)) },
-            grace: Duration::from_secs(10),
-            lag_interval: Duration::from_secs(30),
-            lag_warning_bytes: 1_000_000_000,
-        }
-    }
 }
 
 /// Where settings come from.
@@ -733,38 +631,6 @@ mod tests {
             Inputs { source: Some(Secret::new("postgresql://u:hush@h/d")), ..Inputs::default() };
         let inputs = Inputs { file: Some("rhei.toml.example".into()), ..inputs };
         assert!(!format!("{:?}", Config::load(&inputs).unwrap()).contains("hush"));
-    }
-
-    #[test]
-    fn patterns_match_within_a_part() {
-        let pattern: TablePattern = "pub*.or*s".parse().unwrap();
-        assert!(pattern.matches(&QualifiedName::new("public", "orders")));
-        assert!(pattern.matches(&QualifiedName::new("pub", "ors")));
-        assert!(!pattern.matches(&QualifiedName::new("public", "order")));
-        assert!(!pattern.matches(&QualifiedName::new("other", "orders")));
-        let matches = |name: &str, text: &str| matches_part(name, text);
-        for (name, text) in [
-            ("*", ""),
-            ("**", "a"),
-            ("*b*c*", "abxcb"),
-            ("a*a", "aa"),
-            ("*ab*ab", "abxabab"),
-            ("ä*", "äö"),
-        ] {
-            assert!(matches(name, text), "{name} and {text}");
-        }
-        for (name, text) in
-            [("a*a", "a"), ("*b*b*", "abc"), ("a*b*", "ba"), ("*ab*ab", "xab"), ("", "a")]
-        {
-            assert!(!matches(name, text), "{name} and {text}");
-        }
-    }
-
-    #[test]
-    fn a_pattern_of_many_stars_takes_no_time() {
-        let pattern = format!("public.{}b", "*a".repeat(30));
-        let pattern: TablePattern = pattern.parse().unwrap();
-        assert!(!pattern.matches(&QualifiedName::new("public", "a".repeat(63))));
     }
 
     #[test]

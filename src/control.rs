@@ -17,22 +17,14 @@ use tokio::{
 };
 
 use crate::{
-    backfill::board::Board,
-    engine::{
-        EngineError, Options, Writer, latency::Latency, left_out::LeftOut, settled::SettledLsn,
-    },
+    engine::command::Asked,
     pgoutput::QualifiedName,
+    pipeline::{
+        EngineError, Options, Writer, copy_progress::Board, latency::Latency, left_out::LeftOut,
+        settled::SettledLsn,
+    },
     target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
 };
-
-/// What the running session is asked to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asked {
-    /// Copy this table again.
-    Resync(QualifiedName),
-    /// Begin no more chunks and give the snapshot back, or go on.
-    Pause(bool),
-}
 
 /// Where the replicator of a file listens.
 pub fn socket_path(target: &Path) -> PathBuf {
@@ -204,7 +196,7 @@ async fn serve<T: OlapEngine + 'static>(
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
     let answer =
-        answer.unwrap_or_else(|error| json!({ "error": crate::engine::with_causes(&error) }));
+        answer.unwrap_or_else(|error| json!({ "error": crate::error::with_causes(&error) }));
     // A client that went away is no concern.
     let _ = write.write_all(answer.to_string().as_bytes()).await;
 }

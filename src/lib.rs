@@ -13,6 +13,7 @@
 pub mod config;
 
 pub mod checkpoint;
+pub mod error;
 pub mod lsn;
 
 pub mod pgoutput;
@@ -24,6 +25,8 @@ pub mod change;
 pub mod types;
 
 pub mod target;
+
+pub mod pipeline;
 
 pub mod engine;
 

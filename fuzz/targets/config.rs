@@ -9,8 +9,9 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 
 use rhei::{
-    config::{ByteSize, Config, Inputs, Span, TablePattern, parse},
+    config::{ByteSize, Config, Inputs, Span, parse},
     pgoutput::QualifiedName,
+    pipeline::options::TablePattern,
 };
 
 fuzz_target!(

@@ -20,7 +20,7 @@
 //! Each chunk commits with its row of `_rhei.jobs`; a crash leaves whole chunks, and what was not
 //! whole is not there.
 
-pub mod board;
+mod plain;
 mod plan;
 mod snapshot;
 mod widths;
@@ -43,8 +43,8 @@ use self::{
 use crate::{
     Lsn,
     change::Pause,
-    engine::{EngineError, Event, Options, Writer},
     pgoutput::QualifiedName,
+    pipeline::{EngineError, Event, Options, Writer},
     source::{
         Hold,
         catalog::{self, SourceTable},
@@ -54,6 +54,7 @@ use crate::{
 };
 
 pub use self::{
+    plain::plain_copy,
     plan::{Planned, is_fetchable},
     snapshot::{FirstSlot, create_slot, fetch_rows},
 };

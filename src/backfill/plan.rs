@@ -15,12 +15,14 @@ use super::{
 use crate::{
     Lsn,
     change::{ColumnSpec, Key, Pause, TableSpec},
-    engine::{
-        EngineError, Event, Options, Writer,
-        attach::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned},
-        tables::{self, PlanOptions},
-    },
     pgoutput::QualifiedName,
+    pipeline::{
+        EngineError, Event, Options, Writer,
+        tables::{
+            self, PlanOptions,
+            selection::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned},
+        },
+    },
     source::{
         catalog::{self, SourceTable, quote_identifier, quote_table},
         connect::SqlClient,

@@ -17,8 +17,8 @@ use crate::{
     Lsn,
     change::{TableSpec, xids::XidSnapshot},
     checkpoint::reachable_target,
-    engine::{EngineError, Event, Options},
     failpoint::reached,
+    pipeline::{EngineError, Event, Options},
     source::{
         Hold, SourceError,
         catalog::{self, quote_identifier, quote_literal, quote_table},

@@ -11,7 +11,7 @@ use tokio_postgres::types::Oid;
 
 use crate::{
     change::ColumnSpec,
-    engine::EngineError,
+    pipeline::EngineError,
     source::{
         catalog::{SourceTable, quote_identifier, quote_table},
         connect::SqlClient,

@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Copied, snapshot::import_for_copy};
 use crate::{
     change::{Nulled, Pause, Remedy, TableSpec},
-    engine::{EngineError, Event, Options, copy_it, error_policy, with_causes},
+    engine::copy_it,
+    error::with_causes,
+    pipeline::{EngineError, Event, Options, error_policy},
     source::{SourceError, copy::CopyReader, copy_out::CopyClient, wire::WireError},
     target::{Loader, TargetError},
     types::schema_of,

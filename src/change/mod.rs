@@ -4,18 +4,18 @@
 //! `assemble` turns messages into whole source transactions, `net_effect` keeps at most one delete
 //! and one insert per key, `columns` turns survivors into Arrow.
 
-use std::sync::Arc;
-
-use arrow::record_batch::RecordBatch;
-
-use crate::{Lsn, pgoutput::QualifiedName};
-
 pub mod assemble;
 pub mod columns;
 pub mod followed;
 pub mod net_effect;
 pub mod table;
 pub mod xids;
+
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+
+use crate::{Lsn, pgoutput::QualifiedName};
 
 pub use table::{ColumnOrigin, ColumnSpec, Key, Reshape, TableSpec};
 

@@ -6,12 +6,10 @@ use clap::Args;
 
 use super::{CliError, Session};
 use crate::{
-    engine::{
-        Writer,
-        attach::{CopyAgain, plain_copy},
-        replicate::sync,
-    },
+    backfill::plain_copy,
+    engine::{attach::CopyAgain, replicate::sync},
     pgoutput::QualifiedName,
+    pipeline::Writer,
     target::{Compaction, DuckDb, OlapEngine},
 };
 

@@ -4,8 +4,11 @@ use std::{collections::BTreeSet, process::ExitCode};
 
 use super::{CliError, Session};
 use crate::{
-    engine::tables::{PlanOptions, plan, target_name},
     pgoutput::{QualifiedName, ReplicaIdentity},
+    pipeline::tables::{
+        names::target_name,
+        plan::{PlanOptions, plan},
+    },
     source::{
         catalog::{self, SourceKey, SourceTable, quote_identifier, quote_table},
         connect::{SqlClient, connect_sql},

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{CliError, Session};
 use crate::{
     control,
-    engine::EngineError,
+    pipeline::EngineError,
     target::{DuckDb, OlapEngine, compact::written_beside},
 };
 

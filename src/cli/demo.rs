@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::CliError;
 use crate::{
-    backfill::board::Board,
-    engine::{Event, Options, attach::CopyAgain, latency::Latency, replicate},
+    engine::{attach::CopyAgain, replicate},
+    pipeline::{Event, Options, copy_progress::Board, latency::Latency},
     source::connect::{Environment, SourceOptions, connect_sql},
     target::duckdb::TargetOptions,
 };
@@ -211,7 +211,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         publications: vec!["rhei".to_owned()],
         slot: "rhei".to_owned(),
         failover_slot: false,
-        slot_lost: crate::engine::slot_lost::SlotLost::default(),
+        slot_lost: crate::pipeline::slot_history::SlotLost::default(),
         tables: Vec::new(),
         exclude: Vec::new(),
         table_settings: std::collections::BTreeMap::new(),
@@ -225,14 +225,14 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         rate_limit_bytes: None,
         chunk_bytes: None,
         snapshot_warning: Duration::from_secs(3600),
-        supervision: crate::config::Supervision::default(),
-        activity: crate::engine::supervisor::Activity::default(),
-        ddl_lock: crate::engine::DdlLock::default(),
+        supervision: crate::pipeline::options::Supervision::default(),
+        activity: crate::pipeline::activity::Activity::default(),
+        ddl_lock: crate::pipeline::DdlLock::default(),
         board: Board::default(),
         latency: Latency::default(),
-        left_out: crate::engine::left_out::LeftOut::default(),
-        recopies: crate::engine::recopies::Recopies::default(),
-        settled: crate::engine::settled::SettledLsn::default(),
+        left_out: crate::pipeline::left_out::LeftOut::default(),
+        recopies: crate::pipeline::recopies::Recopies::default(),
+        settled: crate::pipeline::settled::SettledLsn::default(),
         events,
     };
     let writer_stop = stop.child_token();
@@ -302,7 +302,7 @@ async fn follow(
     stop: &CancellationToken,
     seen: &Seen,
     written: &AtomicU64,
-    replicator: &tokio::task::JoinHandle<Result<(), crate::engine::EngineError>>,
+    replicator: &tokio::task::JoinHandle<Result<(), crate::pipeline::EngineError>>,
     board: &Board,
 ) -> Result<(), CliError> {
     let copying = Instant::now();

@@ -18,10 +18,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backfill::board::Board,
-    config::{Config, ConfigError, Inputs, Secret},
-    engine::{Options, tables::TableSettings},
+    config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret},
     pgoutput::QualifiedName,
+    pipeline::{Options, copy_progress::Board, options::TableSettings},
     source::connect::{Environment, SourceOptions},
     target::duckdb::TargetOptions,
 };
@@ -134,7 +133,7 @@ pub enum CliError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
-    Engine(#[from] crate::engine::EngineError),
+    Engine(#[from] crate::pipeline::EngineError),
     #[error("{0}")]
     Failed(String),
 }
@@ -225,15 +224,14 @@ impl Session {
             publications: config.publications.clone(),
             slot: config.slot.clone(),
             failover_slot: config.failover_slot,
-            slot_lost: crate::engine::slot_lost::SlotLost::new(config.on_slot_lost),
+            slot_lost: crate::pipeline::slot_history::SlotLost::new(config.on_slot_lost),
             tables: config.tables.clone(),
             exclude: config.exclude.clone(),
             table_settings,
             interval: config.interval,
             max_batch_rows: config.max_batch_rows,
             memory_limit_bytes: config.memory_limit.0,
-            null_unrepresentable: config.on_unrepresentable
-                == crate::config::OnUnrepresentable::Null,
+            null_unrepresentable: config.on_unrepresentable == OnUnrepresentable::Null,
             trust_widening: config.trust_widening,
             catalog_interval: config.catalog_interval,
             workers: config.workers,
@@ -241,13 +239,13 @@ impl Session {
             chunk_bytes: config.chunk_size.map(|size| size.0 as u64),
             snapshot_warning: config.snapshot_warning,
             supervision: config.supervision,
-            activity: crate::engine::supervisor::Activity::default(),
-            ddl_lock: crate::engine::DdlLock::default(),
+            activity: crate::pipeline::activity::Activity::default(),
+            ddl_lock: crate::pipeline::DdlLock::default(),
             board: board.clone(),
-            latency: crate::engine::latency::Latency::default(),
-            left_out: crate::engine::left_out::LeftOut::default(),
-            recopies: crate::engine::recopies::Recopies::default(),
-            settled: crate::engine::settled::SettledLsn::default(),
+            latency: crate::pipeline::latency::Latency::default(),
+            left_out: crate::pipeline::left_out::LeftOut::default(),
+            recopies: crate::pipeline::recopies::Recopies::default(),
+            settled: crate::pipeline::settled::SettledLsn::default(),
             events,
         };
         Ok((options, progress))

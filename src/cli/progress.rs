@@ -9,9 +9,9 @@ use std::{
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use crate::{
-    backfill::board::{Board, Progress as CopyProgress},
-    engine::Event,
+use crate::pipeline::{
+    Event,
+    copy_progress::{Board, Progress as CopyProgress},
 };
 
 /// Listens to a pipeline until it is gone.

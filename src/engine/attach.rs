@@ -23,22 +23,23 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-
-use super::{
-    EngineError, Options, Writer,
-    tables::{self, PlanOptions, TableSettings},
-    tending::is_of_table,
-};
 use crate::{
     Checkpoint, Lsn,
-    backfill::{self, Copied, FirstSlot, Planned, Round, Told, create_slot},
+    backfill::{FirstSlot, create_slot},
     change::{Pause, Remedy, TableSpec},
     failpoint::reached,
     pgoutput::{QualifiedName, table_description::Secret},
+    pipeline::{
+        EngineError, Options, Writer,
+        tables::{
+            self, PlanOptions,
+            selection::{
+                self, is_wanted, no_tables, table_settings, target_names, types_of, unplanned,
+                wanted_tables,
+            },
+        },
+    },
     source::{
-        Hold,
         catalog::{self, PublicationInfo, SourceTable},
         connect::{SqlClient, connect_sql},
         ddl_trigger::{self, DdlTrigger},
@@ -192,19 +193,6 @@ async fn judge_column_lists(options: &Options, sql: &SqlClient) -> Result<(), En
     Ok(slot::judge_column_lists(&tables, &options.publications)?)
 }
 
-/// Whether the settings choose a table.
-pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
-    let is_included =
-        options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
-    is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
-}
-
-pub fn no_tables(options: &Options) -> EngineError {
-    let patterns: Vec<String> = options.tables.iter().map(ToString::to_string).collect();
-    let asked = if patterns.is_empty() { "any table".to_owned() } else { patterns.join(", ") };
-    EngineError::NoTable { asked, publications: options.publications.join(", ") }
-}
-
 /// A file that rhei made stands against the source: same cluster, same history, a slot that still
 /// has all we need.
 async fn verify(
@@ -323,7 +311,7 @@ async fn resume<T: OlapEngine + 'static>(
             changed.insert(stored.oid);
         }
     }
-    let targets = target_names(options, &names_of(&published), &by_oid);
+    let targets = target_names(options, &selection::names_of(&published), &by_oid);
     for table in &published {
         let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
         let needs_copy = match by_oid.get(&table.oid) {
@@ -388,27 +376,6 @@ fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName>) -> Store
     unplanned(table, targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone()))
 }
 
-/// A table of which nothing is copied yet.
-pub fn unplanned(table: &SourceTable, target: QualifiedName) -> StoredTable {
-    StoredTable {
-        oid: table.oid,
-        source: table.name.clone(),
-        target,
-        state: TableState::Pending,
-        copy_lsn: Lsn::ZERO,
-        copy_xids: None,
-        epoch: 0,
-        replica_identity: table.replica_identity,
-        whole_row_key: false,
-        fingerprint: String::new(),
-        columns: Vec::new(),
-        excluded: Vec::new(),
-        copied_rows: 0,
-        has_shadow: false,
-        truncated_by: None,
-    }
-}
-
 /// Says now and then what it waits for.
 async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
     let mut work = std::pin::pin!(work);
@@ -444,43 +411,6 @@ async fn rename<T: OlapEngine + 'static>(
         moves.push((from, stored.clone()));
     }
     if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
-}
-
-/// What each published table is to be called. A name that a table has is kept as long as it still
-/// is what is wanted.
-pub fn target_names(
-    options: &Options,
-    published: &[(u32, QualifiedName)],
-    stored: &BTreeMap<u32, StoredTable>,
-) -> BTreeMap<u32, QualifiedName> {
-    let wanted =
-        |name: &QualifiedName| table_settings(options, name).target.unwrap_or_else(|| name.clone());
-    let kept = |oid: u32, name: &QualifiedName| {
-        let stored = stored.get(&oid).filter(|stored| stored.state != TableState::Dropped)?;
-        tables::is_name_for(&stored.target, &wanted(name)).then(|| stored.target.clone())
-    };
-    let mut by_age: Vec<&(u32, QualifiedName)> = published.iter().collect();
-    by_age.sort_by_key(|(oid, _)| *oid);
-    let mut names: BTreeMap<u32, QualifiedName> = BTreeMap::new();
-    let mut taken = BTreeSet::new();
-    for (oid, name) in &by_age {
-        if let Some(name) = kept(*oid, name) {
-            names.insert(*oid, tables::target_name(&name, &mut taken));
-        }
-    }
-    for (oid, name) in by_age {
-        names.entry(*oid).or_insert_with(|| tables::target_name(&wanted(name), &mut taken));
-    }
-    names
-}
-
-fn names_of(tables: &[SourceTable]) -> Vec<(u32, QualifiedName)> {
-    tables.iter().map(|table| (table.oid, table.name.clone())).collect()
-}
-
-/// The settings of a table.
-pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings {
-    options.table_settings.get(&table.to_string()).cloned().unwrap_or_default()
 }
 
 /// Whether the settings ask for another copy than there is: other columns, or other types. A change
@@ -594,7 +524,7 @@ async fn create<T: OlapEngine + 'static>(
     reached("slot.created");
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
-    let targets = target_names(options, &names_of(&tables), &BTreeMap::new());
+    let targets = target_names(options, &selection::names_of(&tables), &BTreeMap::new());
     let rows = tables
         .iter()
         .filter(|table| !known.contains(&table.oid))
@@ -607,152 +537,6 @@ async fn create<T: OlapEngine + 'static>(
     let to_copy = tables.into_iter().map(|table| table.oid).collect();
     let attached = ready(options, &source.sql, writer, to_copy).await?;
     Ok(Attached { first: Some(first), ..attached })
-}
-
-/// Whoever tells something is not kept waiting when nobody listens any more.
-struct Closing<'a>(&'a mut mpsc::Receiver<Told>);
-
-impl Drop for Closing<'_> {
-    fn drop(&mut self) {
-        self.0.close();
-        while self.0.try_recv().is_ok() {}
-    }
-}
-
-/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows
-/// it. Returns the tables that cannot be copied, with their reasons.
-pub async fn plain_copy<T: OlapEngine + 'static>(
-    options: &Options,
-    writer: &Writer<T>,
-    stop: &CancellationToken,
-) -> Result<Vec<(String, String)>, EngineError> {
-    let stored = writer.call(|target| target.state()).await?;
-    if stored.is_some_and(|state| state.pipeline.phase == Phase::Running) {
-        return Err(EngineError::Setup(format!(
-            "{} is a live copy that a slot follows; a plain copy would end that\nhint: name \
-             another file with --target",
-            options.target.path.display()
-        )));
-    }
-    let sql = connect_sql(&options.source, "control").await?;
-    let server = catalog::server(&sql).await?;
-    let pipeline = Pipeline {
-        slot: String::new(),
-        publications: Vec::new(),
-        publication_fingerprint: String::new(),
-        system_id: catalog::system_id(&sql).await.unwrap_or_default(),
-        database: server.database,
-        database_oid: server.database_oid,
-        timeline: 0,
-        phase: Phase::PlainCopy,
-        checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
-    };
-    drop(sql);
-    let (tell, mut told) = mpsc::channel(16);
-    let round = Round {
-        wanted: None,
-        first: None,
-        trail: None,
-        is_plain: true,
-        hold: Hold::default(),
-        told: tell,
-        stop: stop.clone(),
-    };
-    let mut specs: BTreeMap<u32, Arc<TableSpec>> = BTreeMap::new();
-    let (mut changed, mut locked) = (0, Vec::new());
-    let follow = async {
-        let told = Closing(&mut told);
-        while let Some(told) = told.0.recv().await {
-            match told {
-                Told::Planned { tables, refused, adopted, .. } => {
-                    save(writer, &pipeline, refused).await?;
-                    let new: Vec<_> = tables.iter().map(Planned::new_copy).collect();
-                    specs.extend(tables.into_iter().map(|table| (table.spec.oid, table.spec)));
-                    let ids = writer.call(move |target| target.begin_copies(&new)).await?;
-                    let _ = adopted.send(ids.into_iter().map(Result::ok).collect());
-                }
-                Told::Copied(copied) => {
-                    for (oid, copied) in copied {
-                        let pause = match copied {
-                            Copied::Done => {
-                                let Some(spec) = specs.get(&oid).cloned() else { continue };
-                                let merge = move |target: &mut T| {
-                                    target.finish_loads(std::slice::from_ref(&spec))?;
-                                    target.merge(&[spec], i64::MAX.unsigned_abs()).map(|_| ())
-                                };
-                                match writer.call(merge).await {
-                                    Err(EngineError::Target(error)) if is_of_table(&error) => {
-                                        Pause {
-                                            reason: super::with_causes(&error),
-                                            remedy: error.remedy(),
-                                        }
-                                    }
-                                    merged => {
-                                        merged?;
-                                        continue;
-                                    }
-                                }
-                            }
-                            Copied::Failed(pause) => pause,
-                            Copied::Changed => {
-                                changed += 1;
-                                continue;
-                            }
-                        };
-                        writer
-                            .call(move |target| target.abandon_copies(&[(oid, Some(pause))]))
-                            .await?;
-                    }
-                }
-                Told::Locked(tables) => locked.extend(tables.into_values()),
-                // Only rounds beside a stream do so.
-                Told::PutOff(_) => {}
-            }
-        }
-        Ok::<_, EngineError>(())
-    };
-    let (copied, followed) = tokio::join!(backfill::run(options, writer, round), follow);
-    followed?;
-    copied?;
-    if !locked.is_empty() {
-        let locked: Vec<String> = locked.iter().map(ToString::to_string).collect();
-        return Err(EngineError::Setup(format!(
-            "{} could not be read: another session has locked it; the other tables are \
-             copied\nhint: run it again",
-            locked.join(", ")
-        )));
-    }
-    if changed > 0 {
-        return Err(EngineError::Setup(format!(
-            "{changed} tables changed their shape while they were being copied; the others are \
-             copied\nhint: run it again"
-        )));
-    }
-    let state = writer.call(|target| target.state()).await?;
-    let tables = state.into_iter().flat_map(|state| state.tables);
-    Ok(tables
-        .filter_map(|table| match table.state {
-            TableState::Error(pause) => Some((table.source.to_string(), pause.reason)),
-            _ => None,
-        })
-        .collect())
-}
-
-pub async fn wanted_tables(
-    options: &Options,
-    sql: &SqlClient,
-) -> Result<Vec<SourceTable>, EngineError> {
-    let mut published = catalog::published_tables(sql, &options.publications).await?;
-    published.retain(|table| is_wanted(options, &table.name));
-    Ok(published)
-}
-
-pub async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
-    let oids: BTreeSet<u32> = tables
-        .iter()
-        .flat_map(|table| table.columns.iter().map(|column| column.type_oid))
-        .collect();
-    Ok(catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?)
 }
 
 async fn save<T: OlapEngine + 'static>(

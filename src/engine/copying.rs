@@ -11,15 +11,15 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    EngineError, Options, Writer,
-    error_policy::{Policy, policy},
-    supervisor::Restarts,
-    with_causes,
-};
+use super::supervisor::Restarts;
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
+    error::with_causes,
     pgoutput::QualifiedName,
+    pipeline::{
+        EngineError, Options, Writer,
+        error_policy::{Policy, policy},
+    },
     source::Hold,
     target::OlapEngine,
 };

@@ -1,67 +1,11 @@
 //! Relations whose changes the stream brings and that are left out of the copy, each for a reason
 //! that is known.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
-
-use serde::Serialize;
-
-use super::{EngineError, SyncEngine, in_time, schema::Place};
+use super::{SyncEngine, in_time, schema::Place};
 use crate::{
-    Lsn,
-    change::assemble::Untracked,
-    pgoutput::{QualifiedName, relation::Relation},
-    source::CdcConsumer,
-    target::OlapEngine,
+    Lsn, change::assemble::Untracked, pgoutput::relation::Relation, pipeline::EngineError,
+    source::CdcConsumer, target::OlapEngine,
 };
-
-/// Why a relation is no table of the copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// `[source] tables` and `exclude` leave it out.
-    Excluded,
-    /// It was published when it was changed, and is not any more.
-    NotPublished,
-}
-
-/// Changes that were left out since this process began.
-#[derive(Debug, Clone, Default)]
-pub struct LeftOut(Arc<Mutex<BTreeMap<String, Entry>>>);
-
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Entry {
-    reason: Reason,
-    changes: u64,
-}
-
-impl LeftOut {
-    /// Counts changes of a relation, and logs the first.
-    pub fn add(&self, relation: &QualifiedName, reason: Reason, changes: u64) {
-        let name = relation.to_string();
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.entry(name.clone()).or_insert_with(|| {
-            let why = match reason {
-                Reason::Excluded => "the settings leave it out",
-                Reason::NotPublished => "it is not published any more",
-            };
-            tracing::info!(
-                relation = name,
-                "changes of a relation are left out of the copy: {why}"
-            );
-            Entry { reason, changes: 0 }
-        });
-        *entry = Entry { reason, changes: entry.changes + changes };
-    }
-
-    /// For `rhei status --json`: reason and number of changes, by name.
-    pub fn describe(&self) -> serde_json::Value {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::json!(*entries)
-    }
-}
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Whether the copy of a table is known to hold what was committed at `commit_lsn`.

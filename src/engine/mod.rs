@@ -8,173 +8,46 @@
 //! file holds one cycle, `replicate` the long run and the catch-up.
 
 pub mod attach;
+pub mod command;
 pub mod copying;
 mod enum_labels;
-pub mod error_policy;
-pub mod latency;
 pub mod left_out;
-pub mod options;
 pub mod recopies;
 pub mod replicate;
 pub mod schema;
 pub mod settled;
 pub mod slot_lost;
 pub mod supervisor;
-pub mod tables;
 mod tending;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
-use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
-pub use self::options::{Event, Options};
 use self::schema::{Asked, Catalogs, Look, Looked, Verdict};
 use crate::{
-    Checkpoint, Lsn, backfill,
+    Checkpoint, Lsn,
     change::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
         assemble::{Answer, Question},
     },
+    error::with_causes,
     failpoint::reached,
+    pipeline::{
+        CycleReport, DdlLock, EngineError, Event, Options, Writer,
+        copy_progress::Board,
+        latency::Latency,
+        left_out::LeftOut,
+        recopies::{MAX_RECOPIES, Recopies},
+    },
     source::{BatchLimits, CdcConsumer, Delivery, SourceError},
-    target::{Applied, OlapEngine, TargetError},
+    target::{Applied, OlapEngine},
 };
-
-/// What one cycle did. Every count is of what its name says: source rows unless it says target.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct CycleReport {
-    pub source_transactions: u64,
-    /// Row changes of the source before they were reduced.
-    pub inserted: u64,
-    pub updated: u64,
-    pub deleted: u64,
-    /// TRUNCATEs of tables.
-    pub truncated: u64,
-    /// Rows that left and entered target tables.
-    pub target_deleted_rows: u64,
-    pub target_inserted_rows: u64,
-    /// Rows of history tables and finished jobs that retention dropped.
-    pub pruned: u64,
-    /// WAL that the source may recycle since this cycle, as far as this slot is concerned.
-    pub wal_released_bytes: u64,
-    pub checkpoint: Lsn,
-    /// WAL between the checkpoint and the source's end as last heard.
-    pub lag_bytes: u64,
-    pub duration_ms: u64,
-    /// More was waiting: the next cycle should follow at once.
-    pub is_behind: bool,
-    /// Tables that were paused, with the reason.
-    #[serde(skip)]
-    pub paused: Vec<TableFailure>,
-    /// The consumer has nothing more and never will (a recorded stream).
-    pub is_ended: bool,
-    /// The stop signal came before anything was applied.
-    pub is_stopped: bool,
-    /// Why the session has to attach anew before it goes on: tables came, went, or have to be
-    /// copied again.
-    pub attach_anew: Option<String>,
-}
-
-/// Anything that ends a session.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    #[error(transparent)]
-    Target(#[from] TargetError),
-    #[error("{0}")]
-    Setup(String),
-    #[error(
-        "no table of the source matches {asked}\ndetail: Publication {publications} holds no such \
-         table.\nhint: see [source] \
-         tables and exclude, and `SELECT * FROM pg_publication_tables`"
-    )]
-    NoTable { asked: String, publications: String },
-    #[error("{what} met a bug: {why}")]
-    Bug { what: &'static str, why: String },
-    #[error("the snapshot of the copy is lost")]
-    SnapshotLost,
-    #[error("a copy was at the same rows of the target")]
-    Busy,
-}
-
-impl EngineError {
-    /// A task that panicked, or that was ended by the runtime.
-    pub(crate) fn lost(what: &'static str, lost: tokio::task::JoinError) -> Self {
-        let why = match lost.try_into_panic() {
-            Ok(panic) => supervisor::panic_text(&*panic),
-            Err(_) => "it was ended".to_owned(),
-        };
-        Self::Bug { what, why }
-    }
-}
-
-macro_rules! from_source {
-    ($($error:ty),*) => {$(
-        impl From<$error> for EngineError {
-            fn from(error: $error) -> Self {
-                Self::Source(error.into())
-            }
-        }
-    )*};
-}
-from_source!(
-    crate::source::connect::ConnectError,
-    crate::source::wire::WireError,
-    crate::source::slot::SlotError,
-    crate::source::catalog::CatalogError,
-    tokio_postgres::Error
-);
-
-/// The target, used by one caller at a time and never from an async thread.
-pub struct Writer<T>(Arc<Mutex<T>>);
-
-impl<T> Clone for Writer<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<T: OlapEngine + 'static> Writer<T> {
-    pub fn new(target: T) -> Self {
-        Self(Arc::new(Mutex::new(target)))
-    }
-
-    /// Runs `work` on a thread that may block. A call that has begun is always finished, even when
-    /// nobody waits.
-    pub async fn call<R: Send + 'static, E: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
-    ) -> Result<R, EngineError>
-    where
-        EngineError: From<E>,
-    {
-        let target = Arc::clone(&self.0);
-        let what = "a call to DuckDB";
-        let done = tokio::task::spawn_blocking(move || {
-            let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
-            let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut target)));
-            done.map_err(|panic| {
-                // Nothing of a transaction that a panic left open may be seen by whoever comes
-                // next.
-                let _ = target.roll_back();
-                EngineError::Bug { what, why: supervisor::panic_text(&*panic) }
-            })
-        });
-        done.await.map_err(|lost| EngineError::lost(what, lost))??.map_err(EngineError::from)
-    }
-}
-
-/// Read for cycles, write for whatever changes the shape of tables or rewrites the file.
-pub type DdlLock = Arc<RwLock<()>>;
 
 /// How far an idle checkpoint may lie behind what the source has proven to hold nothing for us
 /// (trap 26).
@@ -221,10 +94,10 @@ pub struct SyncEngine<C, T> {
     /// A look that left nothing to be done, until the stream has passed it.
     looked: Option<settled::Began>,
     has_shapes: bool,
-    board: backfill::board::Board,
-    latency: latency::Latency,
-    left_out: left_out::LeftOut,
-    recopies: recopies::Recopies,
+    board: Board,
+    latency: Latency,
+    left_out: LeftOut,
+    recopies: Recopies,
     /// Tables that wait for another copy since the last call of [`Self::take_to_copy`].
     to_copy: BTreeSet<u32>,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
@@ -546,8 +419,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             failure.remedy = Remedy::Operator;
             failure.reason = format!(
                 "the table was copied {} times within an hour, and cannot be followed: {}",
-                recopies::MAX_RECOPIES,
-                failure.reason
+                MAX_RECOPIES, failure.reason
             );
         }
     }
@@ -904,18 +776,4 @@ fn log_failures(failed: &[TableFailure]) {
 
 pub fn copy_it(table: &TableSpec) -> String {
     format!("copy it again with `rhei backfill --table {} --force`", table.source)
-}
-
-/// An error and its causes on one line.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let next = inner.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -15,10 +15,10 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CycleOptions, CycleReport, EngineError, Event, Locked, Options, Settling, SyncEngine, Writer,
+    CycleOptions, Locked, Settling, SyncEngine,
     attach::{Attached, CopyAgain, attach},
+    command::Asked,
     copying::Copies,
-    error_policy::{Policy, Standstill, policy},
     schema::Catalogs,
     slot_lost,
     supervisor::{self, Restarts, Supervisor},
@@ -26,9 +26,13 @@ use super::{
 use crate::{
     Lsn,
     checkpoint::reachable_target,
-    control::{Asked, Control},
+    control::Control,
     failpoint::reached,
     pgoutput::QualifiedName,
+    pipeline::{
+        CycleReport, EngineError, Event, Options, Writer,
+        error_policy::{Policy, Standstill, policy},
+    },
     source::{
         CdcConsumer, SourceError, catalog,
         connect::connect_sql,

@@ -16,12 +16,8 @@ use std::{
 };
 
 use super::{
-    EngineError, Options,
-    attach::{is_wanted, table_settings},
     enum_labels::{LabelCheck, label_checks},
-    left_out::Reason,
     settled,
-    tables::{self, PlanOptions, TableSettings},
 };
 use crate::{
     Lsn,
@@ -32,6 +28,15 @@ use crate::{
         QualifiedName, ReplicaIdentity,
         relation::Relation,
         table_description::{DescribedColumn, Description},
+    },
+    pipeline::{
+        EngineError, Options,
+        left_out::Reason,
+        options::TableSettings,
+        tables::{
+            self, PlanOptions,
+            selection::{is_wanted, table_settings},
+        },
     },
     source::{
         catalog::{

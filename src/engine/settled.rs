@@ -8,22 +8,16 @@
 //! position and was invisible to that look; the stream has passed the position; what the look led
 //! to is applied; and no table waits for its copy or is being copied.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{EngineError, SyncEngine, copying::Copies, schema::Catalogs};
+use super::{SyncEngine, copying::Copies, schema::Catalogs};
 use crate::{
     Lsn,
     change::xids::XidSnapshot,
     checkpoint::reachable_target,
+    pipeline::{EngineError, settled::SettledLsn},
     source::{CdcConsumer, catalog::VISIBLE_AFTER_FLUSH},
     target::OlapEngine,
 };
@@ -31,21 +25,6 @@ use crate::{
 /// How long the stream has to come to a position before the server is asked whether it can at all;
 /// twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(100);
-
-/// The settled position, which never falls. Shared by the session, which moves it on, and `status`.
-#[derive(Debug, Clone, Default)]
-pub struct SettledLsn(Arc<AtomicU64>);
-
-impl SettledLsn {
-    fn raise(&self, lsn: Lsn) {
-        self.0.fetch_max(lsn.0, Ordering::Relaxed);
-    }
-
-    /// None: nothing is settled since this process began.
-    pub fn get(&self) -> Option<Lsn> {
-        Some(Lsn(self.0.load(Ordering::Relaxed))).filter(|lsn| *lsn > Lsn::ZERO)
-    }
-}
 
 /// A position of the source's WAL, read before a look that left nothing to be done.
 #[derive(Debug)]

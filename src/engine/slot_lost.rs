@@ -5,62 +5,14 @@
 //! but another copy of every table (traps 33, 34, 36, 38). Another cluster is never that: it is
 //! refused whatever the settings say (trap 35).
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
-use super::{EngineError, Options, attach::CopyAgain, copying::Copies};
+use super::{attach::CopyAgain, copying::Copies};
 use crate::{
-    config::OnSlotLost,
+    pipeline::{EngineError, Options, options::OnSlotLost, slot_history::LIMIT},
     source::{SourceError, catalog, connect::connect_sql, wire::WireError},
     target::OlapEngine,
 };
-
-/// Beginning anew so often within [`WINDOW`] is no way out: something takes the slot away.
-const LIMIT: usize = 3;
-const WINDOW: Duration = Duration::from_secs(3600);
-
-/// The setting, and what this process has done because of it.
-#[derive(Debug, Clone, Default)]
-pub struct SlotLost {
-    policy: OnSlotLost,
-    memory: Arc<Mutex<Memory>>,
-}
-
-#[derive(Debug, Default)]
-struct Memory {
-    begun_anew: VecDeque<Instant>,
-    /// The server said that WAL is gone which the slot should have kept.
-    has_no_wal: bool,
-}
-
-impl SlotLost {
-    pub fn new(policy: OnSlotLost) -> Self {
-        Self { policy, memory: Arc::default() }
-    }
-
-    /// Whether the stream has found that WAL is gone which the catalogs take for kept. Told once.
-    pub fn take_has_no_wal(&self) -> bool {
-        std::mem::take(&mut self.memory().has_no_wal)
-    }
-
-    /// `false`: too often within the window.
-    fn may_begin_anew(&self, now: Instant) -> bool {
-        let begun_anew = &mut self.memory().begun_anew;
-        begun_anew.retain(|begun| now.saturating_duration_since(*begun) < WINDOW);
-        let is_allowed = begun_anew.len() < LIMIT;
-        if is_allowed {
-            begun_anew.push_back(now);
-        }
-        is_allowed
-    }
-
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Looks at what ended a session, and says how the next one has to begin.
 ///
@@ -141,16 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_is_copied_again_three_times_an_hour_at_most() {
-        let slot_lost = SlotLost::new(OnSlotLost::Resync);
-        let begin = Instant::now();
-        let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
-        assert!(
-            [0, 1, 2].into_iter().all(|minutes| slot_lost.clone().may_begin_anew(after(minutes)))
-        );
-        assert!(!slot_lost.may_begin_anew(after(59)));
-        assert!(slot_lost.may_begin_anew(after(60)));
-        assert!(!slot_lost.may_begin_anew(after(60)));
+    fn what_was_found_last_is_named_first() {
         assert_eq!(
             too_often(&["replication slot \"s\" is lost"]).to_string().lines().next(),
             Some("replication slot \"s\" is lost")

@@ -2,11 +2,9 @@
 //! end that is waited for.
 
 use std::{
-    any::Any,
     collections::VecDeque,
     future::Future,
     panic::AssertUnwindSafe,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,8 +12,10 @@ use futures_util::FutureExt;
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::EngineError;
-use crate::config::Budget;
+use crate::{
+    error::panic_text,
+    pipeline::{EngineError, options::Budget},
+};
 
 /// The restarts of one worker.
 #[derive(Debug)]
@@ -40,13 +40,6 @@ impl Restarts {
         }
         is_left
     }
-}
-
-/// What a panic said.
-pub fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "it did not say why".to_owned())
 }
 
 /// Runs `work`; a panic in it becomes an error.
@@ -136,27 +129,12 @@ impl Drop for Supervisor {
     }
 }
 
-/// When rows last changed in the target, and whether it was tidied up since. Shared by the session,
-/// which writes, and the task that tidies.
-#[derive(Debug, Clone, Default)]
-pub struct Activity(Arc<std::sync::Mutex<Option<Instant>>>);
-
-impl Activity {
-    /// Rows have changed.
-    pub fn note(&self) {
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    /// Whether nothing has changed for so long since something did. Says so once.
-    pub fn is_calm_after(&self, calm: Duration) -> bool {
-        let mut changed_at = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        changed_at.take_if(|at| at.elapsed() >= calm).is_some()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
 
     use super::*;
 
@@ -234,15 +212,5 @@ mod tests {
         let ended: Result<(), _> =
             block_on(caught("the session", async { panic!("number {}", 7) }));
         assert_eq!(ended.unwrap_err().to_string(), "the session met a bug: number 7");
-    }
-
-    #[test]
-    fn calm_is_noticed_once_after_each_change() {
-        let activity = Activity::default();
-        assert!(!activity.is_calm_after(Duration::ZERO));
-        activity.note();
-        assert!(!activity.is_calm_after(Duration::from_secs(60)));
-        assert!(activity.is_calm_after(Duration::ZERO));
-        assert!(!activity.is_calm_after(Duration::ZERO));
     }
 }

@@ -11,18 +11,18 @@ use arrow::record_batch::RecordBatch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CycleOptions, CycleReport, EngineError, Event, SyncEngine, copy_it,
+    CycleOptions, SyncEngine, copy_it,
     copying::{Copies, News},
-    error_policy::policy,
-    with_causes,
 };
 use crate::{
     Lsn,
     backfill::{self, Copied, Planned, Told},
     change::{Pause, TableSpec},
     checkpoint::reachable_target,
+    error::with_causes,
     failpoint::reached,
     pgoutput::QualifiedName,
+    pipeline::{CycleReport, EngineError, Event, error_policy::policy},
     source::{CdcConsumer, connect::SqlClient},
     target::{OlapEngine, StoredTable, TableState, TargetError},
 };
@@ -34,11 +34,6 @@ enum Filled {
     Locked,
     /// It cannot be done: the copy has to begin anew.
     No,
-}
-
-/// Whether an error is about what one table holds. Another transaction that was in the way is not.
-pub(super) fn is_of_table(error: &TargetError) -> bool {
-    error.table().is_some() && !error.is_conflict()
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
@@ -167,7 +162,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             (EngineError::Target(error @ TargetError::ForeignTable { .. }), Some(spec)) => {
                 self.give_up_copy(spec, Some(Pause::new(error.to_string()))).await
             }
-            (EngineError::Target(error), Some(spec)) if is_of_table(&error) => {
+            (EngineError::Target(error), Some(spec)) if error.is_of_table() => {
                 self.refused(spec, &error).await
             }
             (error, _) => Err(error),

@@ -180,7 +180,7 @@ impl SourceOptions {
         let mut config: tokio_postgres::Config =
             rest.parse().map_err(|error: tokio_postgres::Error| {
                 // The cause names the key, never the value.
-                ConnectError::Invalid { reason: crate::engine::with_causes(&error) }
+                ConnectError::Invalid { reason: crate::error::with_causes(&error) }
             })?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             match environment.get("PGHOST") {
@@ -672,7 +672,7 @@ fn explain(error: &tokio_postgres::Error, source: &SourceOptions, address: &str)
     if let Some(server) = error.as_db_error() {
         return refusal(server.code().code(), server.message(), source, address);
     }
-    let detail = crate::engine::with_causes(error);
+    let detail = crate::error::with_causes(error);
     if detail.contains("password missing") {
         ConnectError::NoPassword { address }
     } else if detail.to_lowercase().contains("tls") || detail.to_lowercase().contains("certificate")
@@ -750,7 +750,7 @@ mod tests {
                 Ok(options) => panic!("{text} is taken for {}", options.redacted()),
                 Err(error) => {
                     assert!(
-                        !format!("{error} {error:?} {}", crate::engine::with_causes(&error))
+                        !format!("{error} {error:?} {}", crate::error::with_causes(&error))
                             .contains("hush")
                     );
                 }

@@ -495,6 +495,12 @@ impl TargetError {
         }
     }
 
+    /// Whether the error is about what one table holds. Another transaction that was in the way is
+    /// not.
+    pub fn is_of_table(&self) -> bool {
+        self.table().is_some() && !self.is_conflict()
+    }
+
     /// The disk does not take what is written: it is full, or broken; or the file is closed. It has
     /// to be opened once more, and that may have to be tried again.
     pub fn is_of_disk(&self) -> bool {

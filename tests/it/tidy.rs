@@ -49,11 +49,10 @@ fn source_and_target_never_name_each_other_and_the_middle_knows_neither_end() {
 fn no_file_is_too_long_and_nothing_is_left_open() {
     const MAX_LINES: usize = 900;
     /// These wait to be split; the list only shrinks.
-    const LONGER: [&str; 6] = [
+    const LONGER: [&str; 5] = [
         "src/target/duckdb.rs",
         "src/source/catalog/mod.rs",
         "src/source/wire.rs",
-        "src/engine/mod.rs",
         "src/engine/schema.rs",
         "src/change/assemble.rs",
     ];

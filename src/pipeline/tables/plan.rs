@@ -1,28 +1,16 @@
 //! From what the source has to what is copied: one [`TableSpec`] per table, and back from what is
 //! stored.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use super::names;
 use crate::{
     Lsn,
     change::{ColumnSpec, Key, TableSpec},
     pgoutput::QualifiedName,
-    source::catalog::{self, Fingerprint, SourceColumn, SourceTable},
+    pipeline::options::TableSettings,
+    source::catalog::{self, Fingerprint, SourceTable},
     target::{StoredTable, ddl::SHADOW_ENDING},
     types::{ColumnType, TypeCatalog, map_column},
 };
-
-/// `[tables."schema.table"]` of the settings.
-#[derive(Debug, Clone, Default)]
-pub struct TableSettings {
-    /// Name in the target, as `schema.table` or `table`.
-    pub target: Option<QualifiedName>,
-    pub exclude_columns: Vec<String>,
-    /// Column name to DuckDB type.
-    pub column_types: BTreeMap<String, String>,
-    /// Tables with a higher one are copied first.
-    pub copy_priority: i32,
-}
 
 /// A table that cannot be copied as it is set up. Concerns this table only.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,7 +75,7 @@ pub fn plan(
     if kept.is_empty() {
         return Err(TablePlanError::NoColumns { table: name() });
     }
-    let target_names = column_names(&kept, options.before);
+    let target_names = names::column_names(&kept, options.before);
     let mut columns: Vec<ColumnSpec> = Vec::with_capacity(kept.len());
     for (column, target_name) in kept.iter().zip(target_names) {
         let column_type = ColumnType {
@@ -158,58 +146,6 @@ pub fn fingerprint_text(fingerprint: &Fingerprint) -> String {
     serde_json::to_string(fingerprint).unwrap_or_default()
 }
 
-/// DuckDB does not tell `"Id"` from `id` (trap 59), and `rowid` is its own: the column that came
-/// first keeps its name, others get their `attnum` behind it, which never changes. Columns that
-/// have a name keep it.
-fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<String> {
-    let folded = |name: &str| name.to_ascii_lowercase();
-    let mut taken = BTreeSet::from(["rowid".to_owned()]);
-    let kept = |column: &SourceColumn| {
-        let before = before?
-            .columns
-            .iter()
-            .find(|old| old.attnum == column.attnum && old.name == column.name)?;
-        Some(before.target_name.clone())
-    };
-    let mut names: Vec<Option<String>> = columns.iter().map(|column| kept(column)).collect();
-    taken.extend(names.iter().flatten().map(|name| folded(name)));
-    for (name, column) in names.iter_mut().zip(columns) {
-        if name.is_some() {
-            continue;
-        }
-        let mut wanted = column.name.clone();
-        if taken.contains(&folded(&wanted)) {
-            wanted = format!("{wanted}_{}", column.attnum);
-        }
-        while !taken.insert(folded(&wanted)) {
-            wanted.push('_');
-        }
-        *name = Some(wanted);
-    }
-    names.into_iter().flatten().collect()
-}
-
-/// What a table is called in the target: as it is now, when nobody wants another name, else as it
-/// wants to be; and where that is taken (DuckDB's names do not tell case apart, trap 59), with a
-/// number behind it. `taken` holds the names of the tables before it, folded; ask in the order of
-/// the tables' age (oid), so that the older one keeps its name.
-pub fn target_name(wanted: &QualifiedName, taken: &mut BTreeSet<String>) -> QualifiedName {
-    let folded =
-        |name: &QualifiedName| format!("{}.{}", name.schema, name.name).to_ascii_lowercase();
-    let mut name = wanted.clone();
-    // rhei's own schema.
-    if name.schema.eq_ignore_ascii_case("_rhei") {
-        name.schema.push_str("_source");
-    }
-    let base = name.name.clone();
-    let mut number = 1;
-    while !taken.insert(folded(&name)) {
-        number += 1;
-        name.name = format!("{base}_{number}");
-    }
-    name
-}
-
 /// The table as it was planned when it was copied: what the stream is compared with.
 pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpec {
     let columns: Vec<ColumnSpec> = stored
@@ -250,53 +186,5 @@ pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpe
         null_unrepresentable,
         copy_lsn: stored.copy_lsn,
         copy_xids: stored.copy_xids.clone(),
-    }
-}
-
-/// Whether `name` is what [`target_name`] may have made of `wanted`.
-pub fn is_name_for(name: &QualifiedName, wanted: &QualifiedName) -> bool {
-    let first = target_name(wanted, &mut BTreeSet::new());
-    let number =
-        name.name.strip_prefix(&first.name).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
-    name.schema == first.schema
-        && number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
-        && (name.name.len() == first.name.len()
-            || name.name.as_bytes().get(first.name.len()) == Some(&b'_'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_differ_by_case_are_told_apart_by_a_stable_rule() {
-        let column = |attnum, name: &str| SourceColumn {
-            attnum,
-            name: name.to_owned(),
-            type_oid: 23,
-            typmod: -1,
-            ndims: 0,
-            not_null: false,
-            toastable: false,
-            is_generated: false,
-            xmin: 0,
-            missing: BTreeMap::new(),
-        };
-        let columns = [
-            column(1, "Id"),
-            column(2, "id"),
-            column(4, "ID"),
-            column(5, "id_2"),
-            column(6, "rowid"),
-        ];
-        let names = column_names(&columns.iter().collect::<Vec<_>>(), None);
-        assert_eq!(names, ["Id", "id_2", "ID_4", "id_2_5", "rowid_6"]);
-
-        let mut taken = BTreeSet::new();
-        let names = ["public.T", "public.t", "Public.t", "_rhei.tables"].map(|name| {
-            let (schema, name) = name.split_once('.').unwrap();
-            target_name(&QualifiedName::new(schema, name), &mut taken).to_string()
-        });
-        assert_eq!(names, ["public.T", "public.t_2", "Public.t_3", "_rhei_source.tables"]);
     }
 }

@@ -1,0 +1,147 @@
+//! A copy that nothing follows: needs no slot and no logical WAL.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Copied, Planned, Round, Told};
+use crate::{
+    change::{Pause, TableSpec},
+    checkpoint::Checkpoint,
+    error::with_causes,
+    lsn::Lsn,
+    pipeline::{EngineError, Options, Writer},
+    source::{Hold, catalog, connect::connect_sql},
+    target::{OlapEngine, Phase, Pipeline, TableState},
+};
+
+/// Whoever tells something is not kept waiting when nobody listens any more.
+struct Closing<'a>(&'a mut mpsc::Receiver<Told>);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+        while self.0.try_recv().is_ok() {}
+    }
+}
+
+/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows
+/// it. Returns the tables that cannot be copied, with their reasons.
+pub async fn plain_copy<T: OlapEngine + 'static>(
+    options: &Options,
+    writer: &Writer<T>,
+    stop: &CancellationToken,
+) -> Result<Vec<(String, String)>, EngineError> {
+    let stored = writer.call(|target| target.state()).await?;
+    if stored.is_some_and(|state| state.pipeline.phase == Phase::Running) {
+        return Err(EngineError::Setup(format!(
+            "{} is a live copy that a slot follows; a plain copy would end that\nhint: name \
+             another file with --target",
+            options.target.path.display()
+        )));
+    }
+    let sql = connect_sql(&options.source, "control").await?;
+    let server = catalog::server(&sql).await?;
+    let pipeline = Pipeline {
+        slot: String::new(),
+        publications: Vec::new(),
+        publication_fingerprint: String::new(),
+        system_id: catalog::system_id(&sql).await.unwrap_or_default(),
+        database: server.database,
+        database_oid: server.database_oid,
+        timeline: 0,
+        phase: Phase::PlainCopy,
+        checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
+    };
+    drop(sql);
+    let (tell, mut told) = mpsc::channel(16);
+    let round = Round {
+        wanted: None,
+        first: None,
+        trail: None,
+        is_plain: true,
+        hold: Hold::default(),
+        told: tell,
+        stop: stop.clone(),
+    };
+    let mut specs: BTreeMap<u32, Arc<TableSpec>> = BTreeMap::new();
+    let (mut changed, mut locked) = (0, Vec::new());
+    let follow = async {
+        let told = Closing(&mut told);
+        while let Some(told) = told.0.recv().await {
+            match told {
+                Told::Planned { tables, refused, adopted, .. } => {
+                    let pipeline = pipeline.clone();
+                    writer.call(move |target| target.put_state(&pipeline, &refused)).await?;
+                    let new: Vec<_> = tables.iter().map(Planned::new_copy).collect();
+                    specs.extend(tables.into_iter().map(|table| (table.spec.oid, table.spec)));
+                    let ids = writer.call(move |target| target.begin_copies(&new)).await?;
+                    let _ = adopted.send(ids.into_iter().map(Result::ok).collect());
+                }
+                Told::Copied(copied) => {
+                    for (oid, copied) in copied {
+                        let pause = match copied {
+                            Copied::Done => {
+                                let Some(spec) = specs.get(&oid).cloned() else { continue };
+                                let merge = move |target: &mut T| {
+                                    target.finish_loads(std::slice::from_ref(&spec))?;
+                                    target.merge(&[spec], i64::MAX.unsigned_abs()).map(|_| ())
+                                };
+                                match writer.call(merge).await {
+                                    Err(EngineError::Target(error)) if error.is_of_table() => {
+                                        Pause {
+                                            reason: with_causes(&error),
+                                            remedy: error.remedy(),
+                                        }
+                                    }
+                                    merged => {
+                                        merged?;
+                                        continue;
+                                    }
+                                }
+                            }
+                            Copied::Failed(pause) => pause,
+                            Copied::Changed => {
+                                changed += 1;
+                                continue;
+                            }
+                        };
+                        writer
+                            .call(move |target| target.abandon_copies(&[(oid, Some(pause))]))
+                            .await?;
+                    }
+                }
+                Told::Locked(tables) => locked.extend(tables.into_values()),
+                // Only rounds beside a stream do so.
+                Told::PutOff(_) => {}
+            }
+        }
+        Ok::<_, EngineError>(())
+    };
+    let (copied, followed) = tokio::join!(super::run(options, writer, round), follow);
+    followed?;
+    copied?;
+    if !locked.is_empty() {
+        let locked: Vec<String> = locked.iter().map(ToString::to_string).collect();
+        return Err(EngineError::Setup(format!(
+            "{} could not be read: another session has locked it; the other tables are \
+             copied\nhint: run it again",
+            locked.join(", ")
+        )));
+    }
+    if changed > 0 {
+        return Err(EngineError::Setup(format!(
+            "{changed} tables changed their shape while they were being copied; the others are \
+             copied\nhint: run it again"
+        )));
+    }
+    let state = writer.call(|target| target.state()).await?;
+    let tables = state.into_iter().flat_map(|state| state.tables);
+    Ok(tables
+        .filter_map(|table| match table.state {
+            TableState::Error(pause) => Some((table.source.to_string(), pause.reason)),
+            _ => None,
+        })
+        .collect())
+}

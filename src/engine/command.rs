@@ -1,0 +1,11 @@
+//! What a running replicator is asked to do.
+
+use crate::pgoutput::QualifiedName;
+/// What the running session is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// Copy this table again.
+    Resync(QualifiedName),
+    /// Begin no more chunks and give the snapshot back, or go on.
+    Pause(bool),
+}

@@ -1,0 +1,38 @@
+//! When rows last changed.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+/// When rows last changed in the target, and whether it was tidied up since. Shared by the session,
+/// which writes, and the task that tidies.
+#[derive(Debug, Clone, Default)]
+pub struct Activity(Arc<std::sync::Mutex<Option<Instant>>>);
+
+impl Activity {
+    /// Rows have changed.
+    pub fn note(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether nothing has changed for so long since something did. Says so once.
+    pub fn is_calm_after(&self, calm: Duration) -> bool {
+        let mut changed_at = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        changed_at.take_if(|at| at.elapsed() >= calm).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calm_is_noticed_once_after_each_change() {
+        let activity = Activity::default();
+        assert!(!activity.is_calm_after(Duration::ZERO));
+        activity.note();
+        assert!(!activity.is_calm_after(Duration::from_secs(60)));
+        assert!(activity.is_calm_after(Duration::ZERO));
+        assert!(!activity.is_calm_after(Duration::ZERO));
+    }
+}

@@ -1,0 +1,82 @@
+//! What a pipeline tells while it runs, for progress displays and logs.
+
+use serde::Serialize;
+
+use crate::{
+    Lsn,
+    change::{Nulled, TableFailure},
+};
+
+/// What happens on the way, for progress displays and logs.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Slot creation waits for transactions of the source that are still open (trap 12).
+    WaitingForTransactions {
+        what: String,
+    },
+    CopyStarted {
+        table: String,
+        estimated_rows: u64,
+    },
+    /// The board has moved on.
+    CopyProgress,
+    CopyFinished {
+        table: String,
+        rows: u64,
+    },
+    CopyFailed {
+        table: String,
+        reason: String,
+    },
+    /// What changed while it was copied is in it.
+    WentLive {
+        table: String,
+    },
+    /// No copy is on its way any more.
+    AllLive,
+    /// Values that DuckDB has no room for became NULL, as the settings allow.
+    Nulled {
+        table: String,
+        nulled: Nulled,
+    },
+    Cycle(CycleReport),
+    /// A stream has begun or begun again at this checkpoint.
+    Streaming {
+        checkpoint: Lsn,
+    },
+}
+
+/// What one cycle did. Every count is of what its name says: source rows unless it says target.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct CycleReport {
+    pub source_transactions: u64,
+    /// Row changes of the source before they were reduced.
+    pub inserted: u64,
+    pub updated: u64,
+    pub deleted: u64,
+    /// TRUNCATEs of tables.
+    pub truncated: u64,
+    /// Rows that left and entered target tables.
+    pub target_deleted_rows: u64,
+    pub target_inserted_rows: u64,
+    /// Rows of history tables and finished jobs that retention dropped.
+    pub pruned: u64,
+    /// WAL that the source may recycle since this cycle, as far as this slot is concerned.
+    pub wal_released_bytes: u64,
+    pub checkpoint: Lsn,
+    /// WAL between the checkpoint and the source's end as last heard.
+    pub lag_bytes: u64,
+    pub duration_ms: u64,
+    /// More was waiting: the next cycle should follow at once.
+    pub is_behind: bool,
+    /// Tables that were paused, with the reason.
+    #[serde(skip)]
+    pub paused: Vec<TableFailure>,
+    /// The consumer has nothing more and never will (a recorded stream).
+    pub is_ended: bool,
+    /// The stop signal came before anything was applied.
+    pub is_stopped: bool,
+    /// Why the session has to attach anew before it goes on: tables came, went, or have to be
+    /// copied again.
+    pub attach_anew: Option<String>,
+}

@@ -1,0 +1,27 @@
+//! What a pipeline is told, what its parts share while it runs, and what it tells.
+//!
+//! `options` are the settings as plain data, `context` the live handles, `writer` is the target for
+//! one caller at a time, `event` what is reported, `error` what ends a session and `error_policy`
+//! what an error leads to, `tables` chooses tables and plans their shapes in the target; the others
+//! are counters and figures that outlive sessions.
+
+pub mod activity;
+pub mod context;
+pub mod copy_progress;
+pub mod error;
+pub mod error_policy;
+pub mod event;
+pub mod latency;
+pub mod left_out;
+pub mod options;
+pub mod recopies;
+pub mod settled;
+pub mod slot_history;
+pub mod tables;
+pub mod writer;
+
+pub use context::DdlLock;
+pub use error::EngineError;
+pub use event::{CycleReport, Event};
+pub use options::Options;
+pub use writer::Writer;

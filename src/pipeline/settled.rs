@@ -1,0 +1,23 @@
+//! Up to where everything is in the copy, also what the stream never mentions.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use crate::Lsn;
+
+/// The settled position, which never falls. Shared by the session, which moves it on, and `status`.
+#[derive(Debug, Clone, Default)]
+pub struct SettledLsn(Arc<AtomicU64>);
+
+impl SettledLsn {
+    pub(crate) fn raise(&self, lsn: Lsn) {
+        self.0.fetch_max(lsn.0, Ordering::Relaxed);
+    }
+
+    /// None: nothing is settled since this process began.
+    pub fn get(&self) -> Option<Lsn> {
+        Some(Lsn(self.0.load(Ordering::Relaxed))).filter(|lsn| *lsn > Lsn::ZERO)
+    }
+}

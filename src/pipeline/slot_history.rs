@@ -1,0 +1,72 @@
+//! What this process has done about slots that could no longer serve the copy.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::options::OnSlotLost;
+
+/// Beginning anew so often within [`WINDOW`] is no way out: something takes the slot away.
+pub(crate) const LIMIT: usize = 3;
+
+const WINDOW: Duration = Duration::from_secs(3600);
+
+/// The setting, and what this process has done because of it.
+#[derive(Debug, Clone, Default)]
+pub struct SlotLost {
+    pub(crate) policy: OnSlotLost,
+    memory: Arc<Mutex<Memory>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    begun_anew: VecDeque<Instant>,
+    /// The server said that WAL is gone which the slot should have kept.
+    pub(crate) has_no_wal: bool,
+}
+
+impl SlotLost {
+    pub fn new(policy: OnSlotLost) -> Self {
+        Self { policy, memory: Arc::default() }
+    }
+
+    /// Whether the stream has found that WAL is gone which the catalogs take for kept. Told once.
+    pub fn take_has_no_wal(&self) -> bool {
+        std::mem::take(&mut self.memory().has_no_wal)
+    }
+
+    /// `false`: too often within the window.
+    pub(crate) fn may_begin_anew(&self, now: Instant) -> bool {
+        let begun_anew = &mut self.memory().begun_anew;
+        begun_anew.retain(|begun| now.saturating_duration_since(*begun) < WINDOW);
+        let is_allowed = begun_anew.len() < LIMIT;
+        if is_allowed {
+            begun_anew.push_back(now);
+        }
+        is_allowed
+    }
+
+    pub(crate) fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_copied_again_three_times_an_hour_at_most() {
+        let slot_lost = SlotLost::new(OnSlotLost::Resync);
+        let begin = Instant::now();
+        let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
+        assert!(
+            [0, 1, 2].into_iter().all(|minutes| slot_lost.clone().may_begin_anew(after(minutes)))
+        );
+        assert!(!slot_lost.may_begin_anew(after(59)));
+        assert!(slot_lost.may_begin_anew(after(60)));
+        assert!(!slot_lost.may_begin_anew(after(60)));
+    }
+}

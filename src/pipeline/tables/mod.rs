@@ -1,0 +1,8 @@
+//! Tables: which are wanted, what they are called in the target, and their shapes there.
+
+pub mod names;
+pub mod plan;
+pub mod selection;
+
+pub use names::{is_name_for, target_name};
+pub use plan::{PlanOptions, fingerprint_text, from_stored, plan};

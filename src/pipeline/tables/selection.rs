@@ -1,0 +1,104 @@
+//! Which tables of the source the settings choose, and under which names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{is_name_for, target_name};
+use crate::{
+    Lsn,
+    pgoutput::QualifiedName,
+    pipeline::{EngineError, Options, options::TableSettings},
+    source::{
+        catalog::{self, SourceTable},
+        connect::SqlClient,
+    },
+    target::{StoredTable, TableState},
+    types::TypeCatalog,
+};
+
+/// Whether the settings choose a table.
+pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
+    let is_included =
+        options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
+    is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
+}
+
+pub fn no_tables(options: &Options) -> EngineError {
+    let patterns: Vec<String> = options.tables.iter().map(ToString::to_string).collect();
+    let asked = if patterns.is_empty() { "any table".to_owned() } else { patterns.join(", ") };
+    EngineError::NoTable { asked, publications: options.publications.join(", ") }
+}
+
+/// A table of which nothing is copied yet.
+pub fn unplanned(table: &SourceTable, target: QualifiedName) -> StoredTable {
+    StoredTable {
+        oid: table.oid,
+        source: table.name.clone(),
+        target,
+        state: TableState::Pending,
+        copy_lsn: Lsn::ZERO,
+        copy_xids: None,
+        epoch: 0,
+        replica_identity: table.replica_identity,
+        whole_row_key: false,
+        fingerprint: String::new(),
+        columns: Vec::new(),
+        excluded: Vec::new(),
+        copied_rows: 0,
+        has_shadow: false,
+        truncated_by: None,
+    }
+}
+
+/// What each published table is to be called. A name that a table has is kept as long as it still
+/// is what is wanted.
+pub fn target_names(
+    options: &Options,
+    published: &[(u32, QualifiedName)],
+    stored: &BTreeMap<u32, StoredTable>,
+) -> BTreeMap<u32, QualifiedName> {
+    let wanted =
+        |name: &QualifiedName| table_settings(options, name).target.unwrap_or_else(|| name.clone());
+    let kept = |oid: u32, name: &QualifiedName| {
+        let stored = stored.get(&oid).filter(|stored| stored.state != TableState::Dropped)?;
+        is_name_for(&stored.target, &wanted(name)).then(|| stored.target.clone())
+    };
+    let mut by_age: Vec<&(u32, QualifiedName)> = published.iter().collect();
+    by_age.sort_by_key(|(oid, _)| *oid);
+    let mut names: BTreeMap<u32, QualifiedName> = BTreeMap::new();
+    let mut taken = BTreeSet::new();
+    for (oid, name) in &by_age {
+        if let Some(name) = kept(*oid, name) {
+            names.insert(*oid, target_name(&name, &mut taken));
+        }
+    }
+    for (oid, name) in by_age {
+        names.entry(*oid).or_insert_with(|| target_name(&wanted(name), &mut taken));
+    }
+    names
+}
+
+pub fn names_of(tables: &[SourceTable]) -> Vec<(u32, QualifiedName)> {
+    tables.iter().map(|table| (table.oid, table.name.clone())).collect()
+}
+
+/// The settings of a table.
+pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings {
+    options.table_settings.get(&table.to_string()).cloned().unwrap_or_default()
+}
+
+pub async fn wanted_tables(
+    options: &Options,
+    sql: &SqlClient,
+) -> Result<Vec<SourceTable>, EngineError> {
+    let mut published = catalog::published_tables(sql, &options.publications).await?;
+    published.retain(|table| is_wanted(options, &table.name));
+    Ok(published)
+}
+
+pub async fn types_of(sql: &SqlClient, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
+    let oids: BTreeSet<u32> = tables
+        .iter()
+        .flat_map(|table| table.columns.iter().map(|column| column.type_oid))
+        .collect();
+    Ok(catalog::types(sql, &oids.into_iter().collect::<Vec<_>>()).await?)
+}

@@ -1,0 +1,48 @@
+//! The target of a pipeline, used by one caller at a time.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::EngineError;
+use crate::{error::panic_text, target::OlapEngine};
+
+/// The target, used by one caller at a time and never from an async thread.
+pub struct Writer<T>(Arc<Mutex<T>>);
+
+impl<T> Clone for Writer<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: OlapEngine + 'static> Writer<T> {
+    pub fn new(target: T) -> Self {
+        Self(Arc::new(Mutex::new(target)))
+    }
+
+    /// Runs `work` on a thread that may block. A call that has begun is always finished, even when
+    /// nobody waits.
+    pub async fn call<R: Send + 'static, E: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
+    ) -> Result<R, EngineError>
+    where
+        EngineError: From<E>,
+    {
+        let target = Arc::clone(&self.0);
+        let what = "a call to DuckDB";
+        let done = tokio::task::spawn_blocking(move || {
+            let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut target)));
+            done.map_err(|panic| {
+                // Nothing of a transaction that a panic left open may be seen by whoever comes
+                // next.
+                let _ = target.roll_back();
+                EngineError::Bug { what, why: panic_text(&*panic) }
+            })
+        });
+        done.await.map_err(|lost| EngineError::lost(what, lost))??.map_err(EngineError::from)
+    }
+}
