@@ -20,7 +20,7 @@ use crate::{
     engine::command::Asked,
     pgoutput::QualifiedName,
     pipeline::{
-        EngineError, Options, Writer, copy_progress::Board, latency::Latency, left_out::LeftOut,
+        Context, EngineError, Writer, copy_progress::Board, latency::Latency, left_out::LeftOut,
         settled::SettledLsn,
     },
     target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
@@ -51,11 +51,11 @@ impl Control {
     /// over from a crash. Without a socket the replicator works all the same; then the reason is
     /// logged.
     pub fn listen<T: OlapEngine + 'static>(
-        options: &Options,
+        context: &Context,
         writer: Writer<T>,
         ask: UnboundedSender<Asked>,
     ) -> Option<Self> {
-        let path = socket_path(&options.target.path);
+        let path = socket_path(&context.options.target.path);
         let _ = std::fs::remove_file(&path);
         let bound = UnixListener::bind(&path).and_then(|listener| {
             use std::os::unix::fs::PermissionsExt;
@@ -70,15 +70,15 @@ impl Control {
                 return None;
             }
         };
-        let options = options.clone();
+        let context = context.clone();
         let last = LastStatus::default();
         let task = tokio::spawn(async move {
             // So that a status is known when the first question comes in the middle of a long step.
-            tokio::spawn(status(options.clone(), writer.clone(), last.clone()));
+            tokio::spawn(status(context.clone(), writer.clone(), last.clone()));
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(serve(
                     client,
-                    options.clone(),
+                    context.clone(),
                     writer.clone(),
                     ask.clone(),
                     last.clone(),
@@ -164,7 +164,7 @@ async fn soon<R: Send + 'static>(
 /// answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
-    options: Options,
+    context: Context,
     writer: Writer<T>,
     ask: UnboundedSender<Asked>,
     last: LastStatus,
@@ -177,7 +177,7 @@ async fn serve<T: OlapEngine + 'static>(
     }
     let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
         ("status", _) => {
-            let answer = soon(&last, status(options.clone(), writer.clone(), last.clone())).await;
+            let answer = soon(&last, status(context.clone(), writer.clone(), last.clone())).await;
             answer.unwrap_or_else(|| Ok(last.get().unwrap_or_else(busy)))
         }
         ("jobs", _) => {
@@ -189,7 +189,7 @@ async fn serve<T: OlapEngine + 'static>(
         ("pause", _) => Ok(json!({ "asked": ask.send(Asked::Pause(true)).is_ok() })),
         ("resume", _) => Ok(json!({ "asked": ask.send(Asked::Pause(false)).is_ok() })),
         ("compact", _) => {
-            let _shape = options.ddl_lock.write().await;
+            let _shape = context.ddl_lock.write().await;
             writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
         }
         ("resync", table) => resync(table, &writer, &ask, &last).await,
@@ -202,14 +202,14 @@ async fn serve<T: OlapEngine + 'static>(
 }
 
 async fn status<T: OlapEngine + 'static>(
-    options: Options,
+    context: Context,
     writer: Writer<T>,
     last: LastStatus,
 ) -> Result<Value, EngineError> {
     let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
     let (state, space) = writer.call(look).await?;
     let status = match &state {
-        Some(state) => describe(state, space, &Figures::of(&options)),
+        Some(state) => describe(state, space, &Figures::of(&context)),
         None => json!({ "error": "nothing was copied yet" }),
     };
     last.remember(&status, state);
@@ -259,13 +259,13 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn of(options: &Options) -> Self {
-        let (board, latency) = (options.board.clone(), options.latency.clone());
+    fn of(context: &Context) -> Self {
+        let (board, latency) = (context.board.clone(), context.latency.clone());
         Self {
             board,
             latency,
-            left_out: options.left_out.clone(),
-            settled: options.settled.clone(),
+            left_out: context.left_out.clone(),
+            settled: context.settled.clone(),
         }
     }
 }

@@ -44,7 +44,7 @@ use crate::{
     Lsn,
     change::Pause,
     pgoutput::QualifiedName,
-    pipeline::{EngineError, Event, Options, Writer},
+    pipeline::{Context, EngineError, Event, Writer},
     source::{
         Hold,
         catalog::{self, SourceTable},
@@ -158,7 +158,7 @@ impl Drop for Release {
 /// The source or the target broke. Chunks that are done stay, and the next round goes on from there
 /// where it can.
 pub async fn run<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
     round: Round,
 ) -> Result<(), EngineError> {
@@ -166,8 +166,8 @@ pub async fn run<T: OlapEngine + 'static>(
     let (is_plain, mut wanted) = (round.is_plain, round.wanted.clone());
     let prepare = async {
         // The stream is held from the snapshot on, so whatever may wait for a lock comes before it.
-        let control = connect_sql(&options.source, "copy control").await?;
-        let measured = plan::measure(options, &control, wanted.as_ref(), is_plain).await?;
+        let control = connect_sql(&context.options.source, "copy control").await?;
+        let measured = plan::measure(context, &control, wanted.as_ref(), is_plain).await?;
         if !measured.locked.is_empty() {
             let _ = round.told.send(Told::Locked(measured.locked.clone())).await;
             if wanted
@@ -178,23 +178,23 @@ pub async fn run<T: OlapEngine + 'static>(
             }
         }
         let snapshot = match (is_plain, round.first) {
-            (true, _) => Snapshot::plain(options).await?,
-            (false, Some(first)) => Snapshot::of_slot(options, first, false, &round.hold).await?,
+            (true, _) => Snapshot::plain(context).await?,
+            (false, Some(first)) => Snapshot::of_slot(context, first, false, &round.hold).await?,
             (false, None) => match tables_without_slot(writer, &control, wanted.as_ref()).await? {
                 Some((begun_anew, others)) => {
                     if !others.is_empty() {
                         let _ = round.told.send(Told::PutOff(others)).await;
                     }
                     wanted = Some(begun_anew);
-                    Snapshot::without_slot(options, &control, &round.hold).await?
+                    Snapshot::without_slot(context, &control, &round.hold).await?
                 }
                 None => {
-                    Snapshot::of_temporary_slot(options, &control, &round.hold, round.trail).await?
+                    Snapshot::of_temporary_slot(context, &control, &round.hold, round.trail).await?
                 }
             },
         };
         let planned =
-            plan::plan(options, writer, &snapshot, wanted.as_ref(), is_plain, &measured).await?;
+            plan::plan(context, writer, &snapshot, wanted.as_ref(), is_plain, &measured).await?;
         Ok::<_, EngineError>(Some((control, snapshot, planned)))
     };
     let prepared = tokio::select! {
@@ -220,10 +220,10 @@ pub async fn run<T: OlapEngine + 'static>(
     tracing::info!(tables = tables.len(), snapshot = %snapshot.lsn, "copying tables under one \
          snapshot");
     let (told, stop) = (round.told, round.stop);
-    let copy = Copy { options, writer, control, snapshot, tables, is_plain, told, stop };
+    let copy = Copy { context, writer, control, snapshot, tables, is_plain, told, stop };
     let ended = copy.run().await;
     for (table, _) in &copy.tables {
-        options.board.end(table.spec.oid);
+        context.board.end(table.spec.oid);
     }
     ended
 }
@@ -272,7 +272,7 @@ async fn has_lasting_transactions(control: &SqlClient) -> Result<bool, EngineErr
 }
 
 struct Copy<'a, T> {
-    options: &'a Options,
+    context: &'a Context,
     writer: &'a Writer<T>,
     /// For questions to the catalogs.
     control: SqlClient,
@@ -289,7 +289,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
     async fn run(&self) -> Result<(), EngineError> {
         let mut queue: Vec<(i32, u64, Chunk)> = Vec::new();
         for (at, (table, ids)) in self.tables.iter().enumerate() {
-            self.options.board.begin(
+            self.context.board.begin(
                 &table.spec,
                 table.source.estimated_rows,
                 table.ranges.len(),
@@ -314,16 +314,16 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let queue = bundled(queue.into_iter().map(|(_, pages, chunk)| (pages, chunk)));
         let left = self.tables.iter().map(|(table, _)| table.ranges.len()).collect();
         let work = Arc::new(worker::Work {
-            options: self.options.clone(),
+            context: self.context.clone(),
             snapshots: self.snapshot.ids.clone(),
             specs: self.tables.iter().map(|(table, _)| Arc::clone(&table.spec)).collect(),
             estimates: self.tables.iter().map(|(table, _)| table.source.estimated_rows).collect(),
             queue: tokio::sync::Mutex::new(queue),
             state: Mutex::new(worker::State::new(left)),
-            pace: self.options.rate_limit_bytes.map(Pace::new),
+            pace: self.context.options.rate_limit_bytes.map(Pace::new),
             batch_bytes: worker::batch_bytes(
-                self.options.memory_limit_bytes,
-                self.options.workers.max(1),
+                self.context.options.memory_limit_bytes,
+                self.context.options.workers.max(1),
             ),
             turn: tokio::sync::Mutex::new(()),
             stop: self.stop.clone(),
@@ -336,13 +336,13 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             let _ = done.send((at, Copied::Done));
         }
         let mut workers = tokio::task::JoinSet::new();
-        for number in 1..=self.options.workers.max(1) {
+        for number in 1..=self.context.options.workers.max(1) {
             let loader = self.writer.call(|target| target.loader()).await?;
             workers.spawn(Worker::new(number, Arc::clone(&work), done.clone(), loader).run());
         }
         drop(done);
         let began = tokio::time::Instant::now();
-        let warning = self.options.snapshot_warning;
+        let warning = self.context.options.snapshot_warning;
         let mut warnings = tokio::time::interval_at(began + warning, warning);
         let mut ended_tables = Vec::new();
         let ended = loop {
@@ -404,12 +404,12 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 }
                 Copied::Failed(pause) => {
                     let reason = pause.reason.clone();
-                    let _ = self.options.events.send(Event::CopyFailed { table: name, reason });
+                    let _ = self.context.events.send(Event::CopyFailed { table: name, reason });
                     Copied::Failed(pause)
                 }
                 copied => copied,
             };
-            self.options.board.end(oid);
+            self.context.board.end(oid);
             told.push((oid, copied));
         }
         // Nobody listens any more when the session is about to end.
@@ -423,7 +423,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let now = if self.is_plain {
             catalog::all_tables(control).await?
         } else {
-            catalog::published_among(control, &self.options.publications, oids).await?
+            catalog::published_among(control, &self.context.options.publications, oids).await?
         };
         catalog::end_moment(control).await?;
         Ok(now.into_iter().map(|table| (table.oid, table)).collect())

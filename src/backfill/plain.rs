@@ -11,7 +11,7 @@ use crate::{
     checkpoint::Checkpoint,
     error::with_causes,
     lsn::Lsn,
-    pipeline::{EngineError, Options, Writer},
+    pipeline::{Context, EngineError, Writer},
     source::{Hold, catalog, connect::connect_sql},
     target::{OlapEngine, Phase, Pipeline, TableState},
 };
@@ -29,7 +29,7 @@ impl Drop for Closing<'_> {
 /// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows
 /// it. Returns the tables that cannot be copied, with their reasons.
 pub async fn plain_copy<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
     stop: &CancellationToken,
 ) -> Result<Vec<(String, String)>, EngineError> {
@@ -38,10 +38,10 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
         return Err(EngineError::Setup(format!(
             "{} is a live copy that a slot follows; a plain copy would end that\nhint: name \
              another file with --target",
-            options.target.path.display()
+            context.options.target.path.display()
         )));
     }
-    let sql = connect_sql(&options.source, "control").await?;
+    let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
     let pipeline = Pipeline {
         slot: String::new(),
@@ -119,7 +119,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
         }
         Ok::<_, EngineError>(())
     };
-    let (copied, followed) = tokio::join!(super::run(options, writer, round), follow);
+    let (copied, followed) = tokio::join!(super::run(context, writer, round), follow);
     followed?;
     copied?;
     if !locked.is_empty() {

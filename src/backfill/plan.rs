@@ -17,7 +17,7 @@ use crate::{
     change::{ColumnSpec, Key, Pause, TableSpec},
     pgoutput::QualifiedName,
     pipeline::{
-        EngineError, Event, Options, Writer,
+        Context, EngineError, Event, Writer,
         tables::{
             self, PlanOptions,
             selection::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned},
@@ -132,13 +132,13 @@ pub(super) struct Measured {
 
 /// Measures the tables that are to be copied. Waits for no lock longer than [`LOCK_PATIENCE`].
 pub(super) async fn measure(
-    options: &Options,
+    context: &Context,
     control: &SqlClient,
     wanted: Option<&BTreeSet<u32>>,
     is_plain: bool,
 ) -> Result<Measured, EngineError> {
     control.batch_execute(&format!("SET lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
-    let mut tables = tables_to_copy(options, control, wanted, is_plain).await?;
+    let mut tables = tables_to_copy(context, control, wanted, is_plain).await?;
     let mut measured = Measured::default();
     loop {
         let leaves: Vec<u32> =
@@ -165,22 +165,22 @@ pub(super) async fn measure(
 
 /// The tables as the catalogs have them now, or at the snapshot of the session.
 async fn tables_to_copy(
-    options: &Options,
+    context: &Context,
     client: &SqlClient,
     wanted: Option<&BTreeSet<u32>>,
     is_plain: bool,
 ) -> Result<Vec<SourceTable>, EngineError> {
     let mut tables = match wanted {
         _ if is_plain => catalog::all_tables(client).await?,
-        None => catalog::published_tables(client, &options.publications).await?,
+        None => catalog::published_tables(client, &context.options.publications).await?,
         Some(wanted) => {
             let wanted: Vec<u32> = wanted.iter().copied().collect();
-            catalog::published_among(client, &options.publications, &wanted).await?
+            catalog::published_among(client, &context.options.publications, &wanted).await?
         }
     };
-    tables.retain(|table| is_wanted(options, &table.name));
+    tables.retain(|table| is_wanted(&context.options, &table.name));
     if tables.is_empty() && wanted.is_none() {
-        return Err(no_tables(options));
+        return Err(no_tables(&context.options));
     }
     Ok(tables)
 }
@@ -188,7 +188,7 @@ async fn tables_to_copy(
 /// Plans what is to be copied, as it is in the snapshot. Also returns the rows of tables that
 /// cannot be.
 pub(super) async fn plan<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
     snapshot: &Snapshot,
     wanted: Option<&BTreeSet<u32>>,
@@ -197,15 +197,15 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
 ) -> Result<(Vec<Planned>, Vec<StoredTable>), EngineError> {
     let holder = snapshot.holder();
     watch_locks(&holder).await?;
-    let mut chosen = tables_to_copy(options, &holder, wanted, is_plain).await?;
+    let mut chosen = tables_to_copy(context, &holder, wanted, is_plain).await?;
     chosen.retain(|table| !measured.locked.contains_key(&table.oid));
     chosen.iter_mut().for_each(|table| table.measured(&measured.pages));
     // Names depend on those of all other tables.
     let named = if is_plain {
         chosen.iter().map(|table| (table.oid, table.name.clone())).collect()
     } else {
-        let mut named = catalog::published_names(&holder, &options.publications).await?;
-        named.retain(|(_, name)| is_wanted(options, name));
+        let mut named = catalog::published_names(&holder, &context.options.publications).await?;
+        named.retain(|(_, name)| is_wanted(&context.options, name));
         named
     };
     let types = types_of(&holder, &chosen).await?;
@@ -215,19 +215,19 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
     let stored: BTreeMap<u32, StoredTable> =
         stored.into_iter().map(|table| (table.oid, table)).collect();
-    let targets = target_names(options, &named, &stored);
+    let targets = target_names(&context.options, &named, &stored);
     let (mut planned, mut refused) = (Vec::new(), Vec::new());
     // A TRUNCATE may have ended a copy since it was asked for.
     let is_whole =
         |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
     chosen.retain(|table| is_plain || !stored.get(&table.oid).is_some_and(is_whole));
     chosen.sort_by_key(|table| {
-        let priority = table_settings(options, &table.name).copy_priority;
+        let priority = table_settings(&context.options, &table.name).copy_priority;
         (std::cmp::Reverse(priority), table.pages())
     });
     for (at, table) in chosen.into_iter().enumerate() {
-        let settings = table_settings(options, &table.name);
-        let null_unrepresentable = options.null_unrepresentable;
+        let settings = table_settings(&context.options, &table.name);
+        let null_unrepresentable = context.options.null_unrepresentable;
         let stored = stored.get(&table.oid);
         let before = stored.map(|stored| tables::from_stored(stored, null_unrepresentable));
         let plan_options =
@@ -244,7 +244,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
                 let reason = error.to_string();
                 let event =
                     Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };
-                let _ = options.events.send(event);
+                let _ = context.events.send(event);
                 let state = TableState::Error(Pause::new(reason));
                 refused.push(StoredTable { state, ..unplanned(&table, target) });
                 continue;
@@ -275,7 +275,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
                  where it was");
             spec = earlier;
         }
-        let ranges = ranges(&table, &spec, &done, options);
+        let ranges = ranges(&table, &spec, &done, context);
         let spec = Arc::new(spec);
         let snapshot = snapshot.lsn;
         let is_long = |column: &&ColumnSpec| {
@@ -350,7 +350,7 @@ fn ranges(
     table: &SourceTable,
     spec: &TableSpec,
     done: &BTreeMap<u32, Vec<Pages>>,
-    options: &Options,
+    context: &Context,
 ) -> Vec<Range> {
     let columns: Vec<String> = spec
         .columns
@@ -361,9 +361,9 @@ fn ranges(
     let filter = table.row_filter.as_ref().map(|filter| format!("({filter})"));
     let all = table.pages();
     // Several for each worker, so that all of them are busy to the end.
-    let size = match options.chunk_bytes {
+    let size = match context.options.chunk_bytes {
         Some(bytes) => (bytes / PAGE_BYTES).max(1),
-        None => (all / (options.workers.max(1) as u64 * CHUNKS_PER_WORKER))
+        None => (all / (context.options.workers.max(1) as u64 * CHUNKS_PER_WORKER))
             .clamp(FEWEST_PAGES, MOST_PAGES),
     };
     let mut ranges = Vec::new();

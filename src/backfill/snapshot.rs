@@ -18,7 +18,7 @@ use crate::{
     change::{TableSpec, xids::XidSnapshot},
     checkpoint::reachable_target,
     failpoint::reached,
-    pipeline::{EngineError, Event, Options},
+    pipeline::{Context, EngineError, Event},
     source::{
         Hold, SourceError,
         catalog::{self, quote_identifier, quote_literal, quote_table},
@@ -54,7 +54,7 @@ impl Snapshot {
     /// The snapshot that came with a slot. The slot's connection is of no more use then, and goes,
     /// and with it a temporary slot: it would keep WAL for as long as the copy takes.
     pub async fn of_slot(
-        options: &Options,
+        context: &Context,
         first: FirstSlot,
         is_temporary: bool,
         hold: &Hold,
@@ -70,7 +70,7 @@ impl Snapshot {
                 created.name
             )));
         };
-        let (ids, holders) = hold_in_sessions(options, exported).await?;
+        let (ids, holders) = hold_in_sessions(context, exported).await?;
         if is_temporary {
             replication.drop_slot(&created.name).await?;
         }
@@ -81,20 +81,20 @@ impl Snapshot {
     /// snapshot is. With `trail` the stream stays so far behind the source meanwhile, so that it is
     /// not past the snapshot when that is there.
     pub async fn of_temporary_slot(
-        options: &Options,
+        context: &Context,
         control: &SqlClient,
         hold: &Hold,
         trail: Option<Duration>,
     ) -> Result<Self, EngineError> {
         // Slot names have 63 bytes at most.
-        let prefix = options.slot.get(..40).unwrap_or(&options.slot);
+        let prefix = context.options.slot.get(..40).unwrap_or(&context.options.slot);
         // A new name each time: a walsender that still waits to make the last one keeps that name
         // for a while.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}_copy_{}_{number}", std::process::id());
-        let mut replication = ReplicationClient::connect(&options.source, "copy").await?;
-        let creation = create_slot(options, control, &mut replication, &name, SlotKeep::Temporary);
+        let mut replication = ReplicationClient::connect(&context.options.source, "copy").await?;
+        let creation = create_slot(context, control, &mut replication, &name, SlotKeep::Temporary);
         let created = match trail {
             None => creation.await?,
             Some(trail) => tokio::select! {
@@ -102,22 +102,22 @@ impl Snapshot {
                 failed = stay_behind(control, hold, trail) => return Err(failed),
             },
         };
-        Self::of_slot(options, FirstSlot { replication, created }, true, hold).await
+        Self::of_slot(context, FirstSlot { replication, created }, true, hold).await
     }
 
     /// An ordinary one, which no place in the WAL belongs to. A standby can give it too.
-    pub async fn plain(options: &Options) -> Result<Self, EngineError> {
-        let first = connect_sql(&options.source, "snapshot").await?;
+    pub async fn plain(context: &Context) -> Result<Self, EngineError> {
+        let first = connect_sql(&context.options.source, "snapshot").await?;
         first.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
         let exported = export(&first).await?;
-        let (ids, holders) = hold_in_sessions(options, &exported).await?;
+        let (ids, holders) = hold_in_sessions(context, &exported).await?;
         Ok(Self { lsn: Lsn::ZERO, xids: None, since: Lsn::ZERO, ids, holders })
     }
 
     /// A snapshot that waits for no transaction, for when making a slot would. The stream is held
     /// for one to two seconds before it.
     pub async fn without_slot(
-        options: &Options,
+        context: &Context,
         control: &SqlClient,
         hold: &Hold,
     ) -> Result<Self, EngineError> {
@@ -126,10 +126,10 @@ impl Snapshot {
         hold.set(since);
         tokio::time::sleep(catalog::VISIBLE_AFTER_FLUSH).await;
 
-        let first = connect_sql(&options.source, "snapshot").await?;
+        let first = connect_sql(&context.options.source, "snapshot").await?;
         let xids = catalog::begin_moment(&first).await?;
         let exported = export(&first).await?;
-        let (ids, holders) = hold_in_sessions(options, &exported).await?;
+        let (ids, holders) = hold_in_sessions(context, &exported).await?;
 
         // Every transaction that the snapshot sees has its commit record before the end of the WAL.
         // The stream comes only as far as the WAL is flushed.
@@ -150,12 +150,12 @@ impl Snapshot {
 
 /// Has two sessions hold an exported snapshot. Returns the ids under which they export it in turn.
 async fn hold_in_sessions(
-    options: &Options,
+    context: &Context,
     exported: &str,
 ) -> Result<(Vec<String>, Vec<Arc<SqlClient>>), EngineError> {
     let (mut ids, mut holders) = (Vec::new(), Vec::new());
     for _ in 0..2 {
-        let holder = match import(options, exported, "snapshot").await {
+        let holder = match import(context, exported, "snapshot").await {
             // The session that exported it is gone.
             Err(EngineError::Source(SourceError::Query(error)))
                 if error.as_db_error().is_some() =>
@@ -176,11 +176,11 @@ async fn export(holder: &SqlClient) -> Result<String, EngineError> {
 
 /// A session that sees the snapshot. A holder of it must live until it has imported (trap 11).
 async fn import(
-    options: &Options,
+    context: &Context,
     snapshot: &str,
     purpose: &str,
 ) -> Result<SqlClient, EngineError> {
-    let client = connect_sql(&options.source, purpose).await?;
+    let client = connect_sql(&context.options.source, purpose).await?;
     client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
     client.batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot))).await?;
     Ok(client)
@@ -205,11 +205,11 @@ async fn stay_behind(control: &SqlClient, hold: &Hold, trail: Duration) -> Engin
 
 /// The same for a session that copies.
 pub async fn import_for_copy(
-    options: &Options,
+    context: &Context,
     snapshot: &str,
     purpose: &str,
 ) -> Result<CopyClient, WireError> {
-    let mut client = CopyClient::connect(&options.source, purpose).await?;
+    let mut client = CopyClient::connect(&context.options.source, purpose).await?;
     let snapshot = quote_literal(snapshot);
     client
         .execute(&format!(
@@ -224,7 +224,7 @@ pub async fn import_for_copy(
 /// Creates a slot that exports its snapshot. That waits for every open transaction, and says so
 /// (trap 12).
 pub async fn create_slot(
-    options: &Options,
+    context: &Context,
     sql: &SqlClient,
     replication: &mut ReplicationClient,
     name: &str,
@@ -238,7 +238,7 @@ pub async fn create_slot(
             created = &mut creation => return Ok(created?),
             _ = patience.tick() => {
                 let what = catalog::blockers(sql).await?.join("; ");
-                let _ = options.events.send(Event::WaitingForTransactions { what });
+                let _ = context.events.send(Event::WaitingForTransactions { what });
             }
         }
     }

@@ -14,9 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Copied, snapshot::import_for_copy};
 use crate::{
     change::{Nulled, Pause, Remedy, TableSpec},
-    engine::copy_it,
     error::with_causes,
-    pipeline::{EngineError, Event, Options, error_policy},
+    pipeline::{Context, EngineError, Event, error_policy},
     source::{SourceError, copy::CopyReader, copy_out::CopyClient, wire::WireError},
     target::{Loader, TargetError},
     types::schema_of,
@@ -59,7 +58,7 @@ pub(super) struct Chunk {
 
 /// What all workers share.
 pub(super) struct Work {
-    pub options: Options,
+    pub context: Context,
     pub snapshots: Vec<String>,
     pub specs: Vec<Arc<TableSpec>>,
     pub estimates: Vec<u64>,
@@ -417,11 +416,11 @@ impl Worker {
                 spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)),
             );
             let batch = reader.take_batch(&schema).map_err(SourceError::from)?;
-            self.work.options.board.add(spec.oid, batch.num_rows() as u64, size);
+            self.work.context.board.add(spec.oid, batch.num_rows() as u64, size);
             batches.push(batch);
             nulled.push(reader.take_nulled());
         }
-        let _ = self.work.options.events.send(Event::CopyProgress);
+        let _ = self.work.context.events.send(Event::CopyProgress);
         Ok((batches, nulled))
     }
 
@@ -447,7 +446,7 @@ impl Worker {
         if !std::mem::replace(&mut table.is_started, true) {
             let estimated_rows = self.work.estimates.get(at).copied().unwrap_or_default();
             let event = Event::CopyStarted { table: spec.source.to_string(), estimated_rows };
-            let _ = self.work.options.events.send(event);
+            let _ = self.work.context.events.send(event);
         }
     }
 
@@ -535,11 +534,11 @@ impl Worker {
         table.rows += rows;
         table.chunks_left = table.chunks_left.saturating_sub(1);
         Nulled::add(&mut table.nulled, nulled);
-        self.work.options.board.chunk_done(spec.oid);
+        self.work.context.board.chunk_done(spec.oid);
         if table.chunks_left > 0 {
             return None;
         }
-        let events = &self.work.options.events;
+        let events = &self.work.context.events;
         for nulled in std::mem::take(&mut table.nulled) {
             let _ = events.send(Event::Nulled { table: spec.source.to_string(), nulled });
         }
@@ -651,7 +650,7 @@ impl Worker {
             (None, Err(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
             // DuckDB does not take what the table holds, and the other tables are not concerned.
             (None, Err(error)) if error.table().is_some() => {
-                let reason = format!("{}; {}", with_causes(&error), copy_it(&spec));
+                let reason = format!("{}; {}", with_causes(&error), spec.recopy_hint());
                 return Ok(Attempt::Ended(Copied::Failed(Pause {
                     reason,
                     remedy: error.remedy(),
@@ -716,14 +715,14 @@ async fn read_chunk(
     patiently(spec, async { Ok(client.copy_out(query).await?) }).await?;
     let mut bytes = 0;
     let board = |rows: usize, bytes: u64| {
-        work.options.board.add(spec.oid, rows as u64, bytes);
-        let _ = work.options.events.send(Event::CopyProgress);
+        work.context.board.add(spec.oid, rows as u64, bytes);
+        let _ = work.context.events.send(Event::CopyProgress);
     };
     loop {
         let mut arrived = 0;
         // The stream goes first: while it is late, workers take turns.
         let _turn =
-            if work.options.board.is_stream_late() { Some(work.turn.lock().await) } else { None };
+            if work.context.board.is_stream_late() { Some(work.turn.lock().await) } else { None };
         let is_more = {
             let read = client.copied(|piece| {
                 arrived += piece.len();
@@ -776,7 +775,7 @@ async fn patiently<R>(
 async fn connect(work: &Work, number: usize) -> Result<CopyClient, EngineError> {
     let mut failed = None;
     for snapshot in &work.snapshots {
-        match import_for_copy(&work.options, snapshot, &format!("copy {number}")).await {
+        match import_for_copy(&work.context, snapshot, &format!("copy {number}")).await {
             Ok(client) => return Ok(client),
             // The server knows no such snapshot: whoever held it is gone.
             Err(WireError::Server(_)) => failed = Some(EngineError::SnapshotLost),

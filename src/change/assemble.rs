@@ -18,7 +18,7 @@ use hashbrown::HashMap;
 
 use super::{
     ChangeBatch, Remedy, Reshape, TableFailure, TableSpec, columns,
-    followed::{Described, Follow, Followed, copy_again, fit, fit_or_stale, project},
+    followed::{Described, Follow, Followed, fit, fit_or_stale, project},
     net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
 };
 use crate::{
@@ -376,7 +376,7 @@ impl Assembler {
         let reason = if remedy.is_copy() {
             why.to_owned()
         } else {
-            format!("{why}; {}", copy_again(&followed.spec))
+            format!("{why}; {}", followed.spec.recopy_hint())
         };
         followed.failure = Some((reason, remedy));
 
@@ -658,7 +658,7 @@ impl Assembler {
             match columns::build(&followed.spec, effect, &self.arena) {
                 Ok(changes) => tables.push(changes),
                 Err(error) => {
-                    let reason = format!("{error}; {}", copy_again(&followed.spec));
+                    let reason = format!("{error}; {}", followed.spec.recopy_hint());
                     followed.failure = Some((reason, error.remedy()));
                 }
             }
@@ -845,7 +845,7 @@ fn net_effect_failure(
 ) -> (String, Remedy) {
     let reason = format!(
         "the source transaction committed at {commit_lsn} holds {error}; {}",
-        copy_again(spec)
+        spec.recopy_hint()
     );
     (reason, error.remedy())
 }

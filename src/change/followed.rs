@@ -122,7 +122,3 @@ pub(super) fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, Strin
     }
     Ok(if kept.len() == relation.columns.len() { Follow::AsIs } else { Follow::Project(kept) })
 }
-
-pub(super) fn copy_again(spec: &TableSpec) -> String {
-    format!("copy it again with `rhei backfill --table {} --force`", spec.source)
-}

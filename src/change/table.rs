@@ -50,6 +50,11 @@ pub struct TableSpec {
 }
 
 impl TableSpec {
+    /// What the operator can do about a table that cannot go on: the end of a sentence.
+    pub fn recopy_hint(&self) -> String {
+        format!("copy it again with `rhei backfill --table {} --force`", self.source)
+    }
+
     /// Whether the copy was begun with what this transaction did.
     pub fn has_copied(&self, commit_lsn: Lsn, xid: u32) -> bool {
         commit_lsn < self.copy_lsn && self.copy_xids.as_ref().is_none_or(|xids| xids.sees(xid))

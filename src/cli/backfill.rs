@@ -85,7 +85,7 @@ pub async fn pause(session: Session, is_paused: bool) -> Result<ExitCode, CliErr
 
 /// Runs the command.
 pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliError> {
-    let (options, progress) = session.options()?;
+    let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
     let again = match (args.tables.is_empty(), args.force) {
         (false, _) => CopyAgain::Tables(args.tables),
@@ -93,14 +93,14 @@ pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliEr
         (true, false) => CopyAgain::Nothing,
     };
     let copied = if args.no_slot {
-        let writer = Writer::new(DuckDb::open(&options.target)?);
-        let copied = plain_copy(&options, &writer, &stop).await;
+        let writer = Writer::new(DuckDb::open(&context.options.target)?);
+        let copied = plain_copy(&context, &writer, &stop).await;
         writer.call(|target| target.tidy(Compaction::None)).await?;
         copied.map_err(CliError::from)
     } else {
-        sync(&options, again, &stop).await.map(|report| report.in_error).map_err(CliError::from)
+        sync(&context, again, &stop).await.map(|report| report.in_error).map_err(CliError::from)
     };
-    drop(options);
+    drop(context);
     progress.finish().await;
     let in_error = copied?;
     if stop.is_cancelled() {

@@ -15,12 +15,12 @@ use clap::Args;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::CliError;
+use super::{CliError, Context};
 use crate::{
     engine::{attach::CopyAgain, replicate},
-    pipeline::{Event, Options, copy_progress::Board, latency::Latency},
+    pipeline::{Event, Options, Writer, copy_progress::Board},
     source::connect::{Environment, SourceOptions, connect_sql},
-    target::duckdb::TargetOptions,
+    target::{DuckDb, duckdb::TargetOptions},
 };
 
 const SCHEMA: &str = include_str!("../../fixtures/demo/schema.sql");
@@ -205,36 +205,12 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
 
     println!("2. a writer begins, rhei copies and follows");
     let (events, mut heard) = mpsc::unbounded_channel();
+    let target_options = TargetOptions { path: target.clone(), ..TargetOptions::default() };
     let options = Options {
-        source: source.clone(),
-        target: TargetOptions { path: target.clone(), ..TargetOptions::default() },
-        publications: vec!["rhei".to_owned()],
-        slot: "rhei".to_owned(),
-        failover_slot: false,
-        slot_lost: crate::pipeline::slot_history::SlotLost::default(),
-        tables: Vec::new(),
-        exclude: Vec::new(),
-        table_settings: std::collections::BTreeMap::new(),
         interval: Duration::from_millis(200),
-        max_batch_rows: 100_000,
-        memory_limit_bytes: 256 << 20,
-        null_unrepresentable: false,
-        trust_widening: false,
-        catalog_interval: Duration::from_secs(10),
-        workers: 2,
-        rate_limit_bytes: None,
-        chunk_bytes: None,
-        snapshot_warning: Duration::from_secs(3600),
-        supervision: crate::pipeline::options::Supervision::default(),
-        activity: crate::pipeline::activity::Activity::default(),
-        ddl_lock: crate::pipeline::DdlLock::default(),
-        board: Board::default(),
-        latency: Latency::default(),
-        left_out: crate::pipeline::left_out::LeftOut::default(),
-        recopies: crate::pipeline::recopies::Recopies::default(),
-        settled: crate::pipeline::settled::SettledLsn::default(),
-        events,
+        ..Options::new(source.clone(), target_options)
     };
+    let context = Context::new(options, Board::default(), events);
     let writer_stop = stop.child_token();
     let written = Arc::new(AtomicU64::new(0));
     let writer = tokio::spawn(write(source.clone(), writer_stop.clone(), Arc::clone(&written)));
@@ -263,10 +239,14 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         })
     };
     let replicator = {
-        let (options, run_stop) = (options.clone(), run_stop.clone());
-        tokio::spawn(async move { replicate::run(&options, &run_stop).await })
+        let (context, run_stop) = (context.clone(), run_stop.clone());
+        tokio::spawn(async move {
+            let writer = Writer::new(DuckDb::open(&context.options.target)?);
+            let (_command, commands) = mpsc::unbounded_channel();
+            replicate::run(&context, &writer, commands, &run_stop).await
+        })
     };
-    let outcome = follow(&args, &stop, &seen, &written, &replicator, &options.board).await;
+    let outcome = follow(&args, &stop, &seen, &written, &replicator, &context.board).await;
     writer_stop.cancel();
     let _ = writer.await;
     // The last writes are caught up with before the queries, so that both sides show the same
@@ -279,8 +259,8 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         println!("stopped");
         return Ok(ExitCode::from(130));
     }
-    let caught_up = replicate::sync(&options, CopyAgain::Nothing, &stop).await?;
-    drop(options);
+    let caught_up = replicate::sync(&context, CopyAgain::Nothing, &stop).await?;
+    drop(context);
     let _ = listener.await;
     println!(
         "   writer stopped after {} transactions; the copy is at {}, nothing is missing",

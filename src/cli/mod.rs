@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret},
     pgoutput::QualifiedName,
-    pipeline::{Options, copy_progress::Board, options::TableSettings},
+    pipeline::{Context, Options, copy_progress::Board, options::TableSettings},
     source::connect::{Environment, SourceOptions},
     target::duckdb::TargetOptions,
 };
@@ -211,8 +211,8 @@ impl Session {
         table_settings
     }
 
-    /// Options of a pipeline, and the display of its progress.
-    fn options(&self) -> Result<(Options, progress::Progress), CliError> {
+    /// A pipeline by the settings, and the display of its progress.
+    fn context(&self) -> Result<(Context, progress::Progress), CliError> {
         let config = &self.config;
         let (source, target) = (self.source()?, self.target()?);
         let table_settings = self.table_settings();
@@ -224,7 +224,7 @@ impl Session {
             publications: config.publications.clone(),
             slot: config.slot.clone(),
             failover_slot: config.failover_slot,
-            slot_lost: crate::pipeline::slot_history::SlotLost::new(config.on_slot_lost),
+            on_slot_lost: config.on_slot_lost,
             tables: config.tables.clone(),
             exclude: config.exclude.clone(),
             table_settings,
@@ -239,16 +239,8 @@ impl Session {
             chunk_bytes: config.chunk_size.map(|size| size.0 as u64),
             snapshot_warning: config.snapshot_warning,
             supervision: config.supervision,
-            activity: crate::pipeline::activity::Activity::default(),
-            ddl_lock: crate::pipeline::DdlLock::default(),
-            board: board.clone(),
-            latency: crate::pipeline::latency::Latency::default(),
-            left_out: crate::pipeline::left_out::LeftOut::default(),
-            recopies: crate::pipeline::recopies::Recopies::default(),
-            settled: crate::pipeline::settled::SettledLsn::default(),
-            events,
         };
-        Ok((options, progress))
+        Ok((Context::new(options, board, events), progress))
     }
 
     fn stop_on_signal(&self) -> CancellationToken {

@@ -2,14 +2,22 @@
 
 use std::process::ExitCode;
 
+use tokio::sync::mpsc;
+
 use super::{CliError, Session};
+use crate::{control::Control, engine::replicate, pipeline::Writer, target::DuckDb};
 
 /// Runs the command.
 pub async fn run(session: Session) -> Result<ExitCode, CliError> {
-    let (options, progress) = session.options()?;
+    let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
-    let ended = crate::engine::replicate::run(&options, &stop).await;
-    drop(options);
+    // Opened once: two DuckDB instances on one file do not lock each other out in one process.
+    let writer = Writer::new(DuckDb::open(&context.options.target)?);
+    let (command, commands) = mpsc::unbounded_channel();
+    let control = Control::listen(&context, writer.clone(), command);
+    let ended = replicate::run(&context, &writer, commands, &stop).await;
+    drop((control, writer));
+    drop(context);
     progress.finish().await;
     ended?;
     Ok(ExitCode::SUCCESS)

@@ -7,10 +7,10 @@ use crate::engine::attach::CopyAgain;
 
 /// Runs the command.
 pub async fn run(session: Session) -> Result<ExitCode, CliError> {
-    let (options, progress) = session.options()?;
+    let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
-    let report = crate::engine::replicate::sync(&options, CopyAgain::Nothing, &stop).await;
-    drop(options);
+    let report = crate::engine::replicate::sync(&context, CopyAgain::Nothing, &stop).await;
+    drop(context);
     progress.finish().await;
     let report = report?;
     if report.is_stopped {

@@ -30,7 +30,7 @@ use crate::{
     failpoint::reached,
     pgoutput::{QualifiedName, table_description::Secret},
     pipeline::{
-        EngineError, Options, Writer,
+        Context, EngineError, Writer,
         tables::{
             self, PlanOptions,
             selection::{
@@ -110,28 +110,31 @@ struct Source {
 /// # Errors
 /// Refusals say what does not belong together and what to do.
 pub async fn attach<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
     again: &CopyAgain,
     is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
-    let source = connect(options).await?;
+    let source = connect(context).await?;
     let stored = writer.call(|target| target.state()).await?;
     match stored {
         Some(state)
             if state.pipeline.phase == Phase::Running
                 && !matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) =>
         {
-            verify(options, &source, &state.pipeline).await?;
+            verify(context, &source, &state.pipeline).await?;
             let mut source = source;
-            slot::judge_failover(options.failover_slot, &source.server)?;
-            if options.failover_slot
-                && !catalog::is_failover_slot(&source.sql, &options.slot).await?
+            slot::judge_failover(context.options.failover_slot, &source.server)?;
+            if context.options.failover_slot
+                && !catalog::is_failover_slot(&source.sql, &context.options.slot).await?
             {
-                source.replication.make_failover(&options.slot).await?;
-                tracing::info!(slot = options.slot, "standbys may keep the slot from now on");
+                source.replication.make_failover(&context.options.slot).await?;
+                tracing::info!(
+                    slot = context.options.slot,
+                    "standbys may keep the slot from now on"
+                );
             }
-            resume(options, source, writer, state.pipeline, state.tables, again, is_active).await
+            resume(context, source, writer, state.pipeline, state.tables, again, is_active).await
         }
         stored => {
             let before = stored.as_ref().map(|state| &state.pipeline);
@@ -141,93 +144,94 @@ pub async fn attach<T: OlapEngine + 'static>(
                 verify_cluster(&source, before)?;
                 slot::judge_age(before.timeline, source.identity.timeline)?;
             }
-            create(options, source, writer, stored, again).await
+            create(context, source, writer, stored, again).await
         }
     }
 }
 
-async fn connect(options: &Options) -> Result<Source, EngineError> {
-    let sql = connect_sql(&options.source, "control").await?;
+async fn connect(context: &Context) -> Result<Source, EngineError> {
+    let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
     slot::judge_server(&server)?;
-    let mut replication = ReplicationClient::connect(&options.source, "control").await?;
+    let mut replication = ReplicationClient::connect(&context.options.source, "control").await?;
     let identity = replication.identify_system().await?;
     Ok(Source { sql, replication, identity, server })
 }
 
 /// The publication, made when it is missing and may be made.
-async fn publication(options: &Options, sql: &SqlClient) -> Result<PublicationInfo, EngineError> {
-    if catalog::publication(sql, &options.publications).await?.is_none() {
-        let [name] = options.publications.as_slice() else {
+async fn publication(context: &Context, sql: &SqlClient) -> Result<PublicationInfo, EngineError> {
+    if catalog::publication(sql, &context.options.publications).await?.is_none() {
+        let [name] = context.options.publications.as_slice() else {
             return Err(slot::SlotError::PublicationMissing {
-                names: options.publications.clone(),
+                names: context.options.publications.clone(),
             }
             .into());
         };
         let candidates = catalog::candidate_tables(sql).await?;
         let chosen: Vec<QualifiedName> =
-            candidates.into_iter().filter(|table| is_wanted(options, table)).collect();
+            candidates.into_iter().filter(|table| is_wanted(&context.options, table)).collect();
         if chosen.is_empty() {
             // It would hold the first table that comes, and none of those after it.
-            return Err(EngineError::Setup(no_tables(options).to_string()));
+            return Err(EngineError::Setup(no_tables(&context.options).to_string()));
         }
         let what = "creating the publication waits for a table that another session has locked";
         patiently(what, slot::create_publication(sql, name, &chosen)).await?;
         reached("publication.created");
         tracing::info!(publication = name, tables = chosen.len(), "publication created");
     }
-    let Some(info) = catalog::publication(sql, &options.publications).await? else {
-        return Err(
-            slot::SlotError::PublicationMissing { names: options.publications.clone() }.into()
-        );
+    let Some(info) = catalog::publication(sql, &context.options.publications).await? else {
+        return Err(slot::SlotError::PublicationMissing {
+            names: context.options.publications.clone(),
+        }
+        .into());
     };
     slot::judge_publication(&info)?;
-    judge_column_lists(options, sql).await?;
+    judge_column_lists(context, sql).await?;
     Ok(info)
 }
 
 /// Refuses tables that the publications bring with different columns: the server finds out only
 /// when it decodes a change of one, and its slot cannot go on from there (trap 19).
-async fn judge_column_lists(options: &Options, sql: &SqlClient) -> Result<(), EngineError> {
-    let tables = catalog::conflicting_column_lists(sql, &options.publications).await?;
-    Ok(slot::judge_column_lists(&tables, &options.publications)?)
+async fn judge_column_lists(context: &Context, sql: &SqlClient) -> Result<(), EngineError> {
+    let tables = catalog::conflicting_column_lists(sql, &context.options.publications).await?;
+    Ok(slot::judge_column_lists(&tables, &context.options.publications)?)
 }
 
 /// A file that rhei made stands against the source: same cluster, same history, a slot that still
 /// has all we need.
 async fn verify(
-    options: &Options,
+    context: &Context,
     source: &Source,
     pipeline: &Pipeline,
 ) -> Result<(), EngineError> {
-    if pipeline.slot != options.slot {
+    if pipeline.slot != context.options.slot {
         return Err(EngineError::Setup(format!(
             "{} follows slot \"{}\", but the settings name \"{}\"\nhint: name the old slot in \
              [source] slot, or give the \
              new one a file of its own",
-            options.target.path.display(),
+            context.options.target.path.display(),
             pipeline.slot,
-            options.slot
+            context.options.slot
         )));
     }
     verify_cluster(source, pipeline)?;
     slot::judge_age(pipeline.timeline, source.identity.timeline)?;
-    if options.slot_lost.take_has_no_wal() {
-        return Err(slot::SlotError::Lost { slot: options.slot.clone() }.into());
+    if context.slot_lost.take_has_no_wal() {
+        return Err(slot::SlotError::Lost { slot: context.options.slot.clone() }.into());
     }
     let flush = catalog::wal_flush_lsn(&source.sql).await?;
     let checkpoint = pipeline.checkpoint.lsn;
     if source.identity.timeline != pipeline.timeline {
-        let mut history = ReplicationClient::connect(&options.source, "timeline").await?;
+        let mut history = ReplicationClient::connect(&context.options.source, "timeline").await?;
         let history = history.timeline_history(source.identity.timeline).await?;
         slot::judge_timeline(pipeline.timeline, checkpoint, source.identity.timeline, &history)?;
     }
     let waiting_since = tokio::time::Instant::now();
     loop {
-        let found = catalog::slot(&source.sql, &options.slot).await?;
+        let found = catalog::slot(&source.sql, &context.options.slot).await?;
         match slot::judge_slot(
             found.as_ref(),
-            &options.slot,
+            &context.options.slot,
             &source.server.database,
             checkpoint,
             flush,
@@ -260,7 +264,7 @@ fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(), slot::Slot
 
 /// The start of a running pipeline: compares the source's tables with ours.
 async fn resume<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     source: Source,
     writer: &Writer<T>,
     mut pipeline: Pipeline,
@@ -269,18 +273,19 @@ async fn resume<T: OlapEngine + 'static>(
     is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
     catalog::begin_moment(&source.sql).await?;
-    let info = catalog::publication(&source.sql, &options.publications).await?;
+    let info = catalog::publication(&source.sql, &context.options.publications).await?;
     let Some(info) = info else {
-        return Err(
-            slot::SlotError::PublicationMissing { names: options.publications.clone() }.into()
-        );
+        return Err(slot::SlotError::PublicationMissing {
+            names: context.options.publications.clone(),
+        }
+        .into());
     };
     slot::judge_publication(&info)?;
     slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
-    judge_column_lists(options, &source.sql).await?;
+    judge_column_lists(context, &source.sql).await?;
     // A row filter takes a lock on its table, to be printed; nothing else here does.
     let what = "reading a row filter waits for a published table that another session has locked";
-    let published = patiently(what, wanted_tables(options, &source.sql)).await?;
+    let published = patiently(what, wanted_tables(&context.options, &source.sql)).await?;
     let types = types_of(&source.sql, &published).await?;
     catalog::end_moment(&source.sql).await?;
     if let CopyAgain::Tables(names) = again
@@ -291,7 +296,7 @@ async fn resume<T: OlapEngine + 'static>(
             "no such table: {missing}\ndetail: It is not among the tables that publication {} \
              brings here.\nhint: see \
              `rhei status` for the tables of this copy",
-            options.publications.join(", ")
+            context.options.publications.join(", ")
         )));
     }
     let mut by_oid: BTreeMap<u32, StoredTable> =
@@ -311,7 +316,7 @@ async fn resume<T: OlapEngine + 'static>(
             changed.insert(stored.oid);
         }
     }
-    let targets = target_names(options, &selection::names_of(&published), &by_oid);
+    let targets = target_names(&context.options, &selection::names_of(&published), &by_oid);
     for table in &published {
         let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
         let needs_copy = match by_oid.get(&table.oid) {
@@ -321,7 +326,7 @@ async fn resume<T: OlapEngine + 'static>(
                 let is_renamed = stored.source != table.name
                     || targets.get(&table.oid).is_some_and(|name| *name != stored.target);
                 let is_other =
-                    is_asked || is_renamed || wants_another_copy(options, table, stored, &types);
+                    is_asked || is_renamed || wants_another_copy(context, table, stored, &types);
                 if is_other {
                     abandoned.insert(table.oid);
                 }
@@ -329,7 +334,7 @@ async fn resume<T: OlapEngine + 'static>(
             }
             Some(stored) => match &stored.state {
                 TableState::Error(_) | TableState::Live => {
-                    is_asked || wants_another_copy(options, table, stored, &types)
+                    is_asked || wants_another_copy(context, table, stored, &types)
                 }
                 TableState::Pending
                 | TableState::Copying
@@ -369,7 +374,7 @@ async fn resume<T: OlapEngine + 'static>(
     rows.extend(published.iter().filter(is_new).map(|table| pending(table, &targets)));
     save(writer, &pipeline, rows).await?;
     rename(writer, &targets, &published, &mut by_oid).await?;
-    ready(options, &source.sql, writer, to_copy).await
+    ready(context, &source.sql, writer, to_copy).await
 }
 
 fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName>) -> StoredTable {
@@ -416,18 +421,18 @@ async fn rename<T: OlapEngine + 'static>(
 /// Whether the settings ask for another copy than there is: other columns, or other types. A change
 /// of shape at the source is no reason: the stream will come to it.
 fn wants_another_copy(
-    options: &Options,
+    context: &Context,
     table: &SourceTable,
     stored: &StoredTable,
     types: &TypeCatalog,
 ) -> bool {
-    let settings = table_settings(options, &table.name);
+    let settings = table_settings(&context.options, &table.name);
     let plan_options =
         PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
     let is_paused = matches!(stored.state, TableState::Error(_));
     // A value that may become NULL by now is no reason to stay paused.
     if let TableState::Error(pause) = &stored.state
-        && options.null_unrepresentable
+        && context.options.null_unrepresentable
         && pause.remedy == Remedy::AllowNulls
     {
         return true;
@@ -452,35 +457,35 @@ fn wants_another_copy(
 
 /// A new slot; everything has to be copied.
 async fn create<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     mut source: Source,
     writer: &Writer<T>,
     before: Option<StoredState>,
     again: &CopyAgain,
 ) -> Result<Attached, EngineError> {
-    slot::judge_failover(options.failover_slot, &source.server)?;
-    let keep = if options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
-    let info = publication(options, &source.sql).await?;
-    let tables = wanted_tables(options, &source.sql).await?;
+    slot::judge_failover(context.options.failover_slot, &source.server)?;
+    let keep = if context.options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
+    let info = publication(context, &source.sql).await?;
+    let tables = wanted_tables(&context.options, &source.sql).await?;
     if tables.is_empty() {
-        return Err(no_tables(options));
+        return Err(no_tables(&context.options));
     }
     // A slot of that name in another cluster is somebody else's.
     let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
-        pipeline.slot == options.slot
+        pipeline.slot == context.options.slot
             && pipeline.system_id == source.identity.system_id
             && pipeline.phase != Phase::PlainCopy
     });
     let waiting_since = tokio::time::Instant::now();
-    while let Some(found) = catalog::slot(&source.sql, &options.slot).await? {
+    while let Some(found) = catalog::slot(&source.sql, &context.options.slot).await? {
         if !is_ours {
-            return Err(slot::SlotError::NotOurs { slot: options.slot.clone() }.into());
+            return Err(slot::SlotError::NotOurs { slot: context.options.slot.clone() }.into());
         }
         if found.active {
             // As in `verify`.
             if waiting_since.elapsed() >= SLOT_BUSY {
                 return Err(slot::SlotError::Active {
-                    slot: options.slot.clone(),
+                    slot: context.options.slot.clone(),
                     pid: found.active_pid,
                 }
                 .into());
@@ -488,8 +493,8 @@ async fn create<T: OlapEngine + 'static>(
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
         }
-        tracing::info!(slot = options.slot, "dropping the slot of an earlier start");
-        source.replication.drop_slot(&options.slot).await?;
+        tracing::info!(slot = context.options.slot, "dropping the slot of an earlier start");
+        source.replication.drop_slot(&context.options.slot).await?;
     }
     if matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) && before.is_some() {
         tracing::warn!(
@@ -497,8 +502,8 @@ async fn create<T: OlapEngine + 'static>(
         );
     }
     let mut pipeline = Pipeline {
-        slot: options.slot.clone(),
-        publications: options.publications.clone(),
+        slot: context.options.slot.clone(),
+        publications: context.options.publications.clone(),
         publication_fingerprint: info.fingerprint,
         system_id: source.identity.system_id.clone(),
         database: source.server.database.clone(),
@@ -520,11 +525,12 @@ async fn create<T: OlapEngine + 'static>(
     save(writer, &pipeline, old_tables).await?;
     reached("slot.intended");
     let created =
-        create_slot(options, &source.sql, &mut source.replication, &options.slot, keep).await?;
+        create_slot(context, &source.sql, &mut source.replication, &context.options.slot, keep)
+            .await?;
     reached("slot.created");
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
-    let targets = target_names(options, &selection::names_of(&tables), &BTreeMap::new());
+    let targets = target_names(&context.options, &selection::names_of(&tables), &BTreeMap::new());
     let rows = tables
         .iter()
         .filter(|table| !known.contains(&table.oid))
@@ -535,7 +541,7 @@ async fn create<T: OlapEngine + 'static>(
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
     let first = FirstSlot { replication: source.replication, created };
     let to_copy = tables.into_iter().map(|table| table.oid).collect();
-    let attached = ready(options, &source.sql, writer, to_copy).await?;
+    let attached = ready(context, &source.sql, writer, to_copy).await?;
     Ok(Attached { first: Some(first), ..attached })
 }
 
@@ -567,7 +573,7 @@ async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, EngineError> {
 
 /// Reads back what is to be followed.
 async fn ready<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     sql: &SqlClient,
     writer: &Writer<T>,
     to_copy: BTreeSet<u32>,
@@ -575,7 +581,7 @@ async fn ready<T: OlapEngine + 'static>(
     let Some(state) = writer.call(|target| target.state()).await? else {
         return Err(EngineError::Setup(format!(
             "{} has lost its state",
-            options.target.path.display()
+            context.options.target.path.display()
         )));
     };
     let mut attached = Attached {
@@ -591,7 +597,7 @@ async fn ready<T: OlapEngine + 'static>(
     };
     for stored in &state.tables {
         attached.truncated.extend(stored.truncated_by.map(|xid| (stored.oid, xid)));
-        let spec = || Arc::new(tables::from_stored(stored, options.null_unrepresentable));
+        let spec = || Arc::new(tables::from_stored(stored, context.options.null_unrepresentable));
         match &stored.state {
             _ if stored.has_shadow => {
                 let spec = spec();

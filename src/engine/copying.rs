@@ -17,7 +17,7 @@ use crate::{
     error::with_causes,
     pgoutput::QualifiedName,
     pipeline::{
-        EngineError, Options, Writer,
+        Context, EngineError, Writer,
         error_policy::{Policy, policy},
     },
     source::Hold,
@@ -53,7 +53,7 @@ pub enum News {
 
 /// The tables that have to be copied, and the round that copies some of them.
 pub struct Copies<T> {
-    options: Options,
+    context: Context,
     writer: Writer<T>,
     hold: Hold,
     wanted: BTreeSet<u32>,
@@ -88,9 +88,9 @@ struct Running {
 
 impl<T: OlapEngine + 'static> Copies<T> {
     /// `patience`: how often in a row a round may fail before that is an error.
-    pub fn new(options: &Options, writer: &Writer<T>, patience: u32) -> Self {
+    pub fn new(context: &Context, writer: &Writer<T>, patience: u32) -> Self {
         Self {
-            options: options.clone(),
+            context: context.clone(),
             writer: writer.clone(),
             hold: Hold::default(),
             wanted: BTreeSet::new(),
@@ -98,7 +98,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
             running: None,
             races: 0,
             failures: 0,
-            restarts: Restarts::new(options.supervision.restart),
+            restarts: Restarts::new(context.options.supervision.restart),
             begun_anew: BTreeMap::new(),
             patience,
             not_before: None,
@@ -162,7 +162,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
     /// No more chunks are begun, and the snapshot is given back; or both again. What is done stays.
     pub fn pause(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
-        self.options.board.set_paused(is_paused);
+        self.context.board.set_paused(is_paused);
         tracing::info!("{}", if is_paused { "copies are paused" } else { "copies go on" });
         if let (true, Some(running)) = (is_paused, &self.running) {
             running.stop.cancel();
@@ -252,8 +252,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
             told: tell,
             stop: stop.clone(),
         };
-        let (options, writer) = (self.options.clone(), self.writer.clone());
-        let task = tokio::spawn(async move { backfill::run(&options, &writer, round).await });
+        let (context, writer) = (self.context.clone(), self.writer.clone());
+        let task = tokio::spawn(async move { backfill::run(&context, &writer, round).await });
         self.running = Some(Running {
             task,
             told,
@@ -344,7 +344,10 @@ impl<T: OlapEngine + 'static> Copies<T> {
         let Some(mut running) = self.running.take() else { return };
         running.stop.cancel();
         drop(running.told);
-        if tokio::time::timeout(self.options.supervision.grace, &mut running.task).await.is_err() {
+        if tokio::time::timeout(self.context.options.supervision.grace, &mut running.task)
+            .await
+            .is_err()
+        {
             tracing::warn!("chunks that were being copied are given up; they are copied again");
             running.task.abort();
             // Its tasks are gone; a call to DuckDB that has begun comes to its end by itself.

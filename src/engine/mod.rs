@@ -39,7 +39,7 @@ use crate::{
     error::with_causes,
     failpoint::reached,
     pipeline::{
-        CycleReport, DdlLock, EngineError, Event, Options, Writer,
+        Context, CycleReport, DdlLock, EngineError, Event, Writer,
         copy_progress::Board,
         latency::Latency,
         left_out::LeftOut,
@@ -162,13 +162,13 @@ pub struct CycleOptions {
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
-    pub fn new(consumer: C, target: Writer<T>, checkpoint: Checkpoint, options: &Options) -> Self {
+    pub fn new(consumer: C, target: Writer<T>, checkpoint: Checkpoint, context: &Context) -> Self {
         let limits = BatchLimits {
-            max_rows: options.max_batch_rows,
+            max_rows: context.options.max_batch_rows,
             // What is applied, what is decoded to be applied next, and what it is decoded from; the
             // queue has a quarter. DuckDB takes as much again outside of its own limit, for the log
             // (ARCHITECTURE.md).
-            max_bytes: options.memory_limit_bytes / 8,
+            max_bytes: context.options.memory_limit_bytes / 8,
             linger: Duration::ZERO,
             until: None,
             any: false,
@@ -177,7 +177,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Self {
             consumer,
             target,
-            ddl_lock: DdlLock::clone(&options.ddl_lock),
+            ddl_lock: DdlLock::clone(&context.ddl_lock),
             checkpoint,
             copying: BTreeMap::new(),
             catching_up: BTreeMap::new(),
@@ -191,12 +191,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             look: None,
             looked: None,
             has_shapes: false,
-            board: options.board.clone(),
-            latency: options.latency.clone(),
-            left_out: options.left_out.clone(),
-            recopies: options.recopies.clone(),
+            board: context.board.clone(),
+            latency: context.latency.clone(),
+            left_out: context.left_out.clone(),
+            recopies: context.recopies.clone(),
             to_copy: BTreeSet::new(),
-            events: options.events.clone(),
+            events: context.events.clone(),
         }
     }
 
@@ -707,7 +707,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                                 .find(|table| table.oid == oid)
                         });
                     let Some(table) = failed else { return Err(error.into()) };
-                    let reason = format!("{}; {}", with_causes(&error), copy_it(table));
+                    let reason = format!("{}; {}", with_causes(&error), table.recopy_hint());
                     let (oid, table) = (table.oid, table.source.clone());
                     // A copy that is on its way is begun again; one that was whole is for the
                     // operator to look at.
@@ -772,8 +772,4 @@ fn log_failures(failed: &[TableFailure]) {
             }
         }
     }
-}
-
-pub fn copy_it(table: &TableSpec) -> String {
-    format!("copy it again with `rhei backfill --table {} --force`", table.source)
 }

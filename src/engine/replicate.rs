@@ -26,11 +26,10 @@ use super::{
 use crate::{
     Lsn,
     checkpoint::reachable_target,
-    control::Control,
     failpoint::reached,
     pgoutput::QualifiedName,
     pipeline::{
-        CycleReport, EngineError, Event, Options, Writer,
+        Context, CycleReport, EngineError, Event, Writer,
         error_policy::{Policy, Standstill, policy},
     },
     source::{
@@ -87,14 +86,14 @@ const BREAKS: u32 = 3;
 /// # Errors
 /// See [`EngineError`]. What was applied stays; a second call goes on from there.
 pub async fn sync(
-    options: &Options,
+    context: &Context,
     again: CopyAgain,
     stop: &CancellationToken,
 ) -> Result<SyncReport, EngineError> {
-    let goal = wal_position(options).await?;
-    let writer = Writer::new(DuckDb::open(&options.target)?);
-    let mut copies = Copies::new(options, &writer, BREAKS);
-    let ended = Box::pin(sync_sessions(options, again, stop, goal, &writer, &mut copies)).await;
+    let goal = wal_position(context).await?;
+    let writer = Writer::new(DuckDb::open(&context.options.target)?);
+    let mut copies = Copies::new(context, &writer, BREAKS);
+    let ended = Box::pin(sync_sessions(context, again, stop, goal, &writer, &mut copies)).await;
     copies.shutdown().await;
     let report = ended?;
     if !report.is_stopped {
@@ -109,7 +108,7 @@ pub async fn sync(
 }
 
 async fn sync_sessions<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     mut again: CopyAgain,
     stop: &CancellationToken,
     goal: Lsn,
@@ -122,7 +121,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
     for _ in 0..ATTACH_LIMIT {
         let attached = tokio::select! {
             () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
-            attached = attach(options, writer, &again, |oid| copies.is_active(oid)) => attached,
+            attached = attach(context, writer, &again, |oid| copies.is_active(oid)) => attached,
         };
         let attached = match attached {
             Ok(attached) => attached,
@@ -137,7 +136,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
             }
             Err(error) => {
                 again = again
-                    .or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
+                    .or_everything(Box::pin(slot_lost::examine(context, error, copies)).await?);
                 continue;
             }
         };
@@ -149,15 +148,15 @@ async fn sync_sessions<T: OlapEngine + 'static>(
             .iter()
             .map(|(_, table, reason)| (table.to_string(), reason.clone()))
             .collect();
-        let mut engine = match stream(options, writer, attached, copies, wants_whole).await {
+        let mut engine = match stream(context, writer, attached, copies, wants_whole).await {
             Ok(engine) => engine,
             Err(error) => {
                 again = again
-                    .or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
+                    .or_everything(Box::pin(slot_lost::examine(context, error, copies)).await?);
                 continue;
             }
         };
-        let ended = match catch_up(&mut engine, &mut report, options, copies, stop).await {
+        let ended = match catch_up(&mut engine, &mut report, context, copies, stop).await {
             // What broke after it had begun may heal: the checkpoint says where to go on.
             Err(error) if may_heal(&error) && breaks < BREAKS => {
                 breaks += 1;
@@ -174,7 +173,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
             }
             Err(error) => {
                 again = again
-                    .or_everything(Box::pin(slot_lost::examine(options, error, copies)).await?);
+                    .or_everything(Box::pin(slot_lost::examine(context, error, copies)).await?);
                 continue;
             }
             Ok(ended) => ended,
@@ -235,7 +234,7 @@ enum Ended {
 async fn catch_up<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     report: &mut SyncReport,
-    options: &Options,
+    context: &Context,
     copies: &mut Copies<T>,
     stop: &CancellationToken,
 ) -> Result<Ended, EngineError> {
@@ -244,7 +243,7 @@ async fn catch_up<T: OlapEngine + 'static>(
     // When the position to be reached was read, at the latest.
     let mut read_at = tokio::time::Instant::now();
     loop {
-        if let Some(ended) = finish_copies(engine, report, options, copies, stop).await? {
+        if let Some(ended) = finish_copies(engine, report, context, copies, stop).await? {
             return Ok(ended);
         }
         while engine.checkpoint().lsn < report.reached || engine.has_shapes() {
@@ -257,7 +256,7 @@ async fn catch_up<T: OlapEngine + 'static>(
                 save_idle: decoded >= report.reached,
             };
             let cycle = engine.sync_once(cycle, stop).await?;
-            let _ = options.events.send(Event::Cycle(cycle.clone()));
+            let _ = context.events.send(Event::Cycle(cycle.clone()));
             if cycle.is_stopped {
                 return Ok(Ended::Stopped);
             }
@@ -317,11 +316,11 @@ async fn catch_up<T: OlapEngine + 'static>(
 async fn finish_copies<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     report: &mut SyncReport,
-    options: &Options,
+    context: &Context,
     copies: &mut Copies<T>,
     stop: &CancellationToken,
 ) -> Result<Option<Ended>, EngineError> {
-    let mut ticks = tokio::time::interval(options.interval);
+    let mut ticks = tokio::time::interval(context.options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     while engine.is_copying() || !copies.is_idle() {
         let is_merging = engine.merge_step(copies).await?;
@@ -338,7 +337,7 @@ async fn finish_copies<T: OlapEngine + 'static>(
                     let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
                     for cycle in cycles {
                         report.add(&cycle);
-                        let _ = options.events.send(Event::Cycle(cycle));
+                        let _ = context.events.send(Event::Cycle(cycle));
                     }
                     report.in_error.extend(engine.take_not_copied());
                     if let Some(reason) = attach_anew {
@@ -357,7 +356,7 @@ async fn finish_copies<T: OlapEngine + 'static>(
         };
         loop {
             let cycle = engine.sync_once(options_of_cycle, stop).await?;
-            let _ = options.events.send(Event::Cycle(cycle.clone()));
+            let _ = context.events.send(Event::Cycle(cycle.clone()));
             if cycle.is_stopped {
                 return Ok(Some(Ended::Stopped));
             }
@@ -374,15 +373,15 @@ async fn finish_copies<T: OlapEngine + 'static>(
 }
 
 /// The end of the source's WAL, as far as a slot can follow it.
-async fn wal_position(options: &Options) -> Result<Lsn, EngineError> {
-    let sql = connect_sql(&options.source, "control").await?;
+async fn wal_position(context: &Context) -> Result<Lsn, EngineError> {
+    let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
     crate::source::slot::judge_server(&server)?;
     Ok(reachable_target(catalog::wal_insert_lsn(&sql).await?))
 }
 
 async fn stream<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
     attached: Attached,
     copies: &mut Copies<T>,
@@ -396,25 +395,25 @@ async fn stream<T: OlapEngine + 'static>(
     copies.use_first(attached.first);
     let checkpoint = attached.pipeline.checkpoint;
     let stream = StreamOptions {
-        slot: options.slot.clone(),
-        publications: options.publications.clone(),
+        slot: context.options.slot.clone(),
+        publications: context.options.publications.clone(),
         system_id: attached.pipeline.system_id,
         timeline: attached.pipeline.timeline,
         checkpoint: checkpoint.lsn,
         tables: attached.tables,
         ddl_secret: attached.ddl_secret,
         hold: copies.hold(),
-        queue_bytes: options.memory_limit_bytes / 4,
-        spool_folder: spool_folder(&options.target.path),
+        queue_bytes: context.options.memory_limit_bytes / 4,
+        spool_folder: spool_folder(&context.options.target.path),
         wants_whole,
     };
     let fingerprint = attached.pipeline.publication_fingerprint;
     let catalogs =
-        Catalogs::new(options, &stream.tables, others, fingerprint, attached.truncated).await?;
-    let consumer = PgConsumer::start(&options.source, stream).await?;
+        Catalogs::new(context, &stream.tables, others, fingerprint, attached.truncated).await?;
+    let consumer = PgConsumer::start(&context.options.source, stream).await?;
     reached("stream.started");
-    let _ = options.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
-    let engine = SyncEngine::new(consumer, writer.clone(), checkpoint, options);
+    let _ = context.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
+    let engine = SyncEngine::new(consumer, writer.clone(), checkpoint, context);
     Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))
 }
 
@@ -447,15 +446,16 @@ fn spool_folder(target: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The first session could not begin, or a later one met something that no retry mends.
-pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), EngineError> {
-    // Opened once: two DuckDB instances on one file do not lock each other out inside one process.
-    let writer = Writer::new(DuckDb::open(&options.target)?);
-    let (ask, mut asked) = mpsc::unbounded_channel();
-    let _control = Control::listen(options, writer.clone(), ask);
-    let mut copies = Copies::new(options, &writer, u32::MAX);
-    let mut supervisor = Supervisor::new(options.supervision.grace);
-    begin_rounds(&mut supervisor, options, &writer);
-    let ended = run_sessions(options, &writer, &mut asked, &mut copies, stop).await;
+pub async fn run<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    mut commands: mpsc::UnboundedReceiver<Asked>,
+    stop: &CancellationToken,
+) -> Result<(), EngineError> {
+    let mut copies = Copies::new(context, writer, u32::MAX);
+    let mut supervisor = Supervisor::new(context.options.supervision.grace);
+    begin_rounds(&mut supervisor, context, writer);
+    let ended = run_sessions(context, writer, &mut commands, &mut copies, stop).await;
     copies.shutdown().await;
     for task in supervisor.shutdown().await {
         tracing::warn!(task, "did not finish in time, and was given up");
@@ -474,17 +474,17 @@ pub async fn run(options: &Options, stop: &CancellationToken) -> Result<(), Engi
 /// What comes round by the clock beside the sessions, also while the source is away.
 fn begin_rounds<T: OlapEngine + 'static>(
     supervisor: &mut Supervisor,
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
 ) {
     const CALM: Duration = Duration::from_secs(5);
     const RETENTION: Duration = Duration::from_secs(3600);
-    let (tidied, its_writer) = (options.clone(), writer.clone());
+    let (tidied, its_writer) = (context.clone(), writer.clone());
     supervisor.every("file checkpoint", Duration::from_secs(1), move || {
-        let (options, writer) = (tidied.clone(), its_writer.clone());
+        let (context, writer) = (tidied.clone(), its_writer.clone());
         async move {
-            if options.activity.is_calm_after(CALM) {
-                tidy(&options, &writer).await
+            if context.activity.is_calm_after(CALM) {
+                tidy(&context, &writer).await
             } else {
                 Ok(())
             }
@@ -495,44 +495,44 @@ fn begin_rounds<T: OlapEngine + 'static>(
         let writer = pruner.clone();
         async move { writer.call(|target| target.prune()).await.map(|_| ()) }
     });
-    let (watched, level) = (options.clone(), Arc::new(AtomicU32::new(0)));
-    supervisor.every("lag watch", options.supervision.lag_interval, move || {
-        let (options, level) = (watched.clone(), Arc::clone(&level));
-        async move { watch_lag(&options, &level).await }
+    let (watched, level) = (context.clone(), Arc::new(AtomicU32::new(0)));
+    supervisor.every("lag watch", context.options.supervision.lag_interval, move || {
+        let (context, level) = (watched.clone(), Arc::clone(&level));
+        async move { watch_lag(&context, &level).await }
     });
 }
 
 /// Writes DuckDB's log into the file while nothing else happens.
 async fn tidy<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
 ) -> Result<(), EngineError> {
-    let _shape = options.ddl_lock.write().await;
+    let _shape = context.ddl_lock.write().await;
     let tidied = writer.call(|target| target.tidy(Compaction::Some)).await;
     if tidied.is_err() {
         // Once more later.
-        options.activity.note();
+        context.activity.note();
     }
     tidied
 }
 
 /// Warns of WAL that the slot holds: once, and again each time that it has doubled.
-async fn watch_lag(options: &Options, level: &AtomicU32) -> Result<(), EngineError> {
-    let sql = connect_sql(&options.source, "lag watch").await?;
-    let Some(slot) = catalog::slot(&sql, &options.slot).await? else { return Ok(()) };
+async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<(), EngineError> {
+    let sql = connect_sql(&context.options.source, "lag watch").await?;
+    let Some(slot) = catalog::slot(&sql, &context.options.slot).await? else { return Ok(()) };
     let held_bytes = slot.held_bytes.unwrap_or_default();
-    let times = held_bytes / options.supervision.lag_warning_bytes.max(1);
+    let times = held_bytes / context.options.supervision.lag_warning_bytes.max(1);
     let now = u64::BITS - times.leading_zeros();
     if now > level.swap(now, Ordering::Relaxed) {
         tracing::warn!(
-            slot = options.slot,
+            slot = context.options.slot,
             held_bytes,
             "the slot holds much WAL at the source, which waits for this copy"
         );
     }
     if slot.wal_status.as_deref() == Some("unreserved") {
         tracing::error!(
-            slot = options.slot,
+            slot = context.options.slot,
             held_bytes,
             "the source is about to throw away WAL that this copy needs (max_slot_wal_keep_size)"
         );
@@ -541,7 +541,7 @@ async fn watch_lag(options: &Options, level: &AtomicU32) -> Result<(), EngineErr
 }
 
 async fn run_sessions<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
     asked: &mut mpsc::UnboundedReceiver<Asked>,
     copies: &mut Copies<T>,
@@ -560,7 +560,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
     let mut in_a_row = 0_u32;
     let mut again = CopyAgain::Nothing;
     let mut wants_whole = false;
-    let mut restarts = Restarts::new(options.supervision.restart);
+    let mut restarts = Restarts::new(context.options.supervision.restart);
     let mut must_reopen = false;
     let mut standstill = Standstill::default();
     let mut said_empty: Option<tokio::time::Instant> = None;
@@ -575,7 +575,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
                 writer.call(|target| target.reopen()).await?;
                 must_reopen = false;
             }
-            Box::pin(session(options, writer, &again, asked, copies, stop, how)).await
+            Box::pin(session(context, writer, &again, asked, copies, stop, how)).await
         });
         let ended = ended.await;
         // Once it has streamed, what was asked for is written down.
@@ -584,7 +584,7 @@ async fn run_sessions<T: OlapEngine + 'static>(
         }
         has_streamed |= is_streaming;
         let ended = match ended {
-            Err(error) => match Box::pin(slot_lost::examine(options, error, copies)).await {
+            Err(error) => match Box::pin(slot_lost::examine(context, error, copies)).await {
                 Ok(copy_again) => {
                     again = again.or_everything(copy_again);
                     continue;
@@ -626,14 +626,14 @@ async fn run_sessions<T: OlapEngine + 'static>(
                 if said_empty.is_none_or(|said| said.elapsed() >= EMPTY_WARNING) {
                     said_empty = Some(tokio::time::Instant::now());
                     tracing::warn!(
-                        publications = options.publications.join(", "),
+                        publications = context.options.publications.join(", "),
                         "waiting for the first table: the publication holds none that [source] \
                          tables and exclude choose"
                     );
                 }
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(options.catalog_interval.min(EMPTY_PAUSE)) => {}
+                    () = tokio::time::sleep(context.options.catalog_interval.min(EMPTY_PAUSE)) => {}
                 }
                 continue;
             }
@@ -701,7 +701,7 @@ struct How<'a> {
 
 /// One session: attach, stream until `stop`, an error, or a reason to attach anew.
 async fn session<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     writer: &Writer<T>,
     again: &CopyAgain,
     asked: &mut mpsc::UnboundedReceiver<Asked>,
@@ -711,11 +711,11 @@ async fn session<T: OlapEngine + 'static>(
 ) -> Result<Ended, EngineError> {
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(Ended::Stopped),
-        attached = attach(options, writer, again, |oid| copies.is_active(oid)) => attached?,
+        attached = attach(context, writer, again, |oid| copies.is_active(oid)) => attached?,
     };
-    let mut engine = stream(options, writer, attached, copies, how.wants_whole).await?;
+    let mut engine = stream(context, writer, attached, copies, how.wants_whole).await?;
     *how.is_streaming = true;
-    let followed = Box::pin(follow(&mut engine, options, asked, copies, stop)).await;
+    let followed = Box::pin(follow(&mut engine, context, asked, copies, stop)).await;
     *how.position = engine.consumer.position().decoded.max(engine.checkpoint().lsn);
     let ended = followed?;
     if ended == Ended::Stopped {
@@ -730,12 +730,12 @@ async fn session<T: OlapEngine + 'static>(
 /// for.
 async fn follow<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
-    options: &Options,
+    context: &Context,
     asked: &mut mpsc::UnboundedReceiver<Asked>,
     copies: &mut Copies<T>,
     stop: &CancellationToken,
 ) -> Result<Ended, EngineError> {
-    let mut ticks = tokio::time::interval(options.interval);
+    let mut ticks = tokio::time::interval(context.options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // A cycle begins as soon as something has come, but not sooner than this.
     let mut not_before = tokio::time::Instant::now();
@@ -751,7 +751,7 @@ async fn follow<T: OlapEngine + 'static>(
                 let mut cycles = Vec::new();
                 let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
                 for cycle in cycles {
-                    let _ = options.events.send(Event::Cycle(cycle));
+                    let _ = context.events.send(Event::Cycle(cycle));
                 }
                 if let Some(reason) = attach_anew {
                     return Ok(Ended::AttachAnew(reason));
@@ -774,10 +774,10 @@ async fn follow<T: OlapEngine + 'static>(
             if looked == Err(Locked) {
                 tracing::debug!("a published table is locked; its shape is looked at later");
             }
-            look_at = tokio::time::Instant::now() + options.catalog_interval;
+            look_at = tokio::time::Instant::now() + context.options.catalog_interval;
         }
         loop {
-            not_before = tokio::time::Instant::now() + options.interval;
+            not_before = tokio::time::Instant::now() + context.options.interval;
             ticks.reset();
             // What was looked at waits for the stream to pass it, and a table that is copied for
             // the checkpoint: the server is asked how far it is, and what it says is saved.
@@ -790,10 +790,10 @@ async fn follow<T: OlapEngine + 'static>(
             }
             let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
             if has_rows || report.source_transactions > 0 {
-                options.activity.note();
+                context.activity.note();
             }
             let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
-            let _ = options.events.send(Event::Cycle(report));
+            let _ = context.events.send(Event::Cycle(report));
             if let Some(reason) = attach_anew {
                 return Ok(Ended::AttachAnew(reason));
             }
@@ -809,6 +809,6 @@ async fn follow<T: OlapEngine + 'static>(
             // Others may have changed as well.
             look_at = tokio::time::Instant::now();
         }
-        engine.publish_settled(copies, &options.settled).await?;
+        engine.publish_settled(copies, &context.settled).await?;
     }
 }

@@ -30,7 +30,7 @@ use crate::{
         table_description::{DescribedColumn, Description},
     },
     pipeline::{
-        EngineError, Options,
+        Context, EngineError,
         left_out::Reason,
         options::TableSettings,
         tables::{
@@ -546,7 +546,7 @@ impl Settled {
 
 /// The one who looks into the source's catalogs while the stream runs.
 pub struct Catalogs {
-    options: Options,
+    context: Context,
     sql: SqlClient,
     specs: BTreeMap<u32, Arc<TableSpec>>,
     /// Published tables that are not followed, because they are paused.
@@ -594,17 +594,17 @@ const ONE_BY_ONE: u32 = 3;
 
 impl Catalogs {
     pub async fn new(
-        options: &Options,
+        context: &Context,
         tables: &[Arc<TableSpec>],
         others: BTreeSet<u32>,
         publication: String,
         truncated: BTreeMap<u32, u32>,
     ) -> Result<Self, EngineError> {
-        let sql = connect_sql(&options.source, "catalogs").await?;
+        let sql = connect_sql(&context.options.source, "catalogs").await?;
         sql.batch_execute(&format!("SET lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
         let specs = tables.iter().map(|table| (table.oid, Arc::clone(table))).collect();
         Ok(Self {
-            options: options.clone(),
+            context: context.clone(),
             sql,
             specs,
             others,
@@ -653,7 +653,9 @@ impl Catalogs {
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(false) };
         catalog::begin_moment(&self.sql).await?;
         let mut tables =
-            match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
+            match catalog::published_among(&self.sql, &self.context.options.publications, &[oid])
+                .await
+            {
                 Err(error) if error.is_locked() => {
                     catalog::break_moment(&self.sql).await?;
                     return Ok(true);
@@ -667,7 +669,7 @@ impl Catalogs {
         }
 
         let Some(now) = tables.first() else { return Ok(true) };
-        let settings = table_settings(&self.options, &now.name);
+        let settings = table_settings(&self.context.options, &now.name);
         let verdict = judge(&spec, now, None, &types, self.policy(&settings, oid, None));
         let has_no_doubt = checked_labels(&spec, now, &types).is_ok_and(|checks| checks.is_empty());
         Ok(matches!(verdict, Verdict::Copy(_)) || !has_no_doubt)
@@ -676,7 +678,7 @@ impl Catalogs {
     /// Whether commits at the source wait for this pipeline's own stream, as a synchronous
     /// standby's.
     pub async fn is_synchronous_standby(&self) -> Result<bool, EngineError> {
-        Ok(catalog::is_synchronous_standby(&self.sql, &self.options.slot).await?)
+        Ok(catalog::is_synchronous_standby(&self.sql, &self.context.options.slot).await?)
     }
 
     /// Finds out what untracked relations are, in their order. `None`: a published table is locked;
@@ -696,7 +698,8 @@ impl Catalogs {
         // thousands.
         if !asked.is_empty() {
             let published =
-                match catalog::published_names(&self.sql, &self.options.publications).await {
+                match catalog::published_names(&self.sql, &self.context.options.publications).await
+                {
                     Err(error) if error.is_locked() => return Ok(None),
                     published => published?,
                 };
@@ -705,7 +708,7 @@ impl Catalogs {
             for oid in asked {
                 let root = ancestors.get(&oid).and_then(|all| all.iter().find(|oid| is_known(oid)));
                 let place = match (published.get(&oid), root) {
-                    (Some(name), _) if is_wanted(&self.options, name) => Place::New,
+                    (Some(name), _) if is_wanted(&self.context.options, name) => Place::New,
                     (Some(_), _) => Place::LeftOut(Reason::Excluded),
                     (None, Some(root)) if self.others.contains(root) => Place::AwaitsCopy,
                     (None, Some(&root)) => Place::PartOf(root),
@@ -746,7 +749,7 @@ impl Catalogs {
             if seen.fitting.get(&oid).is_some_and(is_same_question) {
                 return Ok(Asked::Judged(Verdict::Same));
             }
-            let settings = table_settings(&self.options, &now.name);
+            let settings = table_settings(&self.context.options, &now.name);
             let verdict =
                 judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
             if let (Verdict::Same, None, Some(seen)) =
@@ -765,7 +768,9 @@ impl Catalogs {
         }
         self.unanswered += 1;
         let mut tables =
-            match catalog::published_among(&self.sql, &self.options.publications, &[oid]).await {
+            match catalog::published_among(&self.sql, &self.context.options.publications, &[oid])
+                .await
+            {
                 Err(error) if error.is_locked() => {
                     catalog::break_moment(&self.sql).await?;
                     return Ok(Asked::Locked);
@@ -787,7 +792,7 @@ impl Catalogs {
                 Verdict::Copy("it changed, and is no longer published".to_owned())
             }));
         };
-        let settings = table_settings(&self.options, &now.name);
+        let settings = table_settings(&self.context.options, &now.name);
         let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid, None));
         Ok(Asked::Judged(verdict))
     }
@@ -817,7 +822,7 @@ impl Catalogs {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
         let xids = catalog::begin_moment(&self.sql).await?;
         let mut tables =
-            match catalog::published_tables(&self.sql, &self.options.publications).await {
+            match catalog::published_tables(&self.sql, &self.context.options.publications).await {
                 Err(error) if error.is_locked() => {
                     catalog::break_moment(&self.sql).await?;
                     return Ok(None);
@@ -894,8 +899,8 @@ impl Catalogs {
             .map(|&by| Truncated { by, is_unseen: seen.is_some_and(|it| !it.sees(by)) });
         Policy {
             settings,
-            null_unrepresentable: self.options.null_unrepresentable,
-            trust_widening: self.options.trust_widening,
+            null_unrepresentable: self.context.options.null_unrepresentable,
+            trust_widening: self.context.options.trust_widening,
             truncated,
         }
     }
@@ -911,21 +916,22 @@ impl Catalogs {
             return Ok(Looked::Unchanged { began });
         }
         let mut tables =
-            match catalog::published_tables(&self.sql, &self.options.publications).await {
+            match catalog::published_tables(&self.sql, &self.context.options.publications).await {
                 Err(error) if error.is_locked() => {
                     catalog::break_moment(&self.sql).await?;
                     return Ok(Looked::Locked);
                 }
                 tables => tables?,
             };
-        tables.retain(|table| is_wanted(&self.options, &table.name));
+        tables.retain(|table| is_wanted(&self.context.options, &table.name));
         let types = self.types_of(&tables).await?;
-        let publication = catalog::publication(&self.sql, &self.options.publications).await?;
+        let publication =
+            catalog::publication(&self.sql, &self.context.options.publications).await?;
         catalog::end_moment(&self.sql).await?;
         let locked = self.measure_attached(&mut tables).await?;
         let Some(publication) = publication else {
             return Err(slot::SlotError::PublicationMissing {
-                names: self.options.publications.clone(),
+                names: self.context.options.publications.clone(),
             }
             .into());
         };
@@ -962,7 +968,7 @@ impl Catalogs {
                 is_whole = false;
                 continue;
             }
-            let settings = table_settings(&self.options, &table.name);
+            let settings = table_settings(&self.context.options, &table.name);
             match checked_labels(spec, table, &look.types) {
                 Ok(checks) => settled.label_checks.extend(checks),
                 Err(reason) => {

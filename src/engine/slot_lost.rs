@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::{attach::CopyAgain, copying::Copies};
 use crate::{
-    pipeline::{EngineError, Options, options::OnSlotLost, slot_history::LIMIT},
+    pipeline::{Context, EngineError, options::OnSlotLost, slot_history::LIMIT},
     source::{SourceError, catalog, connect::connect_sql, wire::WireError},
     target::OlapEngine,
 };
@@ -19,24 +19,24 @@ use crate::{
 /// # Errors
 /// The same error, when it is not about the slot, or when it is to end the command.
 pub async fn examine<T: OlapEngine + 'static>(
-    options: &Options,
+    context: &Context,
     error: EngineError,
     copies: &mut Copies<T>,
 ) -> Result<CopyAgain, EngineError> {
     match &error {
         EngineError::Source(SourceError::Slot(found)) if found.is_lost() => {
-            if options.slot_lost.policy == OnSlotLost::Stop {
+            if context.options.on_slot_lost == OnSlotLost::Stop {
                 return Err(error);
             }
             let found = found.to_string();
             let found: Vec<&str> =
                 found.lines().filter(|line| !line.starts_with("hint: ")).collect();
-            if !options.slot_lost.may_begin_anew(Instant::now()) {
+            if !context.slot_lost.may_begin_anew(Instant::now()) {
                 return Err(too_often(&found));
             }
             tracing::warn!(
                 found = found.join("; "),
-                slot = options.slot,
+                slot = context.options.slot,
                 "this copy cannot go on with its slot: every table is copied again with a new one, \
                  as [source] \
                  on_slot_lost = \"resync\" says; the old copies stay readable until then"
@@ -46,9 +46,9 @@ pub async fn examine<T: OlapEngine + 'static>(
             Ok(CopyAgain::EverythingAsBefore)
         }
         EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
-            match could_not_read(options, &message.code).await {
+            match could_not_read(context, &message.code).await {
                 true => {
-                    tracing::warn!(error = %message.message, slot = options.slot, "the slot cannot \
+                    tracing::warn!(error = %message.message, slot = context.options.slot, "the slot cannot \
                          be read");
                     Ok(CopyAgain::Nothing)
                 }
@@ -72,17 +72,17 @@ fn too_often(found: &[&str]) -> EngineError {
 
 /// Whether the server's refusal is about the slot, so that attaching anew says what became of it.
 /// The messages are in the server's language; codes and catalogs are not.
-async fn could_not_read(options: &Options, code: &str) -> bool {
+async fn could_not_read(context: &Context, code: &str) -> bool {
     const NOT_IN_PREREQUISITE_STATE: &str = "55000";
     const UNDEFINED_OBJECT: &str = "42704";
     const UNDEFINED_FILE: &str = "58P01";
     if ![NOT_IN_PREREQUISITE_STATE, UNDEFINED_OBJECT, UNDEFINED_FILE].contains(&code) {
         return false;
     }
-    let Ok(sql) = connect_sql(&options.source, "control").await else { return false };
-    let Ok(found) = catalog::slot(&sql, &options.slot).await else { return false };
+    let Ok(sql) = connect_sql(&context.options.source, "control").await else { return false };
+    let Ok(found) = catalog::slot(&sql, &context.options.slot).await else { return false };
     if code == UNDEFINED_FILE {
-        options.slot_lost.memory().has_no_wal = true;
+        context.slot_lost.memory().has_no_wal = true;
         return true;
     }
     found.is_none_or(|found| found.wal_status.as_deref() == Some("lost"))

@@ -11,7 +11,7 @@ use arrow::record_batch::RecordBatch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CycleOptions, SyncEngine, copy_it,
+    CycleOptions, SyncEngine,
     copying::{Copies, News},
 };
 use crate::{
@@ -353,7 +353,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
         let reason = format!(
             "its copy had to begin anew too often, the last time because {why}; {}",
-            copy_it(spec)
+            spec.recopy_hint()
         );
         let _ = self
             .events
@@ -363,7 +363,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// DuckDB does not take what the table holds; the other tables go on.
     async fn refused(&mut self, spec: &TableSpec, error: &TargetError) -> Result<(), EngineError> {
-        let reason = format!("{}; {}", with_causes(error), copy_it(spec));
+        let reason = format!("{}; {}", with_causes(error), spec.recopy_hint());
         let _ = self
             .events
             .send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });

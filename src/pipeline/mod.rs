@@ -20,7 +20,7 @@ pub mod slot_history;
 pub mod tables;
 pub mod writer;
 
-pub use context::DdlLock;
+pub use context::{Context, DdlLock};
 pub use error::EngineError;
 pub use event::{CycleReport, Event};
 pub use options::Options;

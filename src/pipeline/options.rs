@@ -5,9 +5,6 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{
-    DdlLock, Event, activity, copy_progress, latency, left_out, recopies, settled, slot_history,
-};
 use crate::{
     pgoutput::QualifiedName, source::connect::SourceOptions, target::duckdb::TargetOptions,
 };
@@ -21,7 +18,7 @@ pub struct Options {
     pub slot: String,
     /// Standbys keep the slot too (PostgreSQL 17 and newer).
     pub failover_slot: bool,
-    pub slot_lost: slot_history::SlotLost,
+    pub on_slot_lost: OnSlotLost,
     pub tables: Vec<TablePattern>,
     pub exclude: Vec<TablePattern>,
     pub table_settings: BTreeMap<String, TableSettings>,
@@ -40,23 +37,35 @@ pub struct Options {
     pub chunk_bytes: Option<u64>,
     /// After how long a snapshot that is held is warned about.
     pub snapshot_warning: Duration,
-    /// Who changes shapes, or the file itself, waits for cycles, and they for him.
-    pub ddl_lock: DdlLock,
     pub supervision: Supervision,
-    /// When rows last changed.
-    pub activity: activity::Activity,
-    /// How far copies are.
-    pub board: copy_progress::Board,
-    /// How long changes take to arrive.
-    pub latency: latency::Latency,
-    /// Changes that are left out of the copy.
-    pub left_out: left_out::LeftOut,
-    /// Copies that were made again.
-    pub recopies: recopies::Recopies,
-    /// Up to where everything is in the copy, also what the stream never mentions.
-    pub settled: settled::SettledLsn,
-    /// Where progress goes; who listens draws it.
-    pub events: tokio::sync::mpsc::UnboundedSender<Event>,
+}
+
+impl Options {
+    /// A pipeline from `source` to `target` with every other setting at its default.
+    pub fn new(source: SourceOptions, target: TargetOptions) -> Self {
+        Self {
+            source,
+            target,
+            publications: vec!["rhei".to_owned()],
+            slot: "rhei".to_owned(),
+            failover_slot: false,
+            on_slot_lost: OnSlotLost::default(),
+            tables: Vec::new(),
+            exclude: Vec::new(),
+            table_settings: BTreeMap::new(),
+            interval: Duration::from_secs(1),
+            max_batch_rows: 100_000,
+            memory_limit_bytes: 512_000_000,
+            null_unrepresentable: false,
+            trust_widening: false,
+            catalog_interval: Duration::from_secs(10),
+            workers: 2,
+            rate_limit_bytes: None,
+            chunk_bytes: None,
+            snapshot_warning: Duration::from_secs(3600),
+            supervision: Supervision::default(),
+        }
+    }
 }
 
 /// `schema.table`, where `*` stands for any characters within a part.

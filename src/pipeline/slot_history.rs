@@ -6,17 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::options::OnSlotLost;
-
 /// Beginning anew so often within [`WINDOW`] is no way out: something takes the slot away.
 pub(crate) const LIMIT: usize = 3;
 
 const WINDOW: Duration = Duration::from_secs(3600);
 
-/// The setting, and what this process has done because of it.
+/// How often every table was copied again because a slot was lost, and what the server said.
 #[derive(Debug, Clone, Default)]
-pub struct SlotLost {
-    pub(crate) policy: OnSlotLost,
+pub struct SlotHistory {
     memory: Arc<Mutex<Memory>>,
 }
 
@@ -27,11 +24,7 @@ pub(crate) struct Memory {
     pub(crate) has_no_wal: bool,
 }
 
-impl SlotLost {
-    pub fn new(policy: OnSlotLost) -> Self {
-        Self { policy, memory: Arc::default() }
-    }
-
+impl SlotHistory {
     /// Whether the stream has found that WAL is gone which the catalogs take for kept. Told once.
     pub fn take_has_no_wal(&self) -> bool {
         std::mem::take(&mut self.memory().has_no_wal)
@@ -59,14 +52,14 @@ mod tests {
 
     #[test]
     fn everything_is_copied_again_three_times_an_hour_at_most() {
-        let slot_lost = SlotLost::new(OnSlotLost::Resync);
+        let history = SlotHistory::default();
         let begin = Instant::now();
         let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
         assert!(
-            [0, 1, 2].into_iter().all(|minutes| slot_lost.clone().may_begin_anew(after(minutes)))
+            [0, 1, 2].into_iter().all(|minutes| history.clone().may_begin_anew(after(minutes)))
         );
-        assert!(!slot_lost.may_begin_anew(after(59)));
-        assert!(slot_lost.may_begin_anew(after(60)));
-        assert!(!slot_lost.may_begin_anew(after(60)));
+        assert!(!history.may_begin_anew(after(59)));
+        assert!(history.may_begin_anew(after(60)));
+        assert!(!history.may_begin_anew(after(60)));
     }
 }
