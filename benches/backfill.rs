@@ -39,7 +39,7 @@ use rhei::{
     Lsn,
     change::{ColumnSpec, Key, TableSpec},
     pgoutput::{QualifiedName, ReplicaIdentity},
-    source::copy::CopyReader,
+    source::copy_binary::CopyReader,
     target::{Compaction, DuckDb, NewCopy, NewJob, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column, schema_of},
 };

@@ -19,8 +19,9 @@ use rhei::{
     change::{ChangeBatch, ColumnSpec, Key, TableSpec},
     pgoutput::{QualifiedName, ReplicaIdentity, message::Message},
     source::{
-        BatchLimits, CdcConsumer, Delivery, recorded::RecordedConsumer, stream::StreamMessage,
-        wire::FrameReader,
+        BatchLimits, CdcConsumer, Delivery,
+        recorded_consumer::RecordedConsumer,
+        wire::{FrameReader, stream::StreamMessage},
     },
     target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},

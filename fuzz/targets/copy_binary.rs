@@ -7,9 +7,10 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::record_batch::RecordBatch;
 use libfuzzer_sys::fuzz_target;
+
 use rhei::{
     change::TableSpec,
-    source::copy::CopyReader,
+    source::copy_binary::CopyReader,
     types::{Mapping, schema_of},
 };
 

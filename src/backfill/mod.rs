@@ -48,7 +48,7 @@ use crate::{
     source::{
         Hold,
         catalog::{self, SourceTable},
-        connect::{SqlClient, connect_sql},
+        connection::{SqlClient, connect_sql},
     },
     target::{OlapEngine, StoredTable},
 };

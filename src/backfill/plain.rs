@@ -12,7 +12,7 @@ use crate::{
     error::with_causes,
     lsn::Lsn,
     pipeline::{Context, EngineError, Writer},
-    source::{Hold, catalog, connect::connect_sql},
+    source::{Hold, catalog, connection::connect_sql},
     target::{OlapEngine, Phase, Pipeline, TableState},
 };
 

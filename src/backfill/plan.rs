@@ -24,8 +24,9 @@ use crate::{
         },
     },
     source::{
-        catalog::{self, SourceTable, quote_identifier, quote_table},
-        connect::SqlClient,
+        catalog::{self, SourceTable},
+        connection::SqlClient,
+        quote::{quote_identifier, quote_table},
     },
     target::{NewCopy, NewJob, OlapEngine, StoredTable, TableState},
 };

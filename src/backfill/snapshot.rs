@@ -20,12 +20,11 @@ use crate::{
     failpoint::reached,
     pipeline::{Context, EngineError, Event},
     source::{
-        Hold, SourceError,
-        catalog::{self, quote_identifier, quote_literal, quote_table},
-        connect::{SqlClient, connect_sql},
-        copy::CopyReader,
-        copy_out::CopyClient,
-        wire::{CreatedSlot, ReplicationClient, SlotKeep, WireError},
+        Hold, SourceError, catalog,
+        connection::{SqlClient, connect_sql},
+        copy_binary::CopyReader,
+        quote::{quote_identifier, quote_literal, quote_table},
+        wire::{CreatedSlot, ReplicationClient, SlotKeep, WireError, copy_client::CopyClient},
     },
     types::schema_of,
 };

@@ -13,8 +13,9 @@ use crate::{
     change::ColumnSpec,
     pipeline::EngineError,
     source::{
-        catalog::{SourceTable, quote_identifier, quote_table},
-        connect::SqlClient,
+        catalog::SourceTable,
+        connection::SqlClient,
+        quote::{quote_identifier, quote_table},
     },
 };
 

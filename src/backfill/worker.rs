@@ -16,7 +16,11 @@ use crate::{
     change::{Nulled, Pause, Remedy, TableSpec},
     error::with_causes,
     pipeline::{Context, EngineError, Event, error_policy},
-    source::{SourceError, copy::CopyReader, copy_out::CopyClient, wire::WireError},
+    source::{
+        SourceError,
+        copy_binary::CopyReader,
+        wire::{WireError, copy_client::CopyClient},
+    },
     target::{Loader, TargetError},
     types::schema_of,
 };

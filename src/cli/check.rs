@@ -10,9 +10,10 @@ use crate::{
         plan::{PlanOptions, plan},
     },
     source::{
-        catalog::{self, SourceKey, SourceTable, quote_identifier, quote_table},
-        connect::{SqlClient, connect_sql},
+        catalog::{self, SourceKey, SourceTable},
+        connection::{SqlClient, connect_sql},
         ddl_trigger::{self, DdlTrigger},
+        quote::{quote_identifier, quote_table},
         slot,
     },
     target::DuckDb,

@@ -19,7 +19,7 @@ use super::{CliError, Context};
 use crate::{
     engine::{attach::CopyAgain, replicate},
     pipeline::{Event, Options, Writer, copy_progress::Board},
-    source::connect::{Environment, SourceOptions, connect_sql},
+    source::connection::{Environment, SourceOptions, connect_sql},
     target::{DuckDb, duckdb::TargetOptions},
 };
 

@@ -5,7 +5,7 @@ use std::{fmt::Write, path::PathBuf, process::ExitCode};
 use clap::Args;
 
 use super::{CliError, Session};
-use crate::source::{catalog, connect::connect_sql};
+use crate::source::{catalog, connection::connect_sql};
 
 /// Flags of `rhei init`.
 #[derive(Debug, Clone, Args)]

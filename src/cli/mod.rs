@@ -21,7 +21,7 @@ use crate::{
     config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret},
     pgoutput::QualifiedName,
     pipeline::{Context, Options, copy_progress::Board, options::TableSettings},
-    source::connect::{Environment, SourceOptions},
+    source::connection::{Environment, SourceOptions},
     target::duckdb::TargetOptions,
 };
 
@@ -149,7 +149,7 @@ macro_rules! through_engine {
 }
 through_engine!(
     crate::source::SourceError,
-    crate::source::connect::ConnectError,
+    crate::source::connection::ConnectError,
     crate::source::catalog::CatalogError,
     crate::target::TargetError
 );
@@ -165,8 +165,8 @@ impl Session {
         let url = self.config.source_url.as_ref().map(Secret::expose).unwrap_or_default();
         let environment = Environment::from_process();
         SourceOptions::parse(url, &environment).map_err(|error| match error {
-            crate::source::connect::ConnectError::NoSource => ConfigError::NoSource.into(),
-            error @ crate::source::connect::ConnectError::Invalid { .. } => {
+            crate::source::connection::ConnectError::NoSource => ConfigError::NoSource.into(),
+            error @ crate::source::connection::ConnectError::Invalid { .. } => {
                 ConfigError::Environment {
                     variable: "source URL".to_owned(),
                     reason: error.to_string(),

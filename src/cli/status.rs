@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{CliError, Session};
 use crate::{
     Lsn, control,
-    source::{catalog, connect::connect_sql},
+    source::{catalog, connection::connect_sql},
     target::DuckDb,
 };
 

@@ -41,7 +41,7 @@ use crate::{
     },
     source::{
         catalog::{self, PublicationInfo, SourceTable},
-        connect::{SqlClient, connect_sql},
+        connection::{SqlClient, connect_sql},
         ddl_trigger::{self, DdlTrigger},
         slot,
         wire::{IdentifySystem, ReplicationClient, SlotKeep},

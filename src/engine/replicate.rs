@@ -34,8 +34,8 @@ use crate::{
     },
     source::{
         CdcConsumer, SourceError, catalog,
-        connect::connect_sql,
-        consumer::{PgConsumer, StreamOptions},
+        connection::connect_sql,
+        pg_consumer::{PgConsumer, StreamOptions},
         wire::WireError,
     },
     target::{Compaction, DuckDb, OlapEngine},

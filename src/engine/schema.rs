@@ -42,7 +42,7 @@ use crate::{
         catalog::{
             self, CompositeFields, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable,
         },
-        connect::{SqlClient, connect_sql},
+        connection::{SqlClient, connect_sql},
         slot,
     },
     types::{InPlace, TypeCatalog, Typed, in_place},

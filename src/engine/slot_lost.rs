@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::{attach::CopyAgain, copying::Copies};
 use crate::{
     pipeline::{Context, EngineError, options::OnSlotLost, slot_history::LIMIT},
-    source::{SourceError, catalog, connect::connect_sql, wire::WireError},
+    source::{SourceError, catalog, connection::connect_sql, wire::WireError},
     target::OlapEngine,
 };
 
@@ -48,8 +48,11 @@ pub async fn examine<T: OlapEngine + 'static>(
         EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
             match could_not_read(context, &message.code).await {
                 true => {
-                    tracing::warn!(error = %message.message, slot = context.options.slot, "the slot cannot \
-                         be read");
+                    tracing::warn!(
+                        error = %message.message,
+                        slot = context.options.slot,
+                        "the slot cannot be read"
+                    );
                     Ok(CopyAgain::Nothing)
                 }
                 false => Err(error),

@@ -23,7 +23,7 @@ use crate::{
     failpoint::reached,
     pgoutput::QualifiedName,
     pipeline::{CycleReport, EngineError, Event, error_policy::policy},
-    source::{CdcConsumer, connect::SqlClient},
+    source::{CdcConsumer, connection::SqlClient},
     target::{OlapEngine, StoredTable, TableState, TargetError},
 };
 

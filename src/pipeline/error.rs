@@ -45,7 +45,7 @@ macro_rules! from_source {
     )*};
 }
 from_source!(
-    crate::source::connect::ConnectError,
+    crate::source::connection::ConnectError,
     crate::source::wire::WireError,
     crate::source::slot::SlotError,
     crate::source::catalog::CatalogError,

@@ -9,8 +9,8 @@ use crate::{
     source::{
         SourceError,
         catalog::CatalogError,
-        connect::ConnectError,
-        copy::CopyError,
+        connection::ConnectError,
+        copy_binary::CopyError,
         spool::SpoolError,
         sqlstate::{Refusal, refusal},
         wire::WireError,

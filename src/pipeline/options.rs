@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    pgoutput::QualifiedName, source::connect::SourceOptions, target::duckdb::TargetOptions,
+    pgoutput::QualifiedName, source::connection::SourceOptions, target::duckdb::TargetOptions,
 };
 
 /// What a pipeline needs to know of the settings.

@@ -4,7 +4,7 @@
 
 use tokio_postgres::Client;
 
-use super::catalog::{CatalogError, quote_identifier};
+use super::{catalog::CatalogError, quote::quote_identifier};
 use crate::pgoutput::table_description::Secret;
 
 /// The SQL that installs it, in one transaction.

@@ -1,24 +1,23 @@
 //! PostgreSQL: bytes in, acknowledgements out.
 //!
-//! `connect` and `tls` reach a server, `wire` speaks the replication protocol, `stream` reads what
-//! comes, `feedback` is the only writer on that socket, `pgoutput` reads messages, `spool` keeps
-//! transactions that have not ended, `consumer` makes change batches of them (`recorded` does so
-//! from a file), `sqlstate` tells refusals of the server apart, `slot`, `catalog` and `ddl_trigger`
-//! ask and arrange at the source, `copy_out` runs COPY and `copy` reads its rows.
+//! `connection` reaches a server, `wire` speaks the replication protocol: it reads what comes,
+//! acknowledges, and runs COPY. `spool` keeps transactions that have not ended, `pg_consumer` makes
+//! change batches of them (`recorded_consumer` does so from a file), `copy_binary` reads the rows
+//! of COPY, `sqlstate` tells refusals of the server apart, `slot`, `catalog` and `ddl_trigger` ask
+//! and arrange at the source.
 
 pub mod catalog;
-pub mod connect;
-pub mod consumer;
-pub mod copy;
-pub mod copy_out;
+pub mod connection;
+pub mod copy_binary;
 pub mod ddl_trigger;
-pub mod feedback;
-pub mod recorded;
+pub mod error;
+pub mod pg_consumer;
+pub mod quote;
+pub mod recorded_consumer;
+pub mod recording;
 pub mod slot;
 pub mod spool;
 pub mod sqlstate;
-pub mod stream;
-pub mod tls;
 pub mod wire;
 
 use std::{
@@ -30,8 +29,6 @@ use std::{
     time::Duration,
 };
 
-use tokio_postgres::error::SqlState;
-
 use crate::{
     Lsn,
     change::{
@@ -40,6 +37,8 @@ use crate::{
     },
     checkpoint::DurableLsn,
 };
+
+pub use error::SourceError;
 
 /// Where a change batch has to end.
 #[derive(Debug, Clone)]
@@ -146,73 +145,4 @@ pub struct SourcePosition {
     pub is_clean: bool,
     /// The server waits for an acknowledgement, as it does before it can shut down (trap 25).
     pub reply_requested: bool,
-}
-
-/// Anything that goes wrong at the source.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    #[error(transparent)]
-    Connect(#[from] connect::ConnectError),
-    #[error(transparent)]
-    Wire(#[from] wire::WireError),
-    #[error(transparent)]
-    Pgoutput(#[from] crate::pgoutput::message::DecodeError),
-    #[error(transparent)]
-    Assemble(#[from] crate::change::assemble::AssembleError),
-    #[error(transparent)]
-    Copy(#[from] copy::CopyError),
-    #[error(transparent)]
-    Slot(#[from] slot::SlotError),
-    #[error(transparent)]
-    Catalog(#[from] catalog::CatalogError),
-    #[error("the source refused a query")]
-    Query(#[from] tokio_postgres::Error),
-    #[error(transparent)]
-    Spool(#[from] spool::SpoolError),
-    #[error(transparent)]
-    Recorded(#[from] recorded::RecordedError),
-    #[error(
-        "the source skips changes: {message}\ndetail: A publication of this pipeline is missing at \
-         the source, so \
-         changes may be lost from here on.\nhint: restore the publication, then copy again with \
-         `rhei backfill --force`"
-    )]
-    PublicationSkipped { message: String },
-    #[error(
-        "another server answers than the one that was verified before (timeline {}, was \
-         {timeline}; system identifier {}, was {system_id})\n\
-         detail: The address, or one of several, leads to another server since.\n\
-         hint: after a failover rhei goes on by itself once all of them lead to the new \
-         primary", .found.timeline, .found.system_id
-    )]
-    AnotherServer { system_id: String, timeline: u32, found: wire::IdentifySystem },
-    #[error("the source ended the stream")]
-    StreamEnded,
-}
-
-impl SourceError {
-    /// The statement waited for the lock of another session as long as `lock_timeout` allows.
-    pub fn is_locked(&self) -> bool {
-        match self {
-            Self::Catalog(error) => error.is_locked(),
-            Self::Query(error) => error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE),
-            Self::Wire(wire::WireError::Server(message)) => {
-                message.code == SqlState::LOCK_NOT_AVAILABLE.code()
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether it is about a legal value that the target has no room for.
-    pub fn is_unrepresentable(&self) -> bool {
-        match self {
-            Self::Copy(copy::CopyError::Value { source, .. }) => source.is_unrepresentable(),
-            _ => false,
-        }
-    }
-
-    /// Whether it is about what a table holds, so that other tables can go on.
-    pub fn is_about_values(&self) -> bool {
-        matches!(self, Self::Copy(copy::CopyError::Value { .. }))
-    }
 }

@@ -3,7 +3,10 @@
 
 use tokio_postgres::Client;
 
-use super::catalog::{PublicationInfo, ServerInfo, SlotInfo, quote_identifier, quote_table};
+use super::{
+    catalog::{PublicationInfo, ServerInfo, SlotInfo},
+    quote::{quote_identifier, quote_table},
+};
 use crate::{Lsn, pgoutput::QualifiedName};
 
 const BY_ITSELF: &str = "; [source] on_slot_lost = \"resync\" has rhei do so by itself";

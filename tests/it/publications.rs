@@ -3,17 +3,16 @@
 
 use std::time::Duration;
 
-use rhei::source::{
-    catalog::{self, SourceTable},
-    connect::{Environment, SourceOptions, connect_sql},
-};
-
 use crate::{
     bed::{
         Cluster,
         oracle::{Pair, assert_same_pairs, query_copy},
     },
     following::Following,
+};
+use rhei::source::{
+    catalog::{self, SourceTable},
+    connection::{Environment, SourceOptions, connect_sql},
 };
 
 const SOON: Duration = Duration::from_secs(60);

@@ -19,8 +19,7 @@ use rhei::{
         message::{Message, OldTuple},
     },
     source::{
-        BatchLimits, CdcConsumer, Delivery,
-        recorded::{RecordedConsumer, split},
+        BatchLimits, CdcConsumer, Delivery, recorded_consumer::RecordedConsumer, recording::split,
     },
     target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},

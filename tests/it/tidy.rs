@@ -49,13 +49,8 @@ fn source_and_target_never_name_each_other_and_the_middle_knows_neither_end() {
 fn no_file_is_too_long_and_nothing_is_left_open() {
     const MAX_LINES: usize = 900;
     /// These wait to be split; the list only shrinks.
-    const LONGER: [&str; 5] = [
-        "src/target/duckdb.rs",
-        "src/source/catalog/mod.rs",
-        "src/source/wire.rs",
-        "src/engine/schema.rs",
-        "src/change/assemble.rs",
-    ];
+    const LONGER: [&str; 3] =
+        ["src/target/duckdb.rs", "src/engine/schema.rs", "src/change/assemble.rs"];
     for (file, text) in sources(&root().join("src")) {
         let is_long = text.lines().count() > MAX_LINES;
         assert_eq!(

@@ -27,7 +27,7 @@ use rhei::{
     pgoutput::{QualifiedName, ReplicaIdentity},
     source::{
         catalog,
-        connect::{Environment, SourceOptions, connect_sql},
+        connection::{Environment, SourceOptions, connect_sql},
     },
     target::ddl,
     types::{

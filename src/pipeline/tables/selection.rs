@@ -9,7 +9,7 @@ use crate::{
     pipeline::{EngineError, Options, options::TableSettings},
     source::{
         catalog::{self, SourceTable},
-        connect::SqlClient,
+        connection::SqlClient,
     },
     target::{StoredTable, TableState},
     types::TypeCatalog,

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use super::{CatalogError, SourceColumn, columns_of};
+use super::{CatalogError, SourceColumn, tables::columns_of};
 use crate::pgoutput::QualifiedName;
 
 /// The publications of a pipeline, taken together.

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 
-use super::connect::ConnectError;
+use super::ConnectError;
 
 /// `sslmode`, with libpq's meanings. `allow` is taken for `prefer`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

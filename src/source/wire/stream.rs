@@ -14,11 +14,10 @@ use tokio::{
 };
 
 use super::{
+    Frame, FrameReader, ServerMessage, WireError,
     feedback::Liveness,
-    wire::{
-        Frame, FrameReader, HEADER_BYTES, MAX_MESSAGE_BYTES, ServerMessage, Socket, WireError,
-        whole_frame,
-    },
+    frame::{HEADER_BYTES, MAX_MESSAGE_BYTES, whole_frame},
+    socket::Socket,
 };
 use crate::{Lsn, failpoint::reached};
 
@@ -267,7 +266,7 @@ mod tests {
     async fn what_came_with_the_start_of_the_stream_is_heard_though_nothing_follows() {
         let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
         let (read, write) = tokio::io::split(Socket::Unix(ours));
-        let feedback = crate::source::feedback::Feedback::start(write, Lsn::ZERO, None);
+        let feedback = crate::source::wire::feedback::Feedback::start(write, Lsn::ZERO, None);
         let mut frames = FrameReader::default();
         frames.buffer().extend_from_slice(b"E\0\0\0\x0cC58P01\0\0");
         let mut reader = StreamReader::start(read, None, frames, feedback.liveness(), None, 1000);
@@ -284,7 +283,7 @@ mod tests {
         let (mut theirs, _) = listener.accept().await.unwrap();
         let socket = std::os::fd::AsFd::as_fd(&ours).try_clone_to_owned().ok();
         let (read, write) = tokio::io::split(Socket::Tcp(ours));
-        let feedback = crate::source::feedback::Feedback::start(write, Lsn::ZERO, None);
+        let feedback = crate::source::wire::feedback::Feedback::start(write, Lsn::ZERO, None);
         let mut reader = StreamReader::start(
             read,
             socket,

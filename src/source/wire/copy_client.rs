@@ -5,10 +5,8 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::io::AsyncReadExt;
 
-use super::{
-    connect::{SourceOptions, UNTIMED},
-    wire::{Frame, Mode, ReplicationClient, ServerMessage, WireError},
-};
+use super::{Frame, ReplicationClient, ServerMessage, WireError, client::Mode};
+use crate::source::connection::{SourceOptions, sql::UNTIMED};
 
 /// An ordinary session, for COPY: rows are read where the socket put them. Not cancel-safe: one
 /// that was dropped on the way is of no more use.

@@ -20,7 +20,7 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-use super::wire::{Socket, WireError};
+use super::{WireError, socket::Socket};
 use crate::{Lsn, checkpoint::DurableLsn, failpoint::reached};
 
 /// The longest pause between two statuses.

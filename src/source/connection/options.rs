@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
-use tokio_postgres::config::{Host, TargetSessionAttrs};
+use tokio_postgres::config::Host;
 
 use super::{
-    sqlstate::{self, Refusal},
-    tls::{self, SslMode, TlsSettings},
+    ConnectError,
+    conninfo::{is_url, password_from, read_service, split_settings},
+    tls::{SslMode, TlsSettings},
 };
 
 /// What libpq would read from its surroundings. Empty unless taken from the process.
@@ -49,7 +50,7 @@ impl Environment {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    fn file(&self, variable: &str, in_home: &str) -> Option<PathBuf> {
+    pub(super) fn file(&self, variable: &str, in_home: &str) -> Option<PathBuf> {
         self.get(variable).map(PathBuf::from).or_else(|| Some(self.home.as_ref()?.join(in_home)))
     }
 }
@@ -57,8 +58,8 @@ impl Environment {
 /// Where the source is and how to get in. Never prints its password.
 #[derive(Clone)]
 pub struct SourceOptions {
-    config: tokio_postgres::Config,
-    pub(super) tls: TlsSettings,
+    pub(super) config: tokio_postgres::Config,
+    pub(in crate::source) tls: TlsSettings,
 }
 
 impl fmt::Debug for SourceOptions {
@@ -69,7 +70,7 @@ impl fmt::Debug for SourceOptions {
 
 /// One address to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Address {
+pub(in crate::source) enum Address {
     Tcp { host: String, connect_to: String, port: u16 },
     Unix(PathBuf),
 }
@@ -83,73 +84,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// The source cannot be reached, or does not let us in.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error(
-        "invalid connection string\ndetail: {reason}\nhint: for example \
-         postgresql://rhei@db.example.com/shop?sslmode=verify-full"
-    )]
-    Invalid { reason: String },
-    #[error(
-        "no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml"
-    )]
-    NoSource,
-    #[error(
-        "cannot reach the source at {address}\ndetail: {detail}\nhint: check host, port, firewall \
-         and listen_addresses"
-    )]
-    Unreachable { address: String, detail: String },
-    #[error("the source at {address} did not answer within {} s\nhint: check host, port and \
-             firewall; connect_timeout in the URL changes the limit", .after.as_secs())]
-    TimedOut { address: String, after: Duration },
-    #[error(
-        "password authentication failed for user \"{user}\" at {address}\nhint: give the password \
-         in PGPASSWORD, ~/.pgpass or the URL"
-    )]
-    Password { user: String, address: String },
-    #[error(
-        "the source at {address} asks for a password and none was given\nhint: give it in \
-         PGPASSWORD, ~/.pgpass or the URL"
-    )]
-    NoPassword { address: String },
-    #[error(
-        "the source at {address} does not let user \"{user}\" in: {message}\nhint: see pg_hba.conf \
-         at the source; a replication connection matches the database's own line"
-    )]
-    NotAllowed { user: String, address: String, message: String },
-    #[error(
-        "database \"{database}\" does not exist at {address}\nhint: check the name in the source \
-         URL"
-    )]
-    NoDatabase { database: String, address: String },
-    #[error(
-        "TLS with {address} failed\ndetail: {detail}\nhint: a server on another machine has to \
-         prove who it is (sslmode=verify-full) unless the URL says otherwise: sslrootcert=FILE \
-         names its authority, sslmode=require encrypts without proof, sslmode=disable does not \
-         encrypt"
-    )]
-    Tls { address: String, detail: String },
-    #[error("the source at {address} takes no connection now: {message}")]
-    Busy { address: String, message: String },
-    #[error("the source at {address} refused the connection: {message}")]
-    Refused { address: String, message: String },
-}
-
-impl ConnectError {
-    /// Whether trying again later may help (trap 31).
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. })
-    }
-}
-
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 // Of all connections. libpq's default idle time is hours; a dead peer should be noticed within a
 // minute (trap 27).
-pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+pub(in crate::source) const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+pub(in crate::source) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+pub(in crate::source) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl SourceOptions {
     /// Reads a libpq URL or `key=value` string, with what the environment adds.
@@ -330,34 +271,34 @@ impl SourceOptions {
         self.config.get_dbname().unwrap_or_default()
     }
 
-    pub(super) fn password(&self) -> Option<&[u8]> {
+    pub(in crate::source) fn password(&self) -> Option<&[u8]> {
         self.config.get_password()
     }
 
-    pub(super) fn options(&self) -> Option<&str> {
+    pub(in crate::source) fn options(&self) -> Option<&str> {
         self.config.get_options()
     }
 
-    pub(super) fn connect_timeout(&self) -> Duration {
+    pub(in crate::source) fn connect_timeout(&self) -> Duration {
         self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT)
     }
 
-    pub(super) fn channel_binding(&self) -> tokio_postgres::config::ChannelBinding {
+    pub(in crate::source) fn channel_binding(&self) -> tokio_postgres::config::ChannelBinding {
         self.config.get_channel_binding()
     }
 
-    pub(super) fn tcp_user_timeout(&self) -> Option<Duration> {
+    pub(in crate::source) fn tcp_user_timeout(&self) -> Option<Duration> {
         self.config.get_tcp_user_timeout().copied()
     }
 
-    pub(super) fn keepalives(&self) -> Option<(Duration, Option<Duration>)> {
+    pub(in crate::source) fn keepalives(&self) -> Option<(Duration, Option<Duration>)> {
         self.config
             .get_keepalives()
             .then(|| (self.config.get_keepalives_idle(), self.config.get_keepalives_interval()))
     }
 
     /// The addresses to try, in order.
-    pub(super) fn addresses(&self) -> Vec<Address> {
+    pub(in crate::source) fn addresses(&self) -> Vec<Address> {
         let ports = self.config.get_ports();
         let port = |at: usize| ports.get(at).or_else(|| ports.first()).copied().unwrap_or(5432);
         let (hosts, numbers) = (self.config.get_hosts(), self.config.get_hostaddrs());
@@ -395,319 +336,10 @@ fn goes_elsewhere(config: &tokio_postgres::Config) -> bool {
     })
 }
 
-fn is_url(text: &str) -> bool {
-    text.starts_with("postgres://") || text.starts_with("postgresql://")
-}
-
-/// Keys that tokio-postgres does not know, or not all values of.
-const OURS: [&str; 6] = ["sslmode", "sslrootcert", "sslcert", "sslkey", "service", "passfile"];
-
-type Split = (String, HashMap<String, String>);
-
-/// Takes our keys out of a connection string.
-fn split_settings(text: &str) -> Result<Split, ConnectError> {
-    let mut ours = HashMap::new();
-    if is_url(text) {
-        let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), ours)) };
-        let mut kept = Vec::new();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some((key, value)) if OURS.contains(&key) => {
-                    ours.insert(key.to_owned(), percent_decoded(value)?);
-                }
-                _ => kept.push(pair),
-            }
-        }
-        let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
-        return Ok((format!("{base}{query}"), ours));
-    }
-    let mut kept = Vec::new();
-    for (key, value) in pairs(text)? {
-        if OURS.contains(&key.as_str()) {
-            ours.insert(key, value);
-        } else {
-            kept.push(format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
-        }
-    }
-    Ok((kept.join(" "), ours))
-}
-
-fn percent_decoded(text: &str) -> Result<String, ConnectError> {
-    let invalid =
-        || ConnectError::Invalid { reason: "a percent escape in the URL is broken".to_owned() };
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        if byte == b'%' {
-            let (digits, after) = rest.split_at_checked(2).ok_or_else(invalid)?;
-            let digits = std::str::from_utf8(digits).map_err(|_| invalid())?;
-            bytes.push(u8::from_str_radix(digits, 16).map_err(|_| invalid())?);
-            rest = after;
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| invalid())
-}
-
-/// `key = value` pairs, values bare or in single quotes with backslash escapes.
-fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
-    let mut found = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let Some((key, after)) = rest.split_once('=') else {
-            return Err(ConnectError::Invalid {
-                reason: "expected key=value pairs or a URL".to_owned(),
-            });
-        };
-        // It may be a URL that is misspelt, with a password in it.
-        if !key
-            .trim()
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-        {
-            let reason =
-                "expected key=value pairs, or a URL that begins with postgresql://".to_owned();
-            return Err(ConnectError::Invalid { reason });
-        }
-        let after = after.trim_start();
-        let is_quoted = after.starts_with('\'');
-        let mut value = String::new();
-        let mut characters = after.char_indices().skip(usize::from(is_quoted));
-        let mut end = after.len();
-        let mut is_closed = !is_quoted;
-        while let Some((at, character)) = characters.next() {
-            match character {
-                '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
-                '\'' if is_quoted => {
-                    (end, is_closed) = (at + 1, true);
-                    break;
-                }
-                blank if !is_quoted && blank.is_whitespace() => {
-                    end = at;
-                    break;
-                }
-                other => value.push(other),
-            }
-        }
-        if !is_closed {
-            return Err(ConnectError::Invalid {
-                reason: format!("the value of {} has no closing quote", key.trim()),
-            });
-        }
-        found.push((key.trim().to_owned(), value));
-        rest = after.get(end..).unwrap_or_default().trim_start();
-    }
-    Ok(found)
-}
-
-fn read_service(service: &str, environment: &Environment) -> Result<String, ConnectError> {
-    let invalid = |reason: String| ConnectError::Invalid { reason };
-    let file = environment.file("PGSERVICEFILE", ".pg_service.conf").ok_or_else(|| {
-        invalid(format!(
-            "service \"{service}\" is named, but there is no home folder to look it up"
-        ))
-    })?;
-    let text = std::fs::read_to_string(&file).map_err(|error| {
-        invalid(format!("service \"{service}\": cannot read {}: {error}", file.display()))
-    })?;
-    let mut is_inside = false;
-    let mut found: Option<Vec<String>> = None;
-    for line in
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
-    {
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            is_inside = name == service;
-            if is_inside {
-                found.get_or_insert_default();
-            }
-        } else if let (true, Some((key, value))) = (is_inside, line.split_once('=')) {
-            let value = value.trim().replace('\\', "\\\\").replace('\'', "\\'");
-            found.get_or_insert_default().push(format!("{}='{value}'", key.trim()));
-        }
-    }
-    let settings = found
-        .ok_or_else(|| invalid(format!("service \"{service}\" is not in {}", file.display())))?;
-    Ok(settings.join(" "))
-}
-
-/// The first line of a password file that fits. A file that others can read is not used, as with
-/// libpq.
-fn password_from(file: &Path, config: &tokio_postgres::Config) -> Option<String> {
-    let data = std::fs::metadata(file).ok()?;
-    if std::os::unix::fs::MetadataExt::mode(&data) & 0o077 != 0 {
-        tracing::warn!(file = %file.display(), "password file ignored: others can read it; chmod \
-             600 mends that");
-        return None;
-    }
-    let text = std::fs::read_to_string(file).ok()?;
-    let host = match config.get_hosts().first()? {
-        Host::Tcp(host) => host.clone(),
-        Host::Unix(_) => "localhost".to_owned(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
-    let wanted = [host.as_str(), &port, config.get_dbname()?, config.get_user()?];
-    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
-        let fields = password_fields(line);
-        let (password, keys) = fields.split_last()?;
-        let fits = keys.len() == 4
-            && keys.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
-        fits.then(|| password.clone())
-    })
-}
-
-fn password_fields(line: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
-    let mut characters = line.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            // The password itself may hold colons.
-            ':' if fields.len() < 5 => fields.push(String::new()),
-            '\\' => fields.last_mut().into_iter().for_each(|field| field.extend(characters.next())),
-            other => fields.last_mut().into_iter().for_each(|field| field.push(other)),
-        }
-    }
-    fields
-}
-
-/// Settings that shape the text of values, and timeouts that must not end a long copy (traps 11,
-/// 73). Given at startup, they win over those of the role and the database.
-pub(super) const PINNED: [(&str, &str); 14] = [
-    ("DateStyle", "ISO"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("lc_monetary", "C"),
-    ("search_path", "pg_catalog"),
-    ("row_security", "off"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    ("client_min_messages", "warning"),
-    // Questions to the catalogs look expensive to the planner, and compiling one takes longer than
-    // to answer it.
-    ("jit", "off"),
-];
-
-/// A timeout that only newer servers have.
-pub(super) const UNTIMED: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM \
-                                  pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
-
-/// A SQL session; its connection ends with it.
-pub struct SqlClient {
-    client: tokio_postgres::Client,
-    connection: tokio::task::JoinHandle<()>,
-}
-
-impl std::ops::Deref for SqlClient {
-    type Target = tokio_postgres::Client;
-
-    fn deref(&self) -> &tokio_postgres::Client {
-        &self.client
-    }
-}
-
-impl Drop for SqlClient {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
-}
-
-/// Opens a SQL session with pinned settings. `purpose` becomes part of `application_name`.
-pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlClient, ConnectError> {
-    let connector = tls::connector(&source.tls)?;
-    let mut config = source.config.clone();
-    config.application_name(format!("rhei/{purpose}"));
-    if let Some((idle, interval)) = source.keepalives() {
-        config.keepalives_idle(idle.min(KEEPALIVE_IDLE));
-        config.keepalives_interval(interval.unwrap_or(KEEPALIVE_INTERVAL));
-    }
-    config.tcp_user_timeout(source.tcp_user_timeout().unwrap_or(TCP_USER_TIMEOUT));
-    let connect = |config: tokio_postgres::Config| {
-        let connector = connector.clone();
-        let connecting = async move { config.connect(connector).await };
-        tokio::time::timeout(source.connect_timeout() * 2, Box::pin(connecting))
-    };
-    let mut primary = config.clone();
-    primary.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    let is_choice = source.addresses().len() > 1
-        && config.get_target_session_attrs() == TargetSessionAttrs::Any;
-    // Of several servers the primary; when there is none, whichever answers says why that will not
-    // do.
-    let connected = match if is_choice { connect(primary).await.ok() } else { None } {
-        Some(Ok(connected)) => Ok(Ok(connected)),
-        _ => connect(config).await,
-    };
-    let address =
-        || source.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let (client, connection) = match connected {
-        Err(_) => {
-            return Err(ConnectError::TimedOut {
-                address: address(),
-                after: source.connect_timeout(),
-            });
-        }
-        Ok(connected) => connected.map_err(|error| explain(&error, source, &address()))?,
-    };
-    let connection = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = %error, "a SQL session ended");
-        }
-    });
-    let client = SqlClient { client, connection };
-    let mut pins = String::new();
-    for (name, value) in PINNED {
-        pins.push_str(&format!("SET {name} = '{value}'; "));
-    }
-    pins.push_str(UNTIMED);
-    client.batch_execute(&pins).await.map_err(|error| explain(&error, source, &address()))?;
-    Ok(client)
-}
-
-fn explain(error: &tokio_postgres::Error, source: &SourceOptions, address: &str) -> ConnectError {
-    let address = address.to_owned();
-    if let Some(server) = error.as_db_error() {
-        return refusal(server.code().code(), server.message(), source, address);
-    }
-    let detail = crate::error::with_causes(error);
-    if detail.contains("password missing") {
-        ConnectError::NoPassword { address }
-    } else if detail.to_lowercase().contains("tls") || detail.to_lowercase().contains("certificate")
-    {
-        ConnectError::Tls { address, detail }
-    } else {
-        ConnectError::Unreachable { address, detail }
-    }
-}
-
-/// What it means that the server did not let us in, by its SQLSTATE.
-pub(super) fn refusal(
-    code: &str,
-    message: &str,
-    source: &SourceOptions,
-    address: String,
-) -> ConnectError {
-    let (user, message) = (source.user().to_owned(), message.to_owned());
-    match code {
-        "28P01" => ConnectError::Password { user, address },
-        "28000" | "42501" => ConnectError::NotAllowed { user, address, message },
-        "3D000" => ConnectError::NoDatabase { database: source.database().to_owned(), address },
-        _ => match sqlstate::refusal(code) {
-            // A cancel that was meant for a statement can meet a session that is only being opened.
-            Refusal::Locked | Refusal::Passing | Refusal::Outage => {
-                ConnectError::Busy { address, message }
-            }
-            Refusal::Data | Refusal::Lasting => ConnectError::Refused { address, message },
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::connection::error::refusal;
 
     #[test]
     fn the_password_is_never_printed() {

@@ -7,22 +7,16 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition};
+use super::{
+    BatchLimits, CdcConsumer, Delivery, SourceError, SourcePosition,
+    recording::{RecordedError, split},
+};
 use crate::{
     Lsn,
     change::{TableSpec, assemble::Assembler},
     checkpoint::DurableLsn,
     pgoutput::message::Message,
 };
-
-/// A recording that cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordedError {
-    #[error("cannot read the recorded stream {path}")]
-    Read { path: String, source: std::io::Error },
-    #[error("the recorded stream ends in the middle of a message, at byte {at}")]
-    Cut { at: usize },
-}
 
 /// Replays a recording from the beginning; skips what is before the checkpoint as the live stream
 /// does.
@@ -32,24 +26,6 @@ pub struct RecordedConsumer {
     next: usize,
     assembler: Assembler,
     acknowledged: std::sync::Mutex<Lsn>,
-}
-
-/// Splits a recording into its messages.
-///
-/// # Errors
-/// It ends in the middle of one.
-pub fn split(recording: &[u8]) -> Result<Vec<Vec<u8>>, RecordedError> {
-    let mut messages = Vec::new();
-    let mut rest = recording;
-    while !rest.is_empty() {
-        let cut = || RecordedError::Cut { at: recording.len() - rest.len() };
-        let (length, after) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
-        let (message, after) =
-            after.split_at_checked(u32::from_be_bytes(*length) as usize).ok_or_else(cut)?;
-        messages.push(message.to_vec());
-        rest = after;
-    }
-    Ok(messages)
 }
 
 impl RecordedConsumer {

@@ -5,15 +5,9 @@
 //! stream has begun it splits into [`StreamReader`], whose task only reads, and [`Feedback`], whose
 //! task is the only writer (traps 23, 24).
 
-use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::{
     authentication::{
@@ -23,264 +17,23 @@ use postgres_protocol::{
     message::{backend, frontend},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
 
 use super::{
-    connect::{
-        Address, ConnectError, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, PINNED, SourceOptions,
-        TCP_USER_TIMEOUT, refusal,
-    },
+    Frame, FrameReader, ServerMessage, WireError,
     feedback::Feedback,
+    frame::{HEADER_BYTES, MAX_ANSWER_BYTES},
+    socket::{Socket, keep_alive, secure},
     stream::StreamReader,
-    tls::{self, SslMode},
 };
-use crate::Lsn;
-
-/// A message longer than PostgreSQL can make one is refused before memory is taken for it.
-pub(super) const MAX_MESSAGE_BYTES: usize = (1 << 30) + (1 << 20);
-
-/// A whole answer to a command. The longest is the history of a timeline, of some dozen bytes a
-/// failover.
-const MAX_ANSWER_BYTES: usize = 16 << 20;
-
-/// The replication connection broke, or said what it may not say.
-#[derive(Debug, thiserror::Error)]
-pub enum WireError {
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error("the connection to the source broke")]
-    Io(#[from] io::Error),
-    #[error("the source closed the connection")]
-    Closed,
-    #[error("the source has not answered for {} s", .0.as_secs())]
-    Silent(Duration),
-    #[error("the source refused: {0}")]
-    Server(ServerMessage),
-    #[error(
-        "the source sent a message of {bytes} bytes, more than the {limit} that a message may have"
-    )]
-    TooLong { bytes: usize, limit: usize },
-    #[error(
-        "the source's answer to a command is longer than the {limit} bytes that an answer may have"
-    )]
-    LongAnswer { limit: usize },
-    #[error("the source sent a message with an impossible length ({0})")]
-    BadLength(i32),
-    #[error("the source sent an unexpected message '{}' while \
-             {during}", std::ascii::escape_default(*.tag))]
-    Unexpected { tag: u8, during: &'static str },
-    #[error("the source sent a message that ends too early while {during}")]
-    Short { during: &'static str },
-    #[error(
-        "the source asks for the authentication method {0}, which rhei does not speak\nhint: use \
-         scram-sha-256 for this role"
-    )]
-    Authentication(&'static str),
-    #[error(
-        "the source lets us in without having proven that it knows the password\nhint: somebody \
-         else may answer at this address; sslmode=verify-full has the server prove who it is"
-    )]
-    Unproven,
-}
-
-/// An ErrorResponse or NoticeResponse.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServerMessage {
-    /// SQLSTATE.
-    pub code: String,
-    pub message: String,
-    pub detail: Option<String>,
-    pub hint: Option<String>,
-}
-
-impl std::fmt::Display for ServerMessage {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{} (SQLSTATE {})", self.message, self.code)?;
-        self.detail.iter().try_for_each(|detail| write!(out, "\ndetail: {detail}"))?;
-        self.hint.iter().try_for_each(|hint| write!(out, "\nhint: {hint}"))
-    }
-}
-
-impl ServerMessage {
-    /// From the body of such a message; fields of unknown kinds are left out.
-    pub fn read(body: &[u8]) -> Self {
-        let mut message = Self::default();
-        for field in body.split(|&byte| byte == 0) {
-            let Some((&kind, text)) = field.split_first() else { continue };
-            let text = String::from_utf8_lossy(text).into_owned();
-            match kind {
-                b'C' => message.code = text,
-                b'M' => message.message = text,
-                b'D' => message.detail = Some(text),
-                b'H' => message.hint = Some(text),
-                _ => {}
-            }
-        }
-        message
-    }
-}
-
-/// One message of the server: its tag and its body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
-    pub tag: u8,
-    pub body: Bytes,
-}
-
-/// Cuts bytes into frames. A partial frame is a normal value, not an error.
-#[derive(Debug)]
-pub struct FrameReader {
-    buffer: BytesMut,
-    limit: usize,
-}
-
-impl Default for FrameReader {
-    fn default() -> Self {
-        Self::new(MAX_MESSAGE_BYTES)
-    }
-}
-
-impl FrameReader {
-    pub fn new(limit: usize) -> Self {
-        Self { buffer: BytesMut::with_capacity(256 << 10), limit }
-    }
-
-    /// Rows may come from now on: messages may be as long as PostgreSQL can make one.
-    pub(super) fn expect_rows(&mut self) {
-        self.limit = MAX_MESSAGE_BYTES;
-    }
-
-    /// Shows all whole frames to `each`, where they lie, and forgets them. `Ok(true)` from it ends
-    /// that early.
-    pub(super) fn drain<E: From<WireError>>(
-        &mut self,
-        mut each: impl FnMut(u8, &[u8]) -> Result<bool, E>,
-    ) -> Result<bool, E> {
-        let mut taken = 0;
-        let mut ended = Ok(false);
-        while let Some((tag, body)) =
-            whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)?
-        {
-            taken += HEADER_BYTES + body.len();
-            ended = each(tag, body);
-            if !matches!(ended, Ok(false)) {
-                break;
-            }
-        }
-        self.buffer.advance(taken);
-        ended
-    }
-
-    /// Where bytes from the socket go. Asking for more room never moves what is cut already.
-    pub fn buffer(&mut self) -> &mut BytesMut {
-        self.buffer.reserve(128 << 10);
-        &mut self.buffer
-    }
-
-    /// The next whole frame; none when more bytes are needed.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
-        let Some((tag, body)) = whole_frame(&self.buffer, self.limit)? else { return Ok(None) };
-        let bytes = body.len();
-        self.buffer.advance(HEADER_BYTES);
-        Ok(Some(Frame { tag, body: self.buffer.split_to(bytes).freeze() }))
-    }
-
-    pub(super) fn buffered(&self) -> usize {
-        self.buffer.len()
-    }
-
-    /// All whole frames, in one piece.
-    pub(super) fn whole_frames(&mut self) -> Result<Option<Bytes>, WireError> {
-        let mut taken = 0;
-        while let Some((_, body)) =
-            whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)?
-        {
-            taken += HEADER_BYTES + body.len();
-        }
-        Ok((taken > 0).then(|| self.buffer.split_to(taken).freeze()))
-    }
-}
-
-pub(super) const HEADER_BYTES: usize = 5;
-
-/// Tag and body of the frame that the bytes begin with; none when more bytes are needed. Memory is
-/// taken as bytes arrive, not as they are promised.
-pub(super) fn whole_frame(bytes: &[u8], limit: usize) -> Result<Option<(u8, &[u8])>, WireError> {
-    let Some((&tag, rest)) = bytes.split_first() else { return Ok(None) };
-    let Some((length, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-    let length = i32::from_be_bytes(*length);
-    let bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
-    let bytes = bytes.ok_or(WireError::BadLength(length))?;
-    if bytes > limit {
-        return Err(WireError::TooLong { bytes, limit });
-    }
-    Ok(rest.get(..bytes).map(|body| (tag, body)))
-}
-
-/// A socket of any kind.
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
-impl Socket {
-    /// Another handle of the same socket, for [`StreamReader`]'s watermark.
-    fn handle(&self) -> Option<OwnedFd> {
-        let stream = match self {
-            Self::Tcp(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
-            Self::Unix(_) => return None,
-        };
-        if cfg!(target_os = "linux") { stream.as_fd().try_clone_to_owned().ok() } else { None }
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-        }
-    }
-}
+use crate::{
+    Lsn,
+    source::connection::{
+        ConnectError, SourceOptions, error::refusal, options::Address, sql::PINNED, tls,
+    },
+};
 
 /// A replication connection that takes commands.
 pub struct ReplicationClient {
@@ -292,7 +45,7 @@ pub struct ReplicationClient {
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(in crate::source) enum Mode {
     Replication,
     Sql,
 }
@@ -336,7 +89,7 @@ impl ReplicationClient {
     }
 
     /// Tries the addresses in order. A standby is taken only when there is no primary among them.
-    pub(super) async fn connect_as(
+    pub(in crate::source) async fn connect_as(
         source: &SourceOptions,
         purpose: &str,
         mode: Mode,
@@ -446,14 +199,14 @@ impl ReplicationClient {
         self.send(&out).await
     }
 
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+    pub(in crate::source) async fn send(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.socket.write_all(bytes).await?;
         self.socket.flush().await?;
         Ok(())
     }
 
     /// The next frame that is neither a notice nor a parameter. An error becomes an error.
-    pub(super) async fn receive(&mut self) -> Result<Frame, WireError> {
+    pub(in crate::source) async fn receive(&mut self) -> Result<Frame, WireError> {
         loop {
             let Some(frame) = self.frames.next_frame()? else {
                 if self.socket.read_buf(self.frames.buffer()).await? == 0 {
@@ -743,50 +496,6 @@ impl ReplicationClient {
     }
 }
 
-fn keep_alive(stream: &TcpStream, source: &SourceOptions) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(stream);
-    if let Some((idle, interval)) = source.keepalives() {
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(idle.min(KEEPALIVE_IDLE))
-            .with_interval(interval.unwrap_or(KEEPALIVE_INTERVAL));
-        socket.set_tcp_keepalive(&keepalive)?;
-    }
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(source.tcp_user_timeout().unwrap_or(TCP_USER_TIMEOUT)))?;
-    Ok(())
-}
-
-/// Asks for TLS, as `sslmode` wants it.
-async fn secure(
-    source: &SourceOptions,
-    host: &str,
-    mut stream: TcpStream,
-    address: &Address,
-) -> Result<Socket, WireError> {
-    if source.tls.mode == SslMode::Disable {
-        return Ok(Socket::Tcp(stream));
-    }
-    let failed = |detail: String| ConnectError::Tls { address: address.to_string(), detail };
-    let mut out = BytesMut::new();
-    frontend::ssl_request(&mut out);
-    stream.write_all(&out).await?;
-    // One byte, no more: what follows an `S` must be TLS, never bytes that came in plain.
-    match stream.read_u8().await? {
-        b'S' => {
-            let connector = tls::connector(&source.tls)?;
-            let stream = connector
-                .handshake(host, stream)
-                .await
-                .map_err(|error| failed(error.to_string()))?;
-            Ok(Socket::Tls(Box::new(stream)))
-        }
-        b'N' if source.tls.mode == SslMode::Prefer => Ok(Socket::Tcp(stream)),
-        b'N' => Err(failed("the server does not offer TLS".to_owned()).into()),
-        tag => Err(WireError::Unexpected { tag, during: "asking for TLS" }),
-    }
-}
-
 fn data_row(body: &[u8]) -> Result<Row, WireError> {
     const SHORT: WireError = WireError::Short { during: "reading a row" };
     let (count, mut rest) = body.split_first_chunk::<2>().ok_or(SHORT)?;
@@ -894,7 +603,7 @@ mod tests {
     /// Whoever knows the password can prove it, and nobody else may be taken for the source.
     #[tokio::test]
     async fn a_server_that_breaks_the_exchange_off_is_refused() {
-        let environment = crate::source::connect::Environment::default();
+        let environment = crate::source::connection::Environment::default();
         for channel_binding in ["prefer", "require"] {
             for steps in [1, 2] {
                 let url =

@@ -6,7 +6,7 @@ use arrow::{
     datatypes::SchemaRef, record_batch::RecordBatch, util::display::array_value_to_string,
 };
 
-use super::wire::MAX_MESSAGE_BYTES;
+use super::wire::frame::MAX_MESSAGE_BYTES;
 use crate::{
     change::{Nulled, TableSpec, columns::note_nulled},
     types::{ColumnBuilder, ValueError},

@@ -9,11 +9,13 @@ use std::{
 
 use super::{
     BatchLimits, CdcConsumer, Delivery, Hold, SourceError, SourcePosition,
-    connect::SourceOptions,
-    feedback::Feedback,
+    connection::SourceOptions,
     spool::{Replay, Spool, Taken},
-    stream::{StreamMessage, StreamReader},
-    wire::{ReplicationClient, ServerMessage},
+    wire::{
+        ReplicationClient, ServerMessage,
+        feedback::Feedback,
+        stream::{StreamMessage, StreamReader},
+    },
 };
 use crate::{
     Lsn,

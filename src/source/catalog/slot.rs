@@ -1,0 +1,69 @@
+//! Replication slots as the catalogs show them.
+
+use tokio_postgres::Client;
+
+use super::CatalogError;
+use crate::Lsn;
+
+/// A replication slot, as far as it matters to us.
+#[derive(Debug, Clone)]
+pub struct SlotInfo {
+    pub database: Option<String>,
+    pub plugin: Option<String>,
+    pub active: bool,
+    pub active_pid: Option<i32>,
+    pub temporary: bool,
+    pub confirmed_flush_lsn: Option<Lsn>,
+    pub wal_status: Option<String>,
+    /// WAL that the server keeps for the slot, in bytes.
+    pub held_bytes: Option<u64>,
+}
+
+pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, CatalogError> {
+    let row = client
+        .query_opt(
+            "SELECT database::text, plugin::text, active, active_pid, temporary, \
+             confirmed_flush_lsn::text, wal_status, \
+             CASE WHEN pg_is_in_recovery() THEN NULL ELSE (pg_current_wal_lsn() - \
+             restart_lsn)::bigint END \
+             FROM pg_replication_slots WHERE slot_name = $1::text",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let confirmed: Option<String> = row.try_get(5)?;
+    Ok(Some(SlotInfo {
+        database: row.try_get(0)?,
+        plugin: row.try_get(1)?,
+        active: row.try_get(2)?,
+        active_pid: row.try_get(3)?,
+        temporary: row.try_get(4)?,
+        confirmed_flush_lsn: confirmed.and_then(|text| text.parse().ok()),
+        wal_status: row.try_get(6)?,
+        held_bytes: row.try_get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
+    }))
+}
+
+/// Whether standbys keep the slot too. Asked of PostgreSQL 17 and newer.
+pub async fn is_failover_slot(client: &Client, name: &str) -> Result<bool, CatalogError> {
+    let query = "SELECT failover FROM pg_replication_slots WHERE slot_name = $1::text";
+    let row = client.query_opt(query, &[&name]).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+}
+
+/// What the creation of a slot waits for (trap 12): the oldest transactions that have written, and
+/// prepared ones.
+pub async fn blockers(client: &Client) -> Result<Vec<String>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT format('pid %s (%s, %s, open for %s s)', pid, usename, \
+             coalesce(nullif(application_name, ''), state), \
+             extract(epoch FROM now() - xact_start)::int) FROM pg_stat_activity WHERE backend_xid \
+             IS NOT NULL \
+             UNION ALL SELECT format('prepared transaction %L of %s', gid, owner) FROM \
+             pg_prepared_xacts LIMIT 5",
+            &[],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}

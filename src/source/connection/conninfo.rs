@@ -1,0 +1,187 @@
+//! Connection strings as libpq reads them: pairs, URLs, services, password files.
+
+use std::{collections::HashMap, path::Path};
+
+use tokio_postgres::config::Host;
+
+use super::{ConnectError, Environment};
+
+pub(super) fn is_url(text: &str) -> bool {
+    text.starts_with("postgres://") || text.starts_with("postgresql://")
+}
+
+/// Keys that tokio-postgres does not know, or not all values of.
+pub(super) const OURS: [&str; 6] =
+    ["sslmode", "sslrootcert", "sslcert", "sslkey", "service", "passfile"];
+
+type Split = (String, HashMap<String, String>);
+
+/// Takes our keys out of a connection string.
+pub(super) fn split_settings(text: &str) -> Result<Split, ConnectError> {
+    let mut ours = HashMap::new();
+    if is_url(text) {
+        let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), ours)) };
+        let mut kept = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some((key, value)) if OURS.contains(&key) => {
+                    ours.insert(key.to_owned(), percent_decoded(value)?);
+                }
+                _ => kept.push(pair),
+            }
+        }
+        let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
+        return Ok((format!("{base}{query}"), ours));
+    }
+    let mut kept = Vec::new();
+    for (key, value) in pairs(text)? {
+        if OURS.contains(&key.as_str()) {
+            ours.insert(key, value);
+        } else {
+            kept.push(format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
+        }
+    }
+    Ok((kept.join(" "), ours))
+}
+
+pub(super) fn percent_decoded(text: &str) -> Result<String, ConnectError> {
+    let invalid =
+        || ConnectError::Invalid { reason: "a percent escape in the URL is broken".to_owned() };
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte == b'%' {
+            let (digits, after) = rest.split_at_checked(2).ok_or_else(invalid)?;
+            let digits = std::str::from_utf8(digits).map_err(|_| invalid())?;
+            bytes.push(u8::from_str_radix(digits, 16).map_err(|_| invalid())?);
+            rest = after;
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| invalid())
+}
+
+/// `key = value` pairs, values bare or in single quotes with backslash escapes.
+pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
+    let mut found = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let Some((key, after)) = rest.split_once('=') else {
+            return Err(ConnectError::Invalid {
+                reason: "expected key=value pairs or a URL".to_owned(),
+            });
+        };
+        // It may be a URL that is misspelt, with a password in it.
+        if !key
+            .trim()
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        {
+            let reason =
+                "expected key=value pairs, or a URL that begins with postgresql://".to_owned();
+            return Err(ConnectError::Invalid { reason });
+        }
+        let after = after.trim_start();
+        let is_quoted = after.starts_with('\'');
+        let mut value = String::new();
+        let mut characters = after.char_indices().skip(usize::from(is_quoted));
+        let mut end = after.len();
+        let mut is_closed = !is_quoted;
+        while let Some((at, character)) = characters.next() {
+            match character {
+                '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+                '\'' if is_quoted => {
+                    (end, is_closed) = (at + 1, true);
+                    break;
+                }
+                blank if !is_quoted && blank.is_whitespace() => {
+                    end = at;
+                    break;
+                }
+                other => value.push(other),
+            }
+        }
+        if !is_closed {
+            return Err(ConnectError::Invalid {
+                reason: format!("the value of {} has no closing quote", key.trim()),
+            });
+        }
+        found.push((key.trim().to_owned(), value));
+        rest = after.get(end..).unwrap_or_default().trim_start();
+    }
+    Ok(found)
+}
+
+pub(super) fn read_service(
+    service: &str,
+    environment: &Environment,
+) -> Result<String, ConnectError> {
+    let invalid = |reason: String| ConnectError::Invalid { reason };
+    let file = environment.file("PGSERVICEFILE", ".pg_service.conf").ok_or_else(|| {
+        invalid(format!(
+            "service \"{service}\" is named, but there is no home folder to look it up"
+        ))
+    })?;
+    let text = std::fs::read_to_string(&file).map_err(|error| {
+        invalid(format!("service \"{service}\": cannot read {}: {error}", file.display()))
+    })?;
+    let mut is_inside = false;
+    let mut found: Option<Vec<String>> = None;
+    for line in
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            is_inside = name == service;
+            if is_inside {
+                found.get_or_insert_default();
+            }
+        } else if let (true, Some((key, value))) = (is_inside, line.split_once('=')) {
+            let value = value.trim().replace('\\', "\\\\").replace('\'', "\\'");
+            found.get_or_insert_default().push(format!("{}='{value}'", key.trim()));
+        }
+    }
+    let settings = found
+        .ok_or_else(|| invalid(format!("service \"{service}\" is not in {}", file.display())))?;
+    Ok(settings.join(" "))
+}
+
+/// The first line of a password file that fits. A file that others can read is not used, as with
+/// libpq.
+pub(super) fn password_from(file: &Path, config: &tokio_postgres::Config) -> Option<String> {
+    let data = std::fs::metadata(file).ok()?;
+    if std::os::unix::fs::MetadataExt::mode(&data) & 0o077 != 0 {
+        tracing::warn!(file = %file.display(), "password file ignored: others can read it; chmod \
+             600 mends that");
+        return None;
+    }
+    let text = std::fs::read_to_string(file).ok()?;
+    let host = match config.get_hosts().first()? {
+        Host::Tcp(host) => host.clone(),
+        Host::Unix(_) => "localhost".to_owned(),
+    };
+    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
+    let wanted = [host.as_str(), &port, config.get_dbname()?, config.get_user()?];
+    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let fields = password_fields(line);
+        let (password, keys) = fields.split_last()?;
+        let fits = keys.len() == 4
+            && keys.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
+        fits.then(|| password.clone())
+    })
+}
+
+pub(super) fn password_fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            // The password itself may hold colons.
+            ':' if fields.len() < 5 => fields.push(String::new()),
+            '\\' => fields.last_mut().into_iter().for_each(|field| field.extend(characters.next())),
+            other => fields.last_mut().into_iter().for_each(|field| field.push(other)),
+        }
+    }
+    fields
+}

@@ -1,0 +1,108 @@
+//! Why a server was not reached, or refused the session.
+
+use std::time::Duration;
+
+use super::SourceOptions;
+use crate::source::sqlstate::{self, Refusal};
+
+/// The source cannot be reached, or does not let us in.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(
+        "invalid connection string\ndetail: {reason}\nhint: for example \
+         postgresql://rhei@db.example.com/shop?sslmode=verify-full"
+    )]
+    Invalid { reason: String },
+    #[error(
+        "no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml"
+    )]
+    NoSource,
+    #[error(
+        "cannot reach the source at {address}\ndetail: {detail}\nhint: check host, port, firewall \
+         and listen_addresses"
+    )]
+    Unreachable { address: String, detail: String },
+    #[error("the source at {address} did not answer within {} s\nhint: check host, port and \
+             firewall; connect_timeout in the URL changes the limit", .after.as_secs())]
+    TimedOut { address: String, after: Duration },
+    #[error(
+        "password authentication failed for user \"{user}\" at {address}\nhint: give the password \
+         in PGPASSWORD, ~/.pgpass or the URL"
+    )]
+    Password { user: String, address: String },
+    #[error(
+        "the source at {address} asks for a password and none was given\nhint: give it in \
+         PGPASSWORD, ~/.pgpass or the URL"
+    )]
+    NoPassword { address: String },
+    #[error(
+        "the source at {address} does not let user \"{user}\" in: {message}\nhint: see pg_hba.conf \
+         at the source; a replication connection matches the database's own line"
+    )]
+    NotAllowed { user: String, address: String, message: String },
+    #[error(
+        "database \"{database}\" does not exist at {address}\nhint: check the name in the source \
+         URL"
+    )]
+    NoDatabase { database: String, address: String },
+    #[error(
+        "TLS with {address} failed\ndetail: {detail}\nhint: a server on another machine has to \
+         prove who it is (sslmode=verify-full) unless the URL says otherwise: sslrootcert=FILE \
+         names its authority, sslmode=require encrypts without proof, sslmode=disable does not \
+         encrypt"
+    )]
+    Tls { address: String, detail: String },
+    #[error("the source at {address} takes no connection now: {message}")]
+    Busy { address: String, message: String },
+    #[error("the source at {address} refused the connection: {message}")]
+    Refused { address: String, message: String },
+}
+
+impl ConnectError {
+    /// Whether trying again later may help (trap 31).
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. })
+    }
+}
+
+pub(in crate::source) fn explain(
+    error: &tokio_postgres::Error,
+    source: &SourceOptions,
+    address: &str,
+) -> ConnectError {
+    let address = address.to_owned();
+    if let Some(server) = error.as_db_error() {
+        return refusal(server.code().code(), server.message(), source, address);
+    }
+    let detail = crate::error::with_causes(error);
+    if detail.contains("password missing") {
+        ConnectError::NoPassword { address }
+    } else if detail.to_lowercase().contains("tls") || detail.to_lowercase().contains("certificate")
+    {
+        ConnectError::Tls { address, detail }
+    } else {
+        ConnectError::Unreachable { address, detail }
+    }
+}
+
+/// What it means that the server did not let us in, by its SQLSTATE.
+pub(in crate::source) fn refusal(
+    code: &str,
+    message: &str,
+    source: &SourceOptions,
+    address: String,
+) -> ConnectError {
+    let (user, message) = (source.user().to_owned(), message.to_owned());
+    match code {
+        "28P01" => ConnectError::Password { user, address },
+        "28000" | "42501" => ConnectError::NotAllowed { user, address, message },
+        "3D000" => ConnectError::NoDatabase { database: source.database().to_owned(), address },
+        _ => match sqlstate::refusal(code) {
+            // A cancel that was meant for a statement can meet a session that is only being opened.
+            Refusal::Locked | Refusal::Passing | Refusal::Outage => {
+                ConnectError::Busy { address, message }
+            }
+            Refusal::Data | Refusal::Lasting => ConnectError::Refused { address, message },
+        },
+    }
+}

@@ -1,0 +1,12 @@
+//! The replication protocol: frames, the client that speaks it, the stream and what is acknowledged
+//! of it, and COPY.
+
+pub mod client;
+pub mod copy_client;
+pub mod feedback;
+pub mod frame;
+pub mod socket;
+pub mod stream;
+
+pub use client::{CreatedSlot, IdentifySystem, ReplicationClient, Row, SlotKeep};
+pub use frame::{Frame, FrameReader, ServerMessage, WireError};
