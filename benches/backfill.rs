@@ -38,9 +38,12 @@ use measure::{GLANCE, machine_cpu, peak_mib, process_cpu};
 use rhei::{
     Lsn,
     change::{ColumnSpec, Key, TableSpec},
+    olap::{
+        Compaction, CopyLoader, CopyTarget, DuckDb, FileMaintenance, NewCopy, NewJob,
+        TargetOptions, TargetState,
+    },
     pgoutput::{QualifiedName, ReplicaIdentity},
     source::copy_binary::CopyReader,
-    target::{Compaction, DuckDb, NewCopy, NewJob, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column, schema_of},
 };
 

@@ -17,13 +17,13 @@ use pipeline::begin_empty_copies;
 use rhei::{
     Checkpoint, Lsn,
     change::{ChangeBatch, ColumnSpec, Key, TableSpec},
+    olap::{ApplyTarget, CopyTarget, DuckDb, TargetOptions},
     pgoutput::{QualifiedName, ReplicaIdentity, message::Message},
     source::{
         BatchLimits, CdcConsumer, Delivery,
         recorded_consumer::RecordedConsumer,
         wire::{FrameReader, stream::StreamMessage},
     },
-    target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
 

@@ -18,12 +18,12 @@ use tokio::{
 
 use crate::{
     engine::command::Asked,
+    olap::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
     pgoutput::QualifiedName,
     pipeline::{
         Context, EngineError, Writer, copy_progress::Board, latency::Latency, left_out::LeftOut,
         settled::SettledLsn,
     },
-    target::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
 };
 
 /// Where the replicator of a file listens.

@@ -7,36 +7,34 @@
 //! COPY BINARY (ctid chunks, N workers) -> Arrow -> DuckDB  (backfill, under an exported snapshot)
 //! ```
 //!
-//! The modules stand in reading order. `source` and `target` never name each other: they meet in
-//! `change`. ARCHITECTURE.md follows one UPDATE through them.
+//! The modules stand top down: each imports only from those after it. `source` and `olap` never
+//! name each other: they meet in `change`. ARCHITECTURE.md follows one UPDATE through them.
+
+pub mod cli;
 
 pub mod config;
+pub mod control;
 
-pub mod checkpoint;
-pub mod error;
-pub mod lsn;
+pub mod engine;
 
-pub mod pgoutput;
+pub mod backfill;
 
+pub mod pipeline;
+
+pub mod olap;
 pub mod source;
 
 pub mod change;
 
 pub mod types;
 
-pub mod target;
+pub mod pgoutput;
 
-pub mod pipeline;
+pub mod checkpoint;
+pub mod lsn;
 
-pub mod engine;
-
-pub mod backfill;
-
-pub mod control;
-
+pub mod error;
 pub mod failpoint;
-
-pub mod cli;
 
 pub use checkpoint::Checkpoint;
 pub use lsn::Lsn;

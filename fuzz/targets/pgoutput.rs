@@ -14,8 +14,8 @@ use libfuzzer_sys::fuzz_target;
 use rhei::{
     Lsn,
     change::{
-        ChangeBatch, ColumnOrigin, Deletes, Key, Reshape, TableSpec,
-        assemble::{Answer, Assembler},
+        ChangeBatch, ColumnOrigin, Deletes, Key, Reshape, TableSpec, assemble::Assembler,
+        followed::Answer,
     },
     pgoutput::{
         ReplicaIdentity,

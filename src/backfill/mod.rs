@@ -7,7 +7,7 @@
 //! Why it is exact. A snapshot that a slot exported at LSN X sees exactly the transactions with
 //! `commit_lsn < X` (traps 11-15). All workers import it, so disjoint ctid ranges that cover the
 //! table give each row once (trap 16; ranges mean nothing across snapshots of a table that was
-//! rewritten). Changes from X on are kept beside the shadow (`target::pending`) in the transactions
+//! rewritten). Changes from X on are kept beside the shadow (`olap::pending`) in the transactions
 //! of the checkpoint, and merged into it at the end.
 //!
 //! Why chunks of an older snapshot stay good. The shadow of a keyed table may hold a row as of any
@@ -43,6 +43,7 @@ use self::{
 use crate::{
     Lsn,
     change::Pause,
+    olap::{OlapEngine, StoredTable},
     pgoutput::QualifiedName,
     pipeline::{Context, EngineError, Event, Writer},
     source::{
@@ -50,7 +51,6 @@ use crate::{
         catalog::{self, SourceTable},
         connection::{SqlClient, connect_sql},
     },
-    target::{OlapEngine, StoredTable},
 };
 
 pub use self::{

@@ -11,9 +11,9 @@ use crate::{
     checkpoint::Checkpoint,
     error::with_causes,
     lsn::Lsn,
+    olap::{OlapEngine, Phase, Pipeline, TableState},
     pipeline::{Context, EngineError, Writer},
     source::{Hold, catalog, connection::connect_sql},
-    target::{OlapEngine, Phase, Pipeline, TableState},
 };
 
 /// Whoever tells something is not kept waiting when nobody listens any more.

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Lsn,
     change::{ColumnSpec, Key, Pause, TableSpec},
+    olap::{NewCopy, NewJob, OlapEngine, StoredTable, TableState},
     pgoutput::QualifiedName,
     pipeline::{
         Context, EngineError, Event, Writer,
@@ -28,7 +29,6 @@ use crate::{
         connection::SqlClient,
         quote::{quote_identifier, quote_table},
     },
-    target::{NewCopy, NewJob, OlapEngine, StoredTable, TableState},
 };
 
 /// Pages of 8 KiB in one chunk: from 16 to 128 MiB of heap. A chunk is a transaction in the target,

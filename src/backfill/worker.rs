@@ -15,13 +15,13 @@ use super::{Copied, snapshot::import_for_copy};
 use crate::{
     change::{Nulled, Pause, Remedy, TableSpec},
     error::with_causes,
+    olap::{CopyLoader, TargetError},
     pipeline::{Context, EngineError, Event, error_policy},
     source::{
         SourceError,
         copy_binary::CopyReader,
         wire::{WireError, copy_client::CopyClient},
     },
-    target::{Loader, TargetError},
     types::schema_of,
 };
 
@@ -240,21 +240,21 @@ enum Attempt {
 }
 
 /// One connection to the source, one to the target.
-pub(super) struct Worker {
+pub(super) struct Worker<L> {
     number: usize,
     work: Arc<Work>,
     /// Where tables go that are over.
     done: mpsc::UnboundedSender<(usize, Copied)>,
     client: Option<CopyClient>,
-    loader: Option<Loader>,
+    loader: Option<L>,
 }
 
-impl Worker {
+impl<L: CopyLoader> Worker<L> {
     pub fn new(
         number: usize,
         work: Arc<Work>,
         done: mpsc::UnboundedSender<(usize, Copied)>,
-        loader: Loader,
+        loader: L,
     ) -> Self {
         Self { number, work, done, client: None, loader: Some(loader) }
     }
@@ -692,7 +692,7 @@ impl Worker {
     /// Runs a call of the loader where it may block.
     async fn on_thread<R: Send + 'static>(
         &mut self,
-        work: impl FnOnce(&Loader) -> Result<R, TargetError> + Send + 'static,
+        work: impl FnOnce(&L) -> Result<R, TargetError> + Send + 'static,
     ) -> Result<R, EngineError> {
         let Some(taken) = self.loader.take() else { return Err(self.lost_loader()) };
         let called = tokio::task::spawn_blocking(move || {

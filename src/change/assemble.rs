@@ -17,9 +17,14 @@ use std::{
 use hashbrown::HashMap;
 
 use super::{
-    ChangeBatch, Remedy, Reshape, TableFailure, TableSpec, columns,
-    followed::{Described, Follow, Followed, fit, fit_or_stale, project},
-    net_effect::{Arena, NetEffect, NetEffectError, OldRow, Slice},
+    ChangeBatch, Remedy, Reshape, TableFailure, TableSpec,
+    arena::{Arena, Slice},
+    columns,
+    followed::{
+        Answer, Described, Follow, Followed, Question, Untracked, fit, fit_or_stale, project,
+    },
+    net_effect::{NetEffect, NetEffectError, OldRow},
+    transaction::{Change, OpenTransaction},
 };
 use crate::{
     Lsn,
@@ -62,108 +67,6 @@ const LARGEST_BATCH_BYTES: usize = 512 << 20;
 
 /// So much is remembered of how relations look. A million tables of ten columns need less.
 const DESCRIBED_BYTES: usize = 1 << 30;
-
-/// What was begun and is not committed yet.
-#[derive(Debug)]
-struct OpenTransaction {
-    commit_lsn: Lsn,
-    xid: u32,
-    /// In the target already: read and forgotten.
-    skip: bool,
-    changes: Vec<Change>,
-    /// Shapes that tables took inside it.
-    reshapes: Vec<Reshape>,
-    /// Tables of which rows went out in parts already.
-    parted: BTreeSet<u32>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Change {
-    Insert {
-        table: u32,
-        new: Slice,
-    },
-    Update {
-        table: u32,
-        old: OldRow,
-        new: Slice,
-    },
-    Delete {
-        table: u32,
-        old: OldRow,
-    },
-    Truncate {
-        table: u32,
-    },
-    /// From here on the table cannot be followed.
-    Fail {
-        table: u32,
-    },
-}
-
-impl Change {
-    fn table(&self) -> u32 {
-        let (Self::Insert { table, .. }
-        | Self::Update { table, .. }
-        | Self::Delete { table, .. }
-        | Self::Truncate { table }
-        | Self::Fail { table }) = *self;
-        table
-    }
-
-    /// Every row that it holds.
-    fn rows(&mut self) -> impl Iterator<Item = &mut Slice> {
-        let (new, old) = match self {
-            Self::Insert { new, .. } => (Some(new), None),
-            Self::Update { new, old, .. } => (Some(new), Some(old)),
-            Self::Delete { old, .. } => (None, Some(old)),
-            Self::Truncate { .. } | Self::Fail { .. } => (None, None),
-        };
-        let old = old.and_then(|old| match old {
-            OldRow::Key(row) | OldRow::Full(row) => Some(row),
-            OldRow::Absent => None,
-        });
-        new.into_iter().chain(old)
-    }
-}
-
-/// What a Relation message turned out to mean.
-#[derive(Debug)]
-pub enum Answer {
-    /// The table as it is followed.
-    Same,
-    /// The table in another shape; rows from here on have it.
-    Reshape(Box<Reshape>),
-    /// A table that only another copy makes equal to the source, for this reason; no row of it
-    /// counts before that.
-    Copy(String),
-}
-
-/// A relation that is not followed, and whose changes were passed over.
-#[derive(Debug, Clone)]
-pub struct Untracked {
-    pub relation: Relation,
-    pub changes: u64,
-    /// Commit LSN of the last of them.
-    pub last_change: Lsn,
-}
-
-/// A Relation message that waits for its [`Answer`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    pub relation: Relation,
-    /// Of the transaction that it is asked in.
-    pub commit_lsn: Lsn,
-    /// Of that transaction at the source; 0 between transactions.
-    pub xid: u32,
-    /// What the source's event trigger said of the table at this place of the stream, if it has
-    /// one.
-    pub description: Option<Description>,
-    /// The open transaction holds rows of the table in its old shape.
-    pub has_open_rows: bool,
-    /// And some of them went out already, as parts of it.
-    pub has_parts: bool,
-}
 
 /// Messages in, change batches out. Knows no socket and no clock.
 #[derive(Debug)]

@@ -14,7 +14,8 @@ use arrow::{
 use super::{
     COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Remedy, TableChanges,
     TableSpec,
-    net_effect::{Arena, NetEffect, NetEffectError, Slice, key_tuple},
+    arena::{Arena, Slice},
+    net_effect::{NetEffect, NetEffectError, key_tuple},
 };
 use crate::{
     pgoutput::tuple::{Field, Tuple},

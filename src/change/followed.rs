@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use super::{ColumnOrigin, Key, Remedy, TableSpec};
+use super::{ColumnOrigin, Key, Remedy, Reshape, TableSpec};
 use crate::{
     Lsn,
     pgoutput::{
         ReplicaIdentity,
         relation::Relation,
+        table_description::Description,
         tuple::{Field, Tuple, write_field},
     },
 };
@@ -121,4 +122,42 @@ pub(super) fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, Strin
         }
     }
     Ok(if kept.len() == relation.columns.len() { Follow::AsIs } else { Follow::Project(kept) })
+}
+
+/// What a Relation message turned out to mean.
+#[derive(Debug)]
+pub enum Answer {
+    /// The table as it is followed.
+    Same,
+    /// The table in another shape; rows from here on have it.
+    Reshape(Box<Reshape>),
+    /// A table that only another copy makes equal to the source, for this reason; no row of it
+    /// counts before that.
+    Copy(String),
+}
+
+/// A relation that is not followed, and whose changes were passed over.
+#[derive(Debug, Clone)]
+pub struct Untracked {
+    pub relation: Relation,
+    pub changes: u64,
+    /// Commit LSN of the last of them.
+    pub last_change: Lsn,
+}
+
+/// A Relation message that waits for its [`Answer`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    pub relation: Relation,
+    /// Of the transaction that it is asked in.
+    pub commit_lsn: Lsn,
+    /// Of that transaction at the source; 0 between transactions.
+    pub xid: u32,
+    /// What the source's event trigger said of the table at this place of the stream, if it has
+    /// one.
+    pub description: Option<Description>,
+    /// The open transaction holds rows of the table in its old shape.
+    pub has_open_rows: bool,
+    /// And some of them went out already, as parts of it.
+    pub has_parts: bool,
 }

@@ -1,14 +1,17 @@
-//! What happened at the source: the words that `source` and `target` share. No I/O, no clock.
+//! What happened at the source: the words that `source` and `olap` share. No I/O, no clock.
 //!
-//! `relation` says what a table looks like (and `ddl`, where the source has the trigger for it),
-//! `assemble` turns messages into whole source transactions, `net_effect` keeps at most one delete
-//! and one insert per key, `columns` turns survivors into Arrow.
+//! `table` says what a table looks like, `followed` what a relation of the stream means for it,
+//! `assemble` turns messages into whole source transactions (`transaction` is one of them on its
+//! way), `net_effect` keeps at most one delete and one insert per key of the rows in an `arena`,
+//! `columns` turns survivors into Arrow.
 
+pub mod arena;
 pub mod assemble;
 pub mod columns;
 pub mod followed;
 pub mod net_effect;
 pub mod table;
+mod transaction;
 pub mod xids;
 
 use std::sync::Arc;

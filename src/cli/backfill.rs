@@ -8,9 +8,9 @@ use super::{CliError, Session};
 use crate::{
     backfill::plain_copy,
     engine::{attach::CopyAgain, replicate::sync},
+    olap::{Compaction, DuckDb, engine::FileMaintenance},
     pgoutput::QualifiedName,
     pipeline::Writer,
-    target::{Compaction, DuckDb, OlapEngine},
 };
 
 /// Flags of `rhei backfill`.

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, process::ExitCode};
 
 use super::{CliError, Session};
 use crate::{
+    olap::DuckDb,
     pgoutput::{QualifiedName, ReplicaIdentity},
     pipeline::tables::{
         names::target_name,
@@ -16,7 +17,6 @@ use crate::{
         quote::{quote_identifier, quote_table},
         slot,
     },
-    target::DuckDb,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::{CliError, Session};
 use crate::{
     control,
+    olap::{DuckDb, compact::written_beside, engine::FileMaintenance},
     pipeline::EngineError,
-    target::{DuckDb, OlapEngine, compact::written_beside},
 };
 
 /// Flags of `rhei compact`.

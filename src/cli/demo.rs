@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{CliError, Context};
 use crate::{
     engine::{attach::CopyAgain, replicate},
+    olap::{DuckDb, TargetOptions},
     pipeline::{Event, Options, Writer, copy_progress::Board},
     source::connection::{Environment, SourceOptions, connect_sql},
-    target::{DuckDb, duckdb::TargetOptions},
 };
 
 const SCHEMA: &str = include_str!("../../fixtures/demo/schema.sql");
@@ -372,9 +372,9 @@ async fn count_rows(client: &tokio_postgres::Client) -> Result<u64, CliError> {
 
 /// Asks each question of both sides; says whether all answers were equal.
 async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool, CliError> {
-    let copy = ::duckdb::Connection::open(target).map_err(crate::target::TargetError::from)?;
+    let copy = ::duckdb::Connection::open(target).map_err(crate::olap::TargetError::from)?;
     copy.execute_batch("SET TimeZone = 'UTC'; SET search_path = 'public'")
-        .map_err(crate::target::TargetError::from)?;
+        .map_err(crate::olap::TargetError::from)?;
     let mut all_equal = true;
     for (number, question) in QUERIES.split("-- name:").skip(1).enumerate() {
         let (name, sql) = question.split_once('\n').unwrap_or((question, ""));
@@ -439,7 +439,7 @@ fn ask_duckdb(copy: &::duckdb::Connection, sql: &str) -> Result<(Vec<String>, An
         }
         Ok::<_, ::duckdb::Error>((names, answer))
     };
-    Ok(ask().map_err(crate::target::TargetError::from)?)
+    Ok(ask().map_err(crate::olap::TargetError::from)?)
 }
 
 fn thousands(number: u64) -> String {

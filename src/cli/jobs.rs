@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{CliError, Session};
-use crate::{control, target::DuckDb};
+use crate::{control, olap::DuckDb};
 
 /// Flags of `rhei jobs`.
 #[derive(Debug, Clone, Default, Args)]

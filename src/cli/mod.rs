@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret},
+    olap::TargetOptions,
     pgoutput::QualifiedName,
     pipeline::{Context, Options, copy_progress::Board, options::TableSettings},
     source::connection::{Environment, SourceOptions},
-    target::duckdb::TargetOptions,
 };
 
 /// Keeps a DuckDB copy of a PostgreSQL database, live and exact.
@@ -151,7 +151,7 @@ through_engine!(
     crate::source::SourceError,
     crate::source::connection::ConnectError,
     crate::source::catalog::CatalogError,
-    crate::target::TargetError
+    crate::olap::TargetError
 );
 
 /// What every command begins with.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tokio::sync::mpsc;
 
 use super::{CliError, Session};
-use crate::{control::Control, engine::replicate, pipeline::Writer, target::DuckDb};
+use crate::{control::Control, engine::replicate, olap::DuckDb, pipeline::Writer};
 
 /// Runs the command.
 pub async fn run(session: Session) -> Result<ExitCode, CliError> {

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::{CliError, Session};
 use crate::{
     Lsn, control,
+    olap::DuckDb,
     source::{catalog, connection::connect_sql},
-    target::DuckDb,
 };
 
 /// Flags of `rhei status`.

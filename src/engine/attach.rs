@@ -28,6 +28,7 @@ use crate::{
     backfill::{FirstSlot, create_slot},
     change::{Pause, Remedy, TableSpec},
     failpoint::reached,
+    olap::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
     pgoutput::{QualifiedName, table_description::Secret},
     pipeline::{
         Context, EngineError, Writer,
@@ -46,7 +47,6 @@ use crate::{
         slot,
         wire::{IdentifySystem, ReplicationClient, SlotKeep},
     },
-    target::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
     types::TypeCatalog,
 };
 
@@ -441,7 +441,7 @@ fn wants_another_copy(
         // What keeps it from being planned is said by the copy.
         Err(_) => !is_paused,
         Ok(spec) => {
-            let is_other = |stored: &crate::target::StoredColumn| {
+            let is_other = |stored: &crate::olap::StoredColumn| {
                 spec.columns.iter().any(|column| {
                     (column.attnum, column.type_oid, column.typmod)
                         == (stored.attnum, stored.type_oid, stored.typmod)

@@ -15,13 +15,13 @@ use super::supervisor::Restarts;
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
     error::with_causes,
+    olap::OlapEngine,
     pgoutput::QualifiedName,
     pipeline::{
         Context, EngineError, Writer,
         error_policy::{Policy, policy},
     },
     source::Hold,
-    target::OlapEngine,
 };
 
 /// After a round that came too late for a table, the stream stays so far behind the source while

@@ -3,8 +3,8 @@
 
 use super::{SyncEngine, in_time, schema::Place};
 use crate::{
-    Lsn, change::assemble::Untracked, pgoutput::relation::Relation, pipeline::EngineError,
-    source::CdcConsumer, target::OlapEngine,
+    Lsn, change::followed::Untracked, olap::OlapEngine, pgoutput::relation::Relation,
+    pipeline::EngineError, source::CdcConsumer,
 };
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {

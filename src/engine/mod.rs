@@ -1,16 +1,15 @@
 //! Decides what happens next.
 //!
-//! `attach` proves that this file and this source belong together (or makes it so), `tables` plans
-//! what is copied, `copying` runs copies beside the stream and `tending` does what they ask,
-//! `schema` judges what became of a table's shape, `error_policy` what an error leads to,
-//! `slot_lost` what follows from a slot that this copy cannot go on with, `latency` measures,
-//! `supervisor` begins again what failed, `settled` says how far everything is in the copy, this
-//! file holds one cycle, `replicate` the long run and the catch-up.
+//! `attach` proves that this file and this source belong together (or makes it so), `copying` runs
+//! copies beside the stream and `tending` does what they ask, `schema` judges what became of a
+//! table's shape, `slot_lost` what follows from a slot that this copy cannot go on with,
+//! `supervisor` begins again what failed, `settled` says how far everything is in the copy,
+//! `command` is what a running replicator may be asked, this file holds one cycle, `replicate` the
+//! long run and the catch-up.
 
 pub mod attach;
 pub mod command;
 pub mod copying;
-mod enum_labels;
 pub mod left_out;
 pub mod recopies;
 pub mod replicate;
@@ -34,10 +33,11 @@ use crate::{
     Checkpoint, Lsn,
     change::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
-        assemble::{Answer, Question},
+        followed::{Answer, Question},
     },
     error::with_causes,
     failpoint::reached,
+    olap::{Applied, OlapEngine},
     pipeline::{
         Context, CycleReport, DdlLock, EngineError, Event, Writer,
         copy_progress::Board,
@@ -46,7 +46,6 @@ use crate::{
         recopies::{MAX_RECOPIES, Recopies},
     },
     source::{BatchLimits, CdcConsumer, Delivery, SourceError},
-    target::{Applied, OlapEngine},
 };
 
 /// How far an idle checkpoint may lie behind what the source has proven to hold nothing for us

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::SyncEngine;
-use crate::{change::Pause, pipeline::EngineError, source::CdcConsumer, target::OlapEngine};
+use crate::{change::Pause, olap::OlapEngine, pipeline::EngineError, source::CdcConsumer};
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Marks tables that only another copy makes equal to the source, for these reasons. Their old

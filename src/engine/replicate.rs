@@ -27,6 +27,7 @@ use crate::{
     Lsn,
     checkpoint::reachable_target,
     failpoint::reached,
+    olap::{Compaction, DuckDb, OlapEngine, engine::FileMaintenance},
     pgoutput::QualifiedName,
     pipeline::{
         Context, CycleReport, EngineError, Event, Writer,
@@ -38,7 +39,6 @@ use crate::{
         pg_consumer::{PgConsumer, StreamOptions},
         wire::WireError,
     },
-    target::{Compaction, DuckDb, OlapEngine},
 };
 
 /// What `sync` did.

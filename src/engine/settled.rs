@@ -17,9 +17,9 @@ use crate::{
     Lsn,
     change::xids::XidSnapshot,
     checkpoint::reachable_target,
+    olap::OlapEngine,
     pipeline::{EngineError, settled::SettledLsn},
     source::{CdcConsumer, catalog::VISIBLE_AFTER_FLUSH},
-    target::OlapEngine,
 };
 
 /// How long the stream has to come to a position before the server is asked whether it can at all;

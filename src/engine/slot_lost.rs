@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use super::{attach::CopyAgain, copying::Copies};
 use crate::{
+    olap::OlapEngine,
     pipeline::{Context, EngineError, options::OnSlotLost, slot_history::LIMIT},
     source::{SourceError, catalog, connection::connect_sql, wire::WireError},
-    target::OlapEngine,
 };
 
 /// Looks at what ended a session, and says how the next one has to begin.

@@ -21,10 +21,10 @@ use crate::{
     checkpoint::reachable_target,
     error::with_causes,
     failpoint::reached,
+    olap::{OlapEngine, StoredTable, TableState, TargetError},
     pgoutput::QualifiedName,
     pipeline::{CycleReport, EngineError, Event, error_policy::policy},
     source::{CdcConsumer, connection::SqlClient},
-    target::{OlapEngine, StoredTable, TableState, TargetError},
 };
 
 /// What came of fetching what kept changes leave open.

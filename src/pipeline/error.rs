@@ -1,6 +1,6 @@
 //! Anything that ends a session.
 
-use crate::{error::panic_text, source::SourceError, target::TargetError};
+use crate::{error::panic_text, olap::TargetError, source::SourceError};
 /// Anything that ends a session.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {

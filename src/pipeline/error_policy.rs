@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::EngineError;
 use crate::{
     Lsn,
+    olap::TargetError,
     source::{
         SourceError,
         catalog::CatalogError,
@@ -15,7 +16,6 @@ use crate::{
         sqlstate::{Refusal, refusal},
         wire::WireError,
     },
-    target::TargetError,
 };
 
 /// What is done about an error.

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{
-    pgoutput::QualifiedName, source::connection::SourceOptions, target::duckdb::TargetOptions,
-};
+use crate::{olap::TargetOptions, pgoutput::QualifiedName, source::connection::SourceOptions};
 
 /// What a pipeline needs to know of the settings.
 #[derive(Debug, Clone)]

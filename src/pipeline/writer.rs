@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::EngineError;
-use crate::{error::panic_text, target::OlapEngine};
+use crate::{error::panic_text, olap::OlapEngine};
 
 /// The target, used by one caller at a time and never from an async thread.
 pub struct Writer<T>(Arc<Mutex<T>>);

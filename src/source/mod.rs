@@ -31,10 +31,7 @@ use std::{
 
 use crate::{
     Lsn,
-    change::{
-        ChangeBatch,
-        assemble::{Assembler, Question},
-    },
+    change::{ChangeBatch, assemble::Assembler, followed::Question},
     checkpoint::DurableLsn,
 };
 

@@ -15,8 +15,9 @@ use arrow::{
 };
 
 use super::{
-    Kind, Mapping, ValueError, datetime, entry_fields, interval_fields, numeric, range_fields,
-    text, variant,
+    ValueError, datetime,
+    mapping::{Kind, Mapping, entry_fields, interval_fields, range_fields},
+    numeric, text, variant,
 };
 
 /// Decodes the values of one column into one Arrow array.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use rhei::{
     Checkpoint, Lsn,
     change::TableSpec,
-    target::{DuckDb, NewCopy, OlapEngine, Phase, Pipeline},
+    olap::{CopyTarget, DuckDb, NewCopy, Phase, Pipeline, TargetState},
 };
 
 /// A pipeline that stands at `lsn`.

@@ -14,6 +14,7 @@ use crate::{
 use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, TableSpec},
+    olap::{ApplyTarget, CopyTarget, DuckDb, TargetOptions, TargetState},
     pgoutput::{
         QualifiedName, ReplicaIdentity,
         message::{Message, OldTuple},
@@ -21,7 +22,6 @@ use rhei::{
     source::{
         BatchLimits, CdcConsumer, Delivery, recorded_consumer::RecordedConsumer, recording::split,
     },
-    target::{DuckDb, OlapEngine, duckdb::TargetOptions},
     types::{ColumnType, TypeCatalog, map_column},
 };
 

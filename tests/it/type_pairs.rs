@@ -24,12 +24,12 @@ use crate::{
 use rhei::{
     Lsn,
     change::{ColumnOrigin, ColumnSpec, Key, Reshape, TableSpec},
+    olap::names,
     pgoutput::{QualifiedName, ReplicaIdentity},
     source::{
         catalog,
         connection::{Environment, SourceOptions, connect_sql},
     },
-    target::ddl,
     types::{
         ColumnBuilder, ColumnType, InPlace, Mapping, TypeCatalog, Typed, in_place, map_column,
     },
@@ -186,7 +186,7 @@ fn table_of(number: usize) -> String {
 }
 
 fn literal(text: &str) -> String {
-    ddl::literal(text)
+    names::literal(text)
 }
 
 fn array_of(texts: impl Iterator<Item = String>) -> String {
@@ -369,9 +369,9 @@ fn decoded(mapping: &Mapping, texts: &Texts) -> (ArrayRef, Vec<bool>) {
 /// A database as rhei has it open, in a session whose settings must not matter.
 fn open_copy() -> duckdb::Connection {
     let copy = duckdb::Connection::open_in_memory().unwrap();
-    let attach = format!("ATTACH ':memory:' AS {}", ddl::CATALOG);
+    let attach = format!("ATTACH ':memory:' AS {}", names::CATALOG);
     copy.execute_batch(&format!("SET GLOBAL TimeZone = 'America/New_York'; {attach}")).unwrap();
-    copy.execute_batch(&format!("CREATE SCHEMA {}.public", ddl::CATALOG)).unwrap();
+    copy.execute_batch(&format!("CREATE SCHEMA {}.public", names::CATALOG)).unwrap();
     copy
 }
 
@@ -383,7 +383,7 @@ fn put(
     array: &ArrayRef,
     is_wanted: &[bool],
 ) {
-    let table = ddl::table(&QualifiedName::new("public", name));
+    let table = names::table(&QualifiedName::new("public", name));
     let ids: Int32Array = (0..array.len() as i32).collect();
     let fields = vec![Field::new("id", DataType::Int32, false), mapping.field("c")];
     let rows =
@@ -478,7 +478,7 @@ impl Change<'_> {
             after: spec(self.after, to),
             columns: vec![ColumnOrigin::Kept(0)],
         };
-        for statement in ddl::reshape(&reshape, |_| None) {
+        for statement in rhei::olap::reshape::alter_statements(&reshape, |_| None) {
             if let Err(error) = copy.execute_batch(&statement) {
                 return Some(format!("{error}\nin {statement}"));
             }
@@ -503,7 +503,7 @@ impl Change<'_> {
 
 /// The first row in which two tables differ, or their types.
 fn differing(copy: &duckdb::Connection, one: &str, other: &str) -> Option<String> {
-    let [one, other] = [one, other].map(|name| ddl::table(&QualifiedName::new("public", name)));
+    let [one, other] = [one, other].map(|name| names::table(&QualifiedName::new("public", name)));
     let sql = format!(
         "SELECT concat_ws(' ', count(*), min(concat_ws(' ', coalesce(a.c::VARCHAR, 'NULL'), 'is \
          not', coalesce(b.c::VARCHAR, 'NULL'))))

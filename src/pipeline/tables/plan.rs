@@ -5,10 +5,10 @@ use super::names;
 use crate::{
     Lsn,
     change::{ColumnSpec, Key, TableSpec},
+    olap::{StoredTable, names::SHADOW_ENDING},
     pgoutput::QualifiedName,
     pipeline::options::TableSettings,
     source::catalog::{self, Fingerprint, SourceTable},
-    target::{StoredTable, ddl::SHADOW_ENDING},
     types::{ColumnType, TypeCatalog, map_column},
 };
 

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{is_name_for, target_name};
 use crate::{
     Lsn,
+    olap::{StoredTable, TableState},
     pgoutput::QualifiedName,
     pipeline::{EngineError, Options, options::TableSettings},
     source::{
         catalog::{self, SourceTable},
         connection::SqlClient,
     },
-    target::{StoredTable, TableState},
     types::TypeCatalog,
 };
 

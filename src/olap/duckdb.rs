@@ -1,45 +1,34 @@
 //! `DuckDb`: opens and locks the file, keeps its settings, and is the one writer.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::ErrorKind,
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use arrow::record_batch::RecordBatch;
 use duckdb::{AccessMode, Connection};
 
 use super::{
-    Applied, Compacted, Compaction, Loader, NewCopy, OlapEngine, Pipeline, Space, StoredJob,
-    StoredState, StoredTable, TableState, TargetError,
-    apply::{self, Progress, Views},
+    Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Pipeline, Space, StoredJob,
+    StoredState, StoredTable, TargetError, TargetOptions, TargetState,
+    apply::{self, Progress},
     arrow_scan::Database,
-    compact, ddl,
-    jobs::{self, NewJob},
-    new_file,
-    pace::Pace,
-    pending, state,
+    compact,
+    file::{attach, open, sweep},
+    jobs, names, new_file, pending,
+    stage::Views,
+    state,
     tables::Tables,
+    tuning::Pace,
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{ChangeBatch, Pause, TableSpec},
+    change::{ChangeBatch, TableSpec},
     checkpoint::DurableLsn,
     failpoint::reached,
     pgoutput::QualifiedName,
 };
-
-/// Where the copy is, and what DuckDB may use.
-#[derive(Debug, Clone, Default)]
-pub struct TargetOptions {
-    pub path: PathBuf,
-    /// As DuckDB writes sizes; its own default is 80 % of the machine.
-    pub duckdb_memory_limit: Option<String>,
-    /// The most that it may use; its own default is all cores.
-    pub threads: Option<u32>,
-}
 
 /// So many statements are kept planned.
 const PREPARED: usize = 1024;
@@ -63,7 +52,7 @@ pub struct DuckDb {
     /// The file was closed, and could not be opened again yet.
     is_detached: bool,
     /// One more for each loader that is alive.
-    loaders: Arc<()>,
+    pub(super) loaders: Arc<()>,
 }
 
 impl DuckDb {
@@ -126,7 +115,7 @@ impl DuckDb {
             let Some(target) = self.tables()?.get(oid).map(|table| table.target.clone()) else {
                 continue;
             };
-            statements.push_str(&ddl::drop_table(&ddl::shadow_of(&target)));
+            statements.push_str(&names::drop_table(&names::shadow_of(&target)));
             self.drop_pending(oid)?;
             self.tables()?.set_shadowless(oid);
         }
@@ -144,14 +133,14 @@ impl DuckDb {
     }
 
     /// After a transaction that may have changed tables.
-    fn refresh(&mut self) -> Result<(), TargetError> {
+    pub(super) fn refresh(&mut self) -> Result<(), TargetError> {
         self.copying = self.tables()?.copying();
         // DuckDB does not keep what it plans anew after a table has changed.
         self.connection.flush_prepared_statement_cache();
         self.set_pace()
     }
 
-    fn roll_back_quietly(&mut self) {
+    pub(super) fn roll_back_quietly(&mut self) {
         self.parts = None;
         if std::mem::take(&mut self.is_open) {
             self.tables = None;
@@ -173,7 +162,7 @@ impl DuckDb {
     pub(super) fn detach(&mut self) -> Result<(), TargetError> {
         self.is_detached = true;
         self.connection.flush_prepared_statement_cache();
-        let detached = format!("USE memory; DETACH DATABASE IF EXISTS {}", ddl::CATALOG);
+        let detached = format!("USE memory; DETACH DATABASE IF EXISTS {}", names::CATALOG);
         Ok(self.connection.execute_batch(&detached)?)
     }
 
@@ -201,7 +190,7 @@ impl DuckDb {
 
     /// Nothing may be read from, or written to, the database in memory that stands in for a closed
     /// file.
-    fn be_attached(&mut self) -> Result<(), TargetError> {
+    pub(super) fn be_attached(&mut self) -> Result<(), TargetError> {
         if self.is_detached {
             self.detach()?;
             self.attach_again()?;
@@ -232,7 +221,7 @@ impl DuckDb {
 
     /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the
     /// same row of `_rhei.jobs`, which it is for a moment only.
-    fn transaction<R>(
+    pub(super) fn transaction<R>(
         &mut self,
         work: impl Fn(&mut Self) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
@@ -261,7 +250,7 @@ impl DuckDb {
         }
     }
 
-    fn commit(&mut self) -> Result<(), TargetError> {
+    pub(super) fn commit(&mut self) -> Result<(), TargetError> {
         if let Some(tables) = &mut self.tables {
             tables.write(&self.connection)?;
         }
@@ -329,7 +318,7 @@ impl DuckDb {
 
     /// Reads what is committed. While a transaction is open for parts, its connection would show
     /// what is not.
-    fn reading<R>(
+    pub(super) fn reading<R>(
         &self,
         read: impl FnOnce(&Connection) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
@@ -337,7 +326,7 @@ impl DuckDb {
             return read(&self.connection);
         }
         let other = self.connection.try_clone()?;
-        other.execute_batch(&format!("USE {}", ddl::CATALOG))?;
+        other.execute_batch(&format!("USE {}", names::CATALOG))?;
         read(&other)
     }
 
@@ -353,120 +342,7 @@ impl DuckDb {
     }
 }
 
-/// Makes the empty shadows of copies that begin, in the place of older ones.
-fn create_shadows(connection: &Connection, copies: &[&NewCopy]) -> Result<(), TargetError> {
-    let older = ddl::shadows(connection)?;
-    let schemas: BTreeMap<String, String> = copies
-        .iter()
-        .map(|copy| (copy.spec.target.schema.clone(), ddl::create_schema(&copy.spec.target)))
-        .collect();
-    let mut statements: String = schemas.into_values().collect();
-    for NewCopy { spec, long_columns, .. } in copies {
-        let shadow = ddl::shadow_of(&spec.target);
-        if older.contains(&ddl::lower(&shadow)) {
-            statements.push_str(&ddl::drop_table(&shadow));
-        }
-        statements.push_str(&ddl::create_shadow(spec, long_columns));
-    }
-    Ok(connection.execute_batch(&statements)?)
-}
-
-/// Where DuckDB writes what has no room in its memory: beside the file, under the name that DuckDB
-/// itself would give it.
-fn spill_folder(path: &Path) -> PathBuf {
-    compact::beside(path, ".tmp")
-}
-
-/// A process that was killed leaves behind what it spilled. To be called by whoever holds the
-/// file's lock, and opened the file no earlier than `since`: what is newer may be its own, from
-/// replaying the log. The folder stays, since DuckDB makes it only once.
-fn sweep(path: &Path, since: SystemTime) {
-    const CLOCKS: Duration = Duration::from_secs(2);
-    let Ok(entries) = std::fs::read_dir(spill_folder(path)) else { return };
-    for entry in entries.flatten() {
-        let is_old =
-            entry.metadata().and_then(|file| file.modified()).is_ok_and(|at| at + CLOCKS < since);
-        if is_old && entry.file_name().as_encoded_bytes().starts_with(b"duckdb_temp_") {
-            // Whatever cannot be removed is in nobody's way.
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// What DuckDB is told before it starts.
-fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
-    let mut settings = vec![
-        ("autoinstall_known_extensions", "false".to_owned()),
-        ("autoload_known_extensions", "false".to_owned()),
-        // DuckDB goes by the file that it is opened with, and that is none: its own choice is the
-        // folder that rhei was started in.
-        ("temp_directory", spill_folder(&options.path).display().to_string()),
-    ];
-    settings.extend(options.duckdb_memory_limit.clone().map(|limit| ("max_memory", limit)));
-    settings.extend(options.threads.map(|threads| ("threads", threads.to_string())));
-    settings
-}
-
-/// Attaches the file under a name of our own: DuckDB calls a database after its file, and
-/// `shop.orders` is ambiguous in `shop.duckdb`. A new file gets the newest storage version, which
-/// VARIANT needs.
-fn open(
-    options: &TargetOptions,
-    mode: AccessMode,
-) -> Result<(Arc<Database>, Connection), TargetError> {
-    let database = Arc::new(Database::open(&settings(options))?);
-    let connection = database.connect()?;
-    // Before the file is opened, and for every connection: DuckDB replays the log in one of its
-    // own, and what it finds there must not depend on the zone of the host. The plain source build
-    // has no zones.
-    let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
-    attach(&connection, &options.path, mode)?;
-    Ok((database, connection))
-}
-
-fn attach(connection: &Connection, path: &Path, mode: AccessMode) -> Result<(), TargetError> {
-    if !matches!(mode, AccessMode::ReadOnly) {
-        new_file::make(connection, path).map_err(|error| match error {
-            TargetError::Query(source) => not_attached(path, source),
-            TargetError::Io(source) if source.kind() == ErrorKind::PermissionDenied => {
-                TargetError::NotWritable { path: path.to_owned() }
-            }
-            error => error,
-        })?;
-    }
-    let how = match mode {
-        AccessMode::ReadOnly => "READ_ONLY",
-        _ => "STORAGE_VERSION 'latest'",
-    };
-    let file = ddl::literal(&path.display().to_string());
-    let attach = format!("ATTACH {file} AS {} ({how}); USE {};", ddl::CATALOG, ddl::CATALOG);
-    connection.execute_batch(&attach).map_err(|source| not_attached(path, source))
-}
-
-/// Why DuckDB did not open, or make, the file at `path`.
-fn not_attached(path: &Path, source: duckdb::Error) -> TargetError {
-    let text = source.to_string();
-    let path = path.to_owned();
-    if text.contains("Could not set lock") {
-        let holder = text
-            .split("(PID ")
-            .nth(1)
-            .and_then(|rest| rest.split(')').next())
-            .unwrap_or("unknown")
-            .to_owned();
-        TargetError::Locked { path, holder }
-    } else if text.contains("not a valid DuckDB database file") {
-        TargetError::NotADatabase { path }
-    } else if super::is_damage(&text) {
-        TargetError::Damaged { path, source }
-    } else if text.contains("Permission denied") || text.contains("Read-only file system") {
-        TargetError::NotWritable { path }
-    } else {
-        TargetError::Open { path, source }
-    }
-}
-
-impl OlapEngine for DuckDb {
+impl TargetState for DuckDb {
     fn state(&mut self) -> Result<Option<StoredState>, TargetError> {
         self.be_attached()?;
         if self.parts.is_some() {
@@ -533,15 +409,15 @@ impl OlapEngine for DuckDb {
             }
             // All at once, so that two tables can swap their names.
             for (from, table) in &moving {
-                target.connection.execute_batch(&ddl::set_aside(from, table.oid))?;
+                target.connection.execute_batch(&names::set_aside(from, table.oid))?;
             }
             for (from, table) in &moving {
                 // A copy that is only kept gives way.
                 if target.tables()?.give_way([(&table.target, table.oid)]) {
-                    target.connection.execute_batch(&ddl::drop_table(&table.target))?;
+                    target.connection.execute_batch(&names::drop_table(&table.target))?;
                 }
                 target.refuse_foreign(&table.target)?;
-                target.connection.execute_batch(&ddl::bring_back(
+                target.connection.execute_batch(&names::bring_back(
                     from,
                     table.oid,
                     &table.target,
@@ -558,199 +434,9 @@ impl OlapEngine for DuckDb {
         })?;
         self.refresh()
     }
+}
 
-    fn begin_copies(
-        &mut self,
-        copies: &[NewCopy],
-    ) -> Result<Vec<Result<Vec<u64>, String>>, TargetError> {
-        let ids = self.transaction(|target| {
-            let oids: Vec<u32> = copies.iter().map(|copy| copy.spec.oid).collect();
-            jobs::cancel(&target.connection, &oids, "its snapshot was lost")?;
-            let (mut refused, mut begun) = (BTreeMap::new(), Vec::new());
-            for copy in copies.iter().filter(|copy| !copy.is_resumed) {
-                let spec = &copy.spec;
-                if let Err(error @ TargetError::ForeignTable { .. }) =
-                    target.refuse_foreign(&spec.target)
-                {
-                    let state = TableState::Error(Pause::new(error.to_string()));
-                    target.tables()?.put(StoredTable::of(spec, state));
-                    refused.insert(spec.oid, error.to_string());
-                    continue;
-                }
-                begun.push(copy);
-                target.drop_pending(spec.oid)?;
-                let stored = target.tables()?;
-                let has_old = stored.is_ours(&spec.target);
-                let state = if has_old { TableState::Resync } else { TableState::Copying };
-                stored.put(StoredTable { has_shadow: true, ..StoredTable::of(spec, state) });
-            }
-            create_shadows(&target.connection, &begun)?;
-            let begun: Vec<(u32, &[NewJob])> = copies
-                .iter()
-                .filter(|copy| !refused.contains_key(&copy.spec.oid))
-                .map(|copy| (copy.spec.oid, copy.jobs.as_slice()))
-                .collect();
-            let mut ids = jobs::add(&target.connection, &begun)?.into_iter();
-            let outcome = |copy: &NewCopy| match refused.remove(&copy.spec.oid) {
-                Some(reason) => Err(reason),
-                None => Ok(ids.by_ref().take(copy.jobs.len()).collect()),
-            };
-            Ok(copies.iter().map(outcome).collect())
-        })?;
-        self.refresh()?;
-        Ok(ids)
-    }
-
-    fn done_chunks(
-        &mut self,
-        oid: u32,
-        copy_lsn: Lsn,
-    ) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
-        self.reading(|connection| jobs::done(connection, oid, copy_lsn))
-    }
-
-    fn open_keys(
-        &mut self,
-        table: &TableSpec,
-        most: usize,
-    ) -> Result<Vec<Vec<String>>, TargetError> {
-        if !self.tables()?.has_pending(table.oid) {
-            return Ok(Vec::new());
-        }
-        pending::open_keys(&self.connection, table, most)
-    }
-
-    fn fill_open(
-        &mut self,
-        table: &TableSpec,
-        rows: &[RecordBatch],
-        asked: usize,
-    ) -> Result<(), TargetError> {
-        self.transaction(|target| pending::fill(&target.connection, table, rows, asked as u64))
-    }
-
-    fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            for table in tables {
-                let has_pending = target.tables()?.has_pending(table.oid);
-                let closed = if has_pending {
-                    pending::close_open_values(&target.connection, table)
-                } else {
-                    Ok(())
-                };
-                closed
-                    .and_then(|()| jobs::refuse(&target.connection, "finish.refused", table))
-                    .map_err(|error| error.of_copy(table))?;
-            }
-            let shadows = tables.iter().map(|table| ddl::table(&ddl::shadow_of(&table.target)));
-            let copied = apply::counts(&target.connection, shadows)?;
-            let stored = target.tables()?;
-            for (table, copied) in tables.iter().zip(copied) {
-                stored.set_state(table.oid, TableState::CatchingUp, Some(copied));
-            }
-            Ok(())
-        })?;
-        self.refresh()
-    }
-
-    fn merge(
-        &mut self,
-        tables: &[Arc<TableSpec>],
-        most_rows: u64,
-    ) -> Result<BTreeSet<u32>, TargetError> {
-        self.be_attached()?;
-        self.roll_back()?;
-        let stored = self.tables()?;
-        let (changed, mut merged): (Vec<_>, Vec<_>) =
-            tables.iter().partition(|table| stored.has_pending(table.oid));
-        let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
-        let (due, unchanged): (Vec<_>, Vec<_>) =
-            changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
-        merged.extend(unchanged.into_iter().map(|(table, _)| table));
-        let whole = self.transaction(|target| {
-            for table in &merged {
-                jobs::refuse(&target.connection, "merge.refused", table)
-                    .map_err(|error| error.of_copy(table))?;
-            }
-            let (mut left, mut done) = (most_rows, Vec::new());
-            for &(table, kept) in &due {
-                if left == 0 {
-                    break;
-                }
-                let is_merged = pending::merge(&target.connection, table, left)
-                    .and_then(|merged| {
-                        jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged)
-                    })
-                    .map_err(|error| error.of_copy(table))?;
-                left = left.saturating_sub(kept);
-                done.extend(is_merged.then_some(table));
-            }
-            reached("merge.step");
-            Ok(done)
-        })?;
-        merged.extend(whole);
-        if merged.is_empty() {
-            return Ok(BTreeSet::new());
-        }
-        reached("merge.merged");
-        // In a transaction of its own. DuckDB writes rows into its log under the name that their
-        // table has at the end of the transaction, and before the renaming: a log with both cannot
-        // be replayed after a crash. Nothing can come between the two: this is the one writer, and
-        // a crash leaves a shadow with nothing more to merge.
-        self.transaction(|target| {
-            let mut statements = String::new();
-            for table in &merged {
-                target.refuse_foreign(&table.target)?;
-                statements.push_str(&ddl::swap(&table.target));
-            }
-            target.connection.execute_batch(&statements)?;
-            for table in &merged {
-                target.drop_pending(table.oid)?;
-            }
-            let stored = target.tables()?;
-            stored.give_way(merged.iter().map(|table| (&table.target, table.oid)));
-            merged.iter().for_each(|table| stored.set_live(table.oid));
-            reached("merge.swapping");
-            Ok(())
-        })?;
-        self.refresh()?;
-        Ok(merged.iter().map(|table| table.oid).collect())
-    }
-
-    fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            let oids: Vec<u32> = copies.iter().map(|(oid, _)| *oid).collect();
-            target.drop_shadows(&oids)?;
-            let stored = target.tables()?;
-            for (oid, pause) in copies {
-                let Some(name) = stored.get(*oid).map(|table| table.target.clone()) else {
-                    continue;
-                };
-                let state = match pause {
-                    Some(pause) => TableState::Error(pause.clone()),
-                    None if stored.is_ours(&name) => TableState::Resync,
-                    None => TableState::Pending,
-                };
-                stored.set_state(*oid, state, None);
-            }
-            Ok(())
-        })?;
-        self.refresh()
-    }
-
-    fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
-        self.be_attached()?;
-        self.reading(jobs::all)
-    }
-
-    fn loader(&mut self) -> Result<Loader, TargetError> {
-        self.be_attached()?;
-        let connection = self.connection.try_clone()?;
-        connection.execute_batch(&format!("USE {}", ddl::CATALOG))?;
-        let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        Ok(Loader::new(connection, Arc::clone(&self.database), Arc::clone(&self.loaders)))
-    }
-
+impl ApplyTarget for DuckDb {
     fn apply(
         &mut self,
         batch: &ChangeBatch,
@@ -805,17 +491,46 @@ impl OlapEngine for DuckDb {
         Ok(())
     }
 
+    fn holds_other_values(
+        &mut self,
+        table: &TableSpec,
+        columns: &[usize],
+        allowed: &[String],
+    ) -> Result<bool, TargetError> {
+        self.be_attached()?;
+        let target = names::table(&table.target);
+        let allowed: Vec<String> = allowed.iter().map(|value| names::literal(value)).collect();
+
+        for column in columns.iter().filter_map(|&at| table.columns.get(at)) {
+            let name = names::quoted(&column.target_name);
+            let is_list = column.mapping.target_type.ends_with("[]");
+            let value = if is_list { format!("unnest({name}, recursive := true)") } else { name };
+            let other = if allowed.is_empty() {
+                String::new()
+            } else {
+                format!("AND value NOT IN ({})", allowed.join(", "))
+            };
+            let found: bool = self.connection.query_row(
+                &format!(
+                    "SELECT EXISTS (SELECT 1 FROM (SELECT {value} AS value FROM {target}) \
+                     WHERE value IS NOT NULL {other})"
+                ),
+                [],
+                |row| row.get(0),
+            )?;
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl FileMaintenance for DuckDb {
     fn reopen(&mut self) -> Result<(), TargetError> {
         self.roll_back_quietly();
         self.detach()?;
         self.attach_again()
-    }
-
-    fn prune(&mut self) -> Result<u64, TargetError> {
-        if self.pipeline.is_none() || self.has_open_parts() {
-            return Ok(0);
-        }
-        self.transaction(|target| jobs::prune(&target.connection))
     }
 
     fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError> {
@@ -845,40 +560,6 @@ impl OlapEngine for DuckDb {
             Ok(()) => {}
         }
         Ok(())
-    }
-
-    fn holds_other_values(
-        &mut self,
-        table: &TableSpec,
-        columns: &[usize],
-        allowed: &[String],
-    ) -> Result<bool, TargetError> {
-        self.be_attached()?;
-        let target = ddl::table(&table.target);
-        let allowed: Vec<String> = allowed.iter().map(|value| ddl::literal(value)).collect();
-
-        for column in columns.iter().filter_map(|&at| table.columns.get(at)) {
-            let name = ddl::quoted(&column.target_name);
-            let is_list = column.mapping.target_type.ends_with("[]");
-            let value = if is_list { format!("unnest({name}, recursive := true)") } else { name };
-            let other = if allowed.is_empty() {
-                String::new()
-            } else {
-                format!("AND value NOT IN ({})", allowed.join(", "))
-            };
-            let found: bool = self.connection.query_row(
-                &format!(
-                    "SELECT EXISTS (SELECT 1 FROM (SELECT {value} AS value FROM {target}) \
-                     WHERE value IS NOT NULL {other})"
-                ),
-                [],
-                |row| row.get(0),
-            )?;
-            if found {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     fn space(&mut self) -> Result<Space, TargetError> {

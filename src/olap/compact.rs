@@ -13,7 +13,7 @@ use std::{
 use duckdb::Connection;
 use serde::Serialize;
 
-use super::{DuckDb, TargetError, ddl};
+use super::{DuckDb, TargetError, names};
 use crate::failpoint::reached;
 
 /// How large the file is, and what is in it. Sizes in bytes.
@@ -97,9 +97,9 @@ fn contents(
     let names = names.collect::<Result<Vec<(String, String)>, _>>()?;
     let mut contents = Vec::with_capacity(names.len());
     for (schema, table) in names {
-        let name = format!("{}.{}", ddl::quoted(&schema), ddl::quoted(&table));
+        let name = format!("{}.{}", names::quoted(&schema), names::quoted(&table));
         // A name that no column has: a column would be taken for the row.
-        let row = ddl::quoted("_rhei\u{1}row");
+        let row = names::quoted("_rhei\u{1}row");
         // Values that are equal to DuckDB have one hash, also where they print otherwise.
         let mut hashed = vec![row.clone()];
         hashed.extend(coarse_columns(connection, database, &schema, &table)?);
@@ -128,8 +128,8 @@ fn coarse_columns(
     let columns =
         columns.query_map([database, schema, table], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let columns = columns.collect::<Result<Vec<(String, String)>, _>>()?;
-    let coarse = columns.into_iter().filter(|(_, data_type)| ddl::has_coarse_equality(data_type));
-    Ok(coarse.map(|(column, _)| format!("{}::VARCHAR", ddl::quoted(&column))).collect())
+    let coarse = columns.into_iter().filter(|(_, data_type)| names::has_coarse_equality(data_type));
+    Ok(coarse.map(|(column, _)| format!("{}::VARCHAR", names::quoted(&column))).collect())
 }
 
 /// Everything else there is, kind by kind.
@@ -247,14 +247,14 @@ impl DuckDb {
         // Left by a crash.
         gone(next)?;
         gone(&beside(next, ".wal"))?;
-        let file = ddl::literal(&next.display().to_string());
+        let file = names::literal(&next.display().to_string());
         connection.execute_batch(&format!(
             "ATTACH {file} AS {NEXT} (STORAGE_VERSION 'latest'); COPY FROM DATABASE {} TO {NEXT}; \
              CHECKPOINT {NEXT};",
-            ddl::CATALOG
+            names::CATALOG
         ))?;
-        let (old, new) = (contents(connection, ddl::CATALOG)?, contents(connection, NEXT)?);
-        if old != new || others(connection, ddl::CATALOG)? != others(connection, NEXT)? {
+        let (old, new) = (contents(connection, names::CATALOG)?, contents(connection, NEXT)?);
+        if old != new || others(connection, names::CATALOG)? != others(connection, NEXT)? {
             let differs =
                 old.iter().zip(&new).find(|(old, new)| old != new).map(|(old, _)| old.0.clone());
             let what = differs.unwrap_or_else(|| "what else is in the file".to_owned());

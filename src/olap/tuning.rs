@@ -9,7 +9,7 @@ use std::{
 
 use duckdb::Connection;
 
-use super::{Applied, Compaction, TargetError, apply, compact, ddl};
+use super::{Applied, Compaction, TargetError, compact, names, stage};
 use crate::{
     change::{ChangeBatch, TableChanges},
     pgoutput::QualifiedName,
@@ -130,8 +130,8 @@ impl Pace {
             let counts = changes.counts;
             counts.inserted + counts.updated + counts.deleted
         };
-        let bytes: usize = batch.tables.iter().map(|changes| apply::bytes(&changes.inserts)).sum();
-        let rows: u64 = batch.tables.iter().map(|changes| apply::total(&changes.inserts)).sum();
+        let bytes: usize = batch.tables.iter().map(|changes| stage::bytes(&changes.inserts)).sum();
+        let rows: u64 = batch.tables.iter().map(|changes| stage::total(&changes.inserts)).sum();
         let all_changed = batch.tables.iter().map(changed).sum::<u64>();
         self.expected_rows += all_changed;
         for changes in &batch.tables {
@@ -335,7 +335,7 @@ fn is_worth_compacting(
     if table.schema.contains('"') || table.name.contains('"') {
         return Ok(false);
     }
-    let name = ddl::table(table);
+    let name = names::table(table);
     let (live_rows, stored_rows): (u64, u64) = connection.query_row(
         &format!(
             "SELECT (SELECT count(*) FROM {name}), coalesce((SELECT estimated_size FROM \
@@ -350,7 +350,7 @@ fn is_worth_compacting(
         "SELECT count(DISTINCT row_group_id), \
          coalesce(count(DISTINCT block_id) + sum(len(additional_block_ids)), 0)::UBIGINT * \
          {BLOCK_BYTES} FROM pragma_storage_info({})",
-        ddl::literal(&name)
+        names::literal(&name)
     );
     let (row_groups, bytes): (u64, u64) =
         connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -366,7 +366,7 @@ mod tests {
     use crate::{
         Lsn,
         checkpoint::DurableLsn,
-        target::{DuckDb, duckdb::TargetOptions},
+        olap::{DuckDb, TargetOptions},
     };
 
     #[test]

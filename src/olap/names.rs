@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use duckdb::Connection;
 
 use crate::{
-    change::{ColumnOrigin, ColumnSpec, Reshape, TableSpec},
+    change::{ColumnSpec, TableSpec},
     pgoutput::QualifiedName,
 };
 
@@ -116,61 +116,6 @@ pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String 
         create_schema(to),
         table(to)
     )
-}
-
-/// Statements that bring a table into another shape. `value` is what older rows have in the new
-/// column with this index, where that is not NULL: an expression that means the same when the log
-/// is replayed.
-///
-/// Columns that go or change their names are taken off them first, so that names can be swapped and
-/// used again; the last column of a table cannot be dropped, so new ones come before.
-pub fn reshape(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Vec<String> {
-    let target = table(&reshape.after.target);
-    let alter = |what: String| format!("ALTER TABLE {target} {what}");
-    let parked = |at: usize| quoted(&format!("{at}__rhei_moving"));
-    let kept_as = |at: usize| {
-        let place = reshape.columns.iter().position(|column| *column == ColumnOrigin::Kept(at))?;
-        reshape.after.columns.get(place)
-    };
-    let (mut park, mut change, mut add, mut name, mut drop) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (at, before) in reshape.before.columns.iter().enumerate() {
-        let old_name = quoted(&before.target_name);
-        match kept_as(at) {
-            Some(after) => {
-                if after.mapping.target_type != before.mapping.target_type {
-                    let value = before.mapping.conversion(&after.mapping, &old_name);
-                    let kind = &after.mapping.target_type;
-                    change.push(alter(format!(
-                        "ALTER COLUMN {old_name} TYPE {kind} USING ({value})"
-                    )));
-                }
-                if after.target_name != before.target_name {
-                    park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
-                    name.push(alter(format!(
-                        "RENAME COLUMN {} TO {}",
-                        parked(at),
-                        quoted(&after.target_name)
-                    )));
-                }
-            }
-            None => {
-                park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
-                drop.push(alter(format!("DROP COLUMN {}", parked(at))));
-            }
-        }
-    }
-    for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
-        if matches!(origin, ColumnOrigin::Added(_)) {
-            let (new, kind) = (quoted(&column.target_name), &column.mapping.target_type);
-            add.push(alter(format!("ADD COLUMN {new} {kind}")));
-            // Not by DEFAULT: another ALTER after that, then rows, and COMMIT fails.
-            if let Some(value) = value(at) {
-                add.push(alter(format!("ALTER COLUMN {new} TYPE {kind} USING ({value})")));
-            }
-        }
-    }
-    [change, park, name, add, drop].concat()
 }
 
 #[cfg(test)]

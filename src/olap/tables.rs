@@ -14,7 +14,7 @@ use duckdb::{Connection, params};
 
 use super::{
     StoredColumn, StoredTable, TableState, TargetError,
-    ddl::{self, lower},
+    names::{self, lower},
     pending,
     state::{corrupt, from_json, lsn, to_json},
 };
@@ -73,7 +73,7 @@ impl Tables {
     fn read_foreign(&mut self, connection: &Connection) -> Result<(), TargetError> {
         let shadows = self.rows.values().filter(|row| row.table.has_shadow);
         let shadows: HashSet<_> =
-            shadows.map(|row| lower(&ddl::shadow_of(&row.table.target))).collect();
+            shadows.map(|row| lower(&names::shadow_of(&row.table.target))).collect();
         let mut statement = connection.prepare(
             "SELECT lower(table_schema), lower(table_name) FROM information_schema.tables \
              WHERE table_catalog = current_database() AND table_schema <> '_rhei'",
@@ -258,7 +258,7 @@ impl Tables {
             ))?;
         }
 
-        let mut rows = connection.appender_to_catalog_and_db("tables", ddl::CATALOG, "_rhei")?;
+        let mut rows = connection.appender_to_catalog_and_db("tables", names::CATALOG, "_rhei")?;
         for row in dirty.keys().filter_map(|oid| self.rows.get(oid)) {
             let table = &row.table;
             let (error, remedy) = stored_pause(&table.state);
@@ -288,7 +288,7 @@ impl Tables {
         drop(rows);
 
         let mut columns =
-            connection.appender_to_catalog_and_db("columns", ddl::CATALOG, "_rhei")?;
+            connection.appender_to_catalog_and_db("columns", names::CATALOG, "_rhei")?;
         for table in with_columns.iter().filter_map(|oid| self.get(*oid)) {
             for column in &table.columns {
                 columns.append_row(params![

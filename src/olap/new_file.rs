@@ -12,7 +12,7 @@ use std::{
 
 use duckdb::Connection;
 
-use super::{TargetError, compact::beside, ddl};
+use super::{TargetError, compact::beside, names};
 
 /// How the name of a file that is being made goes on behind the name of the target; the process id
 /// follows.
@@ -44,7 +44,7 @@ pub fn make(connection: &Connection, path: &Path) -> Result<(), TargetError> {
 fn write(connection: &Connection, unfinished: &Path) -> Result<(), TargetError> {
     // Left by a process that had the same id.
     remove(unfinished);
-    let file = ddl::literal(&unfinished.display().to_string());
+    let file = names::literal(&unfinished.display().to_string());
     connection.execute_batch(&format!(
         "ATTACH {file} AS {NEW} (STORAGE_VERSION 'latest'); DETACH DATABASE {NEW};"
     ))?;

@@ -22,9 +22,8 @@ use std::collections::BTreeSet;
 use duckdb::Connection;
 
 use super::{
-    TargetError,
-    apply::{self, STAGE},
-    ddl,
+    TargetError, apply, names,
+    stage::{self, STAGE},
 };
 use crate::change::{
     COUNT_COLUMN, Deletes, Key, ORIGIN_PREFIX, PATTERN_COLUMN, TableChanges, TableSpec,
@@ -35,7 +34,7 @@ const STEP: &str = "_rhei_pending_step";
 
 /// Full name of a table's pending changes.
 fn name(oid: u32) -> String {
-    format!("{}._rhei.pending_{oid}", ddl::CATALOG)
+    format!("{}._rhei.pending_{oid}", names::CATALOG)
 }
 
 pub(super) fn drop_statement(oid: u32) -> String {
@@ -107,12 +106,12 @@ fn staged(spec: &TableSpec, at: usize, prefix: &str) -> String {
     spec.columns.get(at).map_or_else(String::new, |column| {
         column
             .mapping
-            .stage_expr(&format!("s.{}", ddl::quoted(&format!("{prefix}{}", column.target_name))))
+            .stage_expr(&format!("s.{}", names::quoted(&format!("{prefix}{}", column.target_name))))
     })
 }
 
 fn target_column(spec: &TableSpec, at: usize) -> String {
-    spec.columns.get(at).map_or_else(String::new, |column| ddl::quoted(&column.target_name))
+    spec.columns.get(at).map_or_else(String::new, |column| names::quoted(&column.target_name))
 }
 
 fn listed(open: &[usize]) -> String {
@@ -143,19 +142,19 @@ fn capture_rows(
     let values: Vec<String> = all(spec).into_iter().map(|at| staged(spec, at, "")).collect();
     let values = values.join(", ");
     if let Deletes::Rows(batches) = &changes.deletes
-        && apply::total(batches) > 0
+        && stage::total(batches) > 0
     {
-        let mut columns = apply::stage_columns(spec, &all(spec), "");
-        columns.push((ddl::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
-        apply::stage(connection, &columns, batches)?;
+        let mut columns = stage::stage_columns(spec, &all(spec), "");
+        columns.push((names::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
+        stage::stage(connection, &columns, batches)?;
         connection.execute_batch(&format!(
             "INSERT INTO {} SELECT {values}, -s.{} FROM {STAGE} s; DROP TABLE {STAGE};",
             name(spec.oid),
-            ddl::quoted(COUNT_COLUMN)
+            names::quoted(COUNT_COLUMN)
         ))?;
     }
-    if apply::total(&changes.inserts) > 0 {
-        apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
+    if stage::total(&changes.inserts) > 0 {
+        stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
         connection.execute_batch(&format!(
             "INSERT INTO {} SELECT {values}, 1 FROM {STAGE} s; DROP TABLE {STAGE};",
             name(spec.oid)
@@ -171,11 +170,11 @@ fn capture_keyed(
     is_loaded: bool,
 ) -> Result<(), TargetError> {
     let pending = name(spec.oid);
-    let shadow = ddl::table(&ddl::shadow_of(&spec.target));
+    let shadow = names::table(&names::shadow_of(&spec.target));
     let nothing = listed(&[]);
     // Read before anything is deleted, under the keys that the rows had before the batch.
     if let Some(patch) = &changes.patch {
-        apply::stage_patch(connection, spec, patch)?;
+        stage::stage_patch(connection, spec, patch)?;
         let mut values: Vec<String> = Vec::with_capacity(spec.columns.len() + 4);
         for (at, column) in spec.columns.iter().enumerate() {
             let unchanged = if is_loaded {
@@ -187,14 +186,14 @@ fn capture_keyed(
                 format!("p.c{at}")
             };
             values
-                .push(format!("{} AS c{at}", apply::patched_value(patch, column, at, &unchanged)));
+                .push(format!("{} AS c{at}", stage::patched_value(patch, column, at, &unchanged)));
         }
         values.push("false AS gone".to_owned());
         let patterns = patch.patterns.iter().enumerate();
         let open: String = patterns
             .map(|(pattern, lacks)| format!(" WHEN {pattern} THEN {}", listed(lacks)))
             .collect();
-        let open = format!("CASE s.{}{open} END", ddl::quoted(PATTERN_COLUMN));
+        let open = format!("CASE s.{}{open} END", names::quoted(PATTERN_COLUMN));
         values.push(if is_loaded {
             format!("{nothing} AS open")
         } else {
@@ -247,9 +246,9 @@ fn capture_keyed(
         }
     }
     if let Deletes::ByKey(batches) = &changes.deletes
-        && apply::total(batches) > 0
+        && stage::total(batches) > 0
     {
-        apply::stage(connection, &apply::stage_columns(spec, spec.key_columns(), ""), batches)?;
+        stage::stage(connection, &stage::stage_columns(spec, spec.key_columns(), ""), batches)?;
         forget_staged(connection, spec)?;
         let keys: Vec<String> =
             key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
@@ -259,8 +258,8 @@ fn capture_keyed(
             keys.join(", ")
         ))?;
     }
-    if apply::total(&changes.inserts) > 0 {
-        apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
+    if stage::total(&changes.inserts) > 0 {
+        stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
         forget_staged(connection, spec)?;
         let values: Vec<String> =
             all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
@@ -322,7 +321,7 @@ pub(super) fn close_open_values(
          WHERE len(p.open) > 0;",
         values.join(", "),
         listed(&[]),
-        ddl::table(&ddl::shadow_of(&spec.target)),
+        names::table(&names::shadow_of(&spec.target)),
     ))?;
     let found: u64 =
         connection.query_row(&format!("SELECT count(*) FROM {STEP}"), [], |row| row.get(0))?;
@@ -379,7 +378,7 @@ pub(super) fn fill(
     asked: u64,
 ) -> Result<(), TargetError> {
     let pending = name(spec.oid);
-    apply::stage(connection, &apply::stage_columns(spec, &all(spec), ""), batches)?;
+    stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), batches)?;
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     let found: u64 = connection.query_row(
         &format!(
@@ -410,7 +409,7 @@ pub(super) fn merge(
     spec: &TableSpec,
     most: u64,
 ) -> Result<bool, TargetError> {
-    let (pending, shadow) = (name(spec.oid), ddl::table(&ddl::shadow_of(&spec.target)));
+    let (pending, shadow) = (name(spec.oid), names::table(&names::shadow_of(&spec.target)));
     let names: Vec<String> = all(spec).into_iter().map(|at| target_column(spec, at)).collect();
     let values: Vec<String> = all(spec).into_iter().map(|at| format!("s.c{at}")).collect();
     let (names, values) = (names.join(", "), values.join(", "));

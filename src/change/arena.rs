@@ -1,0 +1,118 @@
+//! Bytes of rows, kept one after the other.
+
+use crate::pgoutput::tuple::Tuple;
+/// Bytes of one batch, in blocks that never move.
+#[derive(Debug, Default)]
+pub struct Arena {
+    pub(super) blocks: Vec<Vec<u8>>,
+    pub(super) bytes: usize,
+    /// Of those, bytes that nobody refers to any more.
+    pub(super) wasted: usize,
+    /// Rows that lack values, less those that nobody refers to any more.
+    pub(super) open_rows: usize,
+}
+
+/// A piece of an [`Arena`].
+#[derive(Debug, Clone, Copy)]
+pub struct Slice {
+    pub(super) block: u32,
+    pub(super) start: u32,
+    /// The highest bit: it is a row that lacks values.
+    pub(super) length: u32,
+}
+
+pub(super) const OPEN: u32 = 1 << 31;
+
+/// What the values that a row lacks are taken for; the target reads them and writes them again.
+/// PostgreSQL keeps no value out of line that is shorter. Many are longer, but the target may have
+/// to read all values of a table for each batch, so batches of a few rows would cost more than
+/// memory that DuckDB can spill.
+pub(super) const OPEN_BYTES: usize = 2 << 10;
+
+impl Slice {
+    pub(super) const NOTHING: Self = Self { block: 0, start: 0, length: 0 };
+
+    /// A row some of whose values the wire left out.
+    pub fn is_open(self) -> bool {
+        self.length & OPEN != 0
+    }
+
+    pub(super) fn length(self) -> usize {
+        (self.length & !OPEN) as usize
+    }
+}
+
+pub(super) const BLOCK_BYTES: usize = 1 << 20;
+
+/// So much may be wasted, whatever is in use.
+pub(super) const WASTED_BYTES: usize = 16 << 20;
+
+impl Arena {
+    /// Room for `length` more bytes in one block.
+    pub(super) fn block(&mut self, length: usize) -> (u32, &mut Vec<u8>) {
+        let fits = self.blocks.last().is_some_and(|block| block.capacity() - block.len() >= length);
+        if !fits {
+            self.blocks.push(Vec::with_capacity(length.max(BLOCK_BYTES)));
+        }
+        let last = self.blocks.len() - 1;
+        (last as u32, &mut self.blocks[last])
+    }
+
+    /// Copies a key's bytes in. They come out of one message, which is shorter than 2 GiB.
+    pub fn store(&mut self, bytes: &[u8]) -> Slice {
+        self.bytes += bytes.len();
+        let (block, room) = self.block(bytes.len());
+        let start = room.len() as u32;
+        room.extend_from_slice(bytes);
+        Slice { block, start, length: bytes.len() as u32 & !OPEN }
+    }
+
+    /// Copies a row's bytes in; it says of itself whether values are missing.
+    pub fn store_row(&mut self, row: Tuple<'_>) -> Slice {
+        let slice = self.store(row.bytes());
+        self.opened(if row.has_unchanged() {
+            Slice { length: slice.length | OPEN, ..slice }
+        } else {
+            slice
+        })
+    }
+
+    /// The same row, in another arena.
+    pub fn take_over(&mut self, from: &Self, row: Slice) -> Slice {
+        let slice = self.store(from.get(row));
+        self.opened(Slice { length: slice.length | row.length & OPEN, ..slice })
+    }
+
+    pub(super) fn opened(&mut self, row: Slice) -> Slice {
+        self.open_rows += usize::from(row.is_open());
+        row
+    }
+
+    pub fn get(&self, slice: Slice) -> &[u8] {
+        let start = slice.start as usize;
+        self.blocks
+            .get(slice.block as usize)
+            .and_then(|block| block.get(start..start + slice.length()))
+            .unwrap_or(&[])
+    }
+
+    /// The slice was the last of its bytes.
+    pub(super) fn waste(&mut self, slice: Slice) {
+        self.wasted += slice.length();
+        self.open_rows = self.open_rows.saturating_sub(usize::from(slice.is_open()));
+    }
+
+    /// More is wasted than is in use, and it is worth the work.
+    pub fn wants_compaction(&self) -> bool {
+        self.wasted > WASTED_BYTES && self.wasted > self.bytes / 2
+    }
+
+    /// Bytes stored, and those that applying them will take, for the memory budget.
+    pub fn len(&self) -> usize {
+        self.bytes + self.open_rows * OPEN_BYTES
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+}

@@ -1,0 +1,70 @@
+//! A source transaction on its way: what it has changed so far.
+
+use std::collections::BTreeSet;
+
+use super::{Reshape, arena::Slice, net_effect::OldRow};
+use crate::Lsn;
+
+/// What was begun and is not committed yet.
+#[derive(Debug)]
+pub(super) struct OpenTransaction {
+    pub(super) commit_lsn: Lsn,
+    pub(super) xid: u32,
+    /// In the target already: read and forgotten.
+    pub(super) skip: bool,
+    pub(super) changes: Vec<Change>,
+    /// Shapes that tables took inside it.
+    pub(super) reshapes: Vec<Reshape>,
+    /// Tables of which rows went out in parts already.
+    pub(super) parted: BTreeSet<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Change {
+    Insert {
+        table: u32,
+        new: Slice,
+    },
+    Update {
+        table: u32,
+        old: OldRow,
+        new: Slice,
+    },
+    Delete {
+        table: u32,
+        old: OldRow,
+    },
+    Truncate {
+        table: u32,
+    },
+    /// From here on the table cannot be followed.
+    Fail {
+        table: u32,
+    },
+}
+
+impl Change {
+    pub(super) fn table(&self) -> u32 {
+        let (Self::Insert { table, .. }
+        | Self::Update { table, .. }
+        | Self::Delete { table, .. }
+        | Self::Truncate { table }
+        | Self::Fail { table }) = *self;
+        table
+    }
+
+    /// Every row that it holds.
+    pub(super) fn rows(&mut self) -> impl Iterator<Item = &mut Slice> {
+        let (new, old) = match self {
+            Self::Insert { new, .. } => (Some(new), None),
+            Self::Update { new, old, .. } => (Some(new), Some(old)),
+            Self::Delete { old, .. } => (None, Some(old)),
+            Self::Truncate { .. } | Self::Fail { .. } => (None, None),
+        };
+        let old = old.and_then(|old| match old {
+            OldRow::Key(row) | OldRow::Full(row) => Some(row),
+            OldRow::Absent => None,
+        });
+        new.into_iter().chain(old)
+    }
+}

@@ -1,0 +1,17 @@
+//! What became of a table's shape: the same, another one that its copy can be brought into, or one
+//! that only a new copy reaches.
+//!
+//! The wire describes a relation by names and types (trap 64); which column is which, what older
+//! rows hold and whether the table was rewritten, only the catalogs know, and they speak of now,
+//! not of then. So [`judge`] answers `Reshape` only where both agree, and `Copy` wherever something
+//! could have happened in between: a copy is always exact. Every relation of the stream is judged
+//! before its rows are read on ([`Catalogs::relation`]); what the wire never mentions is found by
+//! looking at the catalogs now and then ([`Catalogs::look`]), and judged once the stream has passed
+//! that look ([`Catalogs::settle`]).
+
+pub mod catalog_watch;
+mod enum_labels;
+mod judge;
+
+pub use catalog_watch::{Asked, Catalogs, Look, Looked, Place};
+pub use judge::Verdict;

@@ -1,0 +1,241 @@
+//! Copies of tables: begun, loaded beside the stream, merged with what changed meanwhile, or thrown
+//! away.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use arrow::record_batch::RecordBatch;
+use duckdb::Connection;
+
+use super::{
+    CopyTarget, DuckDb, NewCopy, NewJob, StoredJob, StoredTable, TableState, TargetError, apply,
+    engine::ApplyTarget, jobs, loader::Loader, names, pending,
+};
+use crate::{
+    Lsn,
+    change::{Pause, TableSpec},
+    failpoint::reached,
+};
+
+impl CopyTarget for DuckDb {
+    type Loader = Loader;
+
+    fn begin_copies(
+        &mut self,
+        copies: &[NewCopy],
+    ) -> Result<Vec<Result<Vec<u64>, String>>, TargetError> {
+        let ids = self.transaction(|target| {
+            let oids: Vec<u32> = copies.iter().map(|copy| copy.spec.oid).collect();
+            jobs::cancel(&target.connection, &oids, "its snapshot was lost")?;
+            let (mut refused, mut begun) = (BTreeMap::new(), Vec::new());
+            for copy in copies.iter().filter(|copy| !copy.is_resumed) {
+                let spec = &copy.spec;
+                if let Err(error @ TargetError::ForeignTable { .. }) =
+                    target.refuse_foreign(&spec.target)
+                {
+                    let state = TableState::Error(Pause::new(error.to_string()));
+                    target.tables()?.put(StoredTable::of(spec, state));
+                    refused.insert(spec.oid, error.to_string());
+                    continue;
+                }
+                begun.push(copy);
+                target.drop_pending(spec.oid)?;
+                let stored = target.tables()?;
+                let has_old = stored.is_ours(&spec.target);
+                let state = if has_old { TableState::Resync } else { TableState::Copying };
+                stored.put(StoredTable { has_shadow: true, ..StoredTable::of(spec, state) });
+            }
+            create_shadows(&target.connection, &begun)?;
+            let begun: Vec<(u32, &[NewJob])> = copies
+                .iter()
+                .filter(|copy| !refused.contains_key(&copy.spec.oid))
+                .map(|copy| (copy.spec.oid, copy.jobs.as_slice()))
+                .collect();
+            let mut ids = jobs::add(&target.connection, &begun)?.into_iter();
+            let outcome = |copy: &NewCopy| match refused.remove(&copy.spec.oid) {
+                Some(reason) => Err(reason),
+                None => Ok(ids.by_ref().take(copy.jobs.len()).collect()),
+            };
+            Ok(copies.iter().map(outcome).collect())
+        })?;
+        self.refresh()?;
+        Ok(ids)
+    }
+
+    fn done_chunks(
+        &mut self,
+        oid: u32,
+        copy_lsn: Lsn,
+    ) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
+        self.reading(|connection| jobs::done(connection, oid, copy_lsn))
+    }
+
+    fn open_keys(
+        &mut self,
+        table: &TableSpec,
+        most: usize,
+    ) -> Result<Vec<Vec<String>>, TargetError> {
+        if !self.tables()?.has_pending(table.oid) {
+            return Ok(Vec::new());
+        }
+        pending::open_keys(&self.connection, table, most)
+    }
+
+    fn fill_open(
+        &mut self,
+        table: &TableSpec,
+        rows: &[RecordBatch],
+        asked: usize,
+    ) -> Result<(), TargetError> {
+        self.transaction(|target| pending::fill(&target.connection, table, rows, asked as u64))
+    }
+
+    fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
+        self.transaction(|target| {
+            for table in tables {
+                let has_pending = target.tables()?.has_pending(table.oid);
+                let closed = if has_pending {
+                    pending::close_open_values(&target.connection, table)
+                } else {
+                    Ok(())
+                };
+                closed
+                    .and_then(|()| jobs::refuse(&target.connection, "finish.refused", table))
+                    .map_err(|error| error.of_copy(table))?;
+            }
+            let shadows = tables.iter().map(|table| names::table(&names::shadow_of(&table.target)));
+            let copied = apply::counts(&target.connection, shadows)?;
+            let stored = target.tables()?;
+            for (table, copied) in tables.iter().zip(copied) {
+                stored.set_state(table.oid, TableState::CatchingUp, Some(copied));
+            }
+            Ok(())
+        })?;
+        self.refresh()
+    }
+
+    fn merge(
+        &mut self,
+        tables: &[Arc<TableSpec>],
+        most_rows: u64,
+    ) -> Result<BTreeSet<u32>, TargetError> {
+        self.be_attached()?;
+        self.roll_back()?;
+        let stored = self.tables()?;
+        let (changed, mut merged): (Vec<_>, Vec<_>) =
+            tables.iter().partition(|table| stored.has_pending(table.oid));
+        let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
+        let (due, unchanged): (Vec<_>, Vec<_>) =
+            changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
+        merged.extend(unchanged.into_iter().map(|(table, _)| table));
+        let whole = self.transaction(|target| {
+            for table in &merged {
+                jobs::refuse(&target.connection, "merge.refused", table)
+                    .map_err(|error| error.of_copy(table))?;
+            }
+            let (mut left, mut done) = (most_rows, Vec::new());
+            for &(table, kept) in &due {
+                if left == 0 {
+                    break;
+                }
+                let is_merged = pending::merge(&target.connection, table, left)
+                    .and_then(|merged| {
+                        jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged)
+                    })
+                    .map_err(|error| error.of_copy(table))?;
+                left = left.saturating_sub(kept);
+                done.extend(is_merged.then_some(table));
+            }
+            reached("merge.step");
+            Ok(done)
+        })?;
+        merged.extend(whole);
+        if merged.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        reached("merge.merged");
+        // In a transaction of its own. DuckDB writes rows into its log under the name that their
+        // table has at the end of the transaction, and before the renaming: a log with both cannot
+        // be replayed after a crash. Nothing can come between the two: this is the one writer, and
+        // a crash leaves a shadow with nothing more to merge.
+        self.transaction(|target| {
+            let mut statements = String::new();
+            for table in &merged {
+                target.refuse_foreign(&table.target)?;
+                statements.push_str(&names::swap(&table.target));
+            }
+            target.connection.execute_batch(&statements)?;
+            for table in &merged {
+                target.drop_pending(table.oid)?;
+            }
+            let stored = target.tables()?;
+            stored.give_way(merged.iter().map(|table| (&table.target, table.oid)));
+            merged.iter().for_each(|table| stored.set_live(table.oid));
+            reached("merge.swapping");
+            Ok(())
+        })?;
+        self.refresh()?;
+        Ok(merged.iter().map(|table| table.oid).collect())
+    }
+
+    fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError> {
+        self.transaction(|target| {
+            let oids: Vec<u32> = copies.iter().map(|(oid, _)| *oid).collect();
+            target.drop_shadows(&oids)?;
+            let stored = target.tables()?;
+            for (oid, pause) in copies {
+                let Some(name) = stored.get(*oid).map(|table| table.target.clone()) else {
+                    continue;
+                };
+                let state = match pause {
+                    Some(pause) => TableState::Error(pause.clone()),
+                    None if stored.is_ours(&name) => TableState::Resync,
+                    None => TableState::Pending,
+                };
+                stored.set_state(*oid, state, None);
+            }
+            Ok(())
+        })?;
+        self.refresh()
+    }
+
+    fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
+        self.be_attached()?;
+        self.reading(jobs::all)
+    }
+
+    fn loader(&mut self) -> Result<Loader, TargetError> {
+        self.be_attached()?;
+        let connection = self.connection.try_clone()?;
+        connection.execute_batch(&format!("USE {}", names::CATALOG))?;
+        let _ = connection.execute_batch("SET TimeZone = 'UTC'");
+        Ok(Loader::new(connection, Arc::clone(&self.database), Arc::clone(&self.loaders)))
+    }
+
+    fn prune(&mut self) -> Result<u64, TargetError> {
+        if self.pipeline.is_none() || self.has_open_parts() {
+            return Ok(0);
+        }
+        self.transaction(|target| jobs::prune(&target.connection))
+    }
+}
+
+/// Makes the empty shadows of copies that begin, in the place of older ones.
+fn create_shadows(connection: &Connection, copies: &[&NewCopy]) -> Result<(), TargetError> {
+    let older = names::shadows(connection)?;
+    let schemas: BTreeMap<String, String> = copies
+        .iter()
+        .map(|copy| (copy.spec.target.schema.clone(), names::create_schema(&copy.spec.target)))
+        .collect();
+    let mut statements: String = schemas.into_values().collect();
+    for NewCopy { spec, long_columns, .. } in copies {
+        let shadow = names::shadow_of(&spec.target);
+        if older.contains(&names::lower(&shadow)) {
+            statements.push_str(&names::drop_table(&shadow));
+        }
+        statements.push_str(&names::create_shadow(spec, long_columns));
+    }
+    Ok(connection.execute_batch(&statements)?)
+}

@@ -1,0 +1,296 @@
+//! Anything that goes wrong at the target.
+
+use std::path::PathBuf;
+
+use super::arrow_scan;
+use crate::{
+    Lsn,
+    change::{Remedy, TableSpec},
+    types::ValueError,
+};
+
+/// Anything that goes wrong at the target. After an error of `apply` the transaction is rolled
+/// back.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("{}", refused(.0))]
+    Query(#[from] ::duckdb::Error),
+    #[error("target {} is a folder\nhint: name a file in it with --target", .path.display())]
+    IsFolder { path: PathBuf },
+    #[error("cannot make target {}: there is no folder {}\nhint: make the folder \
+             first", .path.display(), .folder.display())]
+    NoFolder { path: PathBuf, folder: PathBuf },
+    #[error("there is no target {}\nhint: `rhei sync` makes it; --target names another \
+             one", .path.display())]
+    NoFile { path: PathBuf },
+    #[error("target {} is in use by process {holder}\ndetail: One process at a time may write a \
+             DuckDB file, and nobody may read it meanwhile.\nhint: stop that process, or name \
+             another file with --target", .path.display())]
+    Locked { path: PathBuf, holder: String },
+    #[error("target {} is not a DuckDB database\nhint: name another file with --target; this one \
+             was not touched", .path.display())]
+    NotADatabase { path: PathBuf },
+    #[error("target {}, or the log beside it, is damaged; neither was touched\nhint: restore both \
+             from a backup; or move them away, drop the slot (SELECT \
+             pg_drop_replication_slot('..')) and copy again with `rhei sync`", .path.display())]
+    Damaged { path: PathBuf, source: ::duckdb::Error },
+    #[error("target {} cannot be written\nhint: check the permissions of the file and its \
+             folder", .path.display())]
+    NotWritable { path: PathBuf },
+    #[error(transparent)]
+    Raw(#[from] arrow_scan::RawError),
+    #[error("cannot open target {}", .path.display())]
+    Open { path: PathBuf, source: ::duckdb::Error },
+    #[error(
+        "the copy was written by rhei {written_by} in format {found}, and this rhei knows formats \
+         up to {known}\nhint: use that version or a newer one"
+    )]
+    NewerFormat { found: i32, written_by: String, known: i32 },
+    #[error(
+        "the copy was written by rhei {written_by} in format {found}, which this rhei no longer \
+         reads\nhint: name a new file with --target, and drop the old one with its slot"
+    )]
+    OlderFormat { found: i32, written_by: String },
+    #[error(
+        "the copy's state makes no sense: {reason}\nhint: copy again with `rhei backfill --force`"
+    )]
+    Corrupt { reason: String },
+    #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy \
+             another name with `target` in its [tables.\"..\"] section, or another \
+             file", .path.display())]
+    ForeignTable { table: String, path: PathBuf },
+    #[error("the checkpoint would go back from {from} to {to}")]
+    Backwards { from: Lsn, to: Lsn },
+    #[error("the copy differs from the source: {expected} {what}, {found} found")]
+    Diverged { what: &'static str, expected: u64, found: u64 },
+    #[error("target {} is closed, and cannot be opened again", .path.display())]
+    Closed { path: PathBuf, source: Box<TargetError> },
+    #[error("the file was not compacted: {reason}")]
+    NotCompacted { reason: String },
+    #[error("the file could not be compacted, and is as it was")]
+    CompactionFailed { source: Box<TargetError> },
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("the work was cancelled")]
+    Cancelled,
+    #[error("the rows to load broke off")]
+    Rows { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("table {table} cannot be applied")]
+    Table { oid: u32, table: String, source: Box<TargetError> },
+}
+
+/// DuckDB says what kind an error is before its first colon. What comes after may hold values of
+/// the source.
+pub(super) fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
+    text.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
+}
+
+pub(super) fn is_of_disk(text: &str) -> bool {
+    // After any failure of a file checkpoint DuckDB says of each statement that the database has
+    // been invalidated.
+    if let Some((_, original)) = text.split_once("Original error:")
+        && ["Out of Memory Error", "INTERNAL Error"].iter().any(|kind| original.contains(kind))
+    {
+        return false;
+    }
+    const WORDS: [&str; 7] = [
+        "No space left",
+        "quota exceeded",
+        "Could not write",
+        "Could not truncate",
+        "Could not sync",
+        "FSYNC",
+        "has been invalidated",
+    ];
+    // A COMMIT that cannot be written is an error of its transaction.
+    is_of_kind(text, &["IO Error", "FATAL Error", "TransactionContext Error"])
+        && WORDS.iter().any(|words| text.contains(words))
+}
+
+/// Checksums that do not match, and files that end too soon.
+pub(super) fn is_damage(text: &str) -> bool {
+    const WORDS: [&str; 3] =
+        ["Corrupt", "Could not read enough bytes", "Failure while replaying WAL"];
+    is_of_kind(text, &["IO Error"]) && WORDS.iter().any(|words| text.contains(words))
+}
+
+pub(super) fn refused(error: &::duckdb::Error) -> &'static str {
+    if is_of_disk(&error.to_string()) {
+        "the target's disk does not take what is written\nhint: make room; nothing that was \
+         committed is lost"
+    } else if error.to_string().contains("Out of Memory Error") {
+        "DuckDB has no memory left\nhint: raise [target] duckdb_memory_limit, or lower [target] \
+         threads"
+    } else if is_damage(&error.to_string()) {
+        "the target is damaged\nhint: restore it with its log from a backup, or copy again into a \
+         new file"
+    } else {
+        "DuckDB refused a statement"
+    }
+}
+
+impl TargetError {
+    /// Ties an error to the table whose statements met it. What concerns the whole file stays so.
+    pub(super) fn of(self, table: &TableSpec) -> Self {
+        let is_of_file = match &self {
+            Self::Query(error) => {
+                const KINDS: [&str; 5] = [
+                    "IO Error",
+                    "Out of Memory Error",
+                    "FATAL Error",
+                    "INTERNAL Error",
+                    "INTERRUPT Error",
+                ];
+                let text = error.to_string();
+                is_of_disk(&text) || is_of_kind(&text, &KINDS)
+            }
+            Self::Diverged { .. } | Self::Rows { .. } => false,
+            _ => true,
+        };
+        if is_of_file {
+            return self;
+        }
+        Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
+    }
+
+    /// As [`Self::of`], for the copy of a table. What broke off before it came here is not the
+    /// table's, and a copy that does not fit begins anew.
+    pub(super) fn of_copy(self, table: &TableSpec) -> Self {
+        match self {
+            Self::Rows { .. } | Self::Diverged { .. } => self,
+            other => other.of(table),
+        }
+    }
+
+    /// Whether the error is about what one table holds. Another transaction that was in the way is
+    /// not.
+    pub fn is_of_table(&self) -> bool {
+        self.table().is_some() && !self.is_conflict()
+    }
+
+    /// The disk does not take what is written: it is full, or broken; or the file is closed. It has
+    /// to be opened once more, and that may have to be tried again.
+    pub fn is_of_disk(&self) -> bool {
+        match self {
+            Self::Query(error) | Self::Open { source: error, .. } => is_of_disk(&error.to_string()),
+            Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_of_disk(),
+            Self::Closed { .. } => true,
+            Self::Io(error) => {
+                matches!(
+                    error.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                )
+            }
+            _ => false,
+        }
+    }
+
+    /// Another transaction was at the same row, or has replaced the table.
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::Query(error) => {
+                let text = error.to_string();
+                is_of_kind(&text, &["TransactionContext Error"]) && !is_of_disk(&text)
+            }
+            Self::Table { source, .. } => source.is_conflict(),
+            _ => false,
+        }
+    }
+
+    /// DuckDB had no memory left, or met a bug of its own; the file may have to be opened again.
+    /// Nothing is wrong with what was to be written.
+    pub fn is_internal(&self) -> bool {
+        match self {
+            Self::Query(error) | Self::Open { source: error, .. } => {
+                let text = error.to_string();
+                is_of_kind(&text, &["Out of Memory Error", "INTERNAL Error", "FATAL Error"])
+                    && !is_of_disk(&text)
+            }
+            Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_internal(),
+            _ => false,
+        }
+    }
+
+    /// The copy does not hold what the stream says of it.
+    pub fn is_diverged(&self) -> bool {
+        match self {
+            Self::Diverged { .. } => true,
+            Self::Table { source, .. } => source.is_diverged(),
+            _ => false,
+        }
+    }
+
+    /// Who brings the table back that it concerns.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Table { source, .. } => source.remedy(),
+            Self::Rows { source } => match source.downcast_ref::<ValueError>() {
+                Some(error) if error.is_unrepresentable() => Remedy::AllowNulls,
+                _ => Remedy::Operator,
+            },
+            _ => Remedy::Operator,
+        }
+    }
+
+    /// As if DuckDB had refused a statement with this.
+    #[cfg(test)]
+    pub fn saying(text: &str) -> Self {
+        Self::Query(::duckdb::Error::DuckDBFailure(
+            ::duckdb::ffi::Error::new(1),
+            Some(text.to_owned()),
+        ))
+    }
+
+    /// The oid of the one table that this error concerns, if it does.
+    pub fn table(&self) -> Option<u32> {
+        match self {
+            Self::Table { oid, .. } => Some(*oid),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(sql: &str) -> TargetError {
+        ::duckdb::Connection::open_in_memory().unwrap().execute_batch(sql).unwrap_err().into()
+    }
+
+    #[test]
+    fn a_file_checkpoint_that_had_no_memory_is_no_full_disk() {
+        let invalidated = |original: &str| {
+            format!(
+                "FATAL Error: Failed: database has been invalidated because of a previous fatal \
+                 error. The database must be \
+                 restarted prior to being used again.\nOriginal error: \"{original}\""
+            )
+        };
+        assert!(is_of_disk(&invalidated(
+            "IO Error: Could not write all bytes: No space left on device"
+        )));
+        assert!(!is_of_disk(&invalidated(
+            "Out of Memory Error: failed to pin block of size 256.0 KiB"
+        )));
+        assert!(!is_of_disk(&invalidated("INTERNAL Error: Attempted to access index 1")));
+    }
+
+    /// DuckDB's messages hold what they could not read.
+    #[test]
+    fn a_value_of_the_source_does_not_pass_for_a_disk_that_is_full_or_a_file_that_is_damaged() {
+        for words in [
+            "No space left",
+            "quota exceeded",
+            "FATAL Error",
+            "IO Error: Corrupt",
+            "TransactionContext Error",
+        ] {
+            let error = error(&format!("SELECT CAST('{words}' AS INTEGER)"));
+            let TargetError::Query(source) = &error else { panic!("{error}") };
+            assert!(source.to_string().contains(words), "{source}");
+            assert!(!error.is_of_disk() && !error.is_conflict(), "{source}");
+            assert_eq!(error.to_string(), "DuckDB refused a statement");
+        }
+    }
+}

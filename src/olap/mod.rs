@@ -1,0 +1,43 @@
+//! DuckDB: transactions, apply, state.
+//!
+//! `engine` is what rhei asks of a target, `stored` what a target keeps of the pipeline and its
+//! tables, `error` what goes wrong. `file` opens and locks the file, `duckdb` holds the one writer,
+//! `copies` begins, merges and ends copies and `loader` loads them, `apply` turns a change batch
+//! into statements: `stage` brings the rows (`arrow_scan` has DuckDB read Arrow in place),
+//! `reshape` alters tables. `names` is the only place that quotes the target's identifiers,
+//! `tuning` sets DuckDB for the work at hand, `compact` writes the file anew, `new_file` makes one;
+//! `state`, `tables`, `jobs` and `pending` (changes of tables that are still being copied) are the
+//! only places that touch `_rhei`.
+
+pub mod apply;
+mod arrow_scan;
+pub mod compact;
+mod copies;
+pub mod duckdb;
+pub mod engine;
+pub mod error;
+mod file;
+pub mod jobs;
+mod loader;
+pub mod names;
+mod new_file;
+mod pending;
+pub mod reshape;
+mod stage;
+pub mod state;
+pub mod stored;
+mod tables;
+mod tuning;
+
+pub use self::{
+    compact::{Compacted, Space},
+    duckdb::DuckDb,
+    engine::{
+        Applied, ApplyTarget, Compaction, CopyLoader, CopyTarget, FileMaintenance, NewCopy,
+        OlapEngine, RowStream, TargetState,
+    },
+    error::TargetError,
+    file::TargetOptions,
+    jobs::{NewJob, StoredJob},
+    stored::{Phase, Pipeline, StoredColumn, StoredState, StoredTable, TableState},
+};

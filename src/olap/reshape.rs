@@ -1,0 +1,129 @@
+//! Tables that take another shape.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arrow::{datatypes::Schema, record_batch::RecordBatch};
+use duckdb::Connection;
+
+use super::{
+    TargetError,
+    names::{self, quoted, table},
+    stage::{STAGE, stage},
+};
+use crate::{
+    change::{ColumnOrigin, Reshape},
+    types::ColumnBuilder,
+};
+
+/// Alters a table.
+pub(super) fn bring_into_shape(
+    connection: &Connection,
+    reshape: &Reshape,
+) -> Result<(), TargetError> {
+    let variable = |at: usize| format!("_rhei_missing_{at}");
+    let mut filled = BTreeMap::new();
+    for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
+        let ColumnOrigin::Added(Some(text)) = origin else { continue };
+        let mut cell = ColumnBuilder::new(&column.mapping, 1);
+        match cell.push_text(Some(text.as_bytes())) {
+            // NULL stands in its place, as the settings allow.
+            Err(error) if error.is_unrepresentable() && reshape.after.null_unrepresentable => {
+                continue;
+            }
+            pushed => pushed.map_err(|error| TargetError::Rows { source: error.into() })?,
+        }
+        let schema = Arc::new(Schema::new(vec![column.mapping.field("value")]));
+        let row = RecordBatch::try_new(schema, vec![cell.finish()])
+            .map_err(|error| TargetError::Rows { source: error.into() })?;
+        stage(connection, &[("value".to_owned(), column.mapping.stage_type())], &[row])?;
+        connection.execute_batch(&format!(
+            "SET VARIABLE {} = (SELECT {} FROM {STAGE} s); DROP TABLE {STAGE};",
+            variable(at),
+            column.mapping.stage_expr("s.value")
+        ))?;
+        // DuckDB's log holds the statement, not the rows: what it names must be there when it is
+        // replayed after a crash, which a variable is not. So the value itself goes into it, if its
+        // text is all of it.
+        let (value, kind) =
+            (format!("getvariable('{}')", variable(at)), &column.mapping.target_type);
+        let (text, is_whole): (String, bool) = connection.query_row(
+            &format!(
+                "SELECT t, CAST(t AS {kind}) IS NOT DISTINCT FROM {value} FROM (SELECT \
+                 CAST({value} AS VARCHAR) AS t)"
+            ),
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        filled.insert(at, is_whole.then(|| format!("CAST({} AS {kind})", names::literal(&text))));
+    }
+    for statement in alter_statements(reshape, |at| filled.get(&at).cloned().flatten()) {
+        connection.execute_batch(&statement)?;
+    }
+    for (at, literal) in filled {
+        if let (None, Some(column)) = (literal, reshape.after.columns.get(at)) {
+            let (target, name) =
+                (names::table(&reshape.after.target), names::quoted(&column.target_name));
+            connection.execute_batch(&format!(
+                "UPDATE {target} SET {name} = getvariable('{}')",
+                variable(at)
+            ))?;
+        }
+        connection.execute_batch(&format!("RESET VARIABLE {}", variable(at)))?;
+    }
+    Ok(())
+}
+
+/// Statements that bring a table into another shape. `value` is what older rows have in the new
+/// column with this index, where that is not NULL: an expression that means the same when the log
+/// is replayed.
+///
+/// Columns that go or change their names are taken off them first, so that names can be swapped and
+/// used again; the last column of a table cannot be dropped, so new ones come before.
+pub fn alter_statements(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Vec<String> {
+    let target = table(&reshape.after.target);
+    let alter = |what: String| format!("ALTER TABLE {target} {what}");
+    let parked = |at: usize| quoted(&format!("{at}__rhei_moving"));
+    let kept_as = |at: usize| {
+        let place = reshape.columns.iter().position(|column| *column == ColumnOrigin::Kept(at))?;
+        reshape.after.columns.get(place)
+    };
+    let (mut park, mut change, mut add, mut name, mut drop) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (at, before) in reshape.before.columns.iter().enumerate() {
+        let old_name = quoted(&before.target_name);
+        match kept_as(at) {
+            Some(after) => {
+                if after.mapping.target_type != before.mapping.target_type {
+                    let value = before.mapping.conversion(&after.mapping, &old_name);
+                    let kind = &after.mapping.target_type;
+                    change.push(alter(format!(
+                        "ALTER COLUMN {old_name} TYPE {kind} USING ({value})"
+                    )));
+                }
+                if after.target_name != before.target_name {
+                    park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
+                    name.push(alter(format!(
+                        "RENAME COLUMN {} TO {}",
+                        parked(at),
+                        quoted(&after.target_name)
+                    )));
+                }
+            }
+            None => {
+                park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
+                drop.push(alter(format!("DROP COLUMN {}", parked(at))));
+            }
+        }
+    }
+    for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
+        if matches!(origin, ColumnOrigin::Added(_)) {
+            let (new, kind) = (quoted(&column.target_name), &column.mapping.target_type);
+            add.push(alter(format!("ADD COLUMN {new} {kind}")));
+            // Not by DEFAULT: another ALTER after that, then rows, and COMMIT fails.
+            if let Some(value) = value(at) {
+                add.push(alter(format!("ALTER COLUMN {new} TYPE {kind} USING ({value})")));
+            }
+        }
+    }
+    [change, park, name, add, drop].concat()
+}

@@ -1,0 +1,233 @@
+//! Rows on their way into tables: views that DuckDB reads in place, and staging tables.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arrow::{
+    array::UInt64Array, compute::take_record_batch, datatypes::DataType, record_batch::RecordBatch,
+};
+use duckdb::Connection;
+
+use super::{
+    TargetError,
+    arrow_scan::{BatchView, Database},
+    names,
+};
+use crate::change::{
+    ColumnSpec, Deletes, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, TableChanges, TableSpec,
+};
+
+/// Name of the staging table; made and dropped inside the transaction, so that an error leaves none
+/// behind.
+pub(super) const STAGE: &str = "_rhei_stage";
+
+/// Views by which DuckDB reads batches where they lie, by table. They are made before a transaction
+/// begins, since it sees what the in-memory database held when it first looked there; and kept,
+/// since making one takes as long as applying a few rows.
+#[derive(Default)]
+pub(super) struct Views(BTreeMap<(u32, Rows), BatchView>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rows {
+    Inserts,
+    Keys,
+}
+
+impl Views {
+    /// Views are small, but tables that come and go would leave many behind.
+    const MOST: usize = 4096;
+
+    /// Makes those that a batch uses.
+    pub(super) fn prepare<'a>(
+        &mut self,
+        database: &Arc<Database>,
+        changes: impl Iterator<Item = &'a TableChanges>,
+    ) -> Result<(), TargetError> {
+        let changes: Vec<&TableChanges> = changes.collect();
+        let is_new =
+            |changes: &&&TableChanges| !self.0.contains_key(&(changes.table.oid, Rows::Inserts));
+        // With more tables than that, rows are staged; views that are there are used.
+        let mut room = Self::MOST.saturating_sub(self.0.len());
+        if changes.iter().filter(is_new).count() > room && changes.len() <= Self::MOST / 2 {
+            self.0.clear();
+            room = Self::MOST;
+        }
+        for changes in changes {
+            let keys = match &changes.deletes {
+                Deletes::ByKey(keys) => keys.as_slice(),
+                Deletes::Rows(_) => &[],
+            };
+            for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)]
+            {
+                if let Some(first) = batches.first()
+                    && self.get(&changes.table, rows, first).is_none()
+                    && room > 0
+                {
+                    room -= 1;
+                    self.0.insert(
+                        (changes.table.oid, rows),
+                        BatchView::new(database, first.schema())?,
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, spec: &TableSpec, rows: Rows, batch: &RecordBatch) -> Option<&BatchView> {
+        self.0.get(&(spec.oid, rows)).filter(|view| view.schema() == batch.schema_ref())
+    }
+
+    /// Has `run` read the rows under the name that it gets. A table that comes up in a later part
+    /// of a transaction has no view, and its rows are staged.
+    pub(super) fn read<R>(
+        &self,
+        connection: &Connection,
+        (spec, rows): (&TableSpec, Rows),
+        batches: &[RecordBatch],
+        run: impl FnOnce(&str) -> Result<R, TargetError>,
+    ) -> Result<R, TargetError> {
+        if let Some(view) = batches.first().and_then(|first| self.get(spec, rows, first)) {
+            view.put(batches.iter().cloned());
+            return run(&view.name());
+        }
+        let all: Vec<usize> = (0..spec.columns.len()).collect();
+        let columns = match rows {
+            Rows::Inserts => all.as_slice(),
+            Rows::Keys => spec.key_columns(),
+        };
+        stage(connection, &stage_columns(spec, columns, ""), batches)?;
+        let done = run(STAGE)?;
+        connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
+        Ok(done)
+    }
+}
+
+pub(super) fn total(batches: &[RecordBatch]) -> u64 {
+    batches.iter().map(|batch| batch.num_rows() as u64).sum()
+}
+
+pub(super) fn bytes(batches: &[RecordBatch]) -> usize {
+    batches.iter().map(RecordBatch::get_array_memory_size).sum()
+}
+
+/// `t.key = s.key AND ..`. Key columns are NOT NULL (trap 55).
+pub(super) fn key_match(spec: &TableSpec, prefix: &str) -> String {
+    let columns = spec.key_columns().iter().filter_map(|&at| spec.columns.get(at));
+    let parts: Vec<String> = columns
+        .map(|column| {
+            let staged = format!("s.{}", names::quoted(&format!("{prefix}{}", column.target_name)));
+            format!(
+                "t.{} = {}",
+                names::quoted(&column.target_name),
+                column.mapping.stage_expr(&staged)
+            )
+        })
+        .collect();
+    parts.join(" AND ")
+}
+
+pub(super) fn column_list(spec: &TableSpec, columns: &[usize]) -> String {
+    let names = columns
+        .iter()
+        .filter_map(|&at| spec.columns.get(at))
+        .map(|column| names::quoted(&column.target_name));
+    names.collect::<Vec<_>>().join(", ")
+}
+
+pub(super) fn stage_values(spec: &TableSpec, columns: &[usize]) -> String {
+    let columns = columns.iter().filter_map(|&at| spec.columns.get(at));
+    let values = columns.map(|column| {
+        column.mapping.stage_expr(&format!("s.{}", names::quoted(&column.target_name)))
+    });
+    values.collect::<Vec<_>>().join(", ")
+}
+
+/// Stages the rows of a patch, with their former keys and the number of what they lack.
+pub(super) fn stage_patch(
+    connection: &Connection,
+    spec: &TableSpec,
+    patch: &Patch,
+) -> Result<(), TargetError> {
+    let all: Vec<usize> = (0..spec.columns.len()).collect();
+    let mut columns = stage_columns(spec, &all, "");
+    columns.extend(stage_columns(spec, spec.key_columns(), ORIGIN_PREFIX));
+    columns.push((names::quoted(PATTERN_COLUMN), "BIGINT".to_owned()));
+    stage(connection, &columns, std::slice::from_ref(&patch.rows))
+}
+
+/// The value of a column in a patched row: what came, or `unchanged` in rows that lack it.
+pub(super) fn patched_value(
+    patch: &Patch,
+    column: &ColumnSpec,
+    at: usize,
+    unchanged: &str,
+) -> String {
+    let came = column.mapping.stage_expr(&format!("s.{}", names::quoted(&column.target_name)));
+    let lacking = patch.lacking(at);
+    if lacking.is_empty() {
+        came
+    } else if lacking.len() == patch.patterns.len() {
+        unchanged.to_owned()
+    } else {
+        let lacking: Vec<String> = lacking.iter().map(ToString::to_string).collect();
+        format!(
+            "CASE WHEN s.{} IN ({}) THEN {unchanged} ELSE CAST({came} AS {}) END",
+            names::quoted(PATTERN_COLUMN),
+            lacking.join(", "),
+            column.mapping.target_type
+        )
+    }
+}
+
+/// Quoted name and type of staging columns.
+pub(super) fn stage_columns(
+    spec: &TableSpec,
+    columns: &[usize],
+    prefix: &str,
+) -> Vec<(String, String)> {
+    let columns = columns.iter().filter_map(|&at| spec.columns.get(at));
+    columns
+        .map(|column| {
+            (names::quoted(&format!("{prefix}{}", column.target_name)), column.mapping.stage_type())
+        })
+        .collect()
+}
+
+pub(super) fn stage(
+    connection: &Connection,
+    columns: &[(String, String)],
+    batches: &[RecordBatch],
+) -> Result<(), TargetError> {
+    let columns: Vec<String> =
+        columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+    connection.execute_batch(&format!("CREATE TEMP TABLE {STAGE} ({})", columns.join(", ")))?;
+    let mut appender = connection.appender_to_catalog_and_db(STAGE, "temp", "main")?;
+    for batch in batches {
+        append(&mut appender, batch)?;
+    }
+    appender.flush()?;
+    Ok(())
+}
+
+/// DuckDB takes a vector's worth of rows at a time, and with each of them all items of a LIST
+/// column's array, so lists are cut to size first; else the cost would grow with the square of the
+/// batch.
+pub(super) fn append(
+    appender: &mut duckdb::Appender<'_>,
+    batch: &RecordBatch,
+) -> Result<(), TargetError> {
+    const VECTOR_ROWS: usize = 2048;
+    let is_nested = |kind: &DataType| matches!(kind, DataType::List(_) | DataType::Struct(_));
+    let has_lists = batch.columns().iter().any(|column| is_nested(column.data_type()));
+    if !has_lists || batch.num_rows() <= VECTOR_ROWS {
+        return Ok(appender.append_record_batch(batch.clone())?);
+    }
+    for start in (0..batch.num_rows()).step_by(VECTOR_ROWS) {
+        let end = (start + VECTOR_ROWS).min(batch.num_rows());
+        let rows = UInt64Array::from_iter_values(start as u64..end as u64);
+        let cut = take_record_batch(batch, &rows)
+            .map_err(|error| TargetError::Rows { source: error.into() })?;
+        appender.append_record_batch(cut)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! The pipeline and its tables as `_rhei` keeps them.
+
+use std::sync::Arc;
+
+use crate::{
+    Checkpoint, Lsn,
+    change::{Key, Pause, TableSpec, xids::XidSnapshot},
+    pgoutput::QualifiedName,
+    types::Mapping,
+};
+
+/// `_rhei` as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredState {
+    pub pipeline: Pipeline,
+    pub tables: Vec<StoredTable>,
+}
+
+/// One row: what this file is a copy of, and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pipeline {
+    pub slot: String,
+    pub publications: Vec<String>,
+    /// Opaque; changes when the publication does (trap 41).
+    pub publication_fingerprint: String,
+    /// `IDENTIFY_SYSTEM.systemid`.
+    pub system_id: String,
+    pub database: String,
+    pub database_oid: u32,
+    pub timeline: u32,
+    pub phase: Phase,
+    pub checkpoint: Checkpoint,
+}
+
+/// Where the pipeline stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The intent to make the slot is written; the slot may or may not exist. On restart: drop it,
+    /// start over.
+    Creating,
+    /// The slot exists and belongs to this file.
+    Running,
+    /// `backfill --no-slot`: a copy that nothing follows.
+    PlainCopy,
+}
+
+/// A table in `_rhei.tables` with its rows of `_rhei.columns`.
+#[derive(Debug, Clone)]
+pub struct StoredTable {
+    pub oid: u32,
+    pub source: QualifiedName,
+    pub target: QualifiedName,
+    pub state: TableState,
+    pub copy_lsn: Lsn,
+    /// See [`TableSpec::copy_xids`].
+    pub copy_xids: Option<Arc<XidSnapshot>>,
+    pub epoch: u32,
+    pub replica_identity: crate::pgoutput::ReplicaIdentity,
+    /// `WholeRow` and `AppendOnly` tables have no key columns; this tells them apart.
+    pub whole_row_key: bool,
+    /// Opaque; what the catalogs said of the table beside its columns.
+    pub fingerprint: String,
+    pub columns: Vec<StoredColumn>,
+    pub excluded: Vec<String>,
+    /// Rows that the last copy loaded.
+    pub copied_rows: u64,
+    /// A shadow is being filled, and changes from `copy_lsn` on are kept for it.
+    pub has_shadow: bool,
+    /// The transaction whose TRUNCATE was applied last, since the fingerprint was stored.
+    pub truncated_by: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredColumn {
+    pub attnum: i16,
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+    pub not_null: bool,
+    /// Position in the key, from 0; none when it is no key column.
+    pub key_position: Option<u32>,
+    pub target_name: String,
+    pub mapping: Mapping,
+}
+
+impl StoredTable {
+    /// What is stored of a table.
+    pub fn of(spec: &TableSpec, state: TableState) -> Self {
+        let column = |(index, column): (usize, &crate::change::ColumnSpec)| StoredColumn {
+            attnum: column.attnum,
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            typmod: column.typmod,
+            not_null: column.not_null,
+            key_position: spec
+                .key_columns()
+                .iter()
+                .position(|&key| key == index)
+                .map(|position| position as u32),
+            target_name: column.target_name.clone(),
+            mapping: column.mapping.clone(),
+        };
+        Self {
+            oid: spec.oid,
+            source: spec.source.clone(),
+            target: spec.target.clone(),
+            state,
+            copy_lsn: spec.copy_lsn,
+            copy_xids: spec.copy_xids.clone(),
+            epoch: spec.epoch,
+            replica_identity: spec.replica_identity,
+            whole_row_key: spec.key == Key::WholeRow,
+            fingerprint: spec.fingerprint.clone(),
+            columns: spec.columns.iter().enumerate().map(column).collect(),
+            excluded: spec.excluded.clone(),
+            copied_rows: 0,
+            has_shadow: false,
+            truncated_by: None,
+        }
+    }
+}
+
+/// State of a table, as users see it in `status` and in `_rhei.tables`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableState {
+    /// Known, nothing copied yet. Entered when the table is first seen; left by `begin_copies`.
+    Pending,
+    /// Rows are being loaded into the shadow, and changes are kept beside it. Left by
+    /// `finish_loads`.
+    Copying,
+    /// Every row of the snapshot is in the shadow; the changes that were kept are being merged into
+    /// it. Left by `merge`.
+    CatchingUp,
+    /// The table is the source at the checkpoint.
+    Live,
+    /// As `Copying` (or about to be), with an old copy that stays as it is and readable until the
+    /// swap.
+    Resync,
+    /// Paused with a reason; the other tables go on. Left by a new copy.
+    Error(Pause),
+    /// Gone from the source or the publication; the copy is kept as it was.
+    Dropped,
+}
+
+impl TableState {
+    /// The word in `_rhei.tables` and in `status`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Copying => "copying",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+            Self::Resync => "resync",
+            Self::Error(_) => "error",
+            Self::Dropped => "dropped",
+        }
+    }
+}
