@@ -6,16 +6,16 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
+    Planned,
+    event::ChunkPayload,
+    long_columns,
+    ranges::{Pages, ranges},
     snapshot::{Snapshot, release_locks, watch_locks},
-    widths,
 };
 use crate::{
-    Lsn,
     change::{ColumnSpec, Key, Pause, TableSpec},
-    olap::{NewCopy, NewJob, OlapEngine, StoredTable, TableState},
+    olap::{OlapEngine, StoredTable, TableState},
     pgoutput::QualifiedName,
     pipeline::{
         Context, EngineError, Event, Writer,
@@ -27,98 +27,11 @@ use crate::{
     source::{
         catalog::{self, SourceTable},
         connection::SqlClient,
-        quote::{quote_identifier, quote_table},
     },
 };
 
-/// Pages of 8 KiB in one chunk: from 16 to 128 MiB of heap. A chunk is a transaction in the target,
-/// and small ones leave small row groups there.
-const PAGE_BYTES: u64 = 8192;
-const FEWEST_PAGES: u64 = 2048;
-const MOST_PAGES: u64 = 16384;
-const CHUNKS_PER_WORKER: u64 = 4;
-
 /// How long a copy waits for a lock before it turns to other tables.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A table to copy.
-#[derive(Debug, Clone)]
-pub struct Planned {
-    pub spec: Arc<TableSpec>,
-    /// Where it lies at the source.
-    pub source: SourceTable,
-    /// What an earlier try has done stays; `spec` is that try's.
-    pub is_resumed: bool,
-    pub(super) ranges: Vec<Range>,
-    /// Lower ones are copied first.
-    pub(super) priority: i32,
-    /// Names in DuckDB of columns with long values.
-    pub(super) long_columns: BTreeSet<String>,
-    /// Rows that are in the shadow already.
-    pub(super) done_rows: u64,
-    /// Of this try.
-    snapshot: Lsn,
-}
-
-impl Planned {
-    /// What the target is told of it.
-    pub fn new_copy(&self) -> NewCopy {
-        let job = |range: &Range| NewJob {
-            kind: "copy_chunk",
-            payload: serde_json::to_value(Chunk {
-                table: self.spec.source.to_string(),
-                from: range.leaf_name.clone(),
-                leaf: range.leaf,
-                pages: (range.pages.first, range.pages.next),
-                copy_lsn: self.spec.copy_lsn.to_string(),
-                snapshot_lsn: self.snapshot.to_string(),
-            })
-            .unwrap_or_default(),
-            priority: self.priority,
-        };
-        let jobs = self.ranges.iter().map(job).collect();
-        let long_columns = self.long_columns.clone();
-        NewCopy { spec: Arc::clone(&self.spec), is_resumed: self.is_resumed, long_columns, jobs }
-    }
-}
-
-/// The payload of a chunk's job.
-#[derive(Debug, Serialize, Deserialize)]
-struct Chunk {
-    table: String,
-    /// The table or leaf partition, by name and by oid.
-    from: String,
-    leaf: u32,
-    /// First page, and the one after the last; none: to the end.
-    pages: (u64, Option<u64>),
-    /// The oldest snapshot of this shadow: what it was begun with.
-    copy_lsn: String,
-    snapshot_lsn: String,
-}
-
-/// Pages of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pages {
-    first: u64,
-    /// None: to the end, wherever that is.
-    next: Option<u64>,
-}
-
-/// A range of pages of a table that holds rows.
-#[derive(Debug, Clone)]
-pub(super) struct Range {
-    pub leaf: u32,
-    leaf_name: String,
-    pages: Pages,
-    pub query: String,
-}
-
-impl Range {
-    /// It is all that there is of its table or partition.
-    pub fn is_whole_leaf(&self) -> bool {
-        self.pages == Pages { first: 0, next: None }
-    }
-}
 
 /// What is measured of tables before their snapshot is taken, while the stream is not held.
 #[derive(Default)]
@@ -160,7 +73,7 @@ pub(super) async fn measure(
         }
         break;
     }
-    measured.long_columns = widths::find_long_columns(control, &tables).await?;
+    measured.long_columns = long_columns::find_long_columns(control, &tables).await?;
     Ok(measured)
 }
 
@@ -267,7 +180,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
                 let corrupt = |error: serde_json::Error| {
                     EngineError::Setup(format!("a job makes no sense: {error}"))
                 };
-                let chunk: Chunk = serde_json::from_value(payload).map_err(corrupt)?;
+                let chunk: ChunkPayload = serde_json::from_value(payload).map_err(corrupt)?;
                 let pages = Pages { first: chunk.pages.0, next: chunk.pages.1 };
                 done.entry(chunk.leaf).or_insert_with(Vec::new).push(pages);
                 done_rows += rows;
@@ -281,7 +194,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         let snapshot = snapshot.lsn;
         let is_long = |column: &&ColumnSpec| {
             let numbers = measured.long_columns.get(&table.oid);
-            widths::may_be_long(column)
+            long_columns::may_be_long(column)
                 && numbers.is_some_and(|numbers| numbers.contains(&column.attnum))
         };
         let long_columns =
@@ -327,102 +240,6 @@ fn is_resumable(stored: &StoredTable, before: &TableSpec, now: &TableSpec) -> bo
         && before.fingerprint == now.fingerprint
 }
 
-/// Whether rows of the table can be asked for by a key that went through DuckDB: its text there is
-/// one that PostgreSQL reads as the same value.
-pub fn is_fetchable(spec: &TableSpec) -> bool {
-    const INT8: u32 = 20;
-    const INT2: u32 = 21;
-    const INT4: u32 = 23;
-    const TEXT: u32 = 25;
-    const OID: u32 = 26;
-    const VARCHAR: u32 = 1043;
-    const UUID: u32 = 2950;
-    let key = spec.key_columns();
-    !key.is_empty()
-        && key.iter().filter_map(|&at| spec.columns.get(at)).all(|column| {
-            [INT8, INT2, INT4, TEXT, OID, VARCHAR, UUID].contains(&column.type_oid)
-                && ["BIGINT", "SMALLINT", "INTEGER", "VARCHAR", "UINTEGER", "UUID"]
-                    .contains(&column.mapping.target_type.as_str())
-        })
-}
-
-/// The COPY statements that together read what is not `done` of the table, once.
-fn ranges(
-    table: &SourceTable,
-    spec: &TableSpec,
-    done: &BTreeMap<u32, Vec<Pages>>,
-    context: &Context,
-) -> Vec<Range> {
-    let columns: Vec<String> = spec
-        .columns
-        .iter()
-        .map(|column| column.mapping.copy_select(&quote_identifier(&column.name)))
-        .collect();
-    let columns = columns.join(", ");
-    let filter = table.row_filter.as_ref().map(|filter| format!("({filter})"));
-    let all = table.pages();
-    // Several for each worker, so that all of them are busy to the end.
-    let size = match context.options.chunk_bytes {
-        Some(bytes) => (bytes / PAGE_BYTES).max(1),
-        None => (all / (context.options.workers.max(1) as u64 * CHUNKS_PER_WORKER))
-            .clamp(FEWEST_PAGES, MOST_PAGES),
-    };
-    let mut ranges = Vec::new();
-    for leaf in &table.leaves {
-        let from = quote_table(&leaf.name);
-        let none = Vec::new();
-        for pages in missing(done.get(&leaf.oid).unwrap_or(&none), leaf.pages.unwrap_or(0), size) {
-            let mut conditions = Vec::new();
-            if pages.first > 0 {
-                conditions.push(format!("ctid >= '({},0)'", pages.first));
-            }
-            if let Some(next) = pages.next {
-                conditions.push(format!("ctid < '({next},0)'"));
-            }
-            conditions.extend(filter.clone());
-            let filter = if conditions.is_empty() {
-                String::new()
-            } else {
-                format!(" WHERE {}", conditions.join(" AND "))
-            };
-            let query = format!(
-                "COPY (SELECT {columns} FROM ONLY {from}{filter}) TO STDOUT (FORMAT binary)"
-            );
-            ranges.push(Range { leaf: leaf.oid, leaf_name: leaf.name.to_string(), pages, query });
-        }
-    }
-    ranges
-}
-
-/// Ranges of about `size` pages that hold everything that `done` does not. The last one is open,
-/// since the table may have grown before the snapshot was taken.
-fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
-    let mut done = done.to_vec();
-    done.sort_by_key(|pages| pages.first);
-    let mut missing = Vec::new();
-    let mut first = 0;
-    let mut done = done.into_iter();
-    loop {
-        let next_done = done.next();
-        let until = next_done.map(|pages| pages.first);
-        while until.is_none_or(|until| first < until) {
-            // Not a sliver at the end.
-            let next = Some(first + size)
-                .filter(|&next| next + size / 4 < until.unwrap_or(pages))
-                .or(until);
-            missing.push(Pages { first, next });
-            match next {
-                Some(next) => first = next,
-                None => return missing,
-            }
-        }
-        match next_done {
-            Some(Pages { next: Some(next), .. }) => first = first.max(next),
-            _ => return missing,
-        }
-    }
-}
-
 /// Whether a table is what it was when the snapshot was taken. A snapshot does not protect from
 /// DDL: COPY reads the table's newest shape, finds it empty after TRUNCATE or a rewrite, and
 /// another table under a name that was reused.
@@ -453,52 +270,4 @@ pub(super) fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
         && was.inherits == is.inherits
         && was.composites == is.composites
         && was.labels.iter().all(|(oid, label)| is.labels.get(oid).is_none_or(|now| now == label))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn range(first: u64, next: Option<u64>) -> Pages {
-        Pages { first, next }
-    }
-
-    #[test]
-    fn an_empty_table_is_one_open_range() {
-        assert_eq!(missing(&[], 0, 100), [range(0, None)]);
-        assert_eq!(missing(&[range(0, None)], 500, 100), []);
-    }
-
-    proptest! {
-        /// Whatever was done before, the rest is every other page, once, and open at the end.
-        #[test]
-        fn done_and_missing_ranges_are_the_table(
-            cuts in proptest::collection::btree_set(1_u64..1000, 0..8),
-            kept in any::<u16>(),
-            size in 1_u64..400,
-        ) {
-            let mut all = Vec::new();
-            let mut first = 0;
-            for cut in cuts {
-                all.push(range(first, Some(cut)));
-                first = cut;
-            }
-            all.push(range(first, None));
-            let is_kept = |(at, _): &(usize, Pages)| kept >> at & 1 == 1;
-            let done: Vec<Pages> =
-                all.into_iter().enumerate().filter(is_kept).map(|(_, pages)| pages).collect();
-            let mut together = missing(&done, 900, size);
-            together.extend(&done);
-            together.sort_by_key(|pages| pages.first);
-            let mut next = Some(0);
-            for pages in together {
-                prop_assert_eq!(Some(pages.first), next);
-                next = pages.next;
-                prop_assert!(next.is_none_or(|next| next > pages.first));
-            }
-            prop_assert_eq!(next, None);
-        }
-    }
 }

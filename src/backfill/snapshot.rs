@@ -9,24 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arrow::record_batch::RecordBatch;
-use futures_util::StreamExt;
-
 use super::plan::LOCK_PATIENCE;
 use crate::{
     Lsn,
-    change::{TableSpec, xids::XidSnapshot},
+    change::xids::XidSnapshot,
     checkpoint::reachable_target,
     failpoint::reached,
     pipeline::{Context, EngineError, Event},
     source::{
         Hold, SourceError, catalog,
         connection::{SqlClient, connect_sql},
-        copy_binary::CopyReader,
-        quote::{quote_identifier, quote_literal, quote_table},
+        quote::quote_literal,
         wire::{CreatedSlot, ReplicationClient, SlotKeep, WireError, copy_client::CopyClient},
     },
-    types::schema_of,
 };
 
 /// A slot that was just made, on the connection that keeps its snapshot: nothing more may be said
@@ -255,74 +250,4 @@ pub async fn release_locks(holder: &SqlClient) -> Result<(), EngineError> {
     Ok(holder
         .batch_execute("ROLLBACK TO SAVEPOINT rhei_locks; RELEASE SAVEPOINT rhei_locks")
         .await?)
-}
-
-/// The rows with these keys (texts, in the order of the key columns), as the snapshot of `holder`
-/// sees them.
-///
-/// # Errors
-/// [`SourceError::is_locked`]: another session has locked the table.
-pub async fn fetch_rows(
-    holder: &SqlClient,
-    spec: &Arc<TableSpec>,
-    is_partitioned: bool,
-    keys: &[Vec<String>],
-) -> Result<Vec<RecordBatch>, EngineError> {
-    watch_locks(holder).await?;
-    // The stream is held meanwhile.
-    holder
-        .batch_execute(&format!("SET LOCAL lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis()))
-        .await?;
-    let rows = fetch(holder, spec, is_partitioned, keys).await;
-    // Also what a refused statement leaves: the transaction goes on.
-    release_locks(holder).await?;
-    rows
-}
-
-async fn fetch(
-    holder: &SqlClient,
-    spec: &Arc<TableSpec>,
-    is_partitioned: bool,
-    keys: &[Vec<String>],
-) -> Result<Vec<RecordBatch>, EngineError> {
-    let columns: Vec<String> = spec
-        .columns
-        .iter()
-        .map(|column| column.mapping.copy_select(&quote_identifier(&column.name)))
-        .collect();
-    let key: Vec<String> = spec
-        .key_columns()
-        .iter()
-        .filter_map(|&at| spec.columns.get(at))
-        .map(|column| quote_identifier(&column.name))
-        .collect();
-    let tuple = |key: &Vec<String>| {
-        let parts: Vec<String> = key.iter().map(|part| quote_literal(part)).collect();
-        format!("({})", parts.join(", "))
-    };
-    let tuples: Vec<String> = keys.iter().map(tuple).collect();
-    let query = format!(
-        "COPY (SELECT {} FROM {}{} WHERE ({}) IN ({})) TO STDOUT (FORMAT binary)",
-        columns.join(", "),
-        if is_partitioned { "" } else { "ONLY " },
-        quote_table(&spec.source),
-        key.join(", "),
-        tuples.join(", ")
-    );
-    // Arrow counts the bytes of a column in one batch by 31 bits.
-    const MOST_BATCH_BYTES: usize = 64 << 20;
-    let schema =
-        schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
-    let mut batches = Vec::new();
-    let mut reader = CopyReader::new(Arc::clone(spec));
-    let mut stream = Box::pin(holder.copy_out(&query).await?);
-    while let Some(piece) = stream.next().await {
-        reader.push(&piece?).map_err(SourceError::from)?;
-        if reader.buffered_bytes() >= MOST_BATCH_BYTES {
-            batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
-        }
-    }
-    reader.finish().map_err(SourceError::from)?;
-    batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
-    Ok(batches)
 }

@@ -2,21 +2,23 @@
 //! chunk at a time, so that all cores are used by one table as well as by many.
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
 
-use super::{Copied, snapshot::import_for_copy};
+use super::{
+    Copied,
+    chunk_queue::{Chunk, Next, State, Work},
+    snapshot::import_for_copy,
+};
 use crate::{
     change::{Nulled, Pause, Remedy, TableSpec},
     error::with_causes,
     olap::{CopyLoader, TargetError},
-    pipeline::{Context, EngineError, Event, error_policy},
+    pipeline::{EngineError, Event, error_policy},
     source::{
         SourceError,
         copy_binary::CopyReader,
@@ -27,11 +29,6 @@ use crate::{
 
 /// One row group of DuckDB; a load wants at least two of them.
 const BATCH_ROWS: usize = 122_880;
-/// Wide rows end a batch earlier, so that memory is bounded in bytes; see [`Work::batch_bytes`].
-const MOST_BATCH_BYTES: usize = 32 << 20;
-const FEWEST_BATCH_BYTES: usize = 1 << 20;
-/// Record batches of one worker: one is read while the other is loaded.
-const BATCHES_HELD: usize = 2;
 
 /// How often a chunk is tried before its table is given up.
 const ATTEMPTS: u32 = 5;
@@ -51,110 +48,6 @@ const LOCKED_WARNING: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_secs(30);
 /// and after so many of those it is tried again on another connection.
 const SILENCES: u32 = 20;
-
-/// One job: a range of pages of one table that holds rows.
-pub(super) struct Chunk {
-    /// Index into the tables.
-    pub table: usize,
-    pub query: String,
-    pub job: u64,
-}
-
-/// What all workers share.
-pub(super) struct Work {
-    pub context: Context,
-    pub snapshots: Vec<String>,
-    pub specs: Vec<Arc<TableSpec>>,
-    pub estimates: Vec<u64>,
-    /// Bundles: one chunk, or those of several small tables, which are copied together.
-    pub queue: tokio::sync::Mutex<VecDeque<Vec<Chunk>>>,
-    pub state: Mutex<State>,
-    pub pace: Option<Pace>,
-    /// Bytes of rows, as they come, in one record batch. All batches together are half of the
-    /// memory that the settings allow; the stream has the other half.
-    pub batch_bytes: usize,
-    /// For the worker whose turn it is.
-    pub turn: tokio::sync::Mutex<()>,
-    pub stop: CancellationToken,
-}
-
-impl Work {
-    /// Takes the first bundle from the queue whose tables are not locked.
-    async fn next_chunk(&self) -> Next {
-        let mut queue = self.queue.lock().await;
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let is_free = |chunks: &Vec<Chunk>| {
-            let until =
-                |chunk: &Chunk| state.tables.get(chunk.table).and_then(|table| table.locked_until);
-            chunks.iter().filter_map(until).all(|until| until <= now)
-        };
-        match queue.iter().position(is_free) {
-            Some(at) => queue.remove(at).map_or(Next::None, Next::Chunks),
-            None if queue.is_empty() => Next::None,
-            None => Next::AllLocked,
-        }
-    }
-}
-
-/// What [`Work::batch_bytes`] is.
-pub(super) fn batch_bytes(memory_limit: usize, workers: usize) -> usize {
-    (memory_limit / 2 / (workers * BATCHES_HELD).max(1)).clamp(FEWEST_BATCH_BYTES, MOST_BATCH_BYTES)
-}
-
-/// How far the tables are.
-pub(super) struct State {
-    tables: Vec<TableState>,
-}
-
-#[derive(Default)]
-struct TableState {
-    is_started: bool,
-    chunks_left: usize,
-    rows: u64,
-    nulled: Vec<Nulled>,
-    /// Its other chunks are not begun any more.
-    is_over: bool,
-    /// Another session has locked the table: its chunks are not tried again before this.
-    locked_until: Option<Instant>,
-    /// When the log named the table as locked last.
-    said_locked: Option<Instant>,
-}
-
-impl State {
-    /// With so many chunks of each table.
-    pub fn new(chunks: Vec<usize>) -> Self {
-        let table = |chunks_left| TableState { chunks_left, ..TableState::default() };
-        Self { tables: chunks.into_iter().map(table).collect() }
-    }
-}
-
-/// Keeps all workers together under so many bytes a second.
-pub(super) struct Pace {
-    bytes_per_second: f64,
-    /// When the bytes that were taken so far are paid for.
-    free_at: tokio::sync::Mutex<tokio::time::Instant>,
-}
-
-impl Pace {
-    pub fn new(bytes_per_second: u64) -> Self {
-        let free_at = tokio::sync::Mutex::new(tokio::time::Instant::now());
-        Self { bytes_per_second: bytes_per_second as f64, free_at }
-    }
-
-    async fn take(&self, bytes: usize) {
-        let mut free_at = self.free_at.lock().await;
-        let now = tokio::time::Instant::now();
-        *free_at =
-            (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
-        let until = *free_at;
-        drop(free_at);
-        // Short debts are not worth a sleep each.
-        if until.duration_since(now) > Duration::from_millis(20) {
-            tokio::time::sleep_until(until).await;
-        }
-    }
-}
 
 /// What goes from the source to the load of a chunk.
 enum Piece {
@@ -182,14 +75,6 @@ impl Batches {
         }
         Ok(self.send.send(Piece::Rows(reader.take_batch(schema)?)).await.is_ok())
     }
-}
-
-/// What is to be copied next.
-enum Next {
-    Chunks(Vec<Chunk>),
-    /// Another session has locked the tables of all chunks that are left.
-    AllLocked,
-    None,
 }
 
 /// What came of a chunk.

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CliError, Session};
 use crate::{
     backfill::plain_copy,
-    engine::{attach::CopyAgain, replicate::sync},
+    engine::{attach::CopyAgain, sync},
     olap::{Compaction, DuckDb, engine::FileMaintenance},
     pgoutput::QualifiedName,
     pipeline::Writer,

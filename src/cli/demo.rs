@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Context};
 use crate::{
-    engine::{attach::CopyAgain, replicate},
+    engine::{self, attach::CopyAgain},
     olap::{DuckDb, TargetOptions},
     pipeline::{Event, Options, Writer, copy_progress::Board},
     source::connection::{Environment, SourceOptions, connect_sql},
@@ -243,7 +243,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         tokio::spawn(async move {
             let writer = Writer::new(DuckDb::open(&context.options.target)?);
             let (_command, commands) = mpsc::unbounded_channel();
-            replicate::run(&context, &writer, commands, &run_stop).await
+            engine::run(&context, &writer, commands, &run_stop).await
         })
     };
     let outcome = follow(&args, &stop, &seen, &written, &replicator, &context.board).await;
@@ -259,7 +259,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         println!("stopped");
         return Ok(ExitCode::from(130));
     }
-    let caught_up = replicate::sync(&context, CopyAgain::Nothing, &stop).await?;
+    let caught_up = engine::sync(&context, CopyAgain::Nothing, &stop).await?;
     drop(context);
     let _ = listener.await;
     println!(

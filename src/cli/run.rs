@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tokio::sync::mpsc;
 
 use super::{CliError, Session};
-use crate::{control::Control, engine::replicate, olap::DuckDb, pipeline::Writer};
+use crate::{control::Control, engine, olap::DuckDb, pipeline::Writer};
 
 /// Runs the command.
 pub async fn run(session: Session) -> Result<ExitCode, CliError> {
@@ -15,7 +15,7 @@ pub async fn run(session: Session) -> Result<ExitCode, CliError> {
     let writer = Writer::new(DuckDb::open(&context.options.target)?);
     let (command, commands) = mpsc::unbounded_channel();
     let control = Control::listen(&context, writer.clone(), command);
-    let ended = replicate::run(&context, &writer, commands, &stop).await;
+    let ended = engine::run(&context, &writer, commands, &stop).await;
     drop((control, writer));
     drop(context);
     progress.finish().await;

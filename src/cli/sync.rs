@@ -9,7 +9,7 @@ use crate::engine::attach::CopyAgain;
 pub async fn run(session: Session) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
-    let report = crate::engine::replicate::sync(&context, CopyAgain::Nothing, &stop).await;
+    let report = crate::engine::sync(&context, CopyAgain::Nothing, &stop).await;
     drop(context);
     progress.finish().await;
     let report = report?;

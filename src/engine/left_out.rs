@@ -1,7 +1,7 @@
 //! Relations whose changes the stream brings and that are left out of the copy, each for a reason
 //! that is known.
 
-use super::{SyncEngine, in_time, schema::Place};
+use super::{SyncEngine, cycle::in_time, schema::Place};
 use crate::{
     Lsn, change::followed::Untracked, olap::OlapEngine, pgoutput::relation::Relation,
     pipeline::EngineError, source::CdcConsumer,

@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{SyncEngine, copying::Copies, schema::Catalogs};
+use super::{SyncEngine, copies::Copies, schema::Catalogs};
 use crate::{
     Lsn,
     change::xids::XidSnapshot,

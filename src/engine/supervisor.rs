@@ -13,7 +13,7 @@ use tokio::{task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    error::panic_text,
+    error::{panic_text, with_causes},
     pipeline::{EngineError, options::Budget},
 };
 
@@ -89,7 +89,7 @@ impl Supervisor {
                 let ended = AssertUnwindSafe(async { work().await }).catch_unwind().await;
                 let error = match ended {
                     Ok(Ok(())) => None,
-                    Ok(Err(error)) => Some(super::with_causes(&error)),
+                    Ok(Err(error)) => Some(with_causes(&error)),
                     Err(panic) => Some(format!("a bug: {}", panic_text(&*panic))),
                 };
                 if error != last_error

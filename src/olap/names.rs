@@ -68,7 +68,7 @@ pub fn create_schema(name: &QualifiedName) -> String {
 
 /// The statement that makes an empty shadow. No key, no index, no NOT NULL: deletes go before
 /// inserts, and keys live in `_rhei` (duckdb.md 8). Columns with long values are compressed by ZSTD
-/// (`backfill::widths` says why).
+/// (`backfill::long_columns` says why).
 pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> String {
     let column = |column: &ColumnSpec| {
         let compression =

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     enum_labels::{LabelCheck, label_checks},
-    judge::{Policy, Truncated, judge, new_leaves},
+    judge::{Policy, Truncated, Verdict, judge, new_leaves},
 };
 use crate::{
     Lsn,
@@ -17,7 +17,7 @@ use crate::{
         followed::{Question, fits},
         xids::XidSnapshot,
     },
-    engine::{Verdict, settled},
+    engine::settled,
     pgoutput::{QualifiedName, relation::Relation},
     pipeline::{
         Context, EngineError,

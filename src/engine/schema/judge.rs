@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::{
-    change::{ColumnOrigin, Reshape, followed::fits},
-    engine::{Question, TableSpec},
+    change::{
+        ColumnOrigin, Reshape, TableSpec,
+        followed::{Question, fits},
+    },
     pgoutput::{
         ReplicaIdentity,
         table_description::{DescribedColumn, Description},

@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use super::{attach::CopyAgain, copying::Copies};
+use super::{attach::CopyAgain, copies::Copies};
 use crate::{
     olap::OlapEngine,
     pipeline::{Context, EngineError, options::OnSlotLost, slot_history::LIMIT},

@@ -10,15 +10,13 @@ use std::{
 use arrow::record_batch::RecordBatch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    CycleOptions, SyncEngine,
-    copying::{Copies, News},
-};
+use super::{Copies, News};
 use crate::{
     Lsn,
     backfill::{self, Copied, Planned, Told},
     change::{Pause, TableSpec},
     checkpoint::reachable_target,
+    engine::{CycleOptions, SyncEngine},
     error::with_causes,
     failpoint::reached,
     olap::{OlapEngine, StoredTable, TableState, TargetError},

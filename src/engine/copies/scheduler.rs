@@ -11,9 +11,9 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::supervisor::Restarts;
 use crate::{
     backfill::{self, Copied, FirstSlot, Round, Told},
+    engine::supervisor::Restarts,
     error::with_causes,
     olap::OlapEngine,
     pgoutput::QualifiedName,

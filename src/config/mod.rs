@@ -3,6 +3,8 @@
 //! [`Settings`] is what was written; unknown keys are errors. Later sources win: file, `RHEI_*`,
 //! flags.
 
+mod settings;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -15,6 +17,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::pipeline::options::{Budget, OnSlotLost, Supervision, TablePattern};
+
+pub use settings::{
+    BackfillSettings, ColumnSection, Often, OnUnrepresentable, Once, Publications, Restart,
+    Settings, SourceSettings, SupervisorSettings, SyncSettings, TableSection, TargetSettings,
+};
 
 /// A setting that cannot be understood. Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -144,181 +151,6 @@ impl FromStr for ByteSize {
 }
 
 from_text!(ByteSize, "a size like \"512MB\" or \"1GiB\"", "512MB");
-
-/// rhei.toml as it is written.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    pub source: SourceSettings,
-    pub target: TargetSettings,
-    pub sync: SyncSettings,
-    pub backfill: BackfillSettings,
-    pub supervisor: SupervisorSettings,
-    /// Per table, by `schema.table`.
-    pub tables: BTreeMap<String, TableSection>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct SourceSettings {
-    /// A libpq URL or key=value string.
-    pub url: Option<Secret>,
-    /// Made when it is missing and the role may. Default "rhei". Several are followed as one.
-    pub publication: Option<Publications>,
-    /// Made for this copy. Default "rhei".
-    pub slot: Option<String>,
-    /// What to do when the slot can no longer serve the copy: "stop" (the default) or "resync".
-    pub on_slot_lost: Option<OnSlotLost>,
-    /// Has standbys keep the slot, for failovers (PostgreSQL 17 and newer). Default false.
-    pub failover_slot: Option<bool>,
-    /// Which tables; default: the publication's.
-    pub tables: Vec<TablePattern>,
-    /// Which of those not.
-    pub exclude: Vec<TablePattern>,
-}
-
-/// One name, or a list of them.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Publications {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl FromStr for Publications {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self::One(text.to_owned()))
-    }
-}
-
-/// What happens to a value that DuckDB has no room for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnUnrepresentable {
-    /// Its table is paused, with the row named.
-    #[default]
-    Error,
-    /// It becomes NULL, with a warning that counts.
-    Null,
-}
-
-impl FromStr for OnUnrepresentable {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "error" => Ok(Self::Error),
-            "null" => Ok(Self::Null),
-            other => Err(format!("\"{other}\" is neither \"error\" nor \"null\"")),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TargetSettings {
-    /// The DuckDB file.
-    pub path: Option<PathBuf>,
-    /// DuckDB's own memory. Default: DuckDB's, 80 % of the machine.
-    pub duckdb_memory_limit: Option<ByteSize>,
-    /// The most threads that DuckDB may use: for copies, file checkpoints and batches that take
-    /// long. Others take one. Default: all cores.
-    pub threads: Option<u32>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct SyncSettings {
-    /// A cycle of `rhei run`. Default "1s".
-    pub interval: Option<Span>,
-    /// Row changes after which a batch ends at the next source commit. Default 100000.
-    pub max_batch_rows: Option<u64>,
-    /// rhei's own buffers. Default "512MB".
-    pub memory_limit: Option<ByteSize>,
-    /// A value that DuckDB has no room for pauses its table ("error", the default) or becomes NULL
-    /// ("null").
-    pub on_unrepresentable: Option<OnUnrepresentable>,
-    /// Takes a rewrite of a table that widened a number (int to bigint) for the plain cast that it
-    /// most often is, and does not copy the table again. Default false.
-    pub trust_widening: Option<bool>,
-    /// How often `rhei run` looks for what the stream never mentions: new tables, rewrites,
-    /// partitions. Default "10s".
-    pub catalog_interval: Option<Span>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct BackfillSettings {
-    /// Connections that copy at the same time. Default 2.
-    pub workers: Option<usize>,
-    /// Bytes a second that all of them together take from the source at most. Default: no limit.
-    pub rate_limit: Option<ByteSize>,
-    /// Size of the pieces in which tables are copied; 16 to 128 MB unless set.
-    pub chunk_size: Option<ByteSize>,
-    /// A copy that holds its snapshot for longer is warned about: until it ends, VACUUM at the
-    /// source cannot remove what the snapshot still sees. Default "1h".
-    pub snapshot_warning: Option<Span>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct SupervisorSettings {
-    /// How often `rhei run` goes on after a bug of its own, before it stops: "once", or so often
-    /// within a time. Default { max = 5, within = "1m" }.
-    pub restart: Option<Restart>,
-    /// How long a stop waits for what has begun. Default "10s".
-    pub grace: Option<Span>,
-    /// How often `rhei run` looks at how much WAL the slot holds at the source. Default "30s".
-    pub lag_interval: Option<Span>,
-    /// From how much on it warns. Default "1GB".
-    pub lag_warning: Option<ByteSize>,
-}
-
-/// A budget of restarts.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected \"once\" or { max = 5, within = \"1m\" }")]
-pub enum Restart {
-    /// "once"
-    Named(Once),
-    Often(Often),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Often {
-    pub max: u32,
-    pub within: Span,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Once {
-    Once,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TableSection {
-    /// Its name in DuckDB, as `schema.table`.
-    pub target: Option<String>,
-    /// Columns that are not copied.
-    pub exclude_columns: Vec<String>,
-    /// Tables with a higher one are copied first; 0 unless set.
-    #[serde(default)]
-    pub copy_priority: i32,
-    /// Per column.
-    pub columns: BTreeMap<String, ColumnSection>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ColumnSection {
-    /// Its type in DuckDB.
-    #[serde(rename = "type")]
-    pub duckdb_type: Option<String>,
-}
 
 /// Resolved and checked.
 #[derive(Debug, Clone)]

@@ -12,9 +12,12 @@
 //!    `pending`. A crash loses the snapshot, not the slot: the tables are copied under a new
 //!    snapshot, and what the stream holds of them from before is skipped (`copy_lsn`).
 //!
-//! Copies begin beside the stream (`super::copying`): their shadows and what changes meanwhile are
+//! Copies begin beside the stream (`super::copies`): their shadows and what changes meanwhile are
 //! written down in the transactions of the checkpoint, so a crash loses no more than the chunks
 //! that were not done.
+
+mod create;
+mod resume;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,21 +26,18 @@ use std::{
     time::Duration,
 };
 
+use self::{create::create, resume::resume};
 use crate::{
-    Checkpoint, Lsn,
-    backfill::{FirstSlot, create_slot},
-    change::{Pause, Remedy, TableSpec},
+    backfill::FirstSlot,
+    change::{Pause, TableSpec},
     failpoint::reached,
-    olap::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
+    olap::{OlapEngine, Phase, Pipeline, StoredTable, TableState},
     pgoutput::{QualifiedName, table_description::Secret},
     pipeline::{
         Context, EngineError, Writer,
         tables::{
-            self, PlanOptions,
-            selection::{
-                self, is_wanted, no_tables, table_settings, target_names, types_of, unplanned,
-                wanted_tables,
-            },
+            self,
+            selection::{is_wanted, no_tables, unplanned},
         },
     },
     source::{
@@ -45,13 +45,12 @@ use crate::{
         connection::{SqlClient, connect_sql},
         ddl_trigger::{self, DdlTrigger},
         slot,
-        wire::{IdentifySystem, ReplicationClient, SlotKeep},
+        wire::{IdentifySystem, ReplicationClient},
     },
-    types::TypeCatalog,
 };
 
 /// How long a slot may stay busy after its last reader died (trap 30).
-const SLOT_BUSY: Duration = Duration::from_secs(10);
+pub(super) const SLOT_BUSY: Duration = Duration::from_secs(10);
 
 /// A pipeline that is ready to stream.
 pub struct Attached {
@@ -97,11 +96,11 @@ impl CopyAgain {
 }
 
 /// What the source is, seen through two connections.
-struct Source {
-    sql: SqlClient,
-    replication: ReplicationClient,
-    identity: IdentifySystem,
-    server: catalog::ServerInfo,
+pub(super) struct Source {
+    pub(super) sql: SqlClient,
+    pub(super) replication: ReplicationClient,
+    pub(super) identity: IdentifySystem,
+    pub(super) server: catalog::ServerInfo,
 }
 
 /// Checks, creates what is missing, and finds out what has to be copied. `is_active`: somebody is
@@ -149,7 +148,7 @@ pub async fn attach<T: OlapEngine + 'static>(
     }
 }
 
-async fn connect(context: &Context) -> Result<Source, EngineError> {
+pub(super) async fn connect(context: &Context) -> Result<Source, EngineError> {
     let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
     slot::judge_server(&server)?;
@@ -159,7 +158,10 @@ async fn connect(context: &Context) -> Result<Source, EngineError> {
 }
 
 /// The publication, made when it is missing and may be made.
-async fn publication(context: &Context, sql: &SqlClient) -> Result<PublicationInfo, EngineError> {
+pub(super) async fn publication(
+    context: &Context,
+    sql: &SqlClient,
+) -> Result<PublicationInfo, EngineError> {
     if catalog::publication(sql, &context.options.publications).await?.is_none() {
         let [name] = context.options.publications.as_slice() else {
             return Err(slot::SlotError::PublicationMissing {
@@ -192,14 +194,17 @@ async fn publication(context: &Context, sql: &SqlClient) -> Result<PublicationIn
 
 /// Refuses tables that the publications bring with different columns: the server finds out only
 /// when it decodes a change of one, and its slot cannot go on from there (trap 19).
-async fn judge_column_lists(context: &Context, sql: &SqlClient) -> Result<(), EngineError> {
+pub(super) async fn judge_column_lists(
+    context: &Context,
+    sql: &SqlClient,
+) -> Result<(), EngineError> {
     let tables = catalog::conflicting_column_lists(sql, &context.options.publications).await?;
     Ok(slot::judge_column_lists(&tables, &context.options.publications)?)
 }
 
 /// A file that rhei made stands against the source: same cluster, same history, a slot that still
 /// has all we need.
-async fn verify(
+pub(super) async fn verify(
     context: &Context,
     source: &Source,
     pipeline: &Pipeline,
@@ -248,7 +253,7 @@ async fn verify(
     }
 }
 
-fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(), slot::SlotError> {
+pub(super) fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(), slot::SlotError> {
     let found = slot::Cluster {
         system_id: &source.identity.system_id,
         database: &source.server.database,
@@ -262,127 +267,12 @@ fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(), slot::Slot
     slot::judge_cluster(&known, &found)
 }
 
-/// The start of a running pipeline: compares the source's tables with ours.
-async fn resume<T: OlapEngine + 'static>(
-    context: &Context,
-    source: Source,
-    writer: &Writer<T>,
-    mut pipeline: Pipeline,
-    stored: Vec<StoredTable>,
-    again: &CopyAgain,
-    is_active: impl Fn(u32) -> bool,
-) -> Result<Attached, EngineError> {
-    catalog::begin_moment(&source.sql).await?;
-    let info = catalog::publication(&source.sql, &context.options.publications).await?;
-    let Some(info) = info else {
-        return Err(slot::SlotError::PublicationMissing {
-            names: context.options.publications.clone(),
-        }
-        .into());
-    };
-    slot::judge_publication(&info)?;
-    slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
-    judge_column_lists(context, &source.sql).await?;
-    // A row filter takes a lock on its table, to be printed; nothing else here does.
-    let what = "reading a row filter waits for a published table that another session has locked";
-    let published = patiently(what, wanted_tables(&context.options, &source.sql)).await?;
-    let types = types_of(&source.sql, &published).await?;
-    catalog::end_moment(&source.sql).await?;
-    if let CopyAgain::Tables(names) = again
-        && let Some(missing) =
-            names.iter().find(|name| !published.iter().any(|table| table.name == **name))
-    {
-        return Err(EngineError::Setup(format!(
-            "no such table: {missing}\ndetail: It is not among the tables that publication {} \
-             brings here.\nhint: see \
-             `rhei status` for the tables of this copy",
-            context.options.publications.join(", ")
-        )));
-    }
-    let mut by_oid: BTreeMap<u32, StoredTable> =
-        stored.into_iter().map(|table| (table.oid, table)).collect();
-    let (mut changed, mut to_copy, mut abandoned) =
-        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let present: BTreeSet<u32> = published.iter().map(|table| table.oid).collect();
-    for stored in by_oid.values_mut() {
-        let is_gone = !present.contains(&stored.oid);
-        if is_gone && stored.state != TableState::Dropped {
-            tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it \
-                 is");
-            if stored.has_shadow {
-                abandoned.insert(stored.oid);
-            }
-            (stored.state, stored.has_shadow) = (TableState::Dropped, false);
-            changed.insert(stored.oid);
-        }
-    }
-    let targets = target_names(&context.options, &selection::names_of(&published), &by_oid);
-    for table in &published {
-        let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
-        let needs_copy = match by_oid.get(&table.oid) {
-            None => true,
-            Some(stored) if stored.has_shadow => {
-                // A shadow has the name and the columns that it was begun with.
-                let is_renamed = stored.source != table.name
-                    || targets.get(&table.oid).is_some_and(|name| *name != stored.target);
-                let is_other =
-                    is_asked || is_renamed || wants_another_copy(context, table, stored, &types);
-                if is_other {
-                    abandoned.insert(table.oid);
-                }
-                is_other || (stored.state != TableState::CatchingUp && !is_active(table.oid))
-            }
-            Some(stored) => match &stored.state {
-                TableState::Error(_) | TableState::Live => {
-                    is_asked || wants_another_copy(context, table, stored, &types)
-                }
-                TableState::Pending
-                | TableState::Copying
-                | TableState::CatchingUp
-                | TableState::Resync
-                | TableState::Dropped => true,
-            },
-        };
-        if needs_copy {
-            to_copy.insert(table.oid);
-        }
-    }
-    for &oid in &abandoned {
-        writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
-        if let Some(stored) =
-            by_oid.get_mut(&oid).filter(|stored| stored.state != TableState::Dropped)
-        {
-            (stored.state, stored.has_shadow) = (TableState::Resync, false);
-        }
-    }
-    pipeline.timeline = source.identity.timeline;
-    pipeline.publication_fingerprint = info.fingerprint;
-    // What is to be copied again is marked before anything is done about it, so that a crash does
-    // not forget it.
-    for oid in &to_copy {
-        if let Some(stored) = by_oid
-            .get_mut(oid)
-            .filter(|stored| matches!(stored.state, TableState::Live | TableState::Error(_)))
-        {
-            stored.state = TableState::Resync;
-            changed.insert(*oid);
-        }
-    }
-    let mut rows: Vec<StoredTable> =
-        changed.iter().filter_map(|oid| by_oid.get(oid).cloned()).collect();
-    let is_new = |table: &&SourceTable| !by_oid.contains_key(&table.oid);
-    rows.extend(published.iter().filter(is_new).map(|table| pending(table, &targets)));
-    save(writer, &pipeline, rows).await?;
-    rename(writer, &targets, &published, &mut by_oid).await?;
-    ready(context, &source.sql, writer, to_copy).await
-}
-
-fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName>) -> StoredTable {
+pub(super) fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName>) -> StoredTable {
     unplanned(table, targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone()))
 }
 
 /// Says now and then what it waits for.
-async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
+pub(super) async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
@@ -393,7 +283,7 @@ async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
 }
 
 /// Gives tables the names that they have at the source by now, or that the settings want.
-async fn rename<T: OlapEngine + 'static>(
+pub(super) async fn rename<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     targets: &BTreeMap<u32, QualifiedName>,
     published: &[SourceTable],
@@ -418,134 +308,7 @@ async fn rename<T: OlapEngine + 'static>(
     if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
 }
 
-/// Whether the settings ask for another copy than there is: other columns, or other types. A change
-/// of shape at the source is no reason: the stream will come to it.
-fn wants_another_copy(
-    context: &Context,
-    table: &SourceTable,
-    stored: &StoredTable,
-    types: &TypeCatalog,
-) -> bool {
-    let settings = table_settings(&context.options, &table.name);
-    let plan_options =
-        PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
-    let is_paused = matches!(stored.state, TableState::Error(_));
-    // A value that may become NULL by now is no reason to stay paused.
-    if let TableState::Error(pause) = &stored.state
-        && context.options.null_unrepresentable
-        && pause.remedy == Remedy::AllowNulls
-    {
-        return true;
-    }
-    match tables::plan(table, types, plan_options) {
-        // What keeps it from being planned is said by the copy.
-        Err(_) => !is_paused,
-        Ok(spec) => {
-            let is_other = |stored: &crate::olap::StoredColumn| {
-                spec.columns.iter().any(|column| {
-                    (column.attnum, column.type_oid, column.typmod)
-                        == (stored.attnum, stored.type_oid, stored.typmod)
-                        && column.mapping != stored.mapping
-                })
-            };
-            stored.columns.is_empty()
-                || spec.excluded != stored.excluded
-                || stored.columns.iter().any(is_other)
-        }
-    }
-}
-
-/// A new slot; everything has to be copied.
-async fn create<T: OlapEngine + 'static>(
-    context: &Context,
-    mut source: Source,
-    writer: &Writer<T>,
-    before: Option<StoredState>,
-    again: &CopyAgain,
-) -> Result<Attached, EngineError> {
-    slot::judge_failover(context.options.failover_slot, &source.server)?;
-    let keep = if context.options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
-    let info = publication(context, &source.sql).await?;
-    let tables = wanted_tables(&context.options, &source.sql).await?;
-    if tables.is_empty() {
-        return Err(no_tables(&context.options));
-    }
-    // A slot of that name in another cluster is somebody else's.
-    let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
-        pipeline.slot == context.options.slot
-            && pipeline.system_id == source.identity.system_id
-            && pipeline.phase != Phase::PlainCopy
-    });
-    let waiting_since = tokio::time::Instant::now();
-    while let Some(found) = catalog::slot(&source.sql, &context.options.slot).await? {
-        if !is_ours {
-            return Err(slot::SlotError::NotOurs { slot: context.options.slot.clone() }.into());
-        }
-        if found.active {
-            // As in `verify`.
-            if waiting_since.elapsed() >= SLOT_BUSY {
-                return Err(slot::SlotError::Active {
-                    slot: context.options.slot.clone(),
-                    pid: found.active_pid,
-                }
-                .into());
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            continue;
-        }
-        tracing::info!(slot = context.options.slot, "dropping the slot of an earlier start");
-        source.replication.drop_slot(&context.options.slot).await?;
-    }
-    if matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) && before.is_some() {
-        tracing::warn!(
-            "starting over: every table is copied again; the old copies stay readable until then"
-        );
-    }
-    let mut pipeline = Pipeline {
-        slot: context.options.slot.clone(),
-        publications: context.options.publications.clone(),
-        publication_fingerprint: info.fingerprint,
-        system_id: source.identity.system_id.clone(),
-        database: source.server.database.clone(),
-        database_oid: source.server.database_oid,
-        timeline: source.identity.timeline,
-        phase: Phase::Creating,
-        checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
-    };
-    // What the file held before is history, until it is planned and copied anew.
-    let mut old_tables = before.map(|state| state.tables).unwrap_or_default();
-    let known: BTreeSet<u32> = old_tables.iter().map(|table| table.oid).collect();
-    for table in &mut old_tables {
-        if std::mem::take(&mut table.has_shadow) {
-            let oid = table.oid;
-            writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
-        }
-        table.state = TableState::Dropped;
-    }
-    save(writer, &pipeline, old_tables).await?;
-    reached("slot.intended");
-    let created =
-        create_slot(context, &source.sql, &mut source.replication, &context.options.slot, keep)
-            .await?;
-    reached("slot.created");
-    pipeline.phase = Phase::Running;
-    pipeline.checkpoint.lsn = created.consistent_point;
-    let targets = target_names(&context.options, &selection::names_of(&tables), &BTreeMap::new());
-    let rows = tables
-        .iter()
-        .filter(|table| !known.contains(&table.oid))
-        .map(|table| pending(table, &targets))
-        .collect();
-    save(writer, &pipeline, rows).await?;
-    reached("slot.recorded");
-    // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
-    let first = FirstSlot { replication: source.replication, created };
-    let to_copy = tables.into_iter().map(|table| table.oid).collect();
-    let attached = ready(context, &source.sql, writer, to_copy).await?;
-    Ok(Attached { first: Some(first), ..attached })
-}
-
-async fn save<T: OlapEngine + 'static>(
+pub(super) async fn save<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     pipeline: &Pipeline,
     tables: Vec<StoredTable>,
@@ -555,7 +318,7 @@ async fn save<T: OlapEngine + 'static>(
 }
 
 /// What the source signs descriptions of its tables with, if it sends any that can be believed.
-async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, EngineError> {
+pub(super) async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, EngineError> {
     let why = match ddl_trigger::look(sql).await? {
         DdlTrigger::Usable(secret) => return Ok(Some(secret)),
         DdlTrigger::Absent => return Ok(None),
@@ -572,7 +335,7 @@ async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, EngineError> {
 }
 
 /// Reads back what is to be followed.
-async fn ready<T: OlapEngine + 'static>(
+pub(super) async fn ready<T: OlapEngine + 'static>(
     context: &Context,
     sql: &SqlClient,
     writer: &Writer<T>,

@@ -1,0 +1,109 @@
+//! What a round tells the one who follows the stream.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::ranges::Range;
+use crate::{
+    Lsn,
+    change::{Pause, TableSpec},
+    olap::{NewCopy, NewJob, StoredTable},
+    pgoutput::QualifiedName,
+    source::{catalog::SourceTable, connection::SqlClient},
+};
+
+/// What became of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Copied {
+    Done,
+    /// This table cannot be copied; the others can.
+    Failed(Pause),
+    /// Its shape or its file changed after the snapshot was taken: what the snapshot shows of it
+    /// means nothing.
+    Changed,
+}
+
+/// What a round tells the one who follows the stream.
+pub enum Told {
+    /// The snapshot is there, and the tables that are to be copied under it are planned. The stream
+    /// is held at `since` until this is answered.
+    Planned {
+        lsn: Lsn,
+        /// The snapshot sees every transaction with `commit_lsn` before this.
+        since: Lsn,
+        tables: Vec<Planned>,
+        /// Tables that cannot be copied as they are set up.
+        refused: Vec<StoredTable>,
+        /// Sees the snapshot.
+        holder: Arc<SqlClient>,
+        /// Per table the ids of its jobs, or none when it has to wait for another round.
+        adopted: oneshot::Sender<Vec<Option<Vec<u64>>>>,
+    },
+    /// Another session at the source has locked these tables; the round copies the others.
+    Locked(BTreeMap<u32, QualifiedName>),
+    /// Copies of these tables were interrupted and can go on only under the snapshot of a slot,
+    /// which would have to wait for transactions; the round copies the other tables.
+    PutOff(BTreeSet<u32>),
+    /// What became of the copies of tables, by oid.
+    Copied(Vec<(u32, Copied)>),
+}
+
+/// A table to copy.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    pub spec: Arc<TableSpec>,
+    /// Where it lies at the source.
+    pub source: SourceTable,
+    /// What an earlier try has done stays; `spec` is that try's.
+    pub is_resumed: bool,
+    pub(super) ranges: Vec<Range>,
+    /// Lower ones are copied first.
+    pub(super) priority: i32,
+    /// Names in DuckDB of columns with long values.
+    pub(super) long_columns: BTreeSet<String>,
+    /// Rows that are in the shadow already.
+    pub(super) done_rows: u64,
+    /// Of this try.
+    pub(super) snapshot: Lsn,
+}
+
+impl Planned {
+    /// What the target is told of it.
+    pub fn new_copy(&self) -> NewCopy {
+        let job = |range: &Range| NewJob {
+            kind: "copy_chunk",
+            payload: serde_json::to_value(ChunkPayload {
+                table: self.spec.source.to_string(),
+                from: range.leaf_name.clone(),
+                leaf: range.leaf,
+                pages: (range.pages.first, range.pages.next),
+                copy_lsn: self.spec.copy_lsn.to_string(),
+                snapshot_lsn: self.snapshot.to_string(),
+            })
+            .unwrap_or_default(),
+            priority: self.priority,
+        };
+        let jobs = self.ranges.iter().map(job).collect();
+        let long_columns = self.long_columns.clone();
+        NewCopy { spec: Arc::clone(&self.spec), is_resumed: self.is_resumed, long_columns, jobs }
+    }
+}
+
+/// The payload of a chunk's job.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ChunkPayload {
+    pub(super) table: String,
+    /// The table or leaf partition, by name and by oid.
+    pub(super) from: String,
+    pub(super) leaf: u32,
+    /// First page, and the one after the last; none: to the end.
+    pub(super) pages: (u64, Option<u64>),
+    /// The oldest snapshot of this shadow: what it was begun with.
+    pub(super) copy_lsn: String,
+    pub(super) snapshot_lsn: String,
+}

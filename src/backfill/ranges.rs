@@ -1,0 +1,171 @@
+//! Ranges of pages that are copied, each in one piece.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    change::TableSpec,
+    pipeline::Context,
+    source::{
+        catalog::SourceTable,
+        quote::{quote_identifier, quote_table},
+    },
+};
+
+/// Pages of 8 KiB in one chunk: from 16 to 128 MiB of heap. A chunk is a transaction in the target,
+/// and small ones leave small row groups there.
+const PAGE_BYTES: u64 = 8192;
+
+const FEWEST_PAGES: u64 = 2048;
+
+const MOST_PAGES: u64 = 16384;
+
+const CHUNKS_PER_WORKER: u64 = 4;
+
+/// Pages of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pages {
+    pub(super) first: u64,
+    /// None: to the end, wherever that is.
+    pub(super) next: Option<u64>,
+}
+
+/// A range of pages of a table that holds rows.
+#[derive(Debug, Clone)]
+pub(super) struct Range {
+    pub leaf: u32,
+    pub(super) leaf_name: String,
+    pub(super) pages: Pages,
+    pub query: String,
+}
+
+impl Range {
+    /// It is all that there is of its table or partition.
+    pub fn is_whole_leaf(&self) -> bool {
+        self.pages == Pages { first: 0, next: None }
+    }
+}
+
+/// The COPY statements that together read what is not `done` of the table, once.
+pub(super) fn ranges(
+    table: &SourceTable,
+    spec: &TableSpec,
+    done: &BTreeMap<u32, Vec<Pages>>,
+    context: &Context,
+) -> Vec<Range> {
+    let columns: Vec<String> = spec
+        .columns
+        .iter()
+        .map(|column| column.mapping.copy_select(&quote_identifier(&column.name)))
+        .collect();
+    let columns = columns.join(", ");
+    let filter = table.row_filter.as_ref().map(|filter| format!("({filter})"));
+    let all = table.pages();
+    // Several for each worker, so that all of them are busy to the end.
+    let size = match context.options.chunk_bytes {
+        Some(bytes) => (bytes / PAGE_BYTES).max(1),
+        None => (all / (context.options.workers.max(1) as u64 * CHUNKS_PER_WORKER))
+            .clamp(FEWEST_PAGES, MOST_PAGES),
+    };
+    let mut ranges = Vec::new();
+    for leaf in &table.leaves {
+        let from = quote_table(&leaf.name);
+        let none = Vec::new();
+        for pages in missing(done.get(&leaf.oid).unwrap_or(&none), leaf.pages.unwrap_or(0), size) {
+            let mut conditions = Vec::new();
+            if pages.first > 0 {
+                conditions.push(format!("ctid >= '({},0)'", pages.first));
+            }
+            if let Some(next) = pages.next {
+                conditions.push(format!("ctid < '({next},0)'"));
+            }
+            conditions.extend(filter.clone());
+            let filter = if conditions.is_empty() {
+                String::new()
+            } else {
+                format!(" WHERE {}", conditions.join(" AND "))
+            };
+            let query = format!(
+                "COPY (SELECT {columns} FROM ONLY {from}{filter}) TO STDOUT (FORMAT binary)"
+            );
+            ranges.push(Range { leaf: leaf.oid, leaf_name: leaf.name.to_string(), pages, query });
+        }
+    }
+    ranges
+}
+
+/// Ranges of about `size` pages that hold everything that `done` does not. The last one is open,
+/// since the table may have grown before the snapshot was taken.
+pub(super) fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
+    let mut done = done.to_vec();
+    done.sort_by_key(|pages| pages.first);
+    let mut missing = Vec::new();
+    let mut first = 0;
+    let mut done = done.into_iter();
+    loop {
+        let next_done = done.next();
+        let until = next_done.map(|pages| pages.first);
+        while until.is_none_or(|until| first < until) {
+            // Not a sliver at the end.
+            let next = Some(first + size)
+                .filter(|&next| next + size / 4 < until.unwrap_or(pages))
+                .or(until);
+            missing.push(Pages { first, next });
+            match next {
+                Some(next) => first = next,
+                None => return missing,
+            }
+        }
+        match next_done {
+            Some(Pages { next: Some(next), .. }) => first = first.max(next),
+            _ => return missing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(first: u64, next: Option<u64>) -> Pages {
+        Pages { first, next }
+    }
+
+    #[test]
+    fn an_empty_table_is_one_open_range() {
+        assert_eq!(missing(&[], 0, 100), [range(0, None)]);
+        assert_eq!(missing(&[range(0, None)], 500, 100), []);
+    }
+
+    proptest! {
+        /// Whatever was done before, the rest is every other page, once, and open at the end.
+        #[test]
+        fn done_and_missing_ranges_are_the_table(
+            cuts in proptest::collection::btree_set(1_u64..1000, 0..8),
+            kept in any::<u16>(),
+            size in 1_u64..400,
+        ) {
+            let mut all = Vec::new();
+            let mut first = 0;
+            for cut in cuts {
+                all.push(range(first, Some(cut)));
+                first = cut;
+            }
+            all.push(range(first, None));
+            let is_kept = |(at, _): &(usize, Pages)| kept >> at & 1 == 1;
+            let done: Vec<Pages> =
+                all.into_iter().enumerate().filter(is_kept).map(|(_, pages)| pages).collect();
+            let mut together = missing(&done, 900, size);
+            together.extend(&done);
+            together.sort_by_key(|pages| pages.first);
+            let mut next = Some(0);
+            for pages in together {
+                prop_assert_eq!(Some(pages.first), next);
+                next = pages.next;
+                prop_assert!(next.is_none_or(|next| next > pages.first));
+            }
+            prop_assert_eq!(next, None);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! A first start: a new slot; everything has to be copied.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{Attached, CopyAgain, SLOT_BUSY, Source, pending, publication, ready, save};
+use crate::{
+    Checkpoint, Lsn,
+    backfill::{FirstSlot, create_slot},
+    failpoint::reached,
+    olap::{OlapEngine, Phase, Pipeline, StoredState, TableState},
+    pipeline::{
+        Context, EngineError, Writer,
+        tables::selection::{self, no_tables, target_names, wanted_tables},
+    },
+    source::{catalog, slot, wire::SlotKeep},
+};
+
+/// A new slot; everything has to be copied.
+pub(super) async fn create<T: OlapEngine + 'static>(
+    context: &Context,
+    mut source: Source,
+    writer: &Writer<T>,
+    before: Option<StoredState>,
+    again: &CopyAgain,
+) -> Result<Attached, EngineError> {
+    slot::judge_failover(context.options.failover_slot, &source.server)?;
+    let keep = if context.options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
+    let info = publication(context, &source.sql).await?;
+    let tables = wanted_tables(&context.options, &source.sql).await?;
+    if tables.is_empty() {
+        return Err(no_tables(&context.options));
+    }
+    // A slot of that name in another cluster is somebody else's.
+    let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
+        pipeline.slot == context.options.slot
+            && pipeline.system_id == source.identity.system_id
+            && pipeline.phase != Phase::PlainCopy
+    });
+    let waiting_since = tokio::time::Instant::now();
+    while let Some(found) = catalog::slot(&source.sql, &context.options.slot).await? {
+        if !is_ours {
+            return Err(slot::SlotError::NotOurs { slot: context.options.slot.clone() }.into());
+        }
+        if found.active {
+            // As in `verify`.
+            if waiting_since.elapsed() >= SLOT_BUSY {
+                return Err(slot::SlotError::Active {
+                    slot: context.options.slot.clone(),
+                    pid: found.active_pid,
+                }
+                .into());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
+        }
+        tracing::info!(slot = context.options.slot, "dropping the slot of an earlier start");
+        source.replication.drop_slot(&context.options.slot).await?;
+    }
+    if matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) && before.is_some() {
+        tracing::warn!(
+            "starting over: every table is copied again; the old copies stay readable until then"
+        );
+    }
+    let mut pipeline = Pipeline {
+        slot: context.options.slot.clone(),
+        publications: context.options.publications.clone(),
+        publication_fingerprint: info.fingerprint,
+        system_id: source.identity.system_id.clone(),
+        database: source.server.database.clone(),
+        database_oid: source.server.database_oid,
+        timeline: source.identity.timeline,
+        phase: Phase::Creating,
+        checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
+    };
+    // What the file held before is history, until it is planned and copied anew.
+    let mut old_tables = before.map(|state| state.tables).unwrap_or_default();
+    let known: BTreeSet<u32> = old_tables.iter().map(|table| table.oid).collect();
+    for table in &mut old_tables {
+        if std::mem::take(&mut table.has_shadow) {
+            let oid = table.oid;
+            writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
+        }
+        table.state = TableState::Dropped;
+    }
+    save(writer, &pipeline, old_tables).await?;
+    reached("slot.intended");
+    let created =
+        create_slot(context, &source.sql, &mut source.replication, &context.options.slot, keep)
+            .await?;
+    reached("slot.created");
+    pipeline.phase = Phase::Running;
+    pipeline.checkpoint.lsn = created.consistent_point;
+    let targets = target_names(&context.options, &selection::names_of(&tables), &BTreeMap::new());
+    let rows = tables
+        .iter()
+        .filter(|table| !known.contains(&table.oid))
+        .map(|table| pending(table, &targets))
+        .collect();
+    save(writer, &pipeline, rows).await?;
+    reached("slot.recorded");
+    // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
+    let first = FirstSlot { replication: source.replication, created };
+    let to_copy = tables.into_iter().map(|table| table.oid).collect();
+    let attached = ready(context, &source.sql, writer, to_copy).await?;
+    Ok(Attached { first: Some(first), ..attached })
+}

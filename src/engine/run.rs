@@ -1,0 +1,206 @@
+//! `run`: follows the source, one session after the other.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    attach::CopyAgain,
+    command::Asked,
+    copies::Copies,
+    periodic::begin_rounds,
+    session::{Ended, How, session, wants_whole_from_now_on},
+    slot_recovery,
+    supervisor::{self, Restarts, Supervisor},
+};
+use crate::{
+    Lsn,
+    error::with_causes,
+    olap::{Compaction, OlapEngine},
+    pipeline::{
+        Context, EngineError, Writer,
+        error_policy::{Policy, Standstill, policy},
+    },
+};
+
+/// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again
+/// from the checkpoint, with growing, jittered pauses; others end the run.
+///
+/// # Errors
+/// The first session could not begin, or a later one met something that no retry mends.
+pub async fn run<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    mut commands: mpsc::UnboundedReceiver<Asked>,
+    stop: &CancellationToken,
+) -> Result<(), EngineError> {
+    let mut copies = Copies::new(context, writer, u32::MAX);
+    let mut supervisor = Supervisor::new(context.options.supervision.grace);
+    begin_rounds(&mut supervisor, context, writer);
+    let ended = run_sessions(context, writer, &mut commands, &mut copies, stop).await;
+    copies.shutdown().await;
+    for task in supervisor.shutdown().await {
+        tracing::warn!(task, "did not finish in time, and was given up");
+    }
+    ended?;
+    match writer.call(|target| target.tidy(Compaction::None)).await {
+        // It stays in the log, and is written into the file next time.
+        Err(error) if policy(&error) == Policy::Disk => {
+            tracing::warn!(error = with_causes(&error), "file checkpoint put off");
+            Ok(())
+        }
+        tidied => tidied,
+    }
+}
+
+pub(super) async fn run_sessions<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
+    copies: &mut Copies<T>,
+    stop: &CancellationToken,
+) -> Result<(), EngineError> {
+    const FIRST_PAUSE: Duration = Duration::from_millis(500);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+    const CALM: Duration = Duration::from_secs(10);
+    const STEADY: Duration = Duration::from_secs(2);
+    const IN_A_ROW: u32 = 20;
+    const EMPTY_PAUSE: Duration = Duration::from_secs(2);
+    const EMPTY_WARNING: Duration = Duration::from_secs(60);
+    let mut pause = FIRST_PAUSE;
+    let mut failures = 0_u32;
+    let mut has_streamed = false;
+    let mut in_a_row = 0_u32;
+    let mut again = CopyAgain::Nothing;
+    let mut wants_whole = false;
+    let mut restarts = Restarts::new(context.options.supervision.restart);
+    let mut must_reopen = false;
+    let mut standstill = Standstill::default();
+    let mut said_empty: Option<tokio::time::Instant> = None;
+    loop {
+        let (mut is_streaming, mut position) = (false, Lsn::ZERO);
+        let began = tokio::time::Instant::now();
+        let how = How { wants_whole, is_streaming: &mut is_streaming, position: &mut position };
+        let ended = supervisor::caught("the session", async {
+            if must_reopen {
+                // Nobody else may have it open.
+                copies.shutdown().await;
+                writer.call(|target| target.reopen()).await?;
+                must_reopen = false;
+            }
+            Box::pin(session(context, writer, &again, asked, copies, stop, how)).await
+        });
+        let ended = ended.await;
+        // Once it has streamed, what was asked for is written down.
+        if is_streaming {
+            again = CopyAgain::Nothing;
+        }
+        has_streamed |= is_streaming;
+        let ended = match ended {
+            Err(error) => match Box::pin(slot_recovery::examine(context, error, copies)).await {
+                Ok(copy_again) => {
+                    again = again.or_everything(copy_again);
+                    continue;
+                }
+                Err(error) => Err(error),
+            },
+            ended => ended,
+        };
+        let error = match ended {
+            Ok(Ended::Resync(tables)) => {
+                tracing::info!(?tables, "copying again, as asked");
+                again = CopyAgain::Tables(tables);
+                continue;
+            }
+            Ok(Ended::AttachAnew(reason)) => {
+                tracing::info!(reason, "attaching anew");
+                // Many changes in a row, or one that a new session does not settle: not as fast as
+                // possible.
+                in_a_row = if began.elapsed() < CALM { in_a_row + 1 } else { 0 };
+                if in_a_row > IN_A_ROW {
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(FIRST_PAUSE * (in_a_row - IN_A_ROW).min(20)) => {}
+                    }
+                }
+                continue;
+            }
+            Ok(_) => return Ok(()),
+            // A table that was to be copied again is gone by now; everything else goes on.
+            Err(EngineError::Setup(reason))
+                if has_streamed && matches!(again, CopyAgain::Tables(_)) =>
+            {
+                tracing::error!(reason, "not copied again");
+                again = CopyAgain::Nothing;
+                continue;
+            }
+            Err(EngineError::NoTable { .. }) => {
+                has_streamed = true;
+                if said_empty.is_none_or(|said| said.elapsed() >= EMPTY_WARNING) {
+                    said_empty = Some(tokio::time::Instant::now());
+                    tracing::warn!(
+                        publications = context.options.publications.join(", "),
+                        "waiting for the first table: the publication holds none that [source] \
+                         tables and exclude choose"
+                    );
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(context.options.catalog_interval.min(EMPTY_PAUSE)) => {}
+                }
+                continue;
+            }
+            Err(error) => error,
+        };
+        // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
+        let policy = policy(&error);
+        match policy {
+            Policy::Passing => {}
+            Policy::Outage | Policy::Disk if has_streamed => {}
+            Policy::Restart if restarts.take() => {}
+            Policy::Restart => {
+                tracing::error!("too many bugs in too short a time; rhei stops");
+                return Err(error);
+            }
+            Policy::Outage | Policy::Disk | Policy::Table | Policy::Operator => return Err(error),
+        }
+        // What DuckDB has failed at may have left the file closed.
+        must_reopen = policy == Policy::Disk || matches!(error, EngineError::Target(_));
+        wants_whole |= wants_whole_from_now_on(&error);
+        // One that breaks as soon as it streams may do so again and again.
+        if is_streaming && began.elapsed() > STEADY {
+            (failures, pause) = (0, FIRST_PAUSE);
+        }
+        failures += 1;
+        let is_end_of_stream = is_streaming && policy.is_waited_for();
+        let left_alone =
+            if is_end_of_stream { standstill.ended(position, began.elapsed()) } else { None };
+        let jittered = left_alone.unwrap_or(pause).mul_f64(rand::rng().random_range(0.5..1.0));
+        tracing::warn!(
+            error = with_causes(&error),
+            failures,
+            retry_in_ms = jittered.as_millis() as u64,
+            "{}; going on from the checkpoint",
+            match policy {
+                Policy::Disk => "the disk failed",
+                Policy::Restart => "rhei met a bug",
+                _ => "the stream broke",
+            }
+        );
+        if left_alone.is_some() {
+            tracing::error!(
+                %position,
+                "the source ends the stream at the same position again and again, and is left \
+                 alone for longer and longer: its log \
+                 says whether it crashes over what comes next there"
+            );
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(jittered) => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

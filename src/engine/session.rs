@@ -1,0 +1,224 @@
+//! A session: one connection of the stream, from attaching to its end.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CycleOptions, SyncEngine,
+    attach::{Attached, CopyAgain, attach},
+    command::Asked,
+    copies::Copies,
+    cycle::{Locked, Settling},
+    schema::Catalogs,
+};
+use crate::{
+    Lsn,
+    failpoint::reached,
+    olap::OlapEngine,
+    pgoutput::QualifiedName,
+    pipeline::{Context, EngineError, Event, Writer},
+    source::{
+        CdcConsumer, SourceError,
+        pg_consumer::{PgConsumer, StreamOptions},
+        wire::WireError,
+    },
+};
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Done,
+    Stopped,
+    AttachAnew(String),
+    /// These tables are to be copied again, as somebody asked.
+    Resync(Vec<QualifiedName>),
+}
+
+pub(super) async fn stream<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    attached: Attached,
+    copies: &mut Copies<T>,
+    wants_whole: bool,
+) -> Result<SyncEngine<PgConsumer, T>, EngineError> {
+    let others = attached.in_error.iter().map(|(oid, ..)| *oid);
+    let others = others
+        .chain(attached.to_copy.iter().copied().filter(|oid| !attached.copying.contains_key(oid)))
+        .collect();
+    copies.want(attached.to_copy);
+    copies.use_first(attached.first);
+    let checkpoint = attached.pipeline.checkpoint;
+    let stream = StreamOptions {
+        slot: context.options.slot.clone(),
+        publications: context.options.publications.clone(),
+        system_id: attached.pipeline.system_id,
+        timeline: attached.pipeline.timeline,
+        checkpoint: checkpoint.lsn,
+        tables: attached.tables,
+        ddl_secret: attached.ddl_secret,
+        hold: copies.hold(),
+        queue_bytes: context.options.memory_limit_bytes / 4,
+        spool_folder: spool_folder(&context.options.target.path),
+        wants_whole,
+    };
+    let fingerprint = attached.pipeline.publication_fingerprint;
+    let catalogs =
+        Catalogs::new(context, &stream.tables, others, fingerprint, attached.truncated).await?;
+    let consumer = PgConsumer::start(&context.options.source, stream).await?;
+    reached("stream.started");
+    let _ = context.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
+    let engine = SyncEngine::new(consumer, writer.clone(), checkpoint, context);
+    Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))
+}
+
+/// PostgreSQL may stumble over its catalogs (XX000) when it decodes a transaction before its end
+/// that changed tables and was rolled back: what it looks for may be gone. It does not decode those
+/// at all when it sends whole transactions only.
+pub(super) fn wants_whole_from_now_on(error: &EngineError) -> bool {
+    let is_slip = match error {
+        EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
+            message.code == "XX000"
+        }
+        _ => false,
+    };
+    if is_slip {
+        tracing::warn!("asking the source for whole transactions only, from now on");
+    }
+    is_slip
+}
+
+/// Beside the target, where there is room for what the target will hold.
+pub(super) fn spool_folder(target: &Path) -> PathBuf {
+    target
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// How a session streams.
+pub(super) struct How<'a> {
+    pub(super) wants_whole: bool,
+    /// Whether it has begun to.
+    pub(super) is_streaming: &'a mut bool,
+    /// How far the stream had come when it ended.
+    pub(super) position: &'a mut Lsn,
+}
+
+/// One session: attach, stream until `stop`, an error, or a reason to attach anew.
+pub(super) async fn session<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    again: &CopyAgain,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
+    copies: &mut Copies<T>,
+    stop: &CancellationToken,
+    how: How<'_>,
+) -> Result<Ended, EngineError> {
+    let attached = tokio::select! {
+        () = stop.cancelled() => return Ok(Ended::Stopped),
+        attached = attach(context, writer, again, |oid| copies.is_active(oid)) => attached?,
+    };
+    let mut engine = stream(context, writer, attached, copies, how.wants_whole).await?;
+    *how.is_streaming = true;
+    let followed = Box::pin(follow(&mut engine, context, asked, copies, stop)).await;
+    *how.position = engine.consumer.position().decoded.max(engine.checkpoint().lsn);
+    let ended = followed?;
+    if ended == Ended::Stopped {
+        tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, \
+             acknowledging");
+    }
+    engine.into_consumer().shutdown().await?;
+    Ok(ended)
+}
+
+/// Follows the stream until `stop`, an error, or something that the session has to attach again
+/// for.
+pub(super) async fn follow<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    context: &Context,
+    asked: &mut mpsc::UnboundedReceiver<Asked>,
+    copies: &mut Copies<T>,
+    stop: &CancellationToken,
+) -> Result<Ended, EngineError> {
+    let mut ticks = tokio::time::interval(context.options.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // A cycle begins as soon as something has come, but not sooner than this.
+    let mut not_before = tokio::time::Instant::now();
+    let mut look_at = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(Ended::Stopped),
+            Some(asked) = asked.recv() => match asked {
+                Asked::Resync(table) => return Ok(Ended::Resync(vec![table])),
+                Asked::Pause(is_paused) => copies.pause(is_paused),
+            },
+            news = copies.next() => {
+                let mut cycles = Vec::new();
+                let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
+                for cycle in cycles {
+                    let _ = context.events.send(Event::Cycle(cycle));
+                }
+                if let Some(reason) = attach_anew {
+                    return Ok(Ended::AttachAnew(reason));
+                }
+            }
+            _ = ticks.tick() => {}
+            arrived = engine.arrival(not_before), if !copies.is_holding() => arrived?,
+        }
+        while engine.merge_step(copies).await? {
+            // What is merged in steps does not keep the others waiting.
+            if ticks.tick().now_or_never().is_some() {
+                break;
+            }
+        }
+        if look_at.elapsed() > Duration::ZERO {
+            let looked = tokio::select! {
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                looked = engine.look() => looked?,
+            };
+            if looked == Err(Locked) {
+                tracing::debug!("a published table is locked; its shape is looked at later");
+            }
+            look_at = tokio::time::Instant::now() + context.options.catalog_interval;
+        }
+        loop {
+            not_before = tokio::time::Instant::now() + context.options.interval;
+            ticks.reset();
+            // What was looked at waits for the stream to pass it, and a table that is copied for
+            // the checkpoint: the server is asked how far it is, and what it says is saved.
+            let is_reaching = engine.is_reaching();
+            let hurry = is_reaching || engine.is_looking() || engine.is_settling();
+            let cycle = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };
+            let report = engine.sync_once(cycle, stop).await?;
+            if report.is_stopped {
+                return Ok(Ended::Stopped);
+            }
+            let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
+            if has_rows || report.source_transactions > 0 {
+                context.activity.note();
+            }
+            let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
+            let _ = context.events.send(Event::Cycle(report));
+            if let Some(reason) = attach_anew {
+                return Ok(Ended::AttachAnew(reason));
+            }
+            if !is_behind || !asked.is_empty() || copies.is_holding() {
+                break;
+            }
+        }
+        if let Settling::AttachAnew(reason) = engine.settle().await? {
+            return Ok(Ended::AttachAnew(reason));
+        }
+        if engine.has_to_copy() {
+            copies.want_soon(engine.take_to_copy());
+            // Others may have changed as well.
+            look_at = tokio::time::Instant::now();
+        }
+        engine.publish_settled(copies, &context.settled).await?;
+    }
+}
