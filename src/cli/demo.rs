@@ -72,8 +72,7 @@ impl Throwaway {
         )?;
         let settings = format!(
             "-c wal_level=logical -c fsync=off -c synchronous_commit=off -c max_wal_size=4GB -c \
-             listen_addresses='' \
-             -c unix_socket_directories={}",
+             listen_addresses='' -c unix_socket_directories={}",
             server.folder.display()
         );
         run(

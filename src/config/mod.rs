@@ -437,9 +437,8 @@ mod tests {
         assert_eq!(
             parsed("[sync]\nintervall = \"1s\"\n"),
             "invalid setting in rhei.toml, line 2, sync.intervall: unknown field `intervall`, \
-             expected one of `interval`, `max_batch_rows`, \
-             `memory_limit`, `on_unrepresentable`, `trust_widening`, `catalog_interval`\nhint: did \
-             you mean `interval`?"
+             expected one of `interval`, `max_batch_rows`, `memory_limit`, `on_unrepresentable`, \
+             `trust_widening`, `catalog_interval`\nhint: did you mean `interval`?"
         );
     }
 

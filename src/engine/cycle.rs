@@ -482,8 +482,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 {
                     break Verdict::Copy(
                         "synchronous_standby_names at the source includes rhei, so the table's \
-                         shape cannot be read \
-                         before its change is acknowledged"
+                         shape cannot be read before its change is acknowledged"
                             .to_owned(),
                     );
                 }
@@ -494,8 +493,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         tracing::warn!(
                             %table,
                             "waiting for a transaction of the source that is not visible there \
-                             yet, as while a \
-                             standby in synchronous_standby_names has not answered"
+                             yet, as while a standby in synchronous_standby_names has not answered"
                         );
                     }
                     tokio::time::sleep(INVISIBLE_PAUSE).await;

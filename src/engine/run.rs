@@ -193,8 +193,8 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             tracing::error!(
                 %position,
                 "the source ends the stream at the same position again and again, and is left \
-                 alone for longer and longer: its log \
-                 says whether it crashes over what comes next there"
+                 alone for longer and longer: its log says whether it crashes over what comes next \
+                 there"
             );
         }
         tokio::select! {

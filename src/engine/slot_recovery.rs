@@ -38,8 +38,8 @@ pub async fn examine<T: OlapEngine + 'static>(
                 found = found.join("; "),
                 slot = context.options.slot,
                 "this copy cannot go on with its slot: every table is copied again with a new one, \
-                 as [source] \
-                 on_slot_lost = \"resync\" says; the old copies stay readable until then"
+                 as [source] on_slot_lost = \"resync\" says; the old copies stay readable until \
+                 then"
             );
             // What a round copies is of the old slot's time.
             copies.start_over().await;
@@ -65,10 +65,9 @@ pub async fn examine<T: OlapEngine + 'static>(
 fn too_often(found: &[&str]) -> EngineError {
     EngineError::Setup(format!(
         "{}\ndetail: Every table was copied again {LIMIT} times within an hour because of such a \
-         thing, so this is not tried \
-         again.\nhint: find out what takes the slot away (max_slot_wal_keep_size, \
-         idle_replication_slot_timeout, another \
-         copy with the same [source] slot), then start rhei again",
+         thing, so this is not tried again.\nhint: find out what takes the slot away \
+         (max_slot_wal_keep_size, idle_replication_slot_timeout, another copy with the same \
+         [source] slot), then start rhei again",
         found.join("\n")
     ))
 }

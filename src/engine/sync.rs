@@ -164,8 +164,7 @@ pub(super) fn copy_what_was_found<T: OlapEngine + 'static>(
 pub(super) fn changed_again_and_again() -> EngineError {
     EngineError::Setup(
         "tables changed their shape again and again while they were copied\nhint: run it again \
-         when fewer schema changes \
-         are made"
+         when fewer schema changes are made"
             .to_owned(),
     )
 }

@@ -263,8 +263,8 @@ mod tests {
         let invalidated = |original: &str| {
             format!(
                 "FATAL Error: Failed: database has been invalidated because of a previous fatal \
-                 error. The database must be \
-                 restarted prior to being used again.\nOriginal error: \"{original}\""
+                 error. The database must be restarted prior to being used again.\nOriginal error: \
+                 \"{original}\""
             )
         };
         assert!(is_of_disk(&invalidated(

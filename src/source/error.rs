@@ -29,9 +29,8 @@ pub enum SourceError {
     Recorded(#[from] recording::RecordedError),
     #[error(
         "the source skips changes: {message}\ndetail: A publication of this pipeline is missing at \
-         the source, so \
-         changes may be lost from here on.\nhint: restore the publication, then copy again with \
-         `rhei backfill --force`"
+         the source, so changes may be lost from here on.\nhint: restore the publication, then \
+         copy again with `rhei backfill --force`"
     )]
     PublicationSkipped { message: String },
     #[error(

@@ -25,8 +25,7 @@ const NOTES_BYTES: usize = 1 << 30;
 pub enum SpoolError {
     #[error(
         "cannot keep a transaction that is in progress at the source in {folder}\nhint: make room \
-         there; nothing is lost, it \
-         comes again"
+         there; nothing is lost, it comes again"
     )]
     Io { folder: String, source: io::Error },
     #[error(transparent)]

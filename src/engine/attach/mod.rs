@@ -212,8 +212,7 @@ pub(super) async fn verify(
     if pipeline.slot != context.options.slot {
         return Err(EngineError::Setup(format!(
             "{} follows slot \"{}\", but the settings name \"{}\"\nhint: name the old slot in \
-             [source] slot, or give the \
-             new one a file of its own",
+             [source] slot, or give the new one a file of its own",
             context.options.target.path.display(),
             pipeline.slot,
             context.options.slot

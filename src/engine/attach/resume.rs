@@ -54,8 +54,7 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     {
         return Err(EngineError::Setup(format!(
             "no such table: {missing}\ndetail: It is not among the tables that publication {} \
-             brings here.\nhint: see \
-             `rhei status` for the tables of this copy",
+             brings here.\nhint: see `rhei status` for the tables of this copy",
             context.options.publications.join(", ")
         )));
     }
