@@ -17,12 +17,12 @@ use tokio::{
 };
 
 use crate::{
-    engine::command::Asked,
+    engine::command::Command,
     olap::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
     pgoutput::QualifiedName,
     pipeline::{
-        Context, EngineError, Writer, copy_progress::Board, latency::Latency, left_out::LeftOut,
-        settled::SettledLsn,
+        Context, EngineError, Writer, copy_progress::CopyProgress, latency::Latency,
+        left_out::LeftOut, settled::SettledLsn,
     },
 };
 
@@ -53,7 +53,7 @@ impl Control {
     pub fn listen<T: OlapEngine + 'static>(
         context: &Context,
         writer: Writer<T>,
-        ask: UnboundedSender<Asked>,
+        ask: UnboundedSender<Command>,
     ) -> Option<Self> {
         let path = socket_path(&context.options.target.path);
         let _ = std::fs::remove_file(&path);
@@ -92,7 +92,7 @@ impl Control {
 /// How long a question may take. One that says nothing keeps nobody waiting but itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
-const LONGEST_QUESTION: u64 = 64 << 10;
+const MAX_REQUEST_BYTES: u64 = 64 << 10;
 
 /// How long an answer waits for the writer. A merge, a file checkpoint or a large batch may keep
 /// the writer for longer.
@@ -166,12 +166,12 @@ async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     context: Context,
     writer: Writer<T>,
-    ask: UnboundedSender<Asked>,
+    ask: UnboundedSender<Command>,
     last: LastStatus,
 ) {
     let mut question = String::new();
     let (read, mut write) = client.split();
-    let mut read = BufReader::new(read.take(LONGEST_QUESTION));
+    let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
     if !matches!(tokio::time::timeout(PATIENCE, read.read_line(&mut question)).await, Ok(Ok(_))) {
         return;
     }
@@ -186,8 +186,8 @@ async fn serve<T: OlapEngine + 'static>(
             jobs.map_or_else(|| Ok(busy()), |jobs| jobs.map(|jobs| json!(jobs)))
         }
         // Nobody listens only when the replicator is about to end.
-        ("pause", _) => Ok(json!({ "asked": ask.send(Asked::Pause(true)).is_ok() })),
-        ("resume", _) => Ok(json!({ "asked": ask.send(Asked::Pause(false)).is_ok() })),
+        ("pause", _) => Ok(json!({ "asked": ask.send(Command::Pause(true)).is_ok() })),
+        ("resume", _) => Ok(json!({ "asked": ask.send(Command::Pause(false)).is_ok() })),
         ("compact", _) => {
             let _shape = context.ddl_lock.write().await;
             writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
@@ -196,7 +196,7 @@ async fn serve<T: OlapEngine + 'static>(
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
     let answer =
-        answer.unwrap_or_else(|error| json!({ "error": crate::error::with_causes(&error) }));
+        answer.unwrap_or_else(|error| json!({ "error": crate::error::error_chain(&error) }));
     // A client that went away is no concern.
     let _ = write.write_all(answer.to_string().as_bytes()).await;
 }
@@ -220,7 +220,7 @@ async fn status<T: OlapEngine + 'static>(
 async fn resync<T: OlapEngine + 'static>(
     name: &str,
     writer: &Writer<T>,
-    ask: &UnboundedSender<Asked>,
+    ask: &UnboundedSender<Command>,
     last: &LastStatus,
 ) -> Result<Value, EngineError> {
     let its_writer = writer.clone();
@@ -236,7 +236,7 @@ async fn resync<T: OlapEngine + 'static>(
     let Some(table) = known else {
         return Ok(json!({ "error": format!("there is no table {name} in this copy") }));
     };
-    let _ = ask.send(Asked::Resync(table));
+    let _ = ask.send(Command::Resync(table));
     Ok(json!({ "resync": name }))
 }
 
@@ -252,7 +252,7 @@ pub async fn ask(target: &Path, question: &str) -> Option<Value> {
 /// What only a running replicator knows.
 #[derive(Debug, Clone, Default)]
 pub struct Figures {
-    board: Board,
+    board: CopyProgress,
     latency: Latency,
     left_out: LeftOut,
     settled: SettledLsn,

@@ -219,7 +219,7 @@ fuzz_target!(
             }
             if stream.assembler.is_between_transactions() {
                 stream.take();
-                assert!(stream.assembler.is_clean() && stream.transactions <= stream.commits);
+                assert!(stream.assembler.has_no_open_work() && stream.transactions <= stream.commits);
             }
         });
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// One job: a range of pages of one table that holds rows.
-pub(super) struct Chunk {
+pub(super) struct ChunkJob {
     /// Index into the tables.
     pub table: usize,
     pub query: String,
@@ -22,15 +22,15 @@ pub(super) struct Chunk {
 }
 
 /// What all workers share.
-pub(super) struct Work {
+pub(super) struct SharedRound {
     pub context: Context,
     pub snapshots: Vec<String>,
     pub specs: Vec<Arc<TableSpec>>,
     pub estimates: Vec<u64>,
     /// Bundles: one chunk, or those of several small tables, which are copied together.
-    pub queue: tokio::sync::Mutex<VecDeque<Vec<Chunk>>>,
-    pub state: Mutex<State>,
-    pub pace: Option<Pace>,
+    pub queue: tokio::sync::Mutex<VecDeque<Vec<ChunkJob>>>,
+    pub state: Mutex<RoundProgress>,
+    pub pace: Option<RateLimiter>,
     /// Bytes of rows, as they come, in one record batch. All batches together are half of the
     /// memory that the settings allow; the stream has the other half.
     pub batch_bytes: usize,
@@ -39,15 +39,16 @@ pub(super) struct Work {
     pub stop: CancellationToken,
 }
 
-impl Work {
+impl SharedRound {
     /// Takes the first bundle from the queue whose tables are not locked.
     pub(super) async fn next_chunk(&self) -> Next {
         let mut queue = self.queue.lock().await;
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let is_free = |chunks: &Vec<Chunk>| {
-            let until =
-                |chunk: &Chunk| state.tables.get(chunk.table).and_then(|table| table.locked_until);
+        let is_free = |chunks: &Vec<ChunkJob>| {
+            let until = |chunk: &ChunkJob| {
+                state.tables.get(chunk.table).and_then(|table| table.locked_until)
+            };
             chunks.iter().filter_map(until).all(|until| until <= now)
         };
         match queue.iter().position(is_free) {
@@ -58,18 +59,18 @@ impl Work {
     }
 }
 
-/// What [`Work::batch_bytes`] is.
+/// What [`SharedRound::batch_bytes`] is.
 pub(super) fn batch_bytes(memory_limit: usize, workers: usize) -> usize {
     (memory_limit / 2 / (workers * BATCHES_HELD).max(1)).clamp(FEWEST_BATCH_BYTES, MOST_BATCH_BYTES)
 }
 
 /// How far the tables are.
-pub(super) struct State {
-    pub(super) tables: Vec<TableState>,
+pub(super) struct RoundProgress {
+    pub(super) tables: Vec<TableRoundProgress>,
 }
 
 #[derive(Default)]
-pub(super) struct TableState {
+pub(super) struct TableRoundProgress {
     pub(super) is_started: bool,
     pub(super) chunks_left: usize,
     pub(super) rows: u64,
@@ -82,22 +83,23 @@ pub(super) struct TableState {
     pub(super) said_locked: Option<Instant>,
 }
 
-impl State {
+impl RoundProgress {
     /// With so many chunks of each table.
     pub fn new(chunks: Vec<usize>) -> Self {
-        let table = |chunks_left| TableState { chunks_left, ..TableState::default() };
+        let table =
+            |chunks_left| TableRoundProgress { chunks_left, ..TableRoundProgress::default() };
         Self { tables: chunks.into_iter().map(table).collect() }
     }
 }
 
 /// Keeps all workers together under so many bytes a second.
-pub(super) struct Pace {
+pub(super) struct RateLimiter {
     pub(super) bytes_per_second: f64,
     /// When the bytes that were taken so far are paid for.
     pub(super) free_at: tokio::sync::Mutex<tokio::time::Instant>,
 }
 
-impl Pace {
+impl RateLimiter {
     pub fn new(bytes_per_second: u64) -> Self {
         let free_at = tokio::sync::Mutex::new(tokio::time::Instant::now());
         Self { bytes_per_second: bytes_per_second as f64, free_at }
@@ -119,13 +121,13 @@ impl Pace {
 
 /// What is to be copied next.
 pub(super) enum Next {
-    Chunks(Vec<Chunk>),
+    Chunks(Vec<ChunkJob>),
     /// Another session has locked the tables of all chunks that are left.
     AllLocked,
     None,
 }
 
-/// Wide rows end a batch earlier, so that memory is bounded in bytes; see [`Work::batch_bytes`].
+/// Wide rows end a batch earlier, so that memory is bounded in bytes; see [`SharedRound::batch_bytes`].
 pub(super) const MOST_BATCH_BYTES: usize = 32 << 20;
 
 pub(super) const FEWEST_BATCH_BYTES: usize = 1 << 20;

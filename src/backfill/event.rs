@@ -19,7 +19,7 @@ use crate::{
 
 /// What became of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Copied {
+pub enum CopyOutcome {
     Done,
     /// This table cannot be copied; the others can.
     Failed(Pause),
@@ -29,7 +29,7 @@ pub enum Copied {
 }
 
 /// What a round tells the one who follows the stream.
-pub enum Told {
+pub enum CopyEvent {
     /// The snapshot is there, and the tables that are to be copied under it are planned. The stream
     /// is held at `since` until this is answered.
     Planned {
@@ -48,9 +48,9 @@ pub enum Told {
     Locked(BTreeMap<u32, QualifiedName>),
     /// Copies of these tables were interrupted and can go on only under the snapshot of a slot,
     /// which would have to wait for transactions; the round copies the other tables.
-    PutOff(BTreeSet<u32>),
+    Postponed(BTreeSet<u32>),
     /// What became of the copies of tables, by oid.
-    Copied(Vec<(u32, Copied)>),
+    Ended(Vec<(u32, CopyOutcome)>),
 }
 
 /// A table to copy.

@@ -31,8 +31,8 @@ mod round;
 mod snapshot;
 mod worker;
 
-pub use event::{Copied, Planned, Told};
+pub use event::{CopyEvent, CopyOutcome, Planned};
 pub use fetch::{fetch_rows, is_fetchable};
 pub use plain::plain_copy;
-pub use round::{Round, run};
-pub use snapshot::{FirstSlot, create_slot};
+pub use round::{CopyRound, run};
+pub use snapshot::{SlotWithSnapshot, create_slot};

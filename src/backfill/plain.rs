@@ -5,21 +5,21 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Copied, Planned, Round, Told};
+use super::{CopyEvent, CopyOutcome, CopyRound, Planned};
 use crate::{
     change::{Pause, TableSpec},
     checkpoint::Checkpoint,
-    error::with_causes,
+    error::error_chain,
     lsn::Lsn,
     olap::{OlapEngine, Phase, Pipeline, TableState},
     pipeline::{Context, EngineError, Writer},
-    source::{Hold, catalog, connection::connect_sql},
+    source::{LsnBarrier, catalog, connection::connect_sql},
 };
 
 /// Whoever tells something is not kept waiting when nobody listens any more.
-struct Closing<'a>(&'a mut mpsc::Receiver<Told>);
+struct DrainOnDrop<'a>(&'a mut mpsc::Receiver<CopyEvent>);
 
-impl Drop for Closing<'_> {
+impl Drop for DrainOnDrop<'_> {
     fn drop(&mut self) {
         self.0.close();
         while self.0.try_recv().is_ok() {}
@@ -56,22 +56,22 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     };
     drop(sql);
     let (tell, mut told) = mpsc::channel(16);
-    let round = Round {
+    let round = CopyRound {
         wanted: None,
         first: None,
         trail: None,
         is_plain: true,
-        hold: Hold::default(),
+        hold: LsnBarrier::default(),
         told: tell,
         stop: stop.clone(),
     };
     let mut specs: BTreeMap<u32, Arc<TableSpec>> = BTreeMap::new();
     let (mut changed, mut locked) = (0, Vec::new());
     let follow = async {
-        let told = Closing(&mut told);
+        let told = DrainOnDrop(&mut told);
         while let Some(told) = told.0.recv().await {
             match told {
-                Told::Planned { tables, refused, adopted, .. } => {
+                CopyEvent::Planned { tables, refused, adopted, .. } => {
                     let pipeline = pipeline.clone();
                     writer.call(move |target| target.put_state(&pipeline, &refused)).await?;
                     let new: Vec<_> = tables.iter().map(Planned::new_copy).collect();
@@ -79,10 +79,10 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                     let ids = writer.call(move |target| target.begin_copies(&new)).await?;
                     let _ = adopted.send(ids.into_iter().map(Result::ok).collect());
                 }
-                Told::Copied(copied) => {
+                CopyEvent::Ended(copied) => {
                     for (oid, copied) in copied {
                         let pause = match copied {
-                            Copied::Done => {
+                            CopyOutcome::Done => {
                                 let Some(spec) = specs.get(&oid).cloned() else { continue };
                                 let merge = move |target: &mut T| {
                                     target.finish_loads(std::slice::from_ref(&spec))?;
@@ -91,7 +91,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                                 match writer.call(merge).await {
                                     Err(EngineError::Target(error)) if error.is_of_table() => {
                                         Pause {
-                                            reason: with_causes(&error),
+                                            reason: error_chain(&error),
                                             remedy: error.remedy(),
                                         }
                                     }
@@ -101,8 +101,8 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                                     }
                                 }
                             }
-                            Copied::Failed(pause) => pause,
-                            Copied::Changed => {
+                            CopyOutcome::Failed(pause) => pause,
+                            CopyOutcome::Changed => {
                                 changed += 1;
                                 continue;
                             }
@@ -112,9 +112,9 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                             .await?;
                     }
                 }
-                Told::Locked(tables) => locked.extend(tables.into_values()),
+                CopyEvent::Locked(tables) => locked.extend(tables.into_values()),
                 // Only rounds beside a stream do so.
-                Told::PutOff(_) => {}
+                CopyEvent::Postponed(_) => {}
             }
         }
         Ok::<_, EngineError>(())

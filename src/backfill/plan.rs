@@ -21,7 +21,9 @@ use crate::{
         Context, EngineError, Event, Writer,
         tables::{
             self, PlanOptions,
-            selection::{is_wanted, no_tables, table_settings, target_names, types_of, unplanned},
+            selection::{
+                is_wanted, no_matching_tables, pending_row, table_settings, target_names, types_of,
+            },
         },
     },
     source::{
@@ -94,7 +96,7 @@ async fn tables_to_copy(
     };
     tables.retain(|table| is_wanted(&context.options, &table.name));
     if tables.is_empty() && wanted.is_none() {
-        return Err(no_tables(&context.options));
+        return Err(no_matching_tables(&context.options));
     }
     Ok(tables)
 }
@@ -160,7 +162,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
                     Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };
                 let _ = context.events.send(event);
                 let state = TableState::Error(Pause::new(reason));
-                refused.push(StoredTable { state, ..unplanned(&table, target) });
+                refused.push(StoredTable { state, ..pending_row(&table, target) });
                 continue;
             }
         };

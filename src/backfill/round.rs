@@ -10,17 +10,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    chunk_queue::{Chunk, Pace, State, Work, batch_bytes},
-    event::{Copied, Planned, Told},
+    chunk_queue::{ChunkJob, RateLimiter, RoundProgress, SharedRound, batch_bytes},
+    event::{CopyEvent, CopyOutcome, Planned},
     plan::{self, is_same},
-    snapshot::{FirstSlot, Snapshot},
+    snapshot::{SlotWithSnapshot, Snapshot},
     worker::Worker,
 };
 use crate::{
     olap::OlapEngine,
     pipeline::{Context, EngineError, Event, Writer},
     source::{
-        Hold,
+        LsnBarrier,
         catalog::{self, SourceTable},
         connection::{SqlClient, connect_sql},
     },
@@ -38,8 +38,8 @@ const BUNDLED_PAGES: u64 = 256;
 
 /// Puts neighbouring chunks of small tables and small partitions into bundles. Each chunk comes
 /// with its pages.
-fn bundled(chunks: impl Iterator<Item = (u64, Chunk)>) -> VecDeque<Vec<Chunk>> {
-    let mut queue: VecDeque<Vec<Chunk>> = VecDeque::new();
+fn bundled(chunks: impl Iterator<Item = (u64, ChunkJob)>) -> VecDeque<Vec<ChunkJob>> {
+    let mut queue: VecDeque<Vec<ChunkJob>> = VecDeque::new();
     let mut room = 0;
     for (pages, chunk) in chunks {
         match queue.back_mut() {
@@ -57,28 +57,28 @@ fn bundled(chunks: impl Iterator<Item = (u64, Chunk)>) -> VecDeque<Vec<Chunk>> {
 }
 
 /// What a round is about.
-pub struct Round {
+pub struct CopyRound {
     /// Oids of the tables to copy; none: all of them.
     pub wanted: Option<BTreeSet<u32>>,
     /// The slot of the pipeline itself, when it was just made; else the round makes one for the
     /// time of its snapshot.
-    pub first: Option<FirstSlot>,
+    pub first: Option<SlotWithSnapshot>,
     /// How far the stream stays behind the source while the slot is made. Without this, a table
     /// that changes all the time has always changed between the slot's snapshot and the begin of
     /// its copy.
     pub trail: Option<Duration>,
     /// Nobody follows: an ordinary snapshot will do.
     pub is_plain: bool,
-    pub hold: Hold,
-    pub told: mpsc::Sender<Told>,
+    pub hold: LsnBarrier,
+    pub told: mpsc::Sender<CopyEvent>,
     /// Chunks that have begun are finished, no more are begun.
     pub stop: CancellationToken,
 }
 
 /// Releases the stream however the round ends.
-struct Release(Hold);
+struct ReleaseOnDrop(LsnBarrier);
 
-impl Drop for Release {
+impl Drop for ReleaseOnDrop {
     fn drop(&mut self) {
         self.0.release();
     }
@@ -92,16 +92,16 @@ impl Drop for Release {
 pub async fn run<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
-    round: Round,
+    round: CopyRound,
 ) -> Result<(), EngineError> {
-    let release = Release(round.hold.clone());
+    let release = ReleaseOnDrop(round.hold.clone());
     let (is_plain, mut wanted) = (round.is_plain, round.wanted.clone());
     let prepare = async {
         // The stream is held from the snapshot on, so whatever may wait for a lock comes before it.
         let control = connect_sql(&context.options.source, "copy control").await?;
         let measured = plan::measure(context, &control, wanted.as_ref(), is_plain).await?;
         if !measured.locked.is_empty() {
-            let _ = round.told.send(Told::Locked(measured.locked.clone())).await;
+            let _ = round.told.send(CopyEvent::Locked(measured.locked.clone())).await;
             if wanted
                 .as_ref()
                 .is_some_and(|wanted| wanted.iter().all(|oid| measured.locked.contains_key(oid)))
@@ -115,7 +115,7 @@ pub async fn run<T: OlapEngine + 'static>(
             (false, None) => match tables_without_slot(writer, &control, wanted.as_ref()).await? {
                 Some((begun_anew, others)) => {
                     if !others.is_empty() {
-                        let _ = round.told.send(Told::PutOff(others)).await;
+                        let _ = round.told.send(CopyEvent::Postponed(others)).await;
                     }
                     wanted = Some(begun_anew);
                     Snapshot::without_slot(context, &control, &round.hold).await?
@@ -137,7 +137,8 @@ pub async fn run<T: OlapEngine + 'static>(
     let Some((control, snapshot, (tables, refused))) = prepared else { return Ok(()) };
     let (adopted, is_adopted) = oneshot::channel();
     let (lsn, since, holder) = (snapshot.lsn, snapshot.since, snapshot.holder());
-    let planned = Told::Planned { lsn, since, tables: tables.clone(), refused, holder, adopted };
+    let planned =
+        CopyEvent::Planned { lsn, since, tables: tables.clone(), refused, holder, adopted };
     if round.told.send(planned).await.is_err() {
         return Ok(());
     }
@@ -212,14 +213,14 @@ struct Copy<'a, T> {
     /// With the ids of their jobs.
     tables: Vec<(Planned, Vec<u64>)>,
     is_plain: bool,
-    told: mpsc::Sender<Told>,
+    told: mpsc::Sender<CopyEvent>,
     stop: CancellationToken,
 }
 
 impl<T: OlapEngine + 'static> Copy<'_, T> {
     /// All workers take chunks from one queue, those of small tables first.
     async fn run(&self) -> Result<(), EngineError> {
-        let mut queue: Vec<(i32, u64, Chunk)> = Vec::new();
+        let mut queue: Vec<(i32, u64, ChunkJob)> = Vec::new();
         for (at, (table, ids)) in self.tables.iter().enumerate() {
             self.context.board.begin(
                 &table.spec,
@@ -238,21 +239,21 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 queue.push((
                     table.priority,
                     pages,
-                    Chunk { table: at, query: range.query.clone(), job },
+                    ChunkJob { table: at, query: range.query.clone(), job },
                 ));
             }
         }
         queue.sort_by_key(|(priority, ..)| *priority);
         let queue = bundled(queue.into_iter().map(|(_, pages, chunk)| (pages, chunk)));
         let left = self.tables.iter().map(|(table, _)| table.ranges.len()).collect();
-        let work = Arc::new(Work {
+        let work = Arc::new(SharedRound {
             context: self.context.clone(),
             snapshots: self.snapshot.ids.clone(),
             specs: self.tables.iter().map(|(table, _)| Arc::clone(&table.spec)).collect(),
             estimates: self.tables.iter().map(|(table, _)| table.source.estimated_rows).collect(),
             queue: tokio::sync::Mutex::new(queue),
-            state: Mutex::new(State::new(left)),
-            pace: self.context.options.rate_limit_bytes.map(Pace::new),
+            state: Mutex::new(RoundProgress::new(left)),
+            pace: self.context.options.rate_limit_bytes.map(RateLimiter::new),
             batch_bytes: batch_bytes(
                 self.context.options.memory_limit_bytes,
                 self.context.options.workers.max(1),
@@ -260,12 +261,12 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             turn: tokio::sync::Mutex::new(()),
             stop: self.stop.clone(),
         });
-        let (done, mut tables_done) = mpsc::unbounded_channel::<(usize, Copied)>();
+        let (done, mut tables_done) = mpsc::unbounded_channel::<(usize, CopyOutcome)>();
         // Nothing of these is left to copy.
         for (at, _) in
             self.tables.iter().enumerate().filter(|(_, (table, _))| table.ranges.is_empty())
         {
-            let _ = done.send((at, Copied::Done));
+            let _ = done.send((at, CopyOutcome::Done));
         }
         let mut workers = tokio::task::JoinSet::new();
         for number in 1..=self.context.options.workers.max(1) {
@@ -312,8 +313,8 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
 
     /// Compares tables whose last chunks are done with the catalogs, and reports what became of
     /// their copies.
-    async fn tell(&self, ended: Vec<(usize, Copied)>) -> Result<(), EngineError> {
-        let ended: Vec<(&Planned, Copied)> = ended
+    async fn tell(&self, ended: Vec<(usize, CopyOutcome)>) -> Result<(), EngineError> {
+        let ended: Vec<(&Planned, CopyOutcome)> = ended
             .into_iter()
             .filter_map(|(at, copied)| Some((&self.tables.get(at)?.0, copied)))
             .collect();
@@ -327,17 +328,17 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             // COPY reads a table in its newest shape. If that is not the planned one, what came
             // says nothing of the table.
             let copied = match copied {
-                Copied::Done | Copied::Failed(_) if !is_unchanged => {
+                CopyOutcome::Done | CopyOutcome::Failed(_) if !is_unchanged => {
                     tracing::info!(
                         table = name,
                         "the table changed while it was copied; it is copied again"
                     );
-                    Copied::Changed
+                    CopyOutcome::Changed
                 }
-                Copied::Failed(pause) => {
+                CopyOutcome::Failed(pause) => {
                     let reason = pause.reason.clone();
                     let _ = self.context.events.send(Event::CopyFailed { table: name, reason });
-                    Copied::Failed(pause)
+                    CopyOutcome::Failed(pause)
                 }
                 copied => copied,
             };
@@ -345,7 +346,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             told.push((oid, copied));
         }
         // Nobody listens any more when the session is about to end.
-        let _ = self.told.send(Told::Copied(told)).await;
+        let _ = self.told.send(CopyEvent::Ended(told)).await;
         Ok(())
     }
 

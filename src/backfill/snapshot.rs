@@ -17,7 +17,7 @@ use crate::{
     failpoint::reached,
     pipeline::{Context, EngineError, Event},
     source::{
-        Hold, SourceError, catalog,
+        LsnBarrier, SourceError, catalog,
         connection::{SqlClient, connect_sql},
         quote::quote_literal,
         wire::{CreatedSlot, ReplicationClient, SlotKeep, WireError, copy_client::CopyClient},
@@ -26,7 +26,7 @@ use crate::{
 
 /// A slot that was just made, on the connection that keeps its snapshot: nothing more may be said
 /// on it.
-pub struct FirstSlot {
+pub struct SlotWithSnapshot {
     pub replication: ReplicationClient,
     pub created: CreatedSlot,
 }
@@ -49,13 +49,13 @@ impl Snapshot {
     /// and with it a temporary slot: it would keep WAL for as long as the copy takes.
     pub async fn of_slot(
         context: &Context,
-        first: FirstSlot,
+        first: SlotWithSnapshot,
         is_temporary: bool,
-        hold: &Hold,
+        hold: &LsnBarrier,
     ) -> Result<Self, EngineError> {
         // A test has this take long, while the stream goes on.
         tokio::task::block_in_place(|| reached("copy.snapshot"));
-        let FirstSlot { mut replication, created } = first;
+        let SlotWithSnapshot { mut replication, created } = first;
         let lsn = created.consistent_point;
         hold.set(lsn);
         let Some(exported) = &created.snapshot else {
@@ -77,7 +77,7 @@ impl Snapshot {
     pub async fn of_temporary_slot(
         context: &Context,
         control: &SqlClient,
-        hold: &Hold,
+        hold: &LsnBarrier,
         trail: Option<Duration>,
     ) -> Result<Self, EngineError> {
         // Slot names have 63 bytes at most.
@@ -96,7 +96,7 @@ impl Snapshot {
                 failed = stay_behind(control, hold, trail) => return Err(failed),
             },
         };
-        Self::of_slot(context, FirstSlot { replication, created }, true, hold).await
+        Self::of_slot(context, SlotWithSnapshot { replication, created }, true, hold).await
     }
 
     /// An ordinary one, which no place in the WAL belongs to. A standby can give it too.
@@ -113,7 +113,7 @@ impl Snapshot {
     pub async fn without_slot(
         context: &Context,
         control: &SqlClient,
-        hold: &Hold,
+        hold: &LsnBarrier,
     ) -> Result<Self, EngineError> {
         const STEP: Duration = Duration::from_millis(20);
         let since = reachable_target(catalog::wal_flush_lsn(control).await?);
@@ -181,7 +181,7 @@ async fn import(
 }
 
 /// Keeps the stream at where the source's WAL ended `trail` ago. Returns only what went wrong.
-async fn stay_behind(control: &SqlClient, hold: &Hold, trail: Duration) -> EngineError {
+async fn stay_behind(control: &SqlClient, hold: &LsnBarrier, trail: Duration) -> EngineError {
     const STEP: Duration = Duration::from_millis(50);
     let mut ends: VecDeque<(Instant, Lsn)> = VecDeque::new();
     loop {

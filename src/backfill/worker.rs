@@ -10,13 +10,13 @@ use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Copied,
-    chunk_queue::{Chunk, Next, State, Work},
+    CopyOutcome,
+    chunk_queue::{ChunkJob, Next, RoundProgress, SharedRound},
     snapshot::import_for_copy,
 };
 use crate::{
     change::{Nulled, Pause, Remedy, TableSpec},
-    error::with_causes,
+    error::error_chain,
     olap::{CopyLoader, TargetError},
     pipeline::{EngineError, Event, error_policy},
     source::{
@@ -50,7 +50,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const SILENCES: u32 = 20;
 
 /// What goes from the source to the load of a chunk.
-enum Piece {
+enum LoadItem {
     Rows(RecordBatch),
     /// That was all of it. Without this the chunk is not whole.
     End,
@@ -58,13 +58,13 @@ enum Piece {
 }
 
 /// The way of record batches to the load.
-struct Batches {
-    send: mpsc::Sender<Piece>,
+struct BatchSender {
+    send: mpsc::Sender<LoadItem>,
     /// For one batch that is not loaded.
     room: Arc<Semaphore>,
 }
 
-impl Batches {
+impl BatchSender {
     /// Hands over what was read, once the load is ready for it. `false`: it has ended by itself.
     async fn put(&self, reader: &mut CopyReader, schema: &SchemaRef) -> Result<bool, SourceError> {
         tokio::select! {
@@ -73,14 +73,14 @@ impl Batches {
             }
             () = self.send.closed() => return Ok(false),
         }
-        Ok(self.send.send(Piece::Rows(reader.take_batch(schema)?)).await.is_ok())
+        Ok(self.send.send(LoadItem::Rows(reader.take_batch(schema)?)).await.is_ok())
     }
 }
 
 /// What came of a chunk.
 enum Ended {
     /// It is done, failed or was cancelled; and what that makes of its table.
-    Over(Option<Copied>),
+    Over(Option<CopyOutcome>),
     /// Its table is locked.
     PutOff,
 }
@@ -113,7 +113,7 @@ enum Attempt {
         rows: u64,
         nulled: Vec<Nulled>,
     },
-    Ended(Copied),
+    Ended(CopyOutcome),
     /// Nobody wants the table any more.
     Cancelled,
     /// Another attempt may succeed.
@@ -127,9 +127,9 @@ enum Attempt {
 /// One connection to the source, one to the target.
 pub(super) struct Worker<L> {
     number: usize,
-    work: Arc<Work>,
+    work: Arc<SharedRound>,
     /// Where tables go that are over.
-    done: mpsc::UnboundedSender<(usize, Copied)>,
+    done: mpsc::UnboundedSender<(usize, CopyOutcome)>,
     client: Option<CopyClient>,
     loader: Option<L>,
 }
@@ -137,14 +137,14 @@ pub(super) struct Worker<L> {
 impl<L: CopyLoader> Worker<L> {
     pub fn new(
         number: usize,
-        work: Arc<Work>,
-        done: mpsc::UnboundedSender<(usize, Copied)>,
+        work: Arc<SharedRound>,
+        done: mpsc::UnboundedSender<(usize, CopyOutcome)>,
         loader: L,
     ) -> Self {
         Self { number, work, done, client: None, loader: Some(loader) }
     }
 
-    fn table(&self, at: usize) -> Option<(Arc<TableSpec>, MutexGuard<'_, State>)> {
+    fn table(&self, at: usize) -> Option<(Arc<TableSpec>, MutexGuard<'_, RoundProgress>)> {
         let spec = Arc::clone(self.work.specs.get(at)?);
         Some((spec, self.work.state.lock().unwrap_or_else(PoisonError::into_inner)))
     }
@@ -206,7 +206,7 @@ impl<L: CopyLoader> Worker<L> {
     }
 
     /// Nothing more is copied of the table.
-    fn over(&self, at: usize, copied: Copied) {
+    fn over(&self, at: usize, copied: CopyOutcome) {
         if let Some((_, mut state)) = self.table(at)
             && let Some(table) = state.tables.get_mut(at)
         {
@@ -217,7 +217,7 @@ impl<L: CopyLoader> Worker<L> {
 
     /// Copies a bundle in one round trip to the source and one transaction of the target. `false`:
     /// one of its tables cannot be copied so, and nothing of the bundle was copied.
-    async fn copy_all(&mut self, chunks: &[Chunk]) -> Result<bool, EngineError> {
+    async fn copy_all(&mut self, chunks: &[ChunkJob]) -> Result<bool, EngineError> {
         let jobs: Vec<u64> = chunks.iter().map(|chunk| chunk.job).collect();
         chunks.iter().for_each(|chunk| self.begin(chunk.table));
         let specs: Vec<Arc<TableSpec>> =
@@ -239,7 +239,7 @@ impl<L: CopyLoader> Worker<L> {
             .map(|((spec, job), batch)| (Arc::clone(spec), *job, vec![batch]))
             .collect();
         let reading = since.elapsed();
-        let Some(mut taken) = self.loader.take() else { return Err(self.lost_loader()) };
+        let Some(mut taken) = self.loader.take() else { return Err(self.missing_loader()) };
         let load = tokio::task::spawn_blocking(move || {
             let loaded = taken.load_all(&loads, reading);
             (taken, loaded)
@@ -262,7 +262,7 @@ impl<L: CopyLoader> Worker<L> {
     /// Reads all rows of the tables of a bundle, and which of their values became NULL.
     async fn read_all(
         &mut self,
-        chunks: &[Chunk],
+        chunks: &[ChunkJob],
         specs: &[Arc<TableSpec>],
     ) -> Result<(Vec<RecordBatch>, Vec<Vec<Nulled>>), Unbundled> {
         let mut client = match self.client.take() {
@@ -341,7 +341,7 @@ impl<L: CopyLoader> Worker<L> {
 
     /// A chunk, with all its attempts. What it makes of its table, if it is the last one of it or
     /// has failed.
-    async fn copy(&mut self, chunk: &Chunk) -> Result<Ended, EngineError> {
+    async fn copy(&mut self, chunk: &ChunkJob) -> Result<Ended, EngineError> {
         let (job, mut pause, mut attempt) = (chunk.job, RETRY_AFTER, 0);
         loop {
             match self.attempt(chunk).await? {
@@ -352,28 +352,30 @@ impl<L: CopyLoader> Worker<L> {
                 // A source transaction larger than memory may keep the job for minutes, and cancel
                 // it then.
                 Attempt::Conflict(error) => {
-                    tracing::debug!(error = with_causes(&error), "a chunk met another transaction");
+                    tracing::debug!(error = error_chain(&error), "a chunk met another transaction");
                     tokio::select! {
                         () = self.work.stop.cancelled() => break,
                         () = tokio::time::sleep(RETRY_AFTER) => {}
                     }
                 }
                 Attempt::Locked(error) => {
-                    self.give_up(job, "pending", &with_causes(&error)).await?;
+                    self.give_up(job, "pending", &error_chain(&error)).await?;
                     self.put_off(chunk.table);
                     return Ok(Ended::PutOff);
                 }
                 Attempt::Ended(copied) => {
                     let why = match &copied {
-                        Copied::Failed(pause) => pause.reason.clone(),
-                        Copied::Changed | Copied::Done => "the table changed its shape".to_owned(),
+                        CopyOutcome::Failed(pause) => pause.reason.clone(),
+                        CopyOutcome::Changed | CopyOutcome::Done => {
+                            "the table changed its shape".to_owned()
+                        }
                     };
                     self.give_up(job, "failed", &why).await?;
                     return Ok(Ended::Over(Some(copied)));
                 }
                 Attempt::Retry(error) => {
                     attempt += 1;
-                    let why = with_causes(&error);
+                    let why = error_chain(&error);
                     let is_last = attempt >= ATTEMPTS;
                     self.give_up(job, if is_last { "failed" } else { "pending" }, &why).await?;
                     let Some(spec) = self.work.specs.get(chunk.table) else { break };
@@ -384,7 +386,7 @@ impl<L: CopyLoader> Worker<L> {
                         let table = &spec.source;
                         let reason =
                             format!("{why}; then copy it with `rhei backfill --table {table}`");
-                        return Ok(Ended::Over(Some(Copied::Failed(Pause::new(reason)))));
+                        return Ok(Ended::Over(Some(CopyOutcome::Failed(Pause::new(reason)))));
                     }
                     tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried \
                          again");
@@ -408,7 +410,7 @@ impl<L: CopyLoader> Worker<L> {
     ) -> Result<(), EngineError> {
         loop {
             let noted = why.to_owned();
-            match self.on_thread(move |loader| loader.give_up(job, status, &noted)).await {
+            match self.on_blocking_thread(move |loader| loader.give_up(job, status, &noted)).await {
                 Err(EngineError::Target(error))
                     if error.is_conflict() && !self.work.stop.is_cancelled() => {}
                 noted => return noted,
@@ -417,7 +419,7 @@ impl<L: CopyLoader> Worker<L> {
     }
 
     /// Adds a chunk to its table. `Done` when it was the last one.
-    fn chunk_done(&self, at: usize, rows: u64, nulled: Vec<Nulled>) -> Option<Copied> {
+    fn chunk_done(&self, at: usize, rows: u64, nulled: Vec<Nulled>) -> Option<CopyOutcome> {
         let (spec, mut state) = self.table(at)?;
         let table = state.tables.get_mut(at)?;
         table.rows += rows;
@@ -433,15 +435,15 @@ impl<L: CopyLoader> Worker<L> {
         }
         let _ =
             events.send(Event::CopyFinished { table: spec.source.to_string(), rows: table.rows });
-        Some(Copied::Done)
+        Some(CopyOutcome::Done)
     }
 
-    async fn attempt(&mut self, chunk: &Chunk) -> Result<Attempt, EngineError> {
+    async fn attempt(&mut self, chunk: &ChunkJob) -> Result<Attempt, EngineError> {
         let job = chunk.job;
         let Some(spec) = self.work.specs.get(chunk.table).cloned() else {
             return Ok(Attempt::Cancelled);
         };
-        match self.on_thread(move |loader| loader.begin(job)).await {
+        match self.on_blocking_thread(move |loader| loader.begin(job)).await {
             Err(EngineError::Target(error)) if error.is_conflict() => {
                 return Ok(Attempt::Conflict(error));
             }
@@ -463,8 +465,8 @@ impl<L: CopyLoader> Worker<L> {
         // Put back only when all went well: a transaction that has failed is of no more use.
         let Some(mut client) = self.client.take() else { return Ok(Attempt::Cancelled) };
         let work = Arc::clone(&self.work);
-        let (send, mut pieces) = mpsc::channel::<Piece>(1);
-        let batches = Batches { send, room: Arc::new(Semaphore::new(1)) };
+        let (send, mut pieces) = mpsc::channel::<LoadItem>(1);
+        let batches = BatchSender { send, room: Arc::new(Semaphore::new(1)) };
         let room = Arc::clone(&batches.room);
         let mut is_first = true;
         let failure = Arc::new(Mutex::new(None));
@@ -479,11 +481,11 @@ impl<L: CopyLoader> Worker<L> {
                 room.add_permits(1);
             }
             match pieces.blocking_recv() {
-                Some(Piece::Rows(batch)) => Some(Ok(batch)),
-                Some(Piece::End) => None,
-                Some(Piece::Failed(error)) => {
+                Some(LoadItem::Rows(batch)) => Some(Ok(batch)),
+                Some(LoadItem::End) => None,
+                Some(LoadItem::Failed(error)) => {
                     is_over = true;
-                    let text = with_causes(&error);
+                    let text = error_chain(&error);
                     if let Ok(mut seen) = seen.lock() {
                         *seen = Some(error);
                     }
@@ -496,7 +498,7 @@ impl<L: CopyLoader> Worker<L> {
                 }
             }
         });
-        let Some(mut taken) = self.loader.take() else { return Err(self.lost_loader()) };
+        let Some(mut taken) = self.loader.take() else { return Err(self.missing_loader()) };
         let table = Arc::clone(&spec);
         let load = tokio::task::spawn_blocking(move || {
             let loaded = taken.load(&table, job, Box::new(stream));
@@ -513,13 +515,13 @@ impl<L: CopyLoader> Worker<L> {
         };
         let nulled = match copied.await {
             Ok(nulled) => {
-                let _ = batches.send.send(Piece::End).await;
+                let _ = batches.send.send(LoadItem::End).await;
                 nulled
             }
             Err(error) => {
                 // Ends the load, and with it the transaction; nobody listens only when the load has
                 // failed by itself.
-                let _ = batches.send.send(Piece::Failed(error)).await;
+                let _ = batches.send.send(LoadItem::Failed(error)).await;
                 Vec::new()
             }
         };
@@ -539,8 +541,8 @@ impl<L: CopyLoader> Worker<L> {
             (None, Err(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
             // DuckDB does not take what the table holds, and the other tables are not concerned.
             (None, Err(error)) if error.table().is_some() => {
-                let reason = format!("{}; {}", with_causes(&error), spec.recopy_hint());
-                return Ok(Attempt::Ended(Copied::Failed(Pause {
+                let reason = format!("{}; {}", error_chain(&error), spec.recopy_hint());
+                return Ok(Attempt::Ended(CopyOutcome::Failed(Pause {
                     reason,
                     remedy: error.remedy(),
                 })));
@@ -554,13 +556,13 @@ impl<L: CopyLoader> Worker<L> {
             let table = &spec.source;
             let reason = format!(
                 "{}; then copy it with `rhei backfill --table {table}`",
-                with_causes(&error)
+                error_chain(&error)
             );
             let remedy =
                 if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
-            Ok(Attempt::Ended(Copied::Failed(Pause { reason, remedy })))
+            Ok(Attempt::Ended(CopyOutcome::Failed(Pause { reason, remedy })))
         } else if is_gone(&error) {
-            Ok(Attempt::Ended(Copied::Changed))
+            Ok(Attempt::Ended(CopyOutcome::Changed))
         } else if matches!(error, SourceError::Wire(WireError::Server(_)))
             || error_policy::of_source(&error).is_waited_for()
         {
@@ -570,16 +572,16 @@ impl<L: CopyLoader> Worker<L> {
         }
     }
 
-    fn lost_loader(&self) -> EngineError {
+    fn missing_loader(&self) -> EngineError {
         EngineError::Bug { what: "a loader", why: "it was not given back".to_owned() }
     }
 
     /// Runs a call of the loader where it may block.
-    async fn on_thread<R: Send + 'static>(
+    async fn on_blocking_thread<R: Send + 'static>(
         &mut self,
         work: impl FnOnce(&L) -> Result<R, TargetError> + Send + 'static,
     ) -> Result<R, EngineError> {
-        let Some(taken) = self.loader.take() else { return Err(self.lost_loader()) };
+        let Some(taken) = self.loader.take() else { return Err(self.missing_loader()) };
         let called = tokio::task::spawn_blocking(move || {
             let done = work(&taken);
             (taken, done)
@@ -591,17 +593,17 @@ impl<L: CopyLoader> Worker<L> {
 }
 
 async fn read_chunk(
-    work: &Work,
+    work: &SharedRound,
     client: &mut CopyClient,
     query: &str,
     spec: &Arc<TableSpec>,
-    batches: &Batches,
+    batches: &BatchSender,
 ) -> Result<Vec<Nulled>, SourceError> {
     let schema =
         schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut reader = CopyReader::new(Arc::clone(spec));
     // Waits for the table's lock.
-    patiently(spec, async { Ok(client.copy_out(query).await?) }).await?;
+    warn_when_stalled(spec, async { Ok(client.copy_out(query).await?) }).await?;
     let mut bytes = 0;
     let board = |rows: usize, bytes: u64| {
         work.context.board.add(spec.oid, rows as u64, bytes);
@@ -617,7 +619,7 @@ async fn read_chunk(
                 arrived += piece.len();
                 reader.push(piece).map_err(SourceError::from)
             });
-            patiently(spec, read).await?
+            warn_when_stalled(spec, read).await?
         };
         bytes += arrived as u64;
         if let Some(pace) = &work.pace {
@@ -644,7 +646,7 @@ async fn read_chunk(
 }
 
 /// Waits for the source, and says so when it takes long.
-async fn patiently<R>(
+async fn warn_when_stalled<R>(
     spec: &TableSpec,
     read: impl Future<Output = Result<R, SourceError>>,
 ) -> Result<R, SourceError> {
@@ -661,7 +663,7 @@ async fn patiently<R>(
 }
 
 /// Any session that holds the snapshot will do (trap 11).
-async fn connect(work: &Work, number: usize) -> Result<CopyClient, EngineError> {
+async fn connect(work: &SharedRound, number: usize) -> Result<CopyClient, EngineError> {
     let mut failed = None;
     for snapshot in &work.snapshots {
         match import_for_copy(&work.context, snapshot, &format!("copy {number}")).await {

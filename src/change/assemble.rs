@@ -313,7 +313,7 @@ impl Assembler {
     }
 
     /// Nothing is read that was not in a batch.
-    pub fn is_clean(&self) -> bool {
+    pub fn has_no_open_work(&self) -> bool {
         self.open.is_none() && self.source_transactions == 0
     }
 

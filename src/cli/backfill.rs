@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CliError, Session};
 use crate::{
     backfill::plain_copy,
-    engine::{attach::CopyAgain, sync},
+    engine::{attach::Recopy, sync},
     olap::{Compaction, DuckDb, engine::FileMaintenance},
     pgoutput::QualifiedName,
     pipeline::Writer,
@@ -88,9 +88,9 @@ pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliEr
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
     let again = match (args.tables.is_empty(), args.force) {
-        (false, _) => CopyAgain::Tables(args.tables),
-        (true, true) => CopyAgain::Everything,
-        (true, false) => CopyAgain::Nothing,
+        (false, _) => Recopy::Tables(args.tables),
+        (true, true) => Recopy::All,
+        (true, false) => Recopy::None,
     };
     let copied = if args.no_slot {
         let writer = Writer::new(DuckDb::open(&context.options.target)?);

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Context};
 use crate::{
-    engine::{self, attach::CopyAgain},
+    engine::{self, attach::Recopy},
     olap::{DuckDb, TargetOptions},
-    pipeline::{Event, Options, Writer, copy_progress::Board},
+    pipeline::{Event, Options, Writer, copy_progress::CopyProgress},
     source::connection::{Environment, SourceOptions, connect_sql},
 };
 
@@ -209,7 +209,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         interval: Duration::from_millis(200),
         ..Options::new(source.clone(), target_options)
     };
-    let context = Context::new(options, Board::default(), events);
+    let context = Context::new(options, CopyProgress::default(), events);
     let writer_stop = stop.child_token();
     let written = Arc::new(AtomicU64::new(0));
     let writer = tokio::spawn(write(source.clone(), writer_stop.clone(), Arc::clone(&written)));
@@ -258,7 +258,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         println!("stopped");
         return Ok(ExitCode::from(130));
     }
-    let caught_up = engine::sync(&context, CopyAgain::Nothing, &stop).await?;
+    let caught_up = engine::sync(&context, Recopy::None, &stop).await?;
     drop(context);
     let _ = listener.await;
     println!(
@@ -282,7 +282,7 @@ async fn follow(
     seen: &Seen,
     written: &AtomicU64,
     replicator: &tokio::task::JoinHandle<Result<(), crate::pipeline::EngineError>>,
-    board: &Board,
+    board: &CopyProgress,
 ) -> Result<(), CliError> {
     let copying = Instant::now();
     let tables = SCHEMA.matches("CREATE TABLE").count() as u64;

@@ -21,7 +21,7 @@ use crate::{
     config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret},
     olap::TargetOptions,
     pgoutput::QualifiedName,
-    pipeline::{Context, Options, copy_progress::Board, options::TableSettings},
+    pipeline::{Context, Options, copy_progress::CopyProgress, options::TableSettings},
     source::connection::{Environment, SourceOptions},
 };
 
@@ -216,7 +216,7 @@ impl Session {
         let config = &self.config;
         let (source, target) = (self.source()?, self.target()?);
         let table_settings = self.table_settings();
-        let board = Board::default();
+        let board = CopyProgress::default();
         let (events, progress) = progress::Progress::start(self.is_quiet, board.clone());
         let options = Options {
             source,

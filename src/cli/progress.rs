@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::pipeline::{
     Event,
-    copy_progress::{Board, Progress as CopyProgress},
+    copy_progress::{CopyProgress, Figures},
 };
 
 /// Listens to a pipeline until it is gone.
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 impl Progress {
     /// The sending end goes into the pipeline's options.
-    pub fn start(is_quiet: bool, board: Board) -> (mpsc::UnboundedSender<Event>, Self) {
+    pub fn start(is_quiet: bool, board: CopyProgress) -> (mpsc::UnboundedSender<Event>, Self) {
         let (events, heard) = mpsc::unbounded_channel();
         let has_bars = !is_quiet && std::io::stderr().is_terminal();
         (events, Self { task: tokio::spawn(listen(heard, board, has_bars)) })
@@ -50,7 +50,7 @@ impl Bars {
         Self { all, total, tables: HashMap::new() }
     }
 
-    fn show(&mut self, board: &Board) {
+    fn show(&mut self, board: &CopyProgress) {
         let (tables, total) = board.progress().unwrap_or_default();
         self.tables.retain(|table, bar| {
             let is_open = tables.contains_key(table);
@@ -84,7 +84,7 @@ fn bar(name: &str) -> ProgressBar {
     bar
 }
 
-fn set(bar: &ProgressBar, progress: &CopyProgress) {
+fn set(bar: &ProgressBar, progress: &Figures) {
     bar.set_length(progress.estimated_rows.max(progress.rows));
     bar.set_position(progress.rows);
     let left = progress.seconds_left.map_or_else(String::new, |seconds| {
@@ -93,7 +93,7 @@ fn set(bar: &ProgressBar, progress: &CopyProgress) {
     bar.set_prefix(format!("{:.1} MB/s{left}", progress.megabytes_per_second));
 }
 
-async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: Board, has_bars: bool) {
+async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: CopyProgress, has_bars: bool) {
     let mut bars = has_bars.then(Bars::new);
     let mut last_line = Instant::now();
     let mut last_cycle = None::<Instant>;

@@ -56,7 +56,7 @@ async fn slot_of(session: &Session, status: &Value) -> Option<Value> {
     let source = session.source().ok()?;
     let client = connect_sql(&source, "status")
         .await
-        .inspect_err(|error| tracing::warn!("{}", crate::error::with_causes(error)))
+        .inspect_err(|error| tracing::warn!("{}", crate::error::error_chain(error)))
         .ok()?;
     let end = catalog::wal_insert_lsn(&client).await.ok()?;
     let slot = catalog::slot(&client, status["slot"].as_str()?).await.ok()??;

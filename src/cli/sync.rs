@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use super::{CliError, Session};
-use crate::engine::attach::CopyAgain;
+use crate::engine::attach::Recopy;
 
 /// Runs the command.
 pub async fn run(session: Session) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
-    let report = crate::engine::sync(&context, CopyAgain::Nothing, &stop).await;
+    let report = crate::engine::sync(&context, Recopy::None, &stop).await;
     drop(context);
     progress.finish().await;
     let report = report?;

@@ -3,7 +3,7 @@
 use crate::pgoutput::QualifiedName;
 /// What the running session is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asked {
+pub enum Command {
     /// Copy this table again.
     Resync(QualifiedName),
     /// Begin no more chunks and give the snapshot back, or go on.

@@ -10,7 +10,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    schema::{Asked, Catalogs, Look, Looked, Verdict},
+    schema::{Asked, CatalogCheck, CatalogSnapshot, CatalogWatch, ShapeChange},
     settled,
 };
 use crate::{
@@ -19,12 +19,12 @@ use crate::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
         followed::{Answer, Question},
     },
-    error::with_causes,
+    error::error_chain,
     failpoint::reached,
     olap::{Applied, OlapEngine},
     pipeline::{
         Context, CycleReport, DdlLock, EngineError, Event, Writer,
-        copy_progress::Board,
+        copy_progress::CopyProgress,
         latency::Latency,
         left_out::LeftOut,
         recopies::{MAX_RECOPIES, Recopies},
@@ -50,7 +50,7 @@ const INVISIBLE_WARNING: Duration = Duration::from_secs(1);
 const MAX_ASKING: Duration = Duration::from_millis(300);
 
 /// A cycle that takes longer lets copies give way.
-const LATE: Duration = Duration::from_millis(300);
+const LATE_CYCLE: Duration = Duration::from_millis(300);
 
 /// Applies what a consumer yields. One cycle is one target transaction.
 pub struct SyncEngine<C, T> {
@@ -74,13 +74,13 @@ pub struct SyncEngine<C, T> {
     pub(super) in_parts: bool,
     pub(super) last_saved: Instant,
     /// Who can judge what the stream describes; a recorded stream has nobody and does not ask.
-    pub(super) catalogs: Option<Catalogs>,
+    pub(super) catalogs: Option<CatalogWatch>,
     /// What the catalogs showed, until the stream has passed it.
-    pub(super) look: Option<Look>,
+    pub(super) look: Option<CatalogSnapshot>,
     /// A look that left nothing to be done, until the stream has passed it.
     pub(super) looked: Option<settled::Began>,
     pub(super) has_shapes: bool,
-    pub(super) board: Board,
+    pub(super) board: CopyProgress,
     pub(super) latency: Latency,
     pub(super) left_out: LeftOut,
     pub(super) recopies: Recopies,
@@ -91,11 +91,11 @@ pub struct SyncEngine<C, T> {
 
 /// A published table is locked at the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Locked;
+pub struct LockNotAvailable;
 
 /// What came of [`SyncEngine::settle`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settling {
+pub enum SchemaStep {
     /// The stream has not come so far.
     Waiting,
     Done,
@@ -197,7 +197,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// With somebody who answers what the stream cannot say.
-    pub fn with_catalogs(mut self, catalogs: Catalogs) -> Self {
+    pub fn with_catalogs(mut self, catalogs: CatalogWatch) -> Self {
         self.catalogs = Some(catalogs);
         self
     }
@@ -212,7 +212,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     ///
     /// # Errors
     /// As [`Self::sync_once`].
-    pub async fn arrival(&mut self, not_before: tokio::time::Instant) -> Result<(), EngineError> {
+    pub async fn wait_for_batch(
+        &mut self,
+        not_before: tokio::time::Instant,
+    ) -> Result<(), EngineError> {
         if self.look.is_some() {
             return std::future::pending().await;
         }
@@ -310,11 +313,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 ..nothing(&self.checkpoint)
             };
             if (batch.is_part || self.in_parts) && !batch.failed.is_empty() {
-                return self.pause_and_read_again(std::mem::take(&mut batch.failed)).await;
+                return self.retry_without_tables(std::mem::take(&mut batch.failed)).await;
             }
             if !batch.is_part
                 && !self.in_parts
-                && !self.is_worth_a_commit(&batch, cycle, position.reply_requested)
+                && !self.should_commit(&batch, cycle, position.reply_requested)
             {
                 self.board.set_stream_late(false);
                 return Ok(CycleReport { attach_anew: self.place_untracked().await?, ..report });
@@ -333,7 +336,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     tracing::debug!("a part of a large transaction is applied");
                 }
                 Outcome::RolledBack(failure) => {
-                    return self.pause_and_read_again(vec![failure]).await;
+                    return self.retry_without_tables(vec![failure]).await;
                 }
             }
         };
@@ -389,7 +392,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             apply_ms = started.elapsed().saturating_sub(read).as_millis() as u64,
             "cycle"
         );
-        self.board.set_stream_late(started.elapsed() > LATE);
+        self.board.set_stream_late(started.elapsed() > LATE_CYCLE);
         Ok(report)
     }
 
@@ -412,7 +415,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Tables cannot go on from within a source transaction of which parts may have been applied:
     /// those are taken back, the tables paused, and the transaction is read again without them.
-    async fn pause_and_read_again(
+    async fn retry_without_tables(
         &mut self,
         failed: Vec<TableFailure>,
     ) -> Result<CycleReport, EngineError> {
@@ -463,7 +466,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             let asked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                asked = in_time(catalogs.relation(question)) => asked?,
+                asked = with_deadline(catalogs.relation(question)) => asked?,
             };
             match asked {
                 Asked::Judged(verdict) => break verdict,
@@ -478,9 +481,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 // without it.
                 Asked::NotVisible
                     if since.elapsed() >= MAX_INVISIBLE
-                        && in_time(catalogs.is_synchronous_standby()).await? =>
+                        && with_deadline(catalogs.is_synchronous_standby()).await? =>
                 {
-                    break Verdict::Copy(
+                    break ShapeChange::Recopy(
                         "synchronous_standby_names at the source includes rhei, so the table's \
                          shape cannot be read before its change is acknowledged"
                             .to_owned(),
@@ -503,12 +506,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let oid = question.relation.oid;
         let is_being_copied =
             self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
-        if let (Verdict::Reshape(_), true) = (&verdict, is_being_copied) {
-            verdict = Verdict::Copy("it changed its shape while it was copied".to_owned());
+        if let (ShapeChange::Alter(_), true) = (&verdict, is_being_copied) {
+            verdict = ShapeChange::Recopy("it changed its shape while it was copied".to_owned());
         }
         match verdict {
-            Verdict::Same | Verdict::Noted(_) => self.consumer.assembler().answer(Answer::Same),
-            Verdict::Reshape(reshape) => {
+            ShapeChange::None | ShapeChange::MetadataOnly(_) => {
+                self.consumer.assembler().answer(Answer::Same)
+            }
+            ShapeChange::Alter(reshape) => {
                 tracing::info!(table = %reshape.after.source, "the table has another shape from \
                      here on");
                 catalogs.adopted(&reshape.after);
@@ -517,31 +522,31 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.consumer.assembler().answer(Answer::Reshape(reshape));
             }
             // The batch that holds the change says so to the target.
-            Verdict::Copy(reason) => self.consumer.assembler().answer(Answer::Copy(reason)),
+            ShapeChange::Recopy(reason) => self.consumer.assembler().answer(Answer::Copy(reason)),
         }
         Ok(())
     }
 
     /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to
     /// come before [`Self::settle`] can act upon it, or `None` when nothing has changed since the
-    /// last time. `Err(Locked)`: a published table is locked, and has to be looked at later.
-    pub async fn look(&mut self) -> Result<Result<Option<Lsn>, Locked>, EngineError> {
+    /// last time. `Err(LockNotAvailable)`: a published table is locked, and has to be looked at later.
+    pub async fn look(&mut self) -> Result<Result<Option<Lsn>, LockNotAvailable>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
-            match in_time(catalogs.look()).await? {
+            match with_deadline(catalogs.look()).await? {
                 // One that still waits for the stream is older, and so comes first.
-                Looked::Unchanged { began } => match &mut self.looked {
+                CatalogCheck::Unchanged { began } => match &mut self.looked {
                     Some(older) => older.confirm(&began, catalogs).await?,
                     None => self.looked = Some(began),
                 },
-                Looked::Changed(look) => self.look = Some(look),
-                Looked::Locked => return Ok(Err(Locked)),
+                CatalogCheck::Changed(look) => self.look = Some(look),
+                CatalogCheck::Locked => return Ok(Err(LockNotAvailable)),
             }
         }
         Ok(Ok(self.look.as_ref().map(|look| look.at)))
     }
 
     /// What of a position of the source's WAL, read so long ago, is sure to come: see
-    /// [`Catalogs::flushed`]. What was looked at then waits for no more than that either.
+    /// [`CatalogWatch::flushed`]. What was looked at then waits for no more than that either.
     pub async fn reachable(&mut self, position: Lsn, age: Duration) -> Result<Lsn, EngineError> {
         let Some(catalogs) = &self.catalogs else { return Ok(position) };
         let reachable = catalogs.flushed(position, age).await?;
@@ -568,14 +573,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Acts upon the last look once the stream has passed it. Shapes that it found are in the next
     /// cycle's batch.
-    pub async fn settle(&mut self) -> Result<Settling, EngineError> {
+    pub async fn settle(&mut self) -> Result<SchemaStep, EngineError> {
         let position = self.consumer.position();
         let passed = position.decoded.max(self.checkpoint.lsn);
-        let is_passed = |look: &mut Look| look.at <= passed;
-        let (true, Some(catalogs)) = (position.is_clean, &mut self.catalogs) else {
-            return Ok(Settling::Waiting);
+        let is_passed = |look: &mut CatalogSnapshot| look.at <= passed;
+        let (true, Some(catalogs)) = (position.has_no_open_work, &mut self.catalogs) else {
+            return Ok(SchemaStep::Waiting);
         };
-        let Some(look) = self.look.take_if(is_passed) else { return Ok(Settling::Waiting) };
+        let Some(look) = self.look.take_if(is_passed) else { return Ok(SchemaStep::Waiting) };
         // Those that are being copied are compared with the catalogs when they are done.
         let mut settled = catalogs.settle(look, |oid| {
             self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid)
@@ -604,14 +609,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
         self.copy_again(settled.copies).await?;
         Ok(match settled.set_changed {
-            Some(reason) => Settling::AttachAnew(reason),
-            None if has_shapes => Settling::NewShapes,
-            None => Settling::Done,
+            Some(reason) => SchemaStep::AttachAnew(reason),
+            None if has_shapes => SchemaStep::NewShapes,
+            None => SchemaStep::Done,
         })
     }
 
     /// An idle position is saved now and then, not at every look (traps 10, 25, 26).
-    fn is_worth_a_commit(
+    fn should_commit(
         &self,
         batch: &ChangeBatch,
         cycle: CycleOptions,
@@ -691,7 +696,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                                 .find(|table| table.oid == oid)
                         });
                     let Some(table) = failed else { return Err(error.into()) };
-                    let reason = format!("{}; {}", with_causes(&error), table.recopy_hint());
+                    let reason = format!("{}; {}", error_chain(&error), table.recopy_hint());
                     let (oid, table) = (table.oid, table.source.clone());
                     // A copy that is on its way is begun again; one that was whole is for the
                     // operator to look at.
@@ -721,7 +726,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// it.
     async fn is_explained(&mut self, oid: u32) -> Result<bool, EngineError> {
         match &mut self.catalogs {
-            Some(catalogs) => in_time(catalogs.explains_divergence(oid)).await,
+            Some(catalogs) => with_deadline(catalogs.explains_divergence(oid)).await,
             None => Ok(false),
         }
     }
@@ -734,7 +739,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
 /// The source may take so long to answer what is asked of its catalogs; locks are not waited for
 /// there. One that is silent although its machine answers is left.
-pub(super) async fn in_time<R>(
+pub(super) async fn with_deadline<R>(
     answer: impl Future<Output = Result<R, EngineError>>,
 ) -> Result<R, EngineError> {
     const ANSWER: Duration = Duration::from_secs(120);

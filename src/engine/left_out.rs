@@ -1,7 +1,7 @@
 //! Relations whose changes the stream brings and that are left out of the copy, each for a reason
 //! that is known.
 
-use super::{SyncEngine, cycle::in_time, schema::Place};
+use super::{SyncEngine, cycle::with_deadline, schema::Place};
 use crate::{
     Lsn, change::followed::Untracked, olap::OlapEngine, pgoutput::relation::Relation,
     pipeline::EngineError, source::CdcConsumer,
@@ -24,7 +24,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         };
         let relations: Vec<&Relation> =
             untracked.iter().map(|untracked| &untracked.relation).collect();
-        let Some(places) = in_time(catalogs.places(&relations)).await? else {
+        let Some(places) = with_deadline(catalogs.places(&relations)).await? else {
             self.consumer.assembler().put_back_untracked(untracked);
             return Ok(None);
         };

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What comes round by the clock beside the sessions, also while the source is away.
-pub(super) fn begin_rounds<T: OlapEngine + 'static>(
+pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
     supervisor: &mut Supervisor,
     context: &Context,
     writer: &Writer<T>,
@@ -27,11 +27,7 @@ pub(super) fn begin_rounds<T: OlapEngine + 'static>(
     supervisor.every("file checkpoint", Duration::from_secs(1), move || {
         let (context, writer) = (tidied.clone(), its_writer.clone());
         async move {
-            if context.activity.is_calm_after(CALM) {
-                tidy(&context, &writer).await
-            } else {
-                Ok(())
-            }
+            if context.activity.take_idle(CALM) { tidy(&context, &writer).await } else { Ok(()) }
         }
     });
     let pruner = writer.clone();

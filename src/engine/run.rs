@@ -7,17 +7,17 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    attach::CopyAgain,
-    command::Asked,
-    copies::Copies,
-    periodic::begin_rounds,
-    session::{Ended, How, session, wants_whole_from_now_on},
+    attach::Recopy,
+    command::Command,
+    copies::CopyScheduler,
+    periodic::spawn_periodic_tasks,
+    session::{SessionEnd, SessionOptions, session, wants_whole_from_now_on},
     slot_recovery,
-    supervisor::{self, Restarts, Supervisor},
+    supervisor::{self, RestartBudget, Supervisor},
 };
 use crate::{
     Lsn,
-    error::with_causes,
+    error::error_chain,
     olap::{Compaction, OlapEngine},
     pipeline::{
         Context, EngineError, Writer,
@@ -33,12 +33,12 @@ use crate::{
 pub async fn run<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
-    mut commands: mpsc::UnboundedReceiver<Asked>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
     stop: &CancellationToken,
 ) -> Result<(), EngineError> {
-    let mut copies = Copies::new(context, writer, u32::MAX);
+    let mut copies = CopyScheduler::new(context, writer, u32::MAX);
     let mut supervisor = Supervisor::new(context.options.supervision.grace);
-    begin_rounds(&mut supervisor, context, writer);
+    spawn_periodic_tasks(&mut supervisor, context, writer);
     let ended = run_sessions(context, writer, &mut commands, &mut copies, stop).await;
     copies.shutdown().await;
     for task in supervisor.shutdown().await {
@@ -48,7 +48,7 @@ pub async fn run<T: OlapEngine + 'static>(
     match writer.call(|target| target.tidy(Compaction::None)).await {
         // It stays in the log, and is written into the file next time.
         Err(error) if policy(&error) == Policy::Disk => {
-            tracing::warn!(error = with_causes(&error), "file checkpoint put off");
+            tracing::warn!(error = error_chain(&error), "file checkpoint put off");
             Ok(())
         }
         tidied => tidied,
@@ -58,14 +58,14 @@ pub async fn run<T: OlapEngine + 'static>(
 pub(super) async fn run_sessions<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
-    asked: &mut mpsc::UnboundedReceiver<Asked>,
-    copies: &mut Copies<T>,
+    asked: &mut mpsc::UnboundedReceiver<Command>,
+    copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
 ) -> Result<(), EngineError> {
     const FIRST_PAUSE: Duration = Duration::from_millis(500);
     const LONGEST_PAUSE: Duration = Duration::from_secs(30);
     const CALM: Duration = Duration::from_secs(10);
-    const STEADY: Duration = Duration::from_secs(2);
+    const HEALTHY_AFTER: Duration = Duration::from_secs(2);
     const IN_A_ROW: u32 = 20;
     const EMPTY_PAUSE: Duration = Duration::from_secs(2);
     const EMPTY_WARNING: Duration = Duration::from_secs(60);
@@ -73,17 +73,21 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
     let mut failures = 0_u32;
     let mut has_streamed = false;
     let mut in_a_row = 0_u32;
-    let mut again = CopyAgain::Nothing;
-    let mut wants_whole = false;
-    let mut restarts = Restarts::new(context.options.supervision.restart);
+    let mut again = Recopy::None;
+    let mut no_streaming_in_progress = false;
+    let mut restarts = RestartBudget::new(context.options.supervision.restart);
     let mut must_reopen = false;
     let mut standstill = Standstill::default();
     let mut said_empty: Option<tokio::time::Instant> = None;
     loop {
         let (mut is_streaming, mut position) = (false, Lsn::ZERO);
         let began = tokio::time::Instant::now();
-        let how = How { wants_whole, is_streaming: &mut is_streaming, position: &mut position };
-        let ended = supervisor::caught("the session", async {
+        let how = SessionOptions {
+            no_streaming_in_progress,
+            is_streaming: &mut is_streaming,
+            position: &mut position,
+        };
+        let ended = supervisor::catch_panic("the session", async {
             if must_reopen {
                 // Nobody else may have it open.
                 copies.shutdown().await;
@@ -95,13 +99,13 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
         let ended = ended.await;
         // Once it has streamed, what was asked for is written down.
         if is_streaming {
-            again = CopyAgain::Nothing;
+            again = Recopy::None;
         }
         has_streamed |= is_streaming;
         let ended = match ended {
-            Err(error) => match Box::pin(slot_recovery::examine(context, error, copies)).await {
+            Err(error) => match Box::pin(slot_recovery::recover(context, error, copies)).await {
                 Ok(copy_again) => {
-                    again = again.or_everything(copy_again);
+                    again = again.widen(copy_again);
                     continue;
                 }
                 Err(error) => Err(error),
@@ -109,12 +113,12 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             ended => ended,
         };
         let error = match ended {
-            Ok(Ended::Resync(tables)) => {
+            Ok(SessionEnd::Resync(tables)) => {
                 tracing::info!(?tables, "copying again, as asked");
-                again = CopyAgain::Tables(tables);
+                again = Recopy::Tables(tables);
                 continue;
             }
-            Ok(Ended::AttachAnew(reason)) => {
+            Ok(SessionEnd::AttachAnew(reason)) => {
                 tracing::info!(reason, "attaching anew");
                 // Many changes in a row, or one that a new session does not settle: not as fast as
                 // possible.
@@ -130,10 +134,10 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             Ok(_) => return Ok(()),
             // A table that was to be copied again is gone by now; everything else goes on.
             Err(EngineError::Setup(reason))
-                if has_streamed && matches!(again, CopyAgain::Tables(_)) =>
+                if has_streamed && matches!(again, Recopy::Tables(_)) =>
             {
                 tracing::error!(reason, "not copied again");
-                again = CopyAgain::Nothing;
+                again = Recopy::None;
                 continue;
             }
             Err(EngineError::NoTable { .. }) => {
@@ -168,9 +172,9 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
         }
         // What DuckDB has failed at may have left the file closed.
         must_reopen = policy == Policy::Disk || matches!(error, EngineError::Target(_));
-        wants_whole |= wants_whole_from_now_on(&error);
+        no_streaming_in_progress |= wants_whole_from_now_on(&error);
         // One that breaks as soon as it streams may do so again and again.
-        if is_streaming && began.elapsed() > STEADY {
+        if is_streaming && began.elapsed() > HEALTHY_AFTER {
             (failures, pause) = (0, FIRST_PAUSE);
         }
         failures += 1;
@@ -179,7 +183,7 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             if is_end_of_stream { standstill.ended(position, began.elapsed()) } else { None };
         let jittered = left_alone.unwrap_or(pause).mul_f64(rand::rng().random_range(0.5..1.0));
         tracing::warn!(
-            error = with_causes(&error),
+            error = error_chain(&error),
             failures,
             retry_in_ms = jittered.as_millis() as u64,
             "{}; going on from the checkpoint",

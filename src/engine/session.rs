@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CycleOptions, SyncEngine,
-    attach::{Attached, CopyAgain, attach},
-    command::Asked,
-    copies::Copies,
-    cycle::{Locked, Settling},
-    schema::Catalogs,
+    attach::{Attached, Recopy, attach},
+    command::Command,
+    copies::CopyScheduler,
+    cycle::{LockNotAvailable, SchemaStep},
+    schema::CatalogWatch,
 };
 use crate::{
     Lsn,
@@ -31,7 +31,7 @@ use crate::{
 };
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum SessionEnd {
     Done,
     Stopped,
     AttachAnew(String),
@@ -43,8 +43,8 @@ pub(super) async fn stream<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
     attached: Attached,
-    copies: &mut Copies<T>,
-    wants_whole: bool,
+    copies: &mut CopyScheduler<T>,
+    no_streaming_in_progress: bool,
 ) -> Result<SyncEngine<PgConsumer, T>, EngineError> {
     let others = attached.in_error.iter().map(|(oid, ..)| *oid);
     let others = others
@@ -64,11 +64,11 @@ pub(super) async fn stream<T: OlapEngine + 'static>(
         hold: copies.hold(),
         queue_bytes: context.options.memory_limit_bytes / 4,
         spool_folder: spool_folder(&context.options.target.path),
-        wants_whole,
+        no_streaming_in_progress,
     };
     let fingerprint = attached.pipeline.publication_fingerprint;
     let catalogs =
-        Catalogs::new(context, &stream.tables, others, fingerprint, attached.truncated).await?;
+        CatalogWatch::new(context, &stream.tables, others, fingerprint, attached.truncated).await?;
     let consumer = PgConsumer::start(&context.options.source, stream).await?;
     reached("stream.started");
     let _ = context.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
@@ -101,8 +101,8 @@ pub(super) fn spool_folder(target: &Path) -> PathBuf {
 }
 
 /// How a session streams.
-pub(super) struct How<'a> {
-    pub(super) wants_whole: bool,
+pub(super) struct SessionOptions<'a> {
+    pub(super) no_streaming_in_progress: bool,
     /// Whether it has begun to.
     pub(super) is_streaming: &'a mut bool,
     /// How far the stream had come when it ended.
@@ -113,22 +113,23 @@ pub(super) struct How<'a> {
 pub(super) async fn session<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
-    again: &CopyAgain,
-    asked: &mut mpsc::UnboundedReceiver<Asked>,
-    copies: &mut Copies<T>,
+    again: &Recopy,
+    asked: &mut mpsc::UnboundedReceiver<Command>,
+    copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
-    how: How<'_>,
-) -> Result<Ended, EngineError> {
+    how: SessionOptions<'_>,
+) -> Result<SessionEnd, EngineError> {
     let attached = tokio::select! {
-        () = stop.cancelled() => return Ok(Ended::Stopped),
+        () = stop.cancelled() => return Ok(SessionEnd::Stopped),
         attached = attach(context, writer, again, |oid| copies.is_active(oid)) => attached?,
     };
-    let mut engine = stream(context, writer, attached, copies, how.wants_whole).await?;
+    let mut engine =
+        stream(context, writer, attached, copies, how.no_streaming_in_progress).await?;
     *how.is_streaming = true;
     let followed = Box::pin(follow(&mut engine, context, asked, copies, stop)).await;
     *how.position = engine.consumer.position().decoded.max(engine.checkpoint().lsn);
     let ended = followed?;
-    if ended == Ended::Stopped {
+    if ended == SessionEnd::Stopped {
         tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, \
              acknowledging");
     }
@@ -141,10 +142,10 @@ pub(super) async fn session<T: OlapEngine + 'static>(
 pub(super) async fn follow<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     context: &Context,
-    asked: &mut mpsc::UnboundedReceiver<Asked>,
-    copies: &mut Copies<T>,
+    asked: &mut mpsc::UnboundedReceiver<Command>,
+    copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
-) -> Result<Ended, EngineError> {
+) -> Result<SessionEnd, EngineError> {
     let mut ticks = tokio::time::interval(context.options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // A cycle begins as soon as something has come, but not sooner than this.
@@ -152,23 +153,23 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
     let mut look_at = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Ok(Ended::Stopped),
+            () = stop.cancelled() => return Ok(SessionEnd::Stopped),
             Some(asked) = asked.recv() => match asked {
-                Asked::Resync(table) => return Ok(Ended::Resync(vec![table])),
-                Asked::Pause(is_paused) => copies.pause(is_paused),
+                Command::Resync(table) => return Ok(SessionEnd::Resync(vec![table])),
+                Command::Pause(is_paused) => copies.pause(is_paused),
             },
             news = copies.next() => {
                 let mut cycles = Vec::new();
-                let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
+                let attach_anew = engine.handle_copy_event(news?, copies, stop, &mut cycles).await?;
                 for cycle in cycles {
                     let _ = context.events.send(Event::Cycle(cycle));
                 }
                 if let Some(reason) = attach_anew {
-                    return Ok(Ended::AttachAnew(reason));
+                    return Ok(SessionEnd::AttachAnew(reason));
                 }
             }
             _ = ticks.tick() => {}
-            arrived = engine.arrival(not_before), if !copies.is_holding() => arrived?,
+            arrived = engine.wait_for_batch(not_before), if !copies.is_holding() => arrived?,
         }
         while engine.merge_step(copies).await? {
             // What is merged in steps does not keep the others waiting.
@@ -178,10 +179,10 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
         }
         if look_at.elapsed() > Duration::ZERO {
             let looked = tokio::select! {
-                () = stop.cancelled() => return Ok(Ended::Stopped),
+                () = stop.cancelled() => return Ok(SessionEnd::Stopped),
                 looked = engine.look() => looked?,
             };
-            if looked == Err(Locked) {
+            if looked == Err(LockNotAvailable) {
                 tracing::debug!("a published table is locked; its shape is looked at later");
             }
             look_at = tokio::time::Instant::now() + context.options.catalog_interval;
@@ -196,7 +197,7 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
             let cycle = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };
             let report = engine.sync_once(cycle, stop).await?;
             if report.is_stopped {
-                return Ok(Ended::Stopped);
+                return Ok(SessionEnd::Stopped);
             }
             let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
             if has_rows || report.source_transactions > 0 {
@@ -205,14 +206,14 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
             let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
             let _ = context.events.send(Event::Cycle(report));
             if let Some(reason) = attach_anew {
-                return Ok(Ended::AttachAnew(reason));
+                return Ok(SessionEnd::AttachAnew(reason));
             }
             if !is_behind || !asked.is_empty() || copies.is_holding() {
                 break;
             }
         }
-        if let Settling::AttachAnew(reason) = engine.settle().await? {
-            return Ok(Ended::AttachAnew(reason));
+        if let SchemaStep::AttachAnew(reason) = engine.settle().await? {
+            return Ok(SessionEnd::AttachAnew(reason));
         }
         if engine.has_to_copy() {
             copies.want_soon(engine.take_to_copy());

@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{SyncEngine, copies::Copies, schema::Catalogs};
+use super::{SyncEngine, copies::CopyScheduler, schema::CatalogWatch};
 use crate::{
     Lsn,
     change::xids::XidSnapshot,
@@ -87,7 +87,7 @@ impl Began {
     pub(super) async fn confirm(
         &mut self,
         later: &Self,
-        catalogs: &Catalogs,
+        catalogs: &CatalogWatch,
     ) -> Result<(), EngineError> {
         self.unseen.retain(|xid| !later.snapshot.sees(*xid));
         if self.unseen.is_empty() {
@@ -126,7 +126,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// it is in the copy. Between two cycles only.
     pub async fn publish_settled(
         &mut self,
-        copies: &Copies<T>,
+        copies: &CopyScheduler<T>,
         settled: &SettledLsn,
     ) -> Result<(), EngineError> {
         // The next cycle brings what the look led to, or a copy does.

@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use super::{attach::CopyAgain, copies::Copies};
+use super::{attach::Recopy, copies::CopyScheduler};
 use crate::{
     olap::OlapEngine,
     pipeline::{Context, EngineError, options::OnSlotLost, slot_history::LIMIT},
@@ -18,11 +18,11 @@ use crate::{
 ///
 /// # Errors
 /// The same error, when it is not about the slot, or when it is to end the command.
-pub async fn examine<T: OlapEngine + 'static>(
+pub async fn recover<T: OlapEngine + 'static>(
     context: &Context,
     error: EngineError,
-    copies: &mut Copies<T>,
-) -> Result<CopyAgain, EngineError> {
+    copies: &mut CopyScheduler<T>,
+) -> Result<Recopy, EngineError> {
     match &error {
         EngineError::Source(SourceError::Slot(found)) if found.is_lost() => {
             if context.options.on_slot_lost == OnSlotLost::Stop {
@@ -42,18 +42,18 @@ pub async fn examine<T: OlapEngine + 'static>(
                  then"
             );
             // What a round copies is of the old slot's time.
-            copies.start_over().await;
-            Ok(CopyAgain::EverythingAsBefore)
+            copies.reset().await;
+            Ok(Recopy::AllOfSameCluster)
         }
         EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
-            match could_not_read(context, &message.code).await {
+            match is_slot_unreadable(context, &message.code).await {
                 true => {
                     tracing::warn!(
                         error = %message.message,
                         slot = context.options.slot,
                         "the slot cannot be read"
                     );
-                    Ok(CopyAgain::Nothing)
+                    Ok(Recopy::None)
                 }
                 false => Err(error),
             }
@@ -74,7 +74,7 @@ fn too_often(found: &[&str]) -> EngineError {
 
 /// Whether the server's refusal is about the slot, so that attaching anew says what became of it.
 /// The messages are in the server's language; codes and catalogs are not.
-async fn could_not_read(context: &Context, code: &str) -> bool {
+async fn is_slot_unreadable(context: &Context, code: &str) -> bool {
     const NOT_IN_PREREQUISITE_STATE: &str = "55000";
     const UNDEFINED_OBJECT: &str = "42704";
     const UNDEFINED_FILE: &str = "58P01";

@@ -13,18 +13,18 @@ use tokio::{task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    error::{panic_text, with_causes},
+    error::{error_chain, panic_message},
     pipeline::{EngineError, options::Budget},
 };
 
 /// The restarts of one worker.
 #[derive(Debug)]
-pub struct Restarts {
+pub struct RestartBudget {
     budget: Budget,
     taken: VecDeque<Instant>,
 }
 
-impl Restarts {
+impl RestartBudget {
     pub fn new(budget: Budget) -> Self {
         Self { budget, taken: VecDeque::new() }
     }
@@ -43,14 +43,14 @@ impl Restarts {
 }
 
 /// Runs `work`; a panic in it becomes an error.
-pub async fn caught<R>(
+pub async fn catch_panic<R>(
     what: &'static str,
     work: impl Future<Output = Result<R, EngineError>>,
 ) -> Result<R, EngineError> {
     // Whatever a panic left half done is not looked at again: the next session begins from the
     // file.
     let ended = AssertUnwindSafe(work).catch_unwind().await;
-    ended.unwrap_or_else(|panic| Err(EngineError::Bug { what, why: panic_text(&*panic) }))
+    ended.unwrap_or_else(|panic| Err(EngineError::Bug { what, why: panic_message(&*panic) }))
 }
 
 /// Work that comes round by the clock, each piece in a task of its own. What fails or panics is
@@ -89,8 +89,8 @@ impl Supervisor {
                 let ended = AssertUnwindSafe(async { work().await }).catch_unwind().await;
                 let error = match ended {
                     Ok(Ok(())) => None,
-                    Ok(Err(error)) => Some(with_causes(&error)),
-                    Err(panic) => Some(format!("a bug: {}", panic_text(&*panic))),
+                    Ok(Err(error)) => Some(error_chain(&error)),
+                    Err(panic) => Some(format!("a bug: {}", panic_message(&*panic))),
                 };
                 if error != last_error
                     && let Some(error) = &error
@@ -157,9 +157,10 @@ mod tests {
 
     #[test]
     fn a_budget_is_spent_and_comes_back_with_time() {
-        let mut once = Restarts::new(Budget { max: 1, within: None });
+        let mut once = RestartBudget::new(Budget { max: 1, within: None });
         assert_eq!([once.take(), once.take(), once.take()], [true, false, false]);
-        let mut twice = Restarts::new(Budget { max: 2, within: Some(Duration::from_millis(5)) });
+        let mut twice =
+            RestartBudget::new(Budget { max: 2, within: Some(Duration::from_millis(5)) });
         assert_eq!([twice.take(), twice.take(), twice.take()], [true, true, false]);
         std::thread::sleep(Duration::from_millis(6));
         assert!(twice.take());
@@ -210,7 +211,7 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error_that_says_what_it_said() {
         let ended: Result<(), _> =
-            block_on(caught("the session", async { panic!("number {}", 7) }));
+            block_on(catch_panic("the session", async { panic!("number {}", 7) }));
         assert_eq!(ended.unwrap_err().to_string(), "the session met a bug: number 7");
     }
 }

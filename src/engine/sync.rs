@@ -7,16 +7,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CycleOptions, SyncEngine, SyncReport,
-    attach::{CopyAgain, attach},
-    copies::Copies,
-    cycle::{Locked, Settling},
-    session::{Ended, stream, wants_whole_from_now_on},
+    attach::{Recopy, attach},
+    copies::CopyScheduler,
+    cycle::{LockNotAvailable, SchemaStep},
+    session::{SessionEnd, stream, wants_whole_from_now_on},
     slot_recovery,
 };
 use crate::{
     Lsn,
     checkpoint::reachable_target,
-    error::with_causes,
+    error::error_chain,
     olap::{Compaction, DuckDb, OlapEngine, engine::FileMaintenance},
     pipeline::{
         Context, EngineError, Event, Writer,
@@ -30,7 +30,7 @@ use crate::{
 pub(super) const ATTACH_LIMIT: u32 = 30;
 
 /// How often `sync` goes on after its stream broke.
-pub(super) const BREAKS: u32 = 3;
+pub(super) const MAX_RECONNECTS: u32 = 3;
 
 /// Catches up with what the source had committed when it was called, then stops. Tables that need
 /// it are copied, and those of `again`.
@@ -39,12 +39,12 @@ pub(super) const BREAKS: u32 = 3;
 /// See [`EngineError`]. What was applied stays; a second call goes on from there.
 pub async fn sync(
     context: &Context,
-    again: CopyAgain,
+    again: Recopy,
     stop: &CancellationToken,
 ) -> Result<SyncReport, EngineError> {
     let goal = wal_position(context).await?;
     let writer = Writer::new(DuckDb::open(&context.options.target)?);
-    let mut copies = Copies::new(context, &writer, BREAKS);
+    let mut copies = CopyScheduler::new(context, &writer, MAX_RECONNECTS);
     let ended = Box::pin(sync_sessions(context, again, stop, goal, &writer, &mut copies)).await;
     copies.shutdown().await;
     let report = ended?;
@@ -61,15 +61,15 @@ pub async fn sync(
 
 pub(super) async fn sync_sessions<T: OlapEngine + 'static>(
     context: &Context,
-    mut again: CopyAgain,
+    mut again: Recopy,
     stop: &CancellationToken,
     goal: Lsn,
     writer: &Writer<T>,
-    copies: &mut Copies<T>,
+    copies: &mut CopyScheduler<T>,
 ) -> Result<SyncReport, EngineError> {
     let mut report = SyncReport { reached: goal, ..SyncReport::default() };
     let mut breaks = 0;
-    let mut wants_whole = false;
+    let mut no_streaming_in_progress = false;
     for _ in 0..ATTACH_LIMIT {
         let attached = tokio::select! {
             () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
@@ -77,41 +77,42 @@ pub(super) async fn sync_sessions<T: OlapEngine + 'static>(
         };
         let attached = match attached {
             Ok(attached) => attached,
-            Err(error) if policy(&error) == Policy::Passing && breaks < BREAKS => {
+            Err(error) if policy(&error) == Policy::Passing && breaks < MAX_RECONNECTS => {
                 breaks += 1;
-                tracing::warn!(error = with_causes(&error), "asking the source's catalogs again");
+                tracing::warn!(error = error_chain(&error), "asking the source's catalogs again");
                 tokio::time::sleep(Duration::from_millis(500) * breaks).await;
                 continue;
             }
             Err(error) => {
-                again = again
-                    .or_everything(Box::pin(slot_recovery::examine(context, error, copies)).await?);
+                again =
+                    again.widen(Box::pin(slot_recovery::recover(context, error, copies)).await?);
                 continue;
             }
         };
         // Written down by now.
-        again = CopyAgain::Nothing;
+        again = Recopy::None;
         report.checkpoint = attached.pipeline.checkpoint.lsn;
         report.in_error = attached
             .in_error
             .iter()
             .map(|(_, table, reason)| (table.to_string(), reason.clone()))
             .collect();
-        let mut engine = match stream(context, writer, attached, copies, wants_whole).await {
-            Ok(engine) => engine,
-            Err(error) => {
-                again = again
-                    .or_everything(Box::pin(slot_recovery::examine(context, error, copies)).await?);
-                continue;
-            }
-        };
+        let mut engine =
+            match stream(context, writer, attached, copies, no_streaming_in_progress).await {
+                Ok(engine) => engine,
+                Err(error) => {
+                    again = again
+                        .widen(Box::pin(slot_recovery::recover(context, error, copies)).await?);
+                    continue;
+                }
+            };
         let ended = match catch_up(&mut engine, &mut report, context, copies, stop).await {
             // What broke after it had begun may heal: the checkpoint says where to go on.
-            Err(error) if may_heal(&error) && breaks < BREAKS => {
+            Err(error) if may_heal(&error) && breaks < MAX_RECONNECTS => {
                 breaks += 1;
-                wants_whole |= wants_whole_from_now_on(&error);
+                no_streaming_in_progress |= wants_whole_from_now_on(&error);
                 tracing::warn!(
-                    error = with_causes(&error),
+                    error = error_chain(&error),
                     "the stream broke; going on from the checkpoint"
                 );
                 tokio::select! {
@@ -121,17 +122,17 @@ pub(super) async fn sync_sessions<T: OlapEngine + 'static>(
                 continue;
             }
             Err(error) => {
-                again = again
-                    .or_everything(Box::pin(slot_recovery::examine(context, error, copies)).await?);
+                again =
+                    again.widen(Box::pin(slot_recovery::recover(context, error, copies)).await?);
                 continue;
             }
             Ok(ended) => ended,
         };
         engine.into_consumer().shutdown().await?;
         match ended {
-            Ended::AttachAnew(reason) => tracing::info!(reason, "attaching anew"),
+            SessionEnd::AttachAnew(reason) => tracing::info!(reason, "attaching anew"),
             ended => {
-                report.is_stopped = ended == Ended::Stopped;
+                report.is_stopped = ended == SessionEnd::Stopped;
                 return Ok(report);
             }
         }
@@ -151,7 +152,7 @@ pub(super) fn may_heal(error: &EngineError) -> bool {
 /// The source was altered during each of the rounds before, too.
 pub(super) fn copy_what_was_found<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
-    copies: &mut Copies<T>,
+    copies: &mut CopyScheduler<T>,
     rounds: u32,
 ) -> Result<(), EngineError> {
     if rounds > ATTACH_LIMIT {
@@ -174,9 +175,9 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     report: &mut SyncReport,
     context: &Context,
-    copies: &mut Copies<T>,
+    copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
-) -> Result<Ended, EngineError> {
+) -> Result<SessionEnd, EngineError> {
     let mut is_settled = false;
     let mut rounds = 0;
     // When the position to be reached was read, at the latest.
@@ -197,22 +198,22 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
             let cycle = engine.sync_once(cycle, stop).await?;
             let _ = context.events.send(Event::Cycle(cycle.clone()));
             if cycle.is_stopped {
-                return Ok(Ended::Stopped);
+                return Ok(SessionEnd::Stopped);
             }
             report.add(&cycle);
             if let Some(reason) = cycle.attach_anew {
-                return Ok(Ended::AttachAnew(reason));
+                return Ok(SessionEnd::AttachAnew(reason));
             }
             if cycle.source_transactions == 0 && engine.checkpoint().lsn < report.reached {
                 report.reached = engine.reachable(report.reached, read_at.elapsed()).await?;
             }
         }
         if is_settled && !engine.has_to_copy() {
-            return Ok(Ended::Done);
+            return Ok(SessionEnd::Done);
         }
         if !engine.is_looking() {
             let looked = tokio::select! {
-                () = stop.cancelled() => return Ok(Ended::Stopped),
+                () = stop.cancelled() => return Ok(SessionEnd::Stopped),
                 looked = engine.look() => looked?,
             };
             match looked {
@@ -221,12 +222,12 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
                     copy_what_was_found(engine, copies, rounds)?;
                     is_settled = false;
                 }
-                Ok(None) => return Ok(Ended::Done),
+                Ok(None) => return Ok(SessionEnd::Done),
                 Ok(Some(at)) => {
                     report.reached = report.reached.max(at);
                     read_at = tokio::time::Instant::now();
                 }
-                Err(Locked) => {
+                Err(LockNotAvailable) => {
                     tracing::warn!(
                         "waiting for a lock that somebody holds on a published table, to read its \
                          shape"
@@ -236,15 +237,15 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
             continue;
         }
         match engine.settle().await? {
-            Settling::AttachAnew(reason) => return Ok(Ended::AttachAnew(reason)),
-            Settling::Done if !engine.has_to_copy() => return Ok(Ended::Done),
-            Settling::Done => {
+            SchemaStep::AttachAnew(reason) => return Ok(SessionEnd::AttachAnew(reason)),
+            SchemaStep::Done if !engine.has_to_copy() => return Ok(SessionEnd::Done),
+            SchemaStep::Done => {
                 rounds += 1;
                 copy_what_was_found(engine, copies, rounds)?;
             }
-            Settling::NewShapes => is_settled = true,
+            SchemaStep::NewShapes => is_settled = true,
             // A transaction is half read, or a copy waits: one more cycle.
-            Settling::Waiting => {
+            SchemaStep::Waiting => {
                 report.reached = Lsn(report.reached.0.max(engine.checkpoint().lsn.0 + 1))
             }
         }
@@ -256,9 +257,9 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     report: &mut SyncReport,
     context: &Context,
-    copies: &mut Copies<T>,
+    copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
-) -> Result<Option<Ended>, EngineError> {
+) -> Result<Option<SessionEnd>, EngineError> {
     let mut ticks = tokio::time::interval(context.options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     while engine.is_copying() || !copies.is_idle() {
@@ -270,17 +271,17 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
         let is_waiting = !copies.is_idle() || engine.checkpoint().lsn >= engine.copies_reach();
         if is_waiting {
             tokio::select! {
-                () = stop.cancelled() => return Ok(Some(Ended::Stopped)),
+                () = stop.cancelled() => return Ok(Some(SessionEnd::Stopped)),
                 news = copies.next() => {
                     let mut cycles = Vec::new();
-                    let attach_anew = engine.tend(news?, copies, stop, &mut cycles).await?;
+                    let attach_anew = engine.handle_copy_event(news?, copies, stop, &mut cycles).await?;
                     for cycle in cycles {
                         report.add(&cycle);
                         let _ = context.events.send(Event::Cycle(cycle));
                     }
                     report.in_error.extend(engine.take_not_copied());
                     if let Some(reason) = attach_anew {
-                        return Ok(Some(Ended::AttachAnew(reason)));
+                        return Ok(Some(SessionEnd::AttachAnew(reason)));
                     }
                     continue;
                 }
@@ -297,11 +298,11 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
             let cycle = engine.sync_once(options_of_cycle, stop).await?;
             let _ = context.events.send(Event::Cycle(cycle.clone()));
             if cycle.is_stopped {
-                return Ok(Some(Ended::Stopped));
+                return Ok(Some(SessionEnd::Stopped));
             }
             report.add(&cycle);
             if let Some(reason) = cycle.attach_anew {
-                return Ok(Some(Ended::AttachAnew(reason)));
+                return Ok(Some(SessionEnd::AttachAnew(reason)));
             }
             if !cycle.is_behind || copies.is_holding() {
                 break;

@@ -7,16 +7,16 @@ use std::{
 /// When rows last changed in the target, and whether it was tidied up since. Shared by the session,
 /// which writes, and the task that tidies.
 #[derive(Debug, Clone, Default)]
-pub struct Activity(Arc<std::sync::Mutex<Option<Instant>>>);
+pub struct IdleTimer(Arc<std::sync::Mutex<Option<Instant>>>);
 
-impl Activity {
+impl IdleTimer {
     /// Rows have changed.
     pub fn note(&self) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Whether nothing has changed for so long since something did. Says so once.
-    pub fn is_calm_after(&self, calm: Duration) -> bool {
+    pub fn take_idle(&self, calm: Duration) -> bool {
         let mut changed_at = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         changed_at.take_if(|at| at.elapsed() >= calm).is_some()
     }
@@ -28,11 +28,11 @@ mod tests {
 
     #[test]
     fn calm_is_noticed_once_after_each_change() {
-        let activity = Activity::default();
-        assert!(!activity.is_calm_after(Duration::ZERO));
+        let activity = IdleTimer::default();
+        assert!(!activity.take_idle(Duration::ZERO));
         activity.note();
-        assert!(!activity.is_calm_after(Duration::from_secs(60)));
-        assert!(activity.is_calm_after(Duration::ZERO));
-        assert!(!activity.is_calm_after(Duration::ZERO));
+        assert!(!activity.take_idle(Duration::from_secs(60)));
+        assert!(activity.take_idle(Duration::ZERO));
+        assert!(!activity.take_idle(Duration::ZERO));
     }
 }

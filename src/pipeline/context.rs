@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::{RwLock, mpsc::UnboundedSender};
 
 use super::{
-    Event, Options, activity::Activity, copy_progress::Board, latency::Latency, left_out::LeftOut,
-    recopies::Recopies, settled::SettledLsn, slot_history::SlotHistory,
+    Event, Options, activity::IdleTimer, copy_progress::CopyProgress, latency::Latency,
+    left_out::LeftOut, recopies::Recopies, settled::SettledLsn, slot_history::SlotHistory,
 };
 
 /// Read for cycles, write for whatever changes the shape of tables or rewrites the file.
@@ -21,9 +21,9 @@ pub struct Context {
     /// What was done about slots that were lost.
     pub slot_lost: SlotHistory,
     /// When rows last changed.
-    pub activity: Activity,
+    pub activity: IdleTimer,
     /// How far copies are.
-    pub board: Board,
+    pub board: CopyProgress,
     /// How long changes take to arrive.
     pub latency: Latency,
     /// Changes that are left out of the copy.
@@ -38,12 +38,12 @@ pub struct Context {
 
 impl Context {
     /// Of a pipeline that begins. `board` is shared with whoever draws the progress of copies.
-    pub fn new(options: Options, board: Board, events: UnboundedSender<Event>) -> Self {
+    pub fn new(options: Options, board: CopyProgress, events: UnboundedSender<Event>) -> Self {
         Self {
             options: Arc::new(options),
             ddl_lock: DdlLock::default(),
             slot_lost: SlotHistory::default(),
-            activity: Activity::default(),
+            activity: IdleTimer::default(),
             board,
             latency: Latency::default(),
             left_out: LeftOut::default(),

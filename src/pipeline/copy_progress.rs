@@ -15,14 +15,14 @@ use crate::change::TableSpec;
 
 /// Shared by workers, which write, and displays, which read.
 #[derive(Debug, Clone, Default)]
-pub struct Board {
-    copies: Arc<Mutex<BTreeMap<u32, Copying>>>,
+pub struct CopyProgress {
+    copies: Arc<Mutex<BTreeMap<u32, TableProgress>>>,
     is_paused: Arc<AtomicBool>,
     is_stream_late: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone)]
-struct Copying {
+struct TableProgress {
     table: String,
     began: Instant,
     estimated_rows: u64,
@@ -36,7 +36,7 @@ struct Copying {
 
 /// How far one copy is, or all of them together.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Progress {
+pub struct Figures {
     pub rows: u64,
     /// What the source's statistics say; may be off.
     pub estimated_rows: u64,
@@ -50,8 +50,8 @@ pub struct Progress {
     pub seconds_left: Option<f64>,
 }
 
-impl Board {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Copying>> {
+impl CopyProgress {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, TableProgress>> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -76,7 +76,7 @@ impl Board {
     /// The copy of a table begins, or goes on with rows that an earlier round has copied.
     pub fn begin(&self, spec: &TableSpec, estimated_rows: u64, chunks: usize, kept_rows: u64) {
         let (table, began) = (spec.source.to_string(), Instant::now());
-        let copying = Copying {
+        let copying = TableProgress {
             table,
             began,
             estimated_rows,
@@ -107,11 +107,11 @@ impl Board {
     }
 
     /// By table, and in total; none when nothing is being copied.
-    pub fn progress(&self) -> Option<(BTreeMap<String, Progress>, Progress)> {
+    pub fn progress(&self) -> Option<(BTreeMap<String, Figures>, Figures)> {
         let all = self.lock().clone();
         let first = all.values().map(|copying| copying.began).min()?;
         let total = all.values().fold(
-            Copying {
+            TableProgress {
                 table: String::new(),
                 began: first,
                 estimated_rows: 0,
@@ -121,7 +121,7 @@ impl Board {
                 chunks: 0,
                 chunks_done: 0,
             },
-            |total, copying| Copying {
+            |total, copying| TableProgress {
                 estimated_rows: total.estimated_rows
                     + copying.estimated_rows.max(copying.kept_rows + copying.rows),
                 kept_rows: total.kept_rows + copying.kept_rows,
@@ -138,12 +138,12 @@ impl Board {
     }
 }
 
-impl Copying {
-    fn progress(&self) -> Progress {
+impl TableProgress {
+    fn progress(&self) -> Figures {
         let seconds = self.began.elapsed().as_secs_f64();
         let rows = self.kept_rows + self.rows;
         let left = self.estimated_rows.saturating_sub(rows) as f64;
-        Progress {
+        Figures {
             rows,
             estimated_rows: self.estimated_rows,
             bytes: self.bytes,

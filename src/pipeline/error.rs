@@ -1,6 +1,6 @@
 //! Anything that ends a session.
 
-use crate::{error::panic_text, olap::TargetError, source::SourceError};
+use crate::{error::panic_message, olap::TargetError, source::SourceError};
 /// Anything that ends a session.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -28,7 +28,7 @@ impl EngineError {
     /// A task that panicked, or that was ended by the runtime.
     pub(crate) fn lost(what: &'static str, lost: tokio::task::JoinError) -> Self {
         let why = match lost.try_into_panic() {
-            Ok(panic) => panic_text(&*panic),
+            Ok(panic) => panic_message(&*panic),
             Err(_) => "it was ended".to_owned(),
         };
         Self::Bug { what, why }

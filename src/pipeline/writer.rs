@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::EngineError;
-use crate::{error::panic_text, olap::OlapEngine};
+use crate::{error::panic_message, olap::OlapEngine};
 
 /// The target, used by one caller at a time and never from an async thread.
 pub struct Writer<T>(Arc<Mutex<T>>);
@@ -40,7 +40,7 @@ impl<T: OlapEngine + 'static> Writer<T> {
                 // Nothing of a transaction that a panic left open may be seen by whoever comes
                 // next.
                 let _ = target.roll_back();
-                EngineError::Bug { what, why: panic_text(&*panic) }
+                EngineError::Bug { what, why: panic_message(&*panic) }
             })
         });
         done.await.map_err(|lost| EngineError::lost(what, lost))??.map_err(EngineError::from)

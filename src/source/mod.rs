@@ -59,15 +59,15 @@ pub struct BatchLimits {
 /// is taken up. A batch that was cut there, or an idle one, has `end_lsn = hold` once the stream is
 /// known to be past it.
 #[derive(Debug, Clone)]
-pub struct Hold(Arc<AtomicU64>);
+pub struct LsnBarrier(Arc<AtomicU64>);
 
-impl Default for Hold {
+impl Default for LsnBarrier {
     fn default() -> Self {
         Self(Arc::new(AtomicU64::new(u64::MAX)))
     }
 }
 
-impl Hold {
+impl LsnBarrier {
     pub fn set(&self, lsn: Lsn) {
         self.0.store(lsn.0, Ordering::Release);
     }
@@ -139,7 +139,7 @@ pub struct SourcePosition {
     /// What the server was told to be durable.
     pub acknowledged: Lsn,
     /// Nothing is read that was not in a batch.
-    pub is_clean: bool,
+    pub has_no_open_work: bool,
     /// The server waits for an acknowledgement, as it does before it can shut down (trap 25).
     pub reply_requested: bool,
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    BatchLimits, CdcConsumer, Delivery, Hold, SourceError, SourcePosition,
+    BatchLimits, CdcConsumer, Delivery, LsnBarrier, SourceError, SourcePosition,
     connection::SourceOptions,
     spool::{Replay, Spool, Taken},
     wire::{
@@ -32,7 +32,7 @@ use crate::{
 const HURRY: Duration = Duration::from_millis(20);
 
 /// So many messages are read before others get a turn.
-const TURN: u32 = 2048;
+const YIELD_EVERY: u32 = 2048;
 
 /// Reads one slot from a checkpoint on. After an error it is of no more use: make a new one from
 /// the checkpoint.
@@ -50,7 +50,7 @@ pub struct PgConsumer {
     /// Since the last batch.
     reply_requested: bool,
     position: SourcePosition,
-    hold: Hold,
+    hold: LsnBarrier,
 }
 
 /// What to read.
@@ -64,13 +64,13 @@ pub struct StreamOptions {
     pub tables: Vec<Arc<TableSpec>>,
     /// The source has rhei's event trigger, which signs with this: ask for logical messages.
     pub ddl_secret: Option<Secret>,
-    pub hold: Hold,
+    pub hold: LsnBarrier,
     /// Bytes that may wait to be decoded.
     pub queue_bytes: usize,
     /// Where transactions are kept that have not ended.
     pub spool_folder: PathBuf,
     /// No transaction is to come before it has ended.
-    pub wants_whole: bool,
+    pub no_streaming_in_progress: bool,
 }
 
 impl PgConsumer {
@@ -94,7 +94,7 @@ impl PgConsumer {
                 &options.publications,
                 options.ddl_secret.is_some(),
                 options.queue_bytes,
-                !options.wants_whole,
+                !options.no_streaming_in_progress,
             )
             .await?;
         Ok(Self {
@@ -174,7 +174,7 @@ impl PgConsumer {
     }
 
     /// The next message of a transaction that is read back. `false`: there is none.
-    fn read_back(&mut self) -> Result<bool, SourceError> {
+    fn replay_next(&mut self) -> Result<bool, SourceError> {
         if let Some(replay) = &mut self.replay {
             let read = replay.next_message().map_err(|source| self.spool.failed(source))?;
             if let Some(message) = read {
@@ -237,7 +237,7 @@ impl CdcConsumer for PgConsumer {
             messages = messages.wrapping_add(1);
             // Others on this thread, and whoever waits beside it, get their turn also while much is
             // there to be read.
-            if messages.is_multiple_of(TURN) {
+            if messages.is_multiple_of(YIELD_EVERY) {
                 tokio::task::yield_now().await;
             }
             if self.assembler.question().is_some()
@@ -245,7 +245,7 @@ impl CdcConsumer for PgConsumer {
             {
                 return Ok(());
             }
-            if self.read_back()? {
+            if self.replay_next()? {
                 continue;
             }
             let message = match self.reader.try_next()? {
@@ -298,7 +298,7 @@ impl CdcConsumer for PgConsumer {
     fn position(&self) -> SourcePosition {
         SourcePosition {
             acknowledged: self.feedback.acknowledged(),
-            is_clean: self.assembler.is_clean(),
+            has_no_open_work: self.assembler.has_no_open_work(),
             ..self.position
         }
     }

@@ -84,7 +84,13 @@ impl CdcConsumer for RecordedConsumer {
     fn position(&self) -> SourcePosition {
         let acknowledged = self.acknowledged.lock().map_or(Lsn::ZERO, |acknowledged| *acknowledged);
         let decoded = self.assembler.end_lsn();
-        let is_clean = self.assembler.is_clean();
-        SourcePosition { head: decoded, decoded, acknowledged, is_clean, reply_requested: false }
+        let has_no_open_work = self.assembler.has_no_open_work();
+        SourcePosition {
+            head: decoded,
+            decoded,
+            acknowledged,
+            has_no_open_work,
+            reply_requested: false,
+        }
     }
 }

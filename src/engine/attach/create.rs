@@ -5,15 +5,15 @@ use std::{
     time::Duration,
 };
 
-use super::{Attached, CopyAgain, SLOT_BUSY, Source, pending, publication, ready, save};
+use super::{Attached, Recopy, SLOT_BUSY, Source, pending, publication, ready, save};
 use crate::{
     Checkpoint, Lsn,
-    backfill::{FirstSlot, create_slot},
+    backfill::{SlotWithSnapshot, create_slot},
     failpoint::reached,
     olap::{OlapEngine, Phase, Pipeline, StoredState, TableState},
     pipeline::{
         Context, EngineError, Writer,
-        tables::selection::{self, no_tables, target_names, wanted_tables},
+        tables::selection::{self, no_matching_tables, target_names, wanted_tables},
     },
     source::{catalog, slot, wire::SlotKeep},
 };
@@ -24,14 +24,14 @@ pub(super) async fn create<T: OlapEngine + 'static>(
     mut source: Source,
     writer: &Writer<T>,
     before: Option<StoredState>,
-    again: &CopyAgain,
+    again: &Recopy,
 ) -> Result<Attached, EngineError> {
     slot::judge_failover(context.options.failover_slot, &source.server)?;
     let keep = if context.options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
     let info = publication(context, &source.sql).await?;
     let tables = wanted_tables(&context.options, &source.sql).await?;
     if tables.is_empty() {
-        return Err(no_tables(&context.options));
+        return Err(no_matching_tables(&context.options));
     }
     // A slot of that name in another cluster is somebody else's.
     let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
@@ -59,7 +59,7 @@ pub(super) async fn create<T: OlapEngine + 'static>(
         tracing::info!(slot = context.options.slot, "dropping the slot of an earlier start");
         source.replication.drop_slot(&context.options.slot).await?;
     }
-    if matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) && before.is_some() {
+    if matches!(again, Recopy::All | Recopy::AllOfSameCluster) && before.is_some() {
         tracing::warn!(
             "starting over: every table is copied again; the old copies stay readable until then"
         );
@@ -102,7 +102,7 @@ pub(super) async fn create<T: OlapEngine + 'static>(
     save(writer, &pipeline, rows).await?;
     reached("slot.recorded");
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
-    let first = FirstSlot { replication: source.replication, created };
+    let first = SlotWithSnapshot { replication: source.replication, created };
     let to_copy = tables.into_iter().map(|table| table.oid).collect();
     let attached = ready(context, &source.sql, writer, to_copy).await?;
     Ok(Attached { first: Some(first), ..attached })

@@ -28,7 +28,7 @@ use std::{
 
 use self::{create::create, resume::resume};
 use crate::{
-    backfill::FirstSlot,
+    backfill::SlotWithSnapshot,
     change::{Pause, TableSpec},
     failpoint::reached,
     olap::{OlapEngine, Phase, Pipeline, StoredTable, TableState},
@@ -37,7 +37,7 @@ use crate::{
         Context, EngineError, Writer,
         tables::{
             self,
-            selection::{is_wanted, no_tables, unplanned},
+            selection::{is_wanted, no_matching_tables, pending_row},
         },
     },
     source::{
@@ -64,7 +64,7 @@ pub struct Attached {
     /// Tables that need a copy which nobody is at.
     pub to_copy: BTreeSet<u32>,
     /// The slot, when it was just made.
-    pub first: Option<FirstSlot>,
+    pub first: Option<SlotWithSnapshot>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
     /// By table: the last transaction whose TRUNCATE was applied since the fingerprint of the table
@@ -76,22 +76,22 @@ pub struct Attached {
 
 /// Which tables to copy although they need not be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum CopyAgain {
+pub enum Recopy {
     #[default]
-    Nothing,
+    None,
     /// These, by name.
     Tables(Vec<QualifiedName>),
     /// All of them, with a new slot: the way out of a lost slot, a foreign cluster, a restored
     /// file.
-    Everything,
+    All,
     /// The same, but never of another cluster: the settings ask for it, and nobody has looked.
-    EverythingAsBefore,
+    AllOfSameCluster,
 }
 
-impl CopyAgain {
+impl Recopy {
     /// What is to be copied already, unless everything is.
-    pub fn or_everything(self, found: Self) -> Self {
-        if found == Self::Nothing { self } else { found }
+    pub fn widen(self, found: Self) -> Self {
+        if found == Self::None { self } else { found }
     }
 }
 
@@ -111,7 +111,7 @@ pub(super) struct Source {
 pub async fn attach<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
-    again: &CopyAgain,
+    again: &Recopy,
     is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
     let source = connect(context).await?;
@@ -119,7 +119,7 @@ pub async fn attach<T: OlapEngine + 'static>(
     match stored {
         Some(state)
             if state.pipeline.phase == Phase::Running
-                && !matches!(again, CopyAgain::Everything | CopyAgain::EverythingAsBefore) =>
+                && !matches!(again, Recopy::All | Recopy::AllOfSameCluster) =>
         {
             verify(context, &source, &state.pipeline).await?;
             let mut source = source;
@@ -138,7 +138,7 @@ pub async fn attach<T: OlapEngine + 'static>(
         stored => {
             let before = stored.as_ref().map(|state| &state.pipeline);
             if let Some(before) = before.filter(|before| before.phase != Phase::PlainCopy)
-                && *again != CopyAgain::Everything
+                && *again != Recopy::All
             {
                 verify_cluster(&source, before)?;
                 slot::judge_age(before.timeline, source.identity.timeline)?;
@@ -174,7 +174,7 @@ pub(super) async fn publication(
             candidates.into_iter().filter(|table| is_wanted(&context.options, table)).collect();
         if chosen.is_empty() {
             // It would hold the first table that comes, and none of those after it.
-            return Err(EngineError::Setup(no_tables(&context.options).to_string()));
+            return Err(EngineError::Setup(no_matching_tables(&context.options).to_string()));
         }
         let what = "creating the publication waits for a table that another session has locked";
         patiently(what, slot::create_publication(sql, name, &chosen)).await?;
@@ -267,7 +267,7 @@ pub(super) fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(),
 }
 
 pub(super) fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName>) -> StoredTable {
-    unplanned(table, targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone()))
+    pending_row(table, targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone()))
 }
 
 /// Says now and then what it waits for.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Attached, CopyAgain, Source, judge_column_lists, patiently, pending, ready, rename, save,
+    Attached, Recopy, Source, judge_column_lists, patiently, pending, ready, rename, save,
 };
 use crate::{
     change::Remedy,
@@ -29,7 +29,7 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     mut pipeline: Pipeline,
     stored: Vec<StoredTable>,
-    again: &CopyAgain,
+    again: &Recopy,
     is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
     catalog::begin_moment(&source.sql).await?;
@@ -48,7 +48,7 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     let published = patiently(what, wanted_tables(&context.options, &source.sql)).await?;
     let types = types_of(&source.sql, &published).await?;
     catalog::end_moment(&source.sql).await?;
-    if let CopyAgain::Tables(names) = again
+    if let Recopy::Tables(names) = again
         && let Some(missing) =
             names.iter().find(|name| !published.iter().any(|table| table.name == **name))
     {
@@ -77,7 +77,7 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     }
     let targets = target_names(&context.options, &selection::names_of(&published), &by_oid);
     for table in &published {
-        let is_asked = matches!(again, CopyAgain::Tables(names) if names.contains(&table.name));
+        let is_asked = matches!(again, Recopy::Tables(names) if names.contains(&table.name));
         let needs_copy = match by_oid.get(&table.oid) {
             None => true,
             Some(stored) if stored.has_shadow => {

@@ -10,14 +10,14 @@ use std::{
 use arrow::record_batch::RecordBatch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Copies, News};
+use super::{CopyScheduler, RoundUpdate};
 use crate::{
     Lsn,
-    backfill::{self, Copied, Planned, Told},
+    backfill::{self, CopyEvent, CopyOutcome, Planned},
     change::{Pause, TableSpec},
     checkpoint::reachable_target,
     engine::{CycleOptions, SyncEngine},
-    error::with_causes,
+    error::error_chain,
     failpoint::reached,
     olap::{OlapEngine, StoredTable, TableState, TargetError},
     pgoutput::QualifiedName,
@@ -56,15 +56,22 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     ///
     /// # Errors
     /// Whatever the source and the target say. The round is begun again by the next session.
-    pub async fn tend(
+    pub async fn handle_copy_event(
         &mut self,
-        news: News,
-        copies: &mut Copies<T>,
+        news: RoundUpdate,
+        copies: &mut CopyScheduler<T>,
         stop: &CancellationToken,
         cycles: &mut Vec<CycleReport>,
     ) -> Result<Option<String>, EngineError> {
         match news {
-            News::Told(Told::Planned { lsn, since, tables, refused, holder, adopted }) => {
+            RoundUpdate::Event(CopyEvent::Planned {
+                lsn,
+                since,
+                tables,
+                refused,
+                holder,
+                adopted,
+            }) => {
                 // The rows of those that go on have to be known as the snapshot sees them.
                 while tables.iter().any(|table| table.is_resumed)
                     && self.checkpoint.lsn < reachable_target(lsn)
@@ -87,29 +94,30 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     return Ok(Some(reason));
                 }
                 reached("copy.planned");
-                let ids = self.adopt(since, &tables, refused, &holder, copies).await?;
+                let ids = self.start_capturing(since, &tables, refused, &holder, copies).await?;
                 reached("copy.adopted");
                 // Gone only when the round broke off, which it says itself.
                 let _ = adopted.send(ids);
             }
-            // `Copies::next` keeps these tables for a later round.
-            News::Told(Told::Locked(_) | Told::PutOff(_)) => {}
-            News::Told(Told::Copied(copied)) => {
+            // `CopyScheduler::next` keeps these tables for a later round.
+            RoundUpdate::Event(CopyEvent::Locked(_) | CopyEvent::Postponed(_)) => {}
+            RoundUpdate::Event(CopyEvent::Ended(copied)) => {
                 let mut loaded = Vec::new();
                 for (oid, copied) in copied {
                     copies.done(oid, &copied);
                     let Some(spec) = self.copying.remove(&oid) else { continue };
                     match copied {
-                        Copied::Done => loaded.push(spec),
-                        Copied::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
-                        Copied::Changed => {
-                            self.begin_anew(&spec, copies, "it changed while it was copied").await?
+                        CopyOutcome::Done => loaded.push(spec),
+                        CopyOutcome::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
+                        CopyOutcome::Changed => {
+                            self.restart_copy(&spec, copies, "it changed while it was copied")
+                                .await?
                         }
                     }
                 }
                 self.loaded(loaded, copies).await?;
             }
-            News::Over { unfinished } => {
+            RoundUpdate::Ended { unfinished } => {
                 copies.want(unfinished.into_iter().filter(|oid| self.copying.contains_key(oid)))
             }
         }
@@ -120,7 +128,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn loaded(
         &mut self,
         tables: Vec<Arc<TableSpec>>,
-        copies: &mut Copies<T>,
+        copies: &mut CopyScheduler<T>,
     ) -> Result<(), EngineError> {
         if tables.is_empty() {
             return Ok(());
@@ -151,11 +159,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         &mut self,
         spec: Option<&Arc<TableSpec>>,
         error: EngineError,
-        copies: &mut Copies<T>,
+        copies: &mut CopyScheduler<T>,
     ) -> Result<(), EngineError> {
         match (error, spec) {
             (EngineError::Target(error @ TargetError::Diverged { .. }), Some(spec)) => {
-                self.begin_anew(spec, copies, &error.to_string()).await
+                self.restart_copy(spec, copies, &error.to_string()).await
             }
             (EngineError::Target(error @ TargetError::ForeignTable { .. }), Some(spec)) => {
                 self.give_up_copy(spec, Some(Pause::new(error.to_string()))).await
@@ -201,13 +209,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Begins to keep changes of tables whose snapshot holds all that committed before `since`. Per
     /// table the ids of its jobs.
-    async fn adopt(
+    async fn start_capturing(
         &mut self,
         since: Lsn,
         tables: &[Planned],
         refused: Vec<StoredTable>,
         holder: &SqlClient,
-        copies: &mut Copies<T>,
+        copies: &mut CopyScheduler<T>,
     ) -> Result<Vec<Option<Vec<u64>>>, EngineError> {
         let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
         for table in tables {
@@ -339,14 +347,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    async fn begin_anew(
+    async fn restart_copy(
         &mut self,
         spec: &TableSpec,
-        copies: &mut Copies<T>,
+        copies: &mut CopyScheduler<T>,
         why: &str,
     ) -> Result<(), EngineError> {
         tracing::info!(table = %spec.source, why, "its copy begins anew");
-        if copies.begin_anew(spec.oid) {
+        if copies.restart_copy(spec.oid) {
             return self.give_up_copy(spec, None).await;
         }
         let reason = format!(
@@ -361,7 +369,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// DuckDB does not take what the table holds; the other tables go on.
     async fn refused(&mut self, spec: &TableSpec, error: &TargetError) -> Result<(), EngineError> {
-        let reason = format!("{}; {}", with_causes(error), spec.recopy_hint());
+        let reason = format!("{}; {}", error_chain(error), spec.recopy_hint());
         let _ = self
             .events
             .send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
@@ -391,7 +399,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Merges some of what changed while tables were copied. `false`: there is nothing to merge,
     /// for now.
-    pub async fn merge_step(&mut self, copies: &mut Copies<T>) -> Result<bool, EngineError> {
+    pub async fn merge_step(&mut self, copies: &mut CopyScheduler<T>) -> Result<bool, EngineError> {
         const MOST_TABLES: usize = 200;
         let checkpoint = self.checkpoint.lsn;
         let is_due = |spec: &&Arc<TableSpec>| reachable_target(spec.copy_lsn) <= checkpoint;
@@ -407,7 +415,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn merge(
         &mut self,
         tables: Vec<Arc<TableSpec>>,
-        copies: &mut Copies<T>,
+        copies: &mut CopyScheduler<T>,
     ) -> Result<(), EngineError> {
         const MOST_ROWS: u64 = 200_000;
         let merged = {

@@ -4,4 +4,4 @@
 mod handler;
 mod scheduler;
 
-pub use scheduler::{Copies, News};
+pub use scheduler::{CopyScheduler, RoundUpdate};

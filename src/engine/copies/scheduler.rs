@@ -1,7 +1,7 @@
 //! Copies that run beside the stream and outlive its sessions, one round after the other.
 //!
-//! A round tells what it has done ([`News`]), and whoever follows the stream acts upon it between
-//! two batches ([`super::SyncEngine::tend`]).
+//! A round tells what it has done ([`RoundUpdate`]), and whoever follows the stream acts upon it between
+//! two batches ([`super::SyncEngine::handle_copy_event`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,16 +12,16 @@ use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backfill::{self, Copied, FirstSlot, Round, Told},
-    engine::supervisor::Restarts,
-    error::with_causes,
+    backfill::{self, CopyEvent, CopyOutcome, CopyRound, SlotWithSnapshot},
+    engine::supervisor::RestartBudget,
+    error::error_chain,
     olap::OlapEngine,
     pgoutput::QualifiedName,
     pipeline::{
         Context, EngineError, Writer,
         error_policy::{Policy, policy},
     },
-    source::Hold,
+    source::LsnBarrier,
 };
 
 /// After a round that came too late for a table, the stream stays so far behind the source while
@@ -40,29 +40,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A round that went well for so long has not failed in a row with the one before.
 const CALM: Duration = Duration::from_secs(60);
 /// How often the copy of one table begins anew because it did not fit or the table changed.
-const ANEW: u32 = 10;
+const MAX_COPY_RESTARTS: u32 = 10;
 
 /// Something that came of a round.
-pub enum News {
-    Told(Told),
+pub enum RoundUpdate {
+    Event(CopyEvent),
     /// It has ended, and these tables were not done.
-    Over {
+    Ended {
         unfinished: BTreeSet<u32>,
     },
 }
 
 /// The tables that have to be copied, and the round that copies some of them.
-pub struct Copies<T> {
+pub struct CopyScheduler<T> {
     context: Context,
     writer: Writer<T>,
-    hold: Hold,
+    hold: LsnBarrier,
     wanted: BTreeSet<u32>,
-    first: Option<FirstSlot>,
+    first: Option<SlotWithSnapshot>,
     running: Option<Running>,
     /// Rounds in a row that came too late for a table.
     races: u32,
     failures: u32,
-    restarts: Restarts,
+    restarts: RestartBudget,
     /// By table.
     begun_anew: BTreeMap<u32, u32>,
     /// How often in a row a round may fail before that is an error.
@@ -77,7 +77,7 @@ pub struct Copies<T> {
 
 struct Running {
     task: JoinHandle<Result<(), EngineError>>,
-    told: mpsc::Receiver<Told>,
+    told: mpsc::Receiver<CopyEvent>,
     stop: CancellationToken,
     /// What it was begun for.
     asked: BTreeSet<u32>,
@@ -86,19 +86,19 @@ struct Running {
     began: Instant,
 }
 
-impl<T: OlapEngine + 'static> Copies<T> {
+impl<T: OlapEngine + 'static> CopyScheduler<T> {
     /// `patience`: how often in a row a round may fail before that is an error.
     pub fn new(context: &Context, writer: &Writer<T>, patience: u32) -> Self {
         Self {
             context: context.clone(),
             writer: writer.clone(),
-            hold: Hold::default(),
+            hold: LsnBarrier::default(),
             wanted: BTreeSet::new(),
             first: None,
             running: None,
             races: 0,
             failures: 0,
-            restarts: Restarts::new(context.options.supervision.restart),
+            restarts: RestartBudget::new(context.options.supervision.restart),
             begun_anew: BTreeMap::new(),
             patience,
             not_before: None,
@@ -109,7 +109,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
     }
 
     /// Where rounds hold the stream.
-    pub fn hold(&self) -> Hold {
+    pub fn hold(&self) -> LsnBarrier {
         self.hold.clone()
     }
 
@@ -138,7 +138,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
     }
 
     /// The slot of the pipeline, whose snapshot the next round uses.
-    pub fn use_first(&mut self, first: Option<FirstSlot>) {
+    pub fn use_first(&mut self, first: Option<SlotWithSnapshot>) {
         if first.is_some() {
             self.first = first;
         }
@@ -188,10 +188,10 @@ impl<T: OlapEngine + 'static> Copies<T> {
     }
 
     /// The copy of a table came to nothing, and has to begin anew. `false`: too often.
-    pub fn begin_anew(&mut self, oid: u32) -> bool {
+    pub fn restart_copy(&mut self, oid: u32) -> bool {
         let count = self.begun_anew.entry(oid).or_default();
         *count += 1;
-        let is_wanted = *count <= ANEW;
+        let is_wanted = *count <= MAX_COPY_RESTARTS;
         if is_wanted {
             self.wanted.insert(oid);
         }
@@ -204,8 +204,8 @@ impl<T: OlapEngine + 'static> Copies<T> {
     }
 
     /// The table is done, or failed.
-    pub fn done(&mut self, oid: u32, copied: &Copied) {
-        if *copied == Copied::Done {
+    pub fn done(&mut self, oid: u32, copied: &CopyOutcome) {
+        if *copied == CopyOutcome::Done {
             self.failures = 0;
         }
         if let Some(running) = &mut self.running {
@@ -243,7 +243,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
         }
         let (tell, told) = mpsc::channel(16);
         let stop = CancellationToken::new();
-        let round = Round {
+        let round = CopyRound {
             wanted: Some(self.wanted.clone()),
             first: self.first.take(),
             trail: self.trail(),
@@ -269,7 +269,7 @@ impl<T: OlapEngine + 'static> Copies<T> {
     ///
     /// # Errors
     /// A round met something that no retry mends, or failed too often.
-    pub async fn next(&mut self) -> Result<News, EngineError> {
+    pub async fn next(&mut self) -> Result<RoundUpdate, EngineError> {
         loop {
             let Some(running) = &mut self.running else {
                 if self.wanted.is_empty() || self.is_paused {
@@ -283,15 +283,15 @@ impl<T: OlapEngine + 'static> Copies<T> {
                 continue;
             };
             match running.told.recv().await {
-                Some(Told::Locked(tables)) => {
+                Some(CopyEvent::Locked(tables)) => {
                     self.locked(&tables);
                     continue;
                 }
-                Some(Told::PutOff(tables)) => {
+                Some(CopyEvent::Postponed(tables)) => {
                     running.asked.retain(|oid| !tables.contains(oid));
                     continue;
                 }
-                Some(told) => return Ok(News::Told(told)),
+                Some(told) => return Ok(RoundUpdate::Event(told)),
                 None => {}
             }
             let ended = (&mut running.task)
@@ -319,18 +319,18 @@ impl<T: OlapEngine + 'static> Copies<T> {
                     (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(LONGEST_PAUSE);
                 let retry_in_ms = pause.as_millis() as u64;
                 tracing::warn!(
-                    error = with_causes(&error),
+                    error = error_chain(&error),
                     retry_in_ms,
                     "a copy broke off; it goes on where it was"
                 );
                 self.not_before = Some(Instant::now() + pause);
             }
-            return Ok(News::Over { unfinished });
+            return Ok(RoundUpdate::Ended { unfinished });
         }
     }
 
     /// Forgets what was to be copied: nothing of it goes with what comes now.
-    pub async fn start_over(&mut self) {
+    pub async fn reset(&mut self) {
         self.shutdown().await;
         self.wanted.clear();
         self.begun_anew.clear();

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     enum_labels::{LabelCheck, label_checks},
-    judge::{Policy, Truncated, Verdict, judge, new_leaves},
+    judge::{Policy, ShapeChange, Truncated, judge, new_leaves},
 };
 use crate::{
     Lsn,
@@ -35,7 +35,7 @@ use crate::{
 
 /// The catalogs as they were at a moment.
 #[derive(Debug)]
-pub struct Look {
+pub struct CatalogSnapshot {
     /// Whatever they show had been committed before this.
     pub at: Lsn,
     /// Whatever had been committed before this, they show.
@@ -65,7 +65,7 @@ pub enum Place {
 /// What came of a question.
 #[derive(Debug)]
 pub enum Asked {
-    Judged(Verdict),
+    Judged(ShapeChange),
     /// A published table is locked: ask again.
     Locked,
     /// The stream is ahead of what is visible at the source: ask again.
@@ -74,19 +74,19 @@ pub enum Asked {
 
 /// What came of looking.
 #[derive(Debug)]
-pub enum Looked {
+pub enum CatalogCheck {
     /// As when it was settled last.
     Unchanged {
         began: settled::Began,
     },
-    Changed(Look),
+    Changed(CatalogSnapshot),
     /// A published table is locked: look again later.
     Locked,
 }
 
 /// What settling a look comes to.
 #[derive(Debug, Default)]
-pub struct Settled {
+pub struct PendingChanges {
     pub reshapes: Vec<Reshape>,
     pub noted: Vec<TableSpec>,
     /// Tables to copy again, with the reason.
@@ -99,7 +99,7 @@ pub struct Settled {
     pub began: Option<settled::Began>,
 }
 
-impl Settled {
+impl PendingChanges {
     /// Only a new copy of the table is exact, whatever else was found of it.
     pub fn copy(&mut self, oid: u32, reason: &str) {
         self.reshapes.retain(|reshape| reshape.after.oid != oid);
@@ -111,7 +111,7 @@ impl Settled {
 }
 
 /// The one who looks into the source's catalogs while the stream runs.
-pub struct Catalogs {
+pub struct CatalogWatch {
     context: Context,
     sql: SqlClient,
     specs: BTreeMap<u32, Arc<TableSpec>>,
@@ -126,7 +126,7 @@ pub struct Catalogs {
     /// Relations that are not followed, as they were found since the last look.
     left_out: BTreeMap<u32, Place>,
     /// What all tables were like at one moment, for when many questions come at once.
-    seen: Option<Seen>,
+    seen: Option<CatalogCache>,
     /// Questions that it did not answer.
     unanswered: u32,
 }
@@ -134,20 +134,20 @@ pub struct Catalogs {
 /// A look that was acted upon.
 struct Settlement {
     /// What it showed.
-    shown: String,
+    signature: String,
     /// What it saw. The catalogs hold nothing else as long as no transaction has ended since.
     snapshot: XidSnapshot,
 }
 
 /// All published tables at one moment, with all that `xids` sees.
-struct Seen {
+struct CatalogCache {
     /// Whatever is visible at that moment had committed before, or soon after, this position of the
     /// WAL.
     before: Lsn,
     xids: XidSnapshot,
     tables: BTreeMap<u32, SourceTable>,
     types: TypeCatalog,
-    /// By table: the Relation message that was judged [`Verdict::Same`], and the shape that it was
+    /// By table: the Relation message that was judged [`ShapeChange::None`], and the shape that it was
     /// compared with. The server sends the root's Relation again for each partition, and judging
     /// one takes longer the more partitions there are.
     fitting: BTreeMap<u32, (Arc<TableSpec>, Relation)>,
@@ -158,7 +158,7 @@ struct Seen {
 /// tables than with 20.
 const ONE_BY_ONE: u32 = 3;
 
-impl Catalogs {
+impl CatalogWatch {
     pub async fn new(
         context: &Context,
         tables: &[Arc<TableSpec>],
@@ -238,7 +238,7 @@ impl Catalogs {
         let settings = table_settings(&self.context.options, &now.name);
         let verdict = judge(&spec, now, None, &types, self.policy(&settings, oid, None));
         let has_no_doubt = checked_labels(&spec, now, &types).is_ok_and(|checks| checks.is_empty());
-        Ok(matches!(verdict, Verdict::Copy(_)) || !has_no_doubt)
+        Ok(matches!(verdict, ShapeChange::Recopy(_)) || !has_no_doubt)
     }
 
     /// Whether commits at the source wait for this pipeline's own stream, as a synchronous
@@ -295,15 +295,16 @@ impl Catalogs {
         let oid = question.relation.oid;
         // A paused table's rows are dropped in any shape.
         let Some(spec) = self.specs.get(&oid).cloned() else {
-            return Ok(Asked::Judged(Verdict::Same));
+            return Ok(Asked::Judged(ShapeChange::None));
         };
         if self.unanswered >= ONE_BY_ONE {
             self.unanswered = 0;
             self.seen = self.see().await?;
         }
         // New shapes are not taken from there: another question may have changed the table's since.
-        let is_seen =
-            |seen: &&Seen| question.commit_lsn < seen.before && seen.xids.sees(question.xid);
+        let is_seen = |seen: &&CatalogCache| {
+            question.commit_lsn < seen.before && seen.xids.sees(question.xid)
+        };
         if let Some(seen) = self.seen.as_ref().filter(is_seen)
             && let Some(now) = seen.tables.get(&oid)
         {
@@ -313,17 +314,17 @@ impl Catalogs {
                     && *relation == question.relation
             };
             if seen.fitting.get(&oid).is_some_and(is_same_question) {
-                return Ok(Asked::Judged(Verdict::Same));
+                return Ok(Asked::Judged(ShapeChange::None));
             }
             let settings = table_settings(&self.context.options, &now.name);
             let verdict =
                 judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
-            if let (Verdict::Same, None, Some(seen)) =
+            if let (ShapeChange::None, None, Some(seen)) =
                 (&verdict, &question.description, &mut self.seen)
             {
                 seen.fitting.insert(oid, (Arc::clone(&spec), question.relation.clone()));
             }
-            if matches!(verdict, Verdict::Same | Verdict::Copy(_)) {
+            if matches!(verdict, ShapeChange::None | ShapeChange::Recopy(_)) {
                 return Ok(Asked::Judged(verdict));
             }
         }
@@ -353,9 +354,9 @@ impl Catalogs {
             // Gone by now. What the stream still brings of it fits, or is nobody's business any
             // more.
             return Ok(Asked::Judged(if fits(&spec, &question.relation) {
-                Verdict::Same
+                ShapeChange::None
             } else {
-                Verdict::Copy("it changed, and is no longer published".to_owned())
+                ShapeChange::Recopy("it changed, and is no longer published".to_owned())
             }));
         };
         let settings = table_settings(&self.context.options, &now.name);
@@ -384,7 +385,7 @@ impl Catalogs {
     }
 
     /// None: a published table is locked.
-    async fn see(&self) -> Result<Option<Seen>, EngineError> {
+    async fn see(&self) -> Result<Option<CatalogCache>, EngineError> {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
         let xids = catalog::begin_moment(&self.sql).await?;
         let mut tables =
@@ -400,7 +401,7 @@ impl Catalogs {
         let locked = self.measure_attached(&mut tables).await?;
         tables.retain(|table| !locked.contains(&table.oid));
         let tables = tables.into_iter().map(|table| (table.oid, table)).collect();
-        Ok(Some(Seen { before, xids, tables, types, fitting: BTreeMap::new() }))
+        Ok(Some(CatalogCache { before, xids, tables, types, fitting: BTreeMap::new() }))
     }
 
     /// See [`catalog::flushed`].
@@ -472,20 +473,20 @@ impl Catalogs {
     }
 
     /// Looks.
-    pub async fn look(&mut self) -> Result<Looked, EngineError> {
+    pub async fn look(&mut self) -> Result<CatalogCheck, EngineError> {
         let read_at = tokio::time::Instant::now();
         let (position, xids) = catalog::wal_insert_lsn_and_xids(&self.sql).await?;
         let snapshot = catalog::begin_moment(&self.sql).await?;
         let began = settled::Began::new(position, read_at, xids, snapshot.clone());
         if self.settled.as_ref().is_some_and(|settled| settled.snapshot == snapshot) {
             catalog::end_moment(&self.sql).await?;
-            return Ok(Looked::Unchanged { began });
+            return Ok(CatalogCheck::Unchanged { began });
         }
         let mut tables =
             match catalog::published_tables(&self.sql, &self.context.options.publications).await {
                 Err(error) if error.is_locked() => {
                     catalog::break_moment(&self.sql).await?;
-                    return Ok(Looked::Locked);
+                    return Ok(CatalogCheck::Locked);
                 }
                 tables => tables?,
             };
@@ -504,19 +505,23 @@ impl Catalogs {
         slot::judge_publication(&publication)?;
         slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
         if let Some(settled) = &mut self.settled
-            && settled.shown == shown(&tables)
+            && settled.signature == signature(&tables)
         {
             settled.snapshot = snapshot;
-            return Ok(Looked::Unchanged { began });
+            return Ok(CatalogCheck::Unchanged { began });
         }
         let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
-        Ok(Looked::Changed(Look { at, began, tables, types, locked }))
+        Ok(CatalogCheck::Changed(CatalogSnapshot { at, began, tables, types, locked }))
     }
 
     /// What a look comes to, once everything before it has been applied.
     /// Shapes of tables for which `is_skipped` says so are left for another look.
-    pub fn settle(&mut self, look: Look, is_skipped: impl Fn(u32) -> bool) -> Settled {
-        let mut settled = Settled::default();
+    pub fn settle(
+        &mut self,
+        look: CatalogSnapshot,
+        is_skipped: impl Fn(u32) -> bool,
+    ) -> PendingChanges {
+        let mut settled = PendingChanges::default();
         let mut is_whole = true;
         for table in &look.tables {
             let Some(spec) = self.specs.get(&table.oid) else {
@@ -549,10 +554,10 @@ impl Catalogs {
                 &look.types,
                 self.policy(&settings, table.oid, Some(look.began.snapshot())),
             ) {
-                Verdict::Same => {}
-                Verdict::Noted(after) => settled.noted.push(*after),
-                Verdict::Reshape(reshape) => settled.reshapes.push(*reshape),
-                Verdict::Copy(reason) => settled.copies.push((table.oid, reason)),
+                ShapeChange::None => {}
+                ShapeChange::MetadataOnly(after) => settled.noted.push(*after),
+                ShapeChange::Alter(reshape) => settled.reshapes.push(*reshape),
+                ShapeChange::Recopy(reason) => settled.copies.push((table.oid, reason)),
             }
             if self.truncated.get(&table.oid).is_some_and(|&by| look.began.snapshot().sees(by)) {
                 self.truncated.remove(&table.oid);
@@ -565,7 +570,7 @@ impl Catalogs {
         }
         self.left_out.clear();
         self.settled = is_whole.then(|| Settlement {
-            shown: shown(&look.tables),
+            signature: signature(&look.tables),
             snapshot: look.began.snapshot().clone(),
         });
         settled.began = is_whole.then_some(look.began);
@@ -587,7 +592,7 @@ fn checked_labels(
 }
 
 /// What a look is compared by: everything but sizes and row counts.
-fn shown(tables: &[SourceTable]) -> String {
+fn signature(tables: &[SourceTable]) -> String {
     let mut text = String::new();
     for table in tables {
         let SourceTable { oid, name, replica_identity, columns, fingerprint, .. } = table;

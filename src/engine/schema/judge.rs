@@ -23,13 +23,13 @@ use crate::{
 
 /// What became of a table's shape.
 #[derive(Debug, Clone)]
-pub enum Verdict {
-    Same,
+pub enum ShapeChange {
+    None,
     /// The same shape; what is noted about it (NOT NULL, the fingerprint) is newer.
-    Noted(Box<TableSpec>),
-    Reshape(Box<Reshape>),
+    MetadataOnly(Box<TableSpec>),
+    Alter(Box<Reshape>),
     /// Only a new copy is exact, for this reason.
-    Copy(String),
+    Recopy(String),
 }
 
 /// How [`judge`] decides.
@@ -61,8 +61,8 @@ pub(super) fn judge(
     question: Option<&Question>,
     types: &TypeCatalog,
     policy: Policy<'_>,
-) -> Verdict {
-    decide(spec, now, question, types, policy).unwrap_or_else(Verdict::Copy)
+) -> ShapeChange {
+    decide(spec, now, question, types, policy).unwrap_or_else(ShapeChange::Recopy)
 }
 
 pub(super) fn decide(
@@ -71,7 +71,7 @@ pub(super) fn decide(
     question: Option<&Question>,
     types: &TypeCatalog,
     policy: Policy<'_>,
-) -> Result<Verdict, String> {
+) -> Result<ShapeChange, String> {
     let known: Fingerprint = serde_json::from_str(&spec.fingerprint)
         .map_err(|_| "nothing is known of its last copy".to_owned())?;
     let rewritten = compare(&known, now, question.is_none(), policy.truncated)?;
@@ -85,7 +85,7 @@ pub(super) fn decide(
         None => now.clone(),
         Some(question) => match described(spec, &known, now, question)? {
             Some(table) => table,
-            None => return Ok(Verdict::Same),
+            None => return Ok(ShapeChange::None),
         },
     };
     let options = PlanOptions {
@@ -199,7 +199,11 @@ pub(super) fn decide(
                 .iter()
                 .zip(&spec.columns)
                 .any(|(after, before)| after.not_null != before.not_null);
-        return Ok(if is_noted { Verdict::Noted(Box::new(after)) } else { Verdict::Same });
+        return Ok(if is_noted {
+            ShapeChange::MetadataOnly(Box::new(after))
+        } else {
+            ShapeChange::None
+        });
     }
     if question.is_some_and(|question| question.has_parts) {
         return Err(
@@ -212,7 +216,7 @@ pub(super) fn decide(
     if reshape.changes_key() && question.is_some_and(|question| question.has_open_rows) {
         return Err("its key changed inside a transaction that had changed rows before".to_owned());
     }
-    Ok(Verdict::Reshape(Box::new(reshape)))
+    Ok(ShapeChange::Alter(Box::new(reshape)))
 }
 
 /// How a table is published otherwise than before: what happened to it in between may not have

@@ -5,13 +5,13 @@
 //! rows hold and whether the table was rewritten, only the catalogs know, and they speak of now,
 //! not of then. So [`judge`] answers `Reshape` only where both agree, and `Copy` wherever something
 //! could have happened in between: a copy is always exact. Every relation of the stream is judged
-//! before its rows are read on ([`Catalogs::relation`]); what the wire never mentions is found by
-//! looking at the catalogs now and then ([`Catalogs::look`]), and judged once the stream has passed
-//! that look ([`Catalogs::settle`]).
+//! before its rows are read on ([`CatalogWatch::relation`]); what the wire never mentions is found by
+//! looking at the catalogs now and then ([`CatalogWatch::look`]), and judged once the stream has passed
+//! that look ([`CatalogWatch::settle`]).
 
 pub mod catalog_watch;
 mod enum_labels;
 mod judge;
 
-pub use catalog_watch::{Asked, Catalogs, Look, Looked, Place};
-pub use judge::Verdict;
+pub use catalog_watch::{Asked, CatalogCheck, CatalogSnapshot, CatalogWatch, Place};
+pub use judge::ShapeChange;

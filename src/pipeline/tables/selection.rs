@@ -22,14 +22,14 @@ pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
     is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
 }
 
-pub fn no_tables(options: &Options) -> EngineError {
+pub fn no_matching_tables(options: &Options) -> EngineError {
     let patterns: Vec<String> = options.tables.iter().map(ToString::to_string).collect();
     let asked = if patterns.is_empty() { "any table".to_owned() } else { patterns.join(", ") };
     EngineError::NoTable { asked, publications: options.publications.join(", ") }
 }
 
 /// A table of which nothing is copied yet.
-pub fn unplanned(table: &SourceTable, target: QualifiedName) -> StoredTable {
+pub fn pending_row(table: &SourceTable, target: QualifiedName) -> StoredTable {
     StoredTable {
         oid: table.oid,
         source: table.name.clone(),

@@ -11,7 +11,7 @@ pub(super) fn is_url(text: &str) -> bool {
 }
 
 /// Keys that tokio-postgres does not know, or not all values of.
-pub(super) const OURS: [&str; 6] =
+pub(super) const EXTRA_KEYS: [&str; 6] =
     ["sslmode", "sslrootcert", "sslcert", "sslkey", "service", "passfile"];
 
 type Split = (String, HashMap<String, String>);
@@ -24,7 +24,7 @@ pub(super) fn split_settings(text: &str) -> Result<Split, ConnectError> {
         let mut kept = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
-                Some((key, value)) if OURS.contains(&key) => {
+                Some((key, value)) if EXTRA_KEYS.contains(&key) => {
                     ours.insert(key.to_owned(), percent_decoded(value)?);
                 }
                 _ => kept.push(pair),
@@ -35,7 +35,7 @@ pub(super) fn split_settings(text: &str) -> Result<Split, ConnectError> {
     }
     let mut kept = Vec::new();
     for (key, value) in pairs(text)? {
-        if OURS.contains(&key.as_str()) {
+        if EXTRA_KEYS.contains(&key.as_str()) {
             ours.insert(key, value);
         } else {
             kept.push(format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));

@@ -74,7 +74,7 @@ pub(in crate::source) fn explain(
     if let Some(server) = error.as_db_error() {
         return refusal(server.code().code(), server.message(), source, address);
     }
-    let detail = crate::error::with_causes(error);
+    let detail = crate::error::error_chain(error);
     if detail.contains("password missing") {
         ConnectError::NoPassword { address }
     } else if detail.to_lowercase().contains("tls") || detail.to_lowercase().contains("certificate")

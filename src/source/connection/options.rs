@@ -121,7 +121,7 @@ impl SourceOptions {
         let mut config: tokio_postgres::Config =
             rest.parse().map_err(|error: tokio_postgres::Error| {
                 // The cause names the key, never the value.
-                ConnectError::Invalid { reason: crate::error::with_causes(&error) }
+                ConnectError::Invalid { reason: crate::error::error_chain(&error) }
             })?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             match environment.get("PGHOST") {
@@ -180,7 +180,7 @@ impl SourceOptions {
                          verify-ca or verify-full"
                     ),
                 })?,
-                None if is_system || goes_elsewhere(&config) => SslMode::VerifyFull,
+                None if is_system || may_leave_host(&config) => SslMode::VerifyFull,
                 None => SslMode::Prefer,
             },
             root_certificate,
@@ -322,7 +322,7 @@ impl SourceOptions {
 }
 
 /// Whether a connection may leave this machine.
-fn goes_elsewhere(config: &tokio_postgres::Config) -> bool {
+fn may_leave_host(config: &tokio_postgres::Config) -> bool {
     use std::net::IpAddr;
     let (hosts, numbers) = (config.get_hosts(), config.get_hostaddrs());
     (0..hosts.len().max(numbers.len())).any(|at| match (hosts.get(at), numbers.get(at)) {
@@ -382,7 +382,7 @@ mod tests {
                 Ok(options) => panic!("{text} is taken for {}", options.redacted()),
                 Err(error) => {
                     assert!(
-                        !format!("{error} {error:?} {}", crate::error::with_causes(&error))
+                        !format!("{error} {error:?} {}", crate::error::error_chain(&error))
                             .contains("hush")
                     );
                 }

@@ -11,7 +11,7 @@ use super::{
 
 /// Settings that shape the text of values, and timeouts that must not end a long copy (traps 11,
 /// 73). Given at startup, they win over those of the role and the database.
-pub(in crate::source) const PINNED: [(&str, &str); 14] = [
+pub(in crate::source) const SESSION_SETTINGS: [(&str, &str); 14] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -31,7 +31,7 @@ pub(in crate::source) const PINNED: [(&str, &str); 14] = [
 ];
 
 /// A timeout that only newer servers have.
-pub(in crate::source) const UNTIMED: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM \
+pub(in crate::source) const DISABLE_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM \
                                   pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
 /// A SQL session; its connection ends with it.
@@ -97,10 +97,10 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
     });
     let client = SqlClient { client, connection };
     let mut pins = String::new();
-    for (name, value) in PINNED {
+    for (name, value) in SESSION_SETTINGS {
         pins.push_str(&format!("SET {name} = '{value}'; "));
     }
-    pins.push_str(UNTIMED);
+    pins.push_str(DISABLE_TRANSACTION_TIMEOUT);
     client.batch_execute(&pins).await.map_err(|error| explain(&error, source, &address()))?;
     Ok(client)
 }

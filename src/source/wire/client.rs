@@ -25,13 +25,13 @@ use super::{
     Frame, FrameReader, ServerMessage, WireError,
     feedback::Feedback,
     frame::{HEADER_BYTES, MAX_ANSWER_BYTES},
-    socket::{Socket, keep_alive, secure},
+    socket::{Socket, keep_alive, negotiate_tls},
     stream::StreamReader,
 };
 use crate::{
     Lsn,
     source::connection::{
-        ConnectError, SourceOptions, error::refusal, options::Address, sql::PINNED, tls,
+        ConnectError, SourceOptions, error::refusal, options::Address, sql::SESSION_SETTINGS, tls,
     },
 };
 
@@ -150,7 +150,7 @@ impl ReplicationClient {
                 let stream =
                     TcpStream::connect((connect_to.as_str(), *port)).await.map_err(unreachable)?;
                 keep_alive(&stream, source).map_err(unreachable)?;
-                match secure(source, host, stream, address).await? {
+                match negotiate_tls(source, host, stream, address).await? {
                     Socket::Tls(stream) => {
                         binding = tls::server_end_point(&stream);
                         Socket::Tls(stream)
@@ -183,7 +183,7 @@ impl ReplicationClient {
         let mut options = source.options().unwrap_or_default().to_owned();
         // `row_security` and `search_path` shape queries only, but an exact copy of the SQL
         // sessions is easier to trust.
-        for (name, value) in PINNED {
+        for (name, value) in SESSION_SETTINGS {
             options.push_str(&format!(" -c {name}={value}"));
         }
         let mut out = BytesMut::new();

@@ -6,7 +6,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::AsyncReadExt;
 
 use super::{Frame, ReplicationClient, ServerMessage, WireError, client::Mode};
-use crate::source::connection::{SourceOptions, sql::UNTIMED};
+use crate::source::connection::{SourceOptions, sql::DISABLE_TRANSACTION_TIMEOUT};
 
 /// An ordinary session, for COPY: rows are read where the socket put them. Not cancel-safe: one
 /// that was dropped on the way is of no more use.
@@ -15,7 +15,7 @@ pub struct CopyClient(ReplicationClient);
 impl CopyClient {
     pub async fn connect(source: &SourceOptions, purpose: &str) -> Result<Self, WireError> {
         let mut client = ReplicationClient::connect_as(source, purpose, Mode::Sql).await?;
-        client.simple_query(UNTIMED).await?;
+        client.simple_query(DISABLE_TRANSACTION_TIMEOUT).await?;
         client.frames.expect_rows();
         Ok(Self(client))
     }

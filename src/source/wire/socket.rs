@@ -99,7 +99,7 @@ pub(super) fn keep_alive(stream: &TcpStream, source: &SourceOptions) -> io::Resu
 }
 
 /// Asks for TLS, as `sslmode` wants it.
-pub(super) async fn secure(
+pub(super) async fn negotiate_tls(
     source: &SourceOptions,
     host: &str,
     mut stream: TcpStream,

@@ -97,14 +97,14 @@ const READ_BYTES: libc::c_int = 32 << 10;
 
 /// How many bytes wait in a socket before its reader is woken. The server sends each change by
 /// itself, and waking up for each costs more than decoding it.
-struct Watermark {
+struct ReceiveLowWatermark {
     /// For TCP on Linux, which (from 4.18 on) also wakes when less is asked for and so much is
     /// there.
     socket: Option<OwnedFd>,
     bytes: libc::c_int,
 }
 
-impl Watermark {
+impl ReceiveLowWatermark {
     fn new(socket: Option<OwnedFd>) -> Self {
         Self { socket, bytes: 1 }
     }
@@ -152,7 +152,7 @@ impl StreamReader {
                 // once may have said so together with its answer to START_REPLICATION, and says
                 // nothing more.
                 let mut since = (frames.buffered() > 0).then(Instant::now);
-                let (mut watermark, mut is_busy) = (Watermark::new(socket), false);
+                let (mut watermark, mut is_busy) = (ReceiveLowWatermark::new(socket), false);
                 loop {
                     let is_due = since.is_some_and(|since| since.elapsed() >= GATHER);
                     let is_much = frames.buffered() >= GATHERED_BYTES;
