@@ -218,7 +218,7 @@ fn load(spec: &Arc<TableSpec>, chunks: Vec<Vec<RecordBatch>>, path: std::path::P
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     target.finish_loads(std::slice::from_ref(spec)).unwrap();
     assert!(!target.merge(std::slice::from_ref(spec), 1).unwrap().is_empty());
-    target.tidy(Compaction::None).unwrap();
+    target.checkpoint_file(Compaction::Skip).unwrap();
 }
 
 fn with_rhei(rhei: &Rhei) -> Client {

@@ -291,7 +291,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
             json!({
                 "source": table.source.to_string(),
                 "target": table.target.to_string(),
-                "state": table.state.word(),
+                "state": table.state.as_str(),
                 "error": error,
                 "copied_rows": table.copied_rows,
                 "copy_lsn": table.copy_lsn,

@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use rhei::{
     Lsn,
     change::{
-        ChangeBatch, ColumnOrigin, Deletes, Key, Reshape, TableSpec, assemble::Assembler,
+        ChangeBatch, ColumnOrigin, Deletes, Key, SchemaChange, TableSpec, assemble::Assembler,
         followed::Answer,
     },
     pgoutput::{
@@ -78,7 +78,7 @@ static TABLES: LazyLock<BTreeMap<u32, [Arc<TableSpec>; 2]>> = LazyLock::new(|| {
 struct Stream {
     assembler: Assembler,
     spool: Spool,
-    reshapes: bool,
+    schema_changes: bool,
     end_lsn: Lsn,
     commits: u64,
     transactions: u64,
@@ -113,7 +113,7 @@ impl Stream {
         if let Some(question) = self.assembler.question() {
             let oid = question.relation.oid;
             let shape = self.shapes.entry(oid).or_default();
-            if self.reshapes
+            if self.schema_changes
                 && *shape == 0
                 && question.relation.columns.len() > TABLES[&oid][0].columns.len()
             {
@@ -122,7 +122,7 @@ impl Stream {
                 let mut columns: Vec<_> =
                     (0..before.columns.len()).map(ColumnOrigin::Kept).collect();
                 columns.push(ColumnOrigin::Added(Some("5".to_owned())));
-                self.assembler.answer(Answer::Reshape(Box::new(Reshape {
+                self.assembler.answer(Answer::SchemaChange(Box::new(SchemaChange {
                     before,
                     after,
                     columns,
@@ -199,7 +199,7 @@ fuzz_target!(
             let mut stream = Stream {
                 assembler,
                 spool: Spool::new(std::env::temp_dir()),
-                reshapes: flags & 4 != 0,
+                schema_changes: flags & 4 != 0,
                 end_lsn: Lsn(1),
                 commits: 0,
                 transactions: 0,

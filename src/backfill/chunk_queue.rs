@@ -61,7 +61,7 @@ impl SharedRound {
 
 /// What [`SharedRound::batch_bytes`] is.
 pub(super) fn batch_bytes(memory_limit: usize, workers: usize) -> usize {
-    (memory_limit / 2 / (workers * BATCHES_HELD).max(1)).clamp(FEWEST_BATCH_BYTES, MOST_BATCH_BYTES)
+    (memory_limit / 2 / (workers * BATCHES_HELD).max(1)).clamp(MIN_BATCH_BYTES, MAX_BATCH_BYTES)
 }
 
 /// How far the tables are.
@@ -127,10 +127,11 @@ pub(super) enum Next {
     None,
 }
 
-/// Wide rows end a batch earlier, so that memory is bounded in bytes; see [`SharedRound::batch_bytes`].
-pub(super) const MOST_BATCH_BYTES: usize = 32 << 20;
+/// Wide rows end a batch earlier, so that memory is bounded in bytes; see
+/// [`SharedRound::batch_bytes`].
+pub(super) const MAX_BATCH_BYTES: usize = 32 << 20;
 
-pub(super) const FEWEST_BATCH_BYTES: usize = 1 << 20;
+pub(super) const MIN_BATCH_BYTES: usize = 1 << 20;
 
 /// Record batches of one worker: one is read while the other is loaded.
 pub(super) const BATCHES_HELD: usize = 2;

@@ -74,7 +74,7 @@ async fn fetch(
         tuples.join(", ")
     );
     // Arrow counts the bytes of a column in one batch by 31 bits.
-    const MOST_BATCH_BYTES: usize = 64 << 20;
+    const MAX_BATCH_BYTES: usize = 64 << 20;
     let schema =
         schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
     let mut batches = Vec::new();
@@ -82,7 +82,7 @@ async fn fetch(
     let mut stream = Box::pin(holder.copy_out(&query).await?);
     while let Some(piece) = stream.next().await {
         reader.push(&piece?).map_err(SourceError::from)?;
-        if reader.buffered_bytes() >= MOST_BATCH_BYTES {
+        if reader.buffered_bytes() >= MAX_BATCH_BYTES {
             batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
         }
     }

@@ -15,9 +15,9 @@ use crate::{
 /// and small ones leave small row groups there.
 const PAGE_BYTES: u64 = 8192;
 
-const FEWEST_PAGES: u64 = 2048;
+const MIN_PAGES: u64 = 2048;
 
-const MOST_PAGES: u64 = 16384;
+const MAX_PAGES: u64 = 16384;
 
 const CHUNKS_PER_WORKER: u64 = 4;
 
@@ -64,7 +64,7 @@ pub(super) fn ranges(
     let size = match context.options.chunk_bytes {
         Some(bytes) => (bytes / PAGE_BYTES).max(1),
         None => (all / (context.options.workers.max(1) as u64 * CHUNKS_PER_WORKER))
-            .clamp(FEWEST_PAGES, MOST_PAGES),
+            .clamp(MIN_PAGES, MAX_PAGES),
     };
     let mut ranges = Vec::new();
     for leaf in &table.leaves {

@@ -27,11 +27,11 @@ use crate::{
 };
 
 /// How many tables one question to the catalogs checks when their copies are done.
-const MOST_TOLD: usize = 500;
+const MAX_TOLD: usize = 500;
 
 /// The most tables in a bundle. A bundle is small tables, or small partitions, that one message
 /// reads and one transaction loads.
-const MOST_BUNDLED: usize = 64;
+const MAX_BUNDLED: usize = 64;
 
 /// The most pages of 8 KiB that the tables of a bundle have together.
 const BUNDLED_PAGES: u64 = 256;
@@ -43,7 +43,7 @@ fn bundled(chunks: impl Iterator<Item = (u64, ChunkJob)>) -> VecDeque<Vec<ChunkJ
     let mut room = 0;
     for (pages, chunk) in chunks {
         match queue.back_mut() {
-            Some(bundle) if pages <= room && bundle.len() < MOST_BUNDLED => {
+            Some(bundle) if pages <= room && bundle.len() < MAX_BUNDLED => {
                 bundle.push(chunk);
                 room -= pages;
             }
@@ -280,7 +280,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let mut ended_tables = Vec::new();
         let ended = loop {
             tokio::select! {
-                count = tables_done.recv_many(&mut ended_tables, MOST_TOLD) => {
+                count = tables_done.recv_many(&mut ended_tables, MAX_TOLD) => {
                     if count == 0 {
                         break Ok(());
                     }
@@ -352,13 +352,13 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
 
     async fn current(&self, oids: &[u32]) -> Result<HashMap<u32, SourceTable>, EngineError> {
         let control = &self.control;
-        catalog::begin_moment(control).await?;
+        catalog::begin_snapshot(control).await?;
         let now = if self.is_plain {
             catalog::all_tables(control).await?
         } else {
             catalog::published_among(control, &self.context.options.publications, oids).await?
         };
-        catalog::end_moment(control).await?;
+        catalog::end_snapshot(control).await?;
         Ok(now.into_iter().map(|table| (table.oid, table)).collect())
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         LsnBarrier, SourceError, catalog,
         connection::{SqlClient, connect_sql},
         quote::quote_literal,
-        wire::{CreatedSlot, ReplicationClient, SlotKeep, WireError, copy_client::CopyClient},
+        wire::{CreatedSlot, ReplicationClient, SlotKind, WireError, copy_client::CopyClient},
     },
 };
 
@@ -88,7 +88,7 @@ impl Snapshot {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}_copy_{}_{number}", std::process::id());
         let mut replication = ReplicationClient::connect(&context.options.source, "copy").await?;
-        let creation = create_slot(context, control, &mut replication, &name, SlotKeep::Temporary);
+        let creation = create_slot(context, control, &mut replication, &name, SlotKind::Temporary);
         let created = match trail {
             None => creation.await?,
             Some(trail) => tokio::select! {
@@ -121,7 +121,7 @@ impl Snapshot {
         tokio::time::sleep(catalog::VISIBLE_AFTER_FLUSH).await;
 
         let first = connect_sql(&context.options.source, "snapshot").await?;
-        let xids = catalog::begin_moment(&first).await?;
+        let xids = catalog::begin_snapshot(&first).await?;
         let exported = export(&first).await?;
         let (ids, holders) = hold_in_sessions(context, &exported).await?;
 
@@ -222,7 +222,7 @@ pub async fn create_slot(
     sql: &SqlClient,
     replication: &mut ReplicationClient,
     name: &str,
-    keep: SlotKeep,
+    keep: SlotKind,
 ) -> Result<CreatedSlot, EngineError> {
     let mut creation = Box::pin(replication.create_slot(name, keep));
     let mut patience = tokio::time::interval(Duration::from_secs(2));
@@ -231,7 +231,7 @@ pub async fn create_slot(
         tokio::select! {
             created = &mut creation => return Ok(created?),
             _ = patience.tick() => {
-                let what = catalog::blockers(sql).await?.join("; ");
+                let what = catalog::open_transactions(sql).await?.join("; ");
                 let _ = context.events.send(Event::WaitingForTransactions { what });
             }
         }

@@ -41,7 +41,7 @@ const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 const LOCKED_STEP: Duration = Duration::from_millis(200);
 /// A worker ends when other sessions have locked the tables of all its chunks for so long. The next
 /// round copies these tables.
-const LONGEST_LOCK: Duration = Duration::from_secs(5);
+const MAX_LOCK: Duration = Duration::from_secs(5);
 const LOCKED_WARNING: Duration = Duration::from_secs(60);
 
 /// A chunk that has brought nothing for so long is said to be stuck,
@@ -163,7 +163,7 @@ impl<L: CopyLoader> Worker<L> {
                 Next::Chunks(chunks) => chunks,
                 // The next round resumes what is left, and copies others first.
                 Next::AllLocked
-                    if locked_since.get_or_insert_with(Instant::now).elapsed() > LONGEST_LOCK =>
+                    if locked_since.get_or_insert_with(Instant::now).elapsed() > MAX_LOCK =>
                 {
                     break;
                 }

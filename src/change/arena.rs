@@ -78,7 +78,7 @@ impl Arena {
     }
 
     /// The same row, in another arena.
-    pub fn take_over(&mut self, from: &Self, row: Slice) -> Slice {
+    pub fn copy_from(&mut self, from: &Self, row: Slice) -> Slice {
         let slice = self.store(from.get(row));
         self.opened(Slice { length: slice.length | row.length & OPEN, ..slice })
     }

@@ -6,8 +6,8 @@
 //!
 //! A Relation message says neither which column is which nor what older rows hold (traps 63-67), so
 //! each of them is a question ([`Assembler::question`]) to somebody who can read the catalogs, and
-//! nothing is read on before the [`Answer`]. Without such a somebody (a recorded stream), a
-//! relation that looks the same is the same, and one that does not pauses its table.
+//! nothing is read on before the [`SchemaResolution`]. Without such a somebody (a recorded stream),
+//! a relation that looks the same is the same, and one that does not pauses its table.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,11 +17,12 @@ use std::{
 use hashbrown::HashMap;
 
 use super::{
-    ChangeBatch, Remedy, Reshape, TableFailure, TableSpec,
+    ChangeBatch, Remedy, SchemaChange, TableFailure, TableSpec,
     arena::{Arena, Slice},
     columns,
     followed::{
-        Answer, Described, Follow, Followed, Question, Untracked, fit, fit_or_stale, project,
+        Described, Follow, SchemaQuery, SchemaResolution, TrackedTable, Untracked, fit,
+        fit_or_stale, project,
     },
     net_effect::{NetEffect, NetEffectError, OldRow},
     transaction::{Change, OpenTransaction},
@@ -63,7 +64,7 @@ pub enum AssembleError {
 
 /// A batch is no larger than this, whatever the settings say: with the message that goes beyond it,
 /// which may have another GiB, each column still fits the 2 GiB that Arrow's offsets can count.
-const LARGEST_BATCH_BYTES: usize = 512 << 20;
+const MAX_BATCH_BYTES: usize = 512 << 20;
 
 /// So much is remembered of how relations look. A million tables of ten columns need less.
 const DESCRIBED_BYTES: usize = 1 << 30;
@@ -74,7 +75,7 @@ pub struct Assembler {
     /// Nothing is known of what came before.
     started_at: Lsn,
     checkpoint: Lsn,
-    tables: HashMap<u32, Followed>,
+    tables: HashMap<u32, TrackedTable>,
     described: HashMap<u32, Described>,
     open: Option<OpenTransaction>,
     last_commit: Lsn,
@@ -91,12 +92,12 @@ pub struct Assembler {
     /// Bytes of `described` and `descriptions`, about.
     described_bytes: usize,
     described_limit: usize,
-    reshapes: Vec<Reshape>,
+    schema_changes: Vec<SchemaChange>,
     /// Whether relations are questions.
     asks: bool,
-    question: Option<Question>,
+    question: Option<SchemaQuery>,
     /// An answer that waits for the batch before it to be taken.
-    held: Option<(Relation, Box<Reshape>)>,
+    held: Option<(Relation, Box<SchemaChange>)>,
     /// The last batch was a part.
     is_parted: bool,
 }
@@ -104,8 +105,9 @@ pub struct Assembler {
 impl Assembler {
     /// Starts at `checkpoint`, for tables that are followed from there (or from their `copy_lsn`).
     pub fn new(checkpoint: Lsn, tables: impl IntoIterator<Item = Arc<TableSpec>>) -> Self {
-        let followed =
-            |spec: Arc<TableSpec>| (spec.oid, Followed { spec, failure: None, reported: false });
+        let followed = |spec: Arc<TableSpec>| {
+            (spec.oid, TrackedTable { spec, failure: None, reported: false })
+        };
         Self {
             started_at: checkpoint,
             checkpoint,
@@ -124,7 +126,7 @@ impl Assembler {
             secret: None,
             described_bytes: 0,
             described_limit: DESCRIBED_BYTES,
-            reshapes: Vec::new(),
+            schema_changes: Vec::new(),
             asks: false,
             question: None,
             held: None,
@@ -132,7 +134,7 @@ impl Assembler {
         }
     }
 
-    /// Every relation becomes a [`Question`].
+    /// Every relation becomes a [`SchemaQuery`].
     pub fn asking(mut self) -> Self {
         self.asks = true;
         self
@@ -145,18 +147,20 @@ impl Assembler {
     }
 
     /// What must be answered before the next message is pushed.
-    pub fn question(&self) -> Option<&Question> {
+    pub fn question(&self) -> Option<&SchemaQuery> {
         self.question.as_ref()
     }
 
     /// Answers [`Self::question`]. After a new shape, the batch so far must be taken before
     /// anything else ([`Self::must_end_batch`]), for it holds rows of the old one.
-    pub fn answer(&mut self, answer: Answer) {
+    pub fn answer(&mut self, answer: SchemaResolution) {
         let Some(question) = self.question.take() else { return };
         match answer {
-            Answer::Same => self.settle(question.relation),
-            Answer::Reshape(reshape) => self.held = Some((question.relation, reshape)),
-            Answer::Copy(reason) => {
+            SchemaResolution::Same => self.settle(question.relation),
+            SchemaResolution::SchemaChange(reshape) => {
+                self.held = Some((question.relation, reshape))
+            }
+            SchemaResolution::Copy(reason) => {
                 self.fail(question.relation.oid, &reason, Remedy::CopyAltered);
                 self.describe_as(question.relation, Follow::Paused);
             }
@@ -180,7 +184,7 @@ impl Assembler {
 
     /// A table takes another shape between transactions, unasked: the catalogs say so and no row of
     /// it will come in the old shape any more. The batch so far must have been taken.
-    pub fn reshape(&mut self, reshape: Reshape) {
+    pub fn reshape(&mut self, reshape: SchemaChange) {
         debug_assert!(self.open.is_none() && self.effects.is_empty());
         let oid = reshape.after.oid;
         self.adopt(reshape);
@@ -196,12 +200,13 @@ impl Assembler {
 
     /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have
     /// gone by.
-    pub fn has_seen(&self, oid: u32, since: Lsn) -> bool {
+    pub fn may_have_missed(&self, oid: u32, since: Lsn) -> bool {
         self.started_at > since
             || self.described.get(&oid).is_some_and(|described| described.seen >= since)
     }
 
-    /// Follows a table from its `copy_lsn` on, which nothing of it has passed ([`Self::has_seen`]).
+    /// Follows a table from its `copy_lsn` on, which nothing of it has passed
+    /// ([`Self::may_have_missed`]).
     pub fn follow(&mut self, spec: Arc<TableSpec>) {
         let oid = spec.oid;
         // What the server has described already it does not describe again, unless it has changed
@@ -209,23 +214,23 @@ impl Assembler {
         if let Some(described) = self.described.get_mut(&oid) {
             described.follow = fit_or_stale(&spec, &described.relation);
         }
-        self.tables.insert(oid, Followed { spec, failure: None, reported: false });
+        self.tables.insert(oid, TrackedTable { spec, failure: None, reported: false });
     }
 
     /// Follows a table no longer; what was read of it and not taken yet is dropped.
     pub fn unfollow(&mut self, oid: u32) {
         self.tables.remove(&oid);
         self.effects.remove(&oid);
-        self.reshapes.retain(|reshape| reshape.after.oid != oid);
+        self.schema_changes.retain(|reshape| reshape.after.oid != oid);
         if let Some(open) = &mut self.open {
-            open.reshapes.retain(|reshape| reshape.after.oid != oid);
+            open.schema_changes.retain(|reshape| reshape.after.oid != oid);
         }
         if let Some(described) = self.described.get_mut(&oid) {
             described.follow = Follow::Untracked;
         }
     }
 
-    fn adopt(&mut self, reshape: Reshape) {
+    fn adopt(&mut self, reshape: SchemaChange) {
         let oid = reshape.after.oid;
         // One that failed in the batch before has no shape to take: its copy stands still.
         let Some(followed) =
@@ -236,7 +241,7 @@ impl Assembler {
         followed.spec = Arc::clone(&reshape.after);
         let width = reshape.before.columns.len();
         let Some(open) = &mut self.open else {
-            self.reshapes.push(reshape);
+            self.schema_changes.push(reshape);
             return;
         };
         for change in open.changes.iter_mut().filter(|change| change.table() == oid) {
@@ -245,7 +250,7 @@ impl Assembler {
                 *row = self.arena.store_row(Tuple::trusted(&bytes, reshape.columns.len()));
             }
         }
-        open.reshapes.push(reshape);
+        open.schema_changes.push(reshape);
     }
 
     /// Compares a relation with the table that it is.
@@ -308,7 +313,7 @@ impl Assembler {
     /// Whether the batch has to be taken: it is full and nothing is half read, or what is half read
     /// is by itself more than may be held, and goes out in parts.
     pub fn is_due(&self, max_rows: u64, max_bytes: usize) -> bool {
-        let is_large = self.bytes() >= max_bytes.min(LARGEST_BATCH_BYTES);
+        let is_large = self.bytes() >= max_bytes.min(MAX_BATCH_BYTES);
         is_large || self.open.is_none() && self.pending_rows >= max_rows
     }
 
@@ -447,8 +452,9 @@ impl Assembler {
             return Err(AssembleError::OutOfOrder { last: self.last_commit, next: commit_lsn });
         }
         let skip = already_applied(commit_lsn, self.checkpoint);
-        let (changes, reshapes, parted) = (Vec::new(), Vec::new(), BTreeSet::new());
-        self.open = Some(OpenTransaction { commit_lsn, xid, skip, changes, reshapes, parted });
+        let (changes, schema_changes, parted) = (Vec::new(), Vec::new(), BTreeSet::new());
+        self.open =
+            Some(OpenTransaction { commit_lsn, xid, skip, changes, schema_changes, parted });
         Ok(())
     }
 
@@ -471,7 +477,7 @@ impl Assembler {
         if open.skip {
             return Ok(());
         }
-        self.reshapes.extend(open.reshapes);
+        self.schema_changes.extend(open.schema_changes);
         self.fold_all(open.changes, commit_lsn, open.xid);
         self.source_transactions += 1;
         self.end_lsn = self.end_lsn.max(end_lsn);
@@ -498,10 +504,10 @@ impl Assembler {
             if self.arena.wants_compaction() {
                 let before = std::mem::take(&mut self.arena);
                 for row in changes.iter_mut().skip(at + 1).flat_map(Change::rows) {
-                    *row = self.arena.take_over(&before, *row);
+                    *row = self.arena.copy_from(&before, *row);
                 }
                 for effect in self.effects.values_mut() {
-                    effect.take_over(&before, &mut self.arena);
+                    effect.copy_from(&before, &mut self.arena);
                 }
             }
         }
@@ -549,7 +555,7 @@ impl Assembler {
     pub fn take_batch(&mut self) -> ChangeBatch {
         let is_part = self.source_transactions == 0 && self.held.is_none() && self.open.is_some();
         if is_part && let Some(mut open) = self.open.take() {
-            self.reshapes.append(&mut open.reshapes);
+            self.schema_changes.append(&mut open.schema_changes);
             let changes = std::mem::take(&mut open.changes);
             open.parted.extend(changes.iter().map(Change::table));
             self.fold_all(changes, open.commit_lsn, open.xid);
@@ -584,7 +590,7 @@ impl Assembler {
         let before = std::mem::take(&mut self.arena);
         if let Some(open) = &mut self.open {
             for row in open.changes.iter_mut().flat_map(Change::rows) {
-                *row = self.arena.take_over(&before, *row);
+                *row = self.arena.copy_from(&before, *row);
             }
         }
         self.pending_rows = 0;
@@ -595,7 +601,7 @@ impl Assembler {
             end_lsn: self.end_lsn,
             commit_times_us: std::mem::take(&mut self.commit_times_us),
             source_transactions: std::mem::take(&mut self.source_transactions),
-            reshapes: std::mem::take(&mut self.reshapes),
+            schema_changes: std::mem::take(&mut self.schema_changes),
             tables,
             failed,
         }
@@ -634,8 +640,14 @@ impl Assembler {
             // Between transactions a relation is only described once more, and must be looked up.
             let (commit_lsn, xid) =
                 self.open.as_ref().map_or((Lsn(u64::MAX), 0), |open| (open.commit_lsn, open.xid));
-            self.question =
-                Some(Question { relation, commit_lsn, xid, description, has_open_rows, has_parts });
+            self.question = Some(SchemaQuery {
+                relation,
+                commit_lsn,
+                xid,
+                description,
+                has_open_rows,
+                has_parts,
+            });
         } else {
             self.settle(relation);
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{ColumnOrigin, Key, Remedy, Reshape, TableSpec};
+use super::{ColumnOrigin, Key, Remedy, SchemaChange, TableSpec};
 use crate::{
     Lsn,
     pgoutput::{
@@ -46,7 +46,7 @@ pub(super) enum Follow {
 
 /// A table that this consumer follows.
 #[derive(Debug)]
-pub(super) struct Followed {
+pub(super) struct TrackedTable {
     pub spec: Arc<TableSpec>,
     /// Why it is paused; its rows are ignored from then on.
     pub failure: Option<(String, Remedy)>,
@@ -126,11 +126,11 @@ pub(super) fn fit(spec: &TableSpec, relation: &Relation) -> Result<Follow, Strin
 
 /// What a Relation message turned out to mean.
 #[derive(Debug)]
-pub enum Answer {
+pub enum SchemaResolution {
     /// The table as it is followed.
     Same,
     /// The table in another shape; rows from here on have it.
-    Reshape(Box<Reshape>),
+    SchemaChange(Box<SchemaChange>),
     /// A table that only another copy makes equal to the source, for this reason; no row of it
     /// counts before that.
     Copy(String),
@@ -145,9 +145,9 @@ pub struct Untracked {
     pub last_change: Lsn,
 }
 
-/// A Relation message that waits for its [`Answer`].
+/// A Relation message that waits for its [`SchemaResolution`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
+pub struct SchemaQuery {
     pub relation: Relation,
     /// Of the transaction that it is asked in.
     pub commit_lsn: Lsn,

@@ -20,7 +20,7 @@ use arrow::record_batch::RecordBatch;
 
 use crate::{Lsn, pgoutput::QualifiedName};
 
-pub use table::{ColumnOrigin, ColumnSpec, Key, Reshape, TableSpec};
+pub use table::{ColumnOrigin, ColumnSpec, Key, SchemaChange, TableSpec};
 
 /// Whole source transactions, reduced to their net effect: what one target transaction applies. Or
 /// a part of a source transaction that is too large for memory: the target transaction stays open
@@ -42,7 +42,7 @@ pub struct ChangeBatch {
     /// How many source transactions it holds, those that changed nothing of ours included.
     pub source_transactions: u64,
     /// Tables that take another shape, in order, before anything else of the batch is applied.
-    pub reshapes: Vec<Reshape>,
+    pub schema_changes: Vec<SchemaChange>,
     /// One entry per table that changed, in its last shape. The order does not matter: they are
     /// applied in one transaction.
     pub tables: Vec<TableChanges>,
@@ -54,7 +54,7 @@ pub struct ChangeBatch {
 impl ChangeBatch {
     /// Nothing to write but, perhaps, a newer checkpoint.
     pub fn is_idle(&self) -> bool {
-        self.tables.is_empty() && self.failed.is_empty() && self.reshapes.is_empty()
+        self.tables.is_empty() && self.failed.is_empty() && self.schema_changes.is_empty()
     }
 }
 

@@ -28,14 +28,14 @@ use crate::pgoutput::tuple::{Field, Tuple, write_field};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NetEffectError {
     #[error("an insert of a key that is already there")]
-    KeyTaken,
+    DuplicateKey,
     #[error("an update or delete of a row that is not there")]
     NoSuchRow,
     #[error(
         "an inserted row lacks the value of a TOASTed column, as when an update moves a row into a \
          row filter"
     )]
-    ValueNowhere,
+    MissingToastValue,
     #[error("an update or delete on a table that has no replica identity")]
     NoIdentity,
     #[error("a change whose key is missing on the wire")]
@@ -48,7 +48,7 @@ impl NetEffectError {
     /// A value that is nowhere in the stream is at the source; whatever else does not fit means
     /// that the copy differs, and that is for the operator to look at.
     pub fn remedy(self) -> Remedy {
-        if self == Self::ValueNowhere { Remedy::CopyAgain } else { Remedy::Operator }
+        if self == Self::MissingToastValue { Remedy::CopyAgain } else { Remedy::Operator }
     }
 }
 
@@ -87,10 +87,10 @@ type Index = HashTable<(u32, u32)>;
 /// What of a hash is kept, and what the table is ordered by: all of it follows from the part.
 fn hash_of(hasher: &DefaultHashBuilder, bytes: &[u8]) -> (u32, u64) {
     let part = hasher.hash_one(bytes) as u32;
-    (part, spread(part))
+    (part, mix(part))
 }
 
-fn spread(part: u32) -> u64 {
+fn mix(part: u32) -> u64 {
     u64::from(part).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
@@ -176,7 +176,7 @@ impl NetEffect {
     pub fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
         self.counts.inserted += 1;
         if new.is_open() {
-            return Err(NetEffectError::ValueNowhere);
+            return Err(NetEffectError::MissingToastValue);
         }
         match &mut self.rows {
             Rows::Keyed { key, index, states, .. } => {
@@ -332,7 +332,7 @@ impl NetEffect {
     }
 
     /// Takes the bytes that it refers to into another arena.
-    pub fn take_over(&mut self, from: &Arena, arena: &mut Arena) {
+    pub fn copy_from(&mut self, from: &Arena, arena: &mut Arena) {
         match &mut self.rows {
             Rows::Keyed { states, gone, .. } => {
                 for state in states.iter_mut() {
@@ -342,17 +342,17 @@ impl NetEffect {
                             (Slice::NOTHING, None, Slice::NOTHING);
                         continue;
                     }
-                    state.key = arena.take_over(from, state.key);
-                    state.origin = state.origin.map(|origin| arena.take_over(from, origin));
-                    state.tuple = arena.take_over(from, state.tuple);
+                    state.key = arena.copy_from(from, state.key);
+                    state.origin = state.origin.map(|origin| arena.copy_from(from, origin));
+                    state.tuple = arena.copy_from(from, state.tuple);
                 }
-                gone.iter_mut().for_each(|key| *key = arena.take_over(from, *key));
+                gone.iter_mut().for_each(|key| *key = arena.copy_from(from, *key));
             }
             Rows::WholeRow { rows, .. } => {
-                rows.iter_mut().for_each(|(row, _)| *row = arena.take_over(from, *row))
+                rows.iter_mut().for_each(|(row, _)| *row = arena.copy_from(from, *row))
             }
             Rows::AppendOnly(rows) => {
-                rows.iter_mut().for_each(|row| *row = arena.take_over(from, *row))
+                rows.iter_mut().for_each(|row| *row = arena.copy_from(from, *row))
             }
         }
     }
@@ -372,7 +372,7 @@ impl NetEffect {
                         _ if !state.tuple.is_open() => left.inserts.push(state.tuple),
                         Some(origin) => left.patches.push((state.tuple, origin)),
                         // Only rows that stood before the batch can have open values.
-                        None => return Err(NetEffectError::ValueNowhere),
+                        None => return Err(NetEffectError::MissingToastValue),
                     }
                 }
             }
@@ -406,8 +406,8 @@ fn put(
     let is_same = |&(other, at): &(u32, u32)| {
         other == part && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
     };
-    match index.entry(hash, is_same, |&(part, _)| spread(part)) {
-        Entry::Occupied(_) => Err(NetEffectError::KeyTaken),
+    match index.entry(hash, is_same, |&(part, _)| mix(part)) {
+        Entry::Occupied(_) => Err(NetEffectError::DuplicateKey),
         Entry::Vacant(vacant) => {
             vacant.insert((part, states.len() as u32));
             // A row that keeps its key shares its bytes with the origin.
@@ -453,7 +453,7 @@ fn add(
     let is_same = |&(other, at): &(u32, u32)| {
         other == part && rows.get(at as usize).is_some_and(|(other, _)| arena.get(*other) == bytes)
     };
-    match index.entry(hash, is_same, |&(part, _)| spread(part)) {
+    match index.entry(hash, is_same, |&(part, _)| mix(part)) {
         Entry::Occupied(found) => {
             if let Some((_, count)) = rows.get_mut(found.get().1 as usize) {
                 *count += by;
@@ -619,7 +619,7 @@ mod tests {
         let mut arena = Arena::default();
         let mut effect = NetEffect::new(&Key::Columns(vec![0]), 2);
         let row = store(&mut arena, &[text("20"), Field::Unchanged]);
-        assert_eq!(effect.insert(&mut arena, row), Err(NetEffectError::ValueNowhere));
+        assert_eq!(effect.insert(&mut arena, row), Err(NetEffectError::MissingToastValue));
     }
 
     #[test]
@@ -628,7 +628,7 @@ mod tests {
         let mut effect = NetEffect::new(&Key::Columns(vec![0]), 1);
         let row = store(&mut arena, &[text("1")]);
         effect.insert(&mut arena, row).unwrap();
-        assert_eq!(effect.insert(&mut arena, row), Err(NetEffectError::KeyTaken));
+        assert_eq!(effect.insert(&mut arena, row), Err(NetEffectError::DuplicateKey));
     }
 
     #[derive(Debug, Clone)]

@@ -88,7 +88,7 @@ impl TableSpec {
 /// A table that goes on in another shape: every stored row can be brought into it without a look at
 /// the source.
 #[derive(Debug, Clone)]
-pub struct Reshape {
+pub struct SchemaChange {
     pub before: Arc<TableSpec>,
     pub after: Arc<TableSpec>,
     /// For each column of `after`, where the values of older rows come from. Columns of `before`
@@ -105,7 +105,7 @@ pub enum ColumnOrigin {
     Added(Option<String>),
 }
 
-impl Reshape {
+impl SchemaChange {
     /// Rows are told apart by other columns than before.
     pub fn changes_key(&self) -> bool {
         let of = |spec: &TableSpec| match &spec.key {

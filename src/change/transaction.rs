@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Reshape, arena::Slice, net_effect::OldRow};
+use super::{SchemaChange, arena::Slice, net_effect::OldRow};
 use crate::Lsn;
 
 /// What was begun and is not committed yet.
@@ -14,7 +14,7 @@ pub(super) struct OpenTransaction {
     pub(super) skip: bool,
     pub(super) changes: Vec<Change>,
     /// Shapes that tables took inside it.
-    pub(super) reshapes: Vec<Reshape>,
+    pub(super) schema_changes: Vec<SchemaChange>,
     /// Tables of which rows went out in parts already.
     pub(super) parted: BTreeSet<u32>,
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::{
     backfill::plain_copy,
     engine::{attach::Recopy, sync},
@@ -46,7 +46,7 @@ pub struct ResyncArgs {
 }
 
 /// `rhei resync`: a running replicator is asked to copy a table again; without one it is done here.
-pub async fn resync(session: Session, args: ResyncArgs) -> Result<ExitCode, CliError> {
+pub async fn resync(session: Invocation, args: ResyncArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
     match crate::control::ask(&path, &format!("resync {}", args.table)).await {
         Some(answer) => match answer["error"].as_str() {
@@ -67,7 +67,7 @@ pub async fn resync(session: Session, args: ResyncArgs) -> Result<ExitCode, CliE
 }
 
 /// `rhei pause` and `rhei resume`: only a running replicator has copies that could be paused.
-pub async fn pause(session: Session, is_paused: bool) -> Result<ExitCode, CliError> {
+pub async fn pause(session: Invocation, is_paused: bool) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
     let question = if is_paused { "pause" } else { "resume" };
     if crate::control::ask(&path, question).await.is_none() {
@@ -84,7 +84,7 @@ pub async fn pause(session: Session, is_paused: bool) -> Result<ExitCode, CliErr
 }
 
 /// Runs the command.
-pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation, args: BackfillArgs) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
     let again = match (args.tables.is_empty(), args.force) {
@@ -95,7 +95,7 @@ pub async fn run(session: Session, args: BackfillArgs) -> Result<ExitCode, CliEr
     let copied = if args.no_slot {
         let writer = Writer::new(DuckDb::open(&context.options.target)?);
         let copied = plain_copy(&context, &writer, &stop).await;
-        writer.call(|target| target.tidy(Compaction::None)).await?;
+        writer.call(|target| target.checkpoint_file(Compaction::Skip)).await?;
         copied.map_err(CliError::from)
     } else {
         sync(&context, again, &stop).await.map(|report| report.in_error).map_err(CliError::from)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::ExitCode};
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::{
     olap::DuckDb,
     pgoutput::{QualifiedName, ReplicaIdentity},
@@ -67,7 +67,7 @@ pub struct CheckArgs {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation, args: CheckArgs) -> Result<ExitCode, CliError> {
     let source = session.source()?;
     let client = connect_sql(&source, "check").await?;
     let mut findings = Findings::default();
@@ -82,7 +82,7 @@ pub async fn run(session: Session, args: CheckArgs) -> Result<ExitCode, CliError
         check_table(table, source.user(), &mut findings);
     }
     check_plans(&client, &session, &tables, &mut findings).await?;
-    for blocker in catalog::blockers(&client).await? {
+    for blocker in catalog::open_transactions(&client).await? {
         findings.add(
             Level::Warning,
             "open transactions",
@@ -139,7 +139,7 @@ async fn check_ddl_trigger(client: &SqlClient, findings: &mut Findings) -> Resul
 
 async fn check_server(
     client: &SqlClient,
-    session: &Session,
+    session: &Invocation,
     findings: &mut Findings,
 ) -> Result<(), CliError> {
     let server = catalog::server(client).await?;
@@ -200,7 +200,7 @@ async fn check_server(
 
 async fn check_publication(
     client: &SqlClient,
-    session: &Session,
+    session: &Invocation,
     findings: &mut Findings,
 ) -> Result<Vec<SourceTable>, CliError> {
     let config = &session.config;
@@ -326,7 +326,7 @@ fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {
 /// Types, settings, and names that DuckDB does not tell apart (trap 59).
 async fn check_plans(
     client: &SqlClient,
-    session: &Session,
+    session: &Invocation,
     tables: &[SourceTable],
     findings: &mut Findings,
 ) -> Result<(), CliError> {
@@ -377,7 +377,7 @@ async fn check_plans(
     Ok(())
 }
 
-fn check_target(session: &Session, findings: &mut Findings) {
+fn check_target(session: &Invocation, findings: &mut Findings) {
     let Ok(target) = session.target() else {
         findings.add(Level::Warning, "target", "none given", "--target PATH, or [target] path");
         return;

@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::{HumanBytes, ProgressBar};
 use serde_json::Value;
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::{
     control,
     olap::{DuckDb, compact::written_beside, engine::FileMaintenance},
@@ -27,7 +27,7 @@ pub struct CompactArgs {
 }
 
 /// Runs the command. A running replicator does it itself, between two cycles; else it is done here.
-pub async fn run(session: Session, args: CompactArgs) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, CliError> {
     let target = session.target()?;
     let path = target.path.clone();
     let is_quiet = session.is_quiet;

@@ -412,9 +412,12 @@ async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool
     Ok(all_equal)
 }
 
-type Answer = Vec<Vec<Option<String>>>;
+type SchemaResolution = Vec<Vec<Option<String>>>;
 
-async fn ask_postgres(client: &tokio_postgres::Client, sql: &str) -> Result<Answer, CliError> {
+async fn ask_postgres(
+    client: &tokio_postgres::Client,
+    sql: &str,
+) -> Result<SchemaResolution, CliError> {
     let messages = client.simple_query(sql).await.map_err(crate::source::SourceError::from)?;
     let mut rows = Vec::new();
     for message in messages {
@@ -425,7 +428,10 @@ async fn ask_postgres(client: &tokio_postgres::Client, sql: &str) -> Result<Answ
     Ok(rows)
 }
 
-fn ask_duckdb(copy: &::duckdb::Connection, sql: &str) -> Result<(Vec<String>, Answer), CliError> {
+fn ask_duckdb(
+    copy: &::duckdb::Connection,
+    sql: &str,
+) -> Result<(Vec<String>, SchemaResolution), CliError> {
     let ask = || {
         let mut statement = copy.prepare(&format!("SELECT COLUMNS(*)::VARCHAR FROM ({sql})"))?;
         let mut rows = statement.query([])?;

@@ -4,7 +4,7 @@ use std::{fmt::Write, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::source::{catalog, connection::connect_sql};
 
 /// Flags of `rhei init`.
@@ -19,7 +19,7 @@ pub struct InitArgs {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, args: InitArgs) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation, args: InitArgs) -> Result<ExitCode, CliError> {
     let path = &args.output;
     if path.exists() && !args.force {
         return Err(CliError::Failed(format!(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::Value;
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::{control, olap::DuckDb};
 
 /// Flags of `rhei jobs`.
@@ -20,7 +20,7 @@ pub struct JobsArgs {
 }
 
 /// Runs the command. A running replicator is asked; else the file is read.
-pub async fn run(session: Session, args: JobsArgs) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation, args: JobsArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
     let jobs = match control::ask(&path, "jobs").await {
         Some(answer) => match answer["error"].as_str() {

@@ -155,12 +155,12 @@ through_engine!(
 );
 
 /// What every command begins with.
-pub struct Session {
+pub struct Invocation {
     config: Config,
     is_quiet: bool,
 }
 
-impl Session {
+impl Invocation {
     fn source(&self) -> Result<SourceOptions, CliError> {
         let url = self.config.source_url.as_ref().map(Secret::expose).unwrap_or_default();
         let environment = Environment::from_process();
@@ -330,7 +330,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             .filter(|(name, _)| name.starts_with("RHEI_"))
             .collect(),
     };
-    let session = Session { config: Config::load(&inputs)?, is_quiet: cli.global.quiet };
+    let session = Invocation { config: Config::load(&inputs)?, is_quiet: cli.global.quiet };
     match cli.command {
         Command::Sync => Box::pin(sync::run(session)).await,
         Command::Run => Box::pin(run::run(session)).await,

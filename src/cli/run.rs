@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use tokio::sync::mpsc;
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::{control::Control, engine, olap::DuckDb, pipeline::Writer};
 
 /// Runs the command.
-pub async fn run(session: Session) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
     // Opened once: two DuckDB instances on one file do not lock each other out in one process.

@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::{
     Lsn, control,
     olap::DuckDb,
@@ -23,7 +23,7 @@ pub struct StatusArgs {
 
 /// Runs the command. A running replicator is asked; else the file is read. Without a source, or
 /// when it cannot be reached, what the slot holds stays unknown.
-pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
     let mut status = match control::ask(&path, "status").await {
         Some(answer) => {
@@ -52,7 +52,7 @@ pub async fn run(session: Session, args: StatusArgs) -> Result<ExitCode, CliErro
     Ok(ExitCode::SUCCESS)
 }
 
-async fn slot_of(session: &Session, status: &Value) -> Option<Value> {
+async fn slot_of(session: &Invocation, status: &Value) -> Option<Value> {
     let source = session.source().ok()?;
     let client = connect_sql(&source, "status")
         .await

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use super::{CliError, Session};
+use super::{CliError, Invocation};
 use crate::engine::attach::Recopy;
 
 /// Runs the command.
-pub async fn run(session: Session) -> Result<ExitCode, CliError> {
+pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
     let report = crate::engine::sync(&context, Recopy::None, &stop).await;

@@ -17,7 +17,7 @@ use crate::{
     Checkpoint, Lsn,
     change::{
         ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
-        followed::{Answer, Question},
+        followed::{SchemaQuery, SchemaResolution},
     },
     error::error_chain,
     failpoint::reached,
@@ -288,7 +288,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Delivery::Ended => {
                     return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) });
                 }
-                Delivery::Question(question) => {
+                Delivery::SchemaQuery(question) => {
                     let asked = Instant::now();
                     self.judge(&question, stop).await?;
                     asking += asked.elapsed();
@@ -304,7 +304,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             // Taken with this batch, or dropped with their table.
             self.has_shapes = false;
             batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
-            batch.reshapes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
+            batch.schema_changes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
             batch.failed.iter_mut().for_each(|failure| self.limit_recopies(failure));
             let position = self.consumer.position();
             let report = CycleReport {
@@ -428,7 +428,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             end_lsn: checkpoint.lsn,
             commit_times_us: Vec::new(),
             source_transactions: 0,
-            reshapes: Vec::new(),
+            schema_changes: Vec::new(),
             tables: Vec::new(),
             failed: failed.clone(),
         };
@@ -452,11 +452,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Answers what the stream asks.
     async fn judge(
         &mut self,
-        question: &Question,
+        question: &SchemaQuery,
         stop: &CancellationToken,
     ) -> Result<(), EngineError> {
         let Some(catalogs) = &mut self.catalogs else {
-            self.consumer.assembler().answer(Answer::Same);
+            self.consumer.assembler().answer(SchemaResolution::Same);
             return Ok(());
         };
         let (since, mut is_said) = (Instant::now(), false);
@@ -511,7 +511,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
         match verdict {
             ShapeChange::None | ShapeChange::MetadataOnly(_) => {
-                self.consumer.assembler().answer(Answer::Same)
+                self.consumer.assembler().answer(SchemaResolution::Same)
             }
             ShapeChange::Alter(reshape) => {
                 tracing::info!(table = %reshape.after.source, "the table has another shape from \
@@ -519,17 +519,20 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 catalogs.adopted(&reshape.after);
                 // What was looked at before may be older than this shape.
                 (self.look, self.looked) = (None, None);
-                self.consumer.assembler().answer(Answer::Reshape(reshape));
+                self.consumer.assembler().answer(SchemaResolution::SchemaChange(reshape));
             }
             // The batch that holds the change says so to the target.
-            ShapeChange::Recopy(reason) => self.consumer.assembler().answer(Answer::Copy(reason)),
+            ShapeChange::Recopy(reason) => {
+                self.consumer.assembler().answer(SchemaResolution::Copy(reason))
+            }
         }
         Ok(())
     }
 
     /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to
     /// come before [`Self::settle`] can act upon it, or `None` when nothing has changed since the
-    /// last time. `Err(LockNotAvailable)`: a published table is locked, and has to be looked at later.
+    /// last time. `Err(LockNotAvailable)`: a published table is locked, and has to be looked at
+    /// later.
     pub async fn look(&mut self) -> Result<Result<Option<Lsn>, LockNotAvailable>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
             match with_deadline(catalogs.look()).await? {
@@ -594,10 +597,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 settled.copy(oid, "a label of an enum was added, and renamed since");
             }
         }
-        let has_shapes = !settled.reshapes.is_empty();
+        let has_shapes = !settled.schema_changes.is_empty();
         self.looked = settled.began;
         self.has_shapes = has_shapes;
-        for reshape in settled.reshapes {
+        for reshape in settled.schema_changes {
             tracing::info!(table = %reshape.after.source, "the table has another shape");
             catalogs.adopted(&reshape.after);
             self.consumer.assembler().reshape(reshape);
@@ -605,7 +608,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let noted: Vec<Arc<TableSpec>> = settled.noted.into_iter().map(Arc::new).collect();
         noted.iter().for_each(|spec| catalogs.adopted(spec));
         if !noted.is_empty() {
-            self.target.call(move |target| target.note_shapes(&noted)).await?;
+            self.target.call(move |target| target.put_shapes(&noted)).await?;
         }
         self.copy_again(settled.copies).await?;
         Ok(match settled.set_changed {
@@ -643,7 +646,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             commit_time_us: commit_time_us.or(self.checkpoint.commit_time_us),
         };
         let mut batch = Arc::new(batch);
-        let swaps = !batch.reshapes.is_empty();
+        let swaps = !batch.schema_changes.is_empty();
         let meanwhile = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
         loop {
             let applied = {
@@ -692,7 +695,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {
                             let changed = batch.tables.iter().map(|changes| &changes.table);
                             changed
-                                .chain(batch.reshapes.iter().map(|reshape| &reshape.after))
+                                .chain(batch.schema_changes.iter().map(|reshape| &reshape.after))
                                 .find(|table| table.oid == oid)
                         });
                     let Some(table) = failed else { return Err(error.into()) };
@@ -713,7 +716,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     }
                     let mut rest = (*batch).clone();
                     rest.tables.retain(|changes| changes.table.oid != failure.oid);
-                    rest.reshapes.retain(|reshape| reshape.after.oid != failure.oid);
+                    rest.schema_changes.retain(|reshape| reshape.after.oid != failure.oid);
                     rest.failed.push(failure);
                     batch = Arc::new(rest);
                 }

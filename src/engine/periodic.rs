@@ -48,10 +48,10 @@ pub(super) async fn tidy<T: OlapEngine + 'static>(
     writer: &Writer<T>,
 ) -> Result<(), EngineError> {
     let _shape = context.ddl_lock.write().await;
-    let tidied = writer.call(|target| target.tidy(Compaction::Some)).await;
+    let tidied = writer.call(|target| target.checkpoint_file(Compaction::Incremental)).await;
     if tidied.is_err() {
         // Once more later.
-        context.activity.note();
+        context.activity.touch();
     }
     tidied
 }

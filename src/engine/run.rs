@@ -45,7 +45,7 @@ pub async fn run<T: OlapEngine + 'static>(
         tracing::warn!(task, "did not finish in time, and was given up");
     }
     ended?;
-    match writer.call(|target| target.tidy(Compaction::None)).await {
+    match writer.call(|target| target.checkpoint_file(Compaction::Skip)).await {
         // It stays in the log, and is written into the file next time.
         Err(error) if policy(&error) == Policy::Disk => {
             tracing::warn!(error = error_chain(&error), "file checkpoint put off");
@@ -63,7 +63,7 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
     stop: &CancellationToken,
 ) -> Result<(), EngineError> {
     const FIRST_PAUSE: Duration = Duration::from_millis(500);
-    const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+    const MAX_PAUSE: Duration = Duration::from_secs(30);
     const CALM: Duration = Duration::from_secs(10);
     const HEALTHY_AFTER: Duration = Duration::from_secs(2);
     const IN_A_ROW: u32 = 20;
@@ -205,6 +205,6 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(jittered) => {}
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }

@@ -201,7 +201,7 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
             }
             let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
             if has_rows || report.source_transactions > 0 {
-                context.activity.note();
+                context.activity.touch();
             }
             let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
             let _ = context.events.send(Event::Cycle(report));

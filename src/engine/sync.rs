@@ -54,8 +54,8 @@ pub async fn sync(
     // What a copy has just written needs none: its last row groups are small, and no more.
     let changed_rows = report.updated + report.deleted;
     let compaction =
-        if changed_rows > 0 { Compaction::For { changed_rows } } else { Compaction::None };
-    writer.call(move |target| target.tidy(compaction)).await?;
+        if changed_rows > 0 { Compaction::For { changed_rows } } else { Compaction::Skip };
+    writer.call(move |target| target.checkpoint_file(compaction)).await?;
     Ok(report)
 }
 
@@ -274,7 +274,9 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
                 () = stop.cancelled() => return Ok(Some(SessionEnd::Stopped)),
                 news = copies.next() => {
                     let mut cycles = Vec::new();
-                    let attach_anew = engine.handle_copy_event(news?, copies, stop, &mut cycles).await?;
+                    let update = news?;
+                    let attach_anew =
+                        engine.handle_copy_event(update, copies, stop, &mut cycles).await?;
                     for cycle in cycles {
                         report.add(&cycle);
                         let _ = context.events.send(Event::Cycle(cycle));

@@ -12,9 +12,9 @@ use duckdb::Connection;
 
 use super::{
     Applied, DuckDb, TableState, TargetError, jobs, names, pending,
-    reshape::bring_into_shape,
+    reshape::alter_table,
     stage::{
-        Rows, STAGE, Views, column_list, key_match, patched_value, stage, stage_columns,
+        Rows, STAGE, StagingViews, column_list, key_match, patched_value, stage, stage_columns,
         stage_patch, stage_values, total,
     },
     state::{self, Cycle},
@@ -62,9 +62,8 @@ pub(super) fn apply(
     progress: &mut Progress,
 ) -> Result<(), TargetError> {
     // ALTER comes before any other statement on a table of this transaction (trap 69).
-    for reshape in &batch.reshapes {
-        bring_into_shape(&target.connection, reshape)
-            .map_err(|source| source.of(&reshape.after))?;
+    for reshape in &batch.schema_changes {
+        alter_table(&target.connection, reshape).map_err(|source| source.of(&reshape.after))?;
         target.tables()?.put_shape(&reshape.after);
         reached("apply.reshaped");
     }
@@ -75,7 +74,7 @@ pub(super) fn apply(
         }
         if let Some(&is_loaded) = target.copying.get(&changes.table.oid) {
             progress.ends_a_copy |= changes.truncate.is_some();
-            keep_for_later(target, changes, is_loaded)
+            capture_pending(target, changes, is_loaded)
                 .map_err(|source| source.of(&changes.table))?;
             if changes.truncate.is_some() {
                 target.tables()?.set_state(changes.table.oid, TableState::CatchingUp, Some(0));
@@ -104,7 +103,7 @@ pub(super) fn apply(
 }
 
 /// The checkpoint and the record of the cycle; its second part.
-pub(super) fn conclude(
+pub(super) fn finish(
     target: &mut DuckDb,
     batch: &ChangeBatch,
     checkpoint: &Checkpoint,
@@ -140,7 +139,7 @@ pub(super) fn conclude(
 
 /// Changes of a table that is still being copied. A TRUNCATE ends its copy: whatever the snapshot
 /// holds is gone, and all that there is comes by the stream.
-fn keep_for_later(
+fn capture_pending(
     target: &mut DuckDb,
     changes: &TableChanges,
     is_loaded: bool,
@@ -169,7 +168,7 @@ fn keep_for_later(
 fn apply_table(
     connection: &Connection,
     changes: &TableChanges,
-    views: &Views,
+    views: &StagingViews,
 ) -> Result<(u64, u64), TargetError> {
     let spec = &changes.table;
     let target = names::table(&spec.target);
@@ -265,7 +264,7 @@ fn delete_by_key(
     spec: &TableSpec,
     target: &str,
     batches: &[RecordBatch],
-    views: &Views,
+    views: &StagingViews,
 ) -> Result<u64, TargetError> {
     if total(batches) == 0 {
         return Ok(0);

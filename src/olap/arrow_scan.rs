@@ -131,7 +131,7 @@ impl BatchView {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let waiting = Waiting::default();
-        let lent = Lent {
+        let lent = StreamState {
             schema: FFI_ArrowSchema::try_from(schema.as_ref())?,
             waiting: Arc::clone(&waiting),
         };
@@ -197,12 +197,12 @@ impl Drop for BatchView {
 /// What a stream gives to DuckDB, which plans a statement and runs it again and again: for each
 /// plan it asks for the schema, and never gives it back. A schema of its own each time, as the
 /// arrow crate would make it, would be lost each time.
-struct Lent {
+struct StreamState {
     schema: FFI_ArrowSchema,
     waiting: Waiting,
 }
 
-impl Lent {
+impl StreamState {
     fn into_stream(self) -> FFI_ArrowArrayStream {
         FFI_ArrowArrayStream {
             get_schema: Some(lend_schema),
@@ -220,10 +220,10 @@ unsafe extern "C" fn lend_schema(
     out: *mut FFI_ArrowSchema,
 ) -> c_int {
     unsafe extern "C" fn keep(_: *mut FFI_ArrowSchema) {}
-    // SAFETY: `private_data` is the `Lent` of a stream that is alive, `out` is room for a schema.
-    // The copy is used while the view is alive, and does not release what it points to.
+    // SAFETY: `private_data` is the `StreamState` of a stream that is alive, `out` is room for a
+    // schema. The copy is used while the view is alive, and does not release what it points to.
     unsafe {
-        let lent = (*stream).private_data.cast::<Lent>();
+        let lent = (*stream).private_data.cast::<StreamState>();
         ptr::copy_nonoverlapping(&raw const (*lent).schema, out, 1);
         (*out).release = Some(keep);
     }
@@ -238,7 +238,7 @@ unsafe extern "C" fn next_array(
 ) -> c_int {
     // SAFETY: as above; `out` is room for an array, which is DuckDB's to release.
     unsafe {
-        let lent = &*(*stream).private_data.cast::<Lent>();
+        let lent = &*(*stream).private_data.cast::<StreamState>();
         let next = lent.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let array = next.map_or_else(FFI_ArrowArray::empty, |batch| {
             FFI_ArrowArray::new(&StructArray::from(batch).to_data())
@@ -255,7 +255,7 @@ unsafe extern "C" fn no_error(_: *mut FFI_ArrowArrayStream) -> *const c_char {
 unsafe extern "C" fn release_stream(stream: *mut FFI_ArrowArrayStream) {
     // SAFETY: called once, by the stream's owner, which marks the stream as released.
     unsafe {
-        drop(Box::from_raw((*stream).private_data.cast::<Lent>()));
+        drop(Box::from_raw((*stream).private_data.cast::<StreamState>()));
         (*stream).release = None;
     }
 }

@@ -49,8 +49,8 @@ const NEW_FILE: &str = ".compacting";
 /// one.
 pub fn written_beside(path: &Path) -> u64 {
     fs::canonicalize(path).map_or(0, |path| {
-        let next = beside(&path, NEW_FILE);
-        size(&next) + size(&beside(&next, ".wal"))
+        let next = sibling(&path, NEW_FILE);
+        size(&next) + size(&sibling(&next, ".wal"))
     })
 }
 
@@ -59,7 +59,7 @@ pub(super) fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
 
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(super) fn sibling(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
     path.with_file_name(name)
@@ -79,7 +79,7 @@ pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, Targe
         [],
         |row| row.get(0),
     )?;
-    let (file_bytes, log_bytes) = (size(path), size(&beside(path, ".wal")));
+    let (file_bytes, log_bytes) = (size(path), size(&sibling(path, ".wal")));
     Ok(Space { file_bytes, free_bytes: block_size * free, log_bytes, stored_rows })
 }
 
@@ -160,7 +160,7 @@ fn others(connection: &Connection, database: &str) -> Result<Vec<String>, Target
 
 impl DuckDb {
     /// The body of [`super::OlapEngine::compact`].
-    pub(super) fn write_anew(&mut self) -> Result<Compacted, TargetError> {
+    pub(super) fn rewrite_file(&mut self) -> Result<Compacted, TargetError> {
         let started = Instant::now();
         let refused = |reason: String| TargetError::NotCompacted { reason };
         if self.has_open_parts() {
@@ -176,7 +176,7 @@ impl DuckDb {
         }
         // A link stays a link.
         let path = fs::canonicalize(self.path())?;
-        let next = beside(&path, NEW_FILE);
+        let next = sibling(&path, NEW_FILE);
         let before = space(&self.connection, &path)?;
         self.pace.use_all_threads(&self.connection)?;
         let written = self.write_next(&next);
@@ -194,7 +194,7 @@ impl DuckDb {
             Ok(contents) => contents,
             Err(error) => {
                 let _ = fs::remove_file(&next);
-                let _ = fs::remove_file(beside(&next, ".wal"));
+                let _ = fs::remove_file(sibling(&next, ".wal"));
                 return Err(match error {
                     // The file is closed.
                     error @ TargetError::Closed { .. } => error,
@@ -216,11 +216,11 @@ impl DuckDb {
     fn put_in_place(&mut self, next: &Path, path: &Path) -> Result<(), TargetError> {
         self.connection.execute_batch("CHECKPOINT")?;
         if let Err(error) = self.detach() {
-            self.attach_again()?;
+            self.reattach()?;
             return Err(error);
         }
         reached("compact.closed");
-        let moved = match fs::exists(beside(path, ".wal")) {
+        let moved = match fs::exists(sibling(path, ".wal")) {
             Ok(false) => fs::rename(next, path).map_err(TargetError::from),
             Ok(true) => {
                 Err(TargetError::NotCompacted { reason: "DuckDB left a log behind".to_owned() })
@@ -228,7 +228,7 @@ impl DuckDb {
             Err(error) => Err(error.into()),
         };
         reached("compact.renamed");
-        self.attach_again()?;
+        self.reattach()?;
         moved?;
         if let Some(folder) = path.parent() {
             // A crash before this leaves the old file, which is as good.
@@ -246,7 +246,7 @@ impl DuckDb {
         };
         // Left by a crash.
         gone(next)?;
-        gone(&beside(next, ".wal"))?;
+        gone(&sibling(next, ".wal"))?;
         let file = names::literal(&next.display().to_string());
         connection.execute_batch(&format!(
             "ATTACH {file} AS {NEXT} (STORAGE_VERSION 'latest'); COPY FROM DATABASE {} TO {NEXT}; \

@@ -97,7 +97,7 @@ impl CopyTarget for DuckDb {
             for table in tables {
                 let has_pending = target.tables()?.has_pending(table.oid);
                 let closed = if has_pending {
-                    pending::close_open_values(&target.connection, table)
+                    pending::resolve_from_shadow(&target.connection, table)
                 } else {
                     Ok(())
                 };
@@ -121,7 +121,7 @@ impl CopyTarget for DuckDb {
         tables: &[Arc<TableSpec>],
         most_rows: u64,
     ) -> Result<BTreeSet<u32>, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         self.roll_back()?;
         let stored = self.tables()?;
         let (changed, mut merged): (Vec<_>, Vec<_>) =
@@ -171,7 +171,7 @@ impl CopyTarget for DuckDb {
                 target.drop_pending(table.oid)?;
             }
             let stored = target.tables()?;
-            stored.give_way(merged.iter().map(|table| (&table.target, table.oid)));
+            stored.forget_dropped_namesakes(merged.iter().map(|table| (&table.target, table.oid)));
             merged.iter().for_each(|table| stored.set_live(table.oid));
             reached("merge.swapping");
             Ok(())
@@ -202,12 +202,12 @@ impl CopyTarget for DuckDb {
     }
 
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         self.reading(jobs::all)
     }
 
     fn loader(&mut self) -> Result<Loader, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         let connection = self.connection.try_clone()?;
         connection.execute_batch(&format!("USE {}", names::CATALOG))?;
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");

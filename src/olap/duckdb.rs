@@ -15,12 +15,12 @@ use super::{
     apply::{self, Progress},
     arrow_scan::Database,
     compact,
-    file::{attach, open, sweep},
+    file::{attach, open, remove_stale_spill},
     jobs, names, new_file, pending,
-    stage::Views,
+    stage::StagingViews,
     state,
     tables::Tables,
-    tuning::Pace,
+    tuning::Tuning,
 };
 use crate::{
     Checkpoint, Lsn,
@@ -43,8 +43,8 @@ pub struct DuckDb {
     tables: Option<Tables>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
-    pub(super) pace: Pace,
-    pub(super) views: Views,
+    pub(super) pace: Tuning,
+    pub(super) views: StagingViews,
     /// The transaction that is open for parts of a source transaction.
     parts: Option<Progress>,
     /// A transaction was begun and not ended.
@@ -72,10 +72,10 @@ impl DuckDb {
         }
         let since = SystemTime::now();
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
-        sweep(path, since);
-        new_file::sweep(path);
+        remove_stale_spill(path, since);
+        new_file::remove_stale_spill(path);
         connection.set_prepared_statement_cache_capacity(PREPARED);
-        let pace = Pace::new(&connection)?;
+        let pace = Tuning::new(&connection)?;
         let mut opened = Self {
             connection,
             database,
@@ -84,7 +84,7 @@ impl DuckDb {
             tables: None,
             copying: BTreeMap::new(),
             pace,
-            views: Views::default(),
+            views: StagingViews::default(),
             parts: None,
             is_open: false,
             is_detached: false,
@@ -158,7 +158,7 @@ impl DuckDb {
         Arc::strong_count(&self.loaders) > 1
     }
 
-    /// Closes the file. Everything but [`Self::attach_again`] fails until it is open again.
+    /// Closes the file. Everything but [`Self::reattach`] fails until it is open again.
     pub(super) fn detach(&mut self) -> Result<(), TargetError> {
         self.is_detached = true;
         self.connection.flush_prepared_statement_cache();
@@ -167,7 +167,7 @@ impl DuckDb {
     }
 
     /// Opens the file once more after it was closed; settings of the instance stay.
-    pub(super) fn attach_again(&mut self) -> Result<(), TargetError> {
+    pub(super) fn reattach(&mut self) -> Result<(), TargetError> {
         const PATIENCE: Duration = Duration::from_secs(3);
         let since = Instant::now();
         loop {
@@ -190,10 +190,10 @@ impl DuckDb {
 
     /// Nothing may be read from, or written to, the database in memory that stands in for a closed
     /// file.
-    pub(super) fn be_attached(&mut self) -> Result<(), TargetError> {
+    pub(super) fn ensure_attached(&mut self) -> Result<(), TargetError> {
         if self.is_detached {
             self.detach()?;
-            self.attach_again()?;
+            self.reattach()?;
         }
         Ok(())
     }
@@ -225,7 +225,7 @@ impl DuckDb {
         &mut self,
         work: impl Fn(&mut Self) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         self.roll_back()?;
         let before = self.pipeline.clone();
         let mut conflicts = 0;
@@ -284,7 +284,7 @@ impl DuckDb {
                     pruned: 0,
                 });
             }
-            let applied = apply::conclude(self, batch, checkpoint, &progress)?;
+            let applied = apply::finish(self, batch, checkpoint, &progress)?;
             reached("apply.committing");
             self.commit()?;
             Ok(applied)
@@ -313,7 +313,7 @@ impl DuckDb {
     }
 
     fn log_bytes(&self) -> u64 {
-        compact::size(&compact::beside(&self.path, ".wal"))
+        compact::size(&compact::sibling(&self.path, ".wal"))
     }
 
     /// Reads what is committed. While a transaction is open for parts, its connection would show
@@ -344,7 +344,7 @@ impl DuckDb {
 
 impl TargetState for DuckDb {
     fn state(&mut self) -> Result<Option<StoredState>, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         if self.parts.is_some() {
             return self.reading(state::read);
         }
@@ -372,7 +372,7 @@ impl TargetState for DuckDb {
         self.refresh()
     }
 
-    fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
+    fn put_tables(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
         self.transaction(|target| {
             let is_ended =
                 |table: &&StoredTable| target.copying.contains_key(&table.oid) && !table.has_shadow;
@@ -385,7 +385,7 @@ impl TargetState for DuckDb {
         self.refresh()
     }
 
-    fn note_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
+    fn put_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
         self.transaction(|target| {
             let stored = target.tables()?;
             tables.iter().for_each(|table| stored.put_shape(table));
@@ -409,15 +409,15 @@ impl TargetState for DuckDb {
             }
             // All at once, so that two tables can swap their names.
             for (from, table) in &moving {
-                target.connection.execute_batch(&names::set_aside(from, table.oid))?;
+                target.connection.execute_batch(&names::rename_to_temp(from, table.oid))?;
             }
             for (from, table) in &moving {
                 // A copy that is only kept gives way.
-                if target.tables()?.give_way([(&table.target, table.oid)]) {
+                if target.tables()?.forget_dropped_namesakes([(&table.target, table.oid)]) {
                     target.connection.execute_batch(&names::drop_table(&table.target))?;
                 }
                 target.refuse_foreign(&table.target)?;
-                target.connection.execute_batch(&names::bring_back(
+                target.connection.execute_batch(&names::rename_from_temp(
                     from,
                     table.oid,
                     &table.target,
@@ -427,7 +427,7 @@ impl TargetState for DuckDb {
             for ((_, table), is_ours) in moves.iter().zip(ours) {
                 stored.put(table.clone());
                 if is_ours {
-                    stored.set_ours(table.oid);
+                    stored.set_managed(table.oid);
                 }
             }
             Ok(())
@@ -442,7 +442,7 @@ impl ApplyTarget for DuckDb {
         batch: &ChangeBatch,
         checkpoint: &Checkpoint,
     ) -> Result<Applied, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         if !batch.continues {
             self.roll_back()?;
         }
@@ -466,7 +466,7 @@ impl ApplyTarget for DuckDb {
             self.transaction(|target| {
                 let mut progress = Progress::default();
                 apply::apply(target, batch, &mut progress)?;
-                let applied = apply::conclude(target, batch, checkpoint, &progress)?;
+                let applied = apply::finish(target, batch, checkpoint, &progress)?;
                 reached("apply.committing");
                 Ok((applied, progress.ends_a_copy))
             })?
@@ -476,7 +476,7 @@ impl ApplyTarget for DuckDb {
             return Ok(applied);
         }
         self.pace.applied(&applied, (log_bytes, self.log_bytes()));
-        if !batch.reshapes.is_empty() || ends_a_copy && !self.copying.is_empty() {
+        if !batch.schema_changes.is_empty() || ends_a_copy && !self.copying.is_empty() {
             self.refresh()?;
         }
         Ok(applied)
@@ -497,7 +497,7 @@ impl ApplyTarget for DuckDb {
         columns: &[usize],
         allowed: &[String],
     ) -> Result<bool, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         let target = names::table(&table.target);
         let allowed: Vec<String> = allowed.iter().map(|value| names::literal(value)).collect();
 
@@ -530,11 +530,11 @@ impl FileMaintenance for DuckDb {
     fn reopen(&mut self) -> Result<(), TargetError> {
         self.roll_back_quietly();
         self.detach()?;
-        self.attach_again()
+        self.reattach()
     }
 
-    fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError> {
-        self.be_attached()?;
+    fn checkpoint_file(&mut self, compaction: Compaction) -> Result<(), TargetError> {
+        self.ensure_attached()?;
         // It would end the transaction.
         if self.has_open_parts() {
             return Ok(());
@@ -563,13 +563,13 @@ impl FileMaintenance for DuckDb {
     }
 
     fn space(&mut self) -> Result<Space, TargetError> {
-        self.be_attached()?;
+        self.ensure_attached()?;
         compact::space(&self.connection, &self.path)
     }
 
     fn compact(&mut self) -> Result<Compacted, TargetError> {
-        self.be_attached()?;
-        self.write_anew()
+        self.ensure_attached()?;
+        self.rewrite_file()
     }
 }
 

@@ -32,10 +32,10 @@ pub trait TargetState: Send {
     -> Result<(), TargetError>;
 
     /// Replaces the rows of these tables; nothing of their data changes.
-    fn note(&mut self, tables: &[StoredTable]) -> Result<(), TargetError>;
+    fn put_tables(&mut self, tables: &[StoredTable]) -> Result<(), TargetError>;
 
     /// Replaces what is stored of the shape of these tables, which are otherwise as they were.
-    fn note_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
+    fn put_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
     /// Renames tables, all at once, from the name given to the target that their new row says, and
     /// replaces their rows.
@@ -139,7 +139,7 @@ pub trait FileMaintenance: Send {
 
     /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no
     /// error.
-    fn tidy(&mut self, compaction: Compaction) -> Result<(), TargetError>;
+    fn checkpoint_file(&mut self, compaction: Compaction) -> Result<(), TargetError>;
 
     /// How large the file is.
     fn space(&mut self) -> Result<Space, TargetError>;
@@ -185,9 +185,9 @@ pub trait CopyLoader: Send + 'static {
 /// How much of what deletes left behind is tidied up, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compaction {
-    None,
+    Skip,
     /// Some row groups; the commit that does it stays short.
-    Some,
+    Incremental,
     /// As many row groups as so many updated and deleted rows leave work for.
     For {
         changed_rows: u64,

@@ -30,7 +30,7 @@ pub enum TargetError {
     #[error("target {} is not a DuckDB database\nhint: name another file with --target; this one \
              was not touched", .path.display())]
     NotADatabase { path: PathBuf },
-    #[error("target {}, or the log beside it, is damaged; neither was touched\nhint: restore both \
+    #[error("target {}, or the log sibling it, is damaged; neither was touched\nhint: restore both \
              from a backup; or move them away, drop the slot (SELECT \
              pg_drop_replication_slot('..')) and copy again with `rhei sync`", .path.display())]
     Damaged { path: PathBuf, source: ::duckdb::Error },

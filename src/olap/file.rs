@@ -24,13 +24,13 @@ pub struct TargetOptions {
 /// Where DuckDB writes what has no room in its memory: beside the file, under the name that DuckDB
 /// itself would give it.
 pub(super) fn spill_folder(path: &Path) -> PathBuf {
-    compact::beside(path, ".tmp")
+    compact::sibling(path, ".tmp")
 }
 
 /// A process that was killed leaves behind what it spilled. To be called by whoever holds the
 /// file's lock, and opened the file no earlier than `since`: what is newer may be its own, from
 /// replaying the log. The folder stays, since DuckDB makes it only once.
-pub(super) fn sweep(path: &Path, since: SystemTime) {
+pub(super) fn remove_stale_spill(path: &Path, since: SystemTime) {
     const CLOCKS: Duration = Duration::from_secs(2);
     let Ok(entries) = std::fs::read_dir(spill_folder(path)) else { return };
     for entry in entries.flatten() {

@@ -95,19 +95,19 @@ pub fn drop_table(target: &QualifiedName) -> String {
 }
 
 /// A name that no table of a source has, for the time of one transaction.
-fn aside(name: &QualifiedName, oid: u32) -> QualifiedName {
+fn temp_name(name: &QualifiedName, oid: u32) -> QualifiedName {
     QualifiedName::new(name.schema.clone(), format!("{oid}__rhei_moving"))
 }
 
 /// Takes a table off its name.
-pub fn set_aside(from: &QualifiedName, oid: u32) -> String {
-    format!("ALTER TABLE {} RENAME TO {};", table(from), quoted(&aside(from, oid).name))
+pub fn rename_to_temp(from: &QualifiedName, oid: u32) -> String {
+    format!("ALTER TABLE {} RENAME TO {};", table(from), quoted(&temp_name(from, oid).name))
 }
 
 /// Gives a table that was set aside its new name. DuckDB cannot move a table to another schema, so
 /// that is a copy.
-pub fn bring_back(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String {
-    let moving = table(&aside(from, oid));
+pub fn rename_from_temp(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String {
+    let moving = table(&temp_name(from, oid));
     if from.schema == to.schema {
         return format!("ALTER TABLE {moving} RENAME TO {};", quoted(&to.name));
     }

@@ -12,7 +12,7 @@ use std::{
 
 use duckdb::Connection;
 
-use super::{TargetError, compact::beside, names};
+use super::{TargetError, compact::sibling, names};
 
 /// How the name of a file that is being made goes on behind the name of the target; the process id
 /// follows.
@@ -30,7 +30,7 @@ pub fn make(connection: &Connection, path: &Path) -> Result<(), TargetError> {
     if fs::symlink_metadata(path).is_ok() {
         return Ok(());
     }
-    let unfinished = beside(path, &format!("{UNFINISHED}{}", std::process::id()));
+    let unfinished = sibling(path, &format!("{UNFINISHED}{}", std::process::id()));
     let made = write(connection, &unfinished).and_then(|()| Ok(give_name(&unfinished, path)?));
     if made.is_err() {
         let _ = connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEW}"));
@@ -55,7 +55,7 @@ fn write(connection: &Connection, unfinished: &Path) -> Result<(), TargetError> 
 fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
     // This log belongs to a file that somebody has removed. DuckDB removes such a log when it makes
     // a file by itself.
-    let stale_log = beside(path, ".wal");
+    let stale_log = sibling(path, ".wal");
     if stale_log.exists() && !path.exists() {
         fs::remove_file(&stale_log)?;
     }
@@ -72,11 +72,11 @@ fn give_name(unfinished: &Path, path: &Path) -> io::Result<()> {
 
 /// Removes the unfinished files of processes that were killed. The caller has the file at `path`
 /// open, so it exists, and no other process needs an unfinished one.
-pub fn sweep(path: &Path) {
+pub fn remove_stale_spill(path: &Path) {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(Ok(entries)) = path.file_name().map(|_| fs::read_dir(folder)) else { return };
-    let unfinished = beside(path, UNFINISHED);
+    let unfinished = sibling(path, UNFINISHED);
     let prefix = unfinished.file_name().unwrap_or_default().as_encoded_bytes();
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -90,5 +90,5 @@ pub fn sweep(path: &Path) {
 fn remove(unfinished: &Path) {
     // An unfinished file that cannot be removed does no harm.
     let _ = fs::remove_file(unfinished);
-    let _ = fs::remove_file(beside(unfinished, ".wal"));
+    let _ = fs::remove_file(sibling(unfinished, ".wal"));
 }

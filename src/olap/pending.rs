@@ -294,7 +294,7 @@ fn forget_staged(connection: &Connection, spec: &TableSpec) -> Result<(), Target
 ///
 /// # Errors
 /// A row that should have them is not there, or twice: the copy cannot be finished.
-pub(super) fn close_open_values(
+pub(super) fn resolve_from_shadow(
     connection: &Connection,
     spec: &TableSpec,
 ) -> Result<(), TargetError> {

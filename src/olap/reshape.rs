@@ -11,14 +11,14 @@ use super::{
     stage::{STAGE, stage},
 };
 use crate::{
-    change::{ColumnOrigin, Reshape},
+    change::{ColumnOrigin, SchemaChange},
     types::ColumnBuilder,
 };
 
 /// Alters a table.
-pub(super) fn bring_into_shape(
+pub(super) fn alter_table(
     connection: &Connection,
-    reshape: &Reshape,
+    reshape: &SchemaChange,
 ) -> Result<(), TargetError> {
     let variable = |at: usize| format!("_rhei_missing_{at}");
     let mut filled = BTreeMap::new();
@@ -79,7 +79,10 @@ pub(super) fn bring_into_shape(
 ///
 /// Columns that go or change their names are taken off them first, so that names can be swapped and
 /// used again; the last column of a table cannot be dropped, so new ones come before.
-pub fn alter_statements(reshape: &Reshape, value: impl Fn(usize) -> Option<String>) -> Vec<String> {
+pub fn alter_statements(
+    reshape: &SchemaChange,
+    value: impl Fn(usize) -> Option<String>,
+) -> Vec<String> {
     let target = table(&reshape.after.target);
     let alter = |what: String| format!("ALTER TABLE {target} {what}");
     let parked = |at: usize| quoted(&format!("{at}__rhei_moving"));

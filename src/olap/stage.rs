@@ -24,7 +24,7 @@ pub(super) const STAGE: &str = "_rhei_stage";
 /// begins, since it sees what the in-memory database held when it first looked there; and kept,
 /// since making one takes as long as applying a few rows.
 #[derive(Default)]
-pub(super) struct Views(BTreeMap<(u32, Rows), BatchView>);
+pub(super) struct StagingViews(BTreeMap<(u32, Rows), BatchView>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rows {
@@ -32,9 +32,9 @@ pub(super) enum Rows {
     Keys,
 }
 
-impl Views {
+impl StagingViews {
     /// Views are small, but tables that come and go would leave many behind.
-    const MOST: usize = 4096;
+    const MAX: usize = 4096;
 
     /// Makes those that a batch uses.
     pub(super) fn prepare<'a>(
@@ -46,10 +46,10 @@ impl Views {
         let is_new =
             |changes: &&&TableChanges| !self.0.contains_key(&(changes.table.oid, Rows::Inserts));
         // With more tables than that, rows are staged; views that are there are used.
-        let mut room = Self::MOST.saturating_sub(self.0.len());
-        if changes.iter().filter(is_new).count() > room && changes.len() <= Self::MOST / 2 {
+        let mut room = Self::MAX.saturating_sub(self.0.len());
+        if changes.iter().filter(is_new).count() > room && changes.len() <= Self::MAX / 2 {
             self.0.clear();
-            room = Self::MOST;
+            room = Self::MAX;
         }
         for changes in changes {
             let keys = match &changes.deletes {

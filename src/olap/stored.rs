@@ -144,7 +144,7 @@ pub enum TableState {
 
 impl TableState {
     /// The word in `_rhei.tables` and in `status`.
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Copying => "copying",

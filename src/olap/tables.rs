@@ -197,7 +197,7 @@ impl Tables {
     }
 
     /// The table in the target was put there by rhei.
-    pub fn set_ours(&mut self, oid: u32) {
+    pub fn set_managed(&mut self, oid: u32) {
         self.change(oid, |row| row.is_ours = true);
     }
 
@@ -214,7 +214,7 @@ impl Tables {
 
     /// Forgets other tables of these names, which are only kept: their copies are replaced or
     /// dropped. Returns whether there were any.
-    pub fn give_way<'a>(
+    pub fn forget_dropped_namesakes<'a>(
         &mut self,
         tables: impl IntoIterator<Item = (&'a QualifiedName, u32)>,
     ) -> bool {
@@ -268,7 +268,7 @@ impl Tables {
                 table.source.name,
                 table.target.schema,
                 table.target.name,
-                table.state.word(),
+                table.state.as_str(),
                 error,
                 table.copy_lsn.to_string(),
                 table.epoch,

@@ -24,7 +24,7 @@ const VACUUM_TASKS: u32 = 8;
 /// rows stay dead, and it takes half the CPU of compacting all that can be compacted, whose worst
 /// time is three times longer and whose file is larger by a quarter.
 const TASKS_PER_ROW_GROUP: u64 = 3;
-const MOST_VACUUM_TASKS: u32 = 100;
+const MAX_VACUUM_TASKS: u32 = 100;
 
 /// Rows that take so many bytes of the log are wide. 122,880 of them, which is a row group, can be
 /// gigabytes; and whenever DuckDB compacts, it merges a small row group with the one before it, if
@@ -46,23 +46,23 @@ const LOOK: Duration = Duration::from_secs(60);
 /// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the
 /// file, within these bounds. A log that is larger than its file holds nothing but rows that were
 /// written several times; and what is in it is in memory, too.
-const CALM_THRESHOLD: std::ops::RangeInclusive<u64> = 16..=64;
+const WAL_LIMIT_MB: std::ops::RangeInclusive<u64> = 16..=64;
 /// The same while tables are copied: their commits are many, and cycles of the stream would wait
 /// for each of these writes.
-const COPYING_THRESHOLD: u64 = 512;
+const COPYING_WAL_LIMIT_MB: u64 = 512;
 /// DuckDB keeps new rows of small tables in memory, where they count for its limit and cannot
 /// spill, until they are written into the file: about 50 kB for a table of ten rows, and 500 MB for
 /// 10,000 such tables. Once these rows take more than this part of DuckDB's memory limit, DuckDB
 /// writes them into the file although tables are being copied. Each time it goes through all
 /// tables, so it must not happen more often than it has to.
-const MOST_UNSPILLABLE_PART: u64 = 4;
+const MAX_UNSPILLABLE_PART: u64 = 4;
 /// And then, since some commits find another one on its way and cannot write it, often: about every
 /// three thousand tables.
-const CROWDED_THRESHOLD: u64 = 1;
+const CROWDED_WAL_LIMIT_MB: u64 = 1;
 /// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can
 /// wait, for so long after the last one.
-const HURRIED_ROWS: u64 = 20_000;
-const HURRIED_BYTES: usize = 4_000_000;
+const CATCH_UP_ROWS: u64 = 20_000;
+const CATCH_UP_BYTES: usize = 4_000_000;
 const HURRY: Duration = Duration::from_secs(10);
 
 /// A batch that took so long to apply gets all threads the next time, until so many threads are no
@@ -72,7 +72,7 @@ const SLOW: Duration = Duration::from_millis(500);
 
 /// What is set, and what it follows from.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Tuning {
     /// `threads`, and the most that it may be.
     threads: u32,
     most_threads: u32,
@@ -97,11 +97,11 @@ pub(super) struct Pace {
     /// answer.
     looked_at: Option<Instant>,
     is_worth_it: bool,
-    /// Bytes: [`MOST_UNSPILLABLE_PART`] of DuckDB's memory limit, but in tests.
+    /// Bytes: [`MAX_UNSPILLABLE_PART`] of DuckDB's memory limit, but in tests.
     most_unspillable: u64,
 }
 
-impl Pace {
+impl Tuning {
     pub(super) fn new(connection: &Connection) -> Result<Self, TargetError> {
         let threads =
             connection
@@ -120,7 +120,7 @@ impl Pace {
             written: BTreeSet::new(),
             looked_at: None,
             is_worth_it: false,
-            most_unspillable: memory_limit(connection)? / MOST_UNSPILLABLE_PART,
+            most_unspillable: memory_limit(connection)? / MAX_UNSPILLABLE_PART,
         })
     }
 
@@ -139,10 +139,10 @@ impl Pace {
                 self.written.insert(changes.table.target.clone());
             }
         }
-        if all_changed >= HURRIED_ROWS || bytes >= HURRIED_BYTES {
+        if all_changed >= CATCH_UP_ROWS || bytes >= CATCH_UP_BYTES {
             self.hurried_at = Some(Instant::now());
         }
-        self.is_wide |= bytes >= HURRIED_BYTES && bytes as u64 >= rows * WIDE_BYTES;
+        self.is_wide |= bytes >= CATCH_UP_BYTES && bytes as u64 >= rows * WIDE_BYTES;
     }
 
     /// Takes notice of a commit. `log_bytes`: the size of the log before it, and after it.
@@ -191,15 +191,15 @@ impl Pace {
         let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
         let threshold = if is_copying {
             if unspillable_bytes(connection)? > self.most_unspillable {
-                CROWDED_THRESHOLD
+                CROWDED_WAL_LIMIT_MB
             } else {
-                COPYING_THRESHOLD
+                COPYING_WAL_LIMIT_MB
             }
         } else if is_hurried {
-            *CALM_THRESHOLD.end()
+            *WAL_LIMIT_MB.end()
         } else {
             let file_mb = compact::size(path) / 1_000_000;
-            (file_mb / 2).next_power_of_two().clamp(*CALM_THRESHOLD.start(), *CALM_THRESHOLD.end())
+            (file_mb / 2).next_power_of_two().clamp(*WAL_LIMIT_MB.start(), *WAL_LIMIT_MB.end())
         };
         if self.threshold != Some(threshold) {
             connection
@@ -223,15 +223,15 @@ impl Pace {
         compaction: Compaction,
         is_copying: bool,
     ) -> Result<(), TargetError> {
-        if self.is_wide && compaction != Compaction::None {
+        if self.is_wide && compaction != Compaction::Skip {
             self.look(connection);
         }
         // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing
         // (duckdb.md 1.5).
         let tasks = match compaction {
-            Compaction::None => 0,
+            Compaction::Skip => 0,
             _ if self.is_wide && !self.is_worth_it => 0,
-            Compaction::Some => VACUUM_TASKS,
+            Compaction::Incremental => VACUUM_TASKS,
             Compaction::For { changed_rows } => tasks_for(changed_rows),
         };
 
@@ -322,7 +322,7 @@ fn unspillable_bytes(connection: &Connection) -> Result<u64, TargetError> {
 /// One at least, so that what many small changes leave behind goes as well.
 fn tasks_for(changed_rows: u64) -> u32 {
     let tasks = 1 + changed_rows.saturating_mul(TASKS_PER_ROW_GROUP) / ROW_GROUP_ROWS;
-    u32::try_from(tasks).unwrap_or(MOST_VACUUM_TASKS).min(MOST_VACUUM_TASKS)
+    u32::try_from(tasks).unwrap_or(MAX_VACUUM_TASKS).min(MAX_VACUUM_TASKS)
 }
 
 /// Whether a table has many row groups that are small, or full of dead rows. DuckDB reads the heads
@@ -413,7 +413,7 @@ mod tests {
         /// by whoever makes it.
         fn insert(&mut self, rows: u64, bytes: u64) {
             let DuckDb { connection, pace, .. } = &mut self.target;
-            let log_bytes = || compact::size(&compact::beside(&self.path, ".wal"));
+            let log_bytes = || compact::size(&compact::sibling(&self.path, ".wal"));
             pace.written.insert(QualifiedName::new("main", "it's"));
             pace.look_if_due(connection);
             pace.set(connection, &self.path, false).unwrap();

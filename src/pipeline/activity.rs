@@ -11,7 +11,7 @@ pub struct IdleTimer(Arc<std::sync::Mutex<Option<Instant>>>);
 
 impl IdleTimer {
     /// Rows have changed.
-    pub fn note(&self) {
+    pub fn touch(&self) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
     }
 
@@ -30,7 +30,7 @@ mod tests {
     fn calm_is_noticed_once_after_each_change() {
         let activity = IdleTimer::default();
         assert!(!activity.take_idle(Duration::ZERO));
-        activity.note();
+        activity.touch();
         assert!(!activity.take_idle(Duration::from_secs(60)));
         assert!(activity.take_idle(Duration::ZERO));
         assert!(!activity.take_idle(Duration::ZERO));

@@ -87,7 +87,7 @@ pub fn of_source(error: &SourceError) -> Policy {
         SourceError::Slot(_)
         | SourceError::Spool(_)
         | SourceError::Copy(_)
-        | SourceError::Catalog(CatalogError::Answer { .. })
+        | SourceError::Catalog(CatalogError::SchemaResolution { .. })
         | SourceError::Pgoutput(_)
         | SourceError::Assemble(_)
         | SourceError::Recorded(_)
@@ -133,7 +133,7 @@ impl Standstill {
     /// So many ends in a row are no accident.
     const TOO_MANY: u32 = 3;
     const FIRST_PAUSE: Duration = Duration::from_secs(20);
-    const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+    const MAX_PAUSE: Duration = Duration::from_secs(600);
     /// A stream that lasted longer has not ended because of what comes next.
     const LASTING: Duration = Duration::from_secs(20);
 
@@ -144,7 +144,7 @@ impl Standstill {
         }
         self.ends += 1;
         let before = self.ends.checked_sub(Self::TOO_MANY)?;
-        Some((Self::FIRST_PAUSE * 3_u32.saturating_pow(before.min(10))).min(Self::LONGEST_PAUSE))
+        Some((Self::FIRST_PAUSE * 3_u32.saturating_pow(before.min(10))).min(Self::MAX_PAUSE))
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
                 Policy::Disk,
             ),
             (
-                SourceError::Catalog(CatalogError::Answer {
+                SourceError::Catalog(CatalogError::SchemaResolution {
                     what: "an LSN",
                     found: "?".to_owned(),
                 })

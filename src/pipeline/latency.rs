@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 /// Microseconds from 1970 to 2000, where PostgreSQL's times begin.
 const TO_2000: i64 = 946_684_800_000_000;
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const MAX_LATENCY: Duration = Duration::from_secs(24 * 3600);
 const MINUTE: Duration = Duration::from_secs(60);
 /// Upper ends of the buckets that are shown, in milliseconds.
 const BUCKETS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 30_000];
@@ -41,7 +41,7 @@ struct Windowed {
 impl Windowed {
     fn new() -> Option<Self> {
         // Two digits are enough; the bounds are within what a histogram can have.
-        let empty = || Histogram::new_with_max(LONGEST.as_micros() as u64, 2).ok();
+        let empty = || Histogram::new_with_max(MAX_LATENCY.as_micros() as u64, 2).ok();
         Some(Self {
             whole: empty()?,
             minute: empty()?,
@@ -144,7 +144,7 @@ fn figures(histogram: &Histogram<u32>) -> Value {
         .chain(BUCKETS_MS)
         .zip(BUCKETS_MS.into_iter().map(Some).chain([None]))
         .map(|(from, to)| {
-            let to_micros = to.map_or(LONGEST.as_micros() as u64, |to| to * 1000);
+            let to_micros = to.map_or(MAX_LATENCY.as_micros() as u64, |to| to * 1000);
             let from_micros = if from == 0 { 0 } else { from * 1000 + 1 };
             let transactions = histogram.count_between(from_micros, to_micros);
             json!({ "up_to_ms": to, "transactions": transactions })

@@ -31,7 +31,7 @@ use std::{
 
 use crate::{
     Lsn,
-    change::{ChangeBatch, assemble::Assembler, followed::Question},
+    change::{ChangeBatch, assemble::Assembler, followed::SchemaQuery},
     checkpoint::DurableLsn,
 };
 
@@ -86,7 +86,7 @@ impl LsnBarrier {
 pub enum Delivery {
     Batch(ChangeBatch),
     /// The stream describes a relation: nothing is read on before [`Assembler::answer`].
-    Question(Question),
+    SchemaQuery(SchemaQuery),
     /// The stream has ended for good (a recorded stream that was read to its end).
     Ended,
 }

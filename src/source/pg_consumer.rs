@@ -10,7 +10,7 @@ use std::{
 use super::{
     BatchLimits, CdcConsumer, Delivery, LsnBarrier, SourceError, SourcePosition,
     connection::SourceOptions,
-    spool::{Replay, Spool, Taken},
+    spool::{Replay, Routed, Spool},
     wire::{
         ReplicationClient, ServerMessage,
         feedback::Feedback,
@@ -139,7 +139,7 @@ impl PgConsumer {
                     self.assembler.push(Message::Begin { commit_lsn, commit_time_us, xid })?;
                     return Ok(false);
                 }
-                if self.spool.take(payload)? == Taken::Kept {
+                if self.spool.take(payload)? == Routed::Spooled {
                     return Ok(false);
                 }
                 let decoded = Message::decode(payload)?;
@@ -216,7 +216,7 @@ impl CdcConsumer for PgConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
         self.gather(limits).await?;
         Ok(match self.assembler.question() {
-            Some(question) => Delivery::Question(question.clone()),
+            Some(question) => Delivery::SchemaQuery(question.clone()),
             None => Delivery::Batch(self.batch()),
         })
     }
@@ -254,7 +254,7 @@ impl CdcConsumer for PgConsumer {
                 // has begun is waited for, since a batch ends at a source commit.
                 None => {
                     if limits.hurry {
-                        self.feedback.ping();
+                        self.feedback.request_reply();
                     }
                     let is_there =
                         limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)

@@ -72,11 +72,11 @@ struct Transaction {
 
 /// What [`Spool::take`] made of a message.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum Routed {
     /// It is kept, or says what becomes of what is kept.
-    Kept,
+    Spooled,
     /// It belongs to no transaction that is streamed.
-    Other,
+    Passed,
 }
 
 impl Spool {
@@ -100,7 +100,7 @@ impl Spool {
 
     /// Takes a message in, unless it is none of ours. A [`StreamCommit`] goes to [`Self::commit`]
     /// instead.
-    pub fn take(&mut self, message: &[u8]) -> Result<Taken, SpoolError> {
+    pub fn take(&mut self, message: &[u8]) -> Result<Routed, SpoolError> {
         match (self.open, Streamed::decode(message)?) {
             (None, Some(Streamed::Start { xid })) => {
                 self.change(xid, |_| {})?;
@@ -120,12 +120,12 @@ impl Spool {
                 if let Some(oid) = Streamed::relation(message) {
                     self.describe(oid, message, None)?;
                 }
-                return Ok(Taken::Other);
+                return Ok(Routed::Passed);
             }
             (Some(xid), None) => {
                 // The origin of the transaction; it carries no number.
                 if message.first() == Some(&b'O') {
-                    return Ok(Taken::Kept);
+                    return Ok(Routed::Spooled);
                 }
                 let (subxid, tag, rest) = Streamed::split(message)?;
                 if tag == b'R' {
@@ -141,7 +141,7 @@ impl Spool {
                 self.make_room(xid).map_err(|source| self.failed(source))?;
             }
         }
-        Ok(Taken::Kept)
+        Ok(Routed::Spooled)
     }
 
     /// The server describes a relation once, and after a change of it: whoever is read back later
@@ -492,7 +492,7 @@ mod tests {
         let messages =
             [start(7), relation(Some(7), 5, "older"), relation(Some(7), 6, "same"), b"E".to_vec()];
         let mut spool = spool(&messages);
-        assert_eq!(spool.take(&newer).unwrap(), Taken::Other);
+        assert_eq!(spool.take(&newer).unwrap(), Routed::Passed);
         let (read, again) = read(spool.commit(&commit(7)).unwrap());
         assert_eq!(read.len(), 2);
         assert_eq!(again, [newer]);

@@ -322,11 +322,11 @@ mod tests {
 
     #[test]
     fn numbers_beyond_all_clocks_are_refused_and_do_not_overflow() {
-        const MOST: &str = "999999999999999999";
+        const MAX: &str = "999999999999999999";
         for text in [
-            format!("{MOST}:00:00"),
-            format!("00:{MOST}:00"),
-            format!("00:00:{MOST}"),
+            format!("{MAX}:00:00"),
+            format!("00:{MAX}:00"),
+            format!("00:00:{MAX}"),
             "24:00:01".to_owned(),
         ] {
             assert!(time(text.as_bytes()).is_err(), "{text}");
@@ -336,7 +336,7 @@ mod tests {
             );
             assert!(text.starts_with('2') || interval(text.as_bytes()).is_err(), "{text}");
         }
-        for zone in [format!("+{MOST}"), format!("-00:{MOST}"), format!("+00:00:{MOST}")] {
+        for zone in [format!("+{MAX}"), format!("-00:{MAX}"), format!("+00:00:{MAX}")] {
             assert!(
                 timestamp(format!("2024-01-01 00:00:00{zone}").as_bytes(), "TIMESTAMP").is_err(),
                 "{zone}"

@@ -58,7 +58,7 @@ fn mapping(target_type: impl Into<String>, kind: Kind) -> Mapping {
 pub fn map_column(column: &ColumnType<'_>, catalog: &TypeCatalog) -> Result<Mapping, MappingError> {
     let (oid, typmod, ndims) =
         without_domains(column.type_oid, column.typmod, column.ndims, catalog);
-    let natural = natural(oid, typmod, ndims, catalog, DEEPEST);
+    let natural = natural(oid, typmod, ndims, catalog, MAX_DEPTH);
     let Some(wanted) = column.override_type else { return Ok(natural) };
     let folded = wanted.trim().to_uppercase();
     if folded == natural.target_type {
@@ -121,7 +121,7 @@ fn on_request(
                 .map(|field| {
                     (
                         field.name.clone(),
-                        inner(field.type_oid, field.typmod, field.ndims, catalog, DEEPEST),
+                        inner(field.type_oid, field.typmod, field.ndims, catalog, MAX_DEPTH),
                     )
                 })
                 .collect();
@@ -132,7 +132,7 @@ fn on_request(
             Some(("STRUCT", mapping(target_type, Kind::Struct { fields })))
         }
         (_, Some(info)) if info.kind == b'r' && info.range_of != 0 => {
-            let bound = inner(info.range_of, -1, 0, catalog, DEEPEST);
+            let bound = inner(info.range_of, -1, 0, catalog, MAX_DEPTH);
             let of = &bound.target_type;
             let target_type = format!(
                 "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive \
@@ -155,7 +155,7 @@ fn on_request(
 /// How often an array may be the element of another, by a domain in between. What is deeper is kept
 /// as text. No server has a type that is made of itself, but the catalogs of a broken one might say
 /// so.
-const DEEPEST: u8 = 4;
+const MAX_DEPTH: u8 = 4;
 
 /// A domain is stored as what it is made of, however deep.
 fn without_domains(

@@ -9,7 +9,7 @@ use std::{borrow::Cow, collections::HashSet};
 use super::ValueError;
 
 /// Of arrays and objects. DuckDB takes more before it crashes: some thousand with 8 MB of stack.
-const DEEPEST: usize = 200;
+const MAX_DEPTH: usize = 200;
 
 /// What is shown of a number or a name in a message.
 const SHOWN: usize = 40;
@@ -26,8 +26,8 @@ pub(super) fn check(json: &str) -> Result<(), ValueError> {
     while let Some(&first) = rest.as_bytes().first() {
         match first {
             b'{' | b'[' => {
-                if open.len() >= DEEPEST {
-                    return Err(refused(format!("JSON that is nested more than {DEEPEST} deep")));
+                if open.len() >= MAX_DEPTH {
+                    return Err(refused(format!("JSON that is nested more than {MAX_DEPTH} deep")));
                 }
                 open.push((first == b'{').then(HashSet::new));
                 rest = after(rest, 1);

@@ -23,7 +23,7 @@ use crate::{
 };
 use rhei::{
     Lsn,
-    change::{ColumnOrigin, ColumnSpec, Key, Reshape, TableSpec},
+    change::{ColumnOrigin, ColumnSpec, Key, SchemaChange, TableSpec},
     olap::names,
     pgoutput::{QualifiedName, ReplicaIdentity},
     source::{
@@ -473,7 +473,7 @@ impl Change<'_> {
             return Some(format!("{:?} has no room any more as {:?}", self.old[at], self.new[at]));
         }
         put(copy, "copied", to, &copied, &wanted);
-        let reshape = Reshape {
+        let reshape = SchemaChange {
             before: spec(self.before, from),
             after: spec(self.after, to),
             columns: vec![ColumnOrigin::Kept(0)],

@@ -15,7 +15,7 @@ use crate::{
         Context, EngineError, Writer,
         tables::selection::{self, no_matching_tables, target_names, wanted_tables},
     },
-    source::{catalog, slot, wire::SlotKeep},
+    source::{catalog, slot, wire::SlotKind},
 };
 
 /// A new slot; everything has to be copied.
@@ -27,7 +27,7 @@ pub(super) async fn create<T: OlapEngine + 'static>(
     again: &Recopy,
 ) -> Result<Attached, EngineError> {
     slot::judge_failover(context.options.failover_slot, &source.server)?;
-    let keep = if context.options.failover_slot { SlotKeep::Failover } else { SlotKeep::Lasting };
+    let keep = if context.options.failover_slot { SlotKind::Failover } else { SlotKind::Permanent };
     let info = publication(context, &source.sql).await?;
     let tables = wanted_tables(&context.options, &source.sql).await?;
     if tables.is_empty() {

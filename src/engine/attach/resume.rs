@@ -32,7 +32,7 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     again: &Recopy,
     is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
-    catalog::begin_moment(&source.sql).await?;
+    catalog::begin_snapshot(&source.sql).await?;
     let info = catalog::publication(&source.sql, &context.options.publications).await?;
     let Some(info) = info else {
         return Err(slot::SlotError::PublicationMissing {
@@ -47,7 +47,7 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     let what = "reading a row filter waits for a published table that another session has locked";
     let published = patiently(what, wanted_tables(&context.options, &source.sql)).await?;
     let types = types_of(&source.sql, &published).await?;
-    catalog::end_moment(&source.sql).await?;
+    catalog::end_snapshot(&source.sql).await?;
     if let Recopy::Tables(names) = again
         && let Some(missing) =
             names.iter().find(|name| !published.iter().any(|table| table.name == **name))

@@ -220,7 +220,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
         for table in tables {
             let oid = table.spec.oid;
-            if self.consumer.assembler().has_seen(oid, since) {
+            if self.consumer.assembler().may_have_missed(oid, since) {
                 too_late.insert(oid);
             } else if !table.is_resumed {
                 adopted.insert(oid);
@@ -271,7 +271,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let ids = self
             .target
             .call(move |target| {
-                target.note(&refused)?;
+                target.put_tables(&refused)?;
                 target.begin_copies(&new)
             })
             .await?;
@@ -306,10 +306,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Fetches what kept changes leave open, some rows at a time. The stream waits meanwhile.
     async fn fill_open(&self, table: &Planned, holder: &SqlClient) -> Result<Filled, EngineError> {
         // Of a table with more of them another copy is quicker.
-        const MOST_KEYS: usize = 100_000;
-        const FEWEST_AT_ONCE: usize = 16;
-        const MOST_AT_ONCE: usize = 1000;
-        let (mut filled, mut at_once) = (0, FEWEST_AT_ONCE);
+        const MAX_KEYS: usize = 100_000;
+        const MIN_AT_ONCE: usize = 16;
+        const MAX_AT_ONCE: usize = 1000;
+        let (mut filled, mut at_once) = (0, MIN_AT_ONCE);
         loop {
             let spec = Arc::clone(&table.spec);
             let keys = self.target.call(move |target| target.open_keys(&spec, at_once)).await?;
@@ -317,7 +317,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 return Ok(Filled::All);
             }
             filled += keys.len();
-            if !backfill::is_fetchable(&table.spec) || filled > MOST_KEYS {
+            if !backfill::is_fetchable(&table.spec) || filled > MAX_KEYS {
                 return Ok(Filled::No);
             }
 
@@ -336,8 +336,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 };
             // As many as there is memory for, by what these have taken.
             let bytes: usize = rows.iter().map(RecordBatch::get_array_memory_size).sum();
-            at_once = (keys.len() * self.limits.max_bytes / bytes.max(1))
-                .clamp(FEWEST_AT_ONCE, MOST_AT_ONCE);
+            at_once =
+                (keys.len() * self.limits.max_bytes / bytes.max(1)).clamp(MIN_AT_ONCE, MAX_AT_ONCE);
             let spec = Arc::clone(&table.spec);
             match self.target.call(move |target| target.fill_open(&spec, &rows, keys.len())).await {
                 Ok(()) => {}
@@ -400,11 +400,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Merges some of what changed while tables were copied. `false`: there is nothing to merge,
     /// for now.
     pub async fn merge_step(&mut self, copies: &mut CopyScheduler<T>) -> Result<bool, EngineError> {
-        const MOST_TABLES: usize = 200;
+        const MAX_TABLES: usize = 200;
         let checkpoint = self.checkpoint.lsn;
         let is_due = |spec: &&Arc<TableSpec>| reachable_target(spec.copy_lsn) <= checkpoint;
         let due: Vec<Arc<TableSpec>> =
-            self.catching_up.values().filter(is_due).take(MOST_TABLES).cloned().collect();
+            self.catching_up.values().filter(is_due).take(MAX_TABLES).cloned().collect();
         if due.is_empty() {
             return Ok(false);
         }
@@ -417,11 +417,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         tables: Vec<Arc<TableSpec>>,
         copies: &mut CopyScheduler<T>,
     ) -> Result<(), EngineError> {
-        const MOST_ROWS: u64 = 200_000;
+        const MAX_ROWS: u64 = 200_000;
         let merged = {
             let _shape = self.ddl_lock.write().await;
             let tables = tables.clone();
-            self.target.call(move |target| target.merge(&tables, MOST_ROWS)).await
+            self.target.call(move |target| target.merge(&tables, MAX_ROWS)).await
         };
         match merged {
             Ok(live) => {

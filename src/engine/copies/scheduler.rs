@@ -1,7 +1,7 @@
 //! Copies that run beside the stream and outlive its sessions, one round after the other.
 //!
-//! A round tells what it has done ([`RoundUpdate`]), and whoever follows the stream acts upon it between
-//! two batches ([`super::SyncEngine::handle_copy_event`]).
+//! A round tells what it has done ([`RoundUpdate`]), and whoever follows the stream acts upon it
+//! between two batches ([`super::SyncEngine::handle_copy_event`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,16 +27,16 @@ use crate::{
 /// After a round that came too late for a table, the stream stays so far behind the source while
 /// the next one begins; twice as far each time.
 const FIRST_TRAIL: Duration = Duration::from_millis(200);
-const LONGEST_TRAIL: Duration = Duration::from_secs(20);
+const MAX_TRAIL: Duration = Duration::from_secs(20);
 /// A round begins when the stream has found no other table to copy for so long,
 const CALM_BEFORE_ROUND: Duration = Duration::from_secs(1);
 /// and after this at the latest.
-const LONGEST_WAIT_FOR_CALM: Duration = Duration::from_secs(10);
+const MAX_WAIT_FOR_CALM: Duration = Duration::from_secs(10);
 /// Tables that are locked are asked about again after this, and named every minute.
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 const LOCKED_WARNING: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A round that went well for so long has not failed in a row with the one before.
 const CALM: Duration = Duration::from_secs(60);
 /// How often the copy of one table begins anew because it did not fit or the table changed.
@@ -133,7 +133,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             self.wanted_since = now;
         }
         self.wanted.extend(oids);
-        let begin_at = (now + CALM_BEFORE_ROUND).min(self.wanted_since + LONGEST_WAIT_FOR_CALM);
+        let begin_at = (now + CALM_BEFORE_ROUND).min(self.wanted_since + MAX_WAIT_FOR_CALM);
         self.not_before = self.not_before.max(Some(begin_at));
     }
 
@@ -215,7 +215,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
 
     fn trail(&self) -> Option<Duration> {
         let doublings = self.races.checked_sub(1)?;
-        Some((FIRST_TRAIL * 2_u32.saturating_pow(doublings.min(10))).min(LONGEST_TRAIL))
+        Some((FIRST_TRAIL * 2_u32.saturating_pow(doublings.min(10))).min(MAX_TRAIL))
     }
 
     /// Keeps tables that other sessions have locked for a later round.
@@ -316,7 +316,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
                     return Err(error);
                 }
                 let pause =
-                    (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(LONGEST_PAUSE);
+                    (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(MAX_PAUSE);
                 let retry_in_ms = pause.as_millis() as u64;
                 tracing::warn!(
                     error = error_chain(&error),

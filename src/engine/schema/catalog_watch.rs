@@ -13,8 +13,8 @@ use super::{
 use crate::{
     Lsn,
     change::{
-        Reshape, TableSpec,
-        followed::{Question, fits},
+        SchemaChange, TableSpec,
+        followed::{SchemaQuery, fits},
         xids::XidSnapshot,
     },
     engine::settled,
@@ -87,7 +87,7 @@ pub enum CatalogCheck {
 /// What settling a look comes to.
 #[derive(Debug, Default)]
 pub struct PendingChanges {
-    pub reshapes: Vec<Reshape>,
+    pub schema_changes: Vec<SchemaChange>,
     pub noted: Vec<TableSpec>,
     /// Tables to copy again, with the reason.
     pub copies: Vec<(u32, String)>,
@@ -102,7 +102,7 @@ pub struct PendingChanges {
 impl PendingChanges {
     /// Only a new copy of the table is exact, whatever else was found of it.
     pub fn copy(&mut self, oid: u32, reason: &str) {
-        self.reshapes.retain(|reshape| reshape.after.oid != oid);
+        self.schema_changes.retain(|reshape| reshape.after.oid != oid);
         self.noted.retain(|spec| spec.oid != oid);
         if !self.copies.iter().any(|(other, _)| *other == oid) {
             self.copies.push((oid, reason.to_owned()));
@@ -147,9 +147,9 @@ struct CatalogCache {
     xids: XidSnapshot,
     tables: BTreeMap<u32, SourceTable>,
     types: TypeCatalog,
-    /// By table: the Relation message that was judged [`ShapeChange::None`], and the shape that it was
-    /// compared with. The server sends the root's Relation again for each partition, and judging
-    /// one takes longer the more partitions there are.
+    /// By table: the Relation message that was judged [`ShapeChange::None`], and the shape that it
+    /// was compared with. The server sends the root's Relation again for each partition, and
+    /// judging one takes longer the more partitions there are.
     fitting: BTreeMap<u32, (Arc<TableSpec>, Relation)>,
 }
 
@@ -217,19 +217,19 @@ impl CatalogWatch {
     /// were rewritten. While somebody has the table locked, nobody can say that it does not.
     pub async fn explains_divergence(&mut self, oid: u32) -> Result<bool, EngineError> {
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(false) };
-        catalog::begin_moment(&self.sql).await?;
+        catalog::begin_snapshot(&self.sql).await?;
         let mut tables =
             match catalog::published_among(&self.sql, &self.context.options.publications, &[oid])
                 .await
             {
                 Err(error) if error.is_locked() => {
-                    catalog::break_moment(&self.sql).await?;
+                    catalog::abort_snapshot(&self.sql).await?;
                     return Ok(true);
                 }
                 tables => tables?,
             };
         let types = self.types_of(&tables).await?;
-        catalog::end_moment(&self.sql).await?;
+        catalog::end_snapshot(&self.sql).await?;
         if !self.measure_attached(&mut tables).await?.is_empty() {
             return Ok(true);
         }
@@ -291,7 +291,7 @@ impl CatalogWatch {
     }
 
     /// Judges a relation that the stream describes.
-    pub async fn relation(&mut self, question: &Question) -> Result<Asked, EngineError> {
+    pub async fn relation(&mut self, question: &SchemaQuery) -> Result<Asked, EngineError> {
         let oid = question.relation.oid;
         // A paused table's rows are dropped in any shape.
         let Some(spec) = self.specs.get(&oid).cloned() else {
@@ -328,9 +328,9 @@ impl CatalogWatch {
                 return Ok(Asked::Judged(verdict));
             }
         }
-        let xids = catalog::begin_moment(&self.sql).await?;
+        let xids = catalog::begin_snapshot(&self.sql).await?;
         if !xids.sees(question.xid) {
-            catalog::break_moment(&self.sql).await?;
+            catalog::abort_snapshot(&self.sql).await?;
             return Ok(Asked::NotVisible);
         }
         self.unanswered += 1;
@@ -339,14 +339,14 @@ impl CatalogWatch {
                 .await
             {
                 Err(error) if error.is_locked() => {
-                    catalog::break_moment(&self.sql).await?;
+                    catalog::abort_snapshot(&self.sql).await?;
                     return Ok(Asked::Locked);
                 }
                 tables => tables?,
             };
         let described = question.relation.columns.iter().map(|column| column.type_oid);
         let types = self.types_with(&tables, described).await?;
-        catalog::end_moment(&self.sql).await?;
+        catalog::end_snapshot(&self.sql).await?;
         if !self.measure_attached(&mut tables).await?.is_empty() {
             return Ok(Asked::Locked);
         }
@@ -387,17 +387,17 @@ impl CatalogWatch {
     /// None: a published table is locked.
     async fn see(&self) -> Result<Option<CatalogCache>, EngineError> {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
-        let xids = catalog::begin_moment(&self.sql).await?;
+        let xids = catalog::begin_snapshot(&self.sql).await?;
         let mut tables =
             match catalog::published_tables(&self.sql, &self.context.options.publications).await {
                 Err(error) if error.is_locked() => {
-                    catalog::break_moment(&self.sql).await?;
+                    catalog::abort_snapshot(&self.sql).await?;
                     return Ok(None);
                 }
                 tables => tables?,
             };
         let types = self.types_of(&tables).await?;
-        catalog::end_moment(&self.sql).await?;
+        catalog::end_snapshot(&self.sql).await?;
         let locked = self.measure_attached(&mut tables).await?;
         tables.retain(|table| !locked.contains(&table.oid));
         let tables = tables.into_iter().map(|table| (table.oid, table)).collect();
@@ -476,16 +476,16 @@ impl CatalogWatch {
     pub async fn look(&mut self) -> Result<CatalogCheck, EngineError> {
         let read_at = tokio::time::Instant::now();
         let (position, xids) = catalog::wal_insert_lsn_and_xids(&self.sql).await?;
-        let snapshot = catalog::begin_moment(&self.sql).await?;
+        let snapshot = catalog::begin_snapshot(&self.sql).await?;
         let began = settled::Began::new(position, read_at, xids, snapshot.clone());
         if self.settled.as_ref().is_some_and(|settled| settled.snapshot == snapshot) {
-            catalog::end_moment(&self.sql).await?;
+            catalog::end_snapshot(&self.sql).await?;
             return Ok(CatalogCheck::Unchanged { began });
         }
         let mut tables =
             match catalog::published_tables(&self.sql, &self.context.options.publications).await {
                 Err(error) if error.is_locked() => {
-                    catalog::break_moment(&self.sql).await?;
+                    catalog::abort_snapshot(&self.sql).await?;
                     return Ok(CatalogCheck::Locked);
                 }
                 tables => tables?,
@@ -494,7 +494,7 @@ impl CatalogWatch {
         let types = self.types_of(&tables).await?;
         let publication =
             catalog::publication(&self.sql, &self.context.options.publications).await?;
-        catalog::end_moment(&self.sql).await?;
+        catalog::end_snapshot(&self.sql).await?;
         let locked = self.measure_attached(&mut tables).await?;
         let Some(publication) = publication else {
             return Err(slot::SlotError::PublicationMissing {
@@ -556,7 +556,7 @@ impl CatalogWatch {
             ) {
                 ShapeChange::None => {}
                 ShapeChange::MetadataOnly(after) => settled.noted.push(*after),
-                ShapeChange::Alter(reshape) => settled.reshapes.push(*reshape),
+                ShapeChange::Alter(reshape) => settled.schema_changes.push(*reshape),
                 ShapeChange::Recopy(reason) => settled.copies.push((table.oid, reason)),
             }
             if self.truncated.get(&table.oid).is_some_and(|&by| look.began.snapshot().sees(by)) {

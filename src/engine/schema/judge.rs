@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     change::{
-        ColumnOrigin, Reshape, TableSpec,
-        followed::{Question, fits},
+        ColumnOrigin, SchemaChange, TableSpec,
+        followed::{SchemaQuery, fits},
     },
     pgoutput::{
         ReplicaIdentity,
@@ -27,7 +27,7 @@ pub enum ShapeChange {
     None,
     /// The same shape; what is noted about it (NOT NULL, the fingerprint) is newer.
     MetadataOnly(Box<TableSpec>),
-    Alter(Box<Reshape>),
+    Alter(Box<SchemaChange>),
     /// Only a new copy is exact, for this reason.
     Recopy(String),
 }
@@ -58,7 +58,7 @@ pub(super) struct Truncated {
 pub(super) fn judge(
     spec: &Arc<TableSpec>,
     now: &SourceTable,
-    question: Option<&Question>,
+    question: Option<&SchemaQuery>,
     types: &TypeCatalog,
     policy: Policy<'_>,
 ) -> ShapeChange {
@@ -68,7 +68,7 @@ pub(super) fn judge(
 pub(super) fn decide(
     spec: &Arc<TableSpec>,
     now: &SourceTable,
-    question: Option<&Question>,
+    question: Option<&SchemaQuery>,
     types: &TypeCatalog,
     policy: Policy<'_>,
 ) -> Result<ShapeChange, String> {
@@ -212,7 +212,7 @@ pub(super) fn decide(
                 .to_owned(),
         );
     }
-    let reshape = Reshape { before: Arc::clone(spec), after: Arc::new(after), columns };
+    let reshape = SchemaChange { before: Arc::clone(spec), after: Arc::new(after), columns };
     if reshape.changes_key() && question.is_some_and(|question| question.has_open_rows) {
         return Err("its key changed inside a transaction that had changed rows before".to_owned());
     }
@@ -313,7 +313,7 @@ pub(super) fn described(
     spec: &TableSpec,
     known: &Fingerprint,
     now: &SourceTable,
-    question: &Question,
+    question: &SchemaQuery,
 ) -> Result<Option<SourceTable>, String> {
     let relation = &question.relation;
     // Where the source says itself what the table was at this place of the stream, nothing is in
@@ -417,7 +417,7 @@ pub(super) fn described(
 pub(super) fn is_credible(
     description: &Description,
     now: &SourceTable,
-    question: &Question,
+    question: &SchemaQuery,
 ) -> bool {
     // What is there now, and was there when it was described, was there in between.
     let is_there = |described: &DescribedColumn| {
@@ -445,7 +445,7 @@ pub(super) fn of_description(description: &Description) -> Vec<SourceColumn> {
         missing: column
             .missing
             .iter()
-            .map(|(&oid, value)| (oid, value.as_deref().and_then(catalog::only_element)))
+            .map(|(&oid, value)| (oid, value.as_deref().and_then(catalog::parse_singleton_array)))
             .collect(),
     };
     description.columns.iter().map(column).collect()

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio_postgres::{Client, error::SqlState};
 
-use self::publication::{Member, Naming, members};
+use self::publication::{Naming, PublishedTable, members};
 use crate::{
     Lsn,
     change::xids::XidSnapshot,
@@ -22,11 +22,11 @@ use crate::{
 pub use self::publication::{
     PublicationInfo, ancestors, conflicting_column_lists, publication, published_names,
 };
-pub use self::slot::{SlotInfo, blockers, is_failover_slot, slot};
+pub use self::slot::{SlotInfo, is_failover_slot, open_transactions, slot};
 pub use self::tables::{
     CompositeFields, EnumLabel, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable,
-    all_tables, candidate_tables, key_of, locked_among, measure, only_element, published_among,
-    published_tables, unlogged_tables,
+    all_tables, candidate_tables, key_of, locked_among, measure, parse_singleton_array,
+    published_among, published_tables, unlogged_tables,
 };
 pub use self::types::types;
 
@@ -36,7 +36,7 @@ pub enum CatalogError {
     #[error("the source refused a question to its catalogs")]
     Query(#[from] tokio_postgres::Error),
     #[error("the source answered {what} in a form that rhei does not know: {found}")]
-    Answer { what: &'static str, found: String },
+    SchemaResolution { what: &'static str, found: String },
 }
 
 impl CatalogError {
@@ -49,8 +49,8 @@ impl CatalogError {
 }
 
 /// Begins a moment in which all questions are answered from one state of the catalogs: a table is
-/// described by several of them. Ends with [`end_moment`]. Returns what that state holds.
-pub async fn begin_moment(client: &Client) -> Result<XidSnapshot, CatalogError> {
+/// described by several of them. Ends with [`end_snapshot`]. Returns what that state holds.
+pub async fn begin_snapshot(client: &Client) -> Result<XidSnapshot, CatalogError> {
     client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
     current_snapshot(client).await
 }
@@ -59,15 +59,16 @@ pub async fn begin_moment(client: &Client) -> Result<XidSnapshot, CatalogError> 
 pub async fn current_snapshot(client: &Client) -> Result<XidSnapshot, CatalogError> {
     let row = client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
     let text: String = row.try_get(0)?;
-    XidSnapshot::parse(&text).ok_or(CatalogError::Answer { what: "a snapshot", found: text })
+    XidSnapshot::parse(&text)
+        .ok_or(CatalogError::SchemaResolution { what: "a snapshot", found: text })
 }
 
 /// Forgets a moment in which a question failed.
-pub async fn break_moment(client: &Client) -> Result<(), CatalogError> {
+pub async fn abort_snapshot(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("ROLLBACK").await?)
 }
 
-pub async fn end_moment(client: &Client) -> Result<(), CatalogError> {
+pub async fn end_snapshot(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("COMMIT").await?)
 }
 
@@ -151,7 +152,7 @@ async fn lsn(client: &Client, expression: &str) -> Result<Lsn, CatalogError> {
 }
 
 fn parse_lsn(text: String) -> Result<Lsn, CatalogError> {
-    text.parse().map_err(|_| CatalogError::Answer { what: "an LSN", found: text })
+    text.parse().map_err(|_| CatalogError::SchemaResolution { what: "an LSN", found: text })
 }
 
 /// End of the WAL that was written, flushed or not: nothing visible was committed after it.
@@ -205,8 +206,10 @@ pub async fn wal_insert_lsn_and_xids(
     let row = client.query_one(query, &[]).await?;
     let (lsn, xids): (String, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
     let parsed: Option<BTreeSet<u32>> = xids.iter().map(|xid| xid.parse().ok()).collect();
-    let xids = parsed
-        .ok_or_else(|| CatalogError::Answer { what: "transactions", found: xids.join(",") })?;
+    let xids = parsed.ok_or_else(|| CatalogError::SchemaResolution {
+        what: "transactions",
+        found: xids.join(","),
+    })?;
     Ok((parse_lsn(lsn)?, xids))
 }
 

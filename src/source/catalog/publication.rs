@@ -169,7 +169,7 @@ async fn server_version_num(client: &Client) -> Result<i32, CatalogError> {
 }
 
 /// A table as the publications together bring it.
-pub(super) struct Member {
+pub(super) struct PublishedTable {
     pub oid: u32,
     pub name: QualifiedName,
     /// The publications' row filters as one condition.
@@ -196,7 +196,7 @@ enum Brings {
     All,
 }
 
-impl Member {
+impl PublishedTable {
     /// A table that no publication is asked about.
     pub fn unpublished(oid: u32) -> Self {
         let name = QualifiedName::new("", "");
@@ -258,7 +258,7 @@ pub(super) async fn members(
     client: &Client,
     names: &[String],
     only: Option<&[u32]>,
-) -> Result<Vec<Member>, CatalogError> {
+) -> Result<Vec<PublishedTable>, CatalogError> {
     let version = server_version_num(client).await?;
     // Column lists, row filters and whole schemas came with 15.
     let (in_schemas, is_by_schema, details) = if version >= 150_000 {
@@ -333,7 +333,7 @@ pub(super) async fn members(
     }
     let ancestors = ancestors(client, &partitions).await?;
     let only: Option<HashSet<u32>> = only.map(|only| only.iter().copied().collect());
-    let mut members: Vec<Member> = Vec::new();
+    let mut members: Vec<PublishedTable> = Vec::new();
     for row in rows {
         let oid: u32 = row.try_get(0)?;
         let is_part = ancestors
@@ -365,7 +365,7 @@ pub(super) async fn members(
                 };
                 member.brought_by.push(brought);
             }
-            None => members.push(Member {
+            None => members.push(PublishedTable {
                 oid,
                 name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
                 row_filter,
@@ -417,10 +417,10 @@ pub async fn conflicting_column_lists(
     names: &[String],
 ) -> Result<Vec<QualifiedName>, CatalogError> {
     let mut doubtful = members(client, names, None).await?;
-    doubtful.retain(Member::has_different_lists);
+    doubtful.retain(PublishedTable::has_different_lists);
     let oids: Vec<u32> = doubtful.iter().map(|member| member.oid).collect();
     let columns = columns_of(client, &oids).await?;
-    let has_conflict = |member: &Member| {
+    let has_conflict = |member: &PublishedTable| {
         columns.get(&member.oid).is_some_and(|columns| member.has_conflict(columns))
     };
     Ok(doubtful.into_iter().filter(has_conflict).map(|member| member.name).collect())

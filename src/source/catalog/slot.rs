@@ -53,7 +53,7 @@ pub async fn is_failover_slot(client: &Client, name: &str) -> Result<bool, Catal
 
 /// What the creation of a slot waits for (trap 12): the oldest transactions that have written, and
 /// prepared ones.
-pub async fn blockers(client: &Client) -> Result<Vec<String>, CatalogError> {
+pub async fn open_transactions(client: &Client) -> Result<Vec<String>, CatalogError> {
     let rows = client
         .query(
             "SELECT format('pid %s (%s, %s, open for %s s)', pid, usename, \

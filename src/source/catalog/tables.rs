@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::{
-    CatalogError, Member, Naming, QualifiedName, ReplicaIdentity, members, types::type_parts, xmin,
+    CatalogError, Naming, PublishedTable, QualifiedName, ReplicaIdentity, members,
+    types::type_parts, xmin,
 };
 
 /// A table as it stands in the catalogs.
@@ -205,8 +206,9 @@ pub async fn published_among(
 /// All tables that could be copied, for a copy without a publication.
 pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogError> {
     let rows = client.query(&format!("SELECT c.oid {CANDIDATES}"), &[]).await?;
-    let member =
-        |row: tokio_postgres::Row| Ok::<_, CatalogError>(Member::unpublished(row.try_get(0)?));
+    let member = |row: tokio_postgres::Row| {
+        Ok::<_, CatalogError>(PublishedTable::unpublished(row.try_get(0)?))
+    };
     let members = rows.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
     describe(client, members, &[]).await
 }
@@ -246,11 +248,11 @@ pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, Cata
 
 pub(super) async fn describe(
     client: &Client,
-    members: Vec<Member>,
+    members: Vec<PublishedTable>,
     publications: &[String],
 ) -> Result<Vec<SourceTable>, CatalogError> {
     let oids: Vec<u32> = members.iter().map(|member| member.oid).collect();
-    let members: HashMap<u32, Member> =
+    let members: HashMap<u32, PublishedTable> =
         members.into_iter().map(|member| (member.oid, member)).collect();
     let mut columns = columns_of(client, &oids).await?;
     let mut parts = type_parts(client, &columns).await?;
@@ -292,7 +294,7 @@ pub(super) async fn describe(
             name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
             kind: row.try_get::<_, i8>(3)? as u8,
             replica_identity: ReplicaIdentity::from_code(code).ok_or_else(|| {
-                CatalogError::Answer {
+                CatalogError::SchemaResolution {
                     what: "a replica identity",
                     found: char::from(code).to_string(),
                 }
@@ -373,7 +375,8 @@ pub(super) async fn columns_of(
         .await?;
     for row in rows {
         let (name, leaf): (String, u32) = (row.try_get(1)?, row.try_get(2)?);
-        let missing = row.try_get::<_, Option<String>>(3)?.and_then(|array| only_element(&array));
+        let missing =
+            row.try_get::<_, Option<String>>(3)?.and_then(|array| parse_singleton_array(&array));
         let of_table = columns.entry(row.try_get(0)?).or_default();
         if let Some(column) = of_table.iter_mut().find(|column| column.name == name) {
             column.missing.insert(leaf, missing);
@@ -383,7 +386,7 @@ pub(super) async fn columns_of(
 }
 
 /// The one element of an array as `array_out` prints it.
-pub fn only_element(array: &str) -> Option<String> {
+pub fn parse_singleton_array(array: &str) -> Option<String> {
     let inner = array.strip_prefix('{')?.strip_suffix('}')?;
     let Some(quoted) = inner.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')) else {
         return (!inner.eq_ignore_ascii_case("NULL")).then(|| inner.to_owned());

@@ -72,10 +72,10 @@ pub struct CreatedSlot {
 
 /// How long a slot is kept, and by whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SlotKeep {
+pub enum SlotKind {
     /// For as long as the connection.
     Temporary,
-    Lasting,
+    Permanent,
     /// By the standbys too (PostgreSQL 17 and newer).
     Failover,
 }
@@ -397,22 +397,22 @@ impl ReplicationClient {
     pub async fn create_slot(
         &mut self,
         name: &str,
-        keep: SlotKeep,
+        keep: SlotKind,
     ) -> Result<CreatedSlot, WireError> {
         let name = identifier(name);
         let rows = self
             .simple_query(&match keep {
-                SlotKeep::Temporary => {
+                SlotKind::Temporary => {
                     format!(
                         "CREATE_REPLICATION_SLOT {name} TEMPORARY LOGICAL pgoutput \
                              EXPORT_SNAPSHOT"
                     )
                 }
-                SlotKeep::Lasting => format!(
+                SlotKind::Permanent => format!(
                     "CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput \
                      EXPORT_SNAPSHOT"
                 ),
-                SlotKeep::Failover => {
+                SlotKind::Failover => {
                     format!(
                         "CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput (SNAPSHOT 'export', \
                              FAILOVER)"

@@ -34,7 +34,7 @@ impl CopyClient {
             Ok(Frame { tag: b'H', .. }) => Ok(()),
             Ok(Frame { tag, .. }) => Err(WireError::Unexpected { tag, during: "copying" }),
             Err(error) => {
-                self.until_ready().await?;
+                self.drain_to_ready().await?;
                 Err(error)
             }
         }
@@ -110,7 +110,7 @@ impl CopyClient {
         Ok(!is_done)
     }
 
-    async fn until_ready(&mut self) -> Result<(), WireError> {
+    async fn drain_to_ready(&mut self) -> Result<(), WireError> {
         while self.0.receive().await?.tag != b'Z' {}
         Ok(())
     }

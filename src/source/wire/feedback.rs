@@ -24,7 +24,7 @@ use super::{WireError, socket::Socket};
 use crate::{Lsn, checkpoint::DurableLsn, failpoint::reached};
 
 /// The longest pause between two statuses.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// Answers no faster than this, since a server that shuts down asks in a tight loop (trap 25).
 const THROTTLE: Duration = Duration::from_millis(10);
 
@@ -40,10 +40,10 @@ pub struct Feedback {
 
 #[derive(Default)]
 struct Shared {
-    ping: Notify,
+    request_reply: Notify,
     stop: Notify,
     /// Counts what was heard, so that silence is noticed.
-    heard: AtomicU64,
+    activity: AtomicU64,
 }
 
 /// Tells the writing task that the server is alive.
@@ -51,8 +51,8 @@ struct Shared {
 pub struct Liveness(Arc<Shared>);
 
 impl Liveness {
-    pub fn heard(&self) {
-        self.0.heard.fetch_add(1, Ordering::Relaxed);
+    pub fn record_activity(&self) {
+        self.0.activity.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -66,7 +66,7 @@ impl Feedback {
     pub(super) fn start(write: WriteHalf<Socket>, start: Lsn, timeout: Option<Duration>) -> Self {
         let (durable, watch) = watch::channel(start);
         let shared = Arc::new(Shared::default());
-        let pause = timeout.map_or(LONGEST_PAUSE, |timeout| LONGEST_PAUSE.min(timeout / 3));
+        let pause = timeout.map_or(MAX_PAUSE, |timeout| MAX_PAUSE.min(timeout / 3));
         let task = tokio::spawn(write_statuses(write, watch, Arc::clone(&shared), pause));
         Self { durable, shared, task }
     }
@@ -92,8 +92,8 @@ impl Feedback {
     }
 
     /// Asks the server to say how far it is.
-    pub fn ping(&self) {
-        self.shared.ping.notify_one();
+    pub fn request_reply(&self) {
+        self.shared.request_reply.notify_one();
     }
 
     /// Last acknowledgement, then Terminate. No CopyDone: the server would first send the rest of
@@ -125,11 +125,11 @@ async fn write_statuses(
             biased;
             () = shared.stop.notified() => is_last = true,
             changed = durable.changed() => is_last = changed.is_err(),
-            () = shared.ping.notified() => asks = true,
+            () = shared.request_reply.notified() => asks = true,
             _ = timer.tick() => {
                 // Silent since the last tick: ask, so that the reader's limit means something (trap
                 // 27).
-                let heard = shared.heard.load(Ordering::Relaxed);
+                let heard = shared.activity.load(Ordering::Relaxed);
                 asks = heard == heard_before;
                 heard_before = heard;
             }

@@ -8,5 +8,5 @@ pub mod frame;
 pub mod socket;
 pub mod stream;
 
-pub use client::{CreatedSlot, IdentifySystem, ReplicationClient, Row, SlotKeep};
+pub use client::{CreatedSlot, IdentifySystem, ReplicationClient, Row, SlotKind};
 pub use frame::{Frame, FrameReader, ServerMessage, WireError};

@@ -163,7 +163,7 @@ impl StreamReader {
                         }
                     {
                         is_busy |= is_much;
-                        liveness.heard();
+                        liveness.record_activity();
                         reached("stream.received");
                         if let Ok(permit) = room.acquire_many(cost(&whole)).await {
                             permit.forget();
