@@ -398,7 +398,9 @@ impl TargetState for DuckDb {
         self.transaction(|target| {
             let (mut moving, mut ours) = (Vec::new(), Vec::new());
             for (from, table) in moves {
-                let is_ours = target.tables()?.is_ours(from);
+                let stored = target.tables()?;
+                // What was kept of a table that is gone stays under the name that both had.
+                let is_ours = stored.is_ours(from) && !stored.is_kept_by_another(from, table.oid);
                 ours.push(is_ours);
                 if is_ours
                     && *from != table.target

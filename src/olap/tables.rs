@@ -133,6 +133,17 @@ impl Tables {
         self.ours.contains_key(&lower(target))
     }
 
+    /// Whether the table of this name is the copy of another table, which was dropped at the source
+    /// and is only kept.
+    pub fn is_kept_by_another(&self, target: &QualifiedName, oid: u32) -> bool {
+        let name = lower(target);
+        self.rows.values().any(|row| {
+            row.table.state == TableState::Dropped
+                && row.table.oid != oid
+                && lower(&row.table.target) == name
+        })
+    }
+
     fn insert(&mut self, row: Row) {
         self.remove(row.table.oid);
         if row.is_ours {

@@ -14,7 +14,7 @@ use crate::{
 use rhei::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, TableSpec},
-    olap::{ApplyTarget, CopyTarget, DuckDb, TargetOptions, TargetState},
+    olap::{ApplyTarget, CopyTarget, DuckDb, StoredTable, TableState, TargetOptions, TargetState},
     pgoutput::{
         QualifiedName, ReplicaIdentity,
         message::{Message, OldTuple},
@@ -295,6 +295,35 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
          a::VARCHAR, b, NULL FROM public.whole \
          UNION ALL SELECT 'felt', id::VARCHAR, m, NULL FROM public.felt ORDER BY 1, 2, 3",
     )
+}
+
+/// A table that was dropped and the next one of its name share a name in the copy, until that one
+/// is copied.
+#[test]
+fn the_kept_copy_of_a_dropped_table_does_not_go_with_a_namesake_that_is_renamed() {
+    let folder = temp_dir();
+    let path = folder.path().join("copy.duckdb");
+    let specs = tables(&golden());
+    let dropped = &specs[..1];
+    let mut target =
+        DuckDb::open(&TargetOptions { path: path.clone(), ..TargetOptions::default() }).unwrap();
+    begin_empty_copies(&mut target, Lsn(1), dropped);
+    target.finish_loads(dropped).unwrap();
+    assert_eq!(target.merge(dropped, 1).unwrap().len(), 1);
+
+    let kept = StoredTable::of(&dropped[0], TableState::Dropped);
+    let namesake = StoredTable { oid: 99, state: TableState::Pending, ..kept.clone() };
+    target.note(&[kept, namesake.clone()]).unwrap();
+    let name = namesake.target.clone();
+    let renamed = QualifiedName::new(name.schema.clone(), "renamed");
+    target.rename(&[(name.clone(), StoredTable { target: renamed, ..namesake })]).unwrap();
+
+    drop(target);
+    let names = query_copy(
+        &path,
+        "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'public' ORDER BY 1",
+    );
+    assert_eq!(names, [[Some(name.name)]]);
 }
 
 /// Whatever the batches are, the outcome is one; also when it was stopped after each.
