@@ -15,7 +15,7 @@ use rhei::{
     Lsn,
     change::{
         ChangeBatch, ColumnOrigin, Deletes, Key, SchemaChange, TableSpec, assemble::Assembler,
-        followed::Answer,
+        followed::SchemaResolution,
     },
     pgoutput::{
         ReplicaIdentity,
@@ -23,7 +23,7 @@ use rhei::{
     },
     source::{
         SourceError,
-        spool::{Replay, Spool, Taken},
+        spool::{Replay, Routed, Spool},
     },
 };
 
@@ -100,7 +100,7 @@ impl Stream {
             }
             return Ok(());
         }
-        if self.spool.take(bytes)? == Taken::Kept {
+        if self.spool.take(bytes)? == Routed::Spooled {
             return Ok(());
         }
         self.push(Message::decode(bytes)?)
@@ -122,7 +122,7 @@ impl Stream {
                 let mut columns: Vec<_> =
                     (0..before.columns.len()).map(ColumnOrigin::Kept).collect();
                 columns.push(ColumnOrigin::Added(Some("5".to_owned())));
-                self.assembler.answer(Answer::SchemaChange(Box::new(SchemaChange {
+                self.assembler.answer(SchemaResolution::SchemaChange(Box::new(SchemaChange {
                     before,
                     after,
                     columns,
@@ -132,7 +132,7 @@ impl Stream {
                 }
                 self.assembler.go_on();
             } else {
-                self.assembler.answer(Answer::Same);
+                self.assembler.answer(SchemaResolution::Same);
             }
         }
         Ok(())
@@ -149,12 +149,12 @@ impl Stream {
             assert!(
                 table.inserts.iter().all(|rows| rows.num_columns() == width && rows.num_rows() > 0)
             );
-            for patch in &table.patches {
-                assert!(
-                    !patch.unchanged.is_empty()
-                        && patch.unchanged.iter().all(|&column| column < width)
-                );
-                assert_eq!(patch.rows.num_columns(), width + table.table.key_columns().len());
+            if let Some(patch) = &table.patch {
+                let mut unchanged = patch.patterns.iter().flatten();
+                assert!(patch.patterns.iter().all(|pattern| !pattern.is_empty()));
+                assert!(unchanged.all(|&column| column < width));
+                let keys = table.table.key_columns().len();
+                assert_eq!(patch.rows.num_columns(), width + keys + 1);
             }
             match &table.deletes {
                 Deletes::ByKey(keys) => {
@@ -167,13 +167,10 @@ impl Stream {
                     assert!(rows.iter().all(|rows| rows.num_columns() == width + 1))
                 }
             }
-            if table.truncate {
-                assert!(
-                    table.patches.is_empty(),
-                    "rows of a truncated table have nothing to take \
-                     values from"
-                );
-            }
+            assert!(
+                table.truncate.is_none() || table.patch.is_none(),
+                "rows of a truncated table have nothing to take values from"
+            );
         }
         let _ = self.assembler.take_untracked();
         assert!(self.assembler.pending_rows() == 0 && self.assembler.pending_transactions() == 0);

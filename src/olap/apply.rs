@@ -55,7 +55,7 @@ impl Default for Progress {
     }
 }
 
-/// The rows of a batch; the first part of the transaction of [`super::OlapEngine::apply`].
+/// The rows of a batch; the first part of the transaction of [`super::ApplyTarget::apply`].
 pub(super) fn apply(
     target: &mut DuckDb,
     batch: &ChangeBatch,
@@ -128,7 +128,7 @@ pub(super) fn finish(
         pruned = state::put_cycle(&target.connection, checkpoint, &cycle)?;
     }
     target.pipeline = Some(pipeline);
-    // Handed out by `OlapEngine::apply` only after COMMIT has returned.
+    // Handed out by `ApplyTarget::apply` only after COMMIT has returned.
     Ok(Applied {
         durable: DurableLsn::committed(checkpoint.lsn),
         deleted_rows,

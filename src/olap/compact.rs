@@ -28,7 +28,7 @@ pub struct Space {
     pub stored_rows: u64,
 }
 
-/// What [`super::OlapEngine::compact`] did.
+/// What [`super::FileMaintenance::compact`] did.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Compacted {
     pub before: Space,
@@ -159,7 +159,7 @@ fn others(connection: &Connection, database: &str) -> Result<Vec<String>, Target
 }
 
 impl DuckDb {
-    /// The body of [`super::OlapEngine::compact`].
+    /// The body of [`super::FileMaintenance::compact`].
     pub(super) fn rewrite_file(&mut self) -> Result<Compacted, TargetError> {
         let started = Instant::now();
         let refused = |reason: String| TargetError::NotCompacted { reason };

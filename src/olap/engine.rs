@@ -209,7 +209,7 @@ pub struct NewCopy {
 pub type RowStream =
     Box<dyn Iterator<Item = Result<RecordBatch, Box<dyn std::error::Error + Send + Sync>>> + Send>;
 
-/// What [`OlapEngine::apply`] did.
+/// What [`ApplyTarget::apply`] did.
 #[derive(Debug, Clone)]
 pub struct Applied {
     /// The new checkpoint, now durable; after a part, the one before it.

@@ -313,7 +313,7 @@ fn the_kept_copy_of_a_dropped_table_does_not_go_with_a_namesake_that_is_renamed(
 
     let kept = StoredTable::of(&dropped[0], TableState::Dropped);
     let namesake = StoredTable { oid: 99, state: TableState::Pending, ..kept.clone() };
-    target.note(&[kept, namesake.clone()]).unwrap();
+    target.put_tables(&[kept, namesake.clone()]).unwrap();
     let name = namesake.target.clone();
     let renamed = QualifiedName::new(name.schema.clone(), "renamed");
     target.rename(&[(name.clone(), StoredTable { target: renamed, ..namesake })]).unwrap();

@@ -31,8 +31,9 @@ pub(in crate::source) const SESSION_SETTINGS: [(&str, &str); 14] = [
 ];
 
 /// A timeout that only newer servers have.
-pub(in crate::source) const DISABLE_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config(name, '0', false) \
-     FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+pub(in crate::source) const DISABLE_TRANSACTION_TIMEOUT: &str = "\
+    SELECT pg_catalog.set_config(name, '0', false) \
+    FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
 /// A SQL session; its connection ends with it.
 pub struct SqlClient {
