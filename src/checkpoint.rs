@@ -1,5 +1,5 @@
-//! What a checkpoint means. Pure; the proof that nothing is lost and nothing comes twice stands
-//! here.
+//! The meaning of a checkpoint. The module is pure, and holds the proof that no change is lost and
+//! no change is applied twice.
 //!
 //! The checkpoint is the `end_lsn` of the last source transaction whose effect is in the target,
 //! and it is written in the target transaction that holds that effect. Then:
@@ -17,23 +17,24 @@
 
 use crate::Lsn;
 
-/// How far the target is.
+/// The position of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// `end_lsn` of the last applied source transaction, or a later position up to which nothing
-    /// concerns us.
+    /// The `end_lsn` of the last applied source transaction, or a later position up to which no
+    /// change concerns rhei.
     pub lsn: Lsn,
-    /// Commit time of the last applied source transaction, microseconds since 2000-01-01 UTC.
+    /// The commit time of the last applied source transaction, in microseconds since 2000-01-01
+    /// UTC.
     pub commit_time_us: Option<i64>,
 }
 
-/// A checkpoint whose target commit has returned. Nothing else may be acknowledged.
+/// A checkpoint whose target commit has returned. No other position may be acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DurableLsn(Lsn);
 
 impl DurableLsn {
-    /// To be called by the target after COMMIT returned, and when it reads a checkpoint back from
-    /// the file.
+    /// Makes a durable LSN. The target calls this after COMMIT returned, and when it reads a
+    /// checkpoint back from the file.
     pub(crate) fn committed(lsn: Lsn) -> Self {
         Self(lsn)
     }
@@ -43,17 +44,18 @@ impl DurableLsn {
     }
 }
 
-/// Whether a source transaction is in the target already. Strict: see the head of this file.
+/// Returns whether a source transaction is in the target already. The test is strict: see the head
+/// of this file.
 pub fn already_applied(commit_lsn: Lsn, checkpoint: Lsn) -> bool {
     commit_lsn < checkpoint
 }
 
-/// The position that `sync` must reach to have seen every transaction committed before `insert_lsn`
-/// was read.
+/// Returns the position that `sync` must reach to have seen every transaction committed before
+/// `insert_lsn` was read.
 ///
-/// Right after a WAL page header no record has begun, and the server then reports the end of what
-/// it sent as the start of that page. Such a position is taken back to the page start, else `sync`
-/// would wait for WAL that nobody writes.
+/// Right after a WAL page header no record has begun, and the server then reports the end of the
+/// WAL it sent as the start of that page. Such a position is moved back to the page start,
+/// otherwise `sync` would wait for WAL that no session writes.
 pub fn reachable_target(insert_lsn: Lsn) -> Lsn {
     const PAGE_BYTES: u64 = 8192;
     const HEADER_BYTES: [u64; 2] = [24, 40];

@@ -1,6 +1,6 @@
-//! A running replicator answers questions on a unix socket beside its file, since nobody else can
-//! open the file meanwhile. Both ends are here. One connection, one question (a line), one answer
-//! (a JSON document).
+//! A running replicator answers questions on a unix socket beside its file, since no other process
+//! can open the file in the meantime. Both ends of the socket are here. One connection carries one
+//! question (a line) and one answer (a JSON document).
 
 use std::{
     future::Future,
@@ -26,14 +26,14 @@ use crate::{
     },
 };
 
-/// Where the replicator of a file listens.
+/// Returns the path of the socket on which the replicator of a file listens.
 pub fn socket_path(target: &Path) -> PathBuf {
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(".rhei.sock");
     target.with_file_name(name)
 }
 
-/// Listens until it is dropped; removes its socket then.
+/// Listens until it is dropped, and then removes its socket.
 pub struct Control {
     path: PathBuf,
     task: tokio::task::JoinHandle<()>,
@@ -47,7 +47,7 @@ impl Drop for Control {
 }
 
 impl Control {
-    /// Begins to listen. The file's lock is held by the caller, so a socket that is there is left
+    /// Begins to listen. The caller holds the lock of the file, so a socket that is there is left
     /// over from a crash. Without a socket the replicator works all the same; then the reason is
     /// logged.
     pub fn listen<T: OlapEngine + 'static>(
@@ -57,11 +57,13 @@ impl Control {
     ) -> Option<Self> {
         let path = socket_path(&context.options.target.path);
         let _ = std::fs::remove_file(&path);
+
         let bound = UnixListener::bind(&path).and_then(|listener| {
             use std::os::unix::fs::PermissionsExt;
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
             Ok(listener)
         });
+
         let listener = match bound {
             Ok(listener) => listener,
             Err(error) => {
@@ -70,11 +72,14 @@ impl Control {
                 return None;
             }
         };
+
         let context = context.clone();
         let last = LastStatus::default();
+
         let task = tokio::spawn(async move {
-            // So that a status is known when the first question comes in the middle of a long step.
+            // This makes a status known when the first question comes in the middle of a long step.
             tokio::spawn(status(context.clone(), writer.clone(), last.clone()));
+
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(serve(
                     client,
@@ -85,11 +90,12 @@ impl Control {
                 ));
             }
         });
+
         Some(Self { path, task })
     }
 }
 
-/// How long a question may take. One that says nothing keeps nobody waiting but itself.
+/// How long a question may take. A client that sends nothing delays only its own answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
 const MAX_REQUEST_BYTES: u64 = 64 << 10;
@@ -102,7 +108,7 @@ const WRITER_PATIENCE: Duration = Duration::from_millis(800);
 #[derive(Debug, Clone, Default)]
 struct LastStatus {
     remembered: Arc<Mutex<Option<Remembered>>>,
-    /// One question at a time waits for the writer: each takes a thread for as long.
+    /// One question at a time waits for the writer: each question occupies a thread while it waits.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -120,6 +126,7 @@ impl LastStatus {
             .filter(|table| table.state != TableState::Dropped)
             .map(|table| table.source)
             .collect();
+
         let remembered = Remembered { at: Instant::now(), status: status.clone(), tables: names };
         *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembered);
     }
@@ -146,8 +153,8 @@ fn busy() -> Value {
     })
 }
 
-/// What the writer answers within [`WRITER_PATIENCE`]. A question that takes longer goes on, and
-/// its answer is forgotten.
+/// Returns the answer of the writer within [`WRITER_PATIENCE`]. A question that takes longer goes
+/// on, and its answer is forgotten.
 async fn soon<R: Send + 'static>(
     last: &LastStatus,
     question: impl Future<Output = Result<R, EngineError>> + Send + 'static,
@@ -157,6 +164,7 @@ async fn soon<R: Send + 'static>(
         let _turn = turn.lock().await;
         question.await
     });
+
     tokio::time::timeout(WRITER_PATIENCE, asked).await.ok()?.ok()
 }
 
@@ -172,9 +180,11 @@ async fn serve<T: OlapEngine + 'static>(
     let mut question = String::new();
     let (read, mut write) = client.split();
     let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
+
     if !matches!(tokio::time::timeout(PATIENCE, read.read_line(&mut question)).await, Ok(Ok(_))) {
         return;
     }
+
     let answer = match question.trim_end().split_once(' ').unwrap_or((question.trim_end(), "")) {
         ("status", _) => {
             let answer = soon(&last, status(context.clone(), writer.clone(), last.clone())).await;
@@ -185,7 +195,7 @@ async fn serve<T: OlapEngine + 'static>(
             let jobs = soon(&last, async move { writer.call(|target| target.jobs()).await }).await;
             jobs.map_or_else(|| Ok(busy()), |jobs| jobs.map(|jobs| json!(jobs)))
         }
-        // Nobody listens only when the replicator is about to end.
+        // The receiver is gone only when the replicator is about to end.
         ("pause", _) => Ok(json!({ "asked": ask.send(Command::Pause(true)).is_ok() })),
         ("resume", _) => Ok(json!({ "asked": ask.send(Command::Pause(false)).is_ok() })),
         ("compact", _) => {
@@ -195,8 +205,10 @@ async fn serve<T: OlapEngine + 'static>(
         ("resync", table) => resync(table, &writer, &ask, &last).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
+
     let answer =
         answer.unwrap_or_else(|error| json!({ "error": crate::error::error_chain(&error) }));
+
     // A client that went away is no concern.
     let _ = write.write_all(answer.to_string().as_bytes()).await;
 }
@@ -208,15 +220,17 @@ async fn status<T: OlapEngine + 'static>(
 ) -> Result<Value, EngineError> {
     let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
     let (state, space) = writer.call(look).await?;
+
     let status = match &state {
         Some(state) => describe(state, space, &Figures::of(&context)),
         None => json!({ "error": "nothing was copied yet" }),
     };
+
     last.remember(&status, state);
     Ok(status)
 }
 
-/// Has the session copy a table again.
+/// Asks the session to copy a table again.
 async fn resync<T: OlapEngine + 'static>(
     name: &str,
     writer: &Writer<T>,
@@ -233,23 +247,26 @@ async fn resync<T: OlapEngine + 'static>(
             }
             None => last.table(name),
         };
+
     let Some(table) = known else {
         return Ok(json!({ "error": format!("there is no table {name} in this copy") }));
     };
+
     let _ = ask.send(Command::Resync(table));
     Ok(json!({ "resync": name }))
 }
 
-/// Asks the replicator of a file. None: nobody answers.
+/// Asks the replicator of a file. Returns `None` when no replicator answers.
 pub async fn ask(target: &Path, question: &str) -> Option<Value> {
     let mut stream = UnixStream::connect(socket_path(target)).await.ok()?;
     stream.write_all(format!("{question}\n").as_bytes()).await.ok()?;
+
     let mut text = String::new();
     stream.read_to_string(&mut text).await.ok()?;
     serde_json::from_str(&text).ok()
 }
 
-/// What only a running replicator knows.
+/// The figures that only a running replicator knows.
 #[derive(Debug, Clone, Default)]
 pub struct Figures {
     board: CopyProgress,
@@ -270,15 +287,17 @@ impl Figures {
     }
 }
 
-/// The state of a copy, as `rhei status --json` shows it.
+/// Returns the state of a copy, as `rhei status --json` shows it.
 pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
     let Figures { board, latency, left_out, settled } = figures;
     let pipeline = &state.pipeline;
+
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
         Phase::Running => "running",
         Phase::PlainCopy => "plain_copy",
     };
+
     let (copies, total) = board.progress().unwrap_or_default();
     let tables: Vec<Value> = state
         .tables
@@ -288,6 +307,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
                 TableState::Error(pause) => Some(&pause.reason),
                 _ => None,
             };
+
             json!({
                 "source": table.source.to_string(),
                 "target": table.target.to_string(),
@@ -299,6 +319,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
             })
         })
         .collect();
+
     json!({
         "phase": phase,
         "slot": pipeline.slot,
@@ -319,6 +340,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
 
 fn seconds_since_commit(state: &StoredState) -> Option<f64> {
     const MICROS_TO_2000: i64 = 946_684_800_000_000;
+
     let committed = state.pipeline.checkpoint.commit_time_us? + MICROS_TO_2000;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?.as_micros();
     Some((now as f64 - committed as f64).max(0.0) / 1_000_000.0)

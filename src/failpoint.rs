@@ -1,5 +1,5 @@
-//! Places where a test makes rhei die, stumble or wait, as a crash, a bug or a slow disk would
-//! (postgres.md 2.10).
+//! Places where a test makes rhei die, stumble or wait, as a crash, a bug or a slow disk would:
+//! between any two steps that a crash can part.
 //!
 //! Builds without the feature `failpoints` of the crate `fail`, which only tests and benchmarks ask
 //! for, contain none of this.

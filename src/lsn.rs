@@ -1,10 +1,10 @@
-//! `Lsn`: a position in the source's write-ahead log. Nothing else in rhei may be called an LSN.
+//! `Lsn`: a position in the source's write-ahead log. No other number in rhei may be called an LSN.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A byte position in the source's WAL, ordered, printed the way PostgreSQL prints `pg_lsn`
+/// A byte position in the source's WAL, ordered, and printed as PostgreSQL prints `pg_lsn`
 /// (`16/B374D848`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
@@ -13,7 +13,7 @@ impl Lsn {
     /// PostgreSQL's `InvalidXLogRecPtr`, printed `0/0`.
     pub const ZERO: Self = Self(0);
 
-    /// Bytes of WAL from `earlier` up to `self`; zero when `earlier` is not earlier.
+    /// Returns the bytes of WAL from `earlier` up to `self`; zero when `earlier` is not earlier.
     pub fn bytes_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }

@@ -1,4 +1,4 @@
-//! Chunks that wait for a worker, and how far each table is.
+//! Chunks that wait for a worker, and the progress of each table.
 
 use std::{
     collections::VecDeque,
@@ -15,26 +15,26 @@ use crate::{
 
 /// One job: a range of pages of one table that holds rows.
 pub(super) struct ChunkJob {
-    /// Index into the tables.
+    /// The index of the table in the round.
     pub table: usize,
     pub query: String,
     pub job: u64,
 }
 
-/// What all workers share.
+/// The state that all workers share.
 pub(super) struct SharedRound {
     pub context: Context,
     pub snapshots: Vec<String>,
     pub specs: Vec<Arc<TableSpec>>,
     pub estimates: Vec<u64>,
-    /// Bundles: one chunk, or those of several small tables, which are copied together.
+    /// Bundles: one chunk, or the chunks of several small tables, which are copied together.
     pub queue: tokio::sync::Mutex<VecDeque<Vec<ChunkJob>>>,
     pub state: Mutex<RoundProgress>,
     pub pace: Option<RateLimiter>,
     /// Bytes of rows, as they come, in one record batch. All batches together are half of the
     /// memory that the settings allow; the stream has the other half.
     pub batch_bytes: usize,
-    /// For the worker whose turn it is.
+    /// Held by the worker whose turn it is.
     pub turn: tokio::sync::Mutex<()>,
     pub stop: CancellationToken,
 }
@@ -44,6 +44,7 @@ impl SharedRound {
     pub(super) async fn next_chunk(&self) -> Next {
         let mut queue = self.queue.lock().await;
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+
         let now = Instant::now();
         let is_free = |chunks: &Vec<ChunkJob>| {
             let until = |chunk: &ChunkJob| {
@@ -51,6 +52,7 @@ impl SharedRound {
             };
             chunks.iter().filter_map(until).all(|until| until <= now)
         };
+
         match queue.iter().position(is_free) {
             Some(at) => queue.remove(at).map_or(Next::None, Next::Chunks),
             None if queue.is_empty() => Next::None,
@@ -59,12 +61,12 @@ impl SharedRound {
     }
 }
 
-/// What [`SharedRound::batch_bytes`] is.
+/// Returns the value of [`SharedRound::batch_bytes`].
 pub(super) fn batch_bytes(memory_limit: usize, workers: usize) -> usize {
     (memory_limit / 2 / (workers * BATCHES_HELD).max(1)).clamp(MIN_BATCH_BYTES, MAX_BATCH_BYTES)
 }
 
-/// How far the tables are.
+/// The progress of the tables.
 pub(super) struct RoundProgress {
     pub(super) tables: Vec<TableRoundProgress>,
 }
@@ -75,7 +77,7 @@ pub(super) struct TableRoundProgress {
     pub(super) chunks_left: usize,
     pub(super) rows: u64,
     pub(super) nulled: Vec<Nulled>,
-    /// Its other chunks are not begun any more.
+    /// The other chunks of the table are not begun any more.
     pub(super) is_over: bool,
     /// Another session has locked the table: its chunks are not tried again before this.
     pub(super) locked_until: Option<Instant>,
@@ -84,7 +86,7 @@ pub(super) struct TableRoundProgress {
 }
 
 impl RoundProgress {
-    /// With so many chunks of each table.
+    /// Creates the progress of tables with these numbers of chunks.
     pub fn new(chunks: Vec<usize>) -> Self {
         let table =
             |chunks_left| TableRoundProgress { chunks_left, ..TableRoundProgress::default() };
@@ -92,10 +94,10 @@ impl RoundProgress {
     }
 }
 
-/// Keeps all workers together under so many bytes a second.
+/// Keeps all workers together under a number of bytes a second.
 pub(super) struct RateLimiter {
     pub(super) bytes_per_second: f64,
-    /// When the bytes that were taken so far are paid for.
+    /// The time at which the bytes that were taken so far are paid for.
     pub(super) free_at: tokio::sync::Mutex<tokio::time::Instant>,
 }
 
@@ -107,11 +109,13 @@ impl RateLimiter {
 
     pub(super) async fn take(&self, bytes: usize) {
         let mut free_at = self.free_at.lock().await;
+
         let now = tokio::time::Instant::now();
         *free_at =
             (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
         let until = *free_at;
         drop(free_at);
+
         // Short debts are not worth a sleep each.
         if until.duration_since(now) > Duration::from_millis(20) {
             tokio::time::sleep_until(until).await;
@@ -119,7 +123,7 @@ impl RateLimiter {
     }
 }
 
-/// What is to be copied next.
+/// The chunks that a worker copies next.
 pub(super) enum Next {
     Chunks(Vec<ChunkJob>),
     /// Another session has locked the tables of all chunks that are left.

@@ -1,4 +1,4 @@
-//! What a round tells the one who follows the stream.
+//! What a round reports to the task that follows the stream.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,21 +17,21 @@ use crate::{
     source::{catalog::SourceTable, connection::SqlClient},
 };
 
-/// What became of a table.
+/// The outcome of the copy of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopyOutcome {
     Done,
     /// This table cannot be copied; the others can.
     Failed(Pause),
-    /// Its shape or its file changed after the snapshot was taken: what the snapshot shows of it
-    /// means nothing.
+    /// The shape or the file of the table changed after the snapshot was taken: the rows that the
+    /// snapshot shows of the table mean nothing.
     Changed,
 }
 
-/// What a round tells the one who follows the stream.
+/// What a round reports to the task that follows the stream.
 pub enum CopyEvent {
     /// The snapshot is there, and the tables that are to be copied under it are planned. The stream
-    /// is held at `since` until this is answered.
+    /// is held at `since` until this event is answered.
     Planned {
         lsn: Lsn,
         /// The snapshot sees every transaction with `commit_lsn` before this.
@@ -39,7 +39,7 @@ pub enum CopyEvent {
         tables: Vec<Planned>,
         /// Tables that cannot be copied as they are set up.
         refused: Vec<StoredTable>,
-        /// Sees the snapshot.
+        /// A session that sees the snapshot.
         holder: Arc<SqlClient>,
         /// Per table the ids of its jobs, or none when it has to wait for another round.
         adopted: oneshot::Sender<Vec<Option<Vec<u64>>>>,
@@ -49,7 +49,7 @@ pub enum CopyEvent {
     /// Copies of these tables were interrupted and can go on only under the snapshot of a slot,
     /// which would have to wait for transactions; the round copies the other tables.
     Postponed(BTreeSet<u32>),
-    /// What became of the copies of tables, by oid.
+    /// The outcomes of the copies of tables, by oid.
     Ended(Vec<(u32, CopyOutcome)>),
 }
 
@@ -57,23 +57,23 @@ pub enum CopyEvent {
 #[derive(Debug, Clone)]
 pub struct Planned {
     pub spec: Arc<TableSpec>,
-    /// Where it lies at the source.
+    /// The table at the source.
     pub source: SourceTable,
-    /// What an earlier try has done stays; `spec` is that try's.
+    /// The chunks of an earlier try stay; `spec` is the shape of that try.
     pub is_resumed: bool,
     pub(super) ranges: Vec<Range>,
-    /// Lower ones are copied first.
+    /// Tables with a lower number are copied first.
     pub(super) priority: i32,
     /// Names in DuckDB of columns with long values.
     pub(super) long_columns: BTreeSet<String>,
     /// Rows that are in the shadow already.
     pub(super) done_rows: u64,
-    /// Of this try.
+    /// The position of the snapshot of this try.
     pub(super) snapshot: Lsn,
 }
 
 impl Planned {
-    /// What the target is told of it.
+    /// Returns the copy as the target records it.
     pub fn new_copy(&self) -> NewCopy {
         let job = |range: &Range| NewJob {
             kind: "copy_chunk",
@@ -88,6 +88,7 @@ impl Planned {
             .unwrap_or_default(),
             priority: self.priority,
         };
+
         let jobs = self.ranges.iter().map(job).collect();
         let long_columns = self.long_columns.clone();
         NewCopy { spec: Arc::clone(&self.spec), is_resumed: self.is_resumed, long_columns, jobs }
@@ -101,9 +102,9 @@ pub(super) struct ChunkPayload {
     /// The table or leaf partition, by name and by oid.
     pub(super) from: String,
     pub(super) leaf: u32,
-    /// First page, and the one after the last; none: to the end.
+    /// The first page, and the page after the last one; none: the range goes to the end.
     pub(super) pages: (u64, Option<u64>),
-    /// The oldest snapshot of this shadow: what it was begun with.
+    /// The oldest snapshot of this shadow, with which the shadow was begun.
     pub(super) copy_lsn: String,
     pub(super) snapshot_lsn: String,
 }

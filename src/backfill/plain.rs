@@ -1,4 +1,4 @@
-//! A copy that nothing follows: needs no slot and no logical WAL.
+//! A copy that no stream follows: it needs no slot and no logical WAL.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::{
     source::{LsnBarrier, catalog, connection::connect_sql},
 };
 
-/// Whoever tells something is not kept waiting when nobody listens any more.
+/// Lets the sender of an event go on when the receiver has stopped.
 struct DrainOnDrop<'a>(&'a mut mpsc::Receiver<CopyEvent>);
 
 impl Drop for DrainOnDrop<'_> {
@@ -26,8 +26,8 @@ impl Drop for DrainOnDrop<'_> {
     }
 }
 
-/// A plain copy under an ordinary snapshot: needs no slot and no logical WAL, and nothing follows
-/// it. Returns the tables that cannot be copied, with their reasons.
+/// Makes a plain copy under an ordinary snapshot: it needs no slot and no logical WAL, and no
+/// stream follows it. Returns the tables that cannot be copied, with their reasons.
 pub async fn plain_copy<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
@@ -41,8 +41,10 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
             context.options.target.path.display()
         )));
     }
+
     let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
+
     let pipeline = Pipeline {
         slot: String::new(),
         publications: Vec::new(),
@@ -55,6 +57,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
         checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
     };
     drop(sql);
+
     let (tell, mut told) = mpsc::channel(16);
     let round = CopyRound {
         wanted: None,
@@ -65,17 +68,22 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
         told: tell,
         stop: stop.clone(),
     };
+
     let mut specs: BTreeMap<u32, Arc<TableSpec>> = BTreeMap::new();
     let (mut changed, mut locked) = (0, Vec::new());
+
     let follow = async {
         let told = DrainOnDrop(&mut told);
+
         while let Some(told) = told.0.recv().await {
             match told {
                 CopyEvent::Planned { tables, refused, adopted, .. } => {
                     let pipeline = pipeline.clone();
                     writer.call(move |target| target.put_state(&pipeline, &refused)).await?;
+
                     let new: Vec<_> = tables.iter().map(Planned::new_copy).collect();
                     specs.extend(tables.into_iter().map(|table| (table.spec.oid, table.spec)));
+
                     let ids = writer.call(move |target| target.begin_copies(&new)).await?;
                     let _ = adopted.send(ids.into_iter().map(Result::ok).collect());
                 }
@@ -88,6 +96,7 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                                     target.finish_loads(std::slice::from_ref(&spec))?;
                                     target.merge(&[spec], i64::MAX.unsigned_abs()).map(|_| ())
                                 };
+
                                 match writer.call(merge).await {
                                     Err(EngineError::Target(error)) if error.is_of_table() => {
                                         Pause {
@@ -107,21 +116,25 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
                                 continue;
                             }
                         };
+
                         writer
                             .call(move |target| target.abandon_copies(&[(oid, Some(pause))]))
                             .await?;
                     }
                 }
                 CopyEvent::Locked(tables) => locked.extend(tables.into_values()),
-                // Only rounds beside a stream do so.
+                // Only rounds beside a stream send this event.
                 CopyEvent::Postponed(_) => {}
             }
         }
+
         Ok::<_, EngineError>(())
     };
+
     let (copied, followed) = tokio::join!(super::run(context, writer, round), follow);
     followed?;
     copied?;
+
     if !locked.is_empty() {
         let locked: Vec<String> = locked.iter().map(ToString::to_string).collect();
         return Err(EngineError::Setup(format!(
@@ -130,12 +143,14 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
             locked.join(", ")
         )));
     }
+
     if changed > 0 {
         return Err(EngineError::Setup(format!(
             "{changed} tables changed their shape while they were being copied; the others are \
              copied\nhint: run it again"
         )));
     }
+
     let state = writer.call(|target| target.state()).await?;
     let tables = state.into_iter().flat_map(|state| state.tables);
     Ok(tables

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Pages of 8 KiB in one chunk: from 16 to 128 MiB of heap. A chunk is a transaction in the target,
-/// and small ones leave small row groups there.
+/// and small chunks leave small row groups there.
 const PAGE_BYTES: u64 = 8192;
 
 const MIN_PAGES: u64 = 2048;
@@ -25,7 +25,7 @@ const CHUNKS_PER_WORKER: u64 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pages {
     pub(super) first: u64,
-    /// None: to the end, wherever that is.
+    /// None: the range goes to the end, wherever that is.
     pub(super) next: Option<u64>,
 }
 
@@ -39,13 +39,13 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// It is all that there is of its table or partition.
+    /// Returns whether the range is all of its table or partition.
     pub fn is_whole_leaf(&self) -> bool {
         self.pages == Pages { first: 0, next: None }
     }
 }
 
-/// The COPY statements that together read what is not `done` of the table, once.
+/// Returns the COPY statements that together read each page of the table once that is not `done`.
 pub(super) fn ranges(
     table: &SourceTable,
     spec: &TableSpec,
@@ -58,54 +58,65 @@ pub(super) fn ranges(
         .map(|column| column.mapping.copy_select(&quote_identifier(&column.name)))
         .collect();
     let columns = columns.join(", ");
+
     let filter = table.row_filter.as_ref().map(|filter| format!("({filter})"));
     let all = table.pages();
-    // Several for each worker, so that all of them are busy to the end.
+
+    // Each worker gets several ranges, so that all workers are busy to the end.
     let size = match context.options.chunk_bytes {
         Some(bytes) => (bytes / PAGE_BYTES).max(1),
         None => (all / (context.options.workers.max(1) as u64 * CHUNKS_PER_WORKER))
             .clamp(MIN_PAGES, MAX_PAGES),
     };
+
     let mut ranges = Vec::new();
     for leaf in &table.leaves {
         let from = quote_table(&leaf.name);
         let none = Vec::new();
+
         for pages in missing(done.get(&leaf.oid).unwrap_or(&none), leaf.pages.unwrap_or(0), size) {
             let mut conditions = Vec::new();
             if pages.first > 0 {
                 conditions.push(format!("ctid >= '({},0)'", pages.first));
             }
+
             if let Some(next) = pages.next {
                 conditions.push(format!("ctid < '({next},0)'"));
             }
+
             conditions.extend(filter.clone());
             let filter = if conditions.is_empty() {
                 String::new()
             } else {
                 format!(" WHERE {}", conditions.join(" AND "))
             };
+
             let query = format!(
                 "COPY (SELECT {columns} FROM ONLY {from}{filter}) TO STDOUT (FORMAT binary)"
             );
+
             ranges.push(Range { leaf: leaf.oid, leaf_name: leaf.name.to_string(), pages, query });
         }
     }
     ranges
 }
 
-/// Ranges of about `size` pages that hold everything that `done` does not. The last one is open,
-/// since the table may have grown before the snapshot was taken.
+/// Returns ranges of about `size` pages that hold every page that `done` does not. The last range
+/// is open, since the table may have grown before the snapshot was taken.
 pub(super) fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
     let mut done = done.to_vec();
     done.sort_by_key(|pages| pages.first);
+
     let mut missing = Vec::new();
     let mut first = 0;
     let mut done = done.into_iter();
+
     loop {
         let next_done = done.next();
         let until = next_done.map(|pages| pages.first);
+
         while until.is_none_or(|until| first < until) {
-            // Not a sliver at the end.
+            // The last range is not a sliver.
             let next = Some(first + size)
                 .filter(|&next| next + size / 4 < until.unwrap_or(pages))
                 .or(until);
@@ -115,6 +126,7 @@ pub(super) fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
                 None => return missing,
             }
         }
+
         match next_done {
             Some(Pages { next: Some(next), .. }) => first = first.max(next),
             _ => return missing,
@@ -139,7 +151,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was done before, the rest is every other page, once, and open at the end.
+        /// Whatever was done before, the rest holds every other page once, and is open at the end.
         #[test]
         fn done_and_missing_ranges_are_the_table(
             cuts in proptest::collection::btree_set(1_u64..1000, 0..8),
@@ -156,9 +168,11 @@ mod tests {
             let is_kept = |(at, _): &(usize, Pages)| kept >> at & 1 == 1;
             let done: Vec<Pages> =
                 all.into_iter().enumerate().filter(is_kept).map(|(_, pages)| pages).collect();
+
             let mut together = missing(&done, 900, size);
             together.extend(&done);
             together.sort_by_key(|pages| pages.first);
+
             let mut next = Some(0);
             for pages in together {
                 prop_assert_eq!(Some(pages.first), next);

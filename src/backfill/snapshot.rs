@@ -24,8 +24,8 @@ use crate::{
     },
 };
 
-/// A slot that was just made, on the connection that keeps its snapshot: nothing more may be said
-/// on it.
+/// A slot that was just made, on the connection that keeps its snapshot: no further command may be
+/// sent on this connection.
 pub struct SlotWithSnapshot {
     pub replication: ReplicationClient,
     pub created: CreatedSlot,
@@ -35,45 +35,50 @@ pub struct SlotWithSnapshot {
 pub struct Snapshot {
     /// The snapshot sees no transaction with `commit_lsn` from this on.
     pub lsn: Lsn,
-    /// Which transactions with `commit_lsn` before `lsn` it sees. None: all of them.
+    /// The transactions with `commit_lsn` before `lsn` that the snapshot sees. None: all of them.
     pub xids: Option<Arc<XidSnapshot>>,
     /// The snapshot sees every transaction with `commit_lsn` before this.
     pub since: Lsn,
-    /// Any of these will do.
+    /// The ids under which the snapshot is exported; any of these will do.
     pub ids: Vec<String>,
     holders: Vec<Arc<SqlClient>>,
 }
 
 impl Snapshot {
-    /// The snapshot that came with a slot. The slot's connection is of no more use then, and goes,
-    /// and with it a temporary slot: it would keep WAL for as long as the copy takes.
+    /// Returns the snapshot that came with a slot. The slot's connection is of no more use then,
+    /// and is closed, and with it a temporary slot goes: the slot would keep WAL for as long as the
+    /// copy takes.
     pub async fn of_slot(
         context: &Context,
         first: SlotWithSnapshot,
         is_temporary: bool,
         hold: &LsnBarrier,
     ) -> Result<Self, EngineError> {
-        // A test has this take long, while the stream goes on.
+        // A test lets this step take long, while the stream goes on.
         tokio::task::block_in_place(|| reached("copy.snapshot"));
+
         let SlotWithSnapshot { mut replication, created } = first;
         let lsn = created.consistent_point;
         hold.set(lsn);
+
         let Some(exported) = &created.snapshot else {
             return Err(EngineError::Setup(format!(
                 "slot \"{}\" exported no snapshot",
                 created.name
             )));
         };
+
         let (ids, holders) = hold_in_sessions(context, exported).await?;
         if is_temporary {
             replication.drop_slot(&created.name).await?;
         }
+
         Ok(Self { lsn, xids: None, since: lsn, ids, holders })
     }
 
-    /// Makes a slot for as long as it takes to take its snapshot over. The stream is held where the
-    /// snapshot is. With `trail` the stream stays so far behind the source meanwhile, so that it is
-    /// not past the snapshot when that is there.
+    /// Makes a slot for as long as it takes to take its snapshot over. The stream is held at the
+    /// position of the snapshot. With `trail` the stream stays that far behind the source in the
+    /// meantime, so that the stream has not passed the snapshot when the snapshot is there.
     pub async fn of_temporary_slot(
         context: &Context,
         control: &SqlClient,
@@ -82,13 +87,16 @@ impl Snapshot {
     ) -> Result<Self, EngineError> {
         // Slot names have 63 bytes at most.
         let prefix = context.options.slot.get(..40).unwrap_or(&context.options.slot);
-        // A new name each time: a walsender that still waits to make the last one keeps that name
-        // for a while.
+        // The slot has a new name each time: a walsender that still waits to make the last slot
+        // keeps the name of that slot for a while.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
+
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}_copy_{}_{number}", std::process::id());
+
         let mut replication = ReplicationClient::connect(&context.options.source, "copy").await?;
         let creation = create_slot(context, control, &mut replication, &name, SlotKind::Temporary);
+
         let created = match trail {
             None => creation.await?,
             Some(trail) => tokio::select! {
@@ -96,10 +104,12 @@ impl Snapshot {
                 failed = stay_behind(control, hold, trail) => return Err(failed),
             },
         };
+
         Self::of_slot(context, SlotWithSnapshot { replication, created }, true, hold).await
     }
 
-    /// An ordinary one, which no place in the WAL belongs to. A standby can give it too.
+    /// Returns an ordinary snapshot, which no position of the WAL belongs to. A standby can give
+    /// such a snapshot too.
     pub async fn plain(context: &Context) -> Result<Self, EngineError> {
         let first = connect_sql(&context.options.source, "snapshot").await?;
         first.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
@@ -108,14 +118,15 @@ impl Snapshot {
         Ok(Self { lsn: Lsn::ZERO, xids: None, since: Lsn::ZERO, ids, holders })
     }
 
-    /// A snapshot that waits for no transaction, for when making a slot would. The stream is held
-    /// for one to two seconds before it.
+    /// Returns a snapshot that waits for no transaction, for when making a slot would wait. The
+    /// stream is held for one to two seconds before the snapshot.
     pub async fn without_slot(
         context: &Context,
         control: &SqlClient,
         hold: &LsnBarrier,
     ) -> Result<Self, EngineError> {
         const STEP: Duration = Duration::from_millis(20);
+
         let since = reachable_target(catalog::wal_flush_lsn(control).await?);
         hold.set(since);
         tokio::time::sleep(catalog::VISIBLE_AFTER_FLUSH).await;
@@ -133,16 +144,18 @@ impl Snapshot {
             tokio::time::sleep(STEP).await;
             lsn = catalog::flushed(control, end, read_at.elapsed()).await?;
         }
+
         Ok(Self { lsn, xids: Some(Arc::new(xids)), since, ids, holders })
     }
 
-    /// A session that sees it, for questions to the catalogs: plan and rows are of one moment.
+    /// Returns a session that sees the snapshot, for questions to the catalogs: plan and rows are
+    /// of one moment.
     pub fn holder(&self) -> Arc<SqlClient> {
         Arc::clone(&self.holders[0])
     }
 }
 
-/// Has two sessions hold an exported snapshot. Returns the ids under which they export it in turn.
+/// Lets two sessions hold an exported snapshot. Returns the ids under which they export it in turn.
 async fn hold_in_sessions(
     context: &Context,
     exported: &str,
@@ -150,7 +163,7 @@ async fn hold_in_sessions(
     let (mut ids, mut holders) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let holder = match import(context, exported, "snapshot").await {
-            // The session that exported it is gone.
+            // The session that exported the snapshot is gone.
             Err(EngineError::Source(SourceError::Query(error)))
                 if error.as_db_error().is_some() =>
             {
@@ -158,9 +171,11 @@ async fn hold_in_sessions(
             }
             holder => holder?,
         };
+
         ids.push(export(&holder).await?);
         holders.push(Arc::new(holder));
     }
+
     Ok((ids, holders))
 }
 
@@ -168,7 +183,8 @@ async fn export(holder: &SqlClient) -> Result<String, EngineError> {
     Ok(holder.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?.try_get(0)?)
 }
 
-/// A session that sees the snapshot. A holder of it must live until it has imported (trap 11).
+/// Connects a session that sees the snapshot. A holder of the snapshot must live until this session
+/// has imported it (trap 11).
 async fn import(
     context: &Context,
     snapshot: &str,
@@ -180,30 +196,35 @@ async fn import(
     Ok(client)
 }
 
-/// Keeps the stream at where the source's WAL ended `trail` ago. Returns only what went wrong.
+/// Keeps the stream at the position where the source's WAL ended `trail` ago. Returns only an
+/// error.
 async fn stay_behind(control: &SqlClient, hold: &LsnBarrier, trail: Duration) -> EngineError {
     const STEP: Duration = Duration::from_millis(50);
     let mut ends: VecDeque<(Instant, Lsn)> = VecDeque::new();
+
     loop {
         match catalog::wal_insert_lsn(control).await {
             Ok(end) => ends.push_back((Instant::now(), end)),
             Err(error) => return error.into(),
         }
+
         while ends.get(1).is_some_and(|(read_at, _)| read_at.elapsed() >= trail) {
             ends.pop_front();
         }
+
         hold.set(ends.front().map_or(Lsn(1), |(_, end)| *end));
         tokio::time::sleep(STEP).await;
     }
 }
 
-/// The same for a session that copies.
+/// Connects a session that copies under the snapshot.
 pub async fn import_for_copy(
     context: &Context,
     snapshot: &str,
     purpose: &str,
 ) -> Result<CopyClient, WireError> {
     let mut client = CopyClient::connect(&context.options.source, purpose).await?;
+
     let snapshot = quote_literal(snapshot);
     client
         .execute(&format!(
@@ -212,11 +233,12 @@ pub async fn import_for_copy(
             LOCK_PATIENCE.as_millis()
         ))
         .await?;
+
     Ok(client)
 }
 
-/// Creates a slot that exports its snapshot. That waits for every open transaction, and says so
-/// (trap 12).
+/// Creates a slot that exports its snapshot. Creating the slot waits for every open transaction,
+/// and reports these transactions (trap 12).
 pub async fn create_slot(
     context: &Context,
     sql: &SqlClient,
@@ -225,8 +247,10 @@ pub async fn create_slot(
     keep: SlotKind,
 ) -> Result<CreatedSlot, EngineError> {
     let mut creation = Box::pin(replication.create_slot(name, keep));
+
     let mut patience = tokio::time::interval(Duration::from_secs(2));
     patience.tick().await;
+
     loop {
         tokio::select! {
             created = &mut creation => return Ok(created?),
@@ -238,7 +262,7 @@ pub async fn create_slot(
     }
 }
 
-/// Has [`release_locks`] give back the locks that `holder` takes from here on. The transaction of
+/// Lets [`release_locks`] give back the locks that `holder` takes from here on. The transaction of
 /// `holder` lasts as long as the round: a lock kept for hours would hold up every ALTER of its
 /// table, and all queries behind that ALTER.
 pub async fn watch_locks(holder: &SqlClient) -> Result<(), EngineError> {

@@ -30,42 +30,43 @@ use crate::{
 /// One row group of DuckDB; a load wants at least two of them.
 const BATCH_ROWS: usize = 122_880;
 
-/// How often a chunk is tried before its table is given up.
+/// How often a chunk is tried before the copy of its table is given up.
 const ATTEMPTS: u32 = 5;
-/// Before a chunk is tried again; doubled each time.
+/// How long a worker waits before it tries a chunk again; doubled each time.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// How long a worker leaves the chunks of a table alone that another session has locked,
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 /// and how often it asks for a chunk when the tables of all chunks are locked.
 const LOCKED_STEP: Duration = Duration::from_millis(200);
-/// A worker ends when other sessions have locked the tables of all its chunks for so long. The next
-/// round copies these tables.
+/// A worker ends when other sessions have locked the tables of all its chunks for this time. The
+/// next round copies these tables.
 const MAX_LOCK: Duration = Duration::from_secs(5);
 const LOCKED_WARNING: Duration = Duration::from_secs(60);
 
-/// A chunk that has brought nothing for so long is said to be stuck,
+/// The log says that a chunk is stuck when it has brought nothing for this time,
 const SILENCE: Duration = Duration::from_secs(30);
-/// and after so many of those it is tried again on another connection.
+/// and after this number of such times the chunk is tried again on another connection.
 const SILENCES: u32 = 20;
 
-/// What goes from the source to the load of a chunk.
+/// The items that go from the source to the load of a chunk.
 enum LoadItem {
     Rows(RecordBatch),
-    /// That was all of it. Without this the chunk is not whole.
+    /// The chunk is complete. A chunk that ends without this item is not whole.
     End,
     Failed(SourceError),
 }
 
-/// The way of record batches to the load.
+/// Sends record batches to the load.
 struct BatchSender {
     send: mpsc::Sender<LoadItem>,
-    /// For one batch that is not loaded.
+    /// Room for one batch that is not loaded.
     room: Arc<Semaphore>,
 }
 
 impl BatchSender {
-    /// Hands over what was read, once the load is ready for it. `false`: it has ended by itself.
+    /// Sends the rows that were read, once the load is ready for them. Returns `false` when the
+    /// load has ended by itself.
     async fn put(&self, reader: &mut CopyReader, schema: &SchemaRef) -> Result<bool, SourceError> {
         tokio::select! {
             room = self.room.acquire() => {
@@ -73,15 +74,17 @@ impl BatchSender {
             }
             () = self.send.closed() => return Ok(false),
         }
+
         Ok(self.send.send(LoadItem::Rows(reader.take_batch(schema)?)).await.is_ok())
     }
 }
 
-/// What came of a chunk.
+/// The end of a chunk.
 enum Ended {
-    /// It is done, failed or was cancelled; and what that makes of its table.
+    /// The chunk is done, failed or was cancelled; and the outcome that this has for the copy of
+    /// its table.
     Over(Option<CopyOutcome>),
-    /// Its table is locked.
+    /// The table of the chunk is locked.
     PutOff,
 }
 
@@ -107,28 +110,28 @@ impl From<WireError> for Unbundled {
     }
 }
 
-/// What came of one attempt at a chunk.
+/// The result of one attempt at a chunk.
 enum Attempt {
     Done {
         rows: u64,
         nulled: Vec<Nulled>,
     },
     Ended(CopyOutcome),
-    /// Nobody wants the table any more.
+    /// The job was cancelled: the copy of the table is not wanted any more.
     Cancelled,
     /// Another attempt may succeed.
     Retry(SourceError),
-    /// Another attempt will tell.
+    /// Another transaction was in the way; another attempt will tell whether the job is cancelled.
     Conflict(TargetError),
     /// Another session has locked the table.
     Locked(SourceError),
 }
 
-/// One connection to the source, one to the target.
+/// A worker with one connection to the source and one to the target.
 pub(super) struct Worker<L> {
     number: usize,
     work: Arc<SharedRound>,
-    /// Where tables go that are over.
+    /// Receives the tables whose copies are over.
     done: mpsc::UnboundedSender<(usize, CopyOutcome)>,
     client: Option<CopyClient>,
     loader: Option<L>,
@@ -158,10 +161,11 @@ impl<L: CopyLoader> Worker<L> {
     pub async fn run(mut self) -> Result<(), EngineError> {
         let work = Arc::clone(&self.work);
         let mut locked_since = None;
+
         while !work.stop.is_cancelled() {
             let mut chunks = match work.next_chunk().await {
                 Next::Chunks(chunks) => chunks,
-                // The next round resumes what is left, and copies others first.
+                // The next round resumes what is left, and copies other tables first.
                 Next::AllLocked
                     if locked_since.get_or_insert_with(Instant::now).elapsed() > MAX_LOCK =>
                 {
@@ -176,52 +180,62 @@ impl<L: CopyLoader> Worker<L> {
                 }
                 Next::None => break,
             };
+
             if chunks.len() > 1 && self.copy_all(&chunks).await? {
                 locked_since = None;
                 continue;
             }
-            // One by one, so that an error concerns the table that it is about and no other.
+
+            // The chunks go one by one, so that an error concerns only the table that it is about.
             while let Some(chunk) = chunks.pop() {
                 if work.stop.is_cancelled() {
                     break;
                 }
+
                 if self.is_over(chunk.table) {
                     let job = chunk.job;
                     self.give_up(job, "cancelled", "its table ended").await?;
                     continue;
                 }
+
                 self.begin(chunk.table);
                 let Ended::Over(copied) = self.copy(&chunk).await? else {
-                    // The others first.
+                    // The chunks of other tables go first.
                     work.queue.lock().await.push_back(vec![chunk]);
                     continue;
                 };
+
                 locked_since = None;
                 if let Some(copied) = copied {
                     self.over(chunk.table, copied);
                 }
             }
         }
+
         Ok(())
     }
 
-    /// Nothing more is copied of the table.
+    /// Ends the copy of the table: no more chunks of the table are copied.
     fn over(&self, at: usize, copied: CopyOutcome) {
         if let Some((_, mut state)) = self.table(at)
             && let Some(table) = state.tables.get_mut(at)
         {
             table.is_over = true;
         }
+
         let _ = self.done.send((at, copied));
     }
 
-    /// Copies a bundle in one round trip to the source and one transaction of the target. `false`:
-    /// one of its tables cannot be copied so, and nothing of the bundle was copied.
+    /// Copies a bundle in one round trip to the source and one transaction of the target. Returns
+    /// `false` when one of its tables cannot be copied this way, and nothing of the bundle was
+    /// copied.
     async fn copy_all(&mut self, chunks: &[ChunkJob]) -> Result<bool, EngineError> {
         let jobs: Vec<u64> = chunks.iter().map(|chunk| chunk.job).collect();
         chunks.iter().for_each(|chunk| self.begin(chunk.table));
+
         let specs: Vec<Arc<TableSpec>> =
             chunks.iter().filter_map(|chunk| self.work.specs.get(chunk.table).cloned()).collect();
+
         let since = Instant::now();
         let (batches, nulled) = match self.read_all(chunks, &specs).await {
             Ok(read) => read,
@@ -238,24 +252,29 @@ impl<L: CopyLoader> Worker<L> {
             .zip(batches)
             .map(|((spec, job), batch)| (Arc::clone(spec), *job, vec![batch]))
             .collect();
+
         let reading = since.elapsed();
         let Some(mut taken) = self.loader.take() else { return Err(self.missing_loader()) };
         let load = tokio::task::spawn_blocking(move || {
             let loaded = taken.load_all(&loads, reading);
             (taken, loaded)
         });
+
         let (returned, loaded) = load.await.map_err(|lost| EngineError::lost("a load", lost))?;
         self.loader = Some(returned);
+
         match loaded {
             Ok(()) => {}
             Err(error) if error.is_of_disk() => return Err(error.into()),
             Err(_) => return Ok(false),
         }
+
         for ((chunk, rows), nulled) in chunks.iter().zip(rows).zip(nulled) {
             if let Some(copied) = self.chunk_done(chunk.table, rows, nulled) {
                 self.over(chunk.table, copied);
             }
         }
+
         Ok(true)
     }
 
@@ -269,11 +288,14 @@ impl<L: CopyLoader> Worker<L> {
             Some(client) => client,
             None => connect(&self.work, self.number).await.map_err(|_| Unbundled::NoConnection)?,
         };
+
         let mut readers: Vec<CopyReader> =
             specs.iter().map(|spec| CopyReader::new(Arc::clone(spec))).collect();
         let queries: Vec<&str> = chunks.iter().map(|chunk| chunk.query.as_str()).collect();
+
         client.execute("SAVEPOINT rhei_copy").await.map_err(SourceError::from)?;
         let (mut bytes, mut sizes) = (0, vec![0; specs.len()]);
+
         let most_bytes = self.work.batch_bytes;
         let read = client.copy_each(&queries, |at, piece| {
             bytes += piece.len();
@@ -286,13 +308,16 @@ impl<L: CopyLoader> Worker<L> {
                 .get_mut(at)
                 .map_or(Ok(()), |reader| Ok(reader.push(piece).map_err(SourceError::from)?))
         });
+
         tokio::time::timeout(SILENCE, read)
             .await
             .map_err(|_| SourceError::from(WireError::Silent(SILENCE)))??;
+
         client
             .execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy")
             .await
             .map_err(SourceError::from)?;
+
         self.client = Some(client);
         if let Some(pace) = &self.work.pace {
             pace.take(bytes).await;
@@ -304,19 +329,23 @@ impl<L: CopyLoader> Worker<L> {
             let schema = schema_of(
                 spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)),
             );
+
             let batch = reader.take_batch(&schema).map_err(SourceError::from)?;
             self.work.context.board.add(spec.oid, batch.num_rows() as u64, size);
             batches.push(batch);
             nulled.push(reader.take_nulled());
         }
+
         let _ = self.work.context.events.send(Event::CopyProgress);
         Ok((batches, nulled))
     }
 
-    /// Leaves the chunks of a table alone for a while: another session has locked it.
+    /// Leaves the chunks of a table alone for a while, because another session has locked the
+    /// table.
     fn put_off(&self, at: usize) {
         let Some((spec, mut state)) = self.table(at) else { return };
         let Some(table) = state.tables.get_mut(at) else { return };
+
         let now = Instant::now();
         table.locked_until = Some(now + LOCKED_PAUSE);
         if table.said_locked.is_none_or(|said| now.duration_since(said) >= LOCKED_WARNING) {
@@ -339,10 +368,11 @@ impl<L: CopyLoader> Worker<L> {
         }
     }
 
-    /// A chunk, with all its attempts. What it makes of its table, if it is the last one of it or
-    /// has failed.
+    /// Copies a chunk, with all its attempts. Returns the outcome for the copy of its table, if the
+    /// chunk is the last one of the table or has failed.
     async fn copy(&mut self, chunk: &ChunkJob) -> Result<Ended, EngineError> {
         let (job, mut pause, mut attempt) = (chunk.job, RETRY_AFTER, 0);
+
         loop {
             match self.attempt(chunk).await? {
                 Attempt::Done { rows, nulled } => {
@@ -370,6 +400,7 @@ impl<L: CopyLoader> Worker<L> {
                             "the table changed its shape".to_owned()
                         }
                     };
+
                     self.give_up(job, "failed", &why).await?;
                     return Ok(Ended::Over(Some(copied)));
                 }
@@ -378,16 +409,19 @@ impl<L: CopyLoader> Worker<L> {
                     let why = error_chain(&error);
                     let is_last = attempt >= ATTEMPTS;
                     self.give_up(job, if is_last { "failed" } else { "pending" }, &why).await?;
+
                     let Some(spec) = self.work.specs.get(chunk.table) else { break };
                     if is_last && error_policy::of_source(&error).is_waited_for() {
                         return Err(error.into());
                     }
+
                     if is_last {
                         let table = &spec.source;
                         let reason =
                             format!("{why}; then copy it with `rhei backfill --table {table}`");
                         return Ok(Ended::Over(Some(CopyOutcome::Failed(Pause::new(reason)))));
                     }
+
                     tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried \
                          again");
                     self.client = None;
@@ -398,10 +432,11 @@ impl<L: CopyLoader> Worker<L> {
                 }
             }
         }
+
         Ok(Ended::Over(None))
     }
 
-    /// Writes down that a job could not be done, however long somebody else is at its row.
+    /// Records that a job could not be done, however long another transaction keeps its row.
     async fn give_up(
         &mut self,
         job: u64,
@@ -418,23 +453,26 @@ impl<L: CopyLoader> Worker<L> {
         }
     }
 
-    /// Adds a chunk to its table. `Done` when it was the last one.
+    /// Adds a chunk to its table. Returns `Done` when it was the last one.
     fn chunk_done(&self, at: usize, rows: u64, nulled: Vec<Nulled>) -> Option<CopyOutcome> {
         let (spec, mut state) = self.table(at)?;
         let table = state.tables.get_mut(at)?;
         table.rows += rows;
         table.chunks_left = table.chunks_left.saturating_sub(1);
         Nulled::add(&mut table.nulled, nulled);
+
         self.work.context.board.chunk_done(spec.oid);
         if table.chunks_left > 0 {
             return None;
         }
+
         let events = &self.work.context.events;
         for nulled in std::mem::take(&mut table.nulled) {
             let _ = events.send(Event::Nulled { table: spec.source.to_string(), nulled });
         }
         let _ =
             events.send(Event::CopyFinished { table: spec.source.to_string(), rows: table.rows });
+
         Some(CopyOutcome::Done)
     }
 
@@ -443,6 +481,7 @@ impl<L: CopyLoader> Worker<L> {
         let Some(spec) = self.work.specs.get(chunk.table).cloned() else {
             return Ok(Attempt::Cancelled);
         };
+
         match self.on_blocking_thread(move |loader| loader.begin(job)).await {
             Err(EngineError::Target(error)) if error.is_conflict() => {
                 return Ok(Attempt::Conflict(error));
@@ -451,6 +490,7 @@ impl<L: CopyLoader> Worker<L> {
             Ok(false) => return Ok(Attempt::Cancelled),
             Err(error) => return Err(error),
         }
+
         if self.client.is_none() {
             match connect(&self.work, self.number).await {
                 Ok(connected) => self.client = Some(connected),
@@ -462,24 +502,31 @@ impl<L: CopyLoader> Worker<L> {
                 Err(error) => return Err(error),
             }
         }
-        // Put back only when all went well: a transaction that has failed is of no more use.
+
+        // The connection is put back only when all went well: a transaction that has failed is of
+        // no more use.
         let Some(mut client) = self.client.take() else { return Ok(Attempt::Cancelled) };
+
         let work = Arc::clone(&self.work);
         let (send, mut pieces) = mpsc::channel::<LoadItem>(1);
         let batches = BatchSender { send, room: Arc::new(Semaphore::new(1)) };
         let room = Arc::clone(&batches.room);
+
         let mut is_first = true;
         let failure = Arc::new(Mutex::new(None));
         let seen = Arc::clone(&failure);
         let mut is_over = false;
+
         let stream = std::iter::from_fn(move || {
             if is_over {
                 return None;
             }
+
             // The batch before this one is loaded.
             if !std::mem::take(&mut is_first) {
                 room.add_permits(1);
             }
+
             match pieces.blocking_recv() {
                 Some(LoadItem::Rows(batch)) => Some(Ok(batch)),
                 Some(LoadItem::End) => None,
@@ -491,13 +538,14 @@ impl<L: CopyLoader> Worker<L> {
                     }
                     Some(Err(text.into()))
                 }
-                // Whoever read was stopped: what came is not the whole chunk.
+                // The task that read was stopped: the rows that came are not the whole chunk.
                 None => {
                     is_over = true;
                     Some(Err("the copy was stopped".into()))
                 }
             }
         });
+
         let Some(mut taken) = self.loader.take() else { return Err(self.missing_loader()) };
         let table = Arc::clone(&spec);
         let load = tokio::task::spawn_blocking(move || {
@@ -505,30 +553,34 @@ impl<L: CopyLoader> Worker<L> {
             let is_cancelled = loaded.is_err() && taken.is_cancelled(job).unwrap_or(false);
             (taken, loaded, is_cancelled)
         });
+
         let copied = async {
-            // Given back with its locks when the chunk is done: DDL does not wait for the whole
-            // copy.
+            // The savepoint is given back with its locks when the chunk is done: DDL does not wait
+            // for the whole copy.
             client.execute("SAVEPOINT rhei_copy").await?;
             let nulled = read_chunk(&work, &mut client, &chunk.query, &spec, &batches).await?;
             client.execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
             Ok::<_, SourceError>(nulled)
         };
+
         let nulled = match copied.await {
             Ok(nulled) => {
                 let _ = batches.send.send(LoadItem::End).await;
                 nulled
             }
             Err(error) => {
-                // Ends the load, and with it the transaction; nobody listens only when the load has
-                // failed by itself.
+                // The item ends the load, and with it the transaction; the receiver is gone only
+                // when the load has failed by itself.
                 let _ = batches.send.send(LoadItem::Failed(error)).await;
                 Vec::new()
             }
         };
+
         drop(batches);
         let (returned, loaded, is_cancelled) =
             load.await.map_err(|lost| EngineError::lost("a load", lost))?;
         self.loader = Some(returned);
+
         let failure = failure.lock().ok().and_then(|mut seen| seen.take());
         let error = match (failure, loaded) {
             (None, Ok(rows)) => {
@@ -536,10 +588,10 @@ impl<L: CopyLoader> Worker<L> {
                 return Ok(Attempt::Done { rows, nulled });
             }
             (None, Err(_)) if is_cancelled => return Ok(Attempt::Cancelled),
-            // Whoever took the shadow away cancels the job in the same transaction, which may not
-            // have ended.
+            // The transaction that took the shadow away also cancels the job, and may not have
+            // ended.
             (None, Err(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
-            // DuckDB does not take what the table holds, and the other tables are not concerned.
+            // DuckDB does not take the rows of the table, and the other tables are not concerned.
             (None, Err(error)) if error.table().is_some() => {
                 let reason = format!("{}; {}", error_chain(&error), spec.recopy_hint());
                 return Ok(Attempt::Ended(CopyOutcome::Failed(Pause {
@@ -550,6 +602,7 @@ impl<L: CopyLoader> Worker<L> {
             (None, Err(error)) => return Err(error.into()),
             (Some(error), _) => error,
         };
+
         if error.is_locked() {
             Ok(Attempt::Locked(error))
         } else if error.is_about_values() {
@@ -558,6 +611,7 @@ impl<L: CopyLoader> Worker<L> {
                 "{}; then copy it with `rhei backfill --table {table}`",
                 error_chain(&error)
             );
+
             let remedy =
                 if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
             Ok(Attempt::Ended(CopyOutcome::Failed(Pause { reason, remedy })))
@@ -582,10 +636,12 @@ impl<L: CopyLoader> Worker<L> {
         work: impl FnOnce(&L) -> Result<R, TargetError> + Send + 'static,
     ) -> Result<R, EngineError> {
         let Some(taken) = self.loader.take() else { return Err(self.missing_loader()) };
+
         let called = tokio::task::spawn_blocking(move || {
             let done = work(&taken);
             (taken, done)
         });
+
         let (returned, done) = called.await.map_err(|lost| EngineError::lost("a loader", lost))?;
         self.loader = Some(returned);
         Ok(done?)
@@ -601,19 +657,23 @@ async fn read_chunk(
 ) -> Result<Vec<Nulled>, SourceError> {
     let schema =
         schema_of(spec.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)));
+
     let mut reader = CopyReader::new(Arc::clone(spec));
-    // Waits for the table's lock.
+    // The query waits for the lock of the table.
     warn_when_stalled(spec, async { Ok(client.copy_out(query).await?) }).await?;
+
     let mut bytes = 0;
     let board = |rows: usize, bytes: u64| {
         work.context.board.add(spec.oid, rows as u64, bytes);
         let _ = work.context.events.send(Event::CopyProgress);
     };
+
     loop {
         let mut arrived = 0;
         // The stream goes first: while it is late, workers take turns.
         let _turn =
             if work.context.board.is_stream_late() { Some(work.turn.lock().await) } else { None };
+
         let is_more = {
             let read = client.copied(|piece| {
                 arrived += piece.len();
@@ -621,13 +681,16 @@ async fn read_chunk(
             });
             warn_when_stalled(spec, read).await?
         };
+
         bytes += arrived as u64;
         if let Some(pace) = &work.pace {
             pace.take(arrived).await;
         }
+
         if !is_more {
             break;
         }
+
         if reader.rows() >= BATCH_ROWS || reader.buffered_bytes() >= work.batch_bytes {
             let rows = reader.rows();
             if !batches.put(&mut reader, &schema).await? {
@@ -636,49 +699,57 @@ async fn read_chunk(
             board(rows, std::mem::take(&mut bytes));
         }
     }
+
     // Without the trailer the copy was cut short.
     reader.finish()?;
     let rows = reader.rows();
     if rows > 0 && batches.put(&mut reader, &schema).await? {
         board(rows, bytes);
     }
+
     Ok(reader.take_nulled())
 }
 
-/// Waits for the source, and says so when it takes long.
+/// Waits for the source, and warns in the log when the source sends nothing for a long time.
 async fn warn_when_stalled<R>(
     spec: &TableSpec,
     read: impl Future<Output = Result<R, SourceError>>,
 ) -> Result<R, SourceError> {
     let mut read = std::pin::pin!(read);
+
     for silences in 1..=SILENCES {
         if let Ok(done) = tokio::time::timeout(SILENCE, &mut read).await {
             return done;
         }
+
         let seconds = SILENCE.as_secs() * u64::from(silences);
         tracing::warn!(table = %spec.source, seconds, "a chunk is stuck: the source sends nothing \
              of it");
     }
+
     Err(WireError::Silent(SILENCE * SILENCES).into())
 }
 
-/// Any session that holds the snapshot will do (trap 11).
+/// Connects to the source under the snapshot of the round. Any session that holds the snapshot will
+/// do (trap 11).
 async fn connect(work: &SharedRound, number: usize) -> Result<CopyClient, EngineError> {
     let mut failed = None;
     for snapshot in &work.snapshots {
         match import_for_copy(&work.context, snapshot, &format!("copy {number}")).await {
             Ok(client) => return Ok(client),
-            // The server knows no such snapshot: whoever held it is gone.
+            // The server knows no such snapshot: the session that held it is gone.
             Err(WireError::Server(_)) => failed = Some(EngineError::SnapshotLost),
             Err(error) => failed = Some(error.into()),
         }
     }
+
     Err(failed.unwrap_or(EngineError::SnapshotLost))
 }
 
-/// The table, or a column of it, is not there any more.
+/// Returns whether the table, or a column of it, is not there any more.
 fn is_gone(error: &SourceError) -> bool {
     let SourceError::Wire(WireError::Server(message)) = error else { return false };
-    // Undefined table, undefined column, invalid schema name, wrong object type.
+    // The codes stand for undefined table, undefined column, invalid schema name, wrong object
+    // type.
     ["42P01", "42703", "3F000", "42809"].contains(&message.code.as_str())
 }

@@ -1,14 +1,14 @@
-//! Bytes of rows, kept one after the other.
+//! Stores the bytes of rows one after another.
 
 use crate::pgoutput::tuple::Tuple;
-/// Bytes of one batch, in blocks that never move.
+/// The bytes of one batch, in blocks that never move.
 #[derive(Debug, Default)]
 pub struct Arena {
     pub(super) blocks: Vec<Vec<u8>>,
     pub(super) bytes: usize,
-    /// Of those, bytes that nobody refers to any more.
+    /// The part of `bytes` that no slice refers to any more.
     pub(super) wasted: usize,
-    /// Rows that lack values, less those that nobody refers to any more.
+    /// The number of rows that lack values, less those that no slice refers to any more.
     pub(super) open_rows: usize,
 }
 
@@ -17,22 +17,22 @@ pub struct Arena {
 pub struct Slice {
     pub(super) block: u32,
     pub(super) start: u32,
-    /// The highest bit: it is a row that lacks values.
+    /// The highest bit is set for a row that lacks values.
     pub(super) length: u32,
 }
 
 pub(super) const OPEN: u32 = 1 << 31;
 
-/// What the values that a row lacks are taken for; the target reads them and writes them again.
-/// PostgreSQL keeps no value out of line that is shorter. Many are longer, but the target may have
-/// to read all values of a table for each batch, so batches of a few rows would cost more than
-/// memory that DuckDB can spill.
+/// The size that the memory budget assumes for the values that a row lacks; the target reads these
+/// values and writes them again. PostgreSQL stores no shorter value out of line. Many values are
+/// longer, but the target may have to read all values of a table for each batch, so batches of a
+/// few rows would cost more than memory that DuckDB can spill.
 pub(super) const OPEN_BYTES: usize = 2 << 10;
 
 impl Slice {
     pub(super) const NOTHING: Self = Self { block: 0, start: 0, length: 0 };
 
-    /// A row some of whose values the wire left out.
+    /// Returns whether the wire left out some values of the row.
     pub fn is_open(self) -> bool {
         self.length & OPEN != 0
     }
@@ -44,21 +44,23 @@ impl Slice {
 
 pub(super) const BLOCK_BYTES: usize = 1 << 20;
 
-/// So much may be wasted, whatever is in use.
+/// The number of wasted bytes that is acceptable, however few bytes are in use.
 pub(super) const WASTED_BYTES: usize = 16 << 20;
 
 impl Arena {
-    /// Room for `length` more bytes in one block.
+    /// Returns a block with room for `length` more bytes.
     pub(super) fn block(&mut self, length: usize) -> (u32, &mut Vec<u8>) {
         let fits = self.blocks.last().is_some_and(|block| block.capacity() - block.len() >= length);
         if !fits {
             self.blocks.push(Vec::with_capacity(length.max(BLOCK_BYTES)));
         }
+
         let last = self.blocks.len() - 1;
         (last as u32, &mut self.blocks[last])
     }
 
-    /// Copies a key's bytes in. They come out of one message, which is shorter than 2 GiB.
+    /// Copies the bytes of a key into the arena. They come from one message, which is shorter than
+    /// 2 GiB.
     pub fn store(&mut self, bytes: &[u8]) -> Slice {
         self.bytes += bytes.len();
         let (block, room) = self.block(bytes.len());
@@ -67,7 +69,7 @@ impl Arena {
         Slice { block, start, length: bytes.len() as u32 & !OPEN }
     }
 
-    /// Copies a row's bytes in; it says of itself whether values are missing.
+    /// Copies the bytes of a row into the arena; the row itself records whether values are missing.
     pub fn store_row(&mut self, row: Tuple<'_>) -> Slice {
         let slice = self.store(row.bytes());
         self.opened(if row.has_unchanged() {
@@ -77,7 +79,7 @@ impl Arena {
         })
     }
 
-    /// The same row, in another arena.
+    /// Copies a row from another arena.
     pub fn copy_from(&mut self, from: &Self, row: Slice) -> Slice {
         let slice = self.store(from.get(row));
         self.opened(Slice { length: slice.length | row.length & OPEN, ..slice })
@@ -96,18 +98,18 @@ impl Arena {
             .unwrap_or(&[])
     }
 
-    /// The slice was the last of its bytes.
+    /// Counts the bytes of a slice that is no longer referred to as wasted.
     pub(super) fn waste(&mut self, slice: Slice) {
         self.wasted += slice.length();
         self.open_rows = self.open_rows.saturating_sub(usize::from(slice.is_open()));
     }
 
-    /// More is wasted than is in use, and it is worth the work.
+    /// Returns whether more bytes are wasted than in use, and enough of them to be worth the work.
     pub fn wants_compaction(&self) -> bool {
         self.wasted > WASTED_BYTES && self.wasted > self.bytes / 2
     }
 
-    /// Bytes stored, and those that applying them will take, for the memory budget.
+    /// Returns the stored bytes plus the bytes that applying them will take, for the memory budget.
     pub fn len(&self) -> usize {
         self.bytes + self.open_rows * OPEN_BYTES
     }

@@ -1,13 +1,14 @@
-//! The stream as a grammar: Begin, row changes, Commit. Whole source transactions are folded into
-//! the net effect of the batch; a transaction that breaks off leaves no trace.
+//! Reads the stream as a grammar: Begin, row changes, Commit. Whole source transactions are folded
+//! into the net effect of the batch; a transaction that breaks off leaves no trace.
 //!
-//! The only place that knows which changes count: the skip rule of `checkpoint`, the `copy_lsn` of
-//! each table (trap 15), and tables that are paused.
+//! Only this module decides which changes count: by the skip rule of `checkpoint`, by the
+//! `copy_lsn` of each table (trap 15), and by the tables that are paused.
 //!
-//! A Relation message says neither which column is which nor what older rows hold (traps 63-67), so
-//! each of them is a question ([`Assembler::question`]) to somebody who can read the catalogs, and
-//! nothing is read on before the [`SchemaResolution`]. Without such a somebody (a recorded stream),
-//! a relation that looks the same is the same, and one that does not pauses its table.
+//! A Relation message tells neither how columns correspond to older ones nor which values older
+//! rows hold (traps 63-67), so each message is a question ([`Assembler::question`]) to a caller
+//! that can read the catalogs, and the assembler reads no further before the [`SchemaResolution`].
+//! Without such a caller (a recorded stream), a relation that looks the same is the same, and one
+//! that looks different pauses its table.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,8 +39,8 @@ use crate::{
     },
 };
 
-/// The messages do not follow each other as the protocol says. A broken server or our mistake:
-/// nothing of the open transaction was applied.
+/// The messages do not follow each other as the protocol requires, because of a broken server or an
+/// error in rhei: no change of the open transaction was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AssembleError {
     #[error("a transaction begins inside another one (commit LSN {0})")]
@@ -62,17 +63,17 @@ pub enum AssembleError {
     TooManyRelations { limit: usize },
 }
 
-/// A batch is no larger than this, whatever the settings say: with the message that goes beyond it,
-/// which may have another GiB, each column still fits the 2 GiB that Arrow's offsets can count.
+/// The limit of a batch, whatever the settings allow: with the message that exceeds it, which may
+/// add another GiB, each column still fits the 2 GiB that Arrow's offsets can count.
 const MAX_BATCH_BYTES: usize = 512 << 20;
 
-/// So much is remembered of how relations look. A million tables of ten columns need less.
+/// The memory limit for descriptions of relations. A million tables of ten columns need less.
 const DESCRIBED_BYTES: usize = 1 << 30;
 
-/// Messages in, change batches out. Knows no socket and no clock.
+/// Turns messages into change batches. The assembler knows no socket and no clock.
 #[derive(Debug)]
 pub struct Assembler {
-    /// Nothing is known of what came before.
+    /// The assembler knows nothing of the stream before this LSN.
     started_at: Lsn,
     checkpoint: Lsn,
     tables: HashMap<u32, TrackedTable>,
@@ -85,25 +86,26 @@ pub struct Assembler {
     end_lsn: Lsn,
     commit_times_us: Vec<i64>,
     source_transactions: u64,
-    /// By oid, so that one that is described again and again is there once.
+    /// The oids of untracked relations, so that a relation that is described repeatedly is stored
+    /// once.
     untracked: BTreeSet<u32>,
     descriptions: HashMap<u32, Description>,
     secret: Option<Secret>,
-    /// Bytes of `described` and `descriptions`, about.
+    /// About how many bytes `described` and `descriptions` take.
     described_bytes: usize,
     described_limit: usize,
     schema_changes: Vec<SchemaChange>,
-    /// Whether relations are questions.
+    /// Whether relations become questions.
     asks: bool,
     question: Option<SchemaQuery>,
-    /// An answer that waits for the batch before it to be taken.
+    /// An answer that waits until the batch before it is taken.
     held: Option<(Relation, Box<SchemaChange>)>,
-    /// The last batch was a part.
+    /// Whether the last batch was a part of a transaction.
     is_parted: bool,
 }
 
 impl Assembler {
-    /// Starts at `checkpoint`, for tables that are followed from there (or from their `copy_lsn`).
+    /// Starts at `checkpoint`, with tables that are followed from there (or from their `copy_lsn`).
     pub fn new(checkpoint: Lsn, tables: impl IntoIterator<Item = Arc<TableSpec>>) -> Self {
         let followed = |spec: Arc<TableSpec>| {
             (spec.oid, TrackedTable { spec, failure: None, reported: false })
@@ -134,25 +136,26 @@ impl Assembler {
         }
     }
 
-    /// Every relation becomes a [`SchemaQuery`].
+    /// Turns every relation into a [`SchemaQuery`].
     pub fn asking(mut self) -> Self {
         self.asks = true;
         self
     }
 
-    /// Descriptions that are signed with this are believed; without it none is.
+    /// Accepts the descriptions that are signed with this secret; without it the assembler accepts
+    /// none.
     pub fn believing(mut self, secret: Option<Secret>) -> Self {
         self.secret = secret;
         self
     }
 
-    /// What must be answered before the next message is pushed.
+    /// Returns the question that must be answered before the next message is pushed.
     pub fn question(&self) -> Option<&SchemaQuery> {
         self.question.as_ref()
     }
 
-    /// Answers [`Self::question`]. After a new shape, the batch so far must be taken before
-    /// anything else ([`Self::must_end_batch`]), for it holds rows of the old one.
+    /// Answers [`Self::question`]. After a new shape, the batch so far must be taken first
+    /// ([`Self::must_end_batch`]), since it holds rows of the old shape.
     pub fn answer(&mut self, answer: SchemaResolution) {
         let Some(question) = self.question.take() else { return };
         match answer {
@@ -167,12 +170,12 @@ impl Assembler {
         }
     }
 
-    /// A new shape waits, and the batch so far has the old one.
+    /// Returns whether a new shape waits while the batch so far has the old one.
     pub fn must_end_batch(&self) -> bool {
         self.held.is_some() && (self.source_transactions > 0 || !self.effects.is_empty())
     }
 
-    /// Goes on in the shape that was held back for the batch before it.
+    /// Takes up the shape that was held back for the batch before it.
     pub fn go_on(&mut self) {
         if let Some((relation, reshape)) = self.held.take() {
             let oid = reshape.after.oid;
@@ -182,14 +185,16 @@ impl Assembler {
         }
     }
 
-    /// A table takes another shape between transactions, unasked: the catalogs say so and no row of
-    /// it will come in the old shape any more. The batch so far must have been taken.
+    /// Gives a table another shape between transactions, without a question: the catalogs have
+    /// changed and no further row of the table will arrive in the old shape. The batch so far must
+    /// have been taken.
     pub fn reshape(&mut self, reshape: SchemaChange) {
         debug_assert!(self.open.is_none() && self.effects.is_empty());
         let oid = reshape.after.oid;
         self.adopt(reshape);
-        // The server may have described this shape already, and will not do so again (a new key
-        // under REPLICA IDENTITY FULL); else it does before the table's next row.
+
+        // The server may have described this shape already, and will not repeat it (a new key under
+        // REPLICA IDENTITY FULL); otherwise it describes the shape before the table's next row.
         if let Some(described) = self.described.remove(&oid) {
             let followed = self.tables.get(&oid);
             let follow = followed
@@ -198,18 +203,19 @@ impl Assembler {
         }
     }
 
-    /// Whether a change of the table in a source transaction with `commit_lsn >= since` may have
-    /// gone by.
+    /// Returns whether a change of the table in a source transaction with `commit_lsn >= since` may
+    /// have passed.
     pub fn may_have_missed(&self, oid: u32, since: Lsn) -> bool {
         self.started_at > since
             || self.described.get(&oid).is_some_and(|described| described.seen >= since)
     }
 
-    /// Follows a table from its `copy_lsn` on, which nothing of it has passed
-    /// ([`Self::may_have_missed`]).
+    /// Follows a table from its `copy_lsn` on. No change of the table at or after that LSN may have
+    /// passed ([`Self::may_have_missed`]).
     pub fn follow(&mut self, spec: Arc<TableSpec>) {
         let oid = spec.oid;
-        // What the server has described already it does not describe again, unless it has changed
+
+        // The server does not repeat the description of a relation, unless the relation has changed
         // since.
         if let Some(described) = self.described.get_mut(&oid) {
             described.follow = fit_or_stale(&spec, &described.relation);
@@ -217,11 +223,12 @@ impl Assembler {
         self.tables.insert(oid, TrackedTable { spec, failure: None, reported: false });
     }
 
-    /// Follows a table no longer; what was read of it and not taken yet is dropped.
+    /// Stops following a table and drops its changes that were read and not taken yet.
     pub fn unfollow(&mut self, oid: u32) {
         self.tables.remove(&oid);
         self.effects.remove(&oid);
         self.schema_changes.retain(|reshape| reshape.after.oid != oid);
+
         if let Some(open) = &mut self.open {
             open.schema_changes.retain(|reshape| reshape.after.oid != oid);
         }
@@ -232,28 +239,32 @@ impl Assembler {
 
     fn adopt(&mut self, reshape: SchemaChange) {
         let oid = reshape.after.oid;
-        // One that failed in the batch before has no shape to take: its copy stands still.
+
+        // A table that failed in the batch before takes no new shape: its copy stands still.
         let Some(followed) =
             self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none())
         else {
             return;
         };
+
         followed.spec = Arc::clone(&reshape.after);
         let width = reshape.before.columns.len();
         let Some(open) = &mut self.open else {
             self.schema_changes.push(reshape);
             return;
         };
+
         for change in open.changes.iter_mut().filter(|change| change.table() == oid) {
             for row in change.rows() {
                 let bytes = project(&Tuple::trusted(self.arena.get(*row), width), &reshape.columns);
                 *row = self.arena.store_row(Tuple::trusted(&bytes, reshape.columns.len()));
             }
         }
+
         open.schema_changes.push(reshape);
     }
 
-    /// Compares a relation with the table that it is.
+    /// Compares a relation with the table that it belongs to.
     fn settle(&mut self, relation: Relation) {
         let oid = relation.oid;
         let follow = match self.tables.get(&oid) {
@@ -271,16 +282,18 @@ impl Assembler {
             Some(_) => Follow::Paused,
             None => Follow::Untracked,
         };
+
         self.describe_as(relation, follow);
     }
 
-    /// From here on the table cannot be followed.
+    /// Marks the table as one that cannot be followed from here on.
     fn fail(&mut self, oid: u32, why: &str, remedy: Remedy) {
         let Some(followed) =
             self.tables.get_mut(&oid).filter(|followed| followed.failure.is_none())
         else {
             return;
         };
+
         let reason = if remedy.is_copy() {
             why.to_owned()
         } else {
@@ -305,57 +318,57 @@ impl Assembler {
         self.described.insert(oid, Described { relation, follow, ignored, seen });
     }
 
-    /// No transaction is open: a batch may end here.
+    /// Returns whether no transaction is open, so that a batch may end here.
     pub fn is_between_transactions(&self) -> bool {
         self.open.is_none()
     }
 
-    /// Whether the batch has to be taken: it is full and nothing is half read, or what is half read
-    /// is by itself more than may be held, and goes out in parts.
+    /// Returns whether the batch has to be taken: it is full and no transaction is open, or the
+    /// open transaction alone exceeds the memory limit and is delivered in parts.
     pub fn is_due(&self, max_rows: u64, max_bytes: usize) -> bool {
         let is_large = self.bytes() >= max_bytes.min(MAX_BATCH_BYTES);
         is_large || self.open.is_none() && self.pending_rows >= max_rows
     }
 
-    /// Nothing is read that was not in a batch.
+    /// Returns whether every change that was read has been in a batch.
     pub fn has_no_open_work(&self) -> bool {
         self.open.is_none() && self.source_transactions == 0
     }
 
-    /// Row changes of whole transactions that wait for [`Self::take_batch`].
+    /// Returns the row changes of whole transactions that wait for [`Self::take_batch`].
     pub fn pending_rows(&self) -> u64 {
         self.pending_rows
     }
 
-    /// Source transactions that wait for [`Self::take_batch`].
+    /// Returns the source transactions that wait for [`Self::take_batch`].
     pub fn pending_transactions(&self) -> u64 {
         self.source_transactions
     }
 
-    /// Bytes held, the open transaction's included.
+    /// Returns the bytes that are held, including those of the open transaction.
     pub fn bytes(&self) -> usize {
         let open = self.open.as_ref().map_or(0, |open| open.changes.len() * size_of::<Change>());
         let times = self.commit_times_us.len() * size_of::<i64>();
         self.arena.len() + open + times + self.pending_rows as usize * NetEffect::ROW_BYTES
     }
 
-    /// End of the last source transaction that arrived whole, or of what the server proved to hold
-    /// nothing for us.
+    /// Returns the end of the last source transaction that arrived whole, or the position up to
+    /// which the server has shown that it holds no further changes for rhei.
     pub fn end_lsn(&self) -> Lsn {
         self.end_lsn
     }
 
-    /// The server has sent everything before `wal_end`: with no transaction open, it may become the
-    /// checkpoint (traps 25, 26). Inside a transaction it proves nothing.
+    /// Records that the server has sent everything before `wal_end`: with no transaction open,
+    /// `wal_end` may become the checkpoint (traps 25, 26). Inside a transaction it proves nothing.
     pub fn reached(&mut self, wal_end: Lsn) {
         if self.is_between_transactions() && wal_end > self.end_lsn {
             self.end_lsn = wal_end;
         }
     }
 
-    /// Untracked relations whose changes came since the last call, with the number of changes. The
-    /// caller compares them with the catalogs: only a relation that is known to be left out of the
-    /// copy may be forgotten.
+    /// Returns the untracked relations whose changes arrived since the last call, with the number
+    /// of changes. The caller compares them with the catalogs: only a relation that is known to be
+    /// left out of the copy may be forgotten.
     pub fn take_untracked(&mut self) -> Vec<Untracked> {
         let untracked = std::mem::take(&mut self.untracked);
         let taken = untracked.into_iter().filter_map(|oid| {
@@ -368,10 +381,11 @@ impl Assembler {
                 last_change,
             })
         });
+
         taken.collect()
     }
 
-    /// Reports them once more later: the catalogs cannot be read now.
+    /// Puts the relations back to report them later, since the catalogs cannot be read now.
     pub fn put_back_untracked(&mut self, untracked: Vec<Untracked>) {
         for Untracked { relation, changes, .. } in untracked {
             if let Some(described) = self.described.get_mut(&relation.oid) {
@@ -384,7 +398,7 @@ impl Assembler {
     /// Takes the next message.
     ///
     /// # Errors
-    /// The messages do not follow each other as the protocol says.
+    /// The messages do not follow each other as the protocol requires.
     pub fn push(&mut self, message: Message<'_>) -> Result<(), AssembleError> {
         match message {
             Message::Begin { commit_lsn, xid, .. } => self.begin(commit_lsn, xid),
@@ -425,7 +439,8 @@ impl Assembler {
                 }
                 Ok(())
             }
-            // Those of rhei's own trigger are transactional, so they stand where the change is.
+            // The messages of rhei's own trigger are transactional, so they are in the stream at
+            // the position of the change.
             Message::Logical {
                 transactional: true,
                 prefix: table_description::PREFIX,
@@ -451,6 +466,7 @@ impl Assembler {
         if commit_lsn < self.last_commit {
             return Err(AssembleError::OutOfOrder { last: self.last_commit, next: commit_lsn });
         }
+
         let skip = already_applied(commit_lsn, self.checkpoint);
         let (changes, schema_changes, parted) = (Vec::new(), Vec::new(), BTreeSet::new());
         self.open =
@@ -467,16 +483,19 @@ impl Assembler {
         let Some(open) = self.open.take() else {
             return Err(AssembleError::CommitOutside(commit_lsn));
         };
+
         if open.commit_lsn != commit_lsn {
             return Err(AssembleError::CommitLsn { begin: open.commit_lsn, commit: commit_lsn });
         }
         if end_lsn < commit_lsn {
             return Err(AssembleError::EndBeforeCommit { commit_lsn, end_lsn });
         }
+
         self.last_commit = commit_lsn;
         if open.skip {
             return Ok(());
         }
+
         self.schema_changes.extend(open.schema_changes);
         self.fold_all(open.changes, commit_lsn, open.xid);
         self.source_transactions += 1;
@@ -499,8 +518,9 @@ impl Assembler {
         for at in 0..changes.len() {
             let Some(change) = changes.get(at).copied() else { break };
             self.fold(change, commit_lsn, xid);
-            // Each update of a row that leaves a long value out copies it from the row before: a
-            // small message may take much memory, over and over.
+
+            // Each update of a row that leaves a long value out copies that value from the row
+            // before: a series of small messages may take much memory.
             if self.arena.wants_compaction() {
                 let before = std::mem::take(&mut self.arena);
                 for row in changes.iter_mut().skip(at + 1).flat_map(Change::rows) {
@@ -519,15 +539,18 @@ impl Assembler {
         if followed.failure.is_some() && !matches!(change, Change::Fail { .. }) {
             return;
         }
+
         let spec = &followed.spec;
-        // Already in the copy (trap 15).
+        // The copy holds the change already (trap 15).
         if spec.has_copied(commit_lsn, xid) {
             return;
         }
+
         let effect = self
             .effects
             .entry(oid)
             .or_insert_with(|| NetEffect::new(&spec.key, spec.columns.len()));
+
         let arena = &mut self.arena;
         let folded = match change {
             Change::Insert { new, .. } => effect.insert(arena, new),
@@ -542,6 +565,7 @@ impl Assembler {
                 return;
             }
         };
+
         self.pending_rows += 1;
         if let Err(error) = folded {
             followed.failure = Some(net_effect_failure(spec, error, commit_lsn));
@@ -549,9 +573,10 @@ impl Assembler {
         }
     }
 
-    /// What was folded since the last call, as one batch. It ends at a source commit; what is open
-    /// stays. Where there is nothing but an open transaction that is due ([`Self::is_due`]), a part
-    /// of that: the next batch goes on with it.
+    /// Returns the changes folded since the last call as one batch. The batch ends at a source
+    /// commit, and the open transaction stays. Where only an open transaction is due
+    /// ([`Self::is_due`]), the batch is a part of that transaction, and the next batch continues
+    /// it.
     pub fn take_batch(&mut self) -> ChangeBatch {
         let is_part = self.source_transactions == 0 && self.held.is_none() && self.open.is_some();
         if is_part && let Some(mut open) = self.open.take() {
@@ -561,6 +586,7 @@ impl Assembler {
             self.fold_all(changes, open.commit_lsn, open.xid);
             self.open = Some(open);
         }
+
         let mut tables = Vec::with_capacity(self.effects.len());
         for (oid, effect) in std::mem::take(&mut self.effects) {
             let Some(followed) = self.tables.get_mut(&oid) else { continue };
@@ -572,12 +598,14 @@ impl Assembler {
                 }
             }
         }
+
         let mut failed = Vec::new();
-        // What failed inside the open transaction belongs to the batch that holds it.
+        // A failure inside the open transaction belongs to the batch that holds that transaction.
         let fails_in_open = |oid: u32| {
             let is_it = |change: &Change| matches!(change, Change::Fail { table } if *table == oid);
             self.open.as_ref().is_some_and(|open| open.changes.iter().any(is_it))
         };
+
         for followed in self.tables.values_mut().filter(|followed| !followed.reported) {
             if let Some((reason, remedy)) =
                 followed.failure.as_ref().filter(|_| !fails_in_open(followed.spec.oid))
@@ -587,12 +615,14 @@ impl Assembler {
                 failed.push(TableFailure { oid, table, reason: reason.clone(), remedy: *remedy });
             }
         }
+
         let before = std::mem::take(&mut self.arena);
         if let Some(open) = &mut self.open {
             for row in open.changes.iter_mut().flat_map(Change::rows) {
                 *row = self.arena.copy_from(&before, *row);
             }
         }
+
         self.pending_rows = 0;
         self.checkpoint = self.end_lsn;
         ChangeBatch {
@@ -607,21 +637,24 @@ impl Assembler {
         }
     }
 
-    /// The server describes a relation, before its first row and again at will (trap 63).
+    /// Takes up the description of a relation, which the server sends before the relation's first
+    /// row and may repeat at any time (trap 63).
     fn describe(&mut self, relation: Relation) {
         let oid = relation.oid;
         let Some(followed) = self.tables.get(&oid) else {
             self.describe_as(relation, Follow::Untracked);
             return;
         };
-        // Inside a transaction that the copy already holds, the shape may be an old one: what fits
-        // is taken, and a change after it is described anew.
+
+        // Inside a transaction that the copy already holds, the shape may be an old one: a shape
+        // that fits is accepted, and the server describes the relation again after a change of it.
         let is_past = match &self.open {
             Some(open) => open.skip || followed.spec.has_copied(open.commit_lsn, open.xid),
-            // Once more what was described before the last commit, for a transaction that came in
-            // pieces meanwhile.
+            // The server repeats a description from before the last commit, for a transaction that
+            // arrived in pieces in the meantime.
             None => self.last_commit.max(self.checkpoint) < followed.spec.copy_lsn,
         };
+
         if followed.failure.is_some() {
             self.describe_as(relation, Follow::Paused);
         } else if let (true, Err(difference)) = (is_past, fit(&followed.spec, &relation)) {
@@ -631,15 +664,18 @@ impl Assembler {
                 .open
                 .as_ref()
                 .is_some_and(|open| open.changes.iter().any(|change| change.table() == oid));
-            // A description serves one question: a later relation may follow a change that was not
+
+            // A description answers one question: a later relation may follow a change that was not
             // described.
             let description = self.descriptions.remove(&oid);
             let bytes = description.as_ref().map_or(0, Description::bytes);
             self.described_bytes = self.described_bytes.saturating_sub(bytes);
+
             let has_parts = self.open.as_ref().is_some_and(|open| open.parted.contains(&oid));
-            // Between transactions a relation is only described once more, and must be looked up.
+            // Between transactions a relation is only described again, and must be looked up.
             let (commit_lsn, xid) =
                 self.open.as_ref().map_or((Lsn(u64::MAX), 0), |open| (open.commit_lsn, open.xid));
+
             self.question = Some(SchemaQuery {
                 relation,
                 commit_lsn,
@@ -653,7 +689,7 @@ impl Assembler {
         }
     }
 
-    /// Whether a TRUNCATE of a relation counts, in the transaction that is open.
+    /// Returns whether a TRUNCATE of a relation counts in the open transaction.
     fn follows(&mut self, oid: u32) -> Result<bool, AssembleError> {
         let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
         let Some(described) = self.described.get_mut(&oid) else {
@@ -671,12 +707,13 @@ impl Assembler {
         Ok(is_followed)
     }
 
-    /// Passes a change over. It is either in a copy, or a later copy brings it, or the relation is
+    /// Passes over a change. The change is in a copy, or a later copy brings it, or the relation is
     /// reported as untracked.
     fn pass_over(&mut self, oid: u32) {
         let (Some(open), Some(described)) = (&self.open, self.described.get_mut(&oid)) else {
             return;
         };
+
         match &described.follow {
             Follow::AsIs | Follow::Project(_) | Follow::Paused => {}
             Follow::Untracked => {
@@ -708,13 +745,15 @@ impl Assembler {
         Ok(())
     }
 
-    /// Stores a row, reduced to the columns that are kept. `None`: nobody wants it.
+    /// Stores a row, reduced to the columns that are kept. Returns `None` when no table takes the
+    /// row.
     fn row(&mut self, oid: u32, tuple: Tuple<'_>) -> Result<Option<Slice>, AssembleError> {
         let Some(open) = &self.open else { return Err(AssembleError::ChangeOutside) };
         let Some(described) = self.described.get_mut(&oid) else {
             return Err(AssembleError::UnknownRelation(oid));
         };
         described.seen = open.commit_lsn;
+
         let expected = described.relation.columns.len();
         if tuple.len() != expected {
             return Err(AssembleError::ColumnCount { oid, found: tuple.len(), expected });
@@ -727,14 +766,16 @@ impl Assembler {
             Follow::AsIs => Some(self.arena.store_row(tuple)),
             Follow::Project(kept) => {
                 let mut bytes = Vec::with_capacity(tuple.bytes().len());
-                // Taken apart once: a tuple has no index of its fields.
+                // The tuple is split once, since it has no index of its fields.
                 let fields: Vec<tuple::Field<'_>> = tuple.fields().collect();
+
                 for &column in kept {
                     write_field(
                         &mut bytes,
                         fields.get(column).copied().unwrap_or(tuple::Field::Null),
                     );
                 }
+
                 Some(self.arena.store_row(Tuple::trusted(&bytes, kept.len())))
             }
             Follow::Untracked | Follow::Paused | Follow::Stale(_) => {
@@ -766,130 +807,4 @@ fn net_effect_failure(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        change::{ColumnSpec, Deletes, Key},
-        pgoutput::{QualifiedName, ReplicaIdentity, relation::RelationColumn, tuple::Field},
-        types::{ColumnType, TypeCatalog, map_column},
-    };
-
-    const COLUMNS: [(&str, u32); 3] = [("id", 23), ("v", 25), ("doc", 25)];
-
-    fn relation(oid: u32) -> Relation {
-        let column = |(name, type_oid): (&str, u32)| RelationColumn {
-            name: name.to_owned(),
-            type_oid,
-            typmod: -1,
-            is_key: name == "id",
-        };
-        let columns = COLUMNS.into_iter().map(column).collect();
-        Relation {
-            oid,
-            name: QualifiedName::new("public", "t"),
-            replica_identity: ReplicaIdentity::Default,
-            columns,
-        }
-    }
-
-    fn table() -> Arc<TableSpec> {
-        let column = |(at, (name, type_oid)): (usize, (&str, u32))| {
-            let column = ColumnType { type_oid, typmod: -1, ndims: 0, override_type: None };
-            ColumnSpec {
-                name: name.to_owned(),
-                attnum: 1 + at as i16,
-                type_oid,
-                typmod: -1,
-                not_null: false,
-                target_name: name.to_owned(),
-                mapping: map_column(&column, &TypeCatalog::default()).unwrap(),
-            }
-        };
-        Arc::new(TableSpec {
-            oid: 7,
-            source: QualifiedName::new("public", "t"),
-            target: QualifiedName::new("public", "t"),
-            epoch: 0,
-            replica_identity: ReplicaIdentity::Default,
-            key: Key::Columns(vec![0]),
-            columns: COLUMNS.into_iter().enumerate().map(column).collect(),
-            excluded: Vec::new(),
-            fingerprint: String::new(),
-            null_unrepresentable: false,
-            copy_lsn: Lsn::ZERO,
-            copy_xids: None,
-        })
-    }
-
-    fn row(fields: [Field<'_>; 3]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        fields.into_iter().for_each(|field| write_field(&mut bytes, field));
-        bytes
-    }
-
-    /// Each of the updates copied the long value that it left out, and all of the copies stayed
-    /// until the batch was taken.
-    #[test]
-    fn many_updates_beside_a_long_value_do_not_keep_a_copy_of_it_each() {
-        const LONG: usize = 1 << 20;
-        let doc = vec![b'x'; LONG];
-        let mut assembler = Assembler::new(Lsn(1), [table()]);
-        assembler.push(Message::Begin { commit_lsn: Lsn(10), commit_time_us: 0, xid: 1 }).unwrap();
-        assembler.push(Message::Relation(relation(7))).unwrap();
-        for id in ["1", "2"] {
-            let bytes = row([Field::Text(id.as_bytes()), Field::Text(b"0"), Field::Text(&doc)]);
-            assembler
-                .push(Message::Insert { relation: 7, new: Tuple::trusted(&bytes, 3) })
-                .unwrap();
-        }
-        for number in 1..=200 {
-            let value = number.to_string();
-            let bytes = row([Field::Text(b"1"), Field::Text(value.as_bytes()), Field::Unchanged]);
-            let new = Tuple::trusted(&bytes, 3);
-            assembler.push(Message::Update { relation: 7, old: OldTuple::Absent, new }).unwrap();
-        }
-        assembler
-            .push(Message::Commit { commit_lsn: Lsn(10), end_lsn: Lsn(11), commit_time_us: 0 })
-            .unwrap();
-        assert!(assembler.bytes() < 40 * LONG, "{} bytes for two rows", assembler.bytes());
-        let batch = assembler.take_batch();
-        let inserts = &batch.tables[0].inserts[0];
-        let values =
-            inserts.column(1).as_any().downcast_ref::<arrow::array::StringArray>().unwrap();
-        assert_eq!(inserts.num_rows(), 2);
-        assert!(matches!(&batch.tables[0].deletes, Deletes::ByKey(keys) if keys.is_empty()));
-        assert_eq!(values.iter().flatten().max(), Some("200"));
-        let docs = inserts.column(2).to_data();
-        assert_eq!(docs.buffers()[1].len(), 2 * LONG);
-    }
-
-    #[test]
-    fn relations_without_end_are_refused() {
-        let mut assembler = Assembler::new(Lsn(1), [table()]);
-        assembler.described_limit = 10_000;
-        // One that is described again takes no more.
-        for _ in 0..1000 {
-            assembler.push(Message::Relation(relation(7))).unwrap();
-        }
-        let refused =
-            (100..1000).find_map(|oid| assembler.push(Message::Relation(relation(oid))).err());
-        assert_eq!(refused, Some(AssembleError::TooManyRelations { limit: 10_000 }));
-    }
-
-    /// As after a transaction that came in pieces. Asked about, it would mean another copy, again
-    /// and again.
-    #[test]
-    fn an_old_shape_that_is_described_again_before_the_copy_is_no_question() {
-        for (copy_lsn, is_question) in [(100, false), (50, true)] {
-            let copied = TableSpec { copy_lsn: Lsn(copy_lsn), ..(*table()).clone() };
-            let mut assembler = Assembler::new(Lsn(10), [Arc::new(copied)]).asking();
-            let (commit_lsn, end_lsn) = (Lsn(50), Lsn(51));
-            assembler.push(Message::Begin { commit_lsn, commit_time_us: 0, xid: 7 }).unwrap();
-            assembler.push(Message::Commit { commit_lsn, end_lsn, commit_time_us: 0 }).unwrap();
-            let mut older = relation(7);
-            older.columns[1].name = "older".to_owned();
-            assembler.push(Message::Relation(older)).unwrap();
-            assert_eq!(assembler.question().is_some(), is_question, "copied at {copy_lsn}");
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
-//! Surviving rows become Arrow, one column at a time.
+//! Turns surviving rows into Arrow, one column at a time.
 //!
-//! A first pass over each row remembers where its fields lie; then each column is decoded in one
-//! tight loop. Rows that the batch itself made obsolete are never decoded.
+//! A first pass over each row records the positions of its fields; then each column is decoded in
+//! one tight loop. Rows that the batch itself made obsolete are never decoded.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -43,10 +43,10 @@ impl ColumnsError {
     }
 }
 
-/// Decodes what is left of a batch on one table.
+/// Decodes the remaining changes of a batch on one table.
 ///
 /// # Errors
-/// A value that DuckDB cannot hold, or a change that does not fit. Both concern this table only.
+/// DuckDB cannot hold a value, or a change does not fit. Both errors concern this table only.
 pub fn build(
     table: &Arc<TableSpec>,
     effect: NetEffect,
@@ -56,6 +56,7 @@ pub fn build(
     let left = effect
         .survivors()
         .map_err(|source| ColumnsError::NetEffect { table: table.source.to_string(), source })?;
+
     let all: Vec<usize> = (0..table.columns.len()).collect();
     let mut nulled = Vec::new();
 
@@ -87,7 +88,8 @@ pub fn build(
     Ok(TableChanges { table: Arc::clone(table), truncate, deletes, inserts, patch, nulled, counts })
 }
 
-/// `patches`: rows that lack values, each with the key under which it stood before the batch.
+/// Builds the patch. `patches` holds the rows that lack values, each with the key that the row had
+/// before the batch.
 fn patch(
     table: &TableSpec,
     patches: &[(Slice, Slice)],
@@ -117,6 +119,7 @@ fn patch(
         .iter()
         .map(|&(_, origin)| key_tuple(arena.get(origin), key_columns.len()))
         .collect();
+
     let mut extra = Vec::new();
     if let Some(batch) = record_batch(table, &keys, key_columns, ORIGIN_PREFIX, Vec::new(), nulled)?
     {
@@ -125,6 +128,7 @@ fn patch(
             extra.push((field.as_ref().clone(), Arc::clone(array)));
         }
     }
+
     let pattern_field = ArrowField::new(PATTERN_COLUMN, DataType::Int64, false);
     extra.push((pattern_field, Arc::new(Int64Array::from(of_rows)) as ArrayRef));
 
@@ -141,11 +145,11 @@ fn tuples<'a>(
     slices.map(|slice| Tuple::trusted(arena.get(slice), table.columns.len())).collect()
 }
 
-/// So many rows are taken apart before their columns are decoded.
+/// The number of rows that are split into fields before their columns are decoded.
 const BLOCK_ROWS: usize = 512;
 
-/// One record batch of `columns` (indexes into the table's); field `n` of each tuple belongs to
-/// `columns[n]`. `None` when there are no rows.
+/// Builds one record batch of `columns` (indexes into the table's columns); field `n` of each tuple
+/// belongs to `columns[n]`. Returns `None` when there are no rows.
 fn record_batch(
     table: &TableSpec,
     rows: &[Tuple<'_>],
@@ -157,13 +161,16 @@ fn record_batch(
     if rows.is_empty() {
         return Ok(None);
     }
+
     let mut builders: Vec<_> = columns
         .iter()
         .filter_map(|&column| Some((column, table.columns.get(column)?)))
         .map(|(column, spec)| (column, spec, ColumnBuilder::new(&spec.mapping, rows.len())))
         .collect();
-    // Some rows at a time, so that their bytes are still in the cache when they are decoded. Where
-    // each field lies is kept column by column, so that the decoding loops read on.
+
+    // The loop takes some rows at a time, so that their bytes are still in the cache when they are
+    // decoded. The fields are stored column by column, so that the decoding loops read them in
+    // order.
     let mut fields = vec![Field::Null; rows.len().min(BLOCK_ROWS) * columns.len()];
     for rows in rows.chunks(BLOCK_ROWS) {
         for (row, tuple) in rows.iter().enumerate() {
@@ -173,6 +180,7 @@ fn record_batch(
                 }
             }
         }
+
         for ((column, spec, builder), values) in builders.iter_mut().zip(fields.chunks(rows.len()))
         {
             for (row, &value) in values.iter().enumerate() {
@@ -181,10 +189,11 @@ fn record_batch(
                     Field::Null | Field::Unchanged => None,
                 };
                 let Err(source) = builder.push_text(value) else { continue };
+
                 let key = rows
                     .get(row)
                     .map_or_else(String::new, |tuple| key_text(table, columns, *tuple));
-                // A key that is NULL would tell no rows apart.
+                // A key that is NULL would identify no row.
                 if table.null_unrepresentable
                     && source.is_unrepresentable()
                     && !table.key_columns().contains(column)
@@ -192,6 +201,7 @@ fn record_batch(
                     note_nulled(nulled, &spec.name, || source.at(&key));
                     continue;
                 }
+
                 return Err(ColumnsError::Value {
                     table: table.source.to_string(),
                     column: spec.name.clone(),
@@ -201,6 +211,7 @@ fn record_batch(
             }
         }
     }
+
     let mut arrow_fields = Vec::with_capacity(columns.len() + extra.len());
     let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len() + extra.len());
     for (_, spec, mut builder) in builders {
@@ -211,6 +222,7 @@ fn record_batch(
         arrow_fields.push(field);
         arrays.push(array);
     }
+
     RecordBatch::try_new(Arc::new(Schema::new(arrow_fields)), arrays)
         .map(Some)
         .map_err(|source| ColumnsError::Arrow { table: table.source.to_string(), source })
@@ -224,10 +236,11 @@ pub fn note_nulled(nulled: &mut Vec<Nulled>, column: &str, first: impl FnOnce() 
     }
 }
 
-/// ` (key id=7)`, for the operator to find the row; cut where it is long.
+/// Returns ` (key id=7)`, with which the operator finds the row; a long value is cut.
 fn key_text(table: &TableSpec, columns: &[usize], tuple: Tuple<'_>) -> String {
     const LONGEST: usize = 60;
     let mut parts = Vec::new();
+
     for &key in table.key_columns() {
         let field = columns.iter().position(|&column| column == key).and_then(|at| tuple.field(at));
         if let (Some(Field::Text(text)), Some(spec)) = (field, table.columns.get(key)) {
@@ -238,5 +251,6 @@ fn key_text(table: &TableSpec, columns: &[usize], tuple: Tuple<'_>) -> String {
             parts.push(format!("{}={value}", spec.name));
         }
     }
+
     if parts.is_empty() { String::new() } else { format!(" (row {})", parts.join(", ")) }
 }

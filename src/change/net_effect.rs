@@ -1,18 +1,18 @@
-//! Many changes of a row become at most one delete and one insert.
+//! Reduces many changes of a row to at most one delete and one insert.
 //!
-//! For a keyed table the batch keeps, per key that a row has *now*, where that row stood before the
-//! batch (its origin, if any) and its present value. Origins whose row is gone wait in a list of
-//! their own. Then
+//! For a keyed table the batch keeps, per key that a row has *now*, the key that the row had before
+//! the batch (its origin, if any) and its present value. The origins of rows that are gone wait in
+//! a list of their own. Then
 //!
 //! - deletes = origins of changed rows + origins of rows that are gone: rows that stand in the
 //!   target, each once;
 //! - inserts = present values, each key once.
 //!
-//! Deletes run before inserts, so swapped keys (`id = id + 1`) and a key that is deleted and made
-//! again need no further thought (traps 52, 53). A TRUNCATE forgets everything that came before it
+//! Deletes run before inserts, so swapped keys (`id = id + 1`) and a key that is deleted and
+//! inserted again need no special handling (traps 52, 53). A TRUNCATE drops all changes before it
 //! (trap 60). A change that does not fit (an update of a row that the batch has seen deleted, an
-//! insert of a key that is taken) can only mean that the copy and the source differ: the table is
-//! paused, nothing is guessed.
+//! insert of a key that is taken) can only mean that the copy and the source differ: rhei pauses
+//! the table and guesses nothing.
 
 use std::hash::BuildHasher;
 
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::pgoutput::tuple::{Field, Tuple, write_field};
 
-/// A change that does not fit what the batch has seen of the table.
+/// A change that does not fit the changes that the batch has seen of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NetEffectError {
     #[error("an insert of a key that is already there")]
@@ -45,18 +45,19 @@ pub enum NetEffectError {
 }
 
 impl NetEffectError {
-    /// A value that is nowhere in the stream is at the source; whatever else does not fit means
-    /// that the copy differs, and that is for the operator to look at.
+    /// Returns how the table is brought back. A value that is missing in the stream is at the
+    /// source; any other change that does not fit means that the copy differs, and the operator has
+    /// to examine that.
     pub fn remedy(self) -> Remedy {
         if self == Self::MissingToastValue { Remedy::CopyAgain } else { Remedy::Operator }
     }
 }
 
-/// What one UPDATE or DELETE says of the old row, in the order of the table's columns.
+/// The part of the old row that one UPDATE or DELETE carries, in the order of the table's columns.
 #[derive(Debug, Clone, Copy)]
 pub enum OldRow {
     Absent,
-    /// Only the replica identity's columns are there.
+    /// The row holds only the replica identity's columns.
     Key(Slice),
     Full(Slice),
 }
@@ -66,7 +67,7 @@ pub enum OldRow {
 pub struct NetEffect {
     columns: usize,
     rows: Rows,
-    /// The transaction whose TRUNCATE was the last one.
+    /// The transaction that ran the last TRUNCATE.
     pub truncated: Option<u32>,
     pub counts: RowCounts,
     hasher: DefaultHashBuilder,
@@ -80,11 +81,12 @@ enum Rows {
     AppendOnly(Vec<Slice>),
 }
 
-/// Positions of rows, by the hash of their keys. A part of the hash stands beside each, so that
-/// neither growing nor, as a rule, a comparison has to fetch the key.
+/// The positions of rows, by the hash of their keys. A part of the hash is stored beside each
+/// position, so that neither growing the index nor, as a rule, a comparison has to fetch the key.
 type Index = HashTable<(u32, u32)>;
 
-/// What of a hash is kept, and what the table is ordered by: all of it follows from the part.
+/// Returns the stored part of a hash, and the hash that orders the table, which follows from the
+/// part.
 fn hash_of(hasher: &DefaultHashBuilder, bytes: &[u8]) -> (u32, u64) {
     let part = hasher.hash_one(bytes) as u32;
     (part, mix(part))
@@ -94,37 +96,37 @@ fn mix(part: u32) -> u64 {
     u64::from(part).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-/// A row that is there at the end of the batch so far.
+/// A row that exists at the end of the batch so far.
 #[derive(Debug, Clone, Copy)]
 struct RowState {
     key: Slice,
-    /// The key under which it stood before the batch.
+    /// The key that the row had before the batch.
     origin: Option<Slice>,
-    /// Fields are `Unchanged` only where the origin row has to supply them.
+    /// The fields are `Unchanged` only where the origin row has to supply them.
     tuple: Slice,
     is_there: bool,
 }
 
-/// What is left of a batch on one table.
+/// The remaining changes of a batch on one table.
 #[derive(Debug, Default)]
 pub struct Survivors {
-    /// Keys (see [`key_tuple`]) of rows to delete.
+    /// The keys (see [`key_tuple`]) of the rows to delete.
     pub deleted_keys: Vec<Slice>,
-    /// Whole rows to delete, and how many of each.
+    /// The whole rows to delete, and the number of each.
     pub deleted_rows: Vec<(Slice, i64)>,
-    /// Complete rows to insert.
+    /// The complete rows to insert.
     pub inserts: Vec<Slice>,
-    /// Rows to insert that lack values, and the key of the row that has them.
+    /// The rows to insert that lack values, and the key of the row that has these values.
     pub patches: Vec<(Slice, Slice)>,
 }
 
-/// Reads the fields of a key that `write_key` wrote: it is a tuple of the key's columns.
+/// Reads the fields of a key that `write_key` wrote: the key is a tuple of the key's columns.
 pub fn key_tuple(bytes: &[u8], key_columns: usize) -> Tuple<'_> {
     Tuple::trusted(bytes, key_columns)
 }
 
-/// Writes the key columns of a row as a tuple of their own. Falls back to `old` where the new row
-/// leaves a TOASTed key column out (trap 50). Key columns are NOT NULL (trap 55).
+/// Writes the key columns of a row as a tuple of their own. The function falls back to `old` where
+/// the new row leaves a TOASTed key column out (trap 50). Key columns are NOT NULL (trap 55).
 fn write_key(
     out: &mut Vec<u8>,
     key: &[usize],
@@ -137,6 +139,7 @@ fn write_key(
             Some(Field::Unchanged) => old.and_then(|old| old.field(column)),
             field => field,
         };
+
         match field {
             Some(field @ Field::Text(_)) => write_field(out, field),
             _ => return Err(NetEffectError::KeyMissing),
@@ -146,11 +149,11 @@ fn write_key(
 }
 
 impl NetEffect {
-    /// Bytes of bookkeeping beside the arena for one change, for the memory budget.
+    /// The bytes of bookkeeping beside the arena for one change, for the memory budget.
     pub const ROW_BYTES: usize = size_of::<RowState>() + 16;
 
-    /// `key`: indexes of the key columns; `None` with `whole_row` for multisets, without it for
-    /// append-only tables.
+    /// Makes an empty net effect for a table of this key: rows by key, whole rows as a multiset, or
+    /// append-only rows.
     pub fn new(key: &super::Key, columns: usize) -> Self {
         let rows = match key {
             super::Key::Columns(key) => Rows::Keyed {
@@ -162,6 +165,7 @@ impl NetEffect {
             super::Key::WholeRow => Rows::WholeRow { index: HashTable::new(), rows: Vec::new() },
             super::Key::AppendOnly => Rows::AppendOnly(Vec::new()),
         };
+
         let hasher = DefaultHashBuilder::default();
         Self {
             columns,
@@ -178,6 +182,7 @@ impl NetEffect {
         if new.is_open() {
             return Err(NetEffectError::MissingToastValue);
         }
+
         match &mut self.rows {
             Rows::Keyed { key, index, states, .. } => {
                 let tuple = Tuple::trusted(arena.get(new), self.columns);
@@ -202,6 +207,7 @@ impl NetEffect {
         new: Slice,
     ) -> Result<(), NetEffectError> {
         self.counts.updated += 1;
+
         match &mut self.rows {
             Rows::Keyed { key, index, states, .. } => {
                 let new_tuple = Tuple::trusted(arena.get(new), self.columns);
@@ -211,20 +217,24 @@ impl NetEffect {
                         Some(Tuple::trusted(arena.get(slice), self.columns))
                     }
                 };
+
                 write_key(&mut self.scratch, key, old_tuple.unwrap_or(new_tuple), None)?;
                 let taken = take(&self.hasher, index, states, arena, &self.scratch);
                 if taken.is_none() && self.truncated.is_some() {
                     return Err(NetEffectError::NoSuchRow);
                 }
-                // Values that the wire left out: from the old row when it is whole, else from what
-                // this batch wrote before, else they stay open and the target supplies them (trap
-                // 51). A TOASTed key column is in `old` in either form (trap 50).
+
+                // A value that the wire left out comes from the old row when that row is whole,
+                // else from an earlier write of this batch, else it stays open and the target
+                // supplies it (trap 51). A TOASTed key column is in `old` in either form (trap 50).
                 let merged = if new.is_open() {
                     let before =
                         taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
+
                     let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
                     let (mut old_fields, mut before_fields) =
                         (old_tuple.map(|old| old.fields()), before.map(|before| before.fields()));
+
                     for (column, field) in new_tuple.fields().enumerate() {
                         let of_old = old_fields.as_mut().and_then(Iterator::next);
                         let of_before = before_fields.as_mut().and_then(Iterator::next);
@@ -238,18 +248,22 @@ impl NetEffect {
                         };
                         write_field(&mut merged, supplied.unwrap_or(Field::Unchanged));
                     }
+
                     arena.waste(new);
                     arena.store_row(Tuple::trusted(&merged, self.columns))
                 } else {
                     new
                 };
+
                 if let Some(state) = taken {
                     arena.waste(state.tuple);
                 }
+
                 let origin = match taken {
                     Some(state) => state.origin,
                     None => Some(arena.store(&self.scratch)),
                 };
+
                 let merged_tuple = Tuple::trusted(arena.get(merged), self.columns);
                 write_key(&mut self.scratch, key, merged_tuple, None)?;
                 put(&self.hasher, index, states, arena, &self.scratch, origin, merged)
@@ -257,6 +271,7 @@ impl NetEffect {
             Rows::WholeRow { .. } => {
                 let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
                 let new_tuple = Tuple::trusted(arena.get(new), self.columns);
+
                 let new = if new.is_open() {
                     let old_tuple = Tuple::trusted(arena.get(old), self.columns);
                     let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
@@ -271,12 +286,15 @@ impl NetEffect {
                 } else {
                     new
                 };
+
                 if old.is_open() || new.is_open() {
                     return Err(NetEffectError::OldRowMissing);
                 }
+
                 let Rows::WholeRow { index, rows } = &mut self.rows else {
                     return Err(NetEffectError::NoIdentity);
                 };
+
                 add(&self.hasher, index, rows, arena, old, -1);
                 add(&self.hasher, index, rows, arena, new, 1);
                 Ok(())
@@ -287,6 +305,7 @@ impl NetEffect {
 
     pub fn delete(&mut self, arena: &mut Arena, old: OldRow) -> Result<(), NetEffectError> {
         self.counts.deleted += 1;
+
         match &mut self.rows {
             Rows::Keyed { key, index, states, gone } => {
                 let (OldRow::Key(old) | OldRow::Full(old)) = old else {
@@ -294,6 +313,7 @@ impl NetEffect {
                 };
                 let tuple = Tuple::trusted(arena.get(old), self.columns);
                 write_key(&mut self.scratch, key, tuple, None)?;
+
                 match take(&self.hasher, index, states, arena, &self.scratch) {
                     Some(state) => {
                         arena.waste(state.tuple);
@@ -313,10 +333,12 @@ impl NetEffect {
         }
     }
 
-    /// All rows that stand now go, those of this batch included. `xid`: whose TRUNCATE it is.
+    /// Drops all rows that exist now, including those of this batch. `xid` is the transaction of
+    /// the TRUNCATE.
     pub fn truncate(&mut self, xid: u32) {
         self.counts.truncates += 1;
         self.truncated = Some(xid);
+
         match &mut self.rows {
             Rows::Keyed { index, states, gone, .. } => {
                 index.clear();
@@ -331,21 +353,23 @@ impl NetEffect {
         }
     }
 
-    /// Takes the bytes that it refers to into another arena.
+    /// Copies the bytes that the net effect refers to into another arena.
     pub fn copy_from(&mut self, from: &Arena, arena: &mut Arena) {
         match &mut self.rows {
             Rows::Keyed { states, gone, .. } => {
                 for state in states.iter_mut() {
                     if !state.is_there {
-                        // It only keeps its place, for the index counts places.
+                        // The state only keeps its position, since the index stores positions.
                         (state.key, state.origin, state.tuple) =
                             (Slice::NOTHING, None, Slice::NOTHING);
                         continue;
                     }
+
                     state.key = arena.copy_from(from, state.key);
                     state.origin = state.origin.map(|origin| arena.copy_from(from, origin));
                     state.tuple = arena.copy_from(from, state.tuple);
                 }
+
                 gone.iter_mut().for_each(|key| *key = arena.copy_from(from, *key));
             }
             Rows::WholeRow { rows, .. } => {
@@ -357,12 +381,13 @@ impl NetEffect {
         }
     }
 
-    /// What is left.
+    /// Returns the remaining changes.
     ///
     /// # Errors
-    /// After a TRUNCATE more equal rows were deleted than inserted.
+    /// After a TRUNCATE the batch deleted more equal rows than it inserted.
     pub fn survivors(self) -> Result<Survivors, NetEffectError> {
         let mut left = Survivors::default();
+
         match self.rows {
             Rows::Keyed { states, gone, .. } => {
                 left.deleted_keys = gone;
@@ -371,7 +396,7 @@ impl NetEffect {
                     match state.origin {
                         _ if !state.tuple.is_open() => left.inserts.push(state.tuple),
                         Some(origin) => left.patches.push((state.tuple, origin)),
-                        // Only rows that stood before the batch can have open values.
+                        // Only rows from before the batch can have open values.
                         None => return Err(NetEffectError::MissingToastValue),
                     }
                 }
@@ -388,11 +413,12 @@ impl NetEffect {
             }
             Rows::AppendOnly(rows) => left.inserts = rows,
         }
+
         Ok(left)
     }
 }
 
-/// Puts a row under its key, which must be free.
+/// Stores a row under its key, which must be free.
 fn put(
     hasher: &DefaultHashBuilder,
     index: &mut Index,
@@ -406,22 +432,24 @@ fn put(
     let is_same = |&(other, at): &(u32, u32)| {
         other == part && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
     };
+
     match index.entry(hash, is_same, |&(part, _)| mix(part)) {
         Entry::Occupied(_) => Err(NetEffectError::DuplicateKey),
         Entry::Vacant(vacant) => {
             vacant.insert((part, states.len() as u32));
-            // A row that keeps its key shares its bytes with the origin.
+            // A row that keeps its key shares the bytes of the key with the origin.
             let key = match origin {
                 Some(origin) if arena.get(origin) == key => origin,
                 _ => arena.store(key),
             };
+
             states.push(RowState { key, origin, tuple, is_there: true });
             Ok(())
         }
     }
 }
 
-/// Takes the row that stands under a key out of the batch.
+/// Takes the row with a key out of the batch.
 fn take(
     hasher: &DefaultHashBuilder,
     index: &mut Index,
@@ -433,6 +461,7 @@ fn take(
     let is_same = |&(other, at): &(u32, u32)| {
         other == part && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
     };
+
     let ((_, at), _) = index.find_entry(hash, is_same).ok()?.remove();
     let state = states.get_mut(at as usize)?;
     state.is_there = false;
@@ -453,6 +482,7 @@ fn add(
     let is_same = |&(other, at): &(u32, u32)| {
         other == part && rows.get(at as usize).is_some_and(|(other, _)| arena.get(*other) == bytes)
     };
+
     match index.entry(hash, is_same, |&(part, _)| mix(part)) {
         Entry::Occupied(found) => {
             if let Some((_, count)) = rows.get_mut(found.get().1 as usize) {
@@ -498,8 +528,8 @@ mod tests {
             .collect()
     }
 
-    /// Applies survivors to a naive target as `olap::apply` does: patches read first, deletes,
-    /// inserts.
+    /// Applies survivors to a naive target as `olap::apply` does: patches read first, then deletes,
+    /// then inserts.
     fn apply(target: &mut BTreeMap<String, Row>, arena: &Arena, truncated: bool, left: &Survivors) {
         if truncated {
             target.clear();
@@ -567,7 +597,8 @@ mod tests {
         );
     }
 
-    /// Trap 51: the target reads those values and writes them again, however short the message was.
+    /// The target reads those values and writes them again, however short the message was (trap
+    /// 51).
     #[test]
     fn rows_that_lack_values_count_for_what_they_will_take_in_the_target() {
         let mut arena = Arena::default();
@@ -612,8 +643,8 @@ mod tests {
         assert_eq!(effect.delete(&mut arena, OldRow::Key(row)), Err(NetEffectError::NoIdentity));
     }
 
-    /// Trap 48a: an update that moves a row into a row filter comes as an INSERT with an open
-    /// value.
+    /// An update that moves a row into a row filter arrives as an INSERT with an open value (trap
+    /// 48a).
     #[test]
     fn an_insert_with_an_open_value_is_refused() {
         let mut arena = Arena::default();

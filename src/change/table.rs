@@ -1,4 +1,4 @@
-//! What a table looks like as rhei applies it.
+//! The shape of a table as rhei applies it.
 
 use std::sync::Arc;
 
@@ -9,15 +9,16 @@ use crate::{
     types::Mapping,
 };
 
-/// How the rows of a table are told apart.
+/// How the rows of a table are identified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
-    /// Indexes into [`TableSpec::columns`], in that order; never empty. All of them NOT NULL.
+    /// The indexes into [`TableSpec::columns`], in that order; never empty. All key columns are NOT
+    /// NULL.
     Columns(Vec<usize>),
-    /// REPLICA IDENTITY FULL without a usable primary key: rows are matched whole, as a multiset
-    /// (traps 53, 54).
+    /// The table has REPLICA IDENTITY FULL without a usable primary key: rows are matched whole, as
+    /// a multiset (traps 53, 54).
     WholeRow,
-    /// Nothing identifies a row: only INSERT and TRUNCATE can come (trap 54).
+    /// No column identifies a row: only INSERT and TRUNCATE can arrive (trap 54).
     AppendOnly,
 }
 
@@ -27,56 +28,56 @@ pub struct TableSpec {
     pub oid: u32,
     pub source: QualifiedName,
     pub target: QualifiedName,
-    /// Version of the shape, raised by each Relation that differs.
+    /// The version of the shape, raised by each Relation message that differs.
     pub epoch: u32,
     pub replica_identity: ReplicaIdentity,
     pub key: Key,
-    /// The columns that are copied, in the order of the source's `attnum`.
+    /// The copied columns, in the order of the source's `attnum`.
     pub columns: Vec<ColumnSpec>,
-    /// Names of the source's columns that the settings leave out (`exclude_columns`).
+    /// The names of the source's columns that the settings leave out (`exclude_columns`).
     pub excluded: Vec<String>,
-    /// What the catalogs said of the table beside its columns, for `engine::schema` to compare;
-    /// opaque here.
+    /// The state of the table in the catalogs beside its columns, which `engine::schema` compares;
+    /// the text is opaque here.
     pub fingerprint: String,
-    /// Values that the target has no room for become NULL and are counted, rather than pause the
-    /// table.
+    /// Whether values that the target cannot represent become NULL and are counted, rather than
+    /// pause the table.
     pub null_unrepresentable: bool,
-    /// The snapshot that the table was copied at: its changes in transactions with `commit_lsn <
-    /// copy_lsn` are already in the copy and are skipped (trap 15). See `copy_xids`.
+    /// The snapshot of the copy: changes of the table in transactions with `commit_lsn < copy_lsn`
+    /// are already in the copy and are skipped (trap 15). See `copy_xids`.
     pub copy_lsn: Lsn,
-    /// Of a snapshot that no place in the WAL belongs to: which of the transactions before
-    /// `copy_lsn` it sees. The others are not in the copy. None: it sees all of them.
+    /// For a snapshot that has no position in the WAL, the transactions before `copy_lsn` that it
+    /// sees. The others are not in the copy. None means that the snapshot sees all of them.
     pub copy_xids: Option<Arc<XidSnapshot>>,
 }
 
 impl TableSpec {
-    /// What the operator can do about a table that cannot go on: the end of a sentence.
+    /// Returns the remedy for a table that cannot continue, as the end of a sentence.
     pub fn recopy_hint(&self) -> String {
         format!("copy it again with `rhei backfill --table {} --force`", self.source)
     }
 
-    /// Whether the copy was begun with what this transaction did.
+    /// Returns whether the copy began with the changes of this transaction.
     pub fn has_copied(&self, commit_lsn: Lsn, xid: u32) -> bool {
         commit_lsn < self.copy_lsn && self.copy_xids.as_ref().is_none_or(|xids| xids.sees(xid))
     }
 }
 
-/// One column that is copied.
+/// One copied column.
 #[derive(Debug, Clone)]
 pub struct ColumnSpec {
-    /// Name at the source.
+    /// The name at the source.
     pub name: String,
     pub attnum: i16,
     pub type_oid: u32,
     pub typmod: i32,
     pub not_null: bool,
-    /// Name in DuckDB.
+    /// The name in DuckDB.
     pub target_name: String,
     pub mapping: Mapping,
 }
 
 impl TableSpec {
-    /// Indexes of the key columns; empty for keyless tables.
+    /// Returns the indexes of the key columns; none for keyless tables.
     pub fn key_columns(&self) -> &[usize] {
         match &self.key {
             Key::Columns(columns) => columns,
@@ -85,28 +86,28 @@ impl TableSpec {
     }
 }
 
-/// A table that goes on in another shape: every stored row can be brought into it without a look at
-/// the source.
+/// A table that continues in another shape: every stored row can be converted to the new shape
+/// without reading the source.
 #[derive(Debug, Clone)]
 pub struct SchemaChange {
     pub before: Arc<TableSpec>,
     pub after: Arc<TableSpec>,
-    /// For each column of `after`, where the values of older rows come from. Columns of `before`
-    /// that do not occur are dropped.
+    /// For each column of `after`, the origin of the values of older rows. Columns of `before` that
+    /// do not occur are dropped.
     pub columns: Vec<ColumnOrigin>,
 }
 
-/// Where a column's values come from when the shape of its table changes.
+/// The origin of a column's values when the shape of its table changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ColumnOrigin {
-    /// Index into the columns before.
+    /// The index into the columns before the change.
     Kept(usize),
-    /// The column is new; older rows hold this, in the server's text. `None` is NULL.
+    /// The column is new, and older rows hold this value, in the server's text. `None` is NULL.
     Added(Option<String>),
 }
 
 impl SchemaChange {
-    /// Rows are told apart by other columns than before.
+    /// Returns whether other columns than before identify the rows.
     pub fn changes_key(&self) -> bool {
         let of = |spec: &TableSpec| match &spec.key {
             Key::Columns(_) => Some(

@@ -1,21 +1,21 @@
-//! A source transaction on its way: what it has changed so far.
+//! A source transaction that is still open: the changes it has made so far.
 
 use std::collections::BTreeSet;
 
 use super::{SchemaChange, arena::Slice, net_effect::OldRow};
 use crate::Lsn;
 
-/// What was begun and is not committed yet.
+/// A transaction that has begun and is not committed yet.
 #[derive(Debug)]
 pub(super) struct OpenTransaction {
     pub(super) commit_lsn: Lsn,
     pub(super) xid: u32,
-    /// In the target already: read and forgotten.
+    /// Whether the target holds the transaction already, so that its changes are read and dropped.
     pub(super) skip: bool,
     pub(super) changes: Vec<Change>,
-    /// Shapes that tables took inside it.
+    /// The shapes that tables took inside the transaction.
     pub(super) schema_changes: Vec<SchemaChange>,
-    /// Tables of which rows went out in parts already.
+    /// The tables whose rows were already delivered in parts.
     pub(super) parted: BTreeSet<u32>,
 }
 
@@ -37,7 +37,7 @@ pub(super) enum Change {
     Truncate {
         table: u32,
     },
-    /// From here on the table cannot be followed.
+    /// The table cannot be followed from here on.
     Fail {
         table: u32,
     },
@@ -53,7 +53,7 @@ impl Change {
         table
     }
 
-    /// Every row that it holds.
+    /// Returns every row that the change holds.
     pub(super) fn rows(&mut self) -> impl Iterator<Item = &mut Slice> {
         let (new, old) = match self {
             Self::Insert { new, .. } => (Some(new), None),
@@ -61,6 +61,7 @@ impl Change {
             Self::Delete { old, .. } => (None, Some(old)),
             Self::Truncate { .. } | Self::Fail { .. } => (None, None),
         };
+
         let old = old.and_then(|old| match old {
             OldRow::Key(row) | OldRow::Full(row) => Some(row),
             OldRow::Absent => None,

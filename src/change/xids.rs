@@ -1,21 +1,21 @@
-//! Which transactions a snapshot of the server sees.
+//! The transactions that a snapshot of the server sees.
 
 use std::collections::BTreeSet;
 
-/// Which transactions a snapshot of the server sees, as `pg_current_snapshot()` prints it:
+/// The transactions that a snapshot of the server sees, as `pg_current_snapshot()` prints them:
 /// `xmin:xmax:xip,..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XidSnapshot {
-    /// Every transaction before it has ended.
+    /// Every transaction before this number has ended.
     oldest: u64,
-    /// No transaction from it on has ended.
+    /// No transaction from this number on has ended.
     next: u64,
-    /// Those between that had not ended.
+    /// The transactions between the two numbers that had not ended.
     in_progress: BTreeSet<u64>,
 }
 
 impl XidSnapshot {
-    /// None: not the form that the server prints.
+    /// Reads the text, and returns none when it is not in the form that the server prints.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let (oldest, next) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -24,22 +24,23 @@ impl XidSnapshot {
         Some(Self { oldest, next, in_progress })
     }
 
-    /// As [`Self::parse`] reads it.
+    /// Returns the text that [`Self::parse`] reads.
     pub fn text(&self) -> String {
         let in_progress: Vec<String> = self.in_progress.iter().map(ToString::to_string).collect();
         format!("{}:{}:{}", self.oldest, self.next, in_progress.join(","))
     }
 
-    /// Whether what a committed transaction did is visible. The stream names transactions by the
-    /// low 32 bits of their number; those that it can still bring are less than 2^31 transactions
-    /// away. 0 is no transaction.
+    /// Returns whether the changes of a committed transaction are visible. The stream names
+    /// transactions by the low 32 bits of their number; a transaction that the stream can still
+    /// send is less than 2^31 transactions away. 0 is no transaction.
     ///
     /// A walsender sends a transaction as soon as its commit record is flushed. With a synchronous
-    /// standby it becomes visible only after the standby's answer (trap 9).
+    /// standby the transaction becomes visible only after the standby's answer (trap 9).
     pub fn sees(&self, xid: u32) -> bool {
         if xid == 0 {
             return true;
         }
+
         let distance = xid.wrapping_sub(self.next as u32) as i32;
         let full = self.next.wrapping_add_signed(i64::from(distance));
         full < self.oldest || (full < self.next && !self.in_progress.contains(&full))
@@ -67,7 +68,7 @@ mod tests {
 
     #[test]
     fn numbers_that_wrapped_are_told_from_those_to_come() {
-        // 3 is the first of a new epoch's ordinary numbers.
+        // 3 is the first ordinary number of a new epoch.
         let next = (5_u64 << 32) + 10;
         let snapshot = XidSnapshot::parse(&format!("{next}:{next}:")).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! `rhei backfill`: copy, then stop.
+//! `rhei backfill`: copies tables, then stops.
 
 use std::process::ExitCode;
 
@@ -45,7 +45,7 @@ pub struct ResyncArgs {
     pub table: QualifiedName,
 }
 
-/// `rhei resync`: a running replicator is asked to copy a table again; without one it is done here.
+/// Runs `rhei resync`: a running replicator copies the table again; without one this process does.
 pub async fn resync(session: Invocation, args: ResyncArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
     match crate::control::ask(&path, &format!("resync {}", args.table)).await {
@@ -66,16 +66,18 @@ pub async fn resync(session: Invocation, args: ResyncArgs) -> Result<ExitCode, C
     }
 }
 
-/// `rhei pause` and `rhei resume`: only a running replicator has copies that could be paused.
+/// Runs `rhei pause` and `rhei resume`: only a running replicator has copies that can be paused.
 pub async fn pause(session: Invocation, is_paused: bool) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
     let question = if is_paused { "pause" } else { "resume" };
+
     if crate::control::ask(&path, question).await.is_none() {
         return Err(CliError::Failed(format!(
             "no replicator of {} is running\nhint: start one with `rhei run`",
             path.display()
         )));
     }
+
     println!(
         "{}",
         if is_paused { "copies are paused; `rhei resume` goes on" } else { "copies go on" }
@@ -87,11 +89,13 @@ pub async fn pause(session: Invocation, is_paused: bool) -> Result<ExitCode, Cli
 pub async fn run(session: Invocation, args: BackfillArgs) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
+
     let again = match (args.tables.is_empty(), args.force) {
         (false, _) => Recopy::Tables(args.tables),
         (true, true) => Recopy::All,
         (true, false) => Recopy::None,
     };
+
     let copied = if args.no_slot {
         let writer = Writer::new(DuckDb::open(&context.options.target)?);
         let copied = plain_copy(&context, &writer, &stop).await;
@@ -100,15 +104,19 @@ pub async fn run(session: Invocation, args: BackfillArgs) -> Result<ExitCode, Cl
     } else {
         sync(&context, again, &stop).await.map(|report| report.in_error).map_err(CliError::from)
     };
+
     drop(context);
     progress.finish().await;
+
     let in_error = copied?;
+
     if stop.is_cancelled() {
         eprintln!(
             "stopped; what is copied stays, and the next backfill, sync or run goes on from there"
         );
         return Ok(ExitCode::from(1));
     }
+
     println!("copied");
     super::report_paused(&in_error)
 }

@@ -1,4 +1,4 @@
-//! `rhei check`: what stands in the way, and what mends it.
+//! `rhei check`: finds the problems that would stop rhei, and names the fix of each.
 
 use std::{collections::BTreeSet, process::ExitCode};
 
@@ -71,16 +71,20 @@ pub async fn run(session: Invocation, args: CheckArgs) -> Result<ExitCode, CliEr
     let source = session.source()?;
     let client = connect_sql(&source, "check").await?;
     let mut findings = Findings::default();
+
     if args.install_ddl_trigger {
         install_ddl_trigger(&client).await?;
     }
     check_ddl_trigger(&client, &mut findings).await?;
+
     findings.ok("connection", source.redacted());
     check_server(&client, &session, &mut findings).await?;
+
     let tables = check_publication(&client, &session, &mut findings).await?;
     for table in &tables {
         check_table(table, source.user(), &mut findings);
     }
+
     check_plans(&client, &session, &tables, &mut findings).await?;
     for blocker in catalog::open_transactions(&client).await? {
         findings.add(
@@ -90,18 +94,21 @@ pub async fn run(session: Invocation, args: CheckArgs) -> Result<ExitCode, CliEr
             "slot creation waits for it to end",
         );
     }
+
     check_target(&session, &mut findings);
     Ok(print(&findings))
 }
 
 async fn install_ddl_trigger(client: &SqlClient) -> Result<(), CliError> {
     let Err(error) = client.batch_execute(ddl_trigger::SQL).await else { return Ok(()) };
+
     let reason =
         error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
     let hint = error.as_db_error().and_then(|error| error.hint()).map_or_else(
         || "it takes a superuser; the SQL is in schemas/ddl_trigger.sql".to_owned(),
         |hint| format!("{hint}; the SQL is in schemas/ddl_trigger.sql"),
     );
+
     Err(CliError::Failed(format!(
         "the event trigger could not be installed: {reason}\nhint: {hint}"
     )))
@@ -149,6 +156,7 @@ async fn check_server(
         }
         Err(error) => from_error(findings, "server", &error.to_string()),
     }
+
     if server.is_superuser || server.can_replicate {
         findings.ok("role", format!("\"{}\" may replicate", server.user));
     } else {
@@ -158,11 +166,12 @@ async fn check_server(
         );
         findings.add(Level::Error, "role", format!("\"{}\" may not replicate", server.user), mend);
     }
+
     for (name, used, max) in [
         ("max_replication_slots", server.used_slots, server.max_slots),
         ("max_wal_senders", server.used_senders, server.max_senders),
     ] {
-        // One for the stream, one for the snapshot of tables that come later.
+        // The stream needs one, and the snapshot of tables that come later needs one.
         if max - used < 2 {
             let mend = format!("ALTER SYSTEM SET {name} = {}; then restart the source", used + 4);
             findings.add(
@@ -175,6 +184,7 @@ async fn check_server(
             findings.ok(name, format!("{used} of {max} in use"));
         }
     }
+
     let name = &session.config.slot;
     match catalog::slot(client, name).await? {
         None => findings.ok("slot", format!("\"{name}\" will be made")),
@@ -206,21 +216,25 @@ async fn check_publication(
     let config = &session.config;
     let names = &config.publications;
     let shown = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+
     let is_wanted = |table: &QualifiedName| {
         (config.tables.is_empty() || config.tables.iter().any(|pattern| pattern.matches(table)))
             && !config.exclude.iter().any(|pattern| pattern.matches(table))
     };
+
     let mut tables = match catalog::publication(client, names).await? {
         Some(info) => {
             match slot::judge_publication(&info) {
                 Ok(()) => findings.ok("publication", format!("{shown} is there")),
                 Err(error) => from_error(findings, "publication", &error.to_string()),
             }
+
             for table in catalog::conflicting_column_lists(client, names).await? {
                 if let Err(error) = slot::judge_column_lists(&[table], names) {
                     from_error(findings, "publication", &error.to_string());
                 }
             }
+
             catalog::published_tables(client, names).await?
         }
         None if names.len() > 1 => {
@@ -230,8 +244,10 @@ async fn check_publication(
         }
         None => {
             let name = names.first().map_or("rhei", String::as_str);
+
             let mut candidates = catalog::candidate_tables(client).await?;
             candidates.retain(&is_wanted);
+
             let sql = slot::publication_sql(name, &candidates);
             findings.add(
                 Level::Ok,
@@ -242,16 +258,19 @@ async fn check_publication(
             catalog::all_tables(client).await?
         }
     };
+
     tables.retain(|table| is_wanted(&table.name));
     if tables.is_empty() {
         findings.add(Level::Error, "tables", "no table matches", "see [source] tables and exclude");
     } else {
         findings.ok("tables", format!("{} to copy", tables.len()));
     }
+
     if catalog::publication(client, names).await?.is_some() {
         let published = catalog::published_names(client, names).await?;
         let mut others = catalog::candidate_tables(client).await?;
         others.retain(|table| is_wanted(table) && !published.iter().any(|(_, name)| name == table));
+
         for table in others.iter().filter(|_| !config.tables.is_empty()) {
             let mend = format!(
                 "ALTER PUBLICATION {} ADD TABLE {}",
@@ -266,6 +285,7 @@ async fn check_publication(
             );
         }
     }
+
     for table in catalog::unlogged_tables(client).await?.iter().filter(|table| is_wanted(table)) {
         let mend = format!("ALTER TABLE {} SET LOGGED", quote_table(table));
         findings.add(
@@ -275,30 +295,37 @@ async fn check_publication(
             mend,
         );
     }
+
     Ok(tables)
 }
 
 fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {
     let subject = table.name.to_string();
-    // Partitions are read one by one, and what is granted on their root says nothing about them.
+
+    // Each partition is read on its own, and the privileges on its root do not apply to it.
     let leaves = table
         .leaves
         .iter()
         .filter(|leaf| leaf.oid != table.oid)
         .map(|leaf| (&leaf.name, leaf.can_select));
+
     let unreadable = std::iter::once((&table.name, table.can_select))
         .chain(leaves)
         .filter(|(_, can_select)| !can_select);
+
     for (name, _) in unreadable {
         let (schema, role) = (quote_identifier(&name.schema), quote_identifier(user));
+
         let mend = format!(
             "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {} TO {role}",
             quote_table(name)
         );
         findings.add(Level::Error, name.to_string(), format!("\"{user}\" may not read it"), mend);
     }
+
     let identity =
         |to: &str| format!("ALTER TABLE {} REPLICA IDENTITY {to}", quote_table(&table.name));
+
     match catalog::key_of(table) {
         SourceKey::Columns(_) => {}
         SourceKey::WholeRow => findings.add(
@@ -314,7 +341,8 @@ fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {
             format!("add a primary key, or {}", identity("FULL")),
         ),
     }
-    // Trap 48a.
+
+    // See trap 48a.
     let has_toast = table.columns.iter().any(|column| column.toastable);
     if table.row_filter.is_some() && has_toast && table.replica_identity != ReplicaIdentity::Full {
         let what = "has a row filter and large values: an update that moves a row into the filter \
@@ -323,7 +351,7 @@ fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {
     }
 }
 
-/// Types, settings, and names that DuckDB does not tell apart (trap 59).
+/// Checks types, settings, and names that DuckDB does not distinguish (trap 59).
 async fn check_plans(
     client: &SqlClient,
     session: &Invocation,
@@ -335,15 +363,18 @@ async fn check_plans(
         .flat_map(|table| table.columns.iter().map(|column| column.type_oid))
         .collect();
     let types = catalog::types(client, &oids.into_iter().collect::<Vec<_>>()).await?;
+
     let settings = session.table_settings();
     let mut by_age: Vec<&SourceTable> = tables.iter().collect();
     by_age.sort_by_key(|table| table.oid);
     let mut taken = BTreeSet::new();
+
     for table in by_age {
         let subject = table.name.to_string();
         let settings = settings.get(&subject).cloned().unwrap_or_default();
         let options =
             PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
+
         let spec = match plan(table, &types, options) {
             Ok(spec) => spec,
             Err(error) => {
@@ -351,6 +382,7 @@ async fn check_plans(
                 continue;
             }
         };
+
         let target = target_name(&spec.target, &mut taken);
         if target != spec.target {
             let what = format!(
@@ -363,6 +395,7 @@ async fn check_plans(
                 format!("[tables.\"{subject}\"] target = \"..\""),
             );
         }
+
         for column in spec.columns.iter().filter(|column| column.target_name != column.name) {
             let what =
                 format!("column \"{}\" will be called \"{}\"", column.name, column.target_name);
@@ -382,10 +415,12 @@ fn check_target(session: &Invocation, findings: &mut Findings) {
         findings.add(Level::Warning, "target", "none given", "--target PATH, or [target] path");
         return;
     };
+
     if !target.path.exists() {
         findings.ok("target", format!("{} will be made", target.path.display()));
         return;
     }
+
     match DuckDb::look(&target.path) {
         Ok(Some((state, _))) => {
             findings.ok(
@@ -401,7 +436,7 @@ fn check_target(session: &Invocation, findings: &mut Findings) {
     }
 }
 
-/// An error's own hint is what mends it.
+/// Adds a finding of an error; the hint of the error is the fix.
 fn from_error(findings: &mut Findings, subject: &str, text: &str) {
     let what = text.lines().next().unwrap_or_default();
     let mend = text.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap_or_default();
@@ -415,11 +450,13 @@ fn print(findings: &Findings) -> ExitCode {
             Level::Warning => "warning",
             Level::Error => "ERROR  ",
         };
+
         println!("{level}  {}: {}", finding.subject, finding.what);
         if !finding.mend.is_empty() {
             println!("         {}", finding.mend);
         }
     }
+
     let count = |level| findings.0.iter().filter(|finding| finding.level == level).count();
     let (errors, warnings) = (count(Level::Error), count(Level::Warning));
     println!("{errors} errors, {warnings} warnings");

@@ -1,4 +1,4 @@
-//! `rhei compact`: the file without what deletes left behind.
+//! `rhei compact`: rewrites the file without the deleted rows and the free space.
 
 use std::{
     fs,
@@ -26,11 +26,12 @@ pub struct CompactArgs {
     pub json: bool,
 }
 
-/// Runs the command. A running replicator does it itself, between two cycles; else it is done here.
+/// Runs the command. A running replicator compacts between two cycles; otherwise this process does.
 pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, CliError> {
     let target = session.target()?;
     let path = target.path.clone();
     let is_quiet = session.is_quiet;
+
     let compacted = match shown(&path, is_quiet, control::ask(&path, "compact")).await {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => return Err(CliError::Failed(error.to_owned())),
@@ -43,6 +44,7 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
                     path.display()
                 )));
             }
+
             let work = tokio::task::spawn_blocking(move || DuckDb::open(&target)?.compact());
             let compacted = shown(&path, is_quiet, work)
                 .await
@@ -51,6 +53,7 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
                 .map_err(|error| CliError::Failed(format!("the result cannot be shown: {error}")))?
         }
     };
+
     if args.json {
         println!("{compacted}");
     } else {
@@ -59,19 +62,22 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for the work, and shows how much of the new file there is: on a terminal at once, else by
-/// a line now and then.
+/// Waits for the work, and shows how much of the new file is written: on a terminal at once,
+/// otherwise by a line now and then.
 async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) -> R {
     const GLANCE: Duration = Duration::from_millis(200);
     const PAUSE: Duration = Duration::from_secs(10);
+
     let mut work = std::pin::pin!(work);
     let bar = if is_quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+
     let mut last_line = Instant::now();
     loop {
         if let Ok(done) = tokio::time::timeout(GLANCE, &mut work).await {
             bar.finish_and_clear();
             return done;
         }
+
         let (written, old) =
             (written_beside(path), fs::metadata(path).map_or(0, |file| file.len()));
         bar.set_message(format!(
@@ -79,6 +85,7 @@ async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) ->
             HumanBytes(written),
             HumanBytes(old)
         ));
+
         bar.tick();
         if bar.is_hidden() && last_line.elapsed() >= PAUSE {
             last_line = Instant::now();
@@ -90,9 +97,11 @@ async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) ->
 fn print_text(compacted: &Value) {
     let bytes =
         |side: &str, name: &str| HumanBytes(compacted[side][name].as_u64().unwrap_or_default());
+
     let rows = compacted["rows"].as_u64().unwrap_or_default();
     let stored = compacted["before"]["stored_rows"].as_u64().unwrap_or_default().max(1);
     let dead = 100.0 * stored.saturating_sub(rows) as f64 / stored as f64;
+
     println!(
         "before  {} in the file, {} of it free, {} in its log; {dead:.0} % of the stored rows \
          deleted",
@@ -100,6 +109,7 @@ fn print_text(compacted: &Value) {
         bytes("before", "free_bytes"),
         bytes("before", "log_bytes")
     );
+
     println!(
         "after   {} in the file; {rows} rows of {} tables compared",
         bytes("after", "file_bytes"),

@@ -1,5 +1,5 @@
-//! `rhei demo`: a throwaway Postgres with a shop in it, live writes, replication, queries; nothing
-//! to configure.
+//! `rhei demo`: a throwaway Postgres with a shop in it, live writes, replication, queries; the user
+//! configures nothing.
 
 use std::{
     path::{Path, PathBuf},
@@ -40,7 +40,7 @@ fn failed(what: impl Into<String>) -> CliError {
     CliError::Failed(what.into())
 }
 
-/// A server that ends with the demo, whichever way that ends.
+/// A server that stops when the demo ends, whether the demo succeeds or fails.
 struct Throwaway {
     bin: PathBuf,
     folder: PathBuf,
@@ -53,12 +53,14 @@ impl Throwaway {
         let folder = std::env::temp_dir().join(format!("rhei-demo-{}", std::process::id()));
         std::fs::create_dir_all(&folder)
             .map_err(|error| failed(format!("cannot make {}: {error}", folder.display())))?;
+
         // initdb refuses to run as root.
         let as_postgres = std::fs::metadata("/proc/self")
             .is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
         if as_postgres {
             run(Command::new("chown").arg("postgres").arg(&folder), "chown")?;
         }
+
         let server = Self { bin, folder, as_postgres };
         let data = server.folder.join("data");
         run(
@@ -70,11 +72,13 @@ impl Throwaway {
                 .args(["--locale=C", "--no-sync"]),
             "initdb",
         )?;
+
         let settings = format!(
             "-c wal_level=logical -c fsync=off -c synchronous_commit=off -c max_wal_size=4GB -c \
              listen_addresses='' -c unix_socket_directories={}",
             server.folder.display()
         );
+
         run(
             server
                 .command("pg_ctl")
@@ -85,6 +89,7 @@ impl Throwaway {
                 .args(["-w", "-o", &settings, "start"]),
             "pg_ctl start",
         )?;
+
         Ok(server)
     }
 
@@ -97,7 +102,8 @@ impl Throwaway {
         } else {
             Command::new(path)
         };
-        // The demo's folder may be unreadable for the server's user.
+
+        // The user of the server may not be allowed to read the current folder of the demo.
         command.current_dir(&self.folder);
         command
     }
@@ -121,6 +127,7 @@ impl Drop for Throwaway {
 fn find_postgres() -> Result<PathBuf, CliError> {
     let has_initdb =
         |folder: &Path| folder.join("initdb").exists() && folder.join("pg_ctl").exists();
+
     let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -128,15 +135,18 @@ fn find_postgres() -> Result<PathBuf, CliError> {
         .filter(|folder| has_initdb(folder))
         .collect();
     found.sort();
+
     if let Some(newest) = found.pop() {
         return Ok(newest);
     }
+
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
         let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         if has_initdb(&folder) {
             return Ok(folder);
         }
     }
+
     std::env::var_os("PATH")
         .iter()
         .flat_map(std::env::split_paths)
@@ -150,7 +160,7 @@ fn find_postgres() -> Result<PathBuf, CliError> {
 }
 
 fn run(command: &mut Command, what: &str) -> Result<(), CliError> {
-    // pg_ctl's server inherits the output, so a pipe would never end.
+    // The server that pg_ctl starts inherits the output, so reading from a pipe would never end.
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     match status {
         Ok(status) if status.success() => Ok(()),
@@ -165,7 +175,7 @@ struct Seen {
     changes: AtomicU64,
     copied: AtomicU64,
     lag_bytes: AtomicU64,
-    /// Tables that are live.
+    /// The number of tables that are live.
     live: AtomicU64,
 }
 
@@ -178,24 +188,29 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
                 .map_err(|error| failed(format!("cannot replace {}: {error}", old.display())))?;
         }
     }
+
     println!("1. a throwaway Postgres with a shop in it");
     let started = Instant::now();
     let server = Throwaway::start()?;
     let source = SourceOptions::parse(&server.url(), &Environment::default())?;
+
     let client = connect_sql(&source, "demo").await?;
     client
         .batch_execute("SET search_path = public")
         .await
         .map_err(crate::source::SourceError::from)?;
+
     let load = async {
         client.batch_execute(SCHEMA).await?;
         client.batch_execute(LOAD).await?;
         client.batch_execute("VACUUM ANALYZE").await
     };
+
     tokio::select! {
         () = stop.cancelled() => return Ok(ExitCode::from(130)),
         loaded = load => loaded.map_err(crate::source::SourceError::from)?,
     }
+
     println!(
         "   {} rows in {:.1} s",
         thousands(count_rows(&client).await?),
@@ -210,9 +225,11 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         ..Options::new(source.clone(), target_options)
     };
     let context = Context::new(options, CopyProgress::default(), events);
+
     let writer_stop = stop.child_token();
     let written = Arc::new(AtomicU64::new(0));
     let writer = tokio::spawn(write(source.clone(), writer_stop.clone(), Arc::clone(&written)));
+
     let run_stop = stop.child_token();
     let seen = Arc::new(Seen::default());
     let listener = {
@@ -237,6 +254,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
             }
         })
     };
+
     let replicator = {
         let (context, run_stop) = (context.clone(), run_stop.clone());
         tokio::spawn(async move {
@@ -245,22 +263,27 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
             engine::run(&context, &writer, commands, &run_stop).await
         })
     };
+
     let outcome = follow(&args, &stop, &seen, &written, &replicator, &context.board).await;
     writer_stop.cancel();
     let _ = writer.await;
-    // The last writes are caught up with before the queries, so that both sides show the same
+
+    // The copy catches up with the last writes before the queries, so that both sides show the same
     // moment.
     run_stop.cancel();
     let ran = replicator.await.map_err(|_| failed("the replicator ended without a result"))?;
     outcome?;
     ran?;
+
     if stop.is_cancelled() {
         println!("stopped");
         return Ok(ExitCode::from(130));
     }
+
     let caught_up = engine::sync(&context, Recopy::None, &stop).await?;
     drop(context);
     let _ = listener.await;
+
     println!(
         "   writer stopped after {} transactions; the copy is at {}, nothing is missing",
         thousands(written.load(Ordering::Relaxed)),
@@ -269,10 +292,12 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
 
     println!("3. the same questions to both");
     let is_equal = ask_both(&client, &target).await?;
+
     drop(client);
     drop(server);
     println!();
     println!("the copy is in {0}: open it with `duckdb {0}`", target.display());
+
     Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
@@ -288,15 +313,18 @@ async fn follow(
     let tables = SCHEMA.matches("CREATE TABLE").count() as u64;
     let bar = indicatif::ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(100));
+
     let mut streaming_since = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
         }
+
         if replicator.is_finished() {
             break;
         }
+
         if streaming_since.is_none() && seen.live.load(Ordering::Relaxed) == tables {
             streaming_since = Some(Instant::now());
             let copied = seen.copied.load(Ordering::Relaxed);
@@ -308,6 +336,7 @@ async fn follow(
                 );
             });
         }
+
         match streaming_since {
             None => {
                 let rows = board.progress().map_or(0, |(_, total)| total.rows);
@@ -322,12 +351,14 @@ async fn follow(
                     thousands(written.load(Ordering::Relaxed)),
                     thousands(seen.lag_bytes.load(Ordering::Relaxed)),
                 ));
+
                 if since.elapsed() >= Duration::from_secs(args.seconds) {
                     break;
                 }
             }
         }
     }
+
     bar.finish_and_clear();
     if streaming_since.is_some() {
         println!(
@@ -338,10 +369,11 @@ async fn follow(
             thousands(seen.lag_bytes.load(Ordering::Relaxed)),
         );
     }
+
     Ok(())
 }
 
-/// Writes until `stop`, one source transaction after the other.
+/// Writes to the source until `stop`, one transaction after the other.
 async fn write(
     source: SourceOptions,
     stop: CancellationToken,
@@ -352,6 +384,7 @@ async fn write(
         .batch_execute("SET search_path = public")
         .await
         .map_err(crate::source::SourceError::from)?;
+
     while !stop.is_cancelled() {
         client.batch_execute(WRITES).await.map_err(crate::source::SourceError::from)?;
         written.fetch_add(1, Ordering::Relaxed);
@@ -364,26 +397,31 @@ async fn count_rows(client: &tokio_postgres::Client) -> Result<u64, CliError> {
     let query = "SELECT sum(c.reltuples)::bigint FROM pg_catalog.pg_class c JOIN \
                  pg_catalog.pg_namespace n ON n.oid = \
                  c.relnamespace WHERE n.nspname = 'public' AND c.relkind = 'r'";
+
     let row = client.query_one(query, &[]).await.map_err(crate::source::SourceError::from)?;
     let rows: i64 = row.try_get(0).map_err(crate::source::SourceError::from)?;
     Ok(rows.unsigned_abs())
 }
 
-/// Asks each question of both sides; says whether all answers were equal.
+/// Runs each question on both sides; returns whether all answers were equal.
 async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool, CliError> {
     let copy = ::duckdb::Connection::open(target).map_err(crate::olap::TargetError::from)?;
     copy.execute_batch("SET TimeZone = 'UTC'; SET search_path = 'public'")
         .map_err(crate::olap::TargetError::from)?;
+
     let mut all_equal = true;
     for (number, question) in QUERIES.split("-- name:").skip(1).enumerate() {
         let (name, sql) = question.split_once('\n').unwrap_or((question, ""));
         let sql = sql.trim().trim_end_matches(';');
+
         let started = Instant::now();
         let theirs = ask_postgres(client, sql).await?;
         let postgres_time = started.elapsed();
+
         let started = Instant::now();
         let (header, ours) = ask_duckdb(&copy, sql)?;
         let duckdb_time = started.elapsed();
+
         if number == 0
             && let Some(since) =
                 std::env::var("RHEI_DEMO_STARTED_AT").ok().and_then(|text| text.parse::<u64>().ok())
@@ -391,8 +429,10 @@ async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
             println!("   (first query {} s after `make demo`)", now.saturating_sub(since));
         }
+
         let is_equal = theirs == ours;
         all_equal &= is_equal;
+
         println!();
         println!(
             "   {}: Postgres {:.1} ms, DuckDB {:.1} ms, {}",
@@ -401,14 +441,17 @@ async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool
             duckdb_time.as_secs_f64() * 1000.0,
             if is_equal { "results equal" } else { "RESULTS DIFFER" }
         );
+
         let mut table = comfy_table::Table::new();
         table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         table.set_header(header);
+
         for row in ours.iter().take(6) {
             table.add_row(row.iter().map(|value| value.as_deref().unwrap_or("NULL")));
         }
         println!("{table}");
     }
+
     Ok(all_equal)
 }
 
@@ -419,6 +462,7 @@ async fn ask_postgres(
     sql: &str,
 ) -> Result<SchemaResolution, CliError> {
     let messages = client.simple_query(sql).await.map_err(crate::source::SourceError::from)?;
+
     let mut rows = Vec::new();
     for message in messages {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
@@ -436,6 +480,7 @@ fn ask_duckdb(
         let mut statement = copy.prepare(&format!("SELECT COLUMNS(*)::VARCHAR FROM ({sql})"))?;
         let mut rows = statement.query([])?;
         let names = rows.as_ref().map(|statement| statement.column_names()).unwrap_or_default();
+
         let mut answer = Vec::new();
         while let Some(row) = rows.next()? {
             answer.push(

@@ -1,4 +1,4 @@
-//! `rhei init`: a commented rhei.toml from what is found at the source.
+//! `rhei init`: writes a commented rhei.toml from the tables that it finds at the source.
 
 use std::{fmt::Write, path::PathBuf, process::ExitCode};
 
@@ -27,29 +27,36 @@ pub async fn run(session: Invocation, args: InitArgs) -> Result<ExitCode, CliErr
             path.display()
         )));
     }
+
     let source = session.source()?;
     let client = connect_sql(&source, "init").await?;
     let tables = catalog::all_tables(&client).await?;
+
     let mut text =
         String::from("# Settings of rhei; rhei.toml.example explains every key.\n\n[source]\n");
     text.push_str(
         "# The password stays outside of this file: PGPASSWORD, ~/.pgpass or PGSERVICE.\n",
     );
+
     let target = session
         .config
         .target_path
         .clone()
         .unwrap_or_else(|| format!("{}.duckdb", source.database()).into());
+
     let _ = writeln!(text, "url = {}", quoted(&source.url_without_password()));
+
     let publications: Vec<String> =
         session.config.publications.iter().map(|name| quoted(name)).collect();
     let publications = match publications.as_slice() {
         [one] => one.clone(),
         several => format!("[{}]", several.join(", ")),
     };
+
     let _ = writeln!(text, "publication = {publications}");
     let _ = writeln!(text, "slot = {}", quoted(&session.config.slot));
     text.push_str("tables = [\n");
+
     for table in &tables {
         let note = match catalog::key_of(table) {
             catalog::SourceKey::AppendOnly => {
@@ -58,13 +65,16 @@ pub async fn run(session: Invocation, args: InitArgs) -> Result<ExitCode, CliErr
             catalog::SourceKey::WholeRow => " # no key: exact, but slower",
             catalog::SourceKey::Columns(_) => "",
         };
+
         let _ = writeln!(text, "    {},{note}", quoted(&table.name.to_string()));
     }
+
     let _ = write!(
         text,
         "]\n\n[target]\npath = {}\n\n[sync]\ninterval = \"1s\"\n",
         quoted(&target.display().to_string())
     );
+
     std::fs::write(path, text)
         .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", path.display())))?;
     println!(
@@ -72,10 +82,11 @@ pub async fn run(session: Invocation, args: InitArgs) -> Result<ExitCode, CliErr
         path.display(),
         tables.len()
     );
+
     Ok(ExitCode::SUCCESS)
 }
 
-/// A TOML string.
+/// Returns the text as a TOML string.
 fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }

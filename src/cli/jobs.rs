@@ -1,4 +1,4 @@
-//! `rhei jobs`: the durable pieces of work, and what became of them.
+//! `rhei jobs`: the durable pieces of work, and their results.
 
 use std::process::ExitCode;
 
@@ -19,9 +19,10 @@ pub struct JobsArgs {
     pub all: bool,
 }
 
-/// Runs the command. A running replicator is asked; else the file is read.
+/// Runs the command. A running replicator answers; without one the command reads the file.
 pub async fn run(session: Invocation, args: JobsArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
+
     let jobs = match control::ask(&path, "jobs").await {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => {
@@ -32,6 +33,7 @@ pub async fn run(session: Invocation, args: JobsArgs) -> Result<ExitCode, CliErr
         None => serde_json::to_value(DuckDb::look_at_jobs(&path)?)
             .map_err(|error| CliError::Failed(format!("jobs cannot be shown: {error}")))?,
     };
+
     if args.json {
         println!("{jobs}");
     } else {
@@ -46,9 +48,11 @@ fn print_text(jobs: &Value, with_done: bool) {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
+
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["id", "type", "what", "status", "attempts", "rows", "seconds", "error"]);
+
     let mut counts: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
     for job in jobs.as_array().into_iter().flatten() {
         let status = text(&job["status"]);
@@ -56,14 +60,17 @@ fn print_text(jobs: &Value, with_done: bool) {
         if status == "done" && !with_done {
             continue;
         }
+
         let payload = &job["payload"];
         let pages = &payload["pages"];
         let what = match pages[1].as_u64() {
             Some(next) => format!("{} pages {}..{next}", text(&payload["from"]), pages[0]),
             None => format!("{} pages {}..", text(&payload["from"]), pages[0]),
         };
+
         let seconds =
             job["seconds"].as_f64().map_or_else(String::new, |seconds| format!("{seconds:.2}"));
+
         table.add_row([
             text(&job["id"]),
             text(&job["type"]),
@@ -75,9 +82,11 @@ fn print_text(jobs: &Value, with_done: bool) {
             text(&job["error"]),
         ]);
     }
+
     if table.row_iter().next().is_some() {
         println!("{table}");
     }
+
     let counts: Vec<String> =
         counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
     println!("{}", if counts.is_empty() { "no jobs".to_owned() } else { counts.join(", ") });

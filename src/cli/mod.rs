@@ -1,4 +1,4 @@
-//! Commands, messages, progress. The only place that prints, or chooses an exit code.
+//! Commands, messages, progress. Only this module prints or chooses an exit code.
 
 mod backfill;
 mod check;
@@ -127,7 +127,7 @@ enum Command {
     Demo(demo::DemoArgs),
 }
 
-/// Whatever ends a command.
+/// The errors that end a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(transparent)]
@@ -154,7 +154,7 @@ through_engine!(
     crate::olap::TargetError
 );
 
-/// What every command begins with.
+/// The settings that every command begins with.
 pub struct Invocation {
     config: Config,
     is_quiet: bool,
@@ -186,7 +186,7 @@ impl Invocation {
         })
     }
 
-    /// The settings of each table that has any.
+    /// Returns the settings of each table that has any.
     fn table_settings(&self) -> BTreeMap<String, TableSettings> {
         let mut table_settings = BTreeMap::new();
         for (name, section) in &self.config.table_settings {
@@ -197,9 +197,11 @@ impl Invocation {
                     target.clone(),
                 ),
             });
+
             let types = section.columns.iter().filter_map(|(column, section)| {
                 Some((column.clone(), section.duckdb_type.clone()?))
             });
+
             let settings = TableSettings {
                 target,
                 exclude_columns: section.exclude_columns.clone(),
@@ -208,16 +210,18 @@ impl Invocation {
             };
             table_settings.insert(name.clone(), settings);
         }
+
         table_settings
     }
 
-    /// A pipeline by the settings, and the display of its progress.
+    /// Makes a pipeline from the settings, and the display of its progress.
     fn context(&self) -> Result<(Context, progress::Progress), CliError> {
         let config = &self.config;
         let (source, target) = (self.source()?, self.target()?);
         let table_settings = self.table_settings();
         let board = CopyProgress::default();
         let (events, progress) = progress::Progress::start(self.is_quiet, board.clone());
+
         let options = Options {
             source,
             target,
@@ -240,6 +244,7 @@ impl Invocation {
             snapshot_warning: config.snapshot_warning,
             supervision: config.supervision,
         };
+
         Ok((Context::new(options, board, events), progress))
     }
 
@@ -248,16 +253,18 @@ impl Invocation {
     }
 }
 
-/// Cancelled by the first SIGINT or SIGTERM. A second one ends the process at once, which is safe:
-/// what was committed stays, and what was not is done again.
+/// Returns a token that the first SIGINT or SIGTERM cancels. A second signal ends the process at
+/// once, which is safe: what was committed stays, and what was not is done again.
 fn stop_on_signal() -> CancellationToken {
     use tokio::signal::unix::{SignalKind, signal};
+
     let stop = CancellationToken::new();
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return stop;
     };
+
     let stopping = stop.clone();
     tokio::spawn(async move {
         for number in 1.. {
@@ -265,17 +272,20 @@ fn stop_on_signal() -> CancellationToken {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
+
             if number > 1 {
                 std::process::exit(130);
             }
+
             tracing::info!("stopping after the open cycle; a second signal stops at once");
             stopping.cancel();
         }
     });
+
     stop
 }
 
-/// Tables that are paused make a command fail, after everything else is done.
+/// Makes a command fail because of paused tables, after all other work is done.
 fn report_paused(paused: &[(String, String)]) -> Result<ExitCode, CliError> {
     let Some((first, reason)) = paused.first() else { return Ok(ExitCode::SUCCESS) };
     let others = match paused.len() {
@@ -285,7 +295,7 @@ fn report_paused(paused: &[(String, String)]) -> Result<ExitCode, CliError> {
     Err(CliError::Failed(format!("table {first} is paused: {reason}{others}")))
 }
 
-/// The whole program.
+/// Runs the whole program.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!(
@@ -293,6 +303,7 @@ pub fn main() -> ExitCode {
              report this"
         );
     }));
+
     crate::failpoint::begin();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -301,18 +312,21 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+
     start_logs(&cli.global);
-    // Every file and socket that rhei and DuckDB make is private to the user from the moment it
-    // exists.
+    // Every file and socket that rhei and DuckDB make is private to the user as soon as it exists.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    // A second provider in the tree would make rustls ask which one to use.
+    // With a second provider in the dependency tree, rustls could not choose one by itself.
     let _ = rustls::crypto::ring::default_provider().install_default();
+
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report::failed(&CliError::Failed(format!("cannot start: {error}"))),
     };
+
     let ended = runtime.block_on(dispatch(cli));
-    // Not waited for: a call to DuckDB that is still open was not asked for any more.
+    // The shutdown does not wait for a call to DuckDB that is still running, since its result is no
+    // longer needed.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     ended.unwrap_or_else(|error| report::failed(&error))
 }
@@ -321,6 +335,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     if let Command::Demo(args) = cli.command {
         return Box::pin(demo::run_demo(args, stop_on_signal())).await;
     }
+
     let inputs = Inputs {
         file: cli.global.config,
         source: cli.global.source.map(Secret::new),
@@ -330,6 +345,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             .filter(|(name, _)| name.starts_with("RHEI_"))
             .collect(),
     };
+
     let session = Invocation { config: Config::load(&inputs)?, is_quiet: cli.global.quiet };
     match cli.command {
         Command::Sync => Box::pin(sync::run(session)).await,
@@ -354,11 +370,13 @@ fn start_logs(args: &GlobalArgs) {
         (_, true) => "error",
         _ => "warn,rhei=info",
     };
+
     let filter = EnvFilter::try_from_env("RHEI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false);
+
     match args.log_format {
         LogFormat::Text => {
             logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()

@@ -1,4 +1,4 @@
-//! Progress of long work: bars on a terminal, a line now and then otherwise.
+//! Shows the progress of long work: bars on a terminal, otherwise a line now and then.
 
 use std::{
     collections::HashMap,
@@ -14,29 +14,29 @@ use crate::pipeline::{
     copy_progress::{CopyProgress, Figures},
 };
 
-/// Listens to a pipeline until it is gone.
+/// Listens to a pipeline until the pipeline is gone.
 pub struct Progress {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Between two lines about the same thing.
+/// The time between two lines about the same work.
 const PAUSE: Duration = Duration::from_secs(10);
 
 impl Progress {
-    /// The sending end goes into the pipeline's options.
+    /// Starts listening. The sending end goes into the pipeline's options.
     pub fn start(is_quiet: bool, board: CopyProgress) -> (mpsc::UnboundedSender<Event>, Self) {
         let (events, heard) = mpsc::unbounded_channel();
         let has_bars = !is_quiet && std::io::stderr().is_terminal();
         (events, Self { task: tokio::spawn(listen(heard, board, has_bars)) })
     }
 
-    /// Waits until everything was shown. The pipeline's options must be gone.
+    /// Waits until all events are shown. The pipeline's options must be dropped before.
     pub async fn finish(self) {
         let _ = self.task.await;
     }
 }
 
-/// A bar per table that is being copied, and one for all of them.
+/// A bar for each table that is being copied, and one for all of them.
 struct Bars {
     all: MultiProgress,
     total: ProgressBar,
@@ -59,6 +59,7 @@ impl Bars {
             }
             is_open
         });
+
         for (table, progress) in &tables {
             let bar = self
                 .tables
@@ -66,6 +67,7 @@ impl Bars {
                 .or_insert_with(|| self.all.insert_before(&self.total, bar(table)));
             set(bar, progress);
         }
+
         if tables.is_empty() {
             self.total.finish_and_clear();
         } else {
@@ -77,6 +79,7 @@ impl Bars {
 fn bar(name: &str) -> ProgressBar {
     let bar = ProgressBar::new(0);
     let style = "{msg:30!} {bar:30} {human_pos}/{human_len} rows, {prefix}";
+
     bar.set_style(
         ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
@@ -98,6 +101,7 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: CopyProgress, 
     let mut last_line = Instant::now();
     let mut last_cycle = None::<Instant>;
     let (mut transactions, mut changes) = (0, 0);
+
     while let Some(event) = heard.recv().await {
         match event {
             Event::WaitingForTransactions { what } => {
@@ -113,9 +117,11 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: CopyProgress, 
                 None if last_line.elapsed() >= PAUSE => {
                     last_line = Instant::now();
                     let (tables, total) = board.progress().unwrap_or_default();
+
                     let seconds_left = total.seconds_left.map(f64::round);
                     let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
                     let (rows, of_about) = (total.rows, total.estimated_rows);
+
                     tracing::info!(
                         tables = tables.len(),
                         rows,

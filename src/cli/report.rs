@@ -1,15 +1,15 @@
-//! How errors look: primary, detail, hint, on one screen, and the exit codes.
+//! The form of error messages (primary, detail, hint, on one screen), and the exit codes.
 
 use std::{error::Error, process::ExitCode};
 
 use super::CliError;
 
-/// It failed.
+/// The exit code of a command that failed.
 const FAILED: u8 = 1;
-/// Bad flags or settings.
+/// The exit code of bad flags or settings.
 const USAGE: u8 = 2;
 
-/// Prints an error and says the exit code.
+/// Prints an error and returns the exit code.
 pub fn failed(error: &CliError) -> ExitCode {
     eprintln!("{}", rendered(error));
     ExitCode::from(match error {
@@ -18,22 +18,26 @@ pub fn failed(error: &CliError) -> ExitCode {
     })
 }
 
-/// The error, its causes that add something, and hints last.
+/// Returns the text of an error: the error itself, the causes that add something, and the hints
+/// last.
 pub fn rendered(error: &dyn Error) -> String {
     let mut details: Vec<String> = Vec::new();
     let mut hints: Vec<String> = Vec::new();
     let mut primary = String::new();
+
     let mut next = Some(error);
     while let Some(error) = next {
         let text = error.to_string();
         let mut lines = text.lines();
         let first = lines.next().unwrap_or_default().to_owned();
+
         if primary.is_empty() {
             primary = first;
         } else if !primary.contains(&first) && !details.iter().any(|detail| detail.contains(&first))
         {
             details.push(first);
         }
+
         for line in lines {
             match (line.strip_prefix("hint: "), line.strip_prefix("detail: ")) {
                 (Some(hint), _) if !hints.iter().any(|known| known == hint) => {
@@ -46,8 +50,10 @@ pub fn rendered(error: &dyn Error) -> String {
                 _ => {}
             }
         }
+
         next = error.source();
     }
+
     let mut out = format!("error: {primary}");
     details.iter().for_each(|detail| out.push_str(&format!("\ndetail: {detail}")));
     hints.iter().for_each(|hint| out.push_str(&format!("\nhint: {hint}")));

@@ -1,4 +1,4 @@
-//! `rhei run`: follow the source until a signal.
+//! `rhei run`: follows the source until a signal.
 
 use std::process::ExitCode;
 
@@ -11,14 +11,20 @@ use crate::{control::Control, engine, olap::DuckDb, pipeline::Writer};
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
-    // Opened once: two DuckDB instances on one file do not lock each other out in one process.
+
+    // The file is opened once: two DuckDB instances on one file do not lock each other out in one
+    // process.
     let writer = Writer::new(DuckDb::open(&context.options.target)?);
+
     let (command, commands) = mpsc::unbounded_channel();
     let control = Control::listen(&context, writer.clone(), command);
+
     let ended = engine::run(&context, &writer, commands, &stop).await;
+
     drop((control, writer));
     drop(context);
     progress.finish().await;
+
     ended?;
     Ok(ExitCode::SUCCESS)
 }

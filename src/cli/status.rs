@@ -1,4 +1,4 @@
-//! `rhei status`: how far the copy is.
+//! `rhei status`: shows how far the copy is.
 
 use std::process::ExitCode;
 
@@ -21,15 +21,17 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// Runs the command. A running replicator is asked; else the file is read. Without a source, or
-/// when it cannot be reached, what the slot holds stays unknown.
+/// Runs the command. A running replicator answers; without one the command reads the file. Without
+/// a source, or if the source cannot be reached, the WAL that the slot holds stays unknown.
 pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
+
     let mut status = match control::ask(&path, "status").await {
         Some(answer) => {
             if let Some(error) = answer["error"].as_str() {
                 return Err(CliError::Failed(format!("the running replicator answered: {error}")));
             }
+
             let mut answer = answer;
             answer["replicator"] = json!("running");
             answer
@@ -38,12 +40,15 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
             let (state, space) = DuckDb::look(&path)?.ok_or_else(|| {
                 CliError::Failed(format!("{} is not a copy that rhei made", path.display()))
             })?;
+
             let mut status = control::describe(&state, space, &control::Figures::default());
             status["replicator"] = json!("stopped");
             status
         }
     };
+
     status["source"] = slot_of(&session, &status).await.unwrap_or(Value::Null);
+
     if args.json {
         println!("{status}");
     } else {
@@ -58,9 +63,11 @@ async fn slot_of(session: &Invocation, status: &Value) -> Option<Value> {
         .await
         .inspect_err(|error| tracing::warn!("{}", crate::error::error_chain(error)))
         .ok()?;
+
     let end = catalog::wal_insert_lsn(&client).await.ok()?;
     let slot = catalog::slot(&client, status["slot"].as_str()?).await.ok()??;
     let checkpoint: Lsn = status["checkpoint"]["lsn"].as_str()?.parse().ok()?;
+
     Some(json!({
         "lag_bytes": end.bytes_since(checkpoint),
         "wal_held_bytes": slot.held_bytes,
@@ -79,9 +86,11 @@ fn print_text(status: &Value) {
         text(&status["replicator"])
     );
     println!("checkpoint   {}", text(&status["checkpoint"]["lsn"]));
+
     if let Some(seconds) = status["checkpoint"]["seconds_since_commit"].as_f64() {
         println!("last change  committed {seconds:.1} s ago");
     }
+
     let recent = &status["commit_to_visible"]["last_minutes"];
     if let (Some(p50), Some(p99)) = (recent["p50_ms"].as_f64(), recent["p99_ms"].as_f64()) {
         println!(
@@ -89,9 +98,11 @@ fn print_text(status: &Value) {
              their commit, 99 % within {p99:.0} ms"
         );
     }
+
     if let Some(most) = status["commit_pause"]["last_minutes"]["max_ms"].as_f64() {
         println!("commits      into DuckDB took {most:.0} ms at most in the last minutes");
     }
+
     let bytes = |name: &str| HumanBytes(status["file"][name].as_u64().unwrap_or_default());
     println!(
         "file         {}, {} of it free; its log {}",
@@ -99,15 +110,18 @@ fn print_text(status: &Value) {
         bytes("free_bytes"),
         bytes("log_bytes")
     );
+
     if let Some(lag) = status["source"]["lag_bytes"].as_u64() {
         println!(
             "behind       {lag} bytes of WAL; the slot holds {} bytes",
             text(&status["source"]["wal_held_bytes"])
         );
     }
+
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["table", "state", "rows copied", "note"]);
+
     for stored in status["tables"].as_array().into_iter().flatten() {
         let note = stored["error"].as_str().unwrap_or_default().to_owned();
         table.add_row([
@@ -117,6 +131,7 @@ fn print_text(status: &Value) {
             note,
         ]);
     }
+
     println!("{table}");
     for (relation, left_out) in status["left_out"].as_object().into_iter().flatten() {
         let reason = text(&left_out["reason"]).replace('_', " ");

@@ -1,4 +1,4 @@
-//! `rhei sync`: catch up with the source, then stop.
+//! `rhei sync`: catches up with the source, then stops.
 
 use std::process::ExitCode;
 
@@ -9,9 +9,11 @@ use crate::engine::attach::Recopy;
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
+
     let report = crate::engine::sync(&context, Recopy::None, &stop).await;
     drop(context);
     progress.finish().await;
+
     let report = report?;
     if report.is_stopped {
         eprintln!(
@@ -20,6 +22,7 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
         );
         return Ok(ExitCode::from(1));
     }
+
     println!(
         "caught up at {}: {} source transactions, {} rows inserted, {} updated, {} deleted",
         report.checkpoint,

@@ -1,7 +1,7 @@
-//! rhei.toml, the environment and the flags, made into one checked [`Config`].
+//! Makes one checked [`Config`] from rhei.toml, the environment and the flags.
 //!
-//! [`Settings`] is what was written; unknown keys are errors. Later sources win: file, `RHEI_*`,
-//! flags.
+//! [`Settings`] is the content of the file; unknown keys are errors. A later source of a setting
+//! overrides an earlier one: file, `RHEI_*`, flags.
 
 mod settings;
 
@@ -23,7 +23,7 @@ pub use settings::{
     Settings, SourceSettings, SupervisorSettings, SyncSettings, TableSection, TargetSettings,
 };
 
-/// A setting that cannot be understood. Exit code 2.
+/// A setting that cannot be understood. The exit code is 2.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(
@@ -55,7 +55,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// For those who connect.
+    /// Returns the text, for code that connects.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -136,6 +136,7 @@ impl FromStr for ByteSize {
         let (number, unit) = text.split_at(split);
         let number: usize =
             number.parse().map_err(|_| "it has to begin with a whole number".to_owned())?;
+
         let factor: usize = match unit.trim().to_ascii_lowercase().as_str() {
             "b" => 1,
             "kb" => 1000,
@@ -146,13 +147,14 @@ impl FromStr for ByteSize {
             "gib" => 1 << 30,
             _ => return Err("its unit has to be B, KB, MB, GB, KiB, MiB or GiB".to_owned()),
         };
+
         number.checked_mul(factor).map(Self).ok_or_else(|| "it is too large".to_owned())
     }
 }
 
 from_text!(ByteSize, "a size like \"512MB\" or \"1GiB\"", "512MB");
 
-/// Resolved and checked.
+/// The settings, resolved and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub source_url: Option<Secret>,
@@ -179,22 +181,22 @@ pub struct Config {
     pub table_settings: BTreeMap<String, TableSection>,
 }
 
-/// Where settings come from.
+/// The sources of the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs {
-    /// `--config`; without it `rhei.toml` is read if it is there.
+    /// The path of `--config`; without that flag `rhei.toml` is read if it exists.
     pub file: Option<PathBuf>,
     pub source: Option<Secret>,
     pub target: Option<PathBuf>,
-    /// `RHEI_*`.
+    /// The variables `RHEI_*` of the environment.
     pub environment: BTreeMap<String, String>,
 }
 
 impl Config {
-    /// Reads everything there is.
+    /// Reads the settings from all sources.
     ///
     /// # Errors
-    /// Names the key, and the line where it stands.
+    /// The error names the key, and the line of the key.
     pub fn load(inputs: &Inputs) -> Result<Self, ConfigError> {
         let path = inputs.file.clone().unwrap_or_else(|| PathBuf::from("rhei.toml"));
         let mut settings = match std::fs::read_to_string(&path) {
@@ -209,6 +211,7 @@ impl Config {
                 });
             }
         };
+
         override_from(&mut settings, &inputs.environment)?;
         if let Some(source) = &inputs.source {
             settings.source.url = Some(source.clone());
@@ -216,11 +219,13 @@ impl Config {
         if let Some(target) = &inputs.target {
             settings.target.path = Some(target.clone());
         }
+
         let invalid = |key: &str, reason: &str| ConfigError::Invalid {
             path: path.display().to_string(),
             place: String::new(),
             reason: format!("{key} {reason}"),
         };
+
         let (sync, source, target) = (settings.sync, settings.source, settings.target);
         if sync.max_batch_rows == Some(0) {
             return Err(invalid("sync.max_batch_rows", "must be at least 1"));
@@ -237,6 +242,7 @@ impl Config {
         if target.threads == Some(0) {
             return Err(invalid("target.threads", "must be at least 1"));
         }
+
         let publications = match source.publication {
             None => vec!["rhei".to_owned()],
             Some(Publications::One(name)) => vec![name],
@@ -245,10 +251,12 @@ impl Config {
         if publications.is_empty() || publications.iter().any(String::is_empty) {
             return Err(invalid("source.publication", "must name a publication"));
         }
+
         let memory_limit = sync.memory_limit.unwrap_or(ByteSize(512_000_000));
         if memory_limit.0 < 64_000 {
             return Err(invalid("sync.memory_limit", "must be at least 64kB"));
         }
+
         let slot = source.slot.unwrap_or_else(|| "rhei".to_owned());
         let is_slot_name =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
@@ -258,6 +266,7 @@ impl Config {
                 "may hold lower-case letters, digits and underscores, 63 at most",
             ));
         }
+
         for name in settings.tables.keys() {
             if name
                 .split_once('.')
@@ -269,6 +278,7 @@ impl Config {
                 ));
             }
         }
+
         let SupervisorSettings { restart, grace, lag_interval, lag_warning } = settings.supervisor;
         let defaults = Supervision::default();
         let supervision = Supervision {
@@ -283,6 +293,7 @@ impl Config {
             lag_interval: lag_interval.map_or(defaults.lag_interval, |span| span.0),
             lag_warning_bytes: lag_warning.map_or(defaults.lag_warning_bytes, |size| size.0 as u64),
         };
+
         Ok(Self {
             source_url: source.url,
             publications,
@@ -313,21 +324,24 @@ impl Config {
     }
 }
 
-/// Reads rhei.toml.
+/// Parses the text of rhei.toml.
 pub fn parse(text: &str, path: &Path) -> Result<Settings, ConfigError> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
         let line = error
             .span()
             .map(|span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
-        // Only the message: the text around a place could hold a password.
+
+        // The reason is only the message: the text around the place could hold a password.
         let mut reason = error.message().to_owned();
         if let Some(hint) = nearest(&reason) {
             reason = format!("{reason}\nhint: did you mean `{hint}`?");
         }
+
         let key = line
             .and_then(|line| key_at(text, line))
             .map(|key| format!(", {key}"))
             .unwrap_or_default();
+
         ConfigError::Invalid {
             path: path.display().to_string(),
             place: line.map(|line| format!(", line {line}{key}")).unwrap_or_default(),
@@ -336,7 +350,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Settings, ConfigError> {
     })
 }
 
-/// `section.key` of a line, for messages about its value.
+/// Returns the `section.key` of a line, for messages about its value.
 fn key_at(text: &str, line: usize) -> Option<String> {
     let lines: Vec<&str> = text.lines().take(line).map(str::trim).collect();
     let (key, _) = lines.last()?.split_once('=')?;
@@ -347,8 +361,8 @@ fn key_at(text: &str, line: usize) -> Option<String> {
     )
 }
 
-/// For ``unknown field `intervall`, expected one of `interval`, ..``: the expected one that is
-/// close.
+/// Returns, for ``unknown field `intervall`, expected one of `interval`, ..``, the expected name
+/// that is closest.
 fn nearest(reason: &str) -> Option<String> {
     let mut names = reason.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
     let wrong = names.next()?;
@@ -356,10 +370,11 @@ fn nearest(reason: &str) -> Option<String> {
     (distance <= 3).then(|| name.to_owned())
 }
 
-/// Edits from one name to the other.
+/// Returns the number of edits from one name to the other.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
+
     for (at, character) in one.chars().enumerate() {
         let mut next = vec![at + 1];
         for (before, (&wanted, pair)) in other.iter().zip(row.windows(2)).enumerate() {
@@ -367,12 +382,14 @@ fn distance(one: &str, other: &str) -> usize {
             let left = next.get(before).copied().unwrap_or_default();
             next.push((diagonal + usize::from(character != wanted)).min(above + 1).min(left + 1));
         }
+
         row = next;
     }
+
     row.last().copied().unwrap_or_default()
 }
 
-/// One `RHEI_SECTION_KEY` for each scalar key.
+/// Overrides each scalar key with its variable `RHEI_SECTION_KEY`.
 fn override_from(
     settings: &mut Settings,
     environment: &BTreeMap<String, String>,
@@ -393,32 +410,38 @@ fn override_from(
         }
         Ok(())
     }
+
     if let Some(url) = environment.get("RHEI_SOURCE_URL").filter(|url| !url.is_empty()) {
         settings.source.url = Some(Secret::new(url.clone()));
     }
+
     read(environment, "RHEI_SOURCE_PUBLICATION", &mut settings.source.publication)?;
     read(environment, "RHEI_SOURCE_SLOT", &mut settings.source.slot)?;
     read(environment, "RHEI_SOURCE_ON_SLOT_LOST", &mut settings.source.on_slot_lost)?;
     read(environment, "RHEI_SOURCE_FAILOVER_SLOT", &mut settings.source.failover_slot)?;
+
     read(environment, "RHEI_TARGET_PATH", &mut settings.target.path)?;
     read(environment, "RHEI_TARGET_DUCKDB_MEMORY_LIMIT", &mut settings.target.duckdb_memory_limit)?;
     read(environment, "RHEI_TARGET_THREADS", &mut settings.target.threads)?;
+
     read(environment, "RHEI_SYNC_INTERVAL", &mut settings.sync.interval)?;
     read(environment, "RHEI_SYNC_MAX_BATCH_ROWS", &mut settings.sync.max_batch_rows)?;
     read(environment, "RHEI_SYNC_MEMORY_LIMIT", &mut settings.sync.memory_limit)?;
     read(environment, "RHEI_SYNC_ON_UNREPRESENTABLE", &mut settings.sync.on_unrepresentable)?;
     read(environment, "RHEI_SYNC_TRUST_WIDENING", &mut settings.sync.trust_widening)?;
     read(environment, "RHEI_SYNC_CATALOG_INTERVAL", &mut settings.sync.catalog_interval)?;
+
     read(environment, "RHEI_BACKFILL_RATE_LIMIT", &mut settings.backfill.rate_limit)?;
     read(environment, "RHEI_BACKFILL_CHUNK_SIZE", &mut settings.backfill.chunk_size)?;
     read(environment, "RHEI_BACKFILL_SNAPSHOT_WARNING", &mut settings.backfill.snapshot_warning)?;
     read(environment, "RHEI_BACKFILL_WORKERS", &mut settings.backfill.workers)?;
+
     read(environment, "RHEI_SUPERVISOR_GRACE", &mut settings.supervisor.grace)?;
     read(environment, "RHEI_SUPERVISOR_LAG_INTERVAL", &mut settings.supervisor.lag_interval)?;
     read(environment, "RHEI_SUPERVISOR_LAG_WARNING", &mut settings.supervisor.lag_warning)
 }
 
-/// The JSON Schema of rhei.toml.
+/// Returns the JSON Schema of rhei.toml.
 pub fn json_schema() -> String {
     let schema = schemars::schema_for!(Settings);
     serde_json::to_string_pretty(&schema).map(|text| text + "\n").unwrap_or_default()
@@ -471,11 +494,14 @@ mod tests {
             environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let mut inputs =
             Inputs { file: Some("rhei.toml.example".into()), environment, ..Inputs::default() };
+
         let config = Config::load(&inputs).unwrap();
         assert_eq!(config.target_path, Some("env.duckdb".into()));
         assert_eq!(config.interval, Duration::from_secs(2));
+
         inputs.target = Some("flag.duckdb".into());
         assert_eq!(Config::load(&inputs).unwrap().target_path, Some("flag.duckdb".into()));
+
         inputs.environment.insert("RHEI_SYNC_INTERVAL".to_owned(), "soon".to_owned());
         assert!(
             Config::load(&inputs)
@@ -485,15 +511,17 @@ mod tests {
         );
     }
 
-    /// As it is, and with every key switched on.
+    /// The test reads the example as it is, and with every key switched on.
     #[test]
     fn the_example_parses() {
         let example = std::fs::read_to_string("rhei.toml.example").unwrap();
         parse(&example, Path::new("rhei.toml.example")).unwrap();
+
         let all: String = example
             .lines()
             .map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n")
             .collect();
+
         let settings = parse(&all, Path::new("rhei.toml.example")).unwrap();
         assert!(
             settings.target.threads.is_some() && !settings.tables.is_empty(),

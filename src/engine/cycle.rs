@@ -32,27 +32,28 @@ use crate::{
     source::{BatchLimits, CdcConsumer, Delivery, SourceError},
 };
 
-/// How far an idle checkpoint may lie behind what the source has proven to hold nothing for us
-/// (trap 26).
+/// How far an idle checkpoint may lie behind a position up to which the source has proven to hold
+/// nothing for this pipeline (trap 26).
 const IDLE_BYTES: u64 = 16 << 20;
 
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
-/// How long a question waits for its transaction to become visible at the source, where synchronous
-/// standbys hold that up.
+/// How long a question waits until the source shows the transaction that it is about: synchronous
+/// standbys delay the moment at which a transaction becomes visible.
 const MAX_INVISIBLE: Duration = Duration::from_secs(10);
 
 const INVISIBLE_PAUSE: Duration = Duration::from_millis(5);
 
 const INVISIBLE_WARNING: Duration = Duration::from_secs(1);
 
-/// A cycle whose questions have taken longer ends at the next source commit with a row to apply.
+/// A cycle whose questions have taken longer than this ends at the next source commit with a row to
+/// apply.
 const MAX_ASKING: Duration = Duration::from_millis(300);
 
-/// A cycle that takes longer lets copies give way.
+/// A cycle that takes longer than this lets copies give way to the stream.
 const LATE_CYCLE: Duration = Duration::from_millis(300);
 
-/// Applies what a consumer yields. One cycle is one target transaction.
+/// Applies the batches that a consumer yields. One cycle is one target transaction.
 pub struct SyncEngine<C, T> {
     pub consumer: C,
     pub(super) target: Writer<T>,
@@ -60,24 +61,25 @@ pub struct SyncEngine<C, T> {
     pub(super) checkpoint: Checkpoint,
     /// Tables whose shadows are being filled.
     pub(super) copying: BTreeMap<u32, Arc<TableSpec>>,
-    /// Tables whose shadows are whole; what changed meanwhile is merged once the checkpoint is at
-    /// their `copy_lsn`.
+    /// Tables whose shadows hold every chunk. The changes that were kept during the copy are merged
+    /// once the checkpoint is at the `copy_lsn` of the table.
     pub(super) catching_up: BTreeMap<u32, Arc<TableSpec>>,
     pub(super) not_copied: Vec<(String, String)>,
-    /// Tables that DuckDB refused to go on with; their changes are dropped until they are copied
-    /// again.
+    /// Tables whose changes DuckDB refused. Further changes of these tables are dropped until the
+    /// tables are copied again.
     pub(super) paused: BTreeSet<u32>,
     pub(super) limits: BatchLimits,
-    /// What the stream broke with while a batch was applied.
+    /// The error that broke the stream while a batch was applied.
     pub(super) broken: Option<SourceError>,
-    /// Parts of a source transaction are applied that is not at its end.
+    /// Parts of a source transaction are applied, and the end of the transaction is not.
     pub(super) in_parts: bool,
     pub(super) last_saved: Instant,
-    /// Who can judge what the stream describes; a recorded stream has nobody and does not ask.
+    /// Reads the catalogs to judge what the stream describes. A recorded stream has no source to
+    /// read from and asks no questions.
     pub(super) catalogs: Option<CatalogWatch>,
-    /// What the catalogs showed, until the stream has passed it.
+    /// The last look at the catalogs, until the stream has passed it.
     pub(super) look: Option<CatalogSnapshot>,
-    /// A look that left nothing to be done, until the stream has passed it.
+    /// A look at the catalogs that left nothing to do, until the stream has passed it.
     pub(super) looked: Option<settled::Began>,
     pub(super) has_shapes: bool,
     pub(super) board: CopyProgress,
@@ -93,26 +95,26 @@ pub struct SyncEngine<C, T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LockNotAvailable;
 
-/// What came of [`SyncEngine::settle`].
+/// The result of [`SyncEngine::settle`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SchemaStep {
-    /// The stream has not come so far.
+    /// The stream has not passed the look yet.
     Waiting,
     Done,
     /// The next cycle brings tables into new shapes.
     NewShapes,
-    /// For this reason.
+    /// The session has to attach again, for this reason.
     AttachAnew(String),
 }
 
-/// What became of a batch.
+/// The result of applying a batch.
 pub(super) enum Outcome {
     Applied(Applied, ChangeBatch),
-    /// Nothing of it is applied, nor of the parts before it.
+    /// Neither the batch nor an earlier part of its source transaction is applied.
     RolledBack(TableFailure),
 }
 
-/// What a cycle did, apart from rows.
+/// What a cycle did to tables, apart from changing rows.
 #[derive(Default)]
 pub(super) struct Effects {
     counts: RowCounts,
@@ -127,6 +129,7 @@ impl Effects {
         for changes in batch.tables {
             self.counts += changes.counts;
             self.truncated.extend(changes.truncate.map(|xid| (changes.table.oid, xid)));
+
             let table = changes.table.source.to_string();
             self.nulled.extend(changes.nulled.into_iter().map(|nulled| (table.clone(), nulled)));
         }
@@ -139,9 +142,9 @@ impl Effects {
 pub struct CycleOptions {
     /// How long to wait for something to arrive.
     pub linger: Duration,
-    /// Not for what is behind this.
+    /// The cycle does not wait for what lies behind this position.
     pub until: Option<Lsn>,
-    /// Ask the source how far it is, again and again.
+    /// Ask the source again and again how far its WAL has come.
     pub hurry: bool,
     /// Save the reached position even when nothing changed and no time has passed.
     pub save_idle: bool,
@@ -151,15 +154,16 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub fn new(consumer: C, target: Writer<T>, checkpoint: Checkpoint, context: &Context) -> Self {
         let limits = BatchLimits {
             max_rows: context.options.max_batch_rows,
-            // What is applied, what is decoded to be applied next, and what it is decoded from; the
-            // queue has a quarter. DuckDB takes as much again outside of its own limit, for the log
-            // (ARCHITECTURE.md).
+            // Memory holds the batch that is applied, the batch that is decoded next, and the WAL
+            // from which it is decoded; the queue has a quarter of the limit. DuckDB takes the same
+            // amount once more outside of its own limit, for the log (docs/decisions.md).
             max_bytes: context.options.memory_limit_bytes / 8,
             linger: Duration::ZERO,
             until: None,
             any: false,
             hurry: false,
         };
+
         Self {
             consumer,
             target,
@@ -186,7 +190,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// With tables whose copies are on their way.
+    /// Adds the tables whose copies are under way.
     pub fn with_copies(
         mut self,
         copying: BTreeMap<u32, Arc<TableSpec>>,
@@ -196,7 +200,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self
     }
 
-    /// With somebody who answers what the stream cannot say.
+    /// Adds the reader of the catalogs, which answers what the stream cannot say.
     pub fn with_catalogs(mut self, catalogs: CatalogWatch) -> Self {
         self.catalogs = Some(catalogs);
         self
@@ -206,12 +210,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.checkpoint
     }
 
-    /// Reads on until a whole source transaction is there and the time has come, or a batch is
-    /// full. May be dropped half way. While the catalogs wait for a moment when nothing is half
-    /// read, it waits for ever.
+    /// Reads on until a whole source transaction has arrived and `not_before` has passed, or until
+    /// a batch is full. The caller may drop the future at any time. While a look at the catalogs
+    /// waits for a moment at which no transaction is half read, this call waits for ever.
     ///
     /// # Errors
-    /// As [`Self::sync_once`].
+    /// The same errors as of [`Self::sync_once`].
     pub async fn wait_for_batch(
         &mut self,
         not_before: tokio::time::Instant,
@@ -219,21 +223,23 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if self.look.is_some() {
             return std::future::pending().await;
         }
+
         let limits = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
         tokio::select! {
             full = self.consumer.gather(&limits) => return Ok(full?),
             () = tokio::time::sleep_until(not_before) => {}
         }
+
         Ok(self.consumer.gather(&BatchLimits { any: true, ..limits }).await?)
     }
 
-    /// One cycle: take a batch, apply it with its checkpoint, acknowledge. A source transaction
-    /// that is too large for memory comes in parts, all of them in one cycle and in one target
-    /// transaction.
+    /// Runs one cycle: takes a batch, applies it with its checkpoint, and acknowledges it. A source
+    /// transaction that is too large for memory comes in parts, which are all applied in one cycle
+    /// and in one target transaction.
     ///
     /// # Errors
-    /// The stream broke or the target refused. Nothing was applied in part; start again from the
-    /// checkpoint.
+    /// The stream broke or the target refused the batch. No batch was applied in part; the caller
+    /// starts again from the checkpoint.
     pub async fn sync_once(
         &mut self,
         cycle: CycleOptions,
@@ -241,11 +247,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     ) -> Result<CycleReport, EngineError> {
         let report = self.cycle(cycle, stop).await;
         if std::mem::take(&mut self.in_parts) {
-            // It did not come to its end.
+            // The source transaction did not come to its end.
             let rolled_back = self.target.call(|target| target.roll_back()).await;
-            // What broke first says more.
+            // The error that came first says more.
             return report.and_then(|report| rolled_back.map(|()| report));
         }
+
         report
     }
 
@@ -261,28 +268,33 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             hurry: cycle.hurry,
             ..self.limits.clone()
         };
+
         let mut asking = Duration::ZERO;
         let nothing = |checkpoint: &Checkpoint| CycleReport {
             checkpoint: checkpoint.lsn,
             ..CycleReport::default()
         };
+
         let (mut effects, mut commit_times_us) = (Effects::default(), Vec::new());
         let mut read = Duration::ZERO;
+
         let (mut report, before, applied) = loop {
             let waiting = Instant::now();
-            // Whatever came after the break is not to be trusted, also in the middle of a
+            // What arrived after the break is not to be trusted, also in the middle of a
             // transaction.
             if let Some(error) = self.broken.take() {
                 return Err(error.into());
             }
+
             let delivery = tokio::select! {
                 biased;
-                // What was read and not applied comes again: the checkpoint has not moved.
+                // Changes that were read and not applied come again: the checkpoint has not moved.
                 () = stop.cancelled() => {
                     return Ok(CycleReport { is_stopped: true, ..nothing(&self.checkpoint) });
                 }
                 delivery = self.consumer.next_batch(&limits) => delivery?,
             };
+
             let mut batch = match delivery {
                 Delivery::Batch(batch) => batch,
                 Delivery::Ended => {
@@ -292,29 +304,34 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let asked = Instant::now();
                     self.judge(&question, stop).await?;
                     asking += asked.elapsed();
-                    // A migration has a question about one table after the other. Changes of other
-                    // tables are applied in between.
+                    // A migration leads to a question about one table after the other. The changes
+                    // of other tables are applied in between.
                     if asking >= MAX_ASKING {
                         limits.max_rows = 1;
                     }
                     continue;
                 }
             };
+
             read += waiting.elapsed();
-            // Taken with this batch, or dropped with their table.
+
+            // The new shapes were taken with this batch, or dropped with their tables.
             self.has_shapes = false;
             batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
             batch.schema_changes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
             batch.failed.iter_mut().for_each(|failure| self.limit_recopies(failure));
+
             let position = self.consumer.position();
             let report = CycleReport {
                 source_transactions: batch.source_transactions,
                 lag_bytes: position.head.bytes_since(batch.end_lsn),
                 ..nothing(&self.checkpoint)
             };
+
             if (batch.is_part || self.in_parts) && !batch.failed.is_empty() {
                 return self.retry_without_tables(std::mem::take(&mut batch.failed)).await;
             }
+
             if !batch.is_part
                 && !self.in_parts
                 && !self.should_commit(&batch, cycle, position.reply_requested)
@@ -322,9 +339,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.board.set_stream_late(false);
                 return Ok(CycleReport { attach_anew: self.place_untracked().await?, ..report });
             }
+
             let before = self.checkpoint.lsn;
             let is_part = batch.is_part;
             commit_times_us.append(&mut batch.commit_times_us);
+
             match self.apply(batch, commit_times_us.last().copied()).await? {
                 Outcome::Applied(applied, batch) => {
                     effects.add(batch);
@@ -340,9 +359,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
             }
         };
+
         reached("apply.committed");
         self.latency.record(&commit_times_us);
         self.consumer.acknowledge(applied.durable);
+
         let Effects { counts, truncated, nulled, failed } = effects;
         log_failures(&failed);
         self.count_recopies(&failed);
@@ -350,6 +371,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             self.copying.remove(&failure.oid);
             self.catching_up.remove(&failure.oid);
         }
+
         report.inserted = counts.inserted;
         report.updated = counts.updated;
         report.deleted = counts.deleted;
@@ -359,27 +381,33 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         report.pruned = applied.pruned;
         report.checkpoint = self.checkpoint.lsn;
         report.wal_released_bytes = self.checkpoint.lsn.bytes_since(before);
+
         for (oid, xid) in truncated {
-            // Its copy has ended with it.
+            // The TRUNCATE has ended the copy of the table.
             let spec = self.copying.remove(&oid);
             self.catching_up.extend(spec.map(|spec| (spec.oid, spec)));
             if let Some(catalogs) = &mut self.catalogs {
                 catalogs.truncated(oid, xid);
             }
         }
+
         for (table, nulled) in nulled {
             let _ = self.events.send(Event::Nulled { table, nulled });
         }
+
         if let Some(catalogs) = &mut self.catalogs {
             failed.iter().for_each(|failure| catalogs.forget(failure.oid));
         }
+
         for failure in failed.iter().filter(|failure| failure.remedy.is_copy()) {
             self.wait_for_copy(failure.oid);
         }
+
         report.attach_anew = self.place_untracked().await?;
         report.paused = failed;
         report.is_behind = counts.inserted + counts.updated + counts.deleted >= limits.max_rows;
         report.duration_ms = started.elapsed().as_millis() as u64;
+
         tracing::debug!(
             source_transactions = report.source_transactions,
             inserted = report.inserted,
@@ -392,6 +420,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             apply_ms = started.elapsed().saturating_sub(read).as_millis() as u64,
             "cycle"
         );
+
         self.board.set_stream_late(started.elapsed() > LATE_CYCLE);
         Ok(report)
     }
@@ -402,7 +431,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         again.for_each(|failure| self.recopies.count(failure.oid));
     }
 
-    /// A table that would be copied again without end is paused.
+    /// Pauses a table that would be copied again without end.
     fn limit_recopies(&self, failure: &mut TableFailure) {
         if failure.remedy == Remedy::CopyAgain && self.recopies.is_spent(failure.oid) {
             failure.remedy = Remedy::Operator;
@@ -413,14 +442,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Tables cannot go on from within a source transaction of which parts may have been applied:
-    /// those are taken back, the tables paused, and the transaction is read again without them.
+    /// Takes back the applied parts of a source transaction within which tables cannot go on, and
+    /// pauses these tables. The transaction is read again without them.
     async fn retry_without_tables(
         &mut self,
         failed: Vec<TableFailure>,
     ) -> Result<CycleReport, EngineError> {
         self.in_parts = false;
         log_failures(&failed);
+
         let checkpoint = self.checkpoint;
         let batch = ChangeBatch {
             is_part: false,
@@ -432,12 +462,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             tables: Vec::new(),
             failed: failed.clone(),
         };
+
         let work = move |target: &mut T| {
             target.roll_back()?;
             target.apply(&batch, &checkpoint).map(|_| ())
         };
+
         self.target.call(work).await?;
         self.count_recopies(&failed);
+
         let tables: Vec<String> = failed.iter().map(|failure| failure.table.to_string()).collect();
         let reason = format!("a large transaction is read again without {}", tables.join(", "));
         let attach_anew = Some(reason);
@@ -449,7 +482,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         })
     }
 
-    /// Answers what the stream asks.
+    /// Answers a question of the stream about the shape of a table.
     async fn judge(
         &mut self,
         question: &SchemaQuery,
@@ -459,15 +492,17 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             self.consumer.assembler().answer(SchemaResolution::Same);
             return Ok(());
         };
+
         let (since, mut is_said) = (Instant::now(), false);
         let mut verdict = loop {
-            // Dropping the question half asked is safe: after a stop the connection is not used
-            // again.
+            // Dropping a question that is half asked is safe: after a stop the connection is not
+            // used again.
             let asked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 asked = with_deadline(catalogs.relation(question)) => asked?,
             };
+
             match asked {
                 Asked::Judged(verdict) => break verdict,
                 Asked::Locked if is_said => {}
@@ -477,8 +512,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     tracing::warn!(%table, "waiting for a lock that somebody holds on a published \
                                             table, to read its shape");
                 }
-                // The commit waits for our acknowledgement, and that for this answer. A copy comes
-                // without it.
+                // The commit waits for the acknowledgement of rhei, and the acknowledgement waits
+                // for this answer. A copy needs no answer from the catalogs.
                 Asked::NotVisible
                     if since.elapsed() >= MAX_INVISIBLE
                         && with_deadline(catalogs.is_synchronous_standby()).await? =>
@@ -503,12 +538,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
             }
         };
+
         let oid = question.relation.oid;
         let is_being_copied =
             self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
         if let (ShapeChange::Alter(_), true) = (&verdict, is_being_copied) {
             verdict = ShapeChange::Recopy("it changed its shape while it was copied".to_owned());
         }
+
         match verdict {
             ShapeChange::None | ShapeChange::MetadataOnly(_) => {
                 self.consumer.assembler().answer(SchemaResolution::Same)
@@ -516,27 +553,29 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             ShapeChange::Alter(reshape) => {
                 tracing::info!(table = %reshape.after.source, "the table has another shape from \
                      here on");
+
                 catalogs.adopted(&reshape.after);
-                // What was looked at before may be older than this shape.
+                // An earlier look at the catalogs may be older than this shape.
                 (self.look, self.looked) = (None, None);
                 self.consumer.assembler().answer(SchemaResolution::SchemaChange(reshape));
             }
-            // The batch that holds the change says so to the target.
+            // The batch that holds the change tells the target to copy the table.
             ShapeChange::Recopy(reason) => {
                 self.consumer.assembler().answer(SchemaResolution::Copy(reason))
             }
         }
+
         Ok(())
     }
 
-    /// Looks at the catalogs, for what the stream never mentions. Returns how far the stream has to
-    /// come before [`Self::settle`] can act upon it, or `None` when nothing has changed since the
-    /// last time. `Err(LockNotAvailable)`: a published table is locked, and has to be looked at
-    /// later.
+    /// Looks at the catalogs for what the stream never mentions. Returns the position that the
+    /// stream has to reach before [`Self::settle`] can act upon the look, or `None` when nothing
+    /// has changed since the last look. Returns `Err(LockNotAvailable)` when a published table is
+    /// locked, so that the look has to come later.
     pub async fn look(&mut self) -> Result<Result<Option<Lsn>, LockNotAvailable>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
             match with_deadline(catalogs.look()).await? {
-                // One that still waits for the stream is older, and so comes first.
+                // A look that still waits for the stream is older, and so comes first.
                 CatalogCheck::Unchanged { began } => match &mut self.looked {
                     Some(older) => older.confirm(&began, catalogs).await?,
                     None => self.looked = Some(began),
@@ -545,72 +584,84 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 CatalogCheck::Locked => return Ok(Err(LockNotAvailable)),
             }
         }
+
         Ok(Ok(self.look.as_ref().map(|look| look.at)))
     }
 
-    /// What of a position of the source's WAL, read so long ago, is sure to come: see
-    /// [`CatalogWatch::flushed`]. What was looked at then waits for no more than that either.
+    /// Returns the part of a position of the source's WAL, read `age` ago, that is sure to come:
+    /// see [`CatalogWatch::flushed`]. The pending look at the catalogs then waits for no later
+    /// position either.
     pub async fn reachable(&mut self, position: Lsn, age: Duration) -> Result<Lsn, EngineError> {
         let Some(catalogs) = &self.catalogs else { return Ok(position) };
         let reachable = catalogs.flushed(position, age).await?;
+
         if let Some(look) = &mut self.look {
             look.at = look.at.min(reachable);
         }
         Ok(reachable)
     }
 
-    /// The next batch brings tables into new shapes.
+    /// Returns whether the next batch brings tables into new shapes.
     pub fn has_shapes(&self) -> bool {
         self.has_shapes
     }
 
-    /// Tables that cannot be copied, with their reasons, since the last call.
+    /// Takes the tables that could not be copied since the last call, with their reasons.
     pub fn take_not_copied(&mut self) -> Vec<(String, String)> {
         std::mem::take(&mut self.not_copied)
     }
 
-    /// What was looked at waits for the stream.
+    /// Returns whether a look at the catalogs waits for the stream.
     pub fn is_looking(&self) -> bool {
         self.look.is_some()
     }
 
-    /// Acts upon the last look once the stream has passed it. Shapes that it found are in the next
-    /// cycle's batch.
+    /// Acts upon the last look once the stream has passed it. The shapes that the look found are in
+    /// the batch of the next cycle.
     pub async fn settle(&mut self) -> Result<SchemaStep, EngineError> {
         let position = self.consumer.position();
         let passed = position.decoded.max(self.checkpoint.lsn);
         let is_passed = |look: &mut CatalogSnapshot| look.at <= passed;
+
         let (true, Some(catalogs)) = (position.has_no_open_work, &mut self.catalogs) else {
             return Ok(SchemaStep::Waiting);
         };
         let Some(look) = self.look.take_if(is_passed) else { return Ok(SchemaStep::Waiting) };
-        // Those that are being copied are compared with the catalogs when they are done.
+
+        // Tables that are being copied are compared with the catalogs when their copies are done.
         let mut settled = catalogs.settle(look, |oid| {
             self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid)
         });
+
         for check in std::mem::take(&mut settled.label_checks) {
             let oid = check.table.oid;
             let held = self.target.call(move |target| {
                 target.holds_other_values(&check.table, &check.columns, &check.allowed)
             });
+
             if held.await? {
                 settled.copy(oid, "a label of an enum was added, and renamed since");
             }
         }
+
         let has_shapes = !settled.schema_changes.is_empty();
         self.looked = settled.began;
         self.has_shapes = has_shapes;
+
         for reshape in settled.schema_changes {
             tracing::info!(table = %reshape.after.source, "the table has another shape");
             catalogs.adopted(&reshape.after);
             self.consumer.assembler().reshape(reshape);
         }
+
         let noted: Vec<Arc<TableSpec>> = settled.noted.into_iter().map(Arc::new).collect();
         noted.iter().for_each(|spec| catalogs.adopted(spec));
         if !noted.is_empty() {
             self.target.call(move |target| target.put_shapes(&noted)).await?;
         }
+
         self.copy_again(settled.copies).await?;
+
         Ok(match settled.set_changed {
             Some(reason) => SchemaStep::AttachAnew(reason),
             None if has_shapes => SchemaStep::NewShapes,
@@ -618,7 +669,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         })
     }
 
-    /// An idle position is saved now and then, not at every look (traps 10, 25, 26).
+    /// Returns whether a cycle commits this batch. An idle position is saved now and then, not at
+    /// every look (traps 10, 25, 26).
     fn should_commit(
         &self,
         batch: &ChangeBatch,
@@ -626,6 +678,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         reply_requested: bool,
     ) -> bool {
         let ahead = batch.end_lsn.bytes_since(self.checkpoint.lsn);
+
         !batch.is_idle()
             || ahead > 0
                 && (cycle.save_idle
@@ -634,8 +687,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     || self.last_saved.elapsed() >= IDLE_TIME)
     }
 
-    /// Applies a batch. A table that DuckDB cannot go on with is paused in the same transaction,
-    /// and the others go on.
+    /// Applies a batch. A table with which DuckDB cannot go on is paused in the same transaction,
+    /// and the other tables go on.
     async fn apply(
         &mut self,
         batch: ChangeBatch,
@@ -645,9 +698,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             lsn: batch.end_lsn.max(self.checkpoint.lsn),
             commit_time_us: commit_time_us.or(self.checkpoint.commit_time_us),
         };
+
         let mut batch = Arc::new(batch);
         let swaps = !batch.schema_changes.is_empty();
         let meanwhile = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
+
         loop {
             let applied = {
                 let (_cycle, _shape);
@@ -656,13 +711,15 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 } else {
                     _cycle = self.ddl_lock.read().await;
                 }
+
                 let work = Arc::clone(&batch);
                 let began = Instant::now();
                 let mut applying = std::pin::pin!(
                     self.target.call(move |target| target.apply(&work, &checkpoint))
                 );
-                // The next batch is decoded meanwhile, unless the catalogs wait for a moment when
-                // nothing is half read.
+
+                // The next batch is decoded during the call, unless a look at the catalogs waits
+                // for a moment at which no transaction is half read.
                 let may_read = self.look.is_none() && self.broken.is_none();
                 let applied = tokio::select! {
                     biased;
@@ -672,19 +729,23 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         applying.await
                     }
                 };
+
                 self.latency.paused(began.elapsed());
                 applied
             };
+
             match applied {
                 Ok(applied) => {
                     if !batch.is_part {
                         self.checkpoint = checkpoint;
                         self.last_saved = Instant::now();
                     }
+
                     let batch = Arc::try_unwrap(batch).unwrap_or_else(|shared| (*shared).clone());
                     return Ok(Outcome::Applied(applied, batch));
                 }
-                // Nothing of its parts is left; a new session begins with the first of them.
+                // No part of the transaction is left in the target; a new session begins with the
+                // first part.
                 Err(EngineError::Target(error))
                     if error.is_conflict() && (batch.is_part || self.in_parts) =>
                 {
@@ -698,22 +759,27 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                                 .chain(batch.schema_changes.iter().map(|reshape| &reshape.after))
                                 .find(|table| table.oid == oid)
                         });
+
                     let Some(table) = failed else { return Err(error.into()) };
                     let reason = format!("{}; {}", error_chain(&error), table.recopy_hint());
                     let (oid, table) = (table.oid, table.source.clone());
-                    // A copy that is on its way is begun again; one that was whole is for the
-                    // operator to look at.
+
+                    // A copy that is under way is restarted. The operator has to look at a table
+                    // whose copy was complete.
                     let is_copied =
                         self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
                     let is_excused =
                         is_copied || (error.is_diverged() && self.is_explained(oid).await?);
                     let remedy = if is_excused { Remedy::CopyAgain } else { error.remedy() };
+
                     let mut failure = TableFailure { oid, table, reason, remedy };
                     self.limit_recopies(&mut failure);
                     self.paused.insert(failure.oid);
+
                     if batch.is_part || self.in_parts {
                         return Ok(Outcome::RolledBack(failure));
                     }
+
                     let mut rest = (*batch).clone();
                     rest.tables.retain(|changes| changes.table.oid != failure.oid);
                     rest.schema_changes.retain(|reshape| reshape.after.oid != failure.oid);
@@ -725,8 +791,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Whether the catalogs explain that the copy of a table does not hold what the stream says of
-    /// it.
+    /// Returns whether the catalogs explain that the copy of a table does not hold what the stream
+    /// says of the table.
     async fn is_explained(&mut self, oid: u32) -> Result<bool, EngineError> {
         match &mut self.catalogs {
             Some(catalogs) => with_deadline(catalogs.explains_divergence(oid)).await,
@@ -734,23 +800,24 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Gives the consumer back, for its shutdown.
+    /// Returns the consumer, for its shutdown.
     pub fn into_consumer(self) -> C {
         self.consumer
     }
 }
 
-/// The source may take so long to answer what is asked of its catalogs; locks are not waited for
-/// there. One that is silent although its machine answers is left.
+/// Waits for an answer from the catalogs of the source, at most for `ANSWER`; questions to the
+/// catalogs wait for no lock. A source that is silent although its machine answers is left.
 pub(super) async fn with_deadline<R>(
     answer: impl Future<Output = Result<R, EngineError>>,
 ) -> Result<R, EngineError> {
     const ANSWER: Duration = Duration::from_secs(120);
+
     let silent = |_| SourceError::from(crate::source::wire::WireError::Silent(ANSWER));
     tokio::time::timeout(ANSWER, answer).await.map_err(silent)?
 }
 
-/// Says which tables are paused, and which are copied again.
+/// Logs which tables are paused, and which tables are copied again.
 pub(super) fn log_failures(failed: &[TableFailure]) {
     for TableFailure { table, reason, remedy, .. } in failed {
         match remedy {

@@ -1,12 +1,12 @@
-//! Decides what happens next.
+//! Decides what a pipeline does next.
 //!
 //! `run` follows the source until it is told to stop, `sync` catches up and ends; both are made of
-//! sessions (`session`), and `periodic` is what a long run does besides. `attach` proves that this
-//! file and this source belong together, or makes it so. `cycle` applies one batch. `copies` runs
-//! copies beside the stream, `schema` judges what became of a table's shape, `slot_recovery` what
-//! follows from a slot that this copy cannot go on with, `supervisor` begins again what failed,
-//! `settled` says how far everything is in the copy, `command` is what a running replicator may be
-//! asked.
+//! sessions (`session`), and `periodic` runs the tasks that accompany a long run. `attach` proves
+//! that this file and this source belong together, or makes it so. `cycle` applies one batch.
+//! `copies` runs copies beside the stream, `schema` judges how the shape of a table changed,
+//! `slot_recovery` decides what follows from a slot that this copy cannot go on with, `supervisor`
+//! begins again what failed, `settled` says how far everything is in the copy, `command` is what a
+//! running replicator may be asked.
 
 pub mod attach;
 pub mod command;

@@ -1,4 +1,4 @@
-//! What a long run does besides, again and again.
+//! The tasks that a long run repeats beside its sessions.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use crate::{
     source::{catalog, connection::connect_sql},
 };
 
-/// What comes round by the clock beside the sessions, also while the source is away.
+/// Starts the tasks that run periodically beside the sessions, also while the source is away.
 pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
     supervisor: &mut Supervisor,
     context: &Context,
@@ -23,6 +23,7 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
 ) {
     const CALM: Duration = Duration::from_secs(5);
     const RETENTION: Duration = Duration::from_secs(3600);
+
     let (tidied, its_writer) = (context.clone(), writer.clone());
     supervisor.every("file checkpoint", Duration::from_secs(1), move || {
         let (context, writer) = (tidied.clone(), its_writer.clone());
@@ -30,11 +31,13 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
             if context.activity.take_idle(CALM) { tidy(&context, &writer).await } else { Ok(()) }
         }
     });
+
     let pruner = writer.clone();
     supervisor.every("retention of jobs", RETENTION, move || {
         let writer = pruner.clone();
         async move { writer.call(|target| target.prune()).await.map(|_| ()) }
     });
+
     let (watched, level) = (context.clone(), Arc::new(AtomicU32::new(0)));
     supervisor.every("lag watch", context.options.supervision.lag_interval, move || {
         let (context, level) = (watched.clone(), Arc::clone(&level));
@@ -48,21 +51,25 @@ pub(super) async fn tidy<T: OlapEngine + 'static>(
     writer: &Writer<T>,
 ) -> Result<(), EngineError> {
     let _shape = context.ddl_lock.write().await;
+
     let tidied = writer.call(|target| target.checkpoint_file(Compaction::Incremental)).await;
     if tidied.is_err() {
-        // Once more later.
+        // The checkpoint is tried again later.
         context.activity.touch();
     }
+
     tidied
 }
 
-/// Warns of WAL that the slot holds: once, and again each time that it has doubled.
+/// Warns of WAL that the slot holds: once, and again each time that the amount has doubled.
 pub(super) async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<(), EngineError> {
     let sql = connect_sql(&context.options.source, "lag watch").await?;
     let Some(slot) = catalog::slot(&sql, &context.options.slot).await? else { return Ok(()) };
+
     let held_bytes = slot.held_bytes.unwrap_or_default();
     let times = held_bytes / context.options.supervision.lag_warning_bytes.max(1);
     let now = u64::BITS - times.leading_zeros();
+
     if now > level.swap(now, Ordering::Relaxed) {
         tracing::warn!(
             slot = context.options.slot,
@@ -70,6 +77,7 @@ pub(super) async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<()
             "the slot holds much WAL at the source, which waits for this copy"
         );
     }
+
     if slot.wal_status.as_deref() == Some("unreserved") {
         tracing::error!(
             slot = context.options.slot,
@@ -77,5 +85,6 @@ pub(super) async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<()
             "the source is about to throw away WAL that this copy needs (max_slot_wal_keep_size)"
         );
     }
+
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Tables that are copied again: which ones wait for that, and how often it was because a change
-//! could not be applied. A cause that stays makes copies without end, each of which reads the whole
-//! table at the source.
+//! Tables that are copied again: which tables wait for another copy, and how often a table was
+//! copied again because a change could not be applied. A cause that stays leads to copies without
+//! end, each of which reads the whole table at the source.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::{change::Pause, olap::OlapEngine, pipeline::EngineError, source::CdcC
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Marks tables that only another copy makes equal to the source, for these reasons. Their old
-    /// copies stay readable until then, and everything else goes on.
+    /// copies stay readable until then, and all other tables go on.
     pub(super) async fn copy_again(
         &mut self,
         copies: Vec<(u32, String)>,
@@ -17,6 +17,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let Some(catalogs) = self.catalogs.as_ref().filter(|_| !copies.is_empty()) else {
             return Ok(());
         };
+
         for (oid, reason) in &copies {
             let table = catalogs.spec(*oid).map(|spec| spec.source.to_string()).unwrap_or_default();
             tracing::info!("table {table} is copied again: {reason}");
@@ -40,12 +41,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.to_copy.insert(oid);
     }
 
-    /// Tables that wait for another copy, since the last call.
+    /// Takes the tables that wait for another copy, since the last call.
     pub fn take_to_copy(&mut self) -> BTreeSet<u32> {
         std::mem::take(&mut self.to_copy)
     }
 
-    /// Whether there are such tables.
+    /// Returns whether tables wait for another copy.
     pub fn has_to_copy(&self) -> bool {
         !self.to_copy.is_empty()
     }

@@ -26,10 +26,10 @@ use crate::{
 };
 
 /// Follows the source until `stop`. A session that breaks for a reason that may heal is begun again
-/// from the checkpoint, with growing, jittered pauses; others end the run.
+/// from the checkpoint, with growing, jittered pauses; other errors end the run.
 ///
 /// # Errors
-/// The first session could not begin, or a later one met something that no retry mends.
+/// The first session could not begin, or a later session met an error that no retry mends.
 pub async fn run<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
@@ -39,14 +39,17 @@ pub async fn run<T: OlapEngine + 'static>(
     let mut copies = CopyScheduler::new(context, writer, u32::MAX);
     let mut supervisor = Supervisor::new(context.options.supervision.grace);
     spawn_periodic_tasks(&mut supervisor, context, writer);
+
     let ended = run_sessions(context, writer, &mut commands, &mut copies, stop).await;
     copies.shutdown().await;
+
     for task in supervisor.shutdown().await {
         tracing::warn!(task, "did not finish in time, and was given up");
     }
+
     ended?;
     match writer.call(|target| target.checkpoint_file(Compaction::Skip)).await {
-        // It stays in the log, and is written into the file next time.
+        // The changes stay in the log, and are written into the file by the next checkpoint.
         Err(error) if policy(&error) == Policy::Disk => {
             tracing::warn!(error = error_chain(&error), "file checkpoint put off");
             Ok(())
@@ -69,27 +72,33 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
     const IN_A_ROW: u32 = 20;
     const EMPTY_PAUSE: Duration = Duration::from_secs(2);
     const EMPTY_WARNING: Duration = Duration::from_secs(60);
+
     let mut pause = FIRST_PAUSE;
     let mut failures = 0_u32;
     let mut has_streamed = false;
     let mut in_a_row = 0_u32;
+
     let mut again = Recopy::None;
     let mut no_streaming_in_progress = false;
+
     let mut restarts = RestartBudget::new(context.options.supervision.restart);
     let mut must_reopen = false;
     let mut standstill = Standstill::default();
     let mut said_empty: Option<tokio::time::Instant> = None;
+
     loop {
         let (mut is_streaming, mut position) = (false, Lsn::ZERO);
         let began = tokio::time::Instant::now();
+
         let how = SessionOptions {
             no_streaming_in_progress,
             is_streaming: &mut is_streaming,
             position: &mut position,
         };
+
         let ended = supervisor::catch_panic("the session", async {
             if must_reopen {
-                // Nobody else may have it open.
+                // No other task may have the file open.
                 copies.shutdown().await;
                 writer.call(|target| target.reopen()).await?;
                 must_reopen = false;
@@ -97,11 +106,13 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             Box::pin(session(context, writer, &again, asked, copies, stop, how)).await
         });
         let ended = ended.await;
-        // Once it has streamed, what was asked for is written down.
+
+        // Once the session has streamed, the target has recorded the copies that were asked for.
         if is_streaming {
             again = Recopy::None;
         }
         has_streamed |= is_streaming;
+
         let ended = match ended {
             Err(error) => match Box::pin(slot_recovery::recover(context, error, copies)).await {
                 Ok(copy_again) => {
@@ -112,6 +123,7 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             },
             ended => ended,
         };
+
         let error = match ended {
             Ok(SessionEnd::Resync(tables)) => {
                 tracing::info!(?tables, "copying again, as asked");
@@ -120,8 +132,9 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             }
             Ok(SessionEnd::AttachAnew(reason)) => {
                 tracing::info!(reason, "attaching anew");
-                // Many changes in a row, or one that a new session does not settle: not as fast as
-                // possible.
+
+                // After many changes in a row, or after a change that a new session does not
+                // settle, the next session does not begin at once.
                 in_a_row = if began.elapsed() < CALM { in_a_row + 1 } else { 0 };
                 if in_a_row > IN_A_ROW {
                     tokio::select! {
@@ -132,7 +145,7 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
                 continue;
             }
             Ok(_) => return Ok(()),
-            // A table that was to be copied again is gone by now; everything else goes on.
+            // A table that was to be copied again is gone by now; all other tables go on.
             Err(EngineError::Setup(reason))
                 if has_streamed && matches!(again, Recopy::Tables(_)) =>
             {
@@ -150,6 +163,7 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
                          tables and exclude choose"
                     );
                 }
+
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     () = tokio::time::sleep(context.options.catalog_interval.min(EMPTY_PAUSE)) => {}
@@ -158,7 +172,9 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             }
             Err(error) => error,
         };
-        // What cannot be begun is the operator's to mend; what broke after it had begun may heal.
+
+        // The operator has to mend a session that cannot begin; a session that broke after it had
+        // begun may heal.
         let policy = policy(&error);
         match policy {
             Policy::Passing => {}
@@ -170,18 +186,22 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
             }
             Policy::Outage | Policy::Disk | Policy::Table | Policy::Operator => return Err(error),
         }
-        // What DuckDB has failed at may have left the file closed.
+
+        // A failed call of DuckDB may have left the file closed.
         must_reopen = policy == Policy::Disk || matches!(error, EngineError::Target(_));
         no_streaming_in_progress |= wants_whole_from_now_on(&error);
-        // One that breaks as soon as it streams may do so again and again.
+
+        // A session that breaks as soon as it streams may do so again and again.
         if is_streaming && began.elapsed() > HEALTHY_AFTER {
             (failures, pause) = (0, FIRST_PAUSE);
         }
+
         failures += 1;
         let is_end_of_stream = is_streaming && policy.is_waited_for();
         let left_alone =
             if is_end_of_stream { standstill.ended(position, began.elapsed()) } else { None };
         let jittered = left_alone.unwrap_or(pause).mul_f64(rand::rng().random_range(0.5..1.0));
+
         tracing::warn!(
             error = error_chain(&error),
             failures,
@@ -193,6 +213,7 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
                 _ => "the stream broke",
             }
         );
+
         if left_alone.is_some() {
             tracing::error!(
                 %position,
@@ -201,10 +222,12 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
                  there"
             );
         }
+
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(jittered) => {}
         }
+
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }

@@ -1,12 +1,12 @@
-//! How far the copy is the source's equal, with what the stream never mentions: `settled_lsn` of
+//! How far the copy equals the source, also in what the stream never mentions: `settled_lsn` of
 //! `rhei status --json`.
 //!
 //! A checkpoint says that every row change before it is in the copy. It does not say that a
 //! rewrite, a renamed label or a new table has been noticed, since only a look at the catalogs
 //! finds those. A position is settled once all of this holds: a look began after the position was
 //! read, and showed nothing that is not acted upon; no transaction has its commit record before the
-//! position and was invisible to that look; the stream has passed the position; what the look led
-//! to is applied; and no table waits for its copy or is being copied.
+//! position and was invisible to that look; the stream has passed the position; the changes that
+//! the look led to are applied; and no table waits for its copy or is being copied.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -22,23 +22,23 @@ use crate::{
     source::{CdcConsumer, catalog::VISIBLE_AFTER_FLUSH},
 };
 
-/// How long the stream has to come to a position before the server is asked whether it can at all;
-/// twice as long each time.
+/// How long the stream has to reach a position before the server is asked whether the stream can
+/// reach it at all; twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(100);
 
-/// A position of the source's WAL, read before a look that left nothing to be done.
+/// A position of the source's WAL, read before a look that left nothing to do.
 #[derive(Debug)]
 pub struct Began {
     at: Lsn,
     read_at: Instant,
-    /// How far the stream has to come: no commit lies between this and the position.
+    /// How far the stream has to come: no commit lies between `reach` and the position.
     reach: Lsn,
     patience: Duration,
     /// Transactions that the look did not see and that may have their commit record before the
     /// position: a commit is written, flushed, and confirmed by synchronous standbys before it
     /// becomes visible.
     unseen: BTreeSet<u32>,
-    /// What the look sees.
+    /// The transactions that the look sees.
     snapshot: XidSnapshot,
     doubt: Doubt,
 }
@@ -47,19 +47,19 @@ pub struct Began {
 /// position.
 #[derive(Debug)]
 enum Doubt {
-    /// They may be flushing their commit records.
+    /// The transactions may be flushing their commit records.
     Unflushed,
-    /// All WAL before the position was flushed by then.
+    /// All WAL before the position was flushed by this time.
     Flushed(Instant),
-    /// When the server was asked which of them wait for synchronous standbys, long after the flush,
-    /// and those that may. The others become visible soon, or have no commit record before the
-    /// position.
+    /// The time at which the server was asked which of the transactions wait for synchronous
+    /// standbys, long after the flush, and those that may wait. The others become visible soon, or
+    /// have no commit record before the position.
     Asked { at: Instant, waiting: BTreeSet<u32> },
 }
 
 impl Began {
-    /// `xids`: the transactions that were in progress after the position was read, and before the
-    /// look. `snapshot`: what the look sees.
+    /// Creates a position. `xids` are the transactions that were in progress after the position was
+    /// read, and before the look; `snapshot` is what the look sees.
     pub(super) fn new(
         at: Lsn,
         read_at: Instant,
@@ -77,13 +77,13 @@ impl Began {
         }
     }
 
-    /// What the look sees.
+    /// Returns the snapshot of the look.
     pub(super) fn snapshot(&self) -> &XidSnapshot {
         &self.snapshot
     }
 
-    /// Takes notice of a later look that found nothing new: it saw the transactions that have ended
-    /// since.
+    /// Takes notice of a later look that found nothing new: the later look saw the transactions
+    /// that have ended since.
     pub(super) async fn confirm(
         &mut self,
         later: &Self,
@@ -95,6 +95,7 @@ impl Began {
         }
 
         let is_long_ago = |then: Instant| later.read_at.duration_since(then) >= VISIBLE_AFTER_FLUSH;
+
         match &self.doubt {
             Doubt::Unflushed => {
                 if catalogs.has_flushed(self.at).await? {
@@ -108,51 +109,58 @@ impl Began {
             }
             Doubt::Flushed(_) | Doubt::Asked { .. } => return Ok(()),
         }
+
         if !self.unseen.is_empty() {
             let waiting = catalogs.awaiting_standbys(&self.unseen).await?;
             self.doubt = Doubt::Asked { at: Instant::now(), waiting };
         }
+
         Ok(())
     }
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
-    /// A position waits for the stream to pass it.
+    /// Returns whether a position waits for the stream to pass it.
     pub fn is_settling(&self) -> bool {
         self.looked.as_ref().is_some_and(|looked| looked.unseen.is_empty())
     }
 
-    /// Publishes the position of the last look that left nothing to be done, once everything before
-    /// it is in the copy. Between two cycles only.
+    /// Publishes the position of the last look that left nothing to do, once everything before the
+    /// position is in the copy. Between two cycles only.
     pub async fn publish_settled(
         &mut self,
         copies: &CopyScheduler<T>,
         settled: &SettledLsn,
     ) -> Result<(), EngineError> {
-        // The next cycle brings what the look led to, or a copy does.
+        // The next cycle or a copy brings what the look led to.
         if self.has_shapes || self.is_copying() || !copies.has_all() {
             return Ok(());
         }
+
         // Every batch that was taken is applied by now, so the copy holds all that came before the
-        // end of the last one.
+        // end of the last batch.
         let passed = self.consumer.position().decoded.max(self.checkpoint.lsn);
         let (Some(looked), Some(catalogs)) = (&mut self.looked, &self.catalogs) else {
             return Ok(());
         };
-        // How far the stream has to come is asked when nothing before the position can be flushed
-        // later.
+
+        // The server is asked how far the stream has to come only when nothing before the position
+        // can be flushed later.
         if !looked.unseen.is_empty() {
             return Ok(());
         }
+
         let age = looked.read_at.elapsed();
         if looked.reach > passed && age >= looked.patience {
             looked.reach = catalogs.flushed(looked.reach, age).await?;
             looked.patience = age * 2;
         }
+
         if looked.reach <= passed {
             settled.raise(looked.at);
             self.looked = None;
         }
+
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! What is done when the slot can no longer serve the copy (`[source] on_slot_lost`): stop, or
-//! begin anew with another one.
+//! start over with another slot.
 //!
-//! A slot that is gone, invalidated, remade or on another history leaves a gap that nothing fills
-//! but another copy of every table (traps 33, 34, 36, 38). Another cluster is never that: it is
+//! A slot that is gone, invalidated, remade or on another history leaves a gap that only another
+//! copy of every table fills (traps 33, 34, 36, 38). Another cluster is never such a case: it is
 //! refused whatever the settings say (trap 35).
 
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::{
     source::{SourceError, catalog, connection::connect_sql, wire::WireError},
 };
 
-/// Looks at what ended a session, and says how the next one has to begin.
+/// Judges the error that ended a session, and returns how the next session has to begin.
 ///
 /// # Errors
 /// The same error, when it is not about the slot, or when it is to end the command.
@@ -28,12 +28,15 @@ pub async fn recover<T: OlapEngine + 'static>(
             if context.options.on_slot_lost == OnSlotLost::Stop {
                 return Err(error);
             }
+
             let found = found.to_string();
             let found: Vec<&str> =
                 found.lines().filter(|line| !line.starts_with("hint: ")).collect();
+
             if !context.slot_lost.may_begin_anew(Instant::now()) {
                 return Err(too_often(&found));
             }
+
             tracing::warn!(
                 found = found.join("; "),
                 slot = context.options.slot,
@@ -41,7 +44,8 @@ pub async fn recover<T: OlapEngine + 'static>(
                  as [source] on_slot_lost = \"resync\" says; the old copies stay readable until \
                  then"
             );
-            // What a round copies is of the old slot's time.
+
+            // The rows that a round copies belong to the time of the old slot.
             copies.reset().await;
             Ok(Recopy::AllOfSameCluster)
         }
@@ -72,21 +76,25 @@ fn too_often(found: &[&str]) -> EngineError {
     ))
 }
 
-/// Whether the server's refusal is about the slot, so that attaching anew says what became of it.
-/// The messages are in the server's language; codes and catalogs are not.
+/// Returns whether the server's refusal is about the slot, so that attaching again shows what
+/// became of the slot. The messages are in the server's language; codes and catalogs are not.
 async fn is_slot_unreadable(context: &Context, code: &str) -> bool {
     const NOT_IN_PREREQUISITE_STATE: &str = "55000";
     const UNDEFINED_OBJECT: &str = "42704";
     const UNDEFINED_FILE: &str = "58P01";
+
     if ![NOT_IN_PREREQUISITE_STATE, UNDEFINED_OBJECT, UNDEFINED_FILE].contains(&code) {
         return false;
     }
+
     let Ok(sql) = connect_sql(&context.options.source, "control").await else { return false };
     let Ok(found) = catalog::slot(&sql, &context.options.slot).await else { return false };
+
     if code == UNDEFINED_FILE {
         context.slot_lost.memory().has_no_wal = true;
         return true;
     }
+
     found.is_none_or(|found| found.wal_status.as_deref() == Some("lost"))
 }
 

@@ -1,5 +1,5 @@
-//! Keeps a long run alive: how often it may begin again, work that comes round by the clock, and an
-//! end that is waited for.
+//! Keeps a long run alive: limits how often a session may begin again, runs periodic tasks, and
+//! waits for their end.
 
 use std::{
     collections::VecDeque,
@@ -29,32 +29,33 @@ impl RestartBudget {
         Self { budget, taken: VecDeque::new() }
     }
 
-    /// One more. `false`: the budget is spent.
+    /// Takes one restart. Returns `false` when the budget is spent.
     pub fn take(&mut self) -> bool {
         if let Some(within) = self.budget.within {
             self.taken.retain(|at| at.elapsed() < within);
         }
+
         let is_left = self.taken.len() < self.budget.max as usize;
         if is_left {
             self.taken.push_back(Instant::now());
         }
+
         is_left
     }
 }
 
-/// Runs `work`; a panic in it becomes an error.
+/// Runs `work`; a panic in `work` becomes an error.
 pub async fn catch_panic<R>(
     what: &'static str,
     work: impl Future<Output = Result<R, EngineError>>,
 ) -> Result<R, EngineError> {
-    // Whatever a panic left half done is not looked at again: the next session begins from the
-    // file.
+    // No later step uses what a panic left half done: the next session begins from the file.
     let ended = AssertUnwindSafe(work).catch_unwind().await;
     ended.unwrap_or_else(|panic| Err(EngineError::Bug { what, why: panic_message(&*panic) }))
 }
 
-/// Work that comes round by the clock, each piece in a task of its own. What fails or panics is
-/// logged and comes round again; the others do not notice.
+/// Runs periodic tasks, each in a task of its own. A failure or panic is logged, and the task runs
+/// again at its next turn; the other tasks are not disturbed.
 pub struct Supervisor {
     stop: CancellationToken,
     grace: Duration,
@@ -62,13 +63,13 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// `grace`: how long [`Self::shutdown`] waits for what has begun.
+    /// Creates a supervisor. `grace` is how long [`Self::shutdown`] waits for work that has begun.
     pub fn new(grace: Duration) -> Self {
         Self { stop: CancellationToken::new(), grace, tasks: Vec::new() }
     }
 
-    /// Has `work` done now and then every `interval`; a turn that is missed because the one before
-    /// took long is left out. `name` says what it is, and of which table if it is of one.
+    /// Runs `work` at once and then every `interval`; a turn that is missed because the turn before
+    /// took long is left out. `name` says what the work is, and of which table if it concerns one.
     pub fn every<W, F>(&mut self, name: impl Into<String>, interval: Duration, mut work: W)
     where
         W: FnMut() -> F + Send + 'static,
@@ -76,22 +77,27 @@ impl Supervisor {
     {
         let (name, stop) = (name.into(), self.stop.clone());
         let task_name = name.clone();
+
         let task = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(interval);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            // What is wrong again and again is said once.
+
+            // An error that comes again and again is logged once.
             let mut last_error = None;
+
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     _ = ticks.tick() => {}
                 }
+
                 let ended = AssertUnwindSafe(async { work().await }).catch_unwind().await;
                 let error = match ended {
                     Ok(Ok(())) => None,
                     Ok(Err(error)) => Some(error_chain(&error)),
                     Err(panic) => Some(format!("a bug: {}", panic_message(&*panic))),
                 };
+
                 if error != last_error
                     && let Some(error) = &error
                 {
@@ -101,24 +107,29 @@ impl Supervisor {
                         "failed; it is tried again when its time comes"
                     );
                 }
+
                 last_error = error;
             }
         });
+
         self.tasks.push((name, task));
     }
 
-    /// Lets what has begun come to its end, within the grace period. Returns what did not, which is
-    /// given up. Calling it again is harmless.
+    /// Lets work that has begun come to its end, within the grace period. Returns the tasks that
+    /// did not end and were given up. Calling it again is harmless.
     pub async fn shutdown(&mut self) -> Vec<String> {
         self.stop.cancel();
+
         let end = tokio::time::Instant::now() + self.grace;
         let mut unfinished = Vec::new();
+
         for (name, mut task) in std::mem::take(&mut self.tasks) {
             if tokio::time::timeout_at(end, &mut task).await.is_err() {
                 task.abort();
                 unfinished.push(name);
             }
         }
+
         unfinished
     }
 }
@@ -159,9 +170,11 @@ mod tests {
     fn a_budget_is_spent_and_comes_back_with_time() {
         let mut once = RestartBudget::new(Budget { max: 1, within: None });
         assert_eq!([once.take(), once.take(), once.take()], [true, false, false]);
+
         let mut twice =
             RestartBudget::new(Budget { max: 2, within: Some(Duration::from_millis(5)) });
         assert_eq!([twice.take(), twice.take(), twice.take()], [true, true, false]);
+
         std::thread::sleep(Duration::from_millis(6));
         assert!(twice.take());
     }
@@ -171,6 +184,7 @@ mod tests {
         block_on(async {
             let counts: [Arc<AtomicU32>; 3] = Default::default();
             let mut supervisor = Supervisor::new(Duration::from_secs(10));
+
             for (at, count) in counts.iter().enumerate() {
                 let count = Arc::clone(count);
                 supervisor.every(format!("task {at}"), SHORT, move || {
@@ -184,6 +198,7 @@ mod tests {
                     }
                 });
             }
+
             for count in &counts {
                 until(count, 3).await;
             }
@@ -196,12 +211,14 @@ mod tests {
         block_on(async {
             let began = Arc::new(AtomicU32::new(0));
             let mut supervisor = Supervisor::new(Duration::from_millis(20));
+
             let begun = Arc::clone(&began);
             supervisor.every("endless", SHORT, move || {
                 begun.fetch_add(1, Ordering::SeqCst);
                 std::future::pending()
             });
             supervisor.every("quick", SHORT, || async { Ok(()) });
+
             until(&began, 1).await;
             assert_eq!(supervisor.shutdown().await, ["endless"]);
             assert!(supervisor.shutdown().await.is_empty());

@@ -11,7 +11,7 @@ pub struct SyncReport {
     pub truncated: u64,
     pub cycles: u64,
     pub checkpoint: Lsn,
-    /// The source's WAL position that was to be reached.
+    /// The position of the source's WAL that was to be reached.
     pub reached: Lsn,
     /// Tables that are paused, with their reasons.
     pub in_error: Vec<(String, String)>,
@@ -27,6 +27,7 @@ impl SyncReport {
         self.truncated += cycle.truncated;
         self.cycles += 1;
         self.checkpoint = cycle.checkpoint;
+
         for failure in cycle.paused.iter().filter(|failure| !failure.remedy.is_copy()) {
             self.in_error.push((failure.table.to_string(), failure.reason.clone()));
         }

@@ -1,9 +1,9 @@
-//! A change batch becomes statements: stage, read unchanged TOAST, DELETE USING, INSERT. All tables
-//! in one transaction.
+//! Turns a change batch into statements: stage, read unchanged TOAST values, DELETE USING, INSERT.
+//! One transaction holds all tables.
 //!
-//! Staged keys are unique and each must hit exactly one row. DuckDB would let any other number pass
-//! in silence, so the counts are compared; a difference means that the copy has diverged, and
-//! nothing of the batch is kept.
+//! Staged keys are unique and each key must match exactly one row. DuckDB would accept any other
+//! number in silence, so this module compares the counts; a difference means that the copy has
+//! diverged, and the transaction keeps nothing of the batch.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -31,7 +31,7 @@ use crate::{
 
 const PATCHED: &str = "_rhei_patched";
 
-/// What a transaction has done so far: one batch, or several parts of a source transaction.
+/// What a transaction has done until now: one batch, or several parts of a source transaction.
 #[derive(Debug)]
 pub(super) struct Progress {
     started: Instant,
@@ -55,7 +55,7 @@ impl Default for Progress {
     }
 }
 
-/// The rows of a batch; the first part of the transaction of [`super::ApplyTarget::apply`].
+/// Applies the rows of a batch; the first part of the transaction of [`super::ApplyTarget::apply`].
 pub(super) fn apply(
     target: &mut DuckDb,
     batch: &ChangeBatch,
@@ -67,11 +67,13 @@ pub(super) fn apply(
         target.tables()?.put_shape(&reshape.after);
         reached("apply.reshaped");
     }
+
     for changes in &batch.tables {
         progress.counts += changes.counts;
         if let Some(xid) = changes.truncate {
             target.tables()?.set_truncated(changes.table.oid, xid);
         }
+
         if let Some(&is_loaded) = target.copying.get(&changes.table.oid) {
             progress.ends_a_copy |= changes.truncate.is_some();
             capture_pending(target, changes, is_loaded)
@@ -81,11 +83,13 @@ pub(super) fn apply(
             }
             continue;
         }
+
         let (deleted, inserted) = apply_table(&target.connection, changes, &target.views)
             .map_err(|source| source.of(&changes.table))?;
         progress.deleted_rows += deleted;
         progress.inserted_rows += inserted;
     }
+
     for failure in &batch.failed {
         let state = match failure.remedy {
             remedy @ (Remedy::Operator | Remedy::AllowNulls) => {
@@ -93,6 +97,7 @@ pub(super) fn apply(
             }
             Remedy::CopyAgain | Remedy::CopyAltered => TableState::Resync,
         };
+
         if target.copying.contains_key(&failure.oid) {
             progress.ends_a_copy = true;
             target.drop_shadows(&[failure.oid])?;
@@ -102,7 +107,7 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// The checkpoint and the record of the cycle; its second part.
+/// Writes the checkpoint and the record of the cycle; the second part of that transaction.
 pub(super) fn finish(
     target: &mut DuckDb,
     batch: &ChangeBatch,
@@ -114,21 +119,25 @@ pub(super) fn finish(
             reason: "changes came before the pipeline was set up".to_owned(),
         });
     };
+
     let before = pipeline.checkpoint.lsn;
     if checkpoint.lsn < before {
         return Err(TargetError::Backwards { from: before, to: checkpoint.lsn });
     }
+
     let Progress { started, counts, deleted_rows, inserted_rows, .. } = *progress;
     state::put_checkpoint(&target.connection, &mut pipeline, checkpoint)?;
     let mut pruned = 0;
+
     if !batch.is_idle() || counts != RowCounts::default() {
         let duration_ms = started.elapsed().as_millis() as u64;
         let source_transactions = batch.source_transactions;
         let cycle = Cycle { source_transactions, counts, deleted_rows, inserted_rows, duration_ms };
         pruned = state::put_cycle(&target.connection, checkpoint, &cycle)?;
     }
+
     target.pipeline = Some(pipeline);
-    // Handed out by `ApplyTarget::apply` only after COMMIT has returned.
+    // `ApplyTarget::apply` hands this out only after COMMIT has returned.
     Ok(Applied {
         durable: DurableLsn::committed(checkpoint.lsn),
         deleted_rows,
@@ -137,8 +146,8 @@ pub(super) fn finish(
     })
 }
 
-/// Changes of a table that is still being copied. A TRUNCATE ends its copy: whatever the snapshot
-/// holds is gone, and all that there is comes by the stream.
+/// Captures the changes of a table that is still being copied. A TRUNCATE ends the copy: every row
+/// of the snapshot is gone, and all rows that exist come through the stream.
 fn capture_pending(
     target: &mut DuckDb,
     changes: &TableChanges,
@@ -146,25 +155,27 @@ fn capture_pending(
 ) -> Result<(), TargetError> {
     let spec = &changes.table;
     if changes.truncate.is_some() {
-        // A chunk that is being loaded meanwhile fails at its commit, since its table is gone.
+        // A loader that is loading a chunk meanwhile fails at its commit, since its table is gone.
         target.connection.execute_batch(&names::drop_table(&names::shadow_of(&spec.target)))?;
         target.connection.execute_batch(&names::create_shadow(spec, &BTreeSet::new()))?;
         target.drop_pending(spec.oid)?;
         jobs::cancel(&target.connection, &[spec.oid], "the table was truncated")?;
     }
 
-    // Most tables that are copied do not change meanwhile.
+    // Most tables do not change while they are copied.
     if !changes.has_rows() {
         return Ok(());
     }
+
     if !target.tables()?.has_pending(spec.oid) {
         target.connection.execute_batch(&pending::create_statement(spec))?;
         target.tables()?.set_pending(spec.oid, true);
     }
+
     pending::capture(&target.connection, changes, is_loaded || changes.truncate.is_some())
 }
 
-/// Returns rows deleted and inserted.
+/// Applies the changes of one table. Returns the numbers of deleted and inserted rows.
 fn apply_table(
     connection: &Connection,
     changes: &TableChanges,
@@ -174,11 +185,14 @@ fn apply_table(
     let target = names::table(&spec.target);
     let all: Vec<usize> = (0..spec.columns.len()).collect();
     let names = column_list(spec, &all);
+
     let mut deleted = 0;
     if changes.truncate.is_some() {
         deleted += connection.execute(&format!("DELETE FROM {target}"), [])? as u64;
     }
-    // Read before anything is deleted, under the keys that the rows had before the batch.
+
+    // The unchanged values are read before any row is deleted, under the keys that the rows had
+    // before the batch.
     let mut patched = 0;
     if let Some(patch) = &changes.patch {
         stage_patch(connection, spec, patch)?;
@@ -192,6 +206,7 @@ fn apply_table(
                 format!("{value} AS {name}")
             })
             .collect();
+
         let found = connection.execute(
             &format!(
                 "CREATE TEMP TABLE {PATCHED} AS SELECT {} FROM {STAGE} s JOIN {target} t ON {}",
@@ -200,12 +215,14 @@ fn apply_table(
             ),
             [],
         )? as u64;
+
         connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
         let found: u64 = match found {
             0 => connection
                 .query_row(&format!("SELECT count(*) FROM {PATCHED}"), [], |row| row.get(0))?,
             found => found,
         };
+
         let expected = patch.rows.num_rows() as u64;
         if found != expected {
             return Err(TargetError::Diverged {
@@ -214,14 +231,17 @@ fn apply_table(
                 found,
             });
         }
+
         patched = found;
     }
+
     let (staged, rows) = match &changes.deletes {
         Deletes::ByKey(batches) => {
             (total(batches), delete_by_key(connection, spec, &target, batches, views)?)
         }
         Deletes::Rows(batches) => delete_rows(connection, spec, &target, batches)?,
     };
+
     if staged != rows {
         return Err(TargetError::Diverged {
             what: "rows to delete",
@@ -229,29 +249,34 @@ fn apply_table(
             found: rows,
         });
     }
+
     deleted += rows;
     let mut inserted = 0;
     if total(&changes.inserts) > 0 {
         inserted += views.read(connection, (spec, Rows::Inserts), &changes.inserts, |rows| {
             let values = stage_values(spec, &all);
             let insert = format!("INSERT INTO {target} ({names}) SELECT {values} FROM {rows} s");
-            // Planned once: with a few rows that takes longer than running it. A DELETE is planned
-            // each time, since which side of its join is the smaller one may change; and staged
-            // rows are in another table each time.
+
+            // DuckDB keeps the plan of this INSERT: for a few rows planning takes longer than
+            // running. DuckDB plans a DELETE each time, since the smaller side of its join may
+            // change; and staged rows are in another table each time.
             let inserted = if rows == STAGE {
                 connection.execute(&insert, [])?
             } else {
                 connection.prepare_cached(&insert)?.execute([])?
             };
+
             Ok(inserted as u64)
         })?;
     }
+
     if changes.patch.is_some() {
         inserted += connection
             .execute(&format!("INSERT INTO {target} ({names}) SELECT {names} FROM {PATCHED}"), [])?
             as u64;
         connection.execute_batch(&format!("DROP TABLE {PATCHED}"))?;
     }
+
     let expected = total(&changes.inserts) + patched;
     if inserted != expected {
         return Err(TargetError::Diverged { what: "rows to insert", expected, found: inserted });
@@ -269,6 +294,7 @@ fn delete_by_key(
     if total(batches) == 0 {
         return Ok(0);
     }
+
     views.read(connection, (spec, Rows::Keys), batches, |keys| {
         let matched = key_match(spec, "");
         Ok(connection
@@ -277,8 +303,8 @@ fn delete_by_key(
     })
 }
 
-/// Deletes exactly so many equal rows as each staged row says (trap 54). Returns staged and
-/// deleted.
+/// Deletes exactly as many equal rows as each staged row states (trap 54). Returns the numbers of
+/// staged and deleted rows.
 fn delete_rows(
     connection: &Connection,
     spec: &TableSpec,
@@ -288,31 +314,37 @@ fn delete_rows(
     if total(batches) == 0 {
         return Ok((0, 0));
     }
+
     let all: Vec<usize> = (0..spec.columns.len()).collect();
     let mut columns = stage_columns(spec, &all, "");
     columns.push((names::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
     stage(connection, &columns, batches)?;
+
     let count = names::quoted(COUNT_COLUMN);
     let staged: i64 =
         connection.query_row(&format!("SELECT sum({count})::BIGINT FROM {STAGE}"), [], |row| {
             row.get(0)
         })?;
+
     let staged_value = |at: usize| {
         spec.columns.get(at).map_or_else(String::new, |column| {
             column.mapping.stage_expr(&format!("s.{}", names::quoted(&column.target_name)))
         })
     };
+
     let deleted = delete_counted(connection, spec, target, STAGE, &count, staged_value)?;
     connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
     Ok((u64::try_from(staged).unwrap_or_default(), deleted))
 }
 
-/// Deletes for each row `s` of `staged` so many rows `t` that equal it; `value` gives the
-/// expression of a column of `s`. Equal rows that are staged apart are numbered together.
+/// Deletes, for each row `s` of `staged`, as many equal rows `t` as the column `count` states;
+/// `value` gives the expression of a column of `s`. Equal rows that are staged separately are
+/// numbered together.
 ///
-/// Rows are equal that print alike, as at the source. 0 and -0 are equal to DuckDB, and two rows to
-/// the source: those that are the same to the last bit go first. The others are not refused, since
-/// DuckDB keeps one of the two where a stretch of a column holds nothing else.
+/// Two rows are equal if they print alike, as at the source. 0 and -0 are equal to DuckDB, but two
+/// different rows to the source: rows that are the same to the last bit are deleted first. The
+/// other rows are not refused, since DuckDB keeps only one of 0 and -0 where a stretch of a column
+/// holds nothing else.
 pub(super) fn delete_counted(
     connection: &Connection,
     spec: &TableSpec,
@@ -322,6 +354,7 @@ pub(super) fn delete_counted(
     value: impl Fn(usize) -> String,
 ) -> Result<u64, TargetError> {
     let (mut equal, mut bits, mut staged_bits) = (Vec::new(), Vec::new(), Vec::new());
+
     for (at, column) in spec.columns.iter().enumerate() {
         let (stored, staged) = (format!("t.{}", names::quoted(&column.target_name)), value(at));
         if ["REAL", "FLOAT", "DOUBLE"]
@@ -331,13 +364,16 @@ pub(super) fn delete_counted(
             bits.push(format!("{stored}::VARCHAR"));
             staged_bits.push(format!("{staged}::VARCHAR"));
         }
+
         equal.push(format!("{stored} IS NOT DISTINCT FROM {staged}"));
         if names::has_coarse_equality(&column.mapping.target_type) {
             equal.push(format!("{stored}::VARCHAR IS NOT DISTINCT FROM ({staged})::VARCHAR"));
         }
     }
+
     let (bits, staged_bits) =
         (format!("[{}]", bits.join(", ")), format!("[{}]", staged_bits.join(", ")));
+
     let deleted = connection.execute(
         &format!(
             "DELETE FROM {target} WHERE rowid IN (SELECT row FROM (SELECT row, wanted, \
@@ -352,10 +388,11 @@ pub(super) fn delete_counted(
         ),
         [],
     )?;
+
     Ok(deleted as u64)
 }
 
-/// How many rows each of these tables has.
+/// Returns the number of rows of each of these tables.
 pub(super) fn counts(
     connection: &Connection,
     tables: impl Iterator<Item = String>,
@@ -367,6 +404,7 @@ pub(super) fn counts(
     if each.is_empty() {
         return Ok(Vec::new());
     }
+
     let mut statement = connection
         .prepare(&format!("SELECT n FROM ({}) ORDER BY place", each.join(" UNION ALL ")))?;
     let counts = statement.query_map([], |row| row.get(0))?;

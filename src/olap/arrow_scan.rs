@@ -1,10 +1,10 @@
-//! Record batches that DuckDB reads where they lie, by the Arrow stream of its C API. All unsafe
-//! code of rhei is here, but for a socket option in `source::stream`.
+//! Record batches that DuckDB reads in place, through the Arrow stream of its C API. All unsafe
+//! code of rhei is in this module, except for a socket option in `source::stream`.
 //!
 //! The duckdb crate copies each value of a record batch into DuckDB's vectors with a call of its
 //! own. DuckDB's own scan of an Arrow stream takes fixed-width columns as they are and points to
-//! strings. It makes a view of the stream, which lives in the in-memory database that every
-//! connection of [`Database`] sees, so all else goes through ordinary connections.
+//! strings. The scan is a view of the stream, which lives in the in-memory database that every
+//! connection of [`Database`] sees, so all other work goes through ordinary connections.
 #![allow(unsafe_code, reason = "DuckDB's C API; each block says why it is sound")]
 
 use std::{
@@ -27,7 +27,7 @@ use arrow::{
 };
 use duckdb::{Connection, ffi};
 
-/// DuckDB did not do what it was asked.
+/// A call of the C API that DuckDB did not carry out.
 #[derive(Debug, thiserror::Error)]
 #[error("DuckDB: {0}")]
 pub struct RawError(String);
@@ -38,19 +38,19 @@ impl From<ArrowError> for RawError {
     }
 }
 
-/// An in-memory DuckDB, closed with its last user.
+/// An in-memory DuckDB, which is closed with its last user.
 pub struct Database {
     raw: ffi::duckdb_database,
 }
 
 // SAFETY: a duckdb_database may be used by any number of threads at a time; it is only closed when
-// nobody has it.
+// no user is left.
 unsafe impl Send for Database {}
 // SAFETY: as above.
 unsafe impl Sync for Database {}
 
 impl Database {
-    /// Opens one with these settings.
+    /// Opens a database with these settings.
     pub fn open(settings: &[(&str, String)]) -> Result<Self, RawError> {
         // SAFETY: the config is created before it is used and destroyed once; all strings outlive
         // their calls; `error` is set by DuckDB or stays null, and is freed once.
@@ -59,6 +59,7 @@ impl Database {
             if ffi::duckdb_create_config(&mut config) != ffi::DuckDBSuccess {
                 return Err(RawError("no configuration".to_owned()));
             }
+
             for (name, value) in settings {
                 let is_set = match (CString::new(*name), CString::new(value.as_str())) {
                     (Ok(name), Ok(value)) => {
@@ -72,6 +73,7 @@ impl Database {
                     return Err(RawError(format!("it does not take {name} = {value}")));
                 }
             }
+
             let mut raw: ffi::duckdb_database = ptr::null_mut();
             let mut error = ptr::null_mut();
             let opened = ffi::duckdb_open_ext(c":memory:".as_ptr(), &mut raw, config, &mut error);
@@ -79,6 +81,7 @@ impl Database {
             if opened == ffi::DuckDBSuccess {
                 return Ok(Self { raw });
             }
+
             let text = if error.is_null() {
                 "it does not start".to_owned()
             } else {
@@ -86,11 +89,12 @@ impl Database {
                 ffi::duckdb_free(error.cast());
                 text
             };
+
             Err(RawError(text))
         }
     }
 
-    /// A connection. The database must outlive it.
+    /// Opens a connection. The database must outlive the connection.
     pub fn connect(&self) -> Result<Connection, duckdb::Error> {
         // SAFETY: the handle is open, and `open_from_raw` does not close it.
         unsafe { Connection::open_from_raw(self.raw) }
@@ -99,25 +103,25 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        // SAFETY: closed once, here.
+        // SAFETY: the database is closed once, here.
         unsafe { ffi::duckdb_close(&mut self.raw) }
     }
 }
 
-/// What the view reads next.
+/// The batches that the view reads next.
 type Waiting = Arc<Mutex<VecDeque<RecordBatch>>>;
 
-/// A view of record batches, in the in-memory database. To be read whole: all columns, in their
-/// order, without a condition, since the stream takes no notice of what DuckDB would like to leave
-/// out.
+/// A view of record batches, in the in-memory database. A statement has to read the view
+/// completely: all columns, in their order, without a condition, since the stream ignores the
+/// columns and rows that DuckDB does not want.
 pub struct BatchView {
     connection: ffi::duckdb_connection,
     name: String,
     schema: SchemaRef,
     waiting: Waiting,
-    /// Our own, by its address, which the view has.
+    /// The stream of this view, which refers to it by its address.
     stream: *mut FFI_ArrowArrayStream,
-    /// Outlives the connection.
+    /// The database, which outlives the connection.
     _database: Arc<Database>,
 }
 
@@ -126,30 +130,35 @@ pub struct BatchView {
 unsafe impl Send for BatchView {}
 
 impl BatchView {
-    /// Makes a view of batches with this schema, under a name that no other has.
+    /// Makes a view of batches with this schema, under a name that no other view has.
     pub fn new(database: &Arc<Database>, schema: SchemaRef) -> Result<Self, RawError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!("rhei_rows_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+
         let waiting = Waiting::default();
         let lent = StreamState {
             schema: FFI_ArrowSchema::try_from(schema.as_ref())?,
             waiting: Arc::clone(&waiting),
         };
         let stream = Box::into_raw(Box::new(lent.into_stream()));
+
         let mut connection: ffi::duckdb_connection = ptr::null_mut();
         // SAFETY: the database is open.
         let connected = unsafe { ffi::duckdb_connect(database.raw, &mut connection) };
         let view =
             Self { connection, name, schema, waiting, stream, _database: Arc::clone(database) };
+
         if connected != ffi::DuckDBSuccess {
             return Err(RawError("no connection".to_owned()));
         }
+
         let name = CString::new(view.name.as_str()).map_err(|error| RawError(error.to_string()))?;
         // SAFETY: connection and stream are alive; the stream stays at its address until the view
-        // is gone (see Drop). DuckDB takes a pointer to an ArrowArrayStream here, whatever the
-        // type's name says.
+        // is gone (see Drop). DuckDB takes a pointer to an ArrowArrayStream here, although the name
+        // of the type differs.
         let made =
             unsafe { ffi::duckdb_arrow_scan(view.connection, name.as_ptr(), view.stream.cast()) };
+
         if made == ffi::DuckDBSuccess {
             Ok(view)
         } else {
@@ -157,17 +166,17 @@ impl BatchView {
         }
     }
 
-    /// What the view is called.
+    /// Returns the full name of the view.
     pub fn name(&self) -> String {
         format!("memory.main.{}", self.name)
     }
 
-    /// Of the batches.
+    /// Returns the schema of the batches.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// The next scan of the view gives the rows of these batches, once.
+    /// Puts batches into the view: the next scan returns the rows of these batches, once.
     pub fn put(&self, batches: impl IntoIterator<Item = RecordBatch>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.clear();
@@ -177,7 +186,7 @@ impl BatchView {
 
 impl Drop for BatchView {
     fn drop(&mut self) {
-        // SAFETY: connection (which may be null), result and stream are given back once, the stream
+        // SAFETY: connection (which may be null), result and stream are released once, the stream
         // after the view that has its address. Names are our own, without quotes.
         unsafe {
             if let (Ok(sql), false) = (
@@ -188,15 +197,16 @@ impl Drop for BatchView {
                 ffi::duckdb_query(self.connection, sql.as_ptr(), &mut result);
                 ffi::duckdb_destroy_result(&mut result);
             }
+
             ffi::duckdb_disconnect(&mut self.connection);
             drop(Box::from_raw(self.stream));
         }
     }
 }
 
-/// What a stream gives to DuckDB, which plans a statement and runs it again and again: for each
-/// plan it asks for the schema, and never gives it back. A schema of its own each time, as the
-/// arrow crate would make it, would be lost each time.
+/// The data behind a stream. DuckDB plans a statement and runs it again and again: for each plan it
+/// asks for the schema, and never releases it. A separate schema for each request, as the arrow
+/// crate would make it, would leak each time.
 struct StreamState {
     schema: FFI_ArrowSchema,
     waiting: Waiting,
@@ -214,7 +224,7 @@ impl StreamState {
     }
 }
 
-/// A copy of the schema, whose parts stay ours.
+/// Returns a copy of the schema, whose parts stay owned by the stream.
 unsafe extern "C" fn lend_schema(
     stream: *mut FFI_ArrowArrayStream,
     out: *mut FFI_ArrowSchema,
@@ -230,13 +240,13 @@ unsafe extern "C" fn lend_schema(
     0
 }
 
-/// The next batch. An array that is released already ends a scan, not the stream: the next scan
-/// goes on with what was put there meanwhile.
+/// Returns the next batch. An array that is already released ends a scan, but not the stream: the
+/// next scan returns the batches that were put there meanwhile.
 unsafe extern "C" fn next_array(
     stream: *mut FFI_ArrowArrayStream,
     out: *mut FFI_ArrowArray,
 ) -> c_int {
-    // SAFETY: as above; `out` is room for an array, which is DuckDB's to release.
+    // SAFETY: as above; `out` is room for an array, which DuckDB releases.
     unsafe {
         let lent = &*(*stream).private_data.cast::<StreamState>();
         let next = lent.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -253,7 +263,7 @@ unsafe extern "C" fn no_error(_: *mut FFI_ArrowArrayStream) -> *const c_char {
 }
 
 unsafe extern "C" fn release_stream(stream: *mut FFI_ArrowArrayStream) {
-    // SAFETY: called once, by the stream's owner, which marks the stream as released.
+    // SAFETY: the owner of the stream calls this once, and this marks the stream as released.
     unsafe {
         drop(Box::from_raw((*stream).private_data.cast::<StreamState>()));
         (*stream).release = None;
@@ -276,14 +286,17 @@ mod tests {
     fn planning_a_statement_again_and_again_takes_no_more_memory() {
         let database = Arc::new(Database::open(&[]).unwrap());
         let connection = database.connect().unwrap();
+
         let field =
             |at| Field::new(format!("column_{at}_{}", "x".repeat(1000)), DataType::Int64, true);
         let schema = Arc::new(Schema::new((0..50).map(field).collect::<Vec<_>>()));
         let view = BatchView::new(&database, schema).unwrap();
+
         let plan = || connection.execute_batch(&format!("SELECT * FROM {}", view.name())).unwrap();
         (0..100).for_each(|_| plan());
+
         let before = resident_kb();
-        // 50 names of a kilobyte each, 1,000 times, are 50 MB.
+        // The names of 50 columns take a kilobyte each; 1,000 times that are 50 MB.
         (0..1000).for_each(|_| plan());
         let grown = resident_kb().saturating_sub(before);
         assert!(grown < 20_000, "{grown} kB");

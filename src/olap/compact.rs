@@ -1,8 +1,9 @@
-//! The file itself: how much of it is used, and how it is written anew without what deletes left
-//! behind.
+//! Rewrites the file: measures how much of the file is used, and writes it again without the space
+//! of deleted rows.
 //!
-//! DuckDB gives room within a file back to that file only. A file that has grown shrinks by being
-//! written anew beside itself, compared table by table, and put in its own place by one rename.
+//! DuckDB reuses free space within a file, but does not return it to the disk. To shrink a file,
+//! rhei writes its content into a new file beside it, compares the two table by table, and puts the
+//! new file in the place of the old one by one rename.
 
 use std::{
     fs::{self, File},
@@ -16,37 +17,37 @@ use serde::Serialize;
 use super::{DuckDb, TargetError, names};
 use crate::failpoint::reached;
 
-/// How large the file is, and what is in it. Sizes in bytes.
+/// The size of the file, and of its content. Sizes are in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Space {
     pub file_bytes: u64,
-    /// Of these, free for new rows.
+    /// The part of `file_bytes` that is free for new rows.
     pub free_bytes: u64,
     /// DuckDB's write-ahead log, which the next file checkpoint writes into the file.
     pub log_bytes: u64,
-    /// Rows in row groups, deleted ones included until their row group is written anew.
+    /// The rows in row groups, including deleted rows until their row group is rewritten.
     pub stored_rows: u64,
 }
 
-/// What [`super::FileMaintenance::compact`] did.
+/// The result of [`super::FileMaintenance::compact`].
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Compacted {
     pub before: Space,
     pub after: Space,
-    /// Rows that readers see, before and after.
+    /// The rows that readers see, before and after.
     pub rows: u64,
     pub tables: u64,
     pub seconds: f64,
 }
 
-/// The new file is attached under this name while it is written.
+/// The name under which the new file is attached while it is written.
 const NEXT: &str = "rhei_next";
 
-/// How the name of the new file ends, until it takes the old one's.
+/// The ending of the name of the new file, until it takes the name of the old one.
 const NEW_FILE: &str = ".compacting";
 
-/// How many bytes of a new file for `path` are written, by whichever process; 0 when nobody writes
-/// one.
+/// Returns how many bytes of a new file for `path` are written, by any process; 0 when no process
+/// writes one.
 pub fn written_beside(path: &Path) -> u64 {
     fs::canonicalize(path).map_or(0, |path| {
         let next = sibling(&path, NEW_FILE);
@@ -54,7 +55,7 @@ pub fn written_beside(path: &Path) -> u64 {
     })
 }
 
-/// 0 when there is no such file.
+/// Returns the size of a file, or 0 when there is no such file.
 pub(super) fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
@@ -65,7 +66,7 @@ pub(super) fn sibling(path: &Path, ending: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Reads sizes. `stored_rows` is DuckDB's own count; nothing is scanned.
+/// Reads sizes. `stored_rows` is DuckDB's own count; reading it scans no table.
 pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, TargetError> {
     let (block_size, free): (u64, u64) = connection.query_row(
         "SELECT block_size, free_blocks FROM pragma_database_size() WHERE database_name = \
@@ -73,18 +74,20 @@ pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, Targe
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
+
     let stored_rows = connection.query_row(
         "SELECT coalesce(sum(estimated_size), 0)::UBIGINT FROM duckdb_tables() WHERE database_name \
          = current_database()",
         [],
         |row| row.get(0),
     )?;
+
     let (file_bytes, log_bytes) = (size(path), size(&sibling(path, ".wal")));
     Ok(Space { file_bytes, free_bytes: block_size * free, log_bytes, stored_rows })
 }
 
-/// All tables of a database: name, number of rows, and a sum over the hashes of all rows, which no
-/// order changes.
+/// Returns all tables of a database: the name, the number of rows, and a sum over the hashes of all
+/// rows, which does not depend on their order.
 fn contents(
     connection: &Connection,
     database: &str,
@@ -95,25 +98,30 @@ fn contents(
     )?;
     let names = names.query_map([database], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let names = names.collect::<Result<Vec<(String, String)>, _>>()?;
+
     let mut contents = Vec::with_capacity(names.len());
     for (schema, table) in names {
         let name = format!("{}.{}", names::quoted(&schema), names::quoted(&table));
-        // A name that no column has: a column would be taken for the row.
+
+        // No column has this name: DuckDB would take it for the column instead of the row.
         let row = names::quoted("_rhei\u{1}row");
-        // Values that are equal to DuckDB have one hash, also where they print otherwise.
+        // Values that are equal to DuckDB have one hash, even if they print differently.
         let mut hashed = vec![row.clone()];
         hashed.extend(coarse_columns(connection, database, &schema, &table)?);
+
         let sql = format!(
             "SELECT count(*), coalesce(sum(hash({})), 0)::VARCHAR FROM {database}.{name} {row}",
             hashed.join(", ")
         );
         let (rows, hash) = connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+
         contents.push((name, rows, hash));
     }
+
     Ok(contents)
 }
 
-/// The text of columns whose equality is coarser than what they print.
+/// Returns the text of the columns whose equality is coarser than their printed values.
 fn coarse_columns(
     connection: &Connection,
     database: &str,
@@ -125,6 +133,7 @@ fn coarse_columns(
          schema_name = ? \
          AND table_name = ? ORDER BY column_index",
     )?;
+
     let columns =
         columns.query_map([database, schema, table], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let columns = columns.collect::<Result<Vec<(String, String)>, _>>()?;
@@ -132,7 +141,7 @@ fn coarse_columns(
     Ok(coarse.map(|(column, _)| format!("{}::VARCHAR", names::quoted(&column))).collect())
 }
 
-/// Everything else there is, kind by kind.
+/// Returns everything else in the database, one text for each kind.
 fn others(connection: &Connection, database: &str) -> Result<Vec<String>, TargetError> {
     const KINDS: [(&str, &str); 8] = [
         (
@@ -147,6 +156,7 @@ fn others(connection: &Connection, database: &str) -> Result<Vec<String>, Target
         ("types", "schema_name, type_name, logical_type"),
         ("constraints", "schema_name, table_name, constraint_text"),
     ];
+
     let list = |(kind, columns): (&str, &str)| {
         let sql = format!(
             "SELECT coalesce(string_agg(described, chr(10) ORDER BY described), '') FROM (SELECT \
@@ -163,6 +173,7 @@ impl DuckDb {
     pub(super) fn rewrite_file(&mut self) -> Result<Compacted, TargetError> {
         let started = Instant::now();
         let refused = |reason: String| TargetError::NotCompacted { reason };
+
         if self.has_open_parts() {
             return Err(refused(
                 "a large transaction is being applied\nhint: try again in a while".to_owned(),
@@ -174,34 +185,40 @@ impl DuckDb {
                     .to_owned(),
             ));
         }
-        // A link stays a link.
+
+        // A symbolic link stays a symbolic link.
         let path = fs::canonicalize(self.path())?;
         let next = sibling(&path, NEW_FILE);
         let before = space(&self.connection, &path)?;
+
         self.pace.use_all_threads(&self.connection)?;
         let written = self.write_next(&next);
-        // What failed may have left it open.
+        // A failed step may have left the new file attached.
         let _ = self.connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEXT}"));
+
         let replaced = written.and_then(|contents| {
             let permissions = fs::metadata(&path)?.permissions();
             fs::set_permissions(&next, permissions)?;
             File::open(&next)?.sync_all()?;
             reached("compact.written");
+
             self.put_in_place(&next, &path)?;
             Ok(contents)
         });
+
         let contents = match replaced {
             Ok(contents) => contents,
             Err(error) => {
                 let _ = fs::remove_file(&next);
                 let _ = fs::remove_file(sibling(&next, ".wal"));
                 return Err(match error {
-                    // The file is closed.
+                    // The file is closed, which the error already states.
                     error @ TargetError::Closed { .. } => error,
                     error => TargetError::CompactionFailed { source: Box::new(error) },
                 });
             }
         };
+
         Ok(Compacted {
             before,
             after: space(&self.connection, &path)?,
@@ -211,14 +228,15 @@ impl DuckDb {
         })
     }
 
-    /// Closes the file, renames, and opens it again. The log goes with the file that it belongs to:
-    /// it is written into that before, and gone.
+    /// Closes the file, renames the new file, and opens it. The log belongs to the old file: it is
+    /// written into that file before, and does not exist any more at the rename.
     fn put_in_place(&mut self, next: &Path, path: &Path) -> Result<(), TargetError> {
         self.connection.execute_batch("CHECKPOINT")?;
         if let Err(error) = self.detach() {
             self.reattach()?;
             return Err(error);
         }
+
         reached("compact.closed");
         let moved = match fs::exists(sibling(path, ".wal")) {
             Ok(false) => fs::rename(next, path).map_err(TargetError::from),
@@ -227,32 +245,37 @@ impl DuckDb {
             }
             Err(error) => Err(error.into()),
         };
+
         reached("compact.renamed");
         self.reattach()?;
         moved?;
+
         if let Some(folder) = path.parent() {
-            // A crash before this leaves the old file, which is as good.
+            // A crash before this sync leaves the old file, which is equally valid.
             let _ = File::open(folder).and_then(|folder| folder.sync_all());
         }
         Ok(())
     }
 
-    /// Writes everything into a new file and compares.
+    /// Writes everything into a new file and compares the two.
     fn write_next(&mut self, next: &Path) -> Result<Vec<(String, u64, String)>, TargetError> {
         let connection = &self.connection;
         let gone = |path: &Path| match fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         };
-        // Left by a crash.
+
+        // A crash may have left these files.
         gone(next)?;
         gone(&sibling(next, ".wal"))?;
+
         let file = names::literal(&next.display().to_string());
         connection.execute_batch(&format!(
             "ATTACH {file} AS {NEXT} (STORAGE_VERSION 'latest'); COPY FROM DATABASE {} TO {NEXT}; \
              CHECKPOINT {NEXT};",
             names::CATALOG
         ))?;
+
         let (old, new) = (contents(connection, names::CATALOG)?, contents(connection, NEXT)?);
         if old != new || others(connection, names::CATALOG)? != others(connection, NEXT)? {
             let differs =

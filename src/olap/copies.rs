@@ -1,5 +1,5 @@
-//! Copies of tables: begun, loaded beside the stream, merged with what changed meanwhile, or thrown
-//! away.
+//! Copies of tables: begins them, loads them beside the stream, and merges them with the changes
+//! that came meanwhile, or drops them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +29,7 @@ impl CopyTarget for DuckDb {
         let ids = self.transaction(|target| {
             let oids: Vec<u32> = copies.iter().map(|copy| copy.spec.oid).collect();
             jobs::cancel(&target.connection, &oids, "its snapshot was lost")?;
+
             let (mut refused, mut begun) = (BTreeMap::new(), Vec::new());
             for copy in copies.iter().filter(|copy| !copy.is_resumed) {
                 let spec = &copy.spec;
@@ -40,6 +41,7 @@ impl CopyTarget for DuckDb {
                     refused.insert(spec.oid, error.to_string());
                     continue;
                 }
+
                 begun.push(copy);
                 target.drop_pending(spec.oid)?;
                 let stored = target.tables()?;
@@ -47,17 +49,20 @@ impl CopyTarget for DuckDb {
                 let state = if has_old { TableState::Resync } else { TableState::Copying };
                 stored.put(StoredTable { has_shadow: true, ..StoredTable::of(spec, state) });
             }
+
             create_shadows(&target.connection, &begun)?;
             let begun: Vec<(u32, &[NewJob])> = copies
                 .iter()
                 .filter(|copy| !refused.contains_key(&copy.spec.oid))
                 .map(|copy| (copy.spec.oid, copy.jobs.as_slice()))
                 .collect();
+
             let mut ids = jobs::add(&target.connection, &begun)?.into_iter();
             let outcome = |copy: &NewCopy| match refused.remove(&copy.spec.oid) {
                 Some(reason) => Err(reason),
                 None => Ok(ids.by_ref().take(copy.jobs.len()).collect()),
             };
+
             Ok(copies.iter().map(outcome).collect())
         })?;
         self.refresh()?;
@@ -101,12 +106,15 @@ impl CopyTarget for DuckDb {
                 } else {
                     Ok(())
                 };
+
                 closed
                     .and_then(|()| jobs::refuse(&target.connection, "finish.refused", table))
                     .map_err(|error| error.of_copy(table))?;
             }
+
             let shadows = tables.iter().map(|table| names::table(&names::shadow_of(&table.target)));
             let copied = apply::counts(&target.connection, shadows)?;
+
             let stored = target.tables()?;
             for (table, copied) in tables.iter().zip(copied) {
                 stored.set_state(table.oid, TableState::CatchingUp, Some(copied));
@@ -123,18 +131,22 @@ impl CopyTarget for DuckDb {
     ) -> Result<BTreeSet<u32>, TargetError> {
         self.ensure_attached()?;
         self.roll_back()?;
+
         let stored = self.tables()?;
         let (changed, mut merged): (Vec<_>, Vec<_>) =
             tables.iter().partition(|table| stored.has_pending(table.oid));
+
         let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
         let (due, unchanged): (Vec<_>, Vec<_>) =
             changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
         merged.extend(unchanged.into_iter().map(|(table, _)| table));
+
         let whole = self.transaction(|target| {
             for table in &merged {
                 jobs::refuse(&target.connection, "merge.refused", table)
                     .map_err(|error| error.of_copy(table))?;
             }
+
             let (mut left, mut done) = (most_rows, Vec::new());
             for &(table, kept) in &due {
                 if left == 0 {
@@ -145,21 +157,26 @@ impl CopyTarget for DuckDb {
                         jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged)
                     })
                     .map_err(|error| error.of_copy(table))?;
+
                 left = left.saturating_sub(kept);
                 done.extend(is_merged.then_some(table));
             }
+
             reached("merge.step");
             Ok(done)
         })?;
+
         merged.extend(whole);
         if merged.is_empty() {
             return Ok(BTreeSet::new());
         }
         reached("merge.merged");
-        // In a transaction of its own. DuckDB writes rows into its log under the name that their
-        // table has at the end of the transaction, and before the renaming: a log with both cannot
-        // be replayed after a crash. Nothing can come between the two: this is the one writer, and
-        // a crash leaves a shadow with nothing more to merge.
+
+        // The swap has a transaction of its own. DuckDB writes rows into its log under the name
+        // that their table has at the end of the transaction, and before the renaming: a log with
+        // both cannot be replayed after a crash. No other change can come between the two
+        // transactions: this process is the only writer, and after a crash the shadow has nothing
+        // more to merge.
         self.transaction(|target| {
             let mut statements = String::new();
             for table in &merged {
@@ -167,12 +184,15 @@ impl CopyTarget for DuckDb {
                 statements.push_str(&names::swap(&table.target));
             }
             target.connection.execute_batch(&statements)?;
+
             for table in &merged {
                 target.drop_pending(table.oid)?;
             }
+
             let stored = target.tables()?;
             stored.forget_dropped_namesakes(merged.iter().map(|table| (&table.target, table.oid)));
             merged.iter().for_each(|table| stored.set_live(table.oid));
+
             reached("merge.swapping");
             Ok(())
         })?;
@@ -184,11 +204,13 @@ impl CopyTarget for DuckDb {
         self.transaction(|target| {
             let oids: Vec<u32> = copies.iter().map(|(oid, _)| *oid).collect();
             target.drop_shadows(&oids)?;
+
             let stored = target.tables()?;
             for (oid, pause) in copies {
                 let Some(name) = stored.get(*oid).map(|table| table.target.clone()) else {
                     continue;
                 };
+
                 let state = match pause {
                     Some(pause) => TableState::Error(pause.clone()),
                     None if stored.is_ours(&name) => TableState::Resync,
@@ -222,13 +244,14 @@ impl CopyTarget for DuckDb {
     }
 }
 
-/// Makes the empty shadows of copies that begin, in the place of older ones.
+/// Makes the empty shadows of copies that begin, and drops the older shadows of these tables.
 fn create_shadows(connection: &Connection, copies: &[&NewCopy]) -> Result<(), TargetError> {
     let older = names::shadows(connection)?;
     let schemas: BTreeMap<String, String> = copies
         .iter()
         .map(|copy| (copy.spec.target.schema.clone(), names::create_schema(&copy.spec.target)))
         .collect();
+
     let mut statements: String = schemas.into_values().collect();
     for NewCopy { spec, long_columns, .. } in copies {
         let shadow = names::shadow_of(&spec.target);

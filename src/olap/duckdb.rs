@@ -30,16 +30,16 @@ use crate::{
     pgoutput::QualifiedName,
 };
 
-/// So many statements are kept planned.
+/// The number of statements that DuckDB keeps planned.
 const PREPARED: usize = 1024;
 
-/// The DuckDB file. Holding it holds the file's lock: one rhei per file.
+/// The DuckDB file. A `DuckDb` holds the lock of its file: only one rhei can work on a file.
 pub struct DuckDb {
     pub(super) connection: Connection,
     pub(super) database: Arc<Database>,
     path: PathBuf,
     pub(super) pipeline: Option<Pipeline>,
-    /// None: they have to be read, since a transaction failed.
+    /// None after a transaction failed: the tables have to be read from the file again.
     tables: Option<Tables>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
@@ -47,34 +47,38 @@ pub struct DuckDb {
     pub(super) views: StagingViews,
     /// The transaction that is open for parts of a source transaction.
     parts: Option<Progress>,
-    /// A transaction was begun and not ended.
+    /// A transaction was begun and has not ended.
     is_open: bool,
-    /// The file was closed, and could not be opened again yet.
+    /// The file was closed and could not be opened again yet.
     is_detached: bool,
-    /// One more for each loader that is alive.
+    /// Each loader that is alive holds one more reference to this.
     pub(super) loaders: Arc<()>,
 }
 
 impl DuckDb {
-    /// Opens the file, makes it when it is missing.
+    /// Opens the file, and creates it when it is missing.
     ///
     /// # Errors
-    /// It is locked, a folder, no database, or from a newer rhei; each has its own message.
+    /// The file is locked, a folder, not a database, or from a newer rhei; each case has its own
+    /// message.
     pub fn open(options: &TargetOptions) -> Result<Self, TargetError> {
         let path = &options.path;
         if path.is_dir() {
             return Err(TargetError::IsFolder { path: path.clone() });
         }
+
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
             && !folder.is_dir()
         {
             return Err(TargetError::NoFolder { path: path.clone(), folder: folder.to_owned() });
         }
+
         let since = SystemTime::now();
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
         remove_stale_spill(path, since);
         new_file::remove_stale_spill(path);
         connection.set_prepared_statement_cache_capacity(PREPARED);
+
         let pace = Tuning::new(&connection)?;
         let mut opened = Self {
             connection,
@@ -90,6 +94,7 @@ impl DuckDb {
             is_detached: false,
             loaders: Arc::default(),
         };
+
         opened.state()?;
         Ok(opened)
     }
@@ -98,7 +103,7 @@ impl DuckDb {
         &self.path
     }
 
-    /// What `_rhei` says of the tables, and what the transaction that is open has changed of it.
+    /// Returns what `_rhei` says of the tables, with the changes of the transaction that is open.
     pub(super) fn tables(&mut self) -> Result<&mut Tables, TargetError> {
         let tables = match self.tables.take() {
             Some(tables) => tables,
@@ -108,7 +113,7 @@ impl DuckDb {
         Ok(self.tables.insert(tables))
     }
 
-    /// Drops what a copy on its way has gathered.
+    /// Drops the rows and changes that an unfinished copy of each table has gathered.
     pub(super) fn drop_shadows(&mut self, oids: &[u32]) -> Result<(), TargetError> {
         let mut statements = String::new();
         for &oid in oids {
@@ -119,6 +124,7 @@ impl DuckDb {
             self.drop_pending(oid)?;
             self.tables()?.set_shadowless(oid);
         }
+
         self.connection.execute_batch(&statements)?;
         jobs::cancel(&self.connection, oids, "its copy was given up")
     }
@@ -132,10 +138,10 @@ impl DuckDb {
         Ok(())
     }
 
-    /// After a transaction that may have changed tables.
+    /// Reads again what depends on the tables, after a transaction that may have changed them.
     pub(super) fn refresh(&mut self) -> Result<(), TargetError> {
         self.copying = self.tables()?.copying();
-        // DuckDB does not keep what it plans anew after a table has changed.
+        // DuckDB does not keep the plans that it makes after a table has changed.
         self.connection.flush_prepared_statement_cache();
         self.set_pace()
     }
@@ -144,7 +150,8 @@ impl DuckDb {
         self.parts = None;
         if std::mem::take(&mut self.is_open) {
             self.tables = None;
-            // Fails when there is none any more; either way nothing of it is left.
+            // The ROLLBACK fails when no transaction is open any more; in both cases no change of
+            // it is left.
             let _ = self.connection.execute_batch("ROLLBACK");
         }
     }
@@ -153,12 +160,12 @@ impl DuckDb {
         self.parts.is_some()
     }
 
-    /// Somebody loads chunks, and holds the file open until that ends.
+    /// Returns whether a loader is loading chunks, which holds the file open until the loader ends.
     pub(super) fn has_loaders(&self) -> bool {
         Arc::strong_count(&self.loaders) > 1
     }
 
-    /// Closes the file. Everything but [`Self::reattach`] fails until it is open again.
+    /// Closes the file. Every method but [`Self::reattach`] fails until the file is open again.
     pub(super) fn detach(&mut self) -> Result<(), TargetError> {
         self.is_detached = true;
         self.connection.flush_prepared_statement_cache();
@@ -166,14 +173,16 @@ impl DuckDb {
         Ok(self.connection.execute_batch(&detached)?)
     }
 
-    /// Opens the file once more after it was closed; settings of the instance stay.
+    /// Opens the file again after it was closed; the settings of the DuckDB instance stay.
     pub(super) fn reattach(&mut self) -> Result<(), TargetError> {
         const PATIENCE: Duration = Duration::from_secs(3);
         let since = Instant::now();
+
         loop {
             match attach(&self.connection, &self.path, AccessMode::ReadWrite) {
                 Ok(()) => break,
-                // Whoever had it open still lets go of it, or looked at it just now.
+                // The process that had the file open is still closing it, or another one just read
+                // it.
                 Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(jobs::CONFLICT_PAUSE),
                 Err(error) => {
                     return Err(TargetError::Closed {
@@ -183,13 +192,14 @@ impl DuckDb {
                 }
             }
         }
+
         self.is_detached = false;
         self.tables = None;
         self.state().map(|_| ())
     }
 
-    /// Nothing may be read from, or written to, the database in memory that stands in for a closed
-    /// file.
+    /// Opens the file if it is closed: no statement may read from, or write to, the database in
+    /// memory that stands in for a closed file.
     pub(super) fn ensure_attached(&mut self) -> Result<(), TargetError> {
         if self.is_detached {
             self.detach()?;
@@ -198,7 +208,7 @@ impl DuckDb {
         Ok(())
     }
 
-    /// What a file says of itself, without writing to it; for `status`.
+    /// Reads the state that a file holds, without writing to the file; for `status`.
     pub fn look(path: &Path) -> Result<Option<(StoredState, Space)>, TargetError> {
         if !path.is_file() {
             return Err(TargetError::NoFile { path: path.to_owned() });
@@ -209,7 +219,7 @@ impl DuckDb {
         Ok(Some((state, compact::space(&connection, path)?)))
     }
 
-    /// The jobs in a file, without writing to it; for `jobs`.
+    /// Reads the jobs in a file, without writing to the file; for `jobs`.
     pub fn look_at_jobs(path: &Path) -> Result<Vec<StoredJob>, TargetError> {
         if !path.is_file() {
             return Err(TargetError::NoFile { path: path.to_owned() });
@@ -219,29 +229,34 @@ impl DuckDb {
         if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
     }
 
-    /// Runs `work` in one transaction: all of it or nothing. Once more when a loader was at the
-    /// same row of `_rhei.jobs`, which it is for a moment only.
+    /// Runs `work` in one transaction: all of it or nothing. Runs it again when a loader was
+    /// changing the same row of `_rhei.jobs`, which a loader does for a moment only.
     pub(super) fn transaction<R>(
         &mut self,
         work: impl Fn(&mut Self) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
         self.ensure_attached()?;
         self.roll_back()?;
+
         let before = self.pipeline.clone();
         let mut conflicts = 0;
         loop {
             self.connection.execute_batch("BEGIN TRANSACTION")?;
             self.is_open = true;
+
             let done = work(self).and_then(|done| {
                 self.commit()?;
                 Ok(done)
             });
             self.is_open = false;
             let Err(error) = done else { return done };
+
             self.pipeline.clone_from(&before);
             self.tables = None;
-            // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
+            // The ROLLBACK fails when COMMIT itself ended the transaction; in both cases no change
+            // is left.
             let _ = self.connection.execute_batch("ROLLBACK");
+
             conflicts += 1;
             if !error.is_conflict() || conflicts >= jobs::CONFLICTS {
                 return Err(error);
@@ -257,7 +272,7 @@ impl DuckDb {
         Ok(self.connection.execute_batch("COMMIT")?)
     }
 
-    /// Begins the transaction, goes on with it, or ends it. After a failure nothing of it is left.
+    /// Begins the transaction, continues it, or ends it. After a failure no change of it is left.
     fn apply_in_parts(
         &mut self,
         batch: &ChangeBatch,
@@ -272,6 +287,7 @@ impl DuckDb {
                 Progress::default()
             }
         };
+
         let applied = apply::apply(self, batch, &mut progress).and_then(|()| {
             if batch.is_part {
                 reached("apply.part");
@@ -284,11 +300,13 @@ impl DuckDb {
                     pruned: 0,
                 });
             }
+
             let applied = apply::finish(self, batch, checkpoint, &progress)?;
             reached("apply.committing");
             self.commit()?;
             Ok(applied)
         });
+
         let ends_a_copy = progress.ends_a_copy;
         match (&applied, batch.is_part) {
             (Ok(_), true) => self.parts = Some(progress),
@@ -297,11 +315,13 @@ impl DuckDb {
                 self.is_open = false;
                 self.pipeline = before;
                 self.tables = None;
-                // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
+                // The ROLLBACK fails when COMMIT ended the transaction; in both cases no change is
+                // left.
                 let _ = self.connection.execute_batch("ROLLBACK");
                 return applied.map(|applied| (applied, false));
             }
         }
+
         applied.map(|applied| (applied, ends_a_copy))
     }
 
@@ -316,8 +336,8 @@ impl DuckDb {
         compact::size(&compact::sibling(&self.path, ".wal"))
     }
 
-    /// Reads what is committed. While a transaction is open for parts, its connection would show
-    /// what is not.
+    /// Reads what is committed. While a transaction is open for parts, the connection of that
+    /// transaction would also show rows that are not committed, so another connection reads.
     pub(super) fn reading<R>(
         &self,
         read: impl FnOnce(&Connection) -> Result<R, TargetError>,
@@ -325,12 +345,13 @@ impl DuckDb {
         if self.parts.is_none() {
             return read(&self.connection);
         }
+
         let other = self.connection.try_clone()?;
         other.execute_batch(&format!("USE {}", names::CATALOG))?;
         read(&other)
     }
 
-    /// A table of that name that rhei did not make is somebody's work.
+    /// Fails for a table of that name that rhei did not make: the table is the work of a user.
     pub(super) fn refuse_foreign(&mut self, name: &QualifiedName) -> Result<(), TargetError> {
         if self.tables()?.is_foreign(name) {
             return Err(TargetError::ForeignTable {
@@ -351,6 +372,7 @@ impl TargetState for DuckDb {
         if self.tables.is_none() || self.pipeline.is_none() {
             self.pipeline = state::read_pipeline(&self.connection)?;
         }
+
         self.refresh()?;
         let Some(pipeline) = self.pipeline.clone() else { return Ok(None) };
         Ok(Some(StoredState { pipeline, tables: self.tables()?.list() }))
@@ -364,6 +386,7 @@ impl TargetState for DuckDb {
         self.transaction(|target| {
             state::create(&target.connection)?;
             state::put_pipeline(&target.connection, pipeline)?;
+
             let stored = target.tables()?;
             tables.iter().for_each(|table| stored.put(table.clone()));
             target.pipeline = Some(pipeline.clone());
@@ -377,6 +400,7 @@ impl TargetState for DuckDb {
             let is_ended =
                 |table: &&StoredTable| target.copying.contains_key(&table.oid) && !table.has_shadow;
             let ended: Vec<u32> = tables.iter().filter(is_ended).map(|table| table.oid).collect();
+
             target.drop_shadows(&ended)?;
             let stored = target.tables()?;
             tables.iter().for_each(|table| stored.put(table.clone()));
@@ -399,7 +423,8 @@ impl TargetState for DuckDb {
             let (mut moving, mut ours) = (Vec::new(), Vec::new());
             for (from, table) in moves {
                 let stored = target.tables()?;
-                // What was kept of a table that is gone stays under the name that both had.
+                // The kept copy of a table that was dropped at the source stays under the name that
+                // both tables had.
                 let is_ours = stored.is_ours(from) && !stored.is_kept_by_another(from, table.oid);
                 ours.push(is_ours);
                 if is_ours
@@ -409,15 +434,17 @@ impl TargetState for DuckDb {
                     moving.push((from, table));
                 }
             }
-            // All at once, so that two tables can swap their names.
+
+            // All tables get a temporary name first, so that two tables can swap their names.
             for (from, table) in &moving {
                 target.connection.execute_batch(&names::rename_to_temp(from, table.oid))?;
             }
             for (from, table) in &moving {
-                // A copy that is only kept gives way.
+                // A copy that is only kept gives way to the table that takes its name.
                 if target.tables()?.forget_dropped_namesakes([(&table.target, table.oid)]) {
                     target.connection.execute_batch(&names::drop_table(&table.target))?;
                 }
+
                 target.refuse_foreign(&table.target)?;
                 target.connection.execute_batch(&names::rename_from_temp(
                     from,
@@ -425,6 +452,7 @@ impl TargetState for DuckDb {
                     &table.target,
                 ))?;
             }
+
             let stored = target.tables()?;
             for ((_, table), is_ours) in moves.iter().zip(ours) {
                 stored.put(table.clone());
@@ -448,6 +476,7 @@ impl ApplyTarget for DuckDb {
         if !batch.continues {
             self.roll_back()?;
         }
+
         self.pace.expect(batch);
         self.set_pace()?;
         if self.parts.is_none() {
@@ -457,10 +486,12 @@ impl ApplyTarget for DuckDb {
                 .filter(|changes| !self.copying.contains_key(&changes.table.oid));
             self.views.prepare(&self.database, live)?;
         }
+
         if batch.continues && self.parts.is_none() {
             let reason = "a large transaction goes on whose beginning was taken back".to_owned();
             return Err(TargetError::Corrupt { reason });
         }
+
         let (since, log_bytes) = (Instant::now(), self.log_bytes());
         let (applied, ends_a_copy) = if batch.is_part || self.parts.is_some() {
             self.apply_in_parts(batch, checkpoint)?
@@ -473,10 +504,12 @@ impl ApplyTarget for DuckDb {
                 Ok((applied, progress.ends_a_copy))
             })?
         };
+
         self.pace.took(since.elapsed());
         if batch.is_part {
             return Ok(applied);
         }
+
         self.pace.applied(&applied, (log_bytes, self.log_bytes()));
         if !batch.schema_changes.is_empty() || ends_a_copy && !self.copying.is_empty() {
             self.refresh()?;
@@ -487,7 +520,7 @@ impl ApplyTarget for DuckDb {
     fn roll_back(&mut self) -> Result<(), TargetError> {
         if self.is_open {
             self.roll_back_quietly();
-            // It may have been looked at meanwhile.
+            // The state may have been read from the file meanwhile.
             self.state()?;
         }
         Ok(())
@@ -507,11 +540,13 @@ impl ApplyTarget for DuckDb {
             let name = names::quoted(&column.target_name);
             let is_list = column.mapping.target_type.ends_with("[]");
             let value = if is_list { format!("unnest({name}, recursive := true)") } else { name };
+
             let other = if allowed.is_empty() {
                 String::new()
             } else {
                 format!("AND value NOT IN ({})", allowed.join(", "))
             };
+
             let found: bool = self.connection.query_row(
                 &format!(
                     "SELECT EXISTS (SELECT 1 FROM (SELECT {value} AS value FROM {target}) \
@@ -537,23 +572,28 @@ impl FileMaintenance for DuckDb {
 
     fn checkpoint_file(&mut self, compaction: Compaction) -> Result<(), TargetError> {
         self.ensure_attached()?;
-        // It would end the transaction.
+
+        // A file checkpoint would end the transaction.
         if self.has_open_parts() {
             return Ok(());
         }
+
         self.pace.set_for_tidying(&self.connection, compaction, !self.copying.is_empty())?;
         reached("tidy.begun");
         let tidied = self.connection.execute_batch("CHECKPOINT");
         reached("tidy.done");
         self.pace.tidied(&self.connection, tidied.is_ok())?;
+
         match tidied {
-            // An older reader's snapshot, or a writer; the next one will do.
+            // A reader holds an older snapshot, or a loader writes; the next file checkpoint will
+            // do it.
             Err(error) if error.to_string().contains("Cannot CHECKPOINT") => {
                 tracing::debug!(error = %error, "file checkpoint put off");
             }
             Err(error) => {
                 let error = TargetError::from(error);
-                // Chunks that are being loaded are given up first, by whoever has them loaded.
+                // The caller that has chunks loaded gives them up first; then the file can be
+                // reopened.
                 if error.is_of_disk() && !self.has_loaders() {
                     self.reopen()?;
                 }
@@ -590,8 +630,10 @@ mod tests {
         for file in [&old, &new] {
             std::fs::write(file, "left behind").unwrap();
         }
+
         let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
         std::fs::File::options().write(true).open(&old).unwrap().set_modified(an_hour_ago).unwrap();
+
         let options = TargetOptions {
             path,
             duckdb_memory_limit: Some("32MB".to_owned()),
@@ -599,6 +641,7 @@ mod tests {
         };
         let target = DuckDb::open(&options).unwrap();
         assert!(!old.exists() && new.exists());
+
         std::fs::remove_file(&new).unwrap();
         target
             .connection
@@ -608,6 +651,7 @@ mod tests {
                  CREATE TEMP TABLE sorted AS FROM rhei_target.t ORDER BY v;",
             )
             .unwrap();
+
         assert!(spilled.read_dir().unwrap().count() > 0);
         drop(target);
         assert_eq!(spilled.read_dir().unwrap().count(), 0);

@@ -1,4 +1,4 @@
-//! What rhei asks of a target, and what crosses that line.
+//! The interface between rhei and a target, and the data that crosses it.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -12,66 +12,68 @@ use crate::{
     pgoutput::QualifiedName,
 };
 
-/// A target that a pipeline can follow its source into. Plain blocking calls, made from one writer
-/// thread.
+/// A target into which a pipeline can replicate its source. All calls are plain blocking calls from
+/// one writer thread.
 ///
-/// Data and checkpoint reach it through one call, so changes cannot be written without saying up to
-/// where. Each call is one transaction: it happens whole or not at all.
+/// Data and checkpoint reach the target through one call, so changes cannot be written without the
+/// position that they reach. Each call is one transaction: it happens completely or not at all.
 pub trait OlapEngine: TargetState + CopyTarget + ApplyTarget + FileMaintenance {}
 
 impl<T: TargetState + CopyTarget + ApplyTarget + FileMaintenance> OlapEngine for T {}
 
-/// What the target says of itself: the pipeline and its tables.
+/// The state that the target stores: the pipeline and its tables.
 pub trait TargetState: Send {
-    /// What the file says of itself; `None` when rhei never wrote to it.
+    /// Returns the state that the file stores; `None` if rhei never wrote to the file.
     fn state(&mut self) -> Result<Option<StoredState>, TargetError>;
 
-    /// Replaces the pipeline row (slot, identities, phase, checkpoint) and, when given, the rows of
-    /// these tables.
+    /// Replaces the row of the pipeline (slot, identities, phase, checkpoint) and the rows of these
+    /// tables, if any are given.
     fn put_state(&mut self, pipeline: &Pipeline, tables: &[StoredTable])
     -> Result<(), TargetError>;
 
-    /// Replaces the rows of these tables; nothing of their data changes.
+    /// Replaces the rows of these tables; the data of the tables does not change.
     fn put_tables(&mut self, tables: &[StoredTable]) -> Result<(), TargetError>;
 
-    /// Replaces what is stored of the shape of these tables, which are otherwise as they were.
+    /// Replaces the stored shape of these tables and keeps the rest of their state.
     fn put_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
-    /// Renames tables, all at once, from the name given to the target that their new row says, and
+    /// Renames tables, all at once, from the given name to the target name of their new row, and
     /// replaces their rows.
     fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError>;
 }
 
-/// Copies of tables, which are loaded beside the stream and merged with what changed meanwhile.
+/// Copies of tables, which are loaded beside the stream and merged with the changes that came
+/// meanwhile.
 pub trait CopyTarget: Send {
     /// Loads chunks beside the writer.
     type Loader: CopyLoader;
 
-    /// Begins copies. One that is not resumed gets an empty shadow, keeps changes from now on, and
-    /// becomes `copying`, or `resync` when an older copy of it is there. Jobs of an earlier begin
-    /// that are still open are cancelled. Returns the ids of each copy's jobs, in order; or why a
-    /// table cannot be copied, which is in `error` then.
+    /// Begins copies. A copy that is not resumed gets an empty shadow, and keeps changes from now
+    /// on; its table becomes `copying`, or `resync` when an older copy of the table exists. Jobs of
+    /// an earlier begin that are still open are cancelled. Returns the ids of the jobs of each
+    /// copy, in order; or the reason why a table cannot be copied, which is then in `error`.
     fn begin_copies(
         &mut self,
         copies: &[NewCopy],
     ) -> Result<Vec<Result<Vec<u64>, String>>, TargetError>;
 
-    /// The chunks that are in the shadow of a table, as their jobs describe them, and their rows.
+    /// Returns the chunks that are in the shadow of a table, as their jobs describe them, and their
+    /// numbers of rows.
     fn done_chunks(
         &mut self,
         oid: u32,
         copy_lsn: Lsn,
     ) -> Result<Vec<(serde_json::Value, u64)>, TargetError>;
 
-    /// Keys of rows that changed while the table was copied and have values that only the source
-    /// can tell: `most` of them.
+    /// Returns at most `most` keys of rows that changed while the table was copied and that have
+    /// values which only the source knows.
     fn open_keys(
         &mut self,
         table: &TableSpec,
         most: usize,
     ) -> Result<Vec<Vec<String>>, TargetError>;
 
-    /// The rows under `asked` of those keys, as the source has them at the checkpoint.
+    /// Fills in the rows under `asked` of those keys, as the source has the rows at the checkpoint.
     fn fill_open(
         &mut self,
         table: &TableSpec,
@@ -79,51 +81,51 @@ pub trait CopyTarget: Send {
         asked: usize,
     ) -> Result<(), TargetError>;
 
-    /// Every chunk of these tables is in their shadows: they are `catching_up`.
+    /// Marks these tables as `catching_up`: every chunk of them is in their shadows.
     fn finish_loads(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError>;
 
-    /// Merges some of what changed meanwhile into shadows that are loaded, `most_rows` in all.
-    /// Where nothing is left, the shadow takes the table's place, and the table is `live` as of the
-    /// checkpoint; returns the oids of those.
+    /// Merges at most `most_rows` of the changes that came meanwhile into shadows that are loaded.
+    /// If no change of a table is left, its shadow takes the place of the table, and the table is
+    /// `live` as of the checkpoint; returns the oids of these tables.
     fn merge(
         &mut self,
         tables: &[Arc<TableSpec>],
         most_rows: u64,
     ) -> Result<BTreeSet<u32>, TargetError>;
 
-    /// Throws copies away, by the oids of their tables. With a reason a table is in `error`; else
-    /// it waits to be copied anew.
+    /// Drops copies, by the oids of their tables. A table with a reason is then in `error`; a table
+    /// without one waits to be copied again.
     fn abandon_copies(&mut self, copies: &[(u32, Option<Pause>)]) -> Result<(), TargetError>;
 
-    /// All jobs that are kept, oldest first.
+    /// Returns all jobs that are kept, oldest first.
     fn jobs(&mut self) -> Result<Vec<StoredJob>, TargetError>;
 
-    /// Somebody who loads chunks into shadows, beside this writer and others.
+    /// Returns a loader, which loads chunks into shadows beside this writer and other loaders.
     fn loader(&mut self) -> Result<Self::Loader, TargetError>;
 
-    /// Drops jobs that ended long ago. Returns how many.
+    /// Drops jobs that ended long ago. Returns the number of dropped jobs.
     fn prune(&mut self) -> Result<u64, TargetError>;
 }
 
-/// Change batches, each in one transaction with its checkpoint.
+/// Applies change batches, each in one transaction with its checkpoint.
 pub trait ApplyTarget: Send {
-    /// Brings tables into their new shapes, applies a batch (or keeps it for later, for tables that
-    /// are being copied), marks the batch's failed tables, replaces the checkpoint, records the
-    /// cycle, commits. All in one transaction. After a part of a source transaction
-    /// ([`ChangeBatch::is_part`]) that stays open for the batch that comes next, and ends without a
-    /// trace when something else is called, or the batch fails.
+    /// Brings tables into their new shapes, applies a batch (or keeps its changes for later, for
+    /// tables that are being copied), marks the batch's failed tables, replaces the checkpoint,
+    /// records the cycle, and commits. All steps are in one transaction. After a part of a source
+    /// transaction ([`ChangeBatch::is_part`]) this transaction stays open for the next batch; it
+    /// ends without a trace if another method is called, or if the batch fails.
     fn apply(
         &mut self,
         batch: &ChangeBatch,
         checkpoint: &Checkpoint,
     ) -> Result<Applied, TargetError>;
 
-    /// Takes back the parts of a source transaction that will not be ended, and whatever a panic
-    /// left open.
+    /// Rolls back the parts of a source transaction that will not be ended, and a transaction that
+    /// a panic left open.
     fn roll_back(&mut self) -> Result<(), TargetError>;
 
-    /// Whether a table has, in any of these columns of text or of lists of text, a value that is
-    /// not among `allowed`.
+    /// Returns whether a table has, in any of these columns of text or of lists of text, a value
+    /// that is not among `allowed`.
     fn holds_other_values(
         &mut self,
         table: &TableSpec,
@@ -132,36 +134,38 @@ pub trait ApplyTarget: Send {
     ) -> Result<bool, TargetError>;
 }
 
-/// The upkeep of what the target keeps its tables in.
+/// The maintenance of the file that holds the target's tables.
 pub trait FileMaintenance: Send {
-    /// Opens the file once more, as DuckDB wants it after its disk has failed it.
+    /// Opens the file again, as DuckDB requires after an error of its disk.
     fn reopen(&mut self) -> Result<(), TargetError>;
 
-    /// Writes DuckDB's write-ahead log into the file. May be refused by an old reader; that is no
-    /// error.
+    /// Writes DuckDB's write-ahead log into the file. An old reader may prevent the write; that is
+    /// no error.
     fn checkpoint_file(&mut self, compaction: Compaction) -> Result<(), TargetError>;
 
-    /// How large the file is.
+    /// Returns the size of the file.
     fn space(&mut self) -> Result<Space, TargetError>;
 
-    /// Writes the file anew without what deletes left behind, proves the new one equal and puts it
-    /// in the old one's place. Whatever fails leaves the old one as it was.
+    /// Rewrites the file without the space of deleted rows, proves that the new file is equal and
+    /// puts it in the place of the old one. Any failure leaves the old file as it was.
     fn compact(&mut self) -> Result<Compacted, TargetError>;
 }
 
 /// Loads chunks of copies, through a connection of its own: beside the writer and other loaders.
 pub trait CopyLoader: Send + 'static {
-    /// A job is begun, once more. `false`: it was cancelled meanwhile.
+    /// Begins a job, also one that was begun before. Returns `false` if the job was cancelled
+    /// meanwhile.
     fn begin(&self, job: u64) -> Result<bool, TargetError>;
 
-    /// Whether nobody wants the job to be done any more.
+    /// Returns whether the job was cancelled, so that no task needs its result any more.
     fn is_cancelled(&self, job: u64) -> Result<bool, TargetError>;
 
-    /// Appends rows to the shadow of a table and marks the job as done, in one transaction. Rows
-    /// have the order and the target names of `table.columns`.
+    /// Appends rows to the shadow of a table and marks the job as done, in one transaction. The
+    /// rows have the order and the target names of `table.columns`.
     ///
     /// # Errors
-    /// Also when the job was cancelled, or is while it is loaded: its shadow is another one then.
+    /// The load also fails when the job was cancelled, or is cancelled while it is loaded: the
+    /// table then has another shadow.
     fn load(
         &mut self,
         table: &Arc<TableSpec>,
@@ -169,54 +173,56 @@ pub trait CopyLoader: Send + 'static {
         rows: RowStream,
     ) -> Result<u64, TargetError>;
 
-    /// As [`Self::load`], for chunks of several small tables, all in one transaction: each with its
-    /// job and its rows. Their jobs go from `pending` to `done`: `reading` is how long it took to
-    /// read the rows.
+    /// Works as [`Self::load`], for chunks of several small tables, all in one transaction: each
+    /// chunk with its job and its rows. The jobs go from `pending` to `done`: `reading` is the time
+    /// that it took to read the rows.
     fn load_all(
         &mut self,
         chunks: &[(Arc<TableSpec>, u64, Vec<RecordBatch>)],
         reading: Duration,
     ) -> Result<(), TargetError>;
 
-    /// A job could not be done, this time (`pending`) or for good (`failed`, `cancelled`).
+    /// Records that a job could not be done, this time (`pending`) or for good (`failed`,
+    /// `cancelled`).
     fn give_up(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError>;
 }
 
-/// How much of what deletes left behind is tidied up, too.
+/// How much of the space of deleted rows a file checkpoint reclaims as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compaction {
     Skip,
-    /// Some row groups; the commit that does it stays short.
+    /// Compacts some row groups; the commit that does it stays short.
     Incremental,
-    /// As many row groups as so many updated and deleted rows leave work for.
+    /// Compacts as many row groups as this number of updated and deleted rows leaves work for.
     For {
         changed_rows: u64,
     },
 }
 
-/// A copy that is to begin, or to go on.
+/// A copy that begins, or that is resumed.
 #[derive(Debug, Clone)]
 pub struct NewCopy {
     pub spec: Arc<TableSpec>,
-    /// Its shadow, and what it kept of changes, stay.
+    /// The shadow of the copy, and the changes that the copy kept, stay.
     pub is_resumed: bool,
-    /// Names in DuckDB of columns whose values are long: it compresses them in another way.
+    /// The names in DuckDB of the columns whose values are long: DuckDB compresses these in another
+    /// way.
     pub long_columns: BTreeSet<String>,
     pub jobs: Vec<NewJob>,
 }
 
-/// Rows on their way into a shadow. An error ends the load and rolls it back.
+/// The rows that are loaded into a shadow. An error ends the load and rolls it back.
 pub type RowStream =
     Box<dyn Iterator<Item = Result<RecordBatch, Box<dyn std::error::Error + Send + Sync>>> + Send>;
 
-/// What [`ApplyTarget::apply`] did.
+/// The result of [`ApplyTarget::apply`].
 #[derive(Debug, Clone)]
 pub struct Applied {
-    /// The new checkpoint, now durable; after a part, the one before it.
+    /// The new checkpoint, which is now durable; after a part, the checkpoint before it.
     pub durable: DurableLsn,
-    /// Rows deleted from and inserted into target tables, by the parts before it too.
+    /// The rows deleted from and inserted into target tables, including those of earlier parts.
     pub deleted_rows: u64,
     pub inserted_rows: u64,
-    /// Rows of `_rhei.cycles` dropped by retention.
+    /// The rows of `_rhei.cycles` that retention dropped.
     pub pruned: u64,
 }

@@ -1,4 +1,4 @@
-//! Anything that goes wrong at the target.
+//! The errors of the target.
 
 use std::path::PathBuf;
 
@@ -9,8 +9,7 @@ use crate::{
     types::ValueError,
 };
 
-/// Anything that goes wrong at the target. After an error of `apply` the transaction is rolled
-/// back.
+/// Any error of the target. After an error of `apply` the transaction is rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     #[error("{}", refused(.0))]
@@ -79,20 +78,21 @@ pub enum TargetError {
     Table { oid: u32, table: String, source: Box<TargetError> },
 }
 
-/// DuckDB says what kind an error is before its first colon. What comes after may hold values of
-/// the source.
+/// Returns whether an error is of one of these kinds. DuckDB names the kind of an error before the
+/// first colon. The text after that may hold values of the source.
 pub(super) fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
     text.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
 }
 
 pub(super) fn is_of_disk(text: &str) -> bool {
-    // After any failure of a file checkpoint DuckDB says of each statement that the database has
-    // been invalidated.
+    // After any failure of a file checkpoint DuckDB answers each statement with the error that the
+    // database has been invalidated.
     if let Some((_, original)) = text.split_once("Original error:")
         && ["Out of Memory Error", "INTERNAL Error"].iter().any(|kind| original.contains(kind))
     {
         return false;
     }
+
     const WORDS: [&str; 7] = [
         "No space left",
         "quota exceeded",
@@ -102,12 +102,12 @@ pub(super) fn is_of_disk(text: &str) -> bool {
         "FSYNC",
         "has been invalidated",
     ];
-    // A COMMIT that cannot be written is an error of its transaction.
+    // A COMMIT that cannot be written fails with an error of its transaction.
     is_of_kind(text, &["IO Error", "FATAL Error", "TransactionContext Error"])
         && WORDS.iter().any(|words| text.contains(words))
 }
 
-/// Checksums that do not match, and files that end too soon.
+/// Returns whether the error is about checksums that do not match, or files that end too soon.
 pub(super) fn is_damage(text: &str) -> bool {
     const WORDS: [&str; 3] =
         ["Corrupt", "Could not read enough bytes", "Failure while replaying WAL"];
@@ -130,7 +130,8 @@ pub(super) fn refused(error: &::duckdb::Error) -> &'static str {
 }
 
 impl TargetError {
-    /// Ties an error to the table whose statements met it. What concerns the whole file stays so.
+    /// Ties an error to the table whose statements caused it. An error of the whole file stays as
+    /// it is.
     pub(super) fn of(self, table: &TableSpec) -> Self {
         let is_of_file = match &self {
             Self::Query(error) => {
@@ -147,14 +148,15 @@ impl TargetError {
             Self::Diverged { .. } | Self::Rows { .. } => false,
             _ => true,
         };
+
         if is_of_file {
             return self;
         }
         Self::Table { oid: table.oid, table: table.source.to_string(), source: Box::new(self) }
     }
 
-    /// As [`Self::of`], for the copy of a table. What broke off before it came here is not the
-    /// table's, and a copy that does not fit begins anew.
+    /// Works as [`Self::of`], for the copy of a table. An error in the rows before they reached the
+    /// target is not an error of the table, and a copy that does not match its source is restarted.
     pub(super) fn of_copy(self, table: &TableSpec) -> Self {
         match self {
             Self::Rows { .. } | Self::Diverged { .. } => self,
@@ -162,14 +164,14 @@ impl TargetError {
         }
     }
 
-    /// Whether the error is about what one table holds. Another transaction that was in the way is
-    /// not.
+    /// Returns whether the error is about the content of one table. A conflict with another
+    /// transaction is not.
     pub fn is_of_table(&self) -> bool {
         self.table().is_some() && !self.is_conflict()
     }
 
-    /// The disk does not take what is written: it is full, or broken; or the file is closed. It has
-    /// to be opened once more, and that may have to be tried again.
+    /// Returns whether the disk does not accept writes because it is full or broken, or whether the
+    /// file is closed. The file then has to be opened again, and that may need several tries.
     pub fn is_of_disk(&self) -> bool {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => is_of_disk(&error.to_string()),
@@ -185,7 +187,7 @@ impl TargetError {
         }
     }
 
-    /// Another transaction was at the same row, or has replaced the table.
+    /// Returns whether another transaction changed the same row, or has replaced the table.
     pub fn is_conflict(&self) -> bool {
         match self {
             Self::Query(error) => {
@@ -197,8 +199,8 @@ impl TargetError {
         }
     }
 
-    /// DuckDB had no memory left, or met a bug of its own; the file may have to be opened again.
-    /// Nothing is wrong with what was to be written.
+    /// Returns whether DuckDB had no memory left, or met a bug of its own; the file may have to be
+    /// opened again. The rows to be written are not the cause.
     pub fn is_internal(&self) -> bool {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => {
@@ -211,7 +213,7 @@ impl TargetError {
         }
     }
 
-    /// The copy does not hold what the stream says of it.
+    /// Returns whether the copy does not hold the rows that the stream expects in it.
     pub fn is_diverged(&self) -> bool {
         match self {
             Self::Diverged { .. } => true,
@@ -220,7 +222,7 @@ impl TargetError {
         }
     }
 
-    /// Who brings the table back that it concerns.
+    /// Returns who has to bring the table of this error back.
     pub fn remedy(&self) -> Remedy {
         match self {
             Self::Table { source, .. } => source.remedy(),
@@ -232,7 +234,7 @@ impl TargetError {
         }
     }
 
-    /// As if DuckDB had refused a statement with this.
+    /// Makes an error as if DuckDB had refused a statement with this text.
     #[cfg(test)]
     pub fn saying(text: &str) -> Self {
         Self::Query(::duckdb::Error::DuckDBFailure(
@@ -241,7 +243,7 @@ impl TargetError {
         ))
     }
 
-    /// The oid of the one table that this error concerns, if it does.
+    /// Returns the oid of the one table that this error concerns, if there is one.
     pub fn table(&self) -> Option<u32> {
         match self {
             Self::Table { oid, .. } => Some(*oid),
@@ -267,6 +269,7 @@ mod tests {
                  \"{original}\""
             )
         };
+
         assert!(is_of_disk(&invalidated(
             "IO Error: Could not write all bytes: No space left on device"
         )));
@@ -276,7 +279,7 @@ mod tests {
         assert!(!is_of_disk(&invalidated("INTERNAL Error: Attempted to access index 1")));
     }
 
-    /// DuckDB's messages hold what they could not read.
+    /// The messages of DuckDB hold the values that DuckDB could not read.
     #[test]
     fn a_value_of_the_source_does_not_pass_for_a_disk_that_is_full_or_a_file_that_is_damaged() {
         for words in [
@@ -288,6 +291,7 @@ mod tests {
         ] {
             let error = error(&format!("SELECT CAST('{words}' AS INTEGER)"));
             let TargetError::Query(source) = &error else { panic!("{error}") };
+
             assert!(source.to_string().contains(words), "{source}");
             assert!(!error.is_of_disk() && !error.is_conflict(), "{source}");
             assert_eq!(error.to_string(), "DuckDB refused a statement");

@@ -1,4 +1,4 @@
-//! The file: how it is opened, and where DuckDB spills.
+//! Opens the file, and names the folder where DuckDB spills.
 
 use std::{
     io::ErrorKind,
@@ -11,25 +11,25 @@ use duckdb::{AccessMode, Connection};
 
 use super::{TargetError, arrow_scan::Database, compact, error::is_damage, names, new_file};
 
-/// Where the copy is, and what DuckDB may use.
+/// The path of the copy, and the resources that DuckDB may use.
 #[derive(Debug, Clone, Default)]
 pub struct TargetOptions {
     pub path: PathBuf,
-    /// As DuckDB writes sizes; its own default is 80 % of the machine.
+    /// A size in DuckDB's notation; the default of DuckDB is 80 % of the machine's memory.
     pub duckdb_memory_limit: Option<String>,
-    /// The most that it may use; its own default is all cores.
+    /// The most threads that DuckDB may use; the default of DuckDB is all cores.
     pub threads: Option<u32>,
 }
 
-/// Where DuckDB writes what has no room in its memory: beside the file, under the name that DuckDB
-/// itself would give it.
+/// Returns the folder where DuckDB writes data that does not fit in its memory: beside the file,
+/// under the name that DuckDB itself would give it.
 pub(super) fn spill_folder(path: &Path) -> PathBuf {
     compact::sibling(path, ".tmp")
 }
 
-/// A process that was killed leaves behind what it spilled. To be called by whoever holds the
-/// file's lock, and opened the file no earlier than `since`: what is newer may be its own, from
-/// replaying the log. The folder stays, since DuckDB makes it only once.
+/// Removes the spilled files of a process that was killed. The caller holds the lock of the file,
+/// and opened the file no earlier than `since`: newer files may be its own, from replaying the log.
+/// The folder stays, since DuckDB makes it only once.
 pub(super) fn remove_stale_spill(path: &Path, since: SystemTime) {
     const CLOCKS: Duration = Duration::from_secs(2);
     let Ok(entries) = std::fs::read_dir(spill_folder(path)) else { return };
@@ -37,19 +37,19 @@ pub(super) fn remove_stale_spill(path: &Path, since: SystemTime) {
         let is_old =
             entry.metadata().and_then(|file| file.modified()).is_ok_and(|at| at + CLOCKS < since);
         if is_old && entry.file_name().as_encoded_bytes().starts_with(b"duckdb_temp_") {
-            // Whatever cannot be removed is in nobody's way.
+            // A file that cannot be removed does no harm.
             let _ = std::fs::remove_file(entry.path());
         }
     }
 }
 
-/// What DuckDB is told before it starts.
+/// Returns the settings that DuckDB gets before it starts.
 pub(super) fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
     let mut settings = vec![
         ("autoinstall_known_extensions", "false".to_owned()),
         ("autoload_known_extensions", "false".to_owned()),
-        // DuckDB goes by the file that it is opened with, and that is none: its own choice is the
-        // folder that rhei was started in.
+        // DuckDB derives this setting from the file that it is opened with, and rhei opens it
+        // without one: its own choice would be the folder that rhei was started in.
         ("temp_directory", spill_folder(&options.path).display().to_string()),
     ];
     settings.extend(options.duckdb_memory_limit.clone().map(|limit| ("max_memory", limit)));
@@ -57,19 +57,21 @@ pub(super) fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// Attaches the file under a name of our own: DuckDB calls a database after its file, and
-/// `shop.orders` is ambiguous in `shop.duckdb`. A new file gets the newest storage version, which
-/// VARIANT needs.
+/// Opens the file and attaches it under a name of our own: DuckDB names a database after its file,
+/// and `shop.orders` is ambiguous in `shop.duckdb`. A new file gets the newest storage version,
+/// which VARIANT needs.
 pub(super) fn open(
     options: &TargetOptions,
     mode: AccessMode,
 ) -> Result<(Arc<Database>, Connection), TargetError> {
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
-    // Before the file is opened, and for every connection: DuckDB replays the log in one of its
-    // own, and what it finds there must not depend on the zone of the host. The plain source build
-    // has no zones.
+
+    // The zone is set before the file is opened, and for every connection: DuckDB replays the log
+    // in a connection of its own, and the replay must not depend on the zone of the host. The plain
+    // source build has no zones.
     let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
+
     attach(&connection, &options.path, mode)?;
     Ok((database, connection))
 }
@@ -88,19 +90,22 @@ pub(super) fn attach(
             error => error,
         })?;
     }
+
     let how = match mode {
         AccessMode::ReadOnly => "READ_ONLY",
         _ => "STORAGE_VERSION 'latest'",
     };
+
     let file = names::literal(&path.display().to_string());
     let attach = format!("ATTACH {file} AS {} ({how}); USE {};", names::CATALOG, names::CATALOG);
     connection.execute_batch(&attach).map_err(|source| not_attached(path, source))
 }
 
-/// Why DuckDB did not open, or make, the file at `path`.
+/// Returns the reason why DuckDB did not open, or make, the file at `path`.
 pub(super) fn not_attached(path: &Path, source: duckdb::Error) -> TargetError {
     let text = source.to_string();
     let path = path.to_owned();
+
     if text.contains("Could not set lock") {
         let holder = text
             .split("(PID ")

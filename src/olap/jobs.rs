@@ -1,8 +1,9 @@
-//! `_rhei.jobs`: work that is done piece by piece, durably. Today these are the chunks of copies.
+//! `_rhei.jobs`: work that rhei does piece by piece, durably. Today these jobs are the chunks of
+//! copies.
 //!
-//! A job is written before it is begun, and is `done` in the very transaction that holds what it
-//! did, so that no piece of work is lost or done twice without a trace. Rows are replaced by DELETE
-//! and INSERT, never updated.
+//! A job is written before it begins, and becomes `done` in the very transaction that holds its
+//! result, so that no piece of work is lost or done twice without a trace. Rows are replaced by
+//! DELETE and INSERT, never updated.
 
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ use crate::{Lsn, change::TableSpec, failpoint::refuses};
 pub struct NewJob {
     /// `copy_chunk`.
     pub kind: &'static str,
-    /// What to do, as JSON.
+    /// The work to do, as JSON.
     pub payload: serde_json::Value,
-    /// Lower ones are taken first.
+    /// Jobs with a lower priority are taken first.
     pub priority: i32,
 }
 
-/// A job as it is stored, for those who look.
+/// A job as the file stores it, for a user who lists the jobs.
 #[derive(Debug, Clone, Serialize)]
 pub struct StoredJob {
     pub id: u64,
@@ -37,20 +38,20 @@ pub struct StoredJob {
     pub error: Option<String>,
     pub rows: Option<u64>,
     pub created_at: String,
-    /// Seconds from its last start to its end.
+    /// Seconds from the last start of the job to its end.
     pub seconds: Option<f64>,
 }
 
-/// How often a transaction that met another one at a row of this table is tried, and how long it
-/// waits before.
+/// How often a transaction is tried that conflicted with another one at a row of this table, and
+/// how long it waits before each new try.
 pub(super) const CONFLICTS: u32 = 100;
 pub(super) const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Jobs that ended are kept this long.
+/// How long jobs that ended are kept.
 const KEPT: &str = "7 days";
 
-/// Drops jobs that ended long ago, except those of copies that are still on their way: a resume
-/// asks for them.
+/// Drops jobs that ended long ago, except the jobs of copies that are not finished: resuming a copy
+/// reads them.
 pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
     let sql = format!(
         "DELETE FROM _rhei.jobs WHERE finished_at < now() - INTERVAL '{KEPT}' \
@@ -59,7 +60,7 @@ pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
     Ok(connection.execute(&sql, [])? as u64)
 }
 
-/// Writes the jobs of tables, by oid; returns their ids, in order.
+/// Writes the jobs of tables, by oid; returns the ids of the jobs, in order.
 pub(super) fn add(
     connection: &Connection,
     tables: &[(u32, &[NewJob])],
@@ -68,10 +69,11 @@ pub(super) fn add(
     let last: u64 =
         connection
             .query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
+
     let jobs = tables.iter().flat_map(|(oid, jobs)| jobs.iter().map(move |job| (*oid, job)));
     let jobs: Vec<(u64, (u32, &NewJob))> = (last + 1..).zip(jobs).collect();
 
-    // A statement costs more than the rows that it brings.
+    // A statement costs more than the rows that it writes, so each statement writes many rows.
     const ROWS_OF_A_STATEMENT: usize = 500;
     for jobs in jobs.chunks(ROWS_OF_A_STATEMENT) {
         let row = |(id, (oid, job)): &(u64, (u32, &NewJob))| {
@@ -82,16 +84,19 @@ pub(super) fn add(
                 job.priority
             )
         };
+
         let rows: Vec<String> = jobs.iter().map(row).collect();
         connection.execute_batch(&format!("INSERT INTO _rhei.jobs VALUES {}", rows.join(", ")))?;
     }
+
     Ok(jobs.iter().map(|(id, _)| *id).collect())
 }
 
-/// Ends the open jobs of tables.
+/// Cancels the open jobs of tables.
 pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result<(), TargetError> {
     let oids: Vec<String> = oids.iter().map(ToString::to_string).collect();
     let open = format!("table_oid IN ({}) AND status IN ('pending', 'running')", oids.join(", "));
+
     if oids.is_empty()
         || !connection.query_row(
             &format!("SELECT count(*) > 0 FROM _rhei.jobs WHERE {open}"),
@@ -101,6 +106,7 @@ pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result
     {
         return Ok(());
     }
+
     connection.execute_batch(&format!(
         "CREATE OR REPLACE TEMP TABLE _rhei_open AS SELECT * FROM _rhei.jobs WHERE {open}; \
          DELETE FROM _rhei.jobs WHERE {open};"
@@ -114,7 +120,7 @@ pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result
     Ok(connection.execute_batch("DROP TABLE _rhei_open")?)
 }
 
-/// What is in the shadow that was begun at this LSN.
+/// Returns the chunks that are in the shadow whose copy began at this LSN.
 pub(super) fn done(
     connection: &Connection,
     oid: u32,
@@ -125,6 +131,7 @@ pub(super) fn done(
          'copy_chunk' AND status = 'done' \
          AND (payload::JSON ->> 'copy_lsn') = ?",
     )?;
+
     let mut rows = statement.query(params![oid, copy_lsn.to_string()])?;
     let mut done = Vec::new();
     while let Some(row) = rows.next()? {
@@ -136,7 +143,7 @@ pub(super) fn done(
     Ok(done)
 }
 
-/// Replaces a job's row. `set` is a REPLACE list.
+/// Replaces the row of a job. `set` is a REPLACE list.
 pub(super) fn change(
     connection: &Connection,
     id: u64,
@@ -146,6 +153,7 @@ pub(super) fn change(
     connection.execute_batch(
         "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs LIMIT 0",
     )?;
+
     connection
         .execute("INSERT INTO _rhei_job SELECT * FROM _rhei.jobs WHERE id = ?", params![id])?;
     connection.execute("DELETE FROM _rhei.jobs WHERE id = ?", params![id])?;
@@ -153,6 +161,7 @@ pub(super) fn change(
         &format!("INSERT INTO _rhei.jobs SELECT * REPLACE ({set}) FROM _rhei_job"),
         given,
     )?;
+
     Ok(connection.execute_batch("DROP TABLE _rhei_job")?)
 }
 
@@ -161,6 +170,7 @@ pub(super) fn all(connection: &Connection) -> Result<Vec<StoredJob>, TargetError
         "SELECT id, type, payload, status, attempts, priority, error, rows, created_at::VARCHAR, \
          epoch(finished_at - started_at) FROM _rhei.jobs ORDER BY id",
     )?;
+
     let mut rows = statement.query([])?;
     let mut jobs = Vec::new();
     while let Some(row) = rows.next()? {
@@ -190,7 +200,7 @@ pub(super) fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, Ta
     Ok(connection.query_row(sql, params![job], |row| row.get(0))?)
 }
 
-/// Fails as DuckDB does for a value that it refuses, where a test asks for it.
+/// Fails as DuckDB does for a value that it refuses, where a test requests it.
 pub(super) fn refuse(
     connection: &Connection,
     place: &'static str,

@@ -1,4 +1,4 @@
-//! Loading rows into shadows.
+//! Loads rows into shadows.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,13 +15,13 @@ use super::{
 use crate::{change::TableSpec, failpoint::reached, types::schema_of};
 
 /// Loads chunks beside the writer and beside other loaders, through a connection of its own. DuckDB
-/// lets several of them append to one table at a time.
+/// lets several connections append to one table at the same time.
 pub struct Loader {
     connection: Connection,
     database: Arc<Database>,
-    /// Says that it is alive.
+    /// Shows that this loader is alive.
     _alive: Arc<()>,
-    /// Of the table that was loaded last.
+    /// The view of the table that was loaded last.
     view: Option<(Arc<TableSpec>, BatchView)>,
 }
 
@@ -30,14 +30,15 @@ impl Loader {
         Self { connection, database, _alive: alive, view: None }
     }
 
-    /// A view of batches of the table. Made before the transaction that loads them, since one
-    /// transaction writes to one database only.
+    /// Returns a view of batches of the table. The view is made before the transaction that loads
+    /// the batches, since one transaction writes to one database only.
     fn view_of(&mut self, table: &Arc<TableSpec>) -> Result<BatchView, TargetError> {
         if let Some((of, view)) = self.view.take()
             && Arc::ptr_eq(&of, table)
         {
             return Ok(view);
         }
+
         let schema = schema_of(
             table.columns.iter().map(|column| (column.target_name.as_str(), &column.mapping)),
         );
@@ -49,18 +50,21 @@ impl Loader {
         work: impl FnOnce(&Connection) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
         self.connection.execute_batch("BEGIN TRANSACTION")?;
+
         let done = work(&self.connection).and_then(|done| {
             self.connection.execute_batch("COMMIT")?;
             Ok(done)
         });
+
         if done.is_err() {
-            // Fails when COMMIT itself ended the transaction; either way nothing of it is left.
+            // The ROLLBACK fails when COMMIT itself ended the transaction; in both cases no change
+            // is left.
             let _ = self.connection.execute_batch("ROLLBACK");
         }
         done
     }
 
-    /// Once more when the writer was at the same row.
+    /// Runs `work` in a transaction, and again when the writer was changing the same row.
     fn patiently<R>(
         &self,
         work: impl Fn(&Connection) -> Result<R, TargetError>,
@@ -81,6 +85,7 @@ impl CopyLoader for Loader {
             if is_cancelled(connection, job)? {
                 return Ok(false);
             }
+
             change(
                 connection,
                 job,
@@ -107,9 +112,11 @@ impl CopyLoader for Loader {
             if is_cancelled(connection, job)? {
                 return Err(TargetError::Cancelled);
             }
+
             let loaded = load(connection, table, rows, &view)
                 .and_then(|loaded| refuse(connection, "load.refused", table).map(|()| loaded))
                 .map_err(|error| error.of_copy(table))?;
+
             change(
                 connection,
                 job,
@@ -117,9 +124,11 @@ impl CopyLoader for Loader {
                  finished_at",
                 &[&loaded],
             )?;
+
             reached("chunk.loading");
             Ok(loaded)
         });
+
         reached("chunk.loaded");
         self.view = Some((Arc::clone(table), view));
         loaded
@@ -131,8 +140,10 @@ impl CopyLoader for Loader {
         reading: Duration,
     ) -> Result<(), TargetError> {
         let jobs: Vec<u64> = chunks.iter().map(|(_, job, _)| *job).collect();
+
         let loaded = self.transaction(|connection| {
             let listed = listed(&jobs);
+
             let open: u64 = connection.query_row(
                 &format!(
                     "SELECT count(*) FROM _rhei.jobs WHERE id IN ({listed}) AND status <> \
@@ -141,9 +152,11 @@ impl CopyLoader for Loader {
                 [],
                 |row| row.get(0),
             )?;
+
             if open < jobs.len() as u64 {
                 return Err(TargetError::Cancelled);
             }
+
             let mut done = Vec::with_capacity(chunks.len());
             for (table, job, batches) in chunks {
                 append_to_shadow(connection, table, batches)
@@ -151,6 +164,7 @@ impl CopyLoader for Loader {
                     .map_err(|error| error.of_copy(table))?;
                 done.push(format!("({job}, {})", stage::total(batches)));
             }
+
             connection.execute_batch(&format!(
                 "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN \
                  ({listed}); \
@@ -164,9 +178,11 @@ impl CopyLoader for Loader {
                 reading.as_micros(),
                 done.join(", ")
             ))?;
+
             reached("chunk.loading");
             Ok(())
         });
+
         reached("chunk.loaded");
         loaded
     }
@@ -176,6 +192,7 @@ impl CopyLoader for Loader {
             if is_cancelled(connection, job)? {
                 return Ok(());
             }
+
             change(
                 connection,
                 job,
@@ -186,8 +203,8 @@ impl CopyLoader for Loader {
     }
 }
 
-/// Appends rows to a table's shadow; the body of [`super::Loader::load`]. DuckDB reads each batch
-/// where it lies.
+/// Appends rows to the shadow of a table; the body of [`super::Loader::load`]. DuckDB reads each
+/// batch in place, without a copy.
 pub(super) fn load(
     connection: &Connection,
     spec: &TableSpec,
@@ -202,12 +219,16 @@ pub(super) fn load(
         stage_values(spec, &all),
         view.name()
     );
-    // Bound once: DuckDB asks for the stream's schema each time that it binds, and keeps it.
+
+    // DuckDB binds the statement once: at each binding it asks for the schema of the stream and
+    // keeps it.
     let mut insert = connection.prepare(&insert)?;
+
     let mut loaded = 0;
     for batch in rows {
         let batch = batch.map_err(|source| TargetError::Rows { source })?;
         let expected = batch.num_rows() as u64;
+
         view.put([batch]);
         let found = insert.execute([])? as u64;
         if found != expected {
@@ -215,11 +236,12 @@ pub(super) fn load(
         }
         loaded += found;
     }
+
     Ok(loaded)
 }
 
-/// Appends few rows to the shadow of a table. A view of them would take longer to make than this
-/// takes.
+/// Appends few rows to the shadow of a table. Making a view of them would take longer than
+/// appending them.
 pub(super) fn append_to_shadow(
     connection: &Connection,
     spec: &TableSpec,
@@ -228,6 +250,7 @@ pub(super) fn append_to_shadow(
     if total(batches) == 0 {
         return Ok(());
     }
+
     let shadow = names::shadow_of(&spec.target);
     if spec.columns.iter().all(|column| column.mapping.stage_type() == column.mapping.target_type) {
         let mut appender =
@@ -237,8 +260,10 @@ pub(super) fn append_to_shadow(
         }
         return Ok(appender.flush()?);
     }
+
     let all: Vec<usize> = (0..spec.columns.len()).collect();
     stage(connection, &stage_columns(spec, &all, ""), batches)?;
+
     connection.execute_batch(&format!(
         "INSERT INTO {} ({}) SELECT {} FROM {STAGE} s; DROP TABLE {STAGE};",
         names::table(&shadow),

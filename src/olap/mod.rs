@@ -1,11 +1,11 @@
 //! DuckDB: transactions, apply, state.
 //!
-//! `engine` is what rhei asks of a target, `stored` what a target keeps of the pipeline and its
-//! tables, `error` what goes wrong. `file` opens and locks the file, `duckdb` holds the one writer,
-//! `copies` begins, merges and ends copies and `loader` loads them, `apply` turns a change batch
-//! into statements: `stage` brings the rows (`arrow_scan` has DuckDB read Arrow in place),
-//! `reshape` alters tables. `names` is the only place that quotes the target's identifiers,
-//! `tuning` sets DuckDB for the work at hand, `compact` writes the file anew, `new_file` makes one;
+//! `engine` is the interface that rhei needs of a target, `stored` the state that a target keeps of
+//! the pipeline and its tables, `error` the errors. `file` opens and locks the file, `duckdb` holds
+//! the one writer, `copies` begins, merges and ends copies and `loader` loads them, `apply` turns a
+//! change batch into statements: `stage` brings the rows (`arrow_scan` has DuckDB read Arrow in
+//! place), `reshape` alters tables. `names` is the only place that quotes the target's identifiers,
+//! `tuning` sets DuckDB for its present work, `compact` rewrites the file, `new_file` makes one;
 //! `state`, `tables`, `jobs` and `pending` (changes of tables that are still being copied) are the
 //! only places that touch `_rhei`.
 

@@ -1,4 +1,4 @@
-//! Names and shapes in DuckDB. The only place that quotes the target's identifiers.
+//! Names and shapes in DuckDB. Only this module quotes the target's identifiers.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -9,28 +9,28 @@ use crate::{
     pgoutput::QualifiedName,
 };
 
-/// An identifier, quoted.
+/// Returns an identifier in quotes.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A string literal.
+/// Returns a text as a string literal.
 pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// Whether values of a type, or parts of them, may be equal to DuckDB and print otherwise: 30 days
-/// and 1 month, one moment in two zones, 1 and 1.0 inside a VARIANT. To the source these are
-/// different values.
+/// Returns whether values of a type, or parts of them, may be equal to DuckDB although they print
+/// differently: 30 days and 1 month, one moment in two zones, 1 and 1.0 inside a VARIANT. To the
+/// source these values are different.
 pub fn has_coarse_equality(target_type: &str) -> bool {
     ["INTERVAL", "TIME WITH TIME ZONE", "VARIANT"].iter().any(|coarse| target_type.contains(coarse))
 }
 
-/// What the target's database is called while rhei has it open.
+/// The name of the target's database while rhei has it open.
 pub const CATALOG: &str = "rhei_target";
 
-/// A table's full name, quoted. With the database, since a schema may be called `temp` or like the
-/// file.
+/// Returns the full name of a table, quoted. The name includes the database, since a schema may
+/// have the name `temp` or the name of the file.
 pub fn table(name: &QualifiedName) -> String {
     format!("{CATALOG}.{}.{}", quoted(&name.schema), quoted(&name.name))
 }
@@ -39,20 +39,21 @@ fn schema(name: &QualifiedName) -> String {
     format!("{CATALOG}.{}", quoted(&name.schema))
 }
 
-/// A name as DuckDB tells names apart.
+/// Returns a name in the form in which DuckDB compares names.
 pub fn lower(name: &QualifiedName) -> (String, String) {
     (name.schema.to_lowercase(), name.name.to_lowercase())
 }
 
-/// How the names of shadows end.
+/// The ending of the names of shadows.
 pub const SHADOW_ENDING: &str = "__rhei_shadow";
 
-/// Where a table is copied to until it is swapped in.
+/// Returns the name of the shadow: a table is copied into its shadow until the shadow takes its
+/// place.
 pub fn shadow_of(name: &QualifiedName) -> QualifiedName {
     QualifiedName::new(name.schema.clone(), format!("{}{SHADOW_ENDING}", name.name))
 }
 
-/// The shadows of a file, by [`lower`] names.
+/// Returns the shadows of a file, by [`lower`] names.
 pub fn shadows(connection: &Connection) -> Result<HashSet<(String, String)>, duckdb::Error> {
     let sql = format!(
         "SELECT lower(schema_name), lower(table_name) FROM duckdb_tables() \
@@ -61,14 +62,14 @@ pub fn shadows(connection: &Connection) -> Result<HashSet<(String, String)>, duc
     connection.prepare(&sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// The statement that makes a schema where there is none.
+/// Returns the statement that makes a schema if it does not exist.
 pub fn create_schema(name: &QualifiedName) -> String {
     format!("CREATE SCHEMA IF NOT EXISTS {};", schema(name))
 }
 
 /// The statement that makes an empty shadow. No key, no index, no NOT NULL: deletes go before
-/// inserts, and keys live in `_rhei` (duckdb.md 8). Columns with long values are compressed by ZSTD
-/// (`backfill::long_columns` says why).
+/// inserts, and keys live in `_rhei`; with a key or an index DuckDB compacts nothing. Columns with
+/// long values are compressed by ZSTD (`backfill::long_columns` says why).
 pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> String {
     let column = |column: &ColumnSpec| {
         let compression =
@@ -79,8 +80,8 @@ pub fn create_shadow(spec: &TableSpec, long_columns: &BTreeSet<String>) -> Strin
     format!("CREATE TABLE {} ({});", table(&shadow_of(&spec.target)), columns.join(", "))
 }
 
-/// Statements that put the shadow in the table's place. Readers with an older snapshot keep the old
-/// table.
+/// Returns the statements that put the shadow in the place of the table. Readers with an older
+/// snapshot keep the old table.
 pub fn swap(target: &QualifiedName) -> String {
     format!(
         "DROP TABLE IF EXISTS {}; ALTER TABLE {} RENAME TO {};",
@@ -94,18 +95,18 @@ pub fn drop_table(target: &QualifiedName) -> String {
     format!("DROP TABLE IF EXISTS {};", table(target))
 }
 
-/// A name that no table of a source has, for the time of one transaction.
+/// Returns a name that no table of a source has, for the duration of one transaction.
 fn temp_name(name: &QualifiedName, oid: u32) -> QualifiedName {
     QualifiedName::new(name.schema.clone(), format!("{oid}__rhei_moving"))
 }
 
-/// Takes a table off its name.
+/// Returns the statement that gives a table a temporary name.
 pub fn rename_to_temp(from: &QualifiedName, oid: u32) -> String {
     format!("ALTER TABLE {} RENAME TO {};", table(from), quoted(&temp_name(from, oid).name))
 }
 
-/// Gives a table that was set aside its new name. DuckDB cannot move a table to another schema, so
-/// that is a copy.
+/// Returns the statement that gives a table with a temporary name its new name. DuckDB cannot move
+/// a table to another schema, so such a move is a copy.
 pub fn rename_from_temp(from: &QualifiedName, oid: u32, to: &QualifiedName) -> String {
     let moving = table(&temp_name(from, oid));
     if from.schema == to.schema {

@@ -1,21 +1,22 @@
-//! `_rhei.pending_<oid>`: what became of rows of a table while it was being copied.
+//! `_rhei.pending_<oid>`: the changes of the rows of a table while the table was being copied.
 //!
-//! The stream never waits for a copy. Changes to a table whose shadow is still being loaded are
-//! kept here, in the transaction of the checkpoint, and are merged into the shadow when its last
-//! chunk is in it. The first change makes this table: most source tables do not change while they
-//! are copied.
+//! The stream never waits for a copy. This table keeps the changes of a source table whose shadow
+//! is still being loaded. The transaction of the checkpoint writes them, and a merge moves them
+//! into the shadow when the last chunk is in it. The first change makes this table: most source
+//! tables do not change while they are copied.
 //!
-//! **Keyed tables.** One row per key that changed since the snapshot: what it is now, or that it is
-//! gone. Merging is then delete by key and insert, in any order and in steps of any size, and it
-//! does not matter whether the shadow holds a row as it was before a change, after it, twice or not
-//! at all: that is what makes chunks of two snapshots fit together. A value that the wire left out
-//! (unchanged TOAST, trap 51) is taken from this table where the row is here already; else it stays
-//! open, and names the key (origin) under which the shadow's snapshot has it.
+//! **Keyed tables.** The table has one row per key that changed since the snapshot: the present
+//! values of the row, or a mark that the row is gone. Merging is then delete by key and insert, in
+//! any order and in steps of any size. It does not matter whether the shadow holds a row as it was
+//! before a change, after the change, twice or not at all: for that reason chunks of two snapshots
+//! fit together. A value that the wire left out (unchanged TOAST, trap 51) is taken from this table
+//! if the row is already here; otherwise the value stays open, and the row names the key (origin)
+//! under which the snapshot of the shadow has the value.
 //!
-//! **Tables without a key** are multisets: rows that came (`n` = 1) and rows that went (`n` < 0),
-//! in any order.
+//! **Tables without a key** are multisets: this table has the inserted rows (`n` = 1) and the
+//! deleted rows (`n` < 0), in any order.
 //!
-//! Columns are called by position, so that no name of the source can be in the way.
+//! Columns are named by position, so that no column name of the source can collide.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +33,7 @@ use crate::change::{
 const PATCHED: &str = "_rhei_pending_patched";
 const STEP: &str = "_rhei_pending_step";
 
-/// Full name of a table's pending changes.
+/// Returns the full name of the table of pending changes.
 fn name(oid: u32) -> String {
     format!("{}._rhei.pending_{oid}", names::CATALOG)
 }
@@ -41,7 +42,7 @@ pub(super) fn drop_statement(oid: u32) -> String {
     format!("DROP TABLE IF EXISTS {};", name(oid))
 }
 
-/// Oids of the tables that have such a table.
+/// Returns the oids of the tables that have a table of pending changes.
 pub(super) fn kept_tables(connection: &Connection) -> Result<BTreeSet<u32>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT substr(table_name, 9)::UINTEGER FROM duckdb_tables() WHERE database_name = \
@@ -52,7 +53,7 @@ pub(super) fn kept_tables(connection: &Connection) -> Result<BTreeSet<u32>, Targ
     Ok(oids.collect::<Result<_, _>>()?)
 }
 
-/// The statement that makes an empty one; there is none yet.
+/// Returns the statement that makes an empty table of pending changes; no such table exists yet.
 pub(super) fn create_statement(spec: &TableSpec) -> String {
     let mut columns: Vec<String> = spec
         .columns
@@ -60,9 +61,10 @@ pub(super) fn create_statement(spec: &TableSpec) -> String {
         .enumerate()
         .map(|(at, column)| format!("c{at} {}", column.mapping.target_type))
         .collect();
+
     if is_keyed(spec) {
         columns.push("gone BOOLEAN".to_owned());
-        // Indexes of columns whose values the shadow has to supply.
+        // The indexes of the columns whose values the shadow has to supply.
         columns.push("open UINTEGER[]".to_owned());
         for (at, column) in key(spec) {
             columns.push(format!("o{at} {}", column.mapping.target_type));
@@ -70,10 +72,11 @@ pub(super) fn create_statement(spec: &TableSpec) -> String {
     } else {
         columns.push("n BIGINT".to_owned());
     }
+
     format!("CREATE TABLE {} ({});", name(spec.oid), columns.join(", "))
 }
 
-/// How many changes are kept of each of these tables, all of which have one.
+/// Returns the number of pending changes of each of these tables, which all have such a table.
 pub(super) fn kept_rows(
     connection: &Connection,
     tables: impl Iterator<Item = u32>,
@@ -93,7 +96,7 @@ fn all(spec: &TableSpec) -> Vec<usize> {
     (0..spec.columns.len()).collect()
 }
 
-/// `a.<prefix>0 = b.<prefix>0 AND ..`, over the key columns.
+/// Returns `a.<prefix>0 = b.<prefix>0 AND ..`, over the key columns.
 fn on(spec: &TableSpec, left: impl Fn(usize) -> String, right: impl Fn(usize) -> String) -> String {
     key(spec)
         .map(|(at, _)| format!("{} = {}", left(at), right(at)))
@@ -101,7 +104,7 @@ fn on(spec: &TableSpec, left: impl Fn(usize) -> String, right: impl Fn(usize) ->
         .join(" AND ")
 }
 
-/// A staged value of the column as it is stored.
+/// Returns the expression of a staged value of the column, as the column stores it.
 fn staged(spec: &TableSpec, at: usize, prefix: &str) -> String {
     spec.columns.get(at).map_or_else(String::new, |column| {
         column
@@ -119,8 +122,8 @@ fn listed(open: &[usize]) -> String {
     format!("[{}]::UINTEGER[]", open.join(", "))
 }
 
-/// Keeps the changes of one batch. `is_loaded`: every chunk is in the shadow, so nothing has to
-/// stay open.
+/// Keeps the changes of one batch. `is_loaded`: the shadow has every chunk, so no value has to stay
+/// open.
 pub(super) fn capture(
     connection: &Connection,
     changes: &TableChanges,
@@ -141,6 +144,7 @@ fn capture_rows(
 ) -> Result<(), TargetError> {
     let values: Vec<String> = all(spec).into_iter().map(|at| staged(spec, at, "")).collect();
     let values = values.join(", ");
+
     if let Deletes::Rows(batches) = &changes.deletes
         && stage::total(batches) > 0
     {
@@ -153,6 +157,7 @@ fn capture_rows(
             names::quoted(COUNT_COLUMN)
         ))?;
     }
+
     if stage::total(&changes.inserts) > 0 {
         stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
         connection.execute_batch(&format!(
@@ -160,6 +165,7 @@ fn capture_rows(
             name(spec.oid)
         ))?;
     }
+
     Ok(())
 }
 
@@ -172,10 +178,13 @@ fn capture_keyed(
     let pending = name(spec.oid);
     let shadow = names::table(&names::shadow_of(&spec.target));
     let nothing = listed(&[]);
-    // Read before anything is deleted, under the keys that the rows had before the batch.
+
+    // The unchanged values are read before any row is deleted, under the keys that the rows had
+    // before the batch.
     if let Some(patch) = &changes.patch {
         stage::stage_patch(connection, spec, patch)?;
         let mut values: Vec<String> = Vec::with_capacity(spec.columns.len() + 4);
+
         for (at, column) in spec.columns.iter().enumerate() {
             let unchanged = if is_loaded {
                 format!(
@@ -185,15 +194,18 @@ fn capture_keyed(
             } else {
                 format!("p.c{at}")
             };
+
             values
                 .push(format!("{} AS c{at}", stage::patched_value(patch, column, at, &unchanged)));
         }
+
         values.push("false AS gone".to_owned());
         let patterns = patch.patterns.iter().enumerate();
         let open: String = patterns
             .map(|(pattern, lacks)| format!(" WHEN {pattern} THEN {}", listed(lacks)))
             .collect();
         let open = format!("CASE s.{}{open} END", names::quoted(PATTERN_COLUMN));
+
         values.push(if is_loaded {
             format!("{nothing} AS open")
         } else {
@@ -202,12 +214,14 @@ fn capture_keyed(
                      AS open"
             )
         });
+
         for (at, _) in key(spec) {
             values.push(format!(
                 "CASE WHEN p.gone IS NULL THEN {} ELSE p.o{at} END AS o{at}",
                 staged(spec, at, ORIGIN_PREFIX)
             ));
         }
+
         let from_pending = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ORIGIN_PREFIX));
         let from_shadow = if is_loaded {
             let matched = on(
@@ -219,23 +233,27 @@ fn capture_keyed(
         } else {
             String::new()
         };
+
         let is_lost = match (is_loaded, spec.key_columns().first()) {
             (true, Some(&first)) => {
                 format!("p.gone IS NULL AND t.{} IS NULL", target_column(spec, first))
             }
             _ => "false".to_owned(),
         };
+
         connection.execute_batch(&format!(
             "CREATE TEMP TABLE {PATCHED} AS SELECT {}, {is_lost} AS lost FROM {STAGE} s \
              LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {from_shadow}; DROP TABLE \
              {STAGE};",
             values.join(", ")
         ))?;
+
         let found: u64 = connection.query_row(
             &format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}"),
             [],
             |row| row.get(0),
         )?;
+
         let expected = patch.rows.num_rows() as u64;
         if found != expected {
             return Err(TargetError::Diverged {
@@ -245,30 +263,37 @@ fn capture_keyed(
             });
         }
     }
+
     if let Deletes::ByKey(batches) = &changes.deletes
         && stage::total(batches) > 0
     {
         stage::stage(connection, &stage::stage_columns(spec, spec.key_columns(), ""), batches)?;
         forget_staged(connection, spec)?;
+
         let keys: Vec<String> =
             key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+
         connection.execute_batch(&format!(
             "INSERT INTO {pending} BY NAME SELECT {}, true AS gone, {nothing} AS open FROM {STAGE} \
              s; DROP TABLE {STAGE};",
             keys.join(", ")
         ))?;
     }
+
     if stage::total(&changes.inserts) > 0 {
         stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
         forget_staged(connection, spec)?;
+
         let values: Vec<String> =
             all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+
         connection.execute_batch(&format!(
             "INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {nothing} AS open FROM \
              {STAGE} s; DROP TABLE {STAGE};",
             values.join(", ")
         ))?;
     }
+
     if changes.patch.is_some() {
         let matched = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
         connection.execute_batch(&format!(
@@ -277,10 +302,11 @@ fn capture_keyed(
              {PATCHED};"
         ))?;
     }
+
     Ok(())
 }
 
-/// Removes what is known of the keys that are staged.
+/// Removes the pending changes of the keys that are staged.
 fn forget_staged(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     connection.execute_batch(&format!(
@@ -290,10 +316,11 @@ fn forget_staged(connection: &Connection, spec: &TableSpec) -> Result<(), Target
     Ok(())
 }
 
-/// Gives open values what the shadow has of them; every chunk is in it.
+/// Replaces open values with the values of the shadow, which has every chunk.
 ///
 /// # Errors
-/// A row that should have them is not there, or twice: the copy cannot be finished.
+/// A row that should have these values is missing from the shadow, or is there twice: the copy
+/// cannot be finished.
 pub(super) fn resolve_from_shadow(
     connection: &Connection,
     spec: &TableSpec,
@@ -301,11 +328,13 @@ pub(super) fn resolve_from_shadow(
     if !is_keyed(spec) {
         return Ok(());
     }
+
     let pending = name(spec.oid);
     let expected = open_rows(connection, spec)?;
     if expected == 0 {
         return Ok(());
     }
+
     let values: Vec<String> = (0..spec.columns.len())
         .map(|at| {
             format!(
@@ -314,6 +343,7 @@ pub(super) fn resolve_from_shadow(
             )
         })
         .collect();
+
     let matched = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("p.o{at}"));
     connection.execute_batch(&format!(
         "CREATE TEMP TABLE {STEP} AS SELECT {}, false AS gone, {} AS open FROM {pending} p JOIN {} \
@@ -323,11 +353,13 @@ pub(super) fn resolve_from_shadow(
         listed(&[]),
         names::table(&names::shadow_of(&spec.target)),
     ))?;
+
     let found: u64 =
         connection.query_row(&format!("SELECT count(*) FROM {STEP}"), [], |row| row.get(0))?;
     if found != expected {
         return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
     }
+
     connection.execute_batch(&format!(
         "DELETE FROM {pending} WHERE len(open) > 0; INSERT INTO {pending} BY NAME SELECT * FROM \
          {STEP}; DROP TABLE {STEP};"
@@ -335,7 +367,7 @@ pub(super) fn resolve_from_shadow(
     Ok(())
 }
 
-/// Rows whose values are not all known.
+/// Returns the number of rows that have open values.
 pub(super) fn open_rows(connection: &Connection, spec: &TableSpec) -> Result<u64, TargetError> {
     if !is_keyed(spec) {
         return Ok(0);
@@ -344,7 +376,8 @@ pub(super) fn open_rows(connection: &Connection, spec: &TableSpec) -> Result<u64
     Ok(connection.query_row(&sql, [], |row| row.get(0))?)
 }
 
-/// Keys of those rows, as text that PostgreSQL reads, in the order of the key columns.
+/// Returns the keys of rows that have open values, as text that PostgreSQL reads, in the order of
+/// the key columns.
 pub(super) fn open_keys(
     connection: &Connection,
     spec: &TableSpec,
@@ -352,11 +385,13 @@ pub(super) fn open_keys(
 ) -> Result<Vec<Vec<String>>, TargetError> {
     let keys: Vec<String> = key(spec).map(|(at, _)| format!("c{at}::VARCHAR")).collect();
     let width = keys.len();
+
     let mut statement = connection.prepare(&format!(
         "SELECT {} FROM {} WHERE len(open) > 0 LIMIT {most}",
         keys.join(", "),
         name(spec.oid)
     ))?;
+
     let mut rows = statement.query([])?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
@@ -365,12 +400,12 @@ pub(super) fn open_keys(
     Ok(all)
 }
 
-/// Replaces rows with open values by what the source has under their keys, at the moment that the
-/// changes here have reached: `batches`, whose columns are those of the table, hold one row for
-/// each of `asked` such rows.
+/// Replaces rows with open values by the rows that the source has under their keys, at the moment
+/// that the changes here have reached. `batches`, whose columns are those of the table, hold one
+/// row for each of the `asked` rows with open values.
 ///
 /// # Errors
-/// One is missing.
+/// A row is missing from `batches`.
 pub(super) fn fill(
     connection: &Connection,
     spec: &TableSpec,
@@ -379,6 +414,7 @@ pub(super) fn fill(
 ) -> Result<(), TargetError> {
     let pending = name(spec.oid);
     stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), batches)?;
+
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     let found: u64 = connection.query_row(
         &format!(
@@ -387,11 +423,14 @@ pub(super) fn fill(
         [],
         |row| row.get(0),
     )?;
+
     if found != asked {
         return Err(TargetError::Diverged { what: "rows to fetch again", expected: asked, found });
     }
+
     let values: Vec<String> =
         all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+
     connection.execute_batch(&format!(
         "DELETE FROM {pending} p USING {STAGE} s WHERE len(p.open) > 0 AND {matched};
          INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP \
@@ -402,34 +441,40 @@ pub(super) fn fill(
     Ok(())
 }
 
-/// Merges at most so many rows (those of a multiset that went all at once, at the end) into the
-/// shadow. Returns whether nothing is left.
+/// Merges at most `most` rows into the shadow; the deleted rows of a multiset go all at once, at
+/// the end. Returns whether no pending change is left.
 pub(super) fn merge(
     connection: &Connection,
     spec: &TableSpec,
     most: u64,
 ) -> Result<bool, TargetError> {
     let (pending, shadow) = (name(spec.oid), names::table(&names::shadow_of(&spec.target)));
+
     let names: Vec<String> = all(spec).into_iter().map(|at| target_column(spec, at)).collect();
     let values: Vec<String> = all(spec).into_iter().map(|at| format!("s.c{at}")).collect();
     let (names, values) = (names.join(", "), values.join(", "));
+
     let count = |what: &str| -> Result<u64, TargetError> {
         Ok(connection
             .query_row(&format!("SELECT count(*) FROM {pending} {what}"), [], |row| row.get(0))?)
     };
+
     if is_keyed(spec) {
         let is_last = count("")? <= most;
         let from_shadow =
             on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("s.c{at}"));
         let from_pending = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
+
         connection.execute_batch(&format!(
             "CREATE TEMP TABLE {STEP} AS SELECT * FROM {pending} LIMIT {most};
              DELETE FROM {shadow} t USING {STEP} s WHERE {from_shadow};
              INSERT INTO {shadow} ({names}) SELECT {values} FROM {STEP} s WHERE NOT s.gone;
              DELETE FROM {pending} p USING {STEP} s WHERE {from_pending}; DROP TABLE {STEP};"
         ))?;
+
         return Ok(is_last);
     }
+
     let is_last = count("WHERE n > 0")? <= most;
     connection.execute_batch(&format!(
         "CREATE TEMP TABLE {STEP} AS SELECT rowid AS number, * FROM {pending} WHERE n > 0 LIMIT \
@@ -437,19 +482,23 @@ pub(super) fn merge(
          INSERT INTO {shadow} ({names}) SELECT {values} FROM {STEP} s;
          DELETE FROM {pending} WHERE rowid IN (SELECT number FROM {STEP}); DROP TABLE {STEP};"
     ))?;
+
     if is_last && count("")? > 0 {
         connection.execute_batch(&format!(
             "CREATE TEMP TABLE {STEP} AS SELECT * REPLACE (-n AS n) FROM {pending}"
         ))?;
+
         let expected: u64 =
             connection
                 .query_row(&format!("SELECT sum(n)::UBIGINT FROM {STEP}"), [], |row| row.get(0))?;
         let found =
             apply::delete_counted(connection, spec, &shadow, STEP, "n", |at| format!("s.c{at}"))?;
+
         if found != expected {
             return Err(TargetError::Diverged { what: "rows to delete", expected, found });
         }
         connection.execute_batch(&format!("DROP TABLE {STEP}; DELETE FROM {pending};"))?;
     }
+
     Ok(is_last)
 }

@@ -1,4 +1,4 @@
-//! Tables that take another shape.
+//! Brings tables into another shape.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -24,28 +24,33 @@ pub(super) fn alter_table(
     let mut filled = BTreeMap::new();
     for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
         let ColumnOrigin::Added(Some(text)) = origin else { continue };
+
         let mut cell = ColumnBuilder::new(&column.mapping, 1);
         match cell.push_text(Some(text.as_bytes())) {
-            // NULL stands in its place, as the settings allow.
+            // NULL takes the place of the value, as the settings allow.
             Err(error) if error.is_unrepresentable() && reshape.after.null_unrepresentable => {
                 continue;
             }
             pushed => pushed.map_err(|error| TargetError::Rows { source: error.into() })?,
         }
+
         let schema = Arc::new(Schema::new(vec![column.mapping.field("value")]));
         let row = RecordBatch::try_new(schema, vec![cell.finish()])
             .map_err(|error| TargetError::Rows { source: error.into() })?;
+
         stage(connection, &[("value".to_owned(), column.mapping.stage_type())], &[row])?;
         connection.execute_batch(&format!(
             "SET VARIABLE {} = (SELECT {} FROM {STAGE} s); DROP TABLE {STAGE};",
             variable(at),
             column.mapping.stage_expr("s.value")
         ))?;
-        // DuckDB's log holds the statement, not the rows: what it names must be there when it is
-        // replayed after a crash, which a variable is not. So the value itself goes into it, if its
-        // text is all of it.
+
+        // DuckDB's log holds the statement, not the rows: everything that the statement names must
+        // exist when the log is replayed after a crash, which is not so for a variable. So the
+        // statement holds the value itself, if its text represents the value completely.
         let (value, kind) =
             (format!("getvariable('{}')", variable(at)), &column.mapping.target_type);
+
         let (text, is_whole): (String, bool) = connection.query_row(
             &format!(
                 "SELECT t, CAST(t AS {kind}) IS NOT DISTINCT FROM {value} FROM (SELECT \
@@ -54,11 +59,14 @@ pub(super) fn alter_table(
             [],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
+
         filled.insert(at, is_whole.then(|| format!("CAST({} AS {kind})", names::literal(&text))));
     }
+
     for statement in alter_statements(reshape, |at| filled.get(&at).cloned().flatten()) {
         connection.execute_batch(&statement)?;
     }
+
     for (at, literal) in filled {
         if let (None, Some(column)) = (literal, reshape.after.columns.get(at)) {
             let (target, name) =
@@ -70,15 +78,16 @@ pub(super) fn alter_table(
         }
         connection.execute_batch(&format!("RESET VARIABLE {}", variable(at)))?;
     }
+
     Ok(())
 }
 
-/// Statements that bring a table into another shape. `value` is what older rows have in the new
-/// column with this index, where that is not NULL: an expression that means the same when the log
-/// is replayed.
+/// Returns the statements that bring a table into another shape. `value` returns the value that
+/// older rows have in the new column with this index, if that value is not NULL: an expression that
+/// means the same when the log is replayed.
 ///
-/// Columns that go or change their names are taken off them first, so that names can be swapped and
-/// used again; the last column of a table cannot be dropped, so new ones come before.
+/// Columns that are dropped or renamed get temporary names first, so that names can be swapped and
+/// used again; the last column of a table cannot be dropped, so new columns are added before.
 pub fn alter_statements(
     reshape: &SchemaChange,
     value: impl Fn(usize) -> Option<String>,
@@ -90,8 +99,10 @@ pub fn alter_statements(
         let place = reshape.columns.iter().position(|column| *column == ColumnOrigin::Kept(at))?;
         reshape.after.columns.get(place)
     };
+
     let (mut park, mut change, mut add, mut name, mut drop) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+
     for (at, before) in reshape.before.columns.iter().enumerate() {
         let old_name = quoted(&before.target_name);
         match kept_as(at) {
@@ -103,6 +114,7 @@ pub fn alter_statements(
                         "ALTER COLUMN {old_name} TYPE {kind} USING ({value})"
                     )));
                 }
+
                 if after.target_name != before.target_name {
                     park.push(alter(format!("RENAME COLUMN {old_name} TO {}", parked(at))));
                     name.push(alter(format!(
@@ -118,15 +130,18 @@ pub fn alter_statements(
             }
         }
     }
+
     for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
         if matches!(origin, ColumnOrigin::Added(_)) {
             let (new, kind) = (quoted(&column.target_name), &column.mapping.target_type);
             add.push(alter(format!("ADD COLUMN {new} {kind}")));
-            // Not by DEFAULT: another ALTER after that, then rows, and COMMIT fails.
+            // A DEFAULT cannot set the value: with another ALTER after it, and rows after that,
+            // COMMIT fails.
             if let Some(value) = value(at) {
                 add.push(alter(format!("ALTER COLUMN {new} TYPE {kind} USING ({value})")));
             }
         }
     }
+
     [change, park, name, add, drop].concat()
 }

@@ -1,4 +1,4 @@
-//! Rows on their way into tables: views that DuckDB reads in place, and staging tables.
+//! Brings rows to DuckDB: views that DuckDB reads in place, and staging tables.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,13 +16,13 @@ use crate::change::{
     ColumnSpec, Deletes, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, TableChanges, TableSpec,
 };
 
-/// Name of the staging table; made and dropped inside the transaction, so that an error leaves none
-/// behind.
+/// The name of the staging table; it is made and dropped inside the transaction, so that an error
+/// leaves no staging table behind.
 pub(super) const STAGE: &str = "_rhei_stage";
 
-/// Views by which DuckDB reads batches where they lie, by table. They are made before a transaction
-/// begins, since it sees what the in-memory database held when it first looked there; and kept,
-/// since making one takes as long as applying a few rows.
+/// The views through which DuckDB reads batches in place, by table. A view is made before a
+/// transaction begins, since the transaction sees the in-memory database as it was when it first
+/// read from there. The views are kept, since making one takes as long as applying a few rows.
 #[derive(Default)]
 pub(super) struct StagingViews(BTreeMap<(u32, Rows), BatchView>);
 
@@ -33,10 +33,10 @@ pub(super) enum Rows {
 }
 
 impl StagingViews {
-    /// Views are small, but tables that come and go would leave many behind.
+    /// Views are small, but tables that come and go would leave many views behind.
     const MAX: usize = 4096;
 
-    /// Makes those that a batch uses.
+    /// Makes the views that a batch uses.
     pub(super) fn prepare<'a>(
         &mut self,
         database: &Arc<Database>,
@@ -45,17 +45,21 @@ impl StagingViews {
         let changes: Vec<&TableChanges> = changes.collect();
         let is_new =
             |changes: &&&TableChanges| !self.0.contains_key(&(changes.table.oid, Rows::Inserts));
-        // With more tables than that, rows are staged; views that are there are used.
+
+        // With more tables than this, the rows of the other tables are staged; existing views are
+        // still used.
         let mut room = Self::MAX.saturating_sub(self.0.len());
         if changes.iter().filter(is_new).count() > room && changes.len() <= Self::MAX / 2 {
             self.0.clear();
             room = Self::MAX;
         }
+
         for changes in changes {
             let keys = match &changes.deletes {
                 Deletes::ByKey(keys) => keys.as_slice(),
                 Deletes::Rows(_) => &[],
             };
+
             for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)]
             {
                 if let Some(first) = batches.first()
@@ -77,8 +81,8 @@ impl StagingViews {
         self.0.get(&(spec.oid, rows)).filter(|view| view.schema() == batch.schema_ref())
     }
 
-    /// Has `run` read the rows under the name that it gets. A table that comes up in a later part
-    /// of a transaction has no view, and its rows are staged.
+    /// Calls `run` with the name under which DuckDB reads the rows. A table that first appears in a
+    /// later part of a transaction has no view, so its rows are staged.
     pub(super) fn read<R>(
         &self,
         connection: &Connection,
@@ -90,11 +94,13 @@ impl StagingViews {
             view.put(batches.iter().cloned());
             return run(&view.name());
         }
+
         let all: Vec<usize> = (0..spec.columns.len()).collect();
         let columns = match rows {
             Rows::Inserts => all.as_slice(),
             Rows::Keys => spec.key_columns(),
         };
+
         stage(connection, &stage_columns(spec, columns, ""), batches)?;
         let done = run(STAGE)?;
         connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
@@ -110,9 +116,10 @@ pub(super) fn bytes(batches: &[RecordBatch]) -> usize {
     batches.iter().map(RecordBatch::get_array_memory_size).sum()
 }
 
-/// `t.key = s.key AND ..`. Key columns are NOT NULL (trap 55).
+/// Returns `t.key = s.key AND ..`. Key columns are NOT NULL (trap 55).
 pub(super) fn key_match(spec: &TableSpec, prefix: &str) -> String {
     let columns = spec.key_columns().iter().filter_map(|&at| spec.columns.get(at));
+
     let parts: Vec<String> = columns
         .map(|column| {
             let staged = format!("s.{}", names::quoted(&format!("{prefix}{}", column.target_name)));
@@ -142,7 +149,8 @@ pub(super) fn stage_values(spec: &TableSpec, columns: &[usize]) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 
-/// Stages the rows of a patch, with their former keys and the number of what they lack.
+/// Stages the rows of a patch, with their former keys and the number of the pattern of values that
+/// each row lacks.
 pub(super) fn stage_patch(
     connection: &Connection,
     spec: &TableSpec,
@@ -155,7 +163,8 @@ pub(super) fn stage_patch(
     stage(connection, &columns, std::slice::from_ref(&patch.rows))
 }
 
-/// The value of a column in a patched row: what came, or `unchanged` in rows that lack it.
+/// Returns the value of a column in a patched row: the value that came, or `unchanged` in rows that
+/// lack it.
 pub(super) fn patched_value(
     patch: &Patch,
     column: &ColumnSpec,
@@ -164,6 +173,7 @@ pub(super) fn patched_value(
 ) -> String {
     let came = column.mapping.stage_expr(&format!("s.{}", names::quoted(&column.target_name)));
     let lacking = patch.lacking(at);
+
     if lacking.is_empty() {
         came
     } else if lacking.len() == patch.patterns.len() {
@@ -179,7 +189,7 @@ pub(super) fn patched_value(
     }
 }
 
-/// Quoted name and type of staging columns.
+/// Returns the quoted names and the types of staging columns.
 pub(super) fn stage_columns(
     spec: &TableSpec,
     columns: &[usize],
@@ -201,6 +211,7 @@ pub(super) fn stage(
     let columns: Vec<String> =
         columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
     connection.execute_batch(&format!("CREATE TEMP TABLE {STAGE} ({})", columns.join(", ")))?;
+
     let mut appender = connection.appender_to_catalog_and_db(STAGE, "temp", "main")?;
     for batch in batches {
         append(&mut appender, batch)?;
@@ -209,9 +220,9 @@ pub(super) fn stage(
     Ok(())
 }
 
-/// DuckDB takes a vector's worth of rows at a time, and with each of them all items of a LIST
-/// column's array, so lists are cut to size first; else the cost would grow with the square of the
-/// batch.
+/// Appends a batch. DuckDB takes one vector of rows at a time, and with each vector all items of
+/// the array of a LIST column, so lists are cut to size first; otherwise the cost would grow with
+/// the square of the batch.
 pub(super) fn append(
     appender: &mut duckdb::Appender<'_>,
     batch: &RecordBatch,
@@ -219,9 +230,11 @@ pub(super) fn append(
     const VECTOR_ROWS: usize = 2048;
     let is_nested = |kind: &DataType| matches!(kind, DataType::List(_) | DataType::Struct(_));
     let has_lists = batch.columns().iter().any(|column| is_nested(column.data_type()));
+
     if !has_lists || batch.num_rows() <= VECTOR_ROWS {
         return Ok(appender.append_record_batch(batch.clone())?);
     }
+
     for start in (0..batch.num_rows()).step_by(VECTOR_ROWS) {
         let end = (start + VECTOR_ROWS).min(batch.num_rows());
         let rows = UInt64Array::from_iter_values(start as u64..end as u64);

@@ -1,19 +1,20 @@
-//! `_rhei.pipeline` and `_rhei.cycles`: what the file says of itself.
+//! `_rhei.pipeline` and `_rhei.cycles`: the state that the file stores.
 
 use duckdb::{Connection, params};
 
 use super::{Phase, Pipeline, StoredState, TargetError, tables::Tables};
 use crate::{Checkpoint, Lsn, pgoutput::QualifiedName};
 
-/// Version of the layout of `_rhei`. A newer one is refused, since its meaning is not known here.
+/// The version of the layout of `_rhei`. A newer version is refused, since this rhei does not know
+/// its meaning.
 pub const FORMAT_VERSION: i32 = 6;
 const SCHEMA: &str = include_str!("../../schemas/state.sql");
-/// Cycles that are kept.
+/// The number of cycles that are kept.
 const KEPT_CYCLES: u64 = 1000;
-/// Microseconds from 1970 to 2000.
+/// The microseconds from 1970 to 2000.
 const EPOCH_2000_US: i64 = 946_684_800_000_000;
 
-/// What a cycle did, for `_rhei.cycles`.
+/// The work of a cycle, for `_rhei.cycles`.
 pub(super) struct Cycle {
     pub source_transactions: u64,
     pub counts: crate::change::RowCounts,
@@ -22,23 +23,24 @@ pub(super) struct Cycle {
     pub duration_ms: u64,
 }
 
-/// Makes `_rhei` where it is missing.
+/// Makes `_rhei` if it is missing.
 pub(super) fn create(connection: &Connection) -> Result<(), TargetError> {
     Ok(connection.execute_batch(SCHEMA)?)
 }
 
-/// Whether rhei has ever written to the file.
+/// Returns whether rhei has ever written to the file.
 pub(super) fn exists(connection: &Connection) -> Result<bool, TargetError> {
     let query = "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() AND \
                  schema_name = '_rhei' AND table_name = 'pipeline'";
     Ok(connection.query_row(query, [], |row| row.get::<_, i64>(0))? > 0)
 }
 
-/// Everything but the tables.
+/// Reads everything but the tables.
 pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>, TargetError> {
     if !exists(connection)? {
         return Ok(None);
     }
+
     let mut statement = connection.prepare(
         "SELECT format_version, rhei_version, slot, publications, publication_fingerprint, \
          system_id, database, database_oid, \
@@ -46,6 +48,7 @@ pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>,
     )?;
     let mut rows = statement.query([])?;
     let Some(row) = rows.next()? else { return Ok(None) };
+
     let found: i32 = row.get(0)?;
     if found > FORMAT_VERSION {
         return Err(TargetError::NewerFormat {
@@ -57,6 +60,7 @@ pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>,
     if found < FORMAT_VERSION {
         return Err(TargetError::OlderFormat { found, written_by: row.get(1)? });
     }
+
     let phase: String = row.get(9)?;
     let pipeline = Pipeline {
         slot: row.get(2)?,
@@ -77,6 +81,7 @@ pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>,
             commit_time_us: row.get::<_, Option<i64>>(11)?.map(|time| time - EPOCH_2000_US),
         },
     };
+
     Ok(Some(pipeline))
 }
 
@@ -94,6 +99,7 @@ pub(super) fn put_pipeline(
         Phase::Running => "running",
         Phase::PlainCopy => "plain_copy",
     };
+
     connection.execute("DELETE FROM _rhei.pipeline", [])?;
     connection.execute(
         "INSERT INTO _rhei.pipeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, make_timestamptz(?), \
@@ -113,11 +119,12 @@ pub(super) fn put_pipeline(
             pipeline.checkpoint.commit_time_us.map(|time| time + EPOCH_2000_US),
         ],
     )?;
+
     Ok(())
 }
 
-/// Replaces the row by itself with another checkpoint. One statement to read, two to write; never
-/// UPDATE.
+/// Replaces the row of the pipeline by the same row with another checkpoint. It takes one statement
+/// to read and two to write; never UPDATE.
 pub(super) fn put_checkpoint(
     connection: &Connection,
     pipeline: &mut Pipeline,
@@ -127,7 +134,7 @@ pub(super) fn put_checkpoint(
     put_pipeline(connection, pipeline)
 }
 
-/// Whether the target has a table of this name.
+/// Returns whether the target has a table of this name.
 pub(super) fn table_exists(
     connection: &Connection,
     name: &QualifiedName,
@@ -140,7 +147,7 @@ pub(super) fn table_exists(
     )?)
 }
 
-/// Records a cycle; returns how many old ones were pruned.
+/// Records a cycle; returns how many old cycles were pruned.
 pub(super) fn put_cycle(
     connection: &Connection,
     checkpoint: &Checkpoint,
@@ -160,18 +167,21 @@ pub(super) fn put_cycle(
             cycle.duration_ms,
         ],
     )?;
+
     let kept: u64 =
         connection.query_row("SELECT count(*) FROM _rhei.cycles", [], |row| row.get(0))?;
-    // Pruned by the hundred, so that most cycles do not pay for it.
+    // Old cycles are pruned a hundred at a time, so that most cycles do not pay for pruning.
     if kept < KEPT_CYCLES + 100 {
         return Ok(0);
     }
+
     let pruned = connection.execute(
         "DELETE FROM _rhei.cycles WHERE finished_at < (SELECT min(finished_at) FROM (SELECT \
          finished_at FROM _rhei.cycles \
          ORDER BY finished_at DESC LIMIT ?))",
         params![KEPT_CYCLES],
     )?;
+
     Ok(pruned as u64)
 }
 

@@ -9,21 +9,21 @@ use crate::{
     types::Mapping,
 };
 
-/// `_rhei` as it is stored.
+/// The content of `_rhei`.
 #[derive(Debug, Clone)]
 pub struct StoredState {
     pub pipeline: Pipeline,
     pub tables: Vec<StoredTable>,
 }
 
-/// One row: what this file is a copy of, and how far it is.
+/// The one row of the pipeline: the source that this file is a copy of, and how far the copy is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pipeline {
     pub slot: String,
     pub publications: Vec<String>,
-    /// Opaque; changes when the publication does (trap 41).
+    /// An opaque text that changes when the publication does (trap 41).
     pub publication_fingerprint: String,
-    /// `IDENTIFY_SYSTEM.systemid`.
+    /// The value of `IDENTIFY_SYSTEM.systemid`.
     pub system_id: String,
     pub database: String,
     pub database_oid: u32,
@@ -32,15 +32,15 @@ pub struct Pipeline {
     pub checkpoint: Checkpoint,
 }
 
-/// Where the pipeline stands in its life.
+/// The phase of the pipeline's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// The intent to make the slot is written; the slot may or may not exist. On restart: drop it,
-    /// start over.
+    /// The intent to make the slot is written; the slot may or may not exist. A restart drops the
+    /// slot and starts again.
     Creating,
     /// The slot exists and belongs to this file.
     Running,
-    /// `backfill --no-slot`: a copy that nothing follows.
+    /// The file is a copy by `backfill --no-slot`, which no stream follows.
     PlainCopy,
 }
 
@@ -58,11 +58,11 @@ pub struct StoredTable {
     pub replica_identity: crate::pgoutput::ReplicaIdentity,
     /// `WholeRow` and `AppendOnly` tables have no key columns; this tells them apart.
     pub whole_row_key: bool,
-    /// Opaque; what the catalogs said of the table beside its columns.
+    /// An opaque text of what the catalogs state about the table apart from its columns.
     pub fingerprint: String,
     pub columns: Vec<StoredColumn>,
     pub excluded: Vec<String>,
-    /// Rows that the last copy loaded.
+    /// The number of rows that the last copy loaded.
     pub copied_rows: u64,
     /// A shadow is being filled, and changes from `copy_lsn` on are kept for it.
     pub has_shadow: bool,
@@ -77,14 +77,14 @@ pub struct StoredColumn {
     pub type_oid: u32,
     pub typmod: i32,
     pub not_null: bool,
-    /// Position in the key, from 0; none when it is no key column.
+    /// The position in the key, from 0; None when the column is not a key column.
     pub key_position: Option<u32>,
     pub target_name: String,
     pub mapping: Mapping,
 }
 
 impl StoredTable {
-    /// What is stored of a table.
+    /// Returns the stored form of a table.
     pub fn of(spec: &TableSpec, state: TableState) -> Self {
         let column = |(index, column): (usize, &crate::change::ColumnSpec)| StoredColumn {
             attnum: column.attnum,
@@ -100,6 +100,7 @@ impl StoredTable {
             target_name: column.target_name.clone(),
             mapping: column.mapping.clone(),
         };
+
         Self {
             oid: spec.oid,
             source: spec.source.clone(),
@@ -120,30 +121,31 @@ impl StoredTable {
     }
 }
 
-/// State of a table, as users see it in `status` and in `_rhei.tables`.
+/// The state of a table, as users see it in `status` and in `_rhei.tables`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TableState {
-    /// Known, nothing copied yet. Entered when the table is first seen; left by `begin_copies`.
+    /// The table is known, but no row is copied yet. The state begins when the table is first seen;
+    /// `begin_copies` ends it.
     Pending,
-    /// Rows are being loaded into the shadow, and changes are kept beside it. Left by
-    /// `finish_loads`.
+    /// Rows are being loaded into the shadow, and changes are kept beside it. `finish_loads` ends
+    /// the state.
     Copying,
     /// Every row of the snapshot is in the shadow; the changes that were kept are being merged into
-    /// it. Left by `merge`.
+    /// it. `merge` ends the state.
     CatchingUp,
-    /// The table is the source at the checkpoint.
+    /// The table equals the source at the checkpoint.
     Live,
-    /// As `Copying` (or about to be), with an old copy that stays as it is and readable until the
-    /// swap.
+    /// The table is as in `Copying` (or about to be), with an old copy that stays unchanged and
+    /// readable until the swap.
     Resync,
-    /// Paused with a reason; the other tables go on. Left by a new copy.
+    /// The table is paused with a reason; the other tables go on. A new copy ends the state.
     Error(Pause),
-    /// Gone from the source or the publication; the copy is kept as it was.
+    /// The table is gone from the source or the publication; the copy is kept as it was.
     Dropped,
 }
 
 impl TableState {
-    /// The word in `_rhei.tables` and in `status`.
+    /// Returns the word for the state in `_rhei.tables` and in `status`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Pending => "pending",

@@ -1,6 +1,6 @@
 //! `_rhei.tables` and `_rhei.columns`, kept in memory: this process is the only writer of the file.
-//! A change is made here and written with the transaction that it belongs to; after a transaction
-//! that failed everything is read anew.
+//! A change is made here first and written with the transaction that it belongs to; after a
+//! transaction failed, everything is read from the file again.
 //!
 //! Rows are replaced by DELETE and INSERT, never updated: an UPDATE would block CHECKPOINT under an
 //! open reader.
@@ -23,14 +23,14 @@ use crate::{
     pgoutput::{QualifiedName, ReplicaIdentity},
 };
 
-/// A table, and whether the table of its name in the target was put there by rhei.
+/// A table, and whether rhei put the table of its name into the target.
 #[derive(Debug, Clone)]
 struct Row {
     table: StoredTable,
     is_ours: bool,
 }
 
-/// What a row needs to be written.
+/// The parts of a table's row that have to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Dirty {
     Row,
@@ -42,12 +42,12 @@ enum Dirty {
 pub(super) struct Tables {
     rows: BTreeMap<u32, Row>,
     dirty: BTreeMap<u32, Dirty>,
-    /// Names in the target, in lower case, and how many rows say that rhei put the table there.
+    /// The names in the target, in lower case, and how many rows say that rhei put the table there.
     ours: HashMap<(String, String), usize>,
-    /// Oids of the tables that have a table of kept changes (see `pending`).
+    /// The oids of the tables that have a table of pending changes (see `pending`).
     pending: BTreeSet<u32>,
-    /// Names of tables that rhei did not make. None can be added while this process has the file
-    /// locked.
+    /// The names of tables that rhei did not make. No table can be added while this process has the
+    /// file locked.
     foreign: HashSet<(String, String)>,
 }
 
@@ -57,13 +57,14 @@ impl Tables {
         for (table, is_ours) in read_rows(connection)? {
             tables.insert(Row { table, is_ours });
         }
+
         read_columns(connection, &mut tables.rows)?;
         tables.read_foreign(connection)?;
         tables.pending = pending::kept_tables(connection)?;
         Ok(tables)
     }
 
-    /// Of a file that rhei has not written to yet.
+    /// Returns the tables of a file that rhei has not written to yet.
     pub fn of_new_file(connection: &Connection) -> Result<Self, TargetError> {
         let mut tables = Self::default();
         tables.read_foreign(connection)?;
@@ -74,10 +75,12 @@ impl Tables {
         let shadows = self.rows.values().filter(|row| row.table.has_shadow);
         let shadows: HashSet<_> =
             shadows.map(|row| lower(&names::shadow_of(&row.table.target))).collect();
+
         let mut statement = connection.prepare(
             "SELECT lower(table_schema), lower(table_name) FROM information_schema.tables \
              WHERE table_catalog = current_database() AND table_schema <> '_rhei'",
         )?;
+
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let name = (row.get(0)?, row.get(1)?);
@@ -88,12 +91,12 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether the table has a table of kept changes, which may be empty.
+    /// Returns whether the table has a table of pending changes, which may be empty.
     pub fn has_pending(&self, oid: u32) -> bool {
         self.pending.contains(&oid)
     }
 
-    /// The table of kept changes was made, or dropped.
+    /// Notes that the table of pending changes was made, or dropped.
     pub fn set_pending(&mut self, oid: u32, is_there: bool) {
         if is_there {
             self.pending.insert(oid);
@@ -102,12 +105,12 @@ impl Tables {
         }
     }
 
-    /// Whether the target has a table of this name that rhei did not make.
+    /// Returns whether the target has a table of this name that rhei did not make.
     pub fn is_foreign(&self, target: &QualifiedName) -> bool {
         !self.is_ours(target) && self.foreign.contains(&lower(target))
     }
 
-    /// By name, as people read them.
+    /// Returns the tables in the order of their names, which is the order for people.
     pub fn list(&self) -> Vec<StoredTable> {
         let mut tables: Vec<StoredTable> =
             self.rows.values().map(|row| row.table.clone()).collect();
@@ -122,19 +125,19 @@ impl Tables {
         self.rows.get(&oid).map(|row| &row.table)
     }
 
-    /// Tables that are being copied, and whether their shadows are loaded.
+    /// Returns the tables that are being copied, and whether their shadows are loaded.
     pub fn copying(&self) -> BTreeMap<u32, bool> {
         let tables = self.rows.values().map(|row| &row.table).filter(|table| table.has_shadow);
         tables.map(|table| (table.oid, table.state == TableState::CatchingUp)).collect()
     }
 
-    /// Whether the table of this name was put there by rhei.
+    /// Returns whether rhei put the table of this name there.
     pub fn is_ours(&self, target: &QualifiedName) -> bool {
         self.ours.contains_key(&lower(target))
     }
 
-    /// Whether the table of this name is the copy of another table, which was dropped at the source
-    /// and is only kept.
+    /// Returns whether the table of this name is the copy of another table, which was dropped at
+    /// the source and whose copy is only kept.
     pub fn is_kept_by_another(&self, target: &QualifiedName, oid: u32) -> bool {
         let name = lower(target);
         self.rows.values().any(|row| {
@@ -176,7 +179,7 @@ impl Tables {
         self.touch(oid, Dirty::RowAndColumns);
     }
 
-    /// A table that takes another shape: its row and columns anew, in the state that it is in.
+    /// Replaces the row and the columns of a table that takes another shape, and keeps its state.
     pub fn put_shape(&mut self, spec: &TableSpec) {
         let Some(stored) = self.get(spec.oid) else { return };
         let (state, copied_rows, has_shadow) =
@@ -199,7 +202,7 @@ impl Tables {
         });
     }
 
-    /// The shadow has become the table.
+    /// Notes that the shadow has become the table.
     pub fn set_live(&mut self, oid: u32) {
         self.change(oid, |row| {
             row.is_ours = true;
@@ -207,42 +210,46 @@ impl Tables {
         });
     }
 
-    /// The table in the target was put there by rhei.
+    /// Notes that rhei put the table into the target.
     pub fn set_managed(&mut self, oid: u32) {
         self.change(oid, |row| row.is_ours = true);
     }
 
-    /// Until the shape of the table is stored again, this TRUNCATE explains why the table has
-    /// another file.
+    /// Notes a TRUNCATE, which explains why the table has another file until the shape of the table
+    /// is stored again.
     pub fn set_truncated(&mut self, oid: u32, xid: u32) {
         self.change(oid, |row| row.table.truncated_by = Some(xid));
     }
 
-    /// The shadow is gone.
+    /// Notes that the shadow is gone.
     pub fn set_shadowless(&mut self, oid: u32) {
         self.change(oid, |row| row.table.has_shadow = false);
     }
 
-    /// Forgets other tables of these names, which are only kept: their copies are replaced or
-    /// dropped. Returns whether there were any.
+    /// Forgets other tables of these names whose copies are only kept, since the copies are
+    /// replaced or dropped. Returns whether such tables existed.
     pub fn forget_dropped_namesakes<'a>(
         &mut self,
         tables: impl IntoIterator<Item = (&'a QualifiedName, u32)>,
     ) -> bool {
         let owners: HashMap<(String, String), u32> =
             tables.into_iter().map(|(name, oid)| (lower(name), oid)).collect();
+
         let is_kept = |row: &&Row| {
             row.table.state == TableState::Dropped
                 && owners
                     .get(&lower(&row.table.target))
                     .is_some_and(|owner| *owner != row.table.oid)
         };
+
         let others: Vec<u32> =
             self.rows.values().filter(is_kept).map(|row| row.table.oid).collect();
+
         for &other in &others {
             self.remove(other);
             self.touch(other, Dirty::RowAndColumns);
         }
+
         !others.is_empty()
     }
 
@@ -252,16 +259,20 @@ impl Tables {
         if dirty.is_empty() {
             return Ok(());
         }
+
         let list = |oids: &mut dyn Iterator<Item = u32>| {
             oids.map(|oid| oid.to_string()).collect::<Vec<_>>().join(", ")
         };
+
         let with_columns: BTreeSet<u32> = dirty
             .iter()
             .filter(|(_, dirty)| **dirty == Dirty::RowAndColumns)
             .map(|(oid, _)| *oid)
             .collect();
+
         let rows = list(&mut dirty.keys().copied());
         connection.execute_batch(&format!("DELETE FROM _rhei.tables WHERE oid IN ({rows})"))?;
+
         if !with_columns.is_empty() {
             let columns = list(&mut with_columns.iter().copied());
             connection.execute_batch(&format!(
@@ -337,12 +348,14 @@ fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, Target
          copy_xids, truncated_by \
          FROM _rhei.tables",
     )?;
+
     let mut rows = statement.query([])?;
     let mut tables = Vec::new();
     while let Some(row) = rows.next()? {
         let (word, error): (String, Option<String>) = (row.get(5)?, row.get(6)?);
         let identity: String = row.get(9)?;
         let identity = identity.bytes().next().and_then(ReplicaIdentity::from_code);
+
         let table = StoredTable {
             oid: row.get(0)?,
             source: QualifiedName { schema: row.get(1)?, name: row.get(2)? },
@@ -373,6 +386,7 @@ fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, Target
             has_shadow: row.get(14)?,
             truncated_by: row.get(18)?,
         };
+
         tables.push((table, row.get(16)?));
     }
     Ok(tables)
@@ -387,6 +401,7 @@ fn read_columns(
          mapping \
          FROM _rhei.columns ORDER BY table_oid, attnum",
     )?;
+
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let column = StoredColumn {
@@ -400,6 +415,7 @@ fn read_columns(
             mapping: serde_json::from_str(&row.get::<_, String>(8)?)
                 .map_err(|error| corrupt(error.to_string()))?,
         };
+
         if let Some(of) = tables.get_mut(&row.get(0)?) {
             of.table.columns.push(column);
         }
@@ -407,9 +423,10 @@ fn read_columns(
     Ok(())
 }
 
-/// Reason and remedy of a paused table, as they are stored.
+/// Returns the reason and the remedy of a paused table, as the file stores them.
 fn stored_pause(state: &TableState) -> (Option<&str>, Option<&'static str>) {
     let TableState::Error(pause) = state else { return (None, None) };
+
     let remedy = if pause.remedy == Remedy::AllowNulls { "allow_nulls" } else { "operator" };
     (Some(&pause.reason), Some(remedy))
 }

@@ -1,5 +1,5 @@
-//! How DuckDB is set for the work at hand: its threads, how large its log may grow, and what file
-//! checkpoints compact.
+//! Sets DuckDB for its present work: the number of threads, the size that the log may reach, and
+//! what file checkpoints compact.
 
 use std::{
     collections::BTreeSet,
@@ -16,88 +16,91 @@ use crate::{
 };
 
 /// Few row groups are compacted per file checkpoint while busy: the worst commit falls from 7.4 s
-/// to 0.8 s (duckdb.md 1.5).
+/// to 0.8 s (docs/traps.md, DuckDB).
 const VACUUM_TASKS: u32 = 8;
 
-/// Compactions that a row group of dead rows pays for. Each rewrites up to four row groups, and
-/// leaves one less. Measured with 300,000 random updates a time of 3,000,000 rows: a fifth of the
-/// rows stay dead, and it takes half the CPU of compacting all that can be compacted, whose worst
-/// time is three times longer and whose file is larger by a quarter.
+/// The number of compactions that a row group of dead rows pays for. Each compaction rewrites up to
+/// four row groups, and leaves one row group less. Measured with 300,000 random updates at a time
+/// of 3,000,000 rows: a fifth of the rows stay dead, and it takes half the CPU of compacting all
+/// that can be compacted, whose worst time is three times longer and whose file is larger by a
+/// quarter.
 const TASKS_PER_ROW_GROUP: u64 = 3;
 const MAX_VACUUM_TASKS: u32 = 100;
 
-/// Rows that take so many bytes of the log are wide. 122,880 of them, which is a row group, can be
-/// gigabytes; and whenever DuckDB compacts, it merges a small row group with the one before it, if
-/// both fit into one. So 64 MB of new rows of 16 kB had up to 2 GB written anew, in one commit.
-/// While wide rows come, nothing is compacted that is not worth it.
+/// Rows that take at least this many bytes of the log each are wide. A row group has 122,880 rows,
+/// so a row group of wide rows can be gigabytes. Whenever DuckDB compacts, it merges a small row
+/// group with the one before it, if both fit into one; so 64 MB of new rows of 16 kB made one
+/// commit rewrite up to 2 GB. While wide rows come, DuckDB compacts only where compacting is worth
+/// the work.
 const WIDE_BYTES: u64 = 1000;
-/// A commit takes as much of the log for itself as so many rows.
+/// A commit takes as much of the log for itself as this number of rows.
 const COMMIT_ROWS: u64 = 4;
-/// Worth it: three quarters of a table's row groups, which is what DuckDB can merge them into, are
-/// so many more than it would have if each had so many rows, or so many bytes, that are alive.
+/// Compacting is worth the work once three quarters of a table's row groups, which is what DuckDB
+/// can merge them into, are this many more than the table needs for its live rows, at
+/// [`ROW_GROUP_ROWS`] rows or [`ROW_GROUP_BYTES`] bytes each.
 const SPARE_ROW_GROUPS: u64 = 16;
 const ROW_GROUP_ROWS: u64 = 122_880;
 const ROW_GROUP_BYTES: u64 = 16 << 20;
-/// DuckDB's, unless a file was made otherwise.
+/// The default block size of DuckDB, unless a file was made with another one.
 const BLOCK_BYTES: u64 = 256 << 10;
-/// How often that is looked at.
+/// The time between two checks of whether compacting is worth the work.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// How large DuckDB's log may grow before a commit writes it into the file, in MB: half of the
-/// file, within these bounds. A log that is larger than its file holds nothing but rows that were
-/// written several times; and what is in it is in memory, too.
+/// The size at which a commit writes DuckDB's log into the file, in MB: half of the file, within
+/// these bounds. A log that is larger than its file holds only rows that were written several
+/// times; and the content of the log is in memory, too.
 const WAL_LIMIT_MB: std::ops::RangeInclusive<u64> = 16..=64;
-/// The same while tables are copied: their commits are many, and cycles of the stream would wait
-/// for each of these writes.
+/// The same limit while tables are copied: copies make many commits, and cycles of the stream would
+/// wait for each of these writes.
 const COPYING_WAL_LIMIT_MB: u64 = 512;
-/// DuckDB keeps new rows of small tables in memory, where they count for its limit and cannot
-/// spill, until they are written into the file: about 50 kB for a table of ten rows, and 500 MB for
-/// 10,000 such tables. Once these rows take more than this part of DuckDB's memory limit, DuckDB
-/// writes them into the file although tables are being copied. Each time it goes through all
-/// tables, so it must not happen more often than it has to.
+/// DuckDB keeps new rows of small tables in memory until it writes them into the file. There these
+/// rows count for the memory limit and cannot spill: about 50 kB for a table of ten rows, and 500
+/// MB for 10,000 such tables. Once these rows take more than this part of DuckDB's memory limit,
+/// DuckDB writes them into the file although tables are being copied. Each such write goes through
+/// all tables, so it must not happen more often than necessary.
 const MAX_UNSPILLABLE_PART: u64 = 4;
-/// And then, since some commits find another one on its way and cannot write it, often: about every
-/// three thousand tables.
+/// The limit of the log in that case. The limit is low, since a commit that finds another commit in
+/// progress cannot write the log: the log is written about every three thousand tables.
 const CROWDED_WAL_LIMIT_MB: u64 = 1;
-/// Batches of so many row changes, or bytes, come when there is much to catch up with: the file can
-/// wait, for so long after the last one.
+/// Batches with at least this many row changes, or bytes, come when the stream has much to catch up
+/// with: writing the file can wait, until [`HURRY`] has passed since the last such batch.
 const CATCH_UP_ROWS: u64 = 20_000;
 const CATCH_UP_BYTES: usize = 4_000_000;
 const HURRY: Duration = Duration::from_secs(10);
 
-/// A batch that took so long to apply gets all threads the next time, until so many threads are no
-/// longer needed for that. DuckDB's caller spins while another thread works for it, so a second
-/// thread costs more than it gives until joins are large (ARCHITECTURE.md).
+/// A batch that took longer than this to apply gets all threads the next time, until batches no
+/// longer need that many threads. DuckDB's caller spins while another thread works for it, so a
+/// second thread costs more than it gives until joins are large (docs/decisions.md).
 const SLOW: Duration = Duration::from_millis(500);
 
-/// What is set, and what it follows from.
+/// The present settings, and the observations that they follow from.
 #[derive(Debug)]
 pub(super) struct Tuning {
-    /// `threads`, and the most that it may be.
+    /// The setting `threads`, and the highest value that it may have.
     threads: u32,
     most_threads: u32,
-    /// Batches take long.
+    /// Batches take long to apply.
     is_slow: bool,
-    /// `checkpoint_threshold`, in MB; none yet.
+    /// The setting `checkpoint_threshold`, in MB; None before it is set.
     threshold: Option<u64>,
-    /// When the last large batch came.
+    /// The time when the last large batch came.
     hurried_at: Option<Instant>,
-    /// `max_vacuum_tasks`; none yet.
+    /// The setting `max_vacuum_tasks`; None before it is set.
     vacuum_tasks: Option<u32>,
-    /// Rows that the log has got since it was last written into the file, and [`COMMIT_ROWS`] for
-    /// each commit; and their bytes.
+    /// The rows that were written to the log since DuckDB last wrote the log into the file, with
+    /// [`COMMIT_ROWS`] for each commit; and the bytes of these rows.
     logged_rows: u64,
     logged_bytes: u64,
-    /// Row changes since the last commit.
+    /// The row changes since the last commit.
     expected_rows: u64,
     is_wide: bool,
-    /// Tables that rows came for since it was last looked.
+    /// The tables that got rows since [`Self::look`] last ran.
     written: BTreeSet<QualifiedName>,
-    /// When it was last looked at whether it is worth compacting, though rows are wide; and the
-    /// answer.
+    /// When [`Self::look`] last checked whether compacting is worth the work although rows are
+    /// wide; and the answer.
     looked_at: Option<Instant>,
     is_worth_it: bool,
-    /// Bytes: [`MAX_UNSPILLABLE_PART`] of DuckDB's memory limit, but in tests.
+    /// In bytes: [`MAX_UNSPILLABLE_PART`] of DuckDB's memory limit, except in tests.
     most_unspillable: u64,
 }
 
@@ -106,6 +109,7 @@ impl Tuning {
         let threads =
             connection
                 .query_row("SELECT current_setting('threads')::UINTEGER", [], |row| row.get(0))?;
+
         Ok(Self {
             threads,
             most_threads: threads,
@@ -124,45 +128,51 @@ impl Tuning {
         })
     }
 
-    /// Takes notice of a batch that is to be applied.
+    /// Takes notice of a batch before it is applied.
     pub(super) fn expect(&mut self, batch: &ChangeBatch) {
         let changed = |changes: &TableChanges| {
             let counts = changes.counts;
             counts.inserted + counts.updated + counts.deleted
         };
+
         let bytes: usize = batch.tables.iter().map(|changes| stage::bytes(&changes.inserts)).sum();
         let rows: u64 = batch.tables.iter().map(|changes| stage::total(&changes.inserts)).sum();
         let all_changed = batch.tables.iter().map(changed).sum::<u64>();
         self.expected_rows += all_changed;
+
         for changes in &batch.tables {
             if !self.written.contains(&changes.table.target) {
                 self.written.insert(changes.table.target.clone());
             }
         }
+
         if all_changed >= CATCH_UP_ROWS || bytes >= CATCH_UP_BYTES {
             self.hurried_at = Some(Instant::now());
         }
+
         self.is_wide |= bytes >= CATCH_UP_BYTES && bytes as u64 >= rows * WIDE_BYTES;
     }
 
-    /// Takes notice of a commit. `log_bytes`: the size of the log before it, and after it.
+    /// Takes notice of a commit. `log_bytes`: the sizes of the log before and after the commit.
     pub(super) fn applied(&mut self, applied: &Applied, log_bytes: (u64, u64)) {
         let (before, after) = log_bytes;
-        // Some of them go into the shadow of a copy, or are reduced to nothing.
+        // Some of the expected rows go into the shadow of a copy, or cancel each other out.
         let rows = std::mem::take(&mut self.expected_rows)
             .max(applied.inserted_rows + applied.deleted_rows);
+
         if after < before || after == before && rows > 0 {
-            // It was written into the file.
+            // DuckDB wrote the log into the file.
             self.compacted_if_allowed();
             (self.logged_rows, self.logged_bytes) = (0, 0);
             return;
         }
+
         self.logged_rows += rows + COMMIT_ROWS;
         self.logged_bytes += after - before;
         self.is_wide = self.logged_bytes >= self.logged_rows * WIDE_BYTES;
     }
 
-    /// Takes notice of how long the last batch took, or a part of it.
+    /// Takes notice of the time that the last batch, or a part of it, took.
     pub(super) fn took(&mut self, took: Duration) {
         self.is_slow = took > SLOW || self.is_slow && took * self.most_threads * 2 > SLOW;
     }
@@ -173,7 +183,7 @@ impl Tuning {
         }
     }
 
-    /// Sets what fits: for the next batch, or while tables are copied.
+    /// Sets DuckDB for the next batch, or for the time while tables are copied.
     pub(super) fn set(
         &mut self,
         connection: &Connection,
@@ -184,10 +194,12 @@ impl Tuning {
             connection,
             if is_copying || self.is_slow { self.most_threads } else { 1 },
         )?;
+
         self.set_vacuum_tasks(
             connection,
             if self.is_wide && !self.is_worth_it { 0 } else { VACUUM_TASKS },
         )?;
+
         let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
         let threshold = if is_copying {
             if unspillable_bytes(connection)? > self.most_unspillable {
@@ -201,6 +213,7 @@ impl Tuning {
             let file_mb = compact::size(path) / 1_000_000;
             (file_mb / 2).next_power_of_two().clamp(*WAL_LIMIT_MB.start(), *WAL_LIMIT_MB.end())
         };
+
         if self.threshold != Some(threshold) {
             connection
                 .execute_batch(&format!("SET GLOBAL checkpoint_threshold = '{threshold}MB'"))?;
@@ -209,14 +222,15 @@ impl Tuning {
         Ok(())
     }
 
-    /// To be called between transactions.
+    /// Checks whether compacting is worth the work, if the check is due. The caller calls this
+    /// between transactions.
     pub(super) fn look_if_due(&mut self, connection: &Connection) {
         if self.is_wide && self.looked_at.is_none_or(|at| at.elapsed() >= LOOK) {
             self.look(connection);
         }
     }
 
-    /// Sets what a file checkpoint needs that comes now.
+    /// Sets DuckDB for a file checkpoint that follows.
     pub(super) fn set_for_tidying(
         &mut self,
         connection: &Connection,
@@ -226,8 +240,9 @@ impl Tuning {
         if self.is_wide && compaction != Compaction::Skip {
             self.look(connection);
         }
+
         // A CHECKPOINT compacts as much as it may, and with an empty write-ahead log does nothing
-        // (duckdb.md 1.5).
+        // (docs/traps.md, DuckDB).
         let tasks = match compaction {
             Compaction::Skip => 0,
             _ if self.is_wide && !self.is_worth_it => 0,
@@ -235,8 +250,9 @@ impl Tuning {
             Compaction::For { changed_rows } => tasks_for(changed_rows),
         };
 
-        // Of two threads there is no gain where little is compacted, since one of them spins. Each
-        // that compacts holds a row group in memory, which is no matter unless rows are wide.
+        // Two threads gain nothing where DuckDB compacts little, since one of the threads spins.
+        // Each thread that compacts holds a row group in memory, which matters only if rows are
+        // wide.
         let is_much = self.most_threads > 2 || tasks > VACUUM_TASKS;
         self.set_threads(
             connection,
@@ -245,7 +261,7 @@ impl Tuning {
         self.set_vacuum_tasks(connection, tasks)
     }
 
-    /// After the file checkpoint.
+    /// Restores the settings after the file checkpoint.
     pub(super) fn tidied(
         &mut self,
         connection: &Connection,
@@ -258,7 +274,7 @@ impl Tuning {
         self.set_vacuum_tasks(connection, VACUUM_TASKS)
     }
 
-    /// Until the next batch.
+    /// Lets DuckDB use all threads until the next batch.
     pub(super) fn use_all_threads(&mut self, connection: &Connection) -> Result<(), TargetError> {
         self.set_threads(connection, self.most_threads)
     }
@@ -279,8 +295,7 @@ impl Tuning {
         Ok(())
     }
 
-    /// Looks at the tables that rows came for. Whatever keeps DuckDB from telling is no reason to
-    /// stop.
+    /// Checks the tables that got rows. An error of DuckDB in this check is no reason to stop.
     fn look(&mut self, connection: &Connection) {
         let mut is_worth_it = false;
         for table in std::mem::take(&mut self.written) {
@@ -289,14 +304,14 @@ impl Tuning {
                 Err(error) => tracing::debug!(%table, %error, "its row groups were not counted"),
             }
         }
-        // What was found before stays so until it is compacted.
+
+        // A positive answer of an earlier check stays until DuckDB compacts.
         (self.looked_at, self.is_worth_it) =
             (Some(Instant::now()), self.is_worth_it || is_worth_it);
     }
 }
 
-/// Memory of rows that are only in the log yet, in parts that DuckDB cannot write to its temporary
-/// files. What DuckDB may use, in bytes.
+/// Returns the memory that DuckDB may use, in bytes.
 fn memory_limit(connection: &Connection) -> Result<u64, TargetError> {
     let text: String =
         connection.query_row("SELECT current_setting('memory_limit')", [], |row| row.get(0))?;
@@ -304,7 +319,7 @@ fn memory_limit(connection: &Connection) -> Result<u64, TargetError> {
         .ok_or_else(|| TargetError::Corrupt { reason: format!("DuckDB's memory limit \"{text}\"") })
 }
 
-/// A size as DuckDB prints it: `1.8 GiB`.
+/// Reads a size as DuckDB prints it: `1.8 GiB`.
 fn parse_bytes(text: &str) -> Option<u64> {
     const UNITS: [&str; 6] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let (number, unit) = text.trim().split_once(' ')?;
@@ -313,28 +328,31 @@ fn parse_bytes(text: &str) -> Option<u64> {
     Some(bytes as u64)
 }
 
+/// Returns the memory of rows that are only in the log yet, in parts that DuckDB cannot write to
+/// its temporary files.
 fn unspillable_bytes(connection: &Connection) -> Result<u64, TargetError> {
     let sql = "SELECT coalesce(sum(memory_usage_bytes), 0)::UBIGINT FROM duckdb_memory() WHERE tag \
                = 'IN_MEMORY_TABLE'";
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
-/// One at least, so that what many small changes leave behind goes as well.
+/// Returns at least one task, so that the dead rows of many small changes are removed as well.
 fn tasks_for(changed_rows: u64) -> u32 {
     let tasks = 1 + changed_rows.saturating_mul(TASKS_PER_ROW_GROUP) / ROW_GROUP_ROWS;
     u32::try_from(tasks).unwrap_or(MAX_VACUUM_TASKS).min(MAX_VACUUM_TASKS)
 }
 
-/// Whether a table has many row groups that are small, or full of dead rows. DuckDB reads the heads
-/// of some columns' segments for it.
+/// Returns whether a table has many row groups that are small, or full of dead rows. For that
+/// DuckDB reads the heads of some columns' segments.
 fn is_worth_compacting(
     connection: &Connection,
     table: &QualifiedName,
 ) -> Result<bool, TargetError> {
-    // DuckDB 1.5.5 knows no quote within a quoted name here.
+    // DuckDB 1.5.5 does not accept a quote within a quoted name here.
     if table.schema.contains('"') || table.name.contains('"') {
         return Ok(false);
     }
+
     let name = names::table(table);
     let (live_rows, stored_rows): (u64, u64) = connection.query_row(
         &format!(
@@ -346,6 +364,7 @@ fn is_worth_compacting(
         duckdb::params![table.schema, table.name],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
+
     let sql = format!(
         "SELECT count(DISTINCT row_group_id), \
          coalesce(count(DISTINCT block_id) + sum(len(additional_block_ids)), 0)::UBIGINT * \
@@ -354,9 +373,10 @@ fn is_worth_compacting(
     );
     let (row_groups, bytes): (u64, u64) =
         connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+
     let live_bytes = bytes as f64 * live_rows as f64 / stored_rows.max(1) as f64;
     let needed = (live_rows / ROW_GROUP_ROWS).max(live_bytes as u64 / ROW_GROUP_BYTES);
-    // DuckDB merges four into three at least.
+    // DuckDB merges at least four row groups into three.
     Ok(row_groups * 3 / 4 > needed + SPARE_ROW_GROUPS)
 }
 
@@ -375,6 +395,7 @@ mod tests {
         assert_eq!(parse_bytes("512.0 KiB"), Some(512 << 10));
         assert_eq!(parse_bytes("1.5 GiB"), Some(3 << 29));
         assert_eq!(parse_bytes("much"), None);
+
         for limit in ["100MB", "1GB", "3TB"] {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(&format!("SET memory_limit = '{limit}'")).unwrap();
@@ -400,38 +421,45 @@ mod tests {
             let target =
                 DuckDb::open(&TargetOptions { path: path.clone(), ..TargetOptions::default() })
                     .unwrap();
+
             target
                 .connection
                 .execute_batch(
                     "CREATE TABLE rhei_target.\"it's\" (id BIGINT, v VARCHAR); CHECKPOINT",
                 )
                 .unwrap();
+
             Self { target, path, _folder: folder }
         }
 
-        /// Rows of `bytes` each, and what a batch of them does to the pace, then a file checkpoint
-        /// by whoever makes it.
+        /// Inserts rows of `bytes` each, applies their effect to the pace as a batch does, and then
+        /// makes a file checkpoint as its caller does.
         fn insert(&mut self, rows: u64, bytes: u64) {
             let DuckDb { connection, pace, .. } = &mut self.target;
             let log_bytes = || compact::size(&compact::sibling(&self.path, ".wal"));
+
             pace.written.insert(QualifiedName::new("main", "it's"));
             pace.look_if_due(connection);
             pace.set(connection, &self.path, false).unwrap();
             let before = log_bytes();
+
             let insert = format!(
                 "INSERT INTO rhei_target.\"it's\" SELECT i, repeat(chr(97 + (i % 26)::INT), \
                  {bytes}) FROM range({rows}) r(i)"
             );
             connection.execute_batch(&insert).unwrap();
+
             let applied = Applied {
                 durable: DurableLsn::committed(Lsn(1)),
                 deleted_rows: 0,
                 inserted_rows: rows,
                 pruned: 0,
             };
+
             pace.applied(&applied, (before, log_bytes()));
             pace.look_if_due(connection);
             pace.set(connection, &self.path, false).unwrap();
+
             connection.execute_batch("CHECKPOINT").unwrap();
             pace.applied(&applied, (u64::MAX, 0));
         }
@@ -466,6 +494,7 @@ mod tests {
         let mut bed = Bed::new();
         let target = &mut bed.target;
         target.connection.execute_batch("CREATE TABLE rhei_target.\"a\"\"b\" (id BIGINT)").unwrap();
+
         for name in ["a\"b", "gone"] {
             target.pace.written.insert(QualifiedName::new("main", name));
             target.pace.look(&target.connection);
@@ -482,6 +511,7 @@ mod tests {
             inserted_rows: 1,
             pruned: 0,
         };
+
         pace.applied(&one, (0, 3000));
         assert!(!pace.is_wide);
         pace.applied(&one, (3000, 30_000));
@@ -495,33 +525,38 @@ mod tests {
             bed.insert(10, 4000);
         }
         assert_eq!(bed.row_groups(), SPARE_ROW_GROUPS * 2);
-        // As if the minute were over.
+
+        // The test acts as if the minute were over.
         bed.target.pace.looked_at = None;
         bed.insert(10, 4000);
         assert!(bed.row_groups() < SPARE_ROW_GROUPS);
         assert!(!bed.target.pace.is_worth_it);
     }
 
-    /// They count for DuckDB's limit until the file is written, and no limit makes it write the
-    /// file.
+    /// New rows of small tables count for DuckDB's limit until the file is written, and no limit
+    /// makes DuckDB write the file.
     #[test]
     fn rows_of_many_small_tables_do_not_pile_up_in_memory_while_they_are_copied() {
         let mut bed = Bed::new();
         let DuckDb { connection, pace, .. } = &mut bed.target;
         pace.most_unspillable = 8 << 20;
         let mut most = 0;
+
         for round in 0..20 {
             pace.set(connection, &bed.path, true).unwrap();
+
             let fill = |table| {
                 format!(
                     "CREATE TABLE rhei_target.t{table} AS SELECT i, repeat(i::VARCHAR, 400) AS v \
                      FROM range(10) r(i);"
                 )
             };
+
             let tables: String = (round * 50..(round + 1) * 50).map(fill).collect();
             connection.execute_batch(&format!("BEGIN; {tables} COMMIT;")).unwrap();
             most = most.max(unspillable_bytes(connection).unwrap());
         }
+
         assert!(most > 8 << 20, "{most} bytes: the test makes too few tables");
         assert!(most < 20 << 20, "{most} bytes");
     }

@@ -1,8 +1,8 @@
-//! pgoutput, text: `&[u8]` to [`Message`]. A checked cursor, no allocation but for Relation and
-//! Truncate.
+//! Decodes pgoutput text from `&[u8]` to [`Message`] with a checked cursor, without allocation
+//! except for Relation and Truncate.
 //!
-//! After a message nothing may be left over, and an unknown tag is an error: a message that is not
-//! understood could be a change that is lost.
+//! No bytes may be left after a message, and an unknown tag is an error: a message that rhei does
+//! not understand could be a lost change.
 
 use super::{
     QualifiedName, ReplicaIdentity,
@@ -14,7 +14,7 @@ use crate::Lsn;
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message<'a> {
-    /// `commit_lsn` is what the protocol calls `final_lsn`.
+    /// `commit_lsn` is the field that the protocol calls `final_lsn`.
     Begin {
         commit_lsn: Lsn,
         commit_time_us: i64,
@@ -25,14 +25,15 @@ pub enum Message<'a> {
         end_lsn: Lsn,
         commit_time_us: i64,
     },
-    /// The transaction came to this server from elsewhere; the LSN is that server's and may be 0/0
-    /// (trap 81).
+    /// The transaction came to this server from another server; the LSN is that server's and may be
+    /// 0/0 (trap 81).
     Origin {
         lsn: Lsn,
         name: &'a str,
     },
     Relation(Relation),
-    /// Announces a type that is not built in; for a domain it names the base type (trap 72).
+    /// A Type message announces a type that is not built in; for a domain it names the base type
+    /// (trap 72).
     Type {
         oid: u32,
         schema: &'a str,
@@ -56,8 +57,8 @@ pub enum Message<'a> {
         cascade: bool,
         restart_identity: bool,
     },
-    /// `pg_logical_emit_message`; those that are not transactional come outside of any transaction
-    /// (trap 78).
+    /// A message of `pg_logical_emit_message`; messages that are not transactional arrive outside
+    /// of any transaction (trap 78).
     Logical {
         transactional: bool,
         lsn: Lsn,
@@ -66,18 +67,19 @@ pub enum Message<'a> {
     },
 }
 
-/// What an UPDATE or DELETE says of the old row. `Key` does not mean that the key changed (trap
-/// 50).
+/// The part of the old row that an UPDATE or DELETE carries. `Key` does not mean that the key
+/// changed (trap 50).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OldTuple<'a> {
     Absent,
-    /// The replica identity's columns; all others are null.
+    /// The tuple holds the replica identity's columns; all other columns are null.
     Key(Tuple<'a>),
-    /// REPLICA IDENTITY FULL: the whole old row, TOASTed values included.
+    /// The tuple holds the whole old row (REPLICA IDENTITY FULL), TOASTed values included.
     Full(Tuple<'a>),
 }
 
-/// The bytes are no pgoutput message. A broken server or our mistake: nothing of it is applied.
+/// The bytes are no pgoutput message, because of a broken server or an error in rhei: rhei applies
+/// nothing of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("pgoutput message '{}' ends too early", tag_text(*tag))]
@@ -106,10 +108,11 @@ impl<'a> Message<'a> {
     /// Reads one message, the payload of one XLogData.
     ///
     /// # Errors
-    /// The bytes are cut, too many, or of no known kind.
+    /// The bytes are cut off, too many, or of no known kind.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
         let mut cursor = Cursor { tag, rest };
+
         let message = match tag {
             b'B' => Self::Begin {
                 commit_lsn: cursor.lsn()?,
@@ -158,7 +161,8 @@ impl<'a> Message<'a> {
             b'T' => {
                 let count = cursor.u32()? as usize;
                 let flags = cursor.u8()?;
-                // The capacity comes from what is really there, not from what the bytes claim.
+                // The capacity comes from the bytes that are present, not from the count that they
+                // claim.
                 let mut relations = Vec::with_capacity(count.min(cursor.rest.len() / 4));
                 for _ in 0..count {
                     relations.push(cursor.u32()?);
@@ -183,26 +187,28 @@ impl<'a> Message<'a> {
             }
             unknown => return Err(DecodeError::UnknownTag { tag: unknown }),
         };
+
         cursor.end(message)
     }
 }
 
-/// What frames pieces of a transaction that the server streams before it has ended (protocol 2).
-/// Between Start and Stop each message carries the number of its (sub)transaction after its tag.
+/// The messages that frame pieces of a transaction that the server streams before it has ended
+/// (protocol 2). Between Start and Stop each message carries the number of its (sub)transaction
+/// after its tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Streamed {
     Start {
         xid: u32,
     },
     Stop,
-    /// A subtransaction was rolled back, or the whole: then both numbers are the same.
+    /// A subtransaction was rolled back, or the whole transaction: then both numbers are equal.
     Abort {
         xid: u32,
         subxid: u32,
     },
 }
 
-/// The end of a transaction that was streamed.
+/// The end of a streamed transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamCommit {
     pub xid: u32,
@@ -213,10 +219,11 @@ pub struct StreamCommit {
 }
 
 impl Streamed {
-    /// None: a message of another kind.
+    /// Decodes such a message, and returns none for a message of another kind.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
         let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
         let mut cursor = Cursor { tag, rest };
+
         let message = match tag {
             b'S' => {
                 let xid = cursor.u32()?;
@@ -227,10 +234,11 @@ impl Streamed {
             b'A' => Self::Abort { xid: cursor.u32()?, subxid: cursor.u32()? },
             _ => return Ok(None),
         };
+
         cursor.end(message).map(Some)
     }
 
-    /// Takes a message that came between Start and Stop apart: its number, its tag, and what comes
+    /// Splits a message between Start and Stop into its transaction number, its tag, and the bytes
     /// after the two.
     pub fn split(bytes: &[u8]) -> Result<(u32, u8, &[u8]), DecodeError> {
         let (&tag, rest) = bytes.split_first().ok_or(DecodeError::Empty)?;
@@ -238,7 +246,8 @@ impl Streamed {
         Ok((cursor.u32()?, tag, cursor.rest))
     }
 
-    /// Which relation a message describes, if it does; it carries no number (any more).
+    /// Returns the oid of the relation that a message describes, if it describes one. The message
+    /// must not carry a transaction number.
     pub fn relation(message: &[u8]) -> Option<u32> {
         let (b'R', rest) = message.split_first()? else { return None };
         rest.first_chunk().map(|oid| u32::from_be_bytes(*oid))
@@ -246,7 +255,7 @@ impl Streamed {
 }
 
 impl StreamCommit {
-    /// None: a message of another kind.
+    /// Decodes the message, and returns none for a message of another kind.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
         let Some((b'c', rest)) = bytes.split_first() else { return Ok(None) };
         let mut cursor = Cursor { tag: b'c', rest };
@@ -263,7 +272,7 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// Nothing may be left over.
+    /// Returns the message, and refuses bytes that are left over.
     fn end<T>(self, message: T) -> Result<T, DecodeError> {
         match self.rest.len() {
             0 => Ok(message),
@@ -340,10 +349,11 @@ impl<'a> Cursor<'a> {
     fn relation(&mut self) -> Result<Relation, DecodeError> {
         let oid = self.u32()?;
         let schema = match self.text()? {
-            // The wire shortens pg_catalog to nothing.
+            // The wire shortens pg_catalog to an empty string.
             "" => "pg_catalog",
             schema => schema,
         };
+
         let name = QualifiedName::new(schema, self.text()?);
         let code = self.u8()?;
         let replica_identity = ReplicaIdentity::from_code(code).ok_or(DecodeError::Unexpected {
@@ -351,6 +361,7 @@ impl<'a> Cursor<'a> {
             what: "replica identity",
             found: code,
         })?;
+
         let count = usize::from(self.u16()?);
         let mut columns = Vec::with_capacity(count.min(self.rest.len() / 10));
         for _ in 0..count {
@@ -363,6 +374,7 @@ impl<'a> Cursor<'a> {
                 is_key: flags & 1 != 0,
             });
         }
+
         Ok(Relation { oid, name, replica_identity, columns })
     }
 }

@@ -1,9 +1,9 @@
-//! The messages of a logical replication stream, pure: bytes to messages, no I/O, nothing of what
-//! they lead to.
+//! The messages of a logical replication stream. The module is pure: it turns bytes into messages,
+//! does no I/O, and knows nothing of the effect of the messages.
 //!
-//! `message` reads the messages of the pgoutput plugin, `tuple` the rows in them, `relation` is
-//! what a Relation message says of a table, and `table_description` what the optional event trigger
-//! at the source says.
+//! `message` reads the messages of the pgoutput plugin, `tuple` the rows in them, `relation` holds
+//! the description of a table in a Relation message, and `table_description` the description that
+//! the optional event trigger at the source sends.
 
 pub mod message;
 pub mod relation;

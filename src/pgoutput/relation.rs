@@ -15,14 +15,14 @@ impl QualifiedName {
     }
 }
 
-/// For people: `schema.name`, unquoted.
+/// Prints `schema.name`, unquoted, for people.
 impl fmt::Display for QualifiedName {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}.{}", self.schema, self.name)
     }
 }
 
-/// What the source logs of the old row at UPDATE and DELETE (`pg_class.relreplident`).
+/// The part of the old row that the source logs at UPDATE and DELETE (`pg_class.relreplident`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicaIdentity {
     Default,
@@ -32,7 +32,7 @@ pub enum ReplicaIdentity {
 }
 
 impl ReplicaIdentity {
-    /// From the byte of the catalog and the wire: `d`, `n`, `f`, `i`.
+    /// Reads the byte of the catalog and the wire: `d`, `n`, `f`, `i`.
     pub fn from_code(code: u8) -> Option<Self> {
         match code {
             b'd' => Some(Self::Default),
@@ -53,8 +53,8 @@ impl ReplicaIdentity {
     }
 }
 
-/// A Relation message: the table as the walsender describes it before its next row. Has no attnum,
-/// no NOT NULL, no default (trap 64).
+/// A Relation message: the table as the walsender describes it before its next row. The message has
+/// no attnum, no NOT NULL, no default (trap 64).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation {
     pub oid: u32,
@@ -68,12 +68,13 @@ pub struct RelationColumn {
     pub name: String,
     pub type_oid: u32,
     pub typmod: i32,
-    /// Part of the replica identity. With REPLICA IDENTITY FULL every column is (trap 49).
+    /// Whether the column is part of the replica identity. With REPLICA IDENTITY FULL every column
+    /// is (trap 49).
     pub is_key: bool,
 }
 
 impl Relation {
-    /// Bytes of memory that it takes, about.
+    /// Returns about how many bytes of memory the relation takes.
     pub fn bytes(&self) -> usize {
         let columns =
             self.columns.iter().map(|column| size_of::<RelationColumn>() + column.name.len());

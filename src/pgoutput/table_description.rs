@@ -1,23 +1,23 @@
-//! What the optional event trigger at the source says of a table (schemas/ddl_trigger.sql): its
-//! columns as they are at that place of the stream, which no Relation message and no later look at
-//! the catalogs can tell (trap 64).
+//! The description of a table that the optional event trigger at the source sends
+//! (schemas/ddl_trigger.sql): its columns at that position of the stream, which neither a Relation
+//! message nor a later query on the catalogs can tell (trap 64).
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-/// Prefix of the trigger's logical messages.
+/// The prefix of the trigger's logical messages.
 pub const PREFIX: &str = "rhei.ddl";
 
-/// A table from a place of the stream on.
+/// A table from a position of the stream on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Description {
-    /// The transaction that it was sent in.
+    /// The transaction in which the description was sent.
     #[serde(skip)]
     pub xid: u32,
     pub oid: u32,
-    /// The highest `attnum` ever given out.
+    /// The highest `attnum` ever assigned.
     pub last_attnum: i16,
     pub columns: Vec<DescribedColumn>,
 }
@@ -38,7 +38,7 @@ pub struct DescribedColumn {
 }
 
 impl Description {
-    /// Bytes of memory that it takes, about.
+    /// Returns about how many bytes of memory the description takes.
     pub fn bytes(&self) -> usize {
         let missing = |missing: &Option<String>| 64 + missing.as_ref().map_or(0, String::len);
         let column = |column: &DescribedColumn| {
@@ -49,8 +49,8 @@ impl Description {
         size_of::<Self>() + self.columns.iter().map(column).sum::<usize>()
     }
 
-    /// From a message of transaction `xid`. None when it is not what the trigger said in it: any
-    /// role may send messages of any prefix.
+    /// Reads a message of transaction `xid`. Returns none when the trigger did not send the message
+    /// in that transaction: any role may send messages of any prefix.
     pub fn read(content: &[u8], xid: u32, secret: &Secret) -> Option<Self> {
         let (signature, signed) = content.split_at_checked(SIGNATURE)?;
         let signed = signed.strip_prefix(b" ")?;
@@ -64,7 +64,7 @@ impl Description {
 
         let at = signed.iter().position(|&byte| byte == b' ')?;
         let (number, described) = signed.split_at_checked(at)?;
-        // The stream says the lower half of it.
+        // The stream carries the lower half of the number.
         let number: u64 = std::str::from_utf8(number).ok()?.parse().ok()?;
         if number & u64::from(u32::MAX) != u64::from(xid) {
             tracing::debug!(
@@ -73,15 +73,16 @@ impl Description {
             );
             return None;
         }
+
         let described: Self = serde_json::from_slice(described).ok()?;
         Some(Self { xid, ..described })
     }
 }
 
-/// Hexadecimal digits of a SHA-256.
+/// The number of hexadecimal digits of a SHA-256.
 const SIGNATURE: usize = 64;
 
-/// What the event trigger signs with. Never printed.
+/// The secret with which the event trigger signs. Its output never shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -92,11 +93,11 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Two keys of one block of SHA-256 each, as the trigger's SQL makes them: of the inner hash
-    /// and of the outer one.
+    /// The length of two keys of one block of SHA-256 each, as the trigger's SQL makes them: the
+    /// key of the inner hash and the key of the outer one.
     const BYTES: usize = 128;
 
-    /// None: it is not what the trigger's SQL makes.
+    /// Reads the secret, and returns none when the trigger's SQL did not make it.
     pub fn parse(text: &str) -> Option<Self> {
         let is_secret =
             text.len() == Self::BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -110,7 +111,7 @@ impl Secret {
         hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Takes as long whatever is wrong.
+    /// Returns whether the signature fits, in a time that does not depend on where it differs.
     fn has_signed(&self, signature: &[u8], content: &[u8]) -> bool {
         let expected = self.sign(content);
         let differing =
@@ -141,7 +142,8 @@ mod tests {
             assert_eq!(Description::read(&signed(&secret, other), 7, &secret), None, "{other}");
         }
 
-        // Of another transaction, changed on the way, or signed by somebody else.
+        // The description is of another transaction, was changed on the way, or has another
+        // signature.
         assert_eq!(Description::read(&message, 8, &secret), None);
         for at in 0..message.len() {
             let mut other = message.clone();

@@ -1,5 +1,5 @@
-//! A row as the wire carries it: field after field, each null, unchanged, or text. Checked once,
-//! then walked freely.
+//! A row as the wire carries it: field after field, each null, unchanged, or text. The row is
+//! checked once, then read without checks.
 
 /// One field of a [`Tuple`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Field<'a> {
 pub struct Tuple<'a> {
     bytes: &'a [u8],
     fields: usize,
-    /// Where it is known.
+    /// Whether the row has unchanged fields, where this is known.
     has_unchanged: Option<bool>,
 }
 
@@ -30,7 +30,7 @@ pub enum TupleError {
 }
 
 impl<'a> Tuple<'a> {
-    /// Takes `fields` fields from the front of `input`; returns the tuple and the rest.
+    /// Takes `fields` fields from the front of `input`, and returns the tuple and the rest.
     pub fn split(input: &'a [u8], fields: usize) -> Result<(Self, &'a [u8]), TupleError> {
         let mut rest = input;
         let mut has_unchanged = false;
@@ -43,7 +43,7 @@ impl<'a> Tuple<'a> {
         Ok((Self { bytes, fields, has_unchanged: Some(has_unchanged) }, rest))
     }
 
-    /// A tuple of bytes that [`Tuple::split`] or a [`TupleWriter`] made before.
+    /// Makes a tuple of bytes that [`Tuple::split`] or a [`TupleWriter`] made before.
     pub(crate) fn trusted(bytes: &'a [u8], fields: usize) -> Self {
         Self { bytes, fields, has_unchanged: None }
     }
@@ -106,14 +106,14 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// Appends fields in the form that [`Tuple`] reads.
+/// Appends a field in the form that [`Tuple`] reads.
 pub(crate) fn write_field(out: &mut Vec<u8>, field: Field<'_>) {
     match field {
         Field::Null => out.push(b'n'),
         Field::Unchanged => out.push(b'u'),
         Field::Text(text) => {
             out.push(b't');
-            // A field came out of a message, whose length is a u32 itself.
+            // A field came from a message, whose length is a u32 itself.
             out.extend_from_slice(&(text.len() as u32).to_be_bytes());
             out.extend_from_slice(text);
         }

@@ -4,18 +4,19 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-/// When rows last changed in the target, and whether it was tidied up since. Shared by the session,
-/// which writes, and the task that tidies.
+/// When rows last changed in the target, and whether the target was tidied since. Shared by the
+/// session, which writes, and the task that tidies.
 #[derive(Debug, Clone, Default)]
 pub struct IdleTimer(Arc<std::sync::Mutex<Option<Instant>>>);
 
 impl IdleTimer {
-    /// Rows have changed.
+    /// Records that rows have changed.
     pub fn touch(&self) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether nothing has changed for so long since something did. Says so once.
+    /// Returns whether nothing has changed for the time `calm` since the last change. Returns true
+    /// only once per change.
     pub fn take_idle(&self, calm: Duration) -> bool {
         let mut changed_at = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         changed_at.take_if(|at| at.elapsed() >= calm).is_some()

@@ -9,35 +9,39 @@ use super::{
     left_out::LeftOut, recopies::Recopies, settled::SettledLsn, slot_history::SlotHistory,
 };
 
-/// Read for cycles, write for whatever changes the shape of tables or rewrites the file.
+/// The lock that cycles take for reading, and that every task which changes the shape of tables or
+/// rewrites the file takes for writing.
 pub type DdlLock = Arc<RwLock<()>>;
 
-/// The settings of a pipeline, and what its parts share while it runs. A clone shares the same.
+/// The settings of a pipeline, and what its parts share while it runs. A clone shares the same
+/// state.
 #[derive(Debug, Clone)]
 pub struct Context {
     pub options: Arc<Options>,
-    /// Whoever changes the shape of tables, or the file itself, waits for cycles, and they for it.
+    /// A task that changes the shape of tables, or the file itself, waits for cycles, and cycles
+    /// wait for the task.
     pub ddl_lock: DdlLock,
     /// What was done about slots that were lost.
     pub slot_lost: SlotHistory,
     /// When rows last changed.
     pub activity: IdleTimer,
-    /// How far copies are.
+    /// The progress of copies.
     pub board: CopyProgress,
-    /// How long changes take to arrive.
+    /// How long changes take to arrive in the copy.
     pub latency: Latency,
     /// Changes that are left out of the copy.
     pub left_out: LeftOut,
     /// Copies that were made again.
     pub recopies: Recopies,
-    /// Up to where everything is in the copy, also what the stream never mentions.
+    /// The position up to which everything is in the copy, also what the stream never mentions.
     pub settled: SettledLsn,
-    /// Where progress goes; who listens draws it.
+    /// Receives the events of the pipeline; a display draws them.
     pub events: UnboundedSender<Event>,
 }
 
 impl Context {
-    /// Of a pipeline that begins. `board` is shared with whoever draws the progress of copies.
+    /// Creates the context of a pipeline that begins. `board` is shared with the display that draws
+    /// the progress of copies.
     pub fn new(options: Options, board: CopyProgress, events: UnboundedSender<Event>) -> Self {
         Self {
             options: Arc::new(options),

@@ -1,4 +1,4 @@
-//! How far copies are, for all who look: bars, logs, `status`.
+//! The progress of copies, for all displays: bars, logs, `status`.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ struct TableProgress {
     table: String,
     began: Instant,
     estimated_rows: u64,
-    /// Of an earlier round.
+    /// Rows of an earlier round.
     kept_rows: u64,
     rows: u64,
     bytes: u64,
@@ -34,19 +34,19 @@ struct TableProgress {
     chunks_done: usize,
 }
 
-/// How far one copy is, or all of them together.
+/// The progress of one copy, or of all copies together.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Figures {
     pub rows: u64,
-    /// What the source's statistics say; may be off.
+    /// The number of rows in the source's statistics, which may be off.
     pub estimated_rows: u64,
-    /// As they came over the wire.
+    /// Bytes as they came over the wire.
     pub bytes: u64,
     pub chunks: usize,
     pub chunks_done: usize,
     pub seconds: f64,
     pub megabytes_per_second: f64,
-    /// None until there is something to go by.
+    /// None until the copy has rows to estimate from.
     pub seconds_left: Option<f64>,
 }
 
@@ -59,12 +59,13 @@ impl CopyProgress {
         self.is_paused.store(is_paused, Ordering::Relaxed);
     }
 
-    /// No copies are begun, as somebody asked.
+    /// Returns whether copies are paused, as the operator asked.
     pub fn is_paused(&self) -> bool {
         self.is_paused.load(Ordering::Relaxed)
     }
 
-    /// The stream's last cycle took longer than it should: copies use what it needs.
+    /// Records whether the stream's last cycle took longer than it should: then copies use
+    /// resources that the stream needs.
     pub fn set_stream_late(&self, is_late: bool) {
         self.is_stream_late.store(is_late, Ordering::Relaxed);
     }
@@ -73,7 +74,8 @@ impl CopyProgress {
         self.is_stream_late.load(Ordering::Relaxed)
     }
 
-    /// The copy of a table begins, or goes on with rows that an earlier round has copied.
+    /// Records that the copy of a table begins, or goes on with rows that an earlier round has
+    /// copied.
     pub fn begin(&self, spec: &TableSpec, estimated_rows: u64, chunks: usize, kept_rows: u64) {
         let (table, began) = (spec.source.to_string(), Instant::now());
         let copying = TableProgress {
@@ -106,10 +108,11 @@ impl CopyProgress {
         self.lock().remove(&oid);
     }
 
-    /// By table, and in total; none when nothing is being copied.
+    /// Returns the progress by table, and in total; none when nothing is being copied.
     pub fn progress(&self) -> Option<(BTreeMap<String, Figures>, Figures)> {
         let all = self.lock().clone();
         let first = all.values().map(|copying| copying.began).min()?;
+
         let total = all.values().fold(
             TableProgress {
                 table: String::new(),
@@ -132,6 +135,7 @@ impl CopyProgress {
                 ..total
             },
         );
+
         let tables =
             all.values().map(|copying| (copying.table.clone(), copying.progress())).collect();
         Some((tables, total.progress()))

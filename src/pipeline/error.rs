@@ -25,7 +25,7 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// A task that panicked, or that was ended by the runtime.
+    /// Returns the error for a task that panicked, or that the runtime ended.
     pub(crate) fn lost(what: &'static str, lost: tokio::task::JoinError) -> Self {
         let why = match lost.try_into_panic() {
             Ok(panic) => panic_message(&*panic),

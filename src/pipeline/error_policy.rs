@@ -1,5 +1,5 @@
-//! What an error leads to: the one place that says whether it is waited for, tried again, or told
-//! to the operator.
+//! What an error leads to: the one place that says whether rhei waits for the end of the error,
+//! tries again, or tells the operator.
 
 use std::time::Duration;
 
@@ -18,27 +18,29 @@ use crate::{
     },
 };
 
-/// What is done about an error.
+/// What rhei does about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// The source is away: it is asked again with growing, jittered pauses, without end.
+    /// The source is away: rhei connects again with growing, jittered pauses, without end.
     Outage,
-    /// The source answers, and what was in the way is over by the next time. As an outage, but
-    /// worth asking again also when nothing has streamed yet.
+    /// The source answers, and the obstacle is gone by the next time. This is like an outage, but
+    /// worth another attempt also when nothing has streamed yet.
     Passing,
-    /// A bug, or too little memory: tried again as often as the budget of restarts allows.
+    /// The cause is a bug, or too little memory: rhei tries again as often as the budget of
+    /// restarts allows.
     Restart,
-    /// A disk at our end does not take what is written. The target is opened again until it does.
+    /// A disk of the replicator does not take what is written. The target is opened again until the
+    /// disk does.
     Disk,
-    /// It is about what one table holds: that table is paused or copied again, and the others go
-    /// on. Where no table is known, it is the operator's.
+    /// The error concerns the rows of one table: that table is paused or copied again, and the
+    /// other tables go on. Where no table is known, the operator has to act.
     Table,
-    /// Nothing but a change of settings, privileges or objects helps.
+    /// Only a change of settings, privileges or objects helps.
     Operator,
 }
 
 impl Policy {
-    /// The same thing may go well later without anybody's help.
+    /// Returns whether the same operation may succeed later without help from the operator.
     pub fn is_waited_for(self) -> bool {
         matches!(self, Self::Outage | Self::Passing)
     }
@@ -71,8 +73,8 @@ pub fn of_source(error: &SourceError) -> Policy {
             | WireError::Authentication(_)
             | WireError::Unproven => Policy::Operator,
         },
-        // Without a code it is about the connection, or about a NULL where an object was dropped
-        // while it was asked about.
+        // An error without a code concerns the connection, or a NULL where an object was dropped
+        // during the question about it.
         SourceError::Query(error) | SourceError::Catalog(CatalogError::Query(error)) => {
             match error.code() {
                 Some(code) if !error.is_closed() => of_refusal(code.code()),
@@ -99,7 +101,7 @@ fn of_connecting(error: &ConnectError) -> Policy {
     if error.is_transient() { Policy::Outage } else { Policy::Operator }
 }
 
-/// `sqlstate`: of whatever the server refused.
+/// Returns the policy for a refusal of the server with this `sqlstate`.
 fn of_refusal(sqlstate: &str) -> Policy {
     match refusal(sqlstate) {
         Refusal::Locked | Refusal::Passing => Policy::Passing,
@@ -121,8 +123,9 @@ fn of_target(error: &TargetError) -> Policy {
     }
 }
 
-/// Ends of the stream that come again and again before it has brought anything: a server that
-/// crashes over what it decodes does so for each connection, and takes all its other sessions down.
+/// Counts ends of the stream that come again and again before the stream has brought anything: a
+/// server that crashes over what it decodes does so for each connection, and takes all its other
+/// sessions down.
 #[derive(Debug, Default)]
 pub struct Standstill {
     position: Lsn,
@@ -130,11 +133,11 @@ pub struct Standstill {
 }
 
 impl Standstill {
-    /// So many ends in a row are no accident.
+    /// This number of ends in a row is no accident.
     const TOO_MANY: u32 = 3;
     const FIRST_PAUSE: Duration = Duration::from_secs(20);
     const MAX_PAUSE: Duration = Duration::from_secs(600);
-    /// A stream that lasted longer has not ended because of what comes next.
+    /// A stream that lasted longer than this has not ended because of what comes next.
     const LASTING: Duration = Duration::from_secs(20);
 
     /// Counts an end of the stream. Returns how long the source is to be left alone.
@@ -260,7 +263,7 @@ mod tests {
             [None, None, Some(20), Some(60), Some(180), Some(540), Some(600), Some(600)]
         );
 
-        // It has moved on, or streamed for long.
+        // The stream has moved on, or has lasted long.
         assert_eq!(standstill.ended(Lsn(8), second), None);
         assert_eq!(standstill.ended(Lsn(8), second), None);
         assert_eq!(standstill.ended(Lsn(8), second * 100), None);

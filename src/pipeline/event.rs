@@ -1,4 +1,4 @@
-//! What a pipeline tells while it runs, for progress displays and logs.
+//! What a pipeline reports while it runs, for progress displays and logs.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use crate::{
     change::{Nulled, TableFailure},
 };
 
-/// What happens on the way, for progress displays and logs.
+/// What happens while a pipeline runs, for progress displays and logs.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Slot creation waits for transactions of the source that are still open (trap 12).
@@ -18,7 +18,7 @@ pub enum Event {
         table: String,
         estimated_rows: u64,
     },
-    /// The board has moved on.
+    /// The progress of copies has changed.
     CopyProgress,
     CopyFinished {
         table: String,
@@ -28,11 +28,11 @@ pub enum Event {
         table: String,
         reason: String,
     },
-    /// What changed while it was copied is in it.
+    /// The changes that came during the copy of the table are in the copy.
     WentLive {
         table: String,
     },
-    /// No copy is on its way any more.
+    /// No copy is under way any more.
     AllLive,
     /// Values that DuckDB has no room for became NULL, as the settings allow.
     Nulled {
@@ -46,7 +46,8 @@ pub enum Event {
     },
 }
 
-/// What one cycle did. Every count is of what its name says: source rows unless it says target.
+/// What one cycle did. Every count is of what its name says: source rows unless the name says
+/// target.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct CycleReport {
     pub source_transactions: u64,
@@ -67,16 +68,16 @@ pub struct CycleReport {
     /// WAL between the checkpoint and the source's end as last heard.
     pub lag_bytes: u64,
     pub duration_ms: u64,
-    /// More was waiting: the next cycle should follow at once.
+    /// Whether more changes were waiting, so that the next cycle should follow at once.
     pub is_behind: bool,
     /// Tables that were paused, with the reason.
     #[serde(skip)]
     pub paused: Vec<TableFailure>,
-    /// The consumer has nothing more and never will (a recorded stream).
+    /// Whether the consumer has nothing more and never will (a recorded stream).
     pub is_ended: bool,
-    /// The stop signal came before anything was applied.
+    /// Whether the stop signal came before anything was applied.
     pub is_stopped: bool,
-    /// Why the session has to attach anew before it goes on: tables came, went, or have to be
+    /// Why the session has to attach again before it goes on: tables came, went, or have to be
     /// copied again.
     pub attach_anew: Option<String>,
 }

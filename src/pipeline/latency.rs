@@ -1,8 +1,8 @@
-//! How long it takes from a commit at the source until readers of the copy can see it, transaction
-//! by transaction, and how long single commits into DuckDB take.
+//! How long it takes from a commit at the source until readers of the copy can see it, for each
+//! transaction, and how long single commits into DuckDB take.
 //!
 //! Both ends are clocks: where source and copy are different machines, the difference of their
-//! clocks is in it.
+//! clocks is included.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -29,7 +29,7 @@ struct Measured {
     pauses: Windowed,
 }
 
-/// Since the start, and over one to two minutes; in microseconds.
+/// Values since the start, and over one to two minutes; in microseconds.
 #[derive(Debug)]
 struct Windowed {
     whole: Histogram<u32>,
@@ -58,6 +58,7 @@ impl Windowed {
             self.minute.reset();
             self.began = Instant::now();
         }
+
         for micros in values {
             self.whole.saturating_record(micros);
             self.minute.saturating_record(micros);
@@ -66,7 +67,7 @@ impl Windowed {
 
     fn last_minutes(&self) -> Histogram<u32> {
         let mut last_minutes = self.minute.clone();
-        // Both have the same bounds.
+        // Both histograms have the same bounds.
         let _ = last_minutes.add(&self.minute_before);
         last_minutes
     }
@@ -80,12 +81,14 @@ impl Latency {
                 .zip(Windowed::new())
                 .map(|(arrivals, pauses)| Measured { arrivals, pauses });
         }
+
         if let Some(measured) = measured.as_mut() {
             what(measured);
         }
     }
 
-    /// Transactions that committed at these times (microseconds since 2000) can be seen as of now.
+    /// Records that transactions which committed at these times (microseconds since 2000) can be
+    /// seen as of now.
     pub fn record(&self, commit_times_us: &[i64]) {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -94,16 +97,18 @@ impl Latency {
         let now = i64::try_from(now).unwrap_or(i64::MAX) - TO_2000;
         let micros =
             |committed: &i64| u64::try_from(now.saturating_sub(*committed)).unwrap_or_default();
+
         self.measure(|measured| measured.arrivals.record(commit_times_us.iter().map(micros)));
     }
 
-    /// The stream has waited so long for the target to write and commit.
+    /// Records that the stream has waited for this time for the target to write and commit.
     pub fn paused(&self, pause: Duration) {
         let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
         self.measure(|measured| measured.pauses.record(std::iter::once(micros)));
     }
 
-    /// From commit to visible, for `rhei status --json`; null when there was nothing to measure.
+    /// Returns the times from commit to visible, for `rhei status --json`; null when there was
+    /// nothing to measure.
     pub fn describe(&self) -> Value {
         let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Measured { arrivals, .. }) =
@@ -111,18 +116,20 @@ impl Latency {
         else {
             return Value::Null;
         };
+
         json!({
             "last_minutes": figures(&arrivals.last_minutes()),
             "since_start": figures(&arrivals.whole),
         })
     }
 
-    /// How long single commits into DuckDB took, for `rhei status --json`.
+    /// Returns how long single commits into DuckDB took, for `rhei status --json`.
     pub fn describe_pauses(&self) -> Value {
         let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Measured { pauses, .. }) = measured.as_ref() else { return Value::Null };
         let figures = |of: &Histogram<u32>| {
             let ms = |micros: u64| micros as f64 / 1000.0;
+
             json!({
                 "commits": of.len(),
                 "p50_ms": ms(of.value_at_quantile(0.5)),
@@ -140,6 +147,7 @@ impl Latency {
 fn figures(histogram: &Histogram<u32>) -> Value {
     let ms = |micros: u64| micros as f64 / 1000.0;
     let quantile = |at: f64| ms(histogram.value_at_quantile(at));
+
     let buckets: Vec<Value> = std::iter::once(0)
         .chain(BUCKETS_MS)
         .zip(BUCKETS_MS.into_iter().map(Some).chain([None]))
@@ -147,6 +155,7 @@ fn figures(histogram: &Histogram<u32>) -> Value {
             let to_micros = to.map_or(MAX_LATENCY.as_micros() as u64, |to| to * 1000);
             let from_micros = if from == 0 { 0 } else { from * 1000 + 1 };
             let transactions = histogram.count_between(from_micros, to_micros);
+
             json!({ "up_to_ms": to, "transactions": transactions })
         })
         .collect();
@@ -168,18 +177,22 @@ mod tests {
     fn what_is_recorded_comes_back_as_quantiles() {
         let latency = Latency::default();
         assert_eq!(latency.describe(), Value::Null);
+
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros()
             as i64
             - TO_2000;
         let mut times = vec![now - 30_000; 98];
-        // A clock that is ahead of ours, and a transaction that was long on its way.
+        // One clock is ahead of this machine's, and one transaction took long to arrive.
         times.extend([now + 10_000_000, now - 4_000_000]);
         latency.record(&times);
+
         let figures = &latency.describe()["since_start"];
         assert_eq!(figures["transactions"], 100);
+
         let p50 = figures["p50_ms"].as_f64().unwrap();
         assert!((30.0..300.0).contains(&p50), "{figures}");
         assert!(figures["max_ms"].as_f64().unwrap() >= 3900.0, "{figures}");
+
         let buckets = figures["buckets"].as_array().unwrap();
         let counted: u64 =
             buckets.iter().map(|bucket| bucket["transactions"].as_u64().unwrap()).sum();

@@ -13,9 +13,9 @@ use crate::pgoutput::QualifiedName;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// `[source] tables` and `exclude` leave it out.
+    /// The settings `[source] tables` and `exclude` leave the relation out.
     Excluded,
-    /// It was published when it was changed, and is not any more.
+    /// The relation was published when it was changed, and is not published any more.
     NotPublished,
 }
 
@@ -34,21 +34,24 @@ impl LeftOut {
     pub fn add(&self, relation: &QualifiedName, reason: Reason, changes: u64) {
         let name = relation.to_string();
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+
         let entry = entries.entry(name.clone()).or_insert_with(|| {
             let why = match reason {
                 Reason::Excluded => "the settings leave it out",
                 Reason::NotPublished => "it is not published any more",
             };
+
             tracing::info!(
                 relation = name,
                 "changes of a relation are left out of the copy: {why}"
             );
             Entry { reason, changes: 0 }
         });
+
         *entry = Entry { reason, changes: entry.changes + changes };
     }
 
-    /// For `rhei status --json`: reason and number of changes, by name.
+    /// Returns the reason and the number of changes, by name, for `rhei status --json`.
     pub fn describe(&self) -> serde_json::Value {
         let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         serde_json::json!(*entries)

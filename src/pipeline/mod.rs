@@ -1,9 +1,10 @@
-//! What a pipeline is told, what its parts share while it runs, and what it tells.
+//! The settings of a pipeline, the state that its parts share while it runs, and the events that it
+//! reports.
 //!
-//! `options` are the settings as plain data, `context` the live handles, `writer` is the target for
-//! one caller at a time, `event` what is reported, `error` what ends a session and `error_policy`
-//! what an error leads to, `tables` chooses tables and plans their shapes in the target; the others
-//! are counters and figures that outlive sessions.
+//! `options` are the settings as plain data, `context` holds the live handles, `writer` is the
+//! target for one caller at a time, `event` is what is reported, `error` is what ends a session and
+//! `error_policy` what an error leads to, `tables` chooses tables and plans their shapes in the
+//! target; the others are counters and figures that outlive sessions.
 
 pub mod activity;
 pub mod context;

@@ -1,4 +1,4 @@
-//! What a pipeline is told.
+//! The settings of a pipeline.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
@@ -7,14 +7,14 @@ use serde::Deserialize;
 
 use crate::{olap::TargetOptions, pgoutput::QualifiedName, source::connection::SourceOptions};
 
-/// What a pipeline needs to know of the settings.
+/// The part of the settings that a pipeline needs.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub source: SourceOptions,
     pub target: TargetOptions,
     pub publications: Vec<String>,
     pub slot: String,
-    /// Standbys keep the slot too (PostgreSQL 17 and newer).
+    /// Whether standbys keep the slot too (PostgreSQL 17 and newer).
     pub failover_slot: bool,
     pub on_slot_lost: OnSlotLost,
     pub tables: Vec<TablePattern>,
@@ -26,20 +26,21 @@ pub struct Options {
     /// `[sync] on_unrepresentable = "null"`.
     pub null_unrepresentable: bool,
     pub trust_widening: bool,
-    /// How often the catalogs are looked at.
+    /// How often a session looks at the catalogs.
     pub catalog_interval: Duration,
     pub workers: usize,
-    /// Bytes a second that all copy workers together take from the source at most.
+    /// The most bytes a second that all copy workers together take from the source.
     pub rate_limit_bytes: Option<u64>,
-    /// Heap bytes of one chunk; none: by the size of the table.
+    /// Heap bytes of one chunk; none: the size of the table decides.
     pub chunk_bytes: Option<u64>,
-    /// After how long a snapshot that is held is warned about.
+    /// How long a snapshot may be held before the log warns about it.
     pub snapshot_warning: Duration,
     pub supervision: Supervision,
 }
 
 impl Options {
-    /// A pipeline from `source` to `target` with every other setting at its default.
+    /// Creates the settings of a pipeline from `source` to `target`, with every other setting at
+    /// its default.
     pub fn new(source: SourceOptions, target: TargetOptions) -> Self {
         Self {
             source,
@@ -82,12 +83,15 @@ impl TablePattern {
 fn matches_part(pattern: &str, text: &str) -> bool {
     let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut rest) = text.strip_prefix(before) else { return false };
+
     let (middle, end) = after.rsplit_once('*').unwrap_or(("", after));
-    // The first place where a part between two stars fits leaves the most for those that follow.
+    // The first place where a part between two stars fits leaves the most for the parts that
+    // follow.
     for part in middle.split('*') {
         let Some((_, after)) = rest.split_once(part) else { return false };
         rest = after;
     }
+
     rest.ends_with(end)
 }
 
@@ -134,24 +138,24 @@ impl FromStr for OnSlotLost {
     }
 }
 
-/// How often work that met a bug of ours may begin again, before rhei stops with the error
-/// (`[supervisor] restart`). A source that is away and a disk that is full do not count: those are
-/// waited for.
+/// How often work that met a bug of rhei may begin again, before rhei stops with the error
+/// (`[supervisor] restart`). A source that is away and a disk that is full do not count: rhei waits
+/// for those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     pub max: u32,
-    /// None: in its whole life.
+    /// None: the budget holds for the whole life of the work.
     pub within: Option<Duration>,
 }
 
 /// How a long run is kept alive and watched.
 #[derive(Debug, Clone, Copy)]
 pub struct Supervision {
-    /// For bugs: sessions, and rounds of copies, each have as much.
+    /// The budget for bugs: sessions have one, and rounds of copies have another of the same size.
     pub restart: Budget,
-    /// How long a stop waits for what has begun.
+    /// How long a stop waits for work that has begun.
     pub grace: Duration,
-    /// How often the slot is looked at,
+    /// How often the supervisor looks at the slot,
     pub lag_interval: Duration,
     /// and how much WAL it may hold without a warning.
     pub lag_warning_bytes: u64,
@@ -174,9 +178,9 @@ pub struct TableSettings {
     /// Name in the target, as `schema.table` or `table`.
     pub target: Option<QualifiedName>,
     pub exclude_columns: Vec<String>,
-    /// Column name to DuckDB type.
+    /// The DuckDB type of a column, by the name of the column.
     pub column_types: BTreeMap<String, String>,
-    /// Tables with a higher one are copied first.
+    /// Tables with a higher priority are copied first.
     pub copy_priority: i32,
 }
 
@@ -191,6 +195,7 @@ mod tests {
         assert!(pattern.matches(&QualifiedName::new("pub", "ors")));
         assert!(!pattern.matches(&QualifiedName::new("public", "order")));
         assert!(!pattern.matches(&QualifiedName::new("other", "orders")));
+
         let matches = |name: &str, text: &str| matches_part(name, text);
         for (name, text) in [
             ("*", ""),

@@ -1,5 +1,5 @@
 //! How often tables were copied again because a change could not be applied. A cause that stays
-//! makes copies without end, each of which reads the whole table at the source.
+//! leads to copies without end, each of which reads the whole table at the source.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,12 +11,12 @@ pub const MAX_RECOPIES: usize = 5;
 
 const WINDOW: Duration = Duration::from_secs(3600);
 
-/// Of all tables of a pipeline, over all of its sessions.
+/// The copies of all tables of a pipeline, over all of its sessions.
 #[derive(Debug, Clone, Default)]
 pub struct Recopies(Arc<Mutex<HashMap<u32, VecDeque<Instant>>>>);
 
 impl Recopies {
-    /// Whether the table was copied again too often to be copied once more.
+    /// Returns whether the table was copied again too often to be copied once more.
     pub fn is_spent(&self, oid: u32) -> bool {
         self.is_spent_at(oid, Instant::now())
     }

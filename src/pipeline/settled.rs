@@ -1,4 +1,4 @@
-//! Up to where everything is in the copy, also what the stream never mentions.
+//! The position up to which everything is in the copy, also what the stream never mentions.
 
 use std::sync::{
     Arc,
@@ -16,7 +16,7 @@ impl SettledLsn {
         self.0.fetch_max(lsn.0, Ordering::Relaxed);
     }
 
-    /// None: nothing is settled since this process began.
+    /// Returns the settled position, or `None` when nothing is settled since this process began.
     pub fn get(&self) -> Option<Lsn> {
         Some(Lsn(self.0.load(Ordering::Relaxed))).filter(|lsn| *lsn > Lsn::ZERO)
     }

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Beginning anew so often within [`WINDOW`] is no way out: something takes the slot away.
+/// Starting over this number of times within [`WINDOW`] does not help: something takes the slot
+/// away.
 pub(crate) const LIMIT: usize = 3;
 
 const WINDOW: Duration = Duration::from_secs(3600);
@@ -25,19 +26,23 @@ pub(crate) struct Memory {
 }
 
 impl SlotHistory {
-    /// Whether the stream has found that WAL is gone which the catalogs take for kept. Told once.
+    /// Returns whether the stream has found that WAL is gone which the catalogs take for kept.
+    /// Returns true only once.
     pub fn take_has_no_wal(&self) -> bool {
         std::mem::take(&mut self.memory().has_no_wal)
     }
 
-    /// `false`: too often within the window.
+    /// Returns whether the pipeline may start over with another slot, and counts it. Returns
+    /// `false` when it has done so too often within the window.
     pub(crate) fn may_begin_anew(&self, now: Instant) -> bool {
         let begun_anew = &mut self.memory().begun_anew;
         begun_anew.retain(|begun| now.saturating_duration_since(*begun) < WINDOW);
+
         let is_allowed = begun_anew.len() < LIMIT;
         if is_allowed {
             begun_anew.push_back(now);
         }
+
         is_allowed
     }
 

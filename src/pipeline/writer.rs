@@ -23,7 +23,7 @@ impl<T: OlapEngine + 'static> Writer<T> {
     }
 
     /// Runs `work` on a thread that may block. A call that has begun is always finished, even when
-    /// nobody waits.
+    /// the caller does not wait for it.
     pub async fn call<R: Send + 'static, E: Send + 'static>(
         &self,
         work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
@@ -33,16 +33,17 @@ impl<T: OlapEngine + 'static> Writer<T> {
     {
         let target = Arc::clone(&self.0);
         let what = "a call to DuckDB";
+
         let done = tokio::task::spawn_blocking(move || {
             let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
             let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut target)));
             done.map_err(|panic| {
-                // Nothing of a transaction that a panic left open may be seen by whoever comes
-                // next.
+                // The next caller must see nothing of a transaction that a panic left open.
                 let _ = target.roll_back();
                 EngineError::Bug { what, why: panic_message(&*panic) }
             })
         });
+
         done.await.map_err(|lost| EngineError::lost(what, lost))??.map_err(EngineError::from)
     }
 }

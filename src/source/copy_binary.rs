@@ -1,4 +1,4 @@
-//! COPY BINARY, cut anywhere, into Arrow.
+//! Decodes COPY BINARY, which arrives in pieces of any size, into Arrow.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     types::{ColumnBuilder, ValueError},
 };
 
-/// The bytes are no COPY BINARY, or hold a value that cannot be kept.
+/// The bytes are no COPY BINARY, or hold a value that rhei cannot store.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     #[error("the copy does not begin as COPY BINARY does")]
@@ -35,13 +35,13 @@ pub enum CopyError {
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
-/// Takes bytes as they come, gives record batches.
+/// Takes bytes as they arrive, and returns record batches.
 #[derive(Debug)]
 pub struct CopyReader {
     columns: Vec<ColumnBuilder>,
     table: Arc<TableSpec>,
     nulled: Vec<Nulled>,
-    /// The beginning of a row whose end has not come.
+    /// The beginning of a row whose end has not arrived.
     partial: Vec<u8>,
     longest_row: usize,
     has_header: bool,
@@ -51,7 +51,7 @@ pub struct CopyReader {
 }
 
 impl CopyReader {
-    /// For rows with the columns of `table`, in its order.
+    /// Makes a reader for rows with the columns of `table`, in its order.
     pub fn new(table: Arc<TableSpec>) -> Self {
         Self {
             columns: table
@@ -70,17 +70,17 @@ impl CopyReader {
         }
     }
 
-    /// Whole rows that wait for [`Self::take_batch`].
+    /// Returns the number of whole rows that wait for [`Self::take_batch`].
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Bytes of those rows, as they came.
+    /// Returns the size of those rows in bytes, as they arrived.
     pub fn buffered_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes the next piece.
+    /// Takes the next piece of the copy.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), CopyError> {
         if self.partial.is_empty() {
             let taken = self.read(piece)?;
@@ -98,13 +98,14 @@ impl CopyReader {
         Ok(())
     }
 
-    /// The server sends each row as one message, so none can be longer than a message.
+    /// Refuses a partial row that is too long: the server sends each row as one message, so no row
+    /// can be longer than a message.
     fn refuse_longer(&self, partial: usize) -> Result<(), CopyError> {
         let limit = self.longest_row;
         if partial > limit { Err(CopyError::RowTooLong { limit }) } else { Ok(()) }
     }
 
-    /// Reads whole rows; returns how many bytes they took.
+    /// Reads whole rows, and returns how many bytes they took.
     fn read(&mut self, bytes: &[u8]) -> Result<usize, CopyError> {
         let mut rest = bytes;
         if !self.has_header {
@@ -114,15 +115,18 @@ impl CopyReader {
             if signature != SIGNATURE {
                 return Err(CopyError::Header);
             }
+
             let Some((_flags, after)) = after.split_first_chunk::<4>() else { return Ok(0) };
             let Some((extension, after)) = after.split_first_chunk::<4>() else { return Ok(0) };
             let Some((_, after)) = after.split_at_checked(u32::from_be_bytes(*extension) as usize)
             else {
                 return Ok(0);
             };
+
             self.has_header = true;
             rest = after;
         }
+
         loop {
             if self.has_trailer {
                 return if rest.is_empty() {
@@ -131,41 +135,50 @@ impl CopyReader {
                     Err(CopyError::AfterTrailer)
                 };
             }
+
             let Some(after) = self.row(rest)? else { return Ok(bytes.len() - rest.len()) };
             rest = after;
         }
     }
 
-    /// Reads one row, or the trailer; none when it is not whole yet.
+    /// Reads one row, or the trailer. Returns none when the row is not whole yet.
     fn row<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, CopyError> {
         let Some((count, fields)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
         let count = i16::from_be_bytes(*count);
+
         if count == -1 {
             self.has_trailer = true;
             return Ok(Some(fields));
         }
+
         if usize::try_from(count) != Ok(self.columns.len()) {
             return Err(CopyError::ColumnCount { found: count, expected: self.columns.len() });
         }
-        // Whole before anything is appended, so that columns never differ in length.
+
+        // The row must be whole before any value is appended, so that columns never differ in
+        // length.
         let mut rest = fields;
         for _ in 0..count {
             let Some((_, after)) = field(rest)? else { return Ok(None) };
             rest = after;
         }
+
         let mut values = fields;
         for (at, column) in self.columns.iter_mut().enumerate() {
             let Some((value, after)) = field(values)? else { return Ok(None) };
             values = after;
             let Err(source) = column.push_binary(value) else { continue };
+
             let name =
                 self.table.columns.get(at).map_or_else(String::new, |column| column.name.clone());
             let row = row_text(&self.table, fields);
+
             let is_key = self.table.key_columns().contains(&at);
             if self.table.null_unrepresentable && source.is_unrepresentable() && !is_key {
                 note_nulled(&mut self.nulled, &name, || source.at(&row));
                 continue;
             }
+
             return Err(CopyError::Value {
                 table: self.table.source.to_string(),
                 column: name,
@@ -173,12 +186,13 @@ impl CopyReader {
                 source: source.into(),
             });
         }
+
         self.rows += 1;
         self.bytes += bytes.len() - rest.len();
         Ok(Some(rest))
     }
 
-    /// The rows so far, as one batch.
+    /// Returns the rows so far as one batch.
     pub fn take_batch(&mut self, schema: &SchemaRef) -> Result<RecordBatch, CopyError> {
         let arrays = self.columns.iter_mut().map(ColumnBuilder::finish).collect();
         self.columns = self
@@ -191,15 +205,15 @@ impl CopyReader {
         Ok(RecordBatch::try_new(schema.clone(), arrays)?)
     }
 
-    /// Values that became NULL since the last call, as the settings allow.
+    /// Returns the values that became NULL since the last call, as the settings allow.
     pub fn take_nulled(&mut self) -> Vec<Nulled> {
         std::mem::take(&mut self.nulled)
     }
 
-    /// Nothing more comes.
+    /// Ends the copy after its last piece.
     ///
     /// # Errors
-    /// The trailer never came: what was read is not the whole.
+    /// The trailer never arrived: the rows that were read are not the whole copy.
     pub fn finish(&self) -> Result<(), CopyError> {
         if self.has_trailer && self.partial.is_empty() { Ok(()) } else { Err(CopyError::NoTrailer) }
     }
@@ -218,24 +232,29 @@ fn field(bytes: &[u8]) -> Result<Option<FieldAndRest<'_>>, CopyError> {
     }
 }
 
-/// ` (row id=7)`, for the operator to find the row.
+/// Returns ` (row id=7)`, with which the operator finds the row.
 fn row_text(table: &TableSpec, fields: &[u8]) -> String {
     const LONGEST: usize = 60;
     let mut parts = Vec::new();
     let mut rest = fields;
+
     for (at, column) in table.columns.iter().enumerate() {
         let Ok(Some((value, after))) = field(rest) else { break };
         rest = after;
+
         if !table.key_columns().contains(&at) {
             continue;
         }
+
         let mut cell = ColumnBuilder::new(&column.mapping, 1);
         let shown = match cell.push_binary(value) {
             Ok(()) => array_value_to_string(&cell.finish(), 0).unwrap_or_default(),
             Err(_) => "?".to_owned(),
         };
+
         parts.push(format!("{}={}", column.name, shown.chars().take(LONGEST).collect::<String>()));
     }
+
     if parts.is_empty() { String::new() } else { format!(" (row {})", parts.join(", ")) }
 }
 

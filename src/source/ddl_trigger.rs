@@ -1,29 +1,32 @@
-//! The optional event trigger at the source: its SQL, and whether the one that is there is rhei's.
-//! Its function runs in the DDL of every role, so one that anybody but a superuser can replace is
-//! worse than none.
+//! The optional event trigger at the source: its SQL, and whether the installed trigger is rhei's.
+//! The trigger's function runs in the DDL of every role, so a function that a role other than a
+//! superuser can replace is worse than none.
 
 use tokio_postgres::Client;
 
 use super::{catalog::CatalogError, quote::quote_identifier};
 use crate::pgoutput::table_description::Secret;
 
-/// The SQL that installs it, in one transaction.
+/// The SQL that installs the trigger, in one transaction.
 pub const SQL: &str = include_str!("../../schemas/ddl_trigger.sql");
 
-/// What stands under the trigger's name.
+/// The state of the event trigger with this name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DdlTrigger {
-    /// None, or one that is switched off, if only for some sessions (`ENABLE`, `ENABLE REPLICA`).
+    /// No trigger, or one that is switched off, if only for some sessions (`ENABLE`, `ENABLE
+    /// REPLICA`).
     Absent,
-    /// One that rhei does not listen to, since others than superusers could have it say anything.
+    /// A trigger that rhei ignores, since roles other than superusers could make it send any
+    /// message.
     Foreign { why: String },
-    /// What it says cannot be verified: this role may not read the secret. The SQL lets it.
+    /// A trigger whose messages cannot be verified: this role may not read the secret. The SQL in
+    /// `grant` allows the role to read it.
     Unreadable { grant: String },
-    /// What it says is signed with this.
+    /// A trigger whose messages are signed with this secret.
     Usable(Secret),
 }
 
-/// Looks for the event trigger, and at who controls it.
+/// Reads the event trigger and the roles that control it.
 ///
 /// # Errors
 /// The source did not answer.
@@ -39,7 +42,9 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
          = p.pronamespace \
          JOIN pg_roles f ON f.oid = p.proowner JOIN pg_roles s ON s.oid = n.nspowner WHERE evtname \
          = 'rhei_ddl'";
+
     let Some(row) = client.query_opt(query, &[]).await? else { return Ok(DdlTrigger::Absent) };
+
     let (is_enabled, is_ours): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     let (function, owner, is_owner_super): (String, String, bool) =
         (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
@@ -63,13 +68,16 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
     if let Some(why) = why {
         return Ok(DdlTrigger::Foreign { why });
     }
+
     if !is_enabled {
         return Ok(DdlTrigger::Absent);
     }
+
     secret(client, row.try_get(8)?, &row.try_get::<_, String>(9)?).await
 }
 
-/// `may_use`: whether `user`, who asks, may use the secret's schema.
+/// Reads the secret. `may_use` tells whether `user`, the role of this session, may use the secret's
+/// schema.
 async fn secret(client: &Client, may_use: bool, user: &str) -> Result<DdlTrigger, CatalogError> {
     let foreign = |why: &str| Ok(DdlTrigger::Foreign { why: why.to_owned() });
     let query = "SELECT relkind = 'm' AND relispopulated AND rolsuper, has_table_privilege(c.oid, \
@@ -78,17 +86,21 @@ async fn secret(client: &Client, may_use: bool, user: &str) -> Result<DdlTrigger
          FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_roles r ON r.oid = \
          relowner \
          WHERE nspname = 'rhei' AND relname = 'ddl_secret'";
+
     let found = client.query_opt(query, &[]).await?;
     let (is_ours, may_select, may_anybody): (bool, bool, bool) = match &found {
         Some(row) => (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?),
         None => (false, false, false),
     };
+
     if !is_ours {
         return foreign("has no secret rhei.ddl_secret of a superuser to sign with");
     }
+
     if may_anybody {
         return foreign("signs with rhei.ddl_secret, which everybody may read");
     }
+
     if !may_use || !may_select {
         let role = quote_identifier(user);
         let grant = format!(

@@ -1,10 +1,10 @@
-//! Anything that goes wrong at the source.
+//! All errors at the source.
 
 use tokio_postgres::error::SqlState;
 
 use super::{catalog, connection, copy_binary, recording, slot, spool, wire};
 
-/// Anything that goes wrong at the source.
+/// Any error at the source.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error(transparent)]
@@ -46,7 +46,8 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// The statement waited for the lock of another session as long as `lock_timeout` allows.
+    /// Returns whether the statement waited for the lock of another session as long as
+    /// `lock_timeout` allows.
     pub fn is_locked(&self) -> bool {
         match self {
             Self::Catalog(error) => error.is_locked(),
@@ -58,7 +59,7 @@ impl SourceError {
         }
     }
 
-    /// Whether it is about a legal value that the target has no room for.
+    /// Returns whether the error is about a legal value that the target cannot represent.
     pub fn is_unrepresentable(&self) -> bool {
         match self {
             Self::Copy(copy_binary::CopyError::Value { source, .. }) => source.is_unrepresentable(),
@@ -66,7 +67,8 @@ impl SourceError {
         }
     }
 
-    /// Whether it is about what a table holds, so that other tables can go on.
+    /// Returns whether the error is about the contents of a table, so that other tables can
+    /// continue.
     pub fn is_about_values(&self) -> bool {
         matches!(self, Self::Copy(copy_binary::CopyError::Value { .. }))
     }

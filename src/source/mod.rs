@@ -1,10 +1,10 @@
 //! PostgreSQL: bytes in, acknowledgements out.
 //!
-//! `connection` reaches a server, `wire` speaks the replication protocol: it reads what comes,
+//! `connection` connects to a server, `wire` speaks the replication protocol: it reads the stream,
 //! acknowledges, and runs COPY. `spool` keeps transactions that have not ended, `pg_consumer` makes
 //! change batches of them (`recorded_consumer` does so from a file), `copy_binary` reads the rows
-//! of COPY, `sqlstate` tells refusals of the server apart, `slot`, `catalog` and `ddl_trigger` ask
-//! and arrange at the source.
+//! of COPY, `sqlstate` classifies refusals of the server, `slot`, `catalog` and `ddl_trigger` query
+//! the source and set it up.
 
 pub mod catalog;
 pub mod connection;
@@ -37,27 +37,28 @@ use crate::{
 
 pub use error::SourceError;
 
-/// Where a change batch has to end.
+/// The limits at which a change batch has to end.
 #[derive(Debug, Clone)]
 pub struct BatchLimits {
     /// Row changes after which the batch ends at the next source commit.
     pub max_rows: u64,
     /// Bytes of buffered tuples after which the batch ends at the next source commit.
     pub max_bytes: usize,
-    /// How long to collect once something arrived, and how long to wait for something to arrive.
+    /// How long the consumer collects once something arrived, and how long it waits for something
+    /// to arrive.
     pub linger: Duration,
-    /// No more than this is waited for: a batch that has come so far goes out.
+    /// The consumer waits no longer than for this LSN: a batch that has reached it is delivered.
     pub until: Option<Lsn>,
-    /// No more than one whole source transaction is waited for.
+    /// The consumer waits for no more than one whole source transaction.
     pub any: bool,
-    /// Ask the server at short intervals how far it is, so that the end of the WAL is noticed at
-    /// once.
+    /// The consumer asks the server for its position at short intervals, so that it notices the end
+    /// of the WAL at once.
     pub hurry: bool,
 }
 
-/// Where the stream has to wait for somebody else: no source transaction with `commit_lsn >= hold`
-/// is taken up. A batch that was cut there, or an idle one, has `end_lsn = hold` once the stream is
-/// known to be past it.
+/// A position at which the stream has to wait for another task: the consumer takes up no source
+/// transaction with `commit_lsn >= hold`. A batch that was cut there, or an idle one, has
+/// `end_lsn = hold` once the stream is known to be past it.
 #[derive(Debug, Clone)]
 pub struct LsnBarrier(Arc<AtomicU64>);
 
@@ -81,11 +82,11 @@ impl LsnBarrier {
     }
 }
 
-/// What a consumer hands over.
+/// What a consumer returns.
 #[derive(Debug)]
 pub enum Delivery {
     Batch(ChangeBatch),
-    /// The stream describes a relation: nothing is read on before [`Assembler::answer`].
+    /// The stream describes a relation: the consumer reads no further before [`Assembler::answer`].
     SchemaQuery(SchemaQuery),
     /// The stream has ended for good (a recorded stream that was read to its end).
     Ended,
@@ -93,52 +94,51 @@ pub enum Delivery {
 
 /// Reads whole source transactions, in commit order, from the checkpoint on.
 ///
-/// Guaranteed delivery: the position at the source moves only past what was acknowledged, and only
-/// a durable checkpoint can be acknowledged. A consumer that is dropped and made anew from the
-/// checkpoint goes on without a gap.
+/// Guaranteed delivery: the position at the source moves only past acknowledged changes, and only a
+/// durable checkpoint can be acknowledged. A consumer that is dropped and recreated from the
+/// checkpoint continues without a gap.
 pub trait CdcConsumer: Send {
-    /// The next batch, or a question that comes before it.
-    /// An idle batch (no tables) still carries the position that the source has reached.
+    /// Returns the next batch, or a question that comes before it. An idle batch (no tables) still
+    /// carries the position that the source has reached.
     ///
     /// # Errors
-    /// The stream broke or made no sense. Nothing was lost: make a new consumer from the
-    /// checkpoint.
+    /// The stream broke or was invalid. No change is lost: make a new consumer from the checkpoint.
     fn next_batch(
         &mut self,
         limits: &BatchLimits,
     ) -> impl Future<Output = Result<Delivery, SourceError>> + Send;
 
-    /// Reads on until the next batch, or a question, is there to be taken. May be dropped half way:
-    /// nothing is lost.
+    /// Reads on until the next batch, or a question, can be taken. The caller may drop the future
+    /// midway without losing changes.
     ///
     /// # Errors
-    /// As [`Self::next_batch`].
+    /// The errors of [`Self::next_batch`].
     fn gather(
         &mut self,
         limits: &BatchLimits,
     ) -> impl Future<Output = Result<(), SourceError>> + Send;
 
-    /// What has been read. Answers and new shapes go to it, and tables that are to be followed or
-    /// no longer.
+    /// Returns the assembler of the messages that were read. It receives answers and new shapes,
+    /// and the tables to follow or to follow no longer.
     fn assembler(&mut self) -> &mut Assembler;
 
-    /// Tells the source what is durable. Does not wait.
+    /// Tells the source which LSN is durable, without waiting.
     fn acknowledge(&self, durable: DurableLsn);
 
-    /// The rungs of the lag ladder that lie on this side.
+    /// Returns the rungs of the lag ladder that lie on the side of the source.
     fn position(&self) -> SourcePosition;
 }
 
-/// How far the stream is, for lag.
+/// The position of the stream, from which the lag is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SourcePosition {
-    /// End of the server's WAL, as it said last.
+    /// The end of the server's WAL, as the server reported it last.
     pub head: Lsn,
-    /// End of the last source transaction that arrived whole.
+    /// The end of the last source transaction that arrived whole.
     pub decoded: Lsn,
-    /// What the server was told to be durable.
+    /// The LSN that was acknowledged to the server as durable.
     pub acknowledged: Lsn,
-    /// Nothing is read that was not in a batch.
+    /// Every change that was read has been in a batch.
     pub has_no_open_work: bool,
     /// The server waits for an acknowledgement, as it does before it can shut down (trap 25).
     pub reply_requested: bool,

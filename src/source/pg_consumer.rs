@@ -1,5 +1,5 @@
-//! `PgConsumer`: the live stream. Socket reading and feedback are tasks of their own (traps 23,
-//! 24); this one decodes.
+//! `PgConsumer` reads the live stream. Socket reading and feedback are tasks of their own (traps
+//! 23, 24); the task of the consumer decodes.
 
 use std::{
     path::PathBuf,
@@ -28,48 +28,50 @@ use crate::{
     },
 };
 
-/// How often a hurried reader asks the server how far it is.
+/// How often a hurried reader asks the server for its position.
 const HURRY: Duration = Duration::from_millis(20);
 
-/// So many messages are read before others get a turn.
+/// The consumer reads this many messages before other tasks get a turn.
 const YIELD_EVERY: u32 = 2048;
 
-/// Reads one slot from a checkpoint on. After an error it is of no more use: make a new one from
-/// the checkpoint.
+/// Reads one slot from a checkpoint on. A consumer cannot be used again after an error: make a new
+/// one from the checkpoint.
 pub struct PgConsumer {
     reader: StreamReader,
     feedback: Feedback,
     assembler: Assembler,
-    /// A Begin, or the end of what was streamed, that belongs to the next batch.
+    /// A Begin, or the end of a streamed transaction, that belongs to the next batch.
     held: Option<StreamMessage>,
     spool: Spool,
-    /// A transaction that has committed and is read back; the server's next messages come after it.
+    /// A committed transaction that is being read back; the server's next messages come after it.
     replay: Option<Replay>,
-    /// Relations to be described again.
+    /// The relations that must be described again.
     described: Vec<Vec<u8>>,
-    /// Since the last batch.
+    /// Whether the server requested a reply since the last batch.
     reply_requested: bool,
     position: SourcePosition,
     hold: LsnBarrier,
 }
 
-/// What to read.
+/// The options of the stream to read.
 pub struct StreamOptions {
     pub slot: String,
     pub publications: Vec<String>,
-    /// The server that was found to belong to the copy. Nobody else's stream is read.
+    /// The server that was found to belong to the copy. The consumer reads no other server's
+    /// stream.
     pub system_id: String,
     pub timeline: u32,
     pub checkpoint: Lsn,
     pub tables: Vec<Arc<TableSpec>>,
-    /// The source has rhei's event trigger, which signs with this: ask for logical messages.
+    /// The secret of rhei's event trigger at the source: with it, the consumer asks for logical
+    /// messages.
     pub ddl_secret: Option<Secret>,
     pub hold: LsnBarrier,
-    /// Bytes that may wait to be decoded.
+    /// The number of bytes that may wait to be decoded.
     pub queue_bytes: usize,
-    /// Where transactions are kept that have not ended.
+    /// The folder that holds transactions that have not ended.
     pub spool_folder: PathBuf,
-    /// No transaction is to come before it has ended.
+    /// Whether the server must send each transaction only after it has ended.
     pub no_streaming_in_progress: bool,
 }
 
@@ -80,13 +82,15 @@ impl PgConsumer {
         options: StreamOptions,
     ) -> Result<Self, SourceError> {
         let mut client = ReplicationClient::connect(source, "stream").await?;
-        // An address may lead elsewhere by now, and several may lead to several servers. Whoever is
-        // there would stream from the checkpoint whatever history it has (trap 36).
+
+        // An address may lead to another server by now, and several addresses may lead to several
+        // servers. A server would stream from the checkpoint whatever history it has (trap 36).
         let found = client.identify_system().await?;
         if (&found.system_id, found.timeline) != (&options.system_id, options.timeline) {
             let (system_id, timeline) = (options.system_id, options.timeline);
             return Err(SourceError::AnotherServer { system_id, timeline, found });
         }
+
         let (reader, feedback) = client
             .start_replication(
                 &options.slot,
@@ -97,6 +101,7 @@ impl PgConsumer {
                 !options.no_streaming_in_progress,
             )
             .await?;
+
         Ok(Self {
             reader,
             feedback,
@@ -122,9 +127,10 @@ impl PgConsumer {
         Ok(())
     }
 
-    /// Takes one message in. `true`: the batch ends before it.
+    /// Takes one message in. Returns `true` when the batch ends before it.
     fn take(&mut self, message: StreamMessage) -> Result<bool, SourceError> {
         let hold = self.hold.get();
+
         match &message {
             StreamMessage::Data { payload } => {
                 if let Some(commit) = StreamCommit::decode(payload)? {
@@ -133,15 +139,18 @@ impl PgConsumer {
                         self.held = Some(message);
                         return Ok(true);
                     }
+
                     let StreamCommit { xid, commit_lsn, commit_time_us, .. } = commit;
                     self.replay = Some(self.spool.commit(&commit)?);
                     reached("spool.committed");
                     self.assembler.push(Message::Begin { commit_lsn, commit_time_us, xid })?;
                     return Ok(false);
                 }
+
                 if self.spool.take(payload)? == Routed::Spooled {
                     return Ok(false);
                 }
+
                 let decoded = Message::decode(payload)?;
                 if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&decoded, hold)
                     && *commit_lsn >= stop_at
@@ -150,12 +159,14 @@ impl PgConsumer {
                     self.held = Some(message);
                     return Ok(true);
                 }
+
                 self.assembler.push(decoded)?;
                 Ok(false)
             }
             StreamMessage::Keepalive { wal_end, reply_requested } => {
                 self.position.head = self.position.head.max(*wal_end);
                 self.reply_requested |= *reply_requested;
+
                 if self.assembler.is_between_transactions() && !self.spool.is_open() {
                     if let Some(stop_at) = hold.filter(|stop_at| wal_end >= stop_at) {
                         self.assembler.reached(stop_at);
@@ -173,7 +184,8 @@ impl PgConsumer {
         }
     }
 
-    /// The next message of a transaction that is read back. `false`: there is none.
+    /// Takes the next message of a transaction that is being read back. Returns `false` when there
+    /// is none.
     fn replay_next(&mut self) -> Result<bool, SourceError> {
         if let Some(replay) = &mut self.replay {
             let read = replay.next_message().map_err(|source| self.spool.failed(source))?;
@@ -181,13 +193,15 @@ impl PgConsumer {
                 self.assembler.push(Message::decode(message)?)?;
                 return Ok(true);
             }
+
             let StreamCommit { commit_lsn, end_lsn, commit_time_us, .. } = replay.commit;
             self.described = replay.described_later();
             self.replay = None;
             self.assembler.push(Message::Commit { commit_lsn, end_lsn, commit_time_us })?;
             return Ok(true);
         }
-        // One at a time, since each may be a question.
+
+        // Relations are taken one at a time, since each may be a question.
         let Some(relation) = self.described.pop() else { return Ok(false) };
         self.assembler.push(Message::decode(&relation)?)?;
         Ok(true)
@@ -201,9 +215,9 @@ impl PgConsumer {
     }
 }
 
-/// PostgreSQL 18 only warns when a publication is missing, and skips the changes (trap 41): never
-/// go on after that. The text is in whatever language the server speaks; no other notice of a
-/// walsender has this SQLSTATE.
+/// Stops the stream when a publication is missing: PostgreSQL 18 only warns and skips the changes
+/// (trap 41). The text is in the language of the server; no other notice of a walsender has this
+/// SQLSTATE.
 fn check_notice(notice: &ServerMessage) -> Result<(), SourceError> {
     if notice.code == "55000" {
         return Err(SourceError::PublicationSkipped { message: notice.message.clone() });
@@ -226,36 +240,44 @@ impl CdcConsumer for PgConsumer {
         if self.assembler.question().is_some() || self.assembler.must_end_batch() {
             return Ok(());
         }
+
         self.assembler.go_on();
+
         if let Some(held) = self.held.take()
             && self.take(held)?
         {
             return Ok(());
         }
+
         let mut messages = 0_u32;
         loop {
             messages = messages.wrapping_add(1);
-            // Others on this thread, and whoever waits beside it, get their turn also while much is
-            // there to be read.
+            // Other tasks on this thread, and tasks that wait beside it, get their turn also while
+            // many messages are ready.
             if messages.is_multiple_of(YIELD_EVERY) {
                 tokio::task::yield_now().await;
             }
+
             if self.assembler.question().is_some()
                 || self.assembler.is_due(limits.max_rows, limits.max_bytes)
             {
                 return Ok(());
             }
+
             if self.replay_next()? {
                 continue;
             }
+
             let message = match self.reader.try_next()? {
                 Some(message) => message,
-                // Nothing waits: what is complete goes out once the time is up. A transaction that
-                // has begun is waited for, since a batch ends at a source commit.
+                // No message waits: complete transactions are delivered once the time is up. The
+                // consumer waits for the end of a transaction that has begun, since a batch ends at
+                // a source commit.
                 None => {
                     if limits.hurry {
                         self.feedback.request_reply();
                     }
+
                     let is_there =
                         limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)
                             || limits.any && self.assembler.pending_transactions() > 0;
@@ -264,6 +286,7 @@ impl CdcConsumer for PgConsumer {
                     {
                         return Ok(());
                     }
+
                     let left = limits
                         .linger
                         .saturating_sub(started.elapsed())
@@ -273,6 +296,7 @@ impl CdcConsumer for PgConsumer {
                     } else {
                         left.min(Duration::from_secs(1))
                     };
+
                     match tokio::time::timeout(wait, self.reader.next()).await {
                         Err(_) => continue,
                         Ok(Ok(Some(message))) => message,
@@ -281,6 +305,7 @@ impl CdcConsumer for PgConsumer {
                     }
                 }
             };
+
             if self.take(message)? {
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! The only place that quotes the source's identifiers.
+//! The only functions that quote the source's identifiers.
 
 use crate::pgoutput::QualifiedName;
 pub fn quote_identifier(name: &str) -> String {

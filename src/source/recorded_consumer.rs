@@ -1,9 +1,9 @@
-//! `RecordedConsumer`: a stream that was recorded from a real server, for deterministic tests and
-//! benchmarks.
+//! `RecordedConsumer` reads a stream that was recorded from a real server, for deterministic tests
+//! and benchmarks.
 //!
 //! The file is a list of pgoutput messages, each a length (`u32`, big-endian) and that many bytes:
-//! what `pg_logical_slot_peek_binary_changes` returns. They go through the same [`Assembler`] as
-//! the live stream.
+//! the rows that `pg_logical_slot_peek_binary_changes` returns. The messages go through the same
+//! [`Assembler`] as the live stream.
 
 use std::{path::Path, sync::Arc};
 
@@ -18,8 +18,8 @@ use crate::{
     pgoutput::message::Message,
 };
 
-/// Replays a recording from the beginning; skips what is before the checkpoint as the live stream
-/// does.
+/// Replays a recording from the beginning, and skips transactions before the checkpoint as the live
+/// stream does.
 #[derive(Debug)]
 pub struct RecordedConsumer {
     messages: Vec<Vec<u8>>,
@@ -48,10 +48,12 @@ impl RecordedConsumer {
 impl CdcConsumer for RecordedConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
         self.gather(limits).await?;
-        // A transaction that breaks off leaves no trace.
+
+        // A transaction that is incomplete at the end of the recording leaves no trace.
         let is_something_left = self.assembler.is_due(limits.max_rows, limits.max_bytes)
             || self.assembler.is_between_transactions()
                 && self.assembler.pending_transactions() > 0;
+
         Ok(if is_something_left {
             Delivery::Batch(self.assembler.take_batch())
         } else {

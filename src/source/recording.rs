@@ -1,4 +1,4 @@
-//! The messages of a recorded stream, one after the other.
+//! The messages of a recorded stream, one after another.
 
 /// A recording that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -12,15 +12,17 @@ pub enum RecordedError {
 /// Splits a recording into its messages.
 ///
 /// # Errors
-/// It ends in the middle of one.
+/// The recording ends in the middle of a message.
 pub fn split(recording: &[u8]) -> Result<Vec<Vec<u8>>, RecordedError> {
     let mut messages = Vec::new();
     let mut rest = recording;
+
     while !rest.is_empty() {
         let cut = || RecordedError::Cut { at: recording.len() - rest.len() };
         let (length, after) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
         let (message, after) =
             after.split_at_checked(u32::from_be_bytes(*length) as usize).ok_or_else(cut)?;
+
         messages.push(message.to_vec());
         rest = after;
     }

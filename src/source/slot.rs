@@ -1,5 +1,5 @@
-//! Slot and publication: made here, and judged. The judgements are pure; each refusal says why and
-//! what to do.
+//! Creates slot and publication, and judges them. The judgements are pure; each refusal gives the
+//! reason and the remedy.
 
 use tokio_postgres::Client;
 
@@ -130,14 +130,16 @@ pub enum SlotError {
 }
 
 impl SlotError {
-    /// Whether it may pass by itself (traps 30-33).
+    /// Returns whether the error may pass by itself (traps 30-33).
     pub fn is_transient(&self) -> bool {
-        // A standby that is about to be promoted; an old primary that is about to be ended.
+        // The server may be a standby that is about to be promoted, or an old primary that is about
+        // to be ended.
         matches!(self, Self::Active { .. } | Self::InRecovery | Self::OldPrimary { .. })
     }
 
-    /// Whether the slot can no longer serve this copy, so that only another copy of every table
-    /// with a new slot helps. A slot or a cluster that is somebody else's is not that.
+    /// Returns whether the slot can no longer serve this copy, so that only another copy of every
+    /// table with a new slot helps. A slot or a cluster that belongs to another pipeline is not
+    /// lost.
     pub fn is_lost(&self) -> bool {
         matches!(
             self,
@@ -155,7 +157,7 @@ pub fn judge_server(server: &ServerInfo) -> Result<(), SlotError> {
     if server.version_num < 140_000 {
         return Err(SlotError::TooOld { version: server.version.clone() });
     }
-    // Trap 39: slots on standbys need the primary's help.
+    // Slots on standbys need the primary's help (trap 39).
     if server.in_recovery {
         return Err(SlotError::InRecovery);
     }
@@ -172,7 +174,7 @@ pub fn judge_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotEr
     Ok(())
 }
 
-/// Trap 42: an operation that is not published is a difference that nobody sees.
+/// Refuses an operation that is not published: the copy would differ silently (trap 42).
 pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
     let operations = [
         (info.insert, "insert"),
@@ -180,8 +182,10 @@ pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
         (info.delete, "delete"),
         (info.truncate, "truncate"),
     ];
+
     let missing: Vec<&str> =
         operations.iter().filter(|(is_on, _)| !is_on).map(|(_, name)| *name).collect();
+
     if missing.is_empty() {
         Ok(())
     } else {
@@ -189,7 +193,7 @@ pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
     }
 }
 
-/// Trap 19: `tables` are brought by two of the publications with different columns.
+/// Refuses `tables` that two of the publications publish with different columns (trap 19).
 pub fn judge_column_lists(
     tables: &[QualifiedName],
     publications: &[String],
@@ -201,7 +205,7 @@ pub fn judge_column_lists(
     Err(SlotError::ColumnLists { tables, publications: publications.to_vec() })
 }
 
-/// Trap 41: a publication of the same name with another oid was dropped in between.
+/// Refuses a publication of the same name with another oid: it was dropped in between (trap 41).
 pub fn judge_fingerprint(known: &str, found: &str) -> Result<(), SlotError> {
     let publications = |text: &str| {
         text.lines()
@@ -209,6 +213,7 @@ pub fn judge_fingerprint(known: &str, found: &str) -> Result<(), SlotError> {
             .map(str::to_owned)
             .collect::<Vec<_>>()
     };
+
     if publications(known) == publications(found) {
         Ok(())
     } else {
@@ -216,7 +221,7 @@ pub fn judge_fingerprint(known: &str, found: &str) -> Result<(), SlotError> {
     }
 }
 
-/// What a copy is of.
+/// The cluster and database that a copy belongs to.
 #[derive(Debug, Clone, Copy)]
 pub struct Cluster<'a> {
     pub system_id: &'a str,
@@ -224,7 +229,7 @@ pub struct Cluster<'a> {
     pub database_oid: u32,
 }
 
-/// Trap 35.
+/// Refuses another cluster and another database (trap 35).
 pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), SlotError> {
     if known.system_id != found.system_id {
         return Err(SlotError::OtherCluster {
@@ -232,23 +237,25 @@ pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), Slo
             found: found.system_id.to_owned(),
         });
     }
+
     if known.database_oid != found.database_oid {
         return Err(SlotError::OtherDatabase {
             known: known.database.to_owned(),
             found: found.database.to_owned(),
         });
     }
+
     Ok(())
 }
 
-/// Timelines only grow: a server on a lower one is an old primary, and its slots say nothing about
-/// this pipeline.
+/// Refuses an old primary: timelines only grow, so a server on a lower timeline is an old primary,
+/// and its slots do not matter to this pipeline.
 pub fn judge_age(known: u32, timeline: u32) -> Result<(), SlotError> {
     if timeline < known { Err(SlotError::OldPrimary { known, timeline }) } else { Ok(()) }
 }
 
-/// Trap 36: `history` holds lines of `timeline`, switch LSN and reason. Our timeline must be an
-/// ancestor that was left no earlier than the checkpoint.
+/// Verifies that the copy's timeline is an ancestor that the server left no earlier than the
+/// checkpoint (trap 36). `history` holds lines of `timeline`, switch LSN and reason.
 pub fn judge_timeline(
     known: u32,
     checkpoint: Lsn,
@@ -260,6 +267,7 @@ pub fn judge_timeline(
         let number: u32 = words.next()?.parse().ok()?;
         (number == known).then(|| words.next()?.parse::<Lsn>().ok()).flatten()
     });
+
     match switch {
         None => Err(SlotError::Unrelated { known, timeline }),
         Some(switch) if checkpoint > switch => {
@@ -269,7 +277,7 @@ pub fn judge_timeline(
     }
 }
 
-/// Whether the slot still has all that this copy needs (traps 2, 4, 32-34).
+/// Verifies that the slot still has all changes that this copy needs (traps 2, 4, 32-34).
 pub fn judge_slot(
     found: Option<&SlotInfo>,
     slot: &str,
@@ -279,6 +287,7 @@ pub fn judge_slot(
 ) -> Result<(), SlotError> {
     let slot = || slot.to_owned();
     let Some(found) = found else { return Err(SlotError::Missing { slot: slot(), checkpoint }) };
+
     if found.database.as_deref() != Some(database)
         || found.plugin.as_deref() != Some("pgoutput")
         || found.temporary
@@ -287,29 +296,34 @@ pub fn judge_slot(
             || "physical replication".to_owned(),
             |name| format!("database \"{name}\""),
         );
+
         let plugin = found.plugin.as_deref().unwrap_or("no plugin");
         return Err(SlotError::Foreign { slot: slot(), found: format!("{of} ({plugin})") });
     }
+
     if found.wal_status.as_deref() == Some("lost") {
         return Err(SlotError::Lost { slot: slot() });
     }
     if found.active {
         return Err(SlotError::Active { slot: slot(), pid: found.active_pid });
     }
-    // Acknowledged is only what is durable here, so a slot that is ahead has served another copy,
-    // or a later state of this one.
+
+    // Rhei acknowledges only what is durable in this copy, so a slot that is ahead has served
+    // another copy, or a later state of this one.
     if let Some(confirmed) = found.confirmed_flush_lsn
         && confirmed > checkpoint
     {
         return Err(SlotError::MovedPast { slot: slot(), confirmed, checkpoint });
     }
+
     if checkpoint > flush {
         return Err(SlotError::SourceBehind { flush, checkpoint });
     }
     Ok(())
 }
 
-/// The statement that makes the publication. Partition trees are published as their roots.
+/// Returns the statement that creates the publication. Partition trees are published as their
+/// roots.
 pub fn publication_sql(name: &str, tables: &[QualifiedName]) -> String {
     let tables: Vec<String> = tables.iter().map(quote_table).collect();
     format!(

@@ -1,7 +1,8 @@
-//! Transactions that the server streams before they have ended (protocol 2, trap 79): kept aside,
-//! on disk when there is much of them, until the server says how they ended. One that commits is
-//! read back as the ordinary transaction that it is, so nothing else knows of it. The file has no
-//! name and goes with the process: what was not committed comes again.
+//! The spool keeps transactions that the server streams before they have ended (protocol 2, trap
+//! 79), on disk when they are large, until the server reports how they ended. A transaction that
+//! commits is read back as an ordinary transaction, so no other part of rhei knows of the spool.
+//! The file has no name and is deleted with the process: the server sends uncommitted transactions
+//! again.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,15 +13,17 @@ use std::{
 
 use crate::pgoutput::message::{DecodeError, StreamCommit, Streamed};
 
-/// So much of each transaction stays in memory.
+/// The bytes of each transaction that stay in memory.
 const MEMORY_BYTES: usize = 256 << 10;
-/// And so much of all of them together: with more, all that is in memory is written out.
+/// The bytes of all transactions that stay in memory: above this limit, the spool writes all of
+/// them to disk.
 const ALL_MEMORY_BYTES: usize = 64 << 20;
-/// What cannot be written out, of all of them together: which subtransaction each piece belongs to,
-/// which were rolled back, and relations. It is 16 bytes for each subtransaction.
+/// The limit for the notes of all transactions, which cannot be written to disk: the subtransaction
+/// of each piece, the subtransactions that were rolled back, and relations. A note is 16 bytes for
+/// each subtransaction.
 const NOTES_BYTES: usize = 1 << 30;
 
-/// A transaction cannot be kept, or makes no sense.
+/// The spool cannot keep a transaction, or the stream of it is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     #[error(
@@ -44,12 +47,12 @@ pub enum SpoolError {
 /// All transactions that are in progress.
 pub struct Spool {
     folder: PathBuf,
-    /// Whose messages come now.
+    /// The transaction whose messages arrive now.
     open: Option<u32>,
     transactions: BTreeMap<u32, Transaction>,
-    /// Sum of their tails, in bytes.
+    /// The sum of the tails of all transactions, in bytes.
     tails: usize,
-    /// Sum of their notes, in bytes.
+    /// The sum of the notes of all transactions, in bytes.
     notes: usize,
     tails_limit: usize,
     notes_limit: usize,
@@ -57,30 +60,30 @@ pub struct Spool {
 
 #[derive(Default)]
 struct Transaction {
-    /// Which subtransaction the messages belong to, and where they end. Each begins where the one
+    /// The subtransaction of each piece, and where the piece ends. Each piece begins where the one
     /// before it ends.
     pieces: Vec<(u32, u64)>,
     aborted: HashSet<u32>,
     file: Option<File>,
     in_file: u64,
     tail: Vec<u8>,
-    /// Relations that the server has described elsewhere since this one began.
+    /// The relations that the server has described in other transactions since this one began.
     described: BTreeMap<u32, Vec<u8>>,
-    /// Bytes of all that stays in memory whatever its size.
+    /// The bytes of all notes that stay in memory whatever their size.
     notes: usize,
 }
 
-/// What [`Spool::take`] made of a message.
+/// How [`Spool::take`] handled a message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Routed {
-    /// It is kept, or says what becomes of what is kept.
+    /// The spool keeps the message, or the message decides what happens to kept messages.
     Spooled,
-    /// It belongs to no transaction that is streamed.
+    /// The message belongs to no streamed transaction.
     Passed,
 }
 
 impl Spool {
-    /// Files are made in `folder`.
+    /// Makes a spool that creates its files in `folder`.
     pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,
@@ -93,13 +96,13 @@ impl Spool {
         }
     }
 
-    /// Messages that come now belong to a transaction that has not ended.
+    /// Returns whether the messages that arrive now belong to a transaction that has not ended.
     pub fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// Takes a message in, unless it is none of ours. A [`StreamCommit`] goes to [`Self::commit`]
-    /// instead.
+    /// Takes a message in, unless it belongs to no streamed transaction. A [`StreamCommit`] goes to
+    /// [`Self::commit`] instead.
     pub fn take(&mut self, message: &[u8]) -> Result<Routed, SpoolError> {
         match (self.open, Streamed::decode(message)?) {
             (None, Some(Streamed::Start { xid })) => {
@@ -123,10 +126,12 @@ impl Spool {
                 return Ok(Routed::Passed);
             }
             (Some(xid), None) => {
-                // The origin of the transaction; it carries no number.
+                // The message names the origin of the transaction and carries no transaction
+                // number.
                 if message.first() == Some(&b'O') {
                     return Ok(Routed::Spooled);
                 }
+
                 let (subxid, tag, rest) = Streamed::split(message)?;
                 if tag == b'R' {
                     let message = [[tag].as_slice(), rest].concat();
@@ -134,21 +139,26 @@ impl Spool {
                         self.describe(oid, &message, Some(xid))?;
                     }
                 }
+
                 if !self.transactions.contains_key(&xid) {
                     return Err(SpoolError::Unknown(xid));
                 }
+
                 self.change(xid, |transaction| transaction.add(subxid, tag, rest))?;
                 self.make_room(xid).map_err(|source| self.failed(source))?;
             }
         }
+
         Ok(Routed::Spooled)
     }
 
-    /// The server describes a relation once, and after a change of it: whoever is read back later
-    /// than that must not leave an older description behind.
+    /// Stores the description of a relation with the other transactions. The server describes a
+    /// relation once, and after a change of it: a transaction that is read back later must not
+    /// leave an older description behind.
     fn describe(&mut self, oid: u32, message: &[u8], by: Option<u32>) -> Result<(), SpoolError> {
         let others: Vec<u32> =
             self.transactions.keys().copied().filter(|xid| Some(*xid) != by).collect();
+
         for xid in others {
             self.change(xid, |transaction| {
                 transaction.notes += size_of::<Vec<u8>>() + message.len();
@@ -160,7 +170,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Changes a transaction, which begins here if it has not, and keeps the sums.
+    /// Changes a transaction, which begins here if it is new, and updates the sums.
     fn change(
         &mut self,
         xid: u32,
@@ -170,18 +180,22 @@ impl Spool {
             self.notes += size_of::<Transaction>();
             Transaction { notes: size_of::<Transaction>(), ..Transaction::default() }
         });
+
         let (tail, notes) = (transaction.tail.len(), transaction.notes);
         change(transaction);
+
         self.tails = self.tails - tail + transaction.tail.len();
         self.notes = self.notes - notes + transaction.notes;
+
         let limit = self.notes_limit;
         if self.notes > limit { Err(SpoolError::TooMany { limit }) } else { Ok(()) }
     }
 
-    /// Writes out what is too much for memory, of this transaction or of all.
+    /// Writes out the messages that are too large for memory, of this transaction or of all.
     fn make_room(&mut self, xid: u32) -> io::Result<()> {
         let is_full = self.tails >= self.tails_limit;
         let folder = &self.folder;
+
         for transaction in self
             .transactions
             .range_mut(if is_full { 0..=u32::MAX } else { xid..=xid })
@@ -210,7 +224,7 @@ impl Spool {
         SpoolError::Io { folder: self.folder.display().to_string(), source }
     }
 
-    /// The transaction has committed: its messages can be read.
+    /// Removes the transaction, which has committed, and returns a reader of its messages.
     pub fn commit(&mut self, commit: &StreamCommit) -> Result<Replay, SpoolError> {
         let transaction = self.remove(commit.xid).ok_or(SpoolError::Unknown(commit.xid))?;
         transaction.replay(*commit).map_err(|source| self.failed(source))
@@ -219,11 +233,13 @@ impl Spool {
 
 impl Transaction {
     fn add(&mut self, subxid: u32, tag: u8, rest: &[u8]) {
-        // A message is shorter than 2 GiB.
+        // A message is shorter than 2 GiB, so its length fits.
         self.tail.extend_from_slice(&(rest.len() as u32 + 1).to_be_bytes());
         self.tail.push(tag);
         self.tail.extend_from_slice(rest);
+
         let end = self.in_file + self.tail.len() as u64;
+
         match self.pieces.last_mut() {
             Some((last, last_end)) if *last == subxid => *last_end = end,
             _ => {
@@ -238,6 +254,7 @@ impl Transaction {
             Some(file) => file,
             None => self.file.insert(tempfile::tempfile_in(folder)?),
         };
+
         file.write_all(&self.tail)?;
         self.in_file += self.tail.len() as u64;
         self.tail.clear();
@@ -250,8 +267,10 @@ impl Transaction {
         if let Some(file) = &mut file {
             file.seek(SeekFrom::Start(0))?;
         }
+
         let mut pieces = self.pieces;
         pieces.reverse();
+
         Ok(Replay {
             commit,
             file: file.map(|file| file.take(self.in_file)),
@@ -267,17 +286,17 @@ impl Transaction {
     }
 }
 
-/// Reads a committed transaction back, without what was rolled back in it.
+/// Reads a committed transaction back, without the subtransactions that were rolled back.
 pub struct Replay {
     pub commit: StreamCommit,
     file: Option<io::Take<File>>,
-    /// What comes after the file.
+    /// The bytes that come after the file.
     tail: Vec<u8>,
-    /// What was read and is not given out from `at` on.
+    /// The bytes that were read; those from `at` on are not handed out yet.
     buffer: Vec<u8>,
     at: usize,
     position: u64,
-    /// The next one is the last.
+    /// The pieces in reverse order: the next piece is the last element.
     pieces: Vec<(u32, u64)>,
     aborted: HashSet<u32>,
     described: BTreeMap<u32, Vec<u8>>,
@@ -285,13 +304,15 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads on until so many bytes are in the buffer.
+    /// Reads on until `bytes` bytes are in the buffer.
     fn fill(&mut self, bytes: usize) -> io::Result<()> {
         if self.buffer.len() - self.at >= bytes {
             return Ok(());
         }
+
         self.buffer.drain(..self.at);
         self.at = 0;
+
         if let Some(file) = &mut self.file {
             let wanted = bytes.max(MEMORY_BYTES) - self.buffer.len();
             file.take(wanted as u64).read_to_end(&mut self.buffer)?;
@@ -299,22 +320,26 @@ impl Replay {
                 self.file = None;
             }
         }
+
         if self.file.is_none() {
             self.buffer.append(&mut self.tail);
         }
+
         if self.buffer.len() < bytes { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
-    /// Steps over what was rolled back, without reading it.
+    /// Steps over bytes of rolled-back subtransactions without reading them.
     fn skip(&mut self, bytes: u64) -> io::Result<()> {
         let there = (self.buffer.len() - self.at) as u64;
         if bytes <= there {
             self.at += bytes as usize;
             return Ok(());
         }
+
         self.buffer.clear();
         self.at = 0;
         let mut left = bytes - there;
+
         if let Some(file) = &mut self.file {
             let here = left.min(file.limit());
             file.get_mut().seek_relative(here as i64)?;
@@ -324,25 +349,29 @@ impl Replay {
                 self.file = None;
             }
         }
+
         if self.file.is_none() && left > 0 {
             self.fill(left as usize)?;
             self.at = left as usize;
         }
+
         Ok(())
     }
 
-    /// The next message; none at the end.
+    /// Returns the next message, or none at the end.
     pub fn next_message(&mut self) -> io::Result<Option<&[u8]>> {
         while let Some(&(subxid, end)) = self.pieces.last() {
             if self.position >= end {
                 self.pieces.pop();
                 continue;
             }
+
             if self.aborted.contains(&subxid) {
                 self.skip(end - self.position)?;
                 self.position = end;
                 continue;
             }
+
             self.fill(4)?;
             let length = self
                 .buffer
@@ -351,22 +380,26 @@ impl Replay {
                 .copied()
                 .unwrap_or_default();
             let length = u32::from_be_bytes(length) as usize;
+
             self.fill(4 + length)?;
             let message = self.at + 4..self.at + 4 + length;
             self.at = message.end;
             self.position += 4 + length as u64;
+
             let message = self.buffer.get(message).unwrap_or_default();
             if let Some(newer) =
                 Streamed::relation(message).and_then(|oid| self.described.remove(&oid))
             {
                 self.again.push(newer);
             }
+
             return Ok(Some(message));
         }
         Ok(None)
     }
 
-    /// Relations to describe again after it, since they were described later than in it.
+    /// Returns the relations to describe again after this transaction, since the server described
+    /// them later than in it.
     pub fn described_later(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.again)
     }

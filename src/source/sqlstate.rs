@@ -1,30 +1,30 @@
-//! What an error code of the source says about asking again.
+//! Whether retrying after an error code of the source can help.
 
-/// What can be done about a statement that the source refused.
+/// The kinds of refusal, by what can be done about the refused statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// Another session has locked what was asked for, longer than `lock_timeout` allows.
+    /// Another session holds a lock on the requested object for longer than `lock_timeout` allows.
     Locked,
-    /// The server is there, and what was in the way is over by the next time: a deadlock, a
-    /// statement that an operator cancelled, a table that was dropped while its catalogs were read.
+    /// The server is up, and the cause is over by the next attempt: a deadlock, a statement that an
+    /// operator cancelled, a table that was dropped while its catalogs were read.
     Passing,
     /// The server cannot answer now: it shuts down, has no connection or memory left, or its disk
     /// fails.
     Outage,
-    /// It is about the data that was asked for.
+    /// The error is about the requested data.
     Data,
-    /// It will be refused again until somebody changes a setting, a privilege, a publication or the
-    /// question.
+    /// The server refuses the statement again until an operator changes a setting, a privilege, a
+    /// publication or the statement.
     Lasting,
 }
 
-/// `sqlstate`: five characters, as in appendix A of PostgreSQL's documentation. The first two are
-/// its class.
+/// Classifies `sqlstate`: five characters, as in appendix A of PostgreSQL's documentation. The
+/// first two are its class.
 pub fn refusal(sqlstate: &str) -> Refusal {
     match sqlstate {
         "55P03" => Refusal::Locked,
-        // Cancelled; a slot or a database that is still in use; transactions that took longer than
-        // a timeout of the server.
+        // These codes mean: cancelled; a slot or a database that is still in use; transactions that
+        // took longer than a timeout of the server.
         "57014" | "55006" | "25P02" | "25P03" | "25P04" => Refusal::Passing,
         // A broken page of a table or an index stays broken. Other internal errors are races with
         // DDL.
@@ -42,7 +42,7 @@ pub fn refusal(sqlstate: &str) -> Refusal {
 mod tests {
     use super::*;
 
-    /// Every class of appendix A, and the codes that differ from their class.
+    /// The test covers every class of appendix A, and the codes that differ from their class.
     #[test]
     fn every_class_of_postgresql_is_told_apart() {
         let lasting = [

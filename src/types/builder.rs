@@ -57,7 +57,7 @@ enum Values {
         valid: Vec<bool>,
         element: Box<ColumnBuilder>,
     },
-    /// A composite: one builder per field, all of one length.
+    /// A composite: one builder per field, all of the same length.
     Struct {
         fields: Fields,
         columns: Vec<ColumnBuilder>,
@@ -69,7 +69,7 @@ enum Values {
         flags: [BooleanBuilder; 3],
         valid: Vec<bool>,
     },
-    /// hstore as a list of entries.
+    /// An hstore as a list of entries.
     Entries {
         ends: Vec<i32>,
         valid: Vec<bool>,
@@ -79,7 +79,7 @@ enum Values {
 }
 
 impl ColumnBuilder {
-    /// For about `capacity` values.
+    /// Makes a builder for about `capacity` values.
     pub fn new(mapping: &Mapping, capacity: usize) -> Self {
         let values = match &mapping.kind {
             Kind::Bool => Values::Bool(BooleanBuilder::with_capacity(capacity)),
@@ -139,6 +139,7 @@ impl ColumnBuilder {
                 values: StringBuilder::new(),
             },
         };
+
         Self { target_type: mapping.target_type.clone(), kind: mapping.kind.clone(), values }
     }
 
@@ -174,17 +175,20 @@ impl ColumnBuilder {
                 for column in columns.iter_mut().filter(|column| column.len() <= valid.len()) {
                     column.push_null();
                 }
+
                 valid.push(false);
             }
             Values::Range { bounds, flags, valid, .. } => {
                 for bound in bounds.iter_mut().filter(|bound| bound.len() <= valid.len()) {
                     bound.push_null();
                 }
+
                 flags.iter_mut().for_each(BooleanBuilder::append_null);
                 valid.push(false);
             }
             Values::Entries { ends, valid, keys, .. } => {
                 use arrow::array::ArrayBuilder;
+
                 ends.push(i32::try_from(keys.len()).unwrap_or(i32::MAX));
                 valid.push(false);
             }
@@ -193,6 +197,7 @@ impl ColumnBuilder {
 
     pub fn len(&self) -> usize {
         use arrow::array::ArrayBuilder;
+
         match &self.values {
             Values::Bool(builder) => builder.len(),
             Values::Int2(builder) => builder.len(),
@@ -224,12 +229,14 @@ impl ColumnBuilder {
     /// Appends a value in the server's text form.
     ///
     /// # Errors
-    /// It is no such value, or the target's type cannot hold it. NULL stands in its place then.
+    /// The bytes are no value of the type, or the target's type cannot hold the value. The builder
+    /// appends NULL instead.
     pub fn push_text(&mut self, value: Option<&[u8]>) -> Result<(), ValueError> {
         let Some(value) = value else {
             self.push_null();
             return Ok(());
         };
+
         let pushed = self.push_text_value(value);
         if pushed.is_err() {
             self.push_null();
@@ -239,6 +246,7 @@ impl ColumnBuilder {
 
     fn push_text_value(&mut self, value: &[u8]) -> Result<(), ValueError> {
         let (kind, target_type) = (&self.kind, self.target_type.as_str());
+
         match &mut self.values {
             Values::Bool(builder) => builder.append_value(match value {
                 b"t" => true,
@@ -282,6 +290,7 @@ impl ColumnBuilder {
                 if matches!(kind, Kind::Cast { from } if from == "JSON") {
                     variant::check(text)?;
                 }
+
                 builder.append_value(text);
             }
             Values::List { ends, valid, element, .. } => {
@@ -289,6 +298,7 @@ impl ColumnBuilder {
                     return Err(ValueError::malformed("array", value));
                 };
                 text::array(value, *delimiter, element, target_type)?;
+
                 ends.push(
                     i32::try_from(element.len())
                         .map_err(|_| ValueError::malformed("array", value))?,
@@ -300,16 +310,20 @@ impl ColumnBuilder {
                 if fields.len() != columns.len() {
                     return Err(ValueError::malformed("a composite of so many fields", value));
                 }
+
                 for (column, field) in columns.iter_mut().zip(fields) {
                     column.push_text(field.as_deref())?;
                 }
+
                 valid.push(true);
             }
             Values::Range { bounds, flags, valid, .. } => {
                 let range = text::range(value)?;
+
                 for (bound, text) in bounds.iter_mut().zip([&range.lower, &range.upper]) {
                     bound.push_text(text.as_deref())?;
                 }
+
                 for (flag, is_set) in flags.iter_mut().zip([
                     range.is_lower_inclusive,
                     range.is_upper_inclusive,
@@ -317,6 +331,7 @@ impl ColumnBuilder {
                 ]) {
                     flag.append_value(is_set);
                 }
+
                 valid.push(true);
             }
             Values::Entries { ends, valid, keys, values } => {
@@ -325,6 +340,7 @@ impl ColumnBuilder {
                     keys.append_value(key);
                     values.append_option(value);
                 }
+
                 ends.push(
                     i32::try_from(keys.len())
                         .map_err(|_| ValueError::malformed("hstore", value))?,
@@ -332,18 +348,21 @@ impl ColumnBuilder {
                 valid.push(true);
             }
         }
+
         Ok(())
     }
 
-    /// Appends a field of COPY BINARY; text for those that [`Mapping::copy_select`] had printed.
+    /// Appends a field of COPY BINARY, which is text for the types that [`Mapping::copy_select`]
+    /// prints.
     ///
     /// # Errors
-    /// As [`Self::push_text`].
+    /// The errors of [`Self::push_text`].
     pub fn push_binary(&mut self, value: Option<&[u8]>) -> Result<(), ValueError> {
         let Some(value) = value else {
             self.push_null();
             return Ok(());
         };
+
         let pushed = self.push_binary_value(value);
         if pushed.is_err() {
             self.push_null();
@@ -358,6 +377,7 @@ impl ColumnBuilder {
         ) -> Result<[u8; N], ValueError> {
             value.try_into().map_err(|_| ValueError::malformed(expected, value))
         }
+
         let (kind, target_type) = (&self.kind, self.target_type.as_str());
         match (&mut self.values, kind) {
             (
@@ -431,10 +451,11 @@ impl ColumnBuilder {
             }
             (Values::Bytes(builder), _) => builder.append_value(value),
             (Values::Text(builder), _) => {
-                // jsonb: one version byte, then text.
+                // A jsonb is one version byte, then text.
                 let Some((1, text)) = value.split_first() else {
                     return Err(ValueError::malformed("jsonb", value));
                 };
+
                 builder.append_value(std::str::from_utf8(text).map_err(|_| ValueError::NotUtf8)?);
             }
             (
@@ -447,10 +468,11 @@ impl ColumnBuilder {
                 return Err(ValueError::malformed("a nested type", value));
             }
         }
+
         Ok(())
     }
 
-    /// The array of what was appended; begins anew.
+    /// Returns the array of the appended values, and resets the builder.
     pub fn finish(&mut self) -> ArrayRef {
         match &mut self.values {
             Values::Bool(builder) => Arc::new(builder.finish()),
@@ -472,6 +494,7 @@ impl ColumnBuilder {
                     Arc::new(days.finish()),
                     Arc::new(micros.finish()),
                 ];
+
                 Arc::new(StructArray::new(interval_fields(), columns, Some(nulls)))
             }
             Values::Fixed(builder) => Arc::new(builder.finish()),
@@ -480,9 +503,11 @@ impl ColumnBuilder {
             Values::List { field, ends, valid, element } => {
                 let offsets: Vec<i32> = std::iter::once(0).chain(std::mem::take(ends)).collect();
                 let nulls = NullBuffer::from(std::mem::take(valid));
+
                 let items = element.finish();
-                // Ends only grow, and the last is the number of items.
+                // Ends only grow, and the last end is the number of items.
                 debug_assert_eq!(offsets.last().copied(), i32::try_from(items.len()).ok());
+
                 Arc::new(ListArray::new(
                     Arc::clone(field),
                     OffsetBuffer::new(offsets.into()),
@@ -506,6 +531,7 @@ impl ColumnBuilder {
                 let nulls = NullBuffer::from(std::mem::take(valid));
                 let columns: Vec<ArrayRef> =
                     vec![Arc::new(keys.finish()), Arc::new(values.finish())];
+
                 let entries = Arc::new(StructArray::new(entry_fields(), columns, None));
                 let field = Arc::new(Field::new("item", DataType::Struct(entry_fields()), true));
                 Arc::new(ListArray::new(

@@ -1,10 +1,10 @@
-//! Which changes of a column's type stored values go through in place.
+//! The changes of a column's type that stored values go through in place.
 //!
-//! PostgreSQL rewrites no row when the old value's bytes are a value of the new type. That does not
-//! mean that they print alike: `cidr` becomes `inet` and loses its netmask, `oid` becomes
-//! `regclass` and prints a name. So in place is only what [`in_place`] lists, and every entry of it
-//! is proven against what servers print (`tests/it/type_pairs.rs`). Everything else is copied
-//! again.
+//! PostgreSQL rewrites no row when the old value's bytes are a value of the new type. The two need
+//! not print alike: `cidr` becomes `inet` and loses its netmask, `oid` becomes `regclass` and
+//! prints a name. So only the changes that [`in_place`] lists are done in place, and tests prove
+//! every entry of the list against the output of servers (`tests/it/type_pairs.rs`). For every
+//! other change the table is copied again.
 
 use super::{Kind, Mapping, TypeCatalog};
 
@@ -15,16 +15,17 @@ pub struct Typed<'a> {
     pub mapping: &'a Mapping,
 }
 
-/// How stored values become those of the new type, where the source did not rewrite the table.
+/// How stored values become values of the new type, where the source did not rewrite the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InPlace {
-    /// They are those of the new type already.
+    /// The stored values are values of the new type already.
     AsStored,
-    /// DuckDB converts them; the source prints rows of the old type as it prints those of the new
-    /// one.
+    /// DuckDB converts the values; the source prints rows of the old type as it prints rows of the
+    /// new type.
     Converted,
-    /// DuckDB converts them, and the source prints rows of the old type otherwise: a row that came
-    /// before the change, in the same transaction, cannot be read as one of the new type.
+    /// DuckDB converts the values, and the source prints rows of the old type differently: a row
+    /// that arrived before the change, in the same transaction, cannot be read as a row of the new
+    /// type.
     Reprinted,
 }
 
@@ -36,12 +37,12 @@ const BPCHAR: u32 = 1042;
 const NUMERIC: u32 = 1700;
 const TIMESTAMP: u32 = 1114;
 const TIMESTAMPTZ: u32 = 1184;
-/// Types below are the server's own, and are what they are in every database.
+/// The oids below are the server's own types, which are the same in every database.
 const FIRST_USER_OID: u32 = 16384;
 
-/// Whether stored values of `before` become exactly those of `after`, in a table that was not
-/// rewritten. `None`: that is not proven. `has_nulled`: values that the target has no room for are
-/// stored as NULL, and may have room now.
+/// Returns how stored values of `before` become exactly those of `after`, in a table that was not
+/// rewritten, or `None` when that is not proven. With `has_nulled`, values that the target could
+/// not represent are stored as NULL, and the new type may be able to represent them.
 pub fn in_place(
     before: Typed<'_>,
     after: Typed<'_>,
@@ -68,13 +69,13 @@ pub fn in_place(
         {
             Some(InPlace::Converted)
         }
-        // NaN has no room in DECIMAL, and has in text.
+        // DECIMAL cannot represent NaN, and text can.
         (Kind::Decimal { .. }, Kind::Printed)
             if from == NUMERIC && to == NUMERIC && !has_nulled =>
         {
             Some(InPlace::Converted)
         }
-        // The server does without a rewrite only where both are one instant: in a session whose
+        // The server skips the rewrite only where both values are one instant: in a session whose
         // zone is UTC.
         (Kind::Timestamp { .. }, Kind::Timestamp { .. })
             if is_relabelled(&[TIMESTAMP, TIMESTAMPTZ]) =>
@@ -93,10 +94,11 @@ pub fn in_place(
     }
 }
 
-/// The type that a chain of domains ends at. None: a type of a user that the catalogs no longer
-/// know.
+/// Returns the type at the end of a chain of domains, or none for a user's type that the catalogs
+/// no longer know.
 fn without_domains(mut type_oid: u32, catalog: &TypeCatalog) -> Option<u32> {
-    // No more steps than there are types, so that a domain over itself ends too.
+    // The loop takes no more steps than there are types, so that it also ends for a domain over
+    // itself.
     for _ in 0..=catalog.types.len() {
         match catalog.types.get(&type_oid) {
             Some(info) if info.kind == b'd' => type_oid = info.base_oid,
@@ -111,22 +113,21 @@ fn element_of(type_oid: u32, catalog: &TypeCatalog) -> Option<u32> {
     catalog.types.get(&type_oid).map(|info| info.element_oid).filter(|&element| element != 0)
 }
 
-/// Types whose values are their text. `name` is not among them: it is of a fixed length, so the
-/// server rewrites.
+/// Returns whether the values of a type are their text. `name` is not such a type: its length is
+/// fixed, so the server rewrites the rows.
 fn is_text(type_oid: u32, catalog: &TypeCatalog) -> bool {
     [TEXT, VARCHAR, BPCHAR].contains(&type_oid)
         || catalog.types.get(&type_oid).is_some_and(|info| info.name == "citext")
 }
 
 impl Mapping {
-    /// SQL that turns a stored value into one of `after`, where [`in_place`] or the settings say
-    /// that this is exact. It means the same in every session and on every host, since DuckDB's log
-    /// holds it and runs it again after a crash.
+    /// Returns SQL that turns a stored value into one of `after`, where [`in_place`] or the
+    /// settings allow the exact conversion. The SQL means the same in every session and on every
+    /// host, since DuckDB's log holds it and runs it again after a crash.
     pub fn conversion(&self, after: &Self, column: &str) -> String {
         let cast = format!("CAST({column} AS {})", after.target_type);
         match (&self.kind, &after.kind) {
-            // DuckDB prints no digit before the point where there cannot be one; the server prints
-            // a 0.
+            // DuckDB prints no digit before the point where no digit fits; the server prints a 0.
             (Kind::Decimal { precision, scale }, Kind::Printed)
                 if i16::from(*precision) == i16::from(*scale) =>
             {
@@ -135,8 +136,8 @@ impl Mapping {
                      '0' || {cast} END"
                 )
             }
-            // A cast would be by the zone of the session, and AT TIME ZONE is milliseconds off
-            // where years are many. By number it is exact; infinity has none.
+            // A cast would use the zone of the session, and AT TIME ZONE is milliseconds off for
+            // distant years. The conversion by number is exact; infinity has no number.
             (Kind::Timestamp { with_zone: from }, Kind::Timestamp { with_zone: to })
                 if from != to =>
             {

@@ -1,17 +1,17 @@
-//! Dates, times and intervals, as `DateStyle = ISO`, `IntervalStyle = postgres` and `TimeZone =
-//! UTC` print them.
+//! Reads dates, times and intervals, as `DateStyle = ISO`, `IntervalStyle = postgres` and
+//! `TimeZone = UTC` print them.
 
 use super::ValueError;
 
-/// Days from 1970-01-01 to 2000-01-01, where PostgreSQL counts from.
+/// The days from 1970-01-01 to 2000-01-01, from which PostgreSQL counts.
 const DAYS_TO_2000: i32 = 10_957;
 const MICROS_TO_2000: i64 = 946_684_800_000_000;
 const MICROS_PER_DAY: i64 = 86_400_000_000;
-/// DuckDB's infinities: the greatest value and its negative, not the least value.
+/// DuckDB's infinities are the greatest value and its negative, not the least value.
 const INFINITE_DATE: i32 = i32::MAX;
 const INFINITE_TIME: i64 = i64::MAX;
 
-/// Months, days and microseconds, which neither side converts into each other.
+/// Months, days and microseconds, which neither PostgreSQL nor DuckDB converts into each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Interval {
     pub months: i32,
@@ -23,7 +23,7 @@ fn out_of_range(what: &str, target_type: &str) -> ValueError {
     ValueError::NotRepresentable { what: what.to_owned(), target_type: target_type.to_owned() }
 }
 
-/// Takes digits from the front.
+/// Takes digits from the front of the input.
 fn digits(input: &[u8]) -> Option<(i64, &[u8])> {
     let length = input.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (number, rest) = input.split_at_checked(length)?;
@@ -37,7 +37,7 @@ fn after(input: &[u8], byte: u8) -> Option<&[u8]> {
     input.strip_prefix(&[byte])
 }
 
-/// Days since 1970 of a date of the proleptic Gregorian calendar; year 0 is 1 BC.
+/// Returns the days since 1970 of a date of the proleptic Gregorian calendar; year 0 is 1 BC.
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -47,7 +47,7 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + day_of_era - 719_468
 }
 
-/// `2024-01-31`, without BC: year, month, day and the rest.
+/// Reads `2024-01-31`, without BC, and returns year, month, day and the rest.
 fn civil(input: &[u8]) -> Option<(i64, i64, i64, &[u8])> {
     let (year, rest) = digits(input)?;
     let (month, rest) = digits(after(rest, b'-')?)?;
@@ -56,12 +56,13 @@ fn civil(input: &[u8]) -> Option<(i64, i64, i64, &[u8])> {
         .then_some((year, month, day, rest))
 }
 
-/// `24:00:00.5`: microseconds and the rest. An interval may have hours without end, so the caller
-/// says how many fit.
+/// Reads `24:00:00.5`, and returns microseconds and the rest. The hours of an interval have no
+/// limit, so the caller checks the range.
 fn clock(input: &[u8]) -> Option<(i128, &[u8])> {
     let (hours, rest) = digits(input)?;
     let (minutes, rest) = digits(after(rest, b':')?)?;
     let (seconds, rest) = digits(after(rest, b':')?)?;
+
     let (micros, rest) = match after(rest, b'.') {
         Some(fraction) => {
             let length = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -71,6 +72,7 @@ fn clock(input: &[u8]) -> Option<(i128, &[u8])> {
         }
         None => (0, rest),
     };
+
     (minutes < 60 && seconds <= 60).then_some(())?;
     let seconds = i128::from(hours) * 3600 + i128::from(minutes * 60 + seconds);
     Some((seconds * 1_000_000 + i128::from(micros), rest))
@@ -88,22 +90,24 @@ fn year_of(year: i64, is_bc: bool) -> i64 {
     if is_bc { 1 - year } else { year }
 }
 
-/// Days since 1970.
+/// Reads a date as days since 1970.
 pub fn date(value: &[u8], target_type: &str) -> Result<i32, ValueError> {
     match value {
         b"infinity" => return Ok(INFINITE_DATE),
         b"-infinity" => return Ok(-INFINITE_DATE),
         _ => {}
     }
+
     let read = || {
         let (year, month, day, rest) = civil(value)?;
         Some(days_from_civil(year_of(year, is_bc(rest)?), month, day))
     };
+
     let days = read().ok_or_else(|| ValueError::malformed("date", value))?;
     finite_date(days, target_type)
 }
 
-/// Days since 2000, as COPY BINARY sends them.
+/// Converts days since 2000, as COPY BINARY sends them.
 pub fn date_from_days(days: i32, target_type: &str) -> Result<i32, ValueError> {
     match days {
         i32::MAX => Ok(INFINITE_DATE),
@@ -112,7 +116,7 @@ pub fn date_from_days(days: i32, target_type: &str) -> Result<i32, ValueError> {
     }
 }
 
-/// No date may become an infinity; PostgreSQL's last one is far from it.
+/// Refuses a date that would become an infinity; PostgreSQL's last date is far from it.
 fn finite_date(days: i64, target_type: &str) -> Result<i32, ValueError> {
     match i32::try_from(days) {
         Ok(days) if days != INFINITE_DATE && days > -INFINITE_DATE => Ok(days),
@@ -120,42 +124,48 @@ fn finite_date(days: i64, target_type: &str) -> Result<i32, ValueError> {
     }
 }
 
-/// Microseconds since 1970, with or without a zone.
+/// Reads a timestamp as microseconds since 1970, with or without a zone.
 pub fn timestamp(value: &[u8], target_type: &str) -> Result<i64, ValueError> {
     match value {
         b"infinity" => return Ok(INFINITE_TIME),
         b"-infinity" => return Ok(-INFINITE_TIME),
         _ => {}
     }
+
     let read = || {
         let (year, month, day, rest) = civil(value)?;
         let (micros, rest) = clock(after(rest, b' ')?)?;
         let micros = within_a_day(micros)?;
-        // `+00`, `-03:30`, `+01:23:45` in old zones.
+
+        // The offset is `+00`, `-03:30`, or `+01:23:45` in old zones.
         let (offset, rest) = match rest.split_first() {
             Some((sign @ (b'+' | b'-'), zone)) => {
                 let number = |digits: Option<(i64, _)>| digits.filter(|(number, _)| *number < 60);
                 let (mut seconds, mut rest) =
                     number(digits(zone)).map(|(hours, rest)| (hours * 3600, rest))?;
+
                 for unit in [60, 1] {
                     if let Some(next) = after(rest, b':') {
                         let (number, next) = number(digits(next))?;
                         (seconds, rest) = (seconds + number * unit, next);
                     }
                 }
+
                 (if *sign == b'-' { -seconds } else { seconds }, rest)
             }
             _ => (0, rest),
         };
+
         let days = days_from_civil(year_of(year, is_bc(rest)?), month, day);
         Some((days, micros - offset * 1_000_000))
     };
+
     let (days, micros) = read().ok_or_else(|| ValueError::malformed("timestamp", value))?;
     let total = i128::from(days) * i128::from(MICROS_PER_DAY) + i128::from(micros);
     finite(total, target_type)
 }
 
-/// Microseconds since 2000, as COPY BINARY sends them.
+/// Converts microseconds since 2000, as COPY BINARY sends them.
 pub fn timestamp_from_micros(micros: i64, target_type: &str) -> Result<i64, ValueError> {
     match micros {
         i64::MAX => Ok(INFINITE_TIME),
@@ -164,7 +174,7 @@ pub fn timestamp_from_micros(micros: i64, target_type: &str) -> Result<i64, Valu
     }
 }
 
-/// PostgreSQL's last year is 294276, DuckDB's is 294247.
+/// Refuses a timestamp out of DuckDB's range: PostgreSQL's last year is 294276, DuckDB's is 294247.
 fn finite(micros: i128, target_type: &str) -> Result<i64, ValueError> {
     match i64::try_from(micros) {
         Ok(micros) if micros != INFINITE_TIME && micros > -INFINITE_TIME => Ok(micros),
@@ -172,7 +182,7 @@ fn finite(micros: i128, target_type: &str) -> Result<i64, ValueError> {
     }
 }
 
-/// Microseconds since midnight; `24:00:00` is one.
+/// Reads a time as microseconds since midnight; `24:00:00` is a valid time.
 pub fn time(value: &[u8]) -> Result<i64, ValueError> {
     let read = || {
         let (micros, rest) = clock(value)?;
@@ -181,18 +191,18 @@ pub fn time(value: &[u8]) -> Result<i64, ValueError> {
     read().ok_or_else(|| ValueError::malformed("time", value))
 }
 
-/// Microseconds since midnight, as COPY BINARY sends them.
+/// Converts microseconds since midnight, as COPY BINARY sends them.
 pub fn time_from_binary(value: &[u8; 8]) -> Result<i64, ValueError> {
     within_a_day(i64::from_be_bytes(*value).into())
         .ok_or_else(|| ValueError::malformed("time", value))
 }
 
-/// DuckDB takes any number for a time, and trusts it.
+/// Refuses a number that is no time, since DuckDB accepts any number as a time.
 fn within_a_day(micros: i128) -> Option<i64> {
     i64::try_from(micros).ok().filter(|micros| (0..=MICROS_PER_DAY).contains(micros))
 }
 
-/// `1 year 2 mons -3 days +04:05:06.7`.
+/// Reads `1 year 2 mons -3 days +04:05:06.7`.
 pub fn interval(value: &[u8]) -> Result<Interval, ValueError> {
     if matches!(value, b"infinity" | b"-infinity") {
         return Err(infinite_interval());
@@ -209,6 +219,7 @@ fn read_interval(value: &[u8]) -> Option<Interval> {
     let mut months = 0_i64;
     let mut words = value.split(|&byte| byte == b' ');
     let mut has_words = false;
+
     while let Some(word) = words.next() {
         has_words = true;
         let (is_negative, number) = match word.split_first() {
@@ -216,20 +227,25 @@ fn read_interval(value: &[u8]) -> Option<Interval> {
             Some((b'+', rest)) => (false, rest),
             _ => (false, word),
         };
+
         let sign = if is_negative { -1 } else { 1 };
+
         if word.contains(&b':') {
             let (micros, rest) = clock(number)?;
             // The time part ends an interval.
             if !rest.is_empty() || words.next().is_some() {
                 return None;
             }
+
             interval.micros = i64::try_from(i128::from(sign) * micros).ok()?;
             break;
         }
+
         let (number, rest) = digits(number)?;
         if !rest.is_empty() {
             return None;
         }
+
         match words.next()? {
             b"year" | b"years" => months = months.checked_add(sign * number.checked_mul(12)?)?,
             b"mon" | b"mons" => months = months.checked_add(sign * number)?,
@@ -237,11 +253,12 @@ fn read_interval(value: &[u8]) -> Option<Interval> {
             _ => return None,
         }
     }
+
     interval.months = i32::try_from(months).ok()?;
     has_words.then_some(interval)
 }
 
-/// Microseconds, days, months, as COPY BINARY sends them.
+/// Reads microseconds, days and months, as COPY BINARY sends them.
 pub fn interval_from_binary(value: &[u8; 16], _target_type: &str) -> Result<Interval, ValueError> {
     let [a, b, c, d, e, f, g, h, rest @ ..] = *value;
     let [i, j, k, l, m, n, o, p] = rest;
@@ -250,9 +267,11 @@ pub fn interval_from_binary(value: &[u8; 16], _target_type: &str) -> Result<Inte
         days: i32::from_be_bytes([i, j, k, l]),
         months: i32::from_be_bytes([m, n, o, p]),
     };
+
     let is_infinite = [(i64::MAX, i32::MAX), (i64::MIN, i32::MIN)].iter().any(|&(wide, narrow)| {
         (interval.micros, interval.days, interval.months) == (wide, narrow, narrow)
     });
+
     if is_infinite { Err(infinite_interval()) } else { Ok(interval) }
 }
 

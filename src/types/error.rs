@@ -1,9 +1,10 @@
-//! Values that cannot be decoded or kept.
+//! Errors of values that cannot be decoded or stored.
 
 /// A value that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// Not what the server prints for this type: a broken server or our mistake.
+    /// The text is not in the form that the server prints for this type, because of a broken server
+    /// or an error in rhei.
     #[error("\"{shown}\" is not a value of {expected}")]
     Malformed { expected: &'static str, shown: String },
     #[error(
@@ -22,13 +23,13 @@ impl ValueError {
         Self::Malformed { expected, shown }
     }
 
-    /// On one line, with the row it is of.
+    /// Prints the error on one line, with the row of the value.
     pub fn at(&self, row: &str) -> String {
         format!("{}{row}", self.to_string().lines().next().unwrap_or_default())
     }
 
-    /// A legal value that the target's type has no room for: what `[sync] on_unrepresentable` is
-    /// about.
+    /// Returns whether the error is about a legal value that the target's type cannot represent, to
+    /// which `[sync] on_unrepresentable` applies.
     pub fn is_unrepresentable(&self) -> bool {
         matches!(self, Self::NotRepresentable { .. })
     }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::quoted;
 
-/// How a value is decoded. Stored in `_rhei.columns`, so that a copy is read as it was written even
-/// when the type is gone at the source.
+/// How a value is decoded. The kind is stored in `_rhei.columns`, so that a copy is read as it was
+/// written even when the type no longer exists at the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -16,20 +16,20 @@ pub(super) enum Kind {
     Int2,
     Int4,
     Int8,
-    /// oid, xid, cid.
+    /// The types oid, xid, cid.
     #[serde(rename = "uint4")]
     UInt4,
-    /// xid8.
+    /// The type xid8.
     #[serde(rename = "uint8")]
     UInt8,
     Float4,
     Float8,
-    /// numeric that fits DuckDB's DECIMAL.
+    /// A numeric that fits DuckDB's DECIMAL.
     Decimal {
         precision: u8,
         scale: i8,
     },
-    /// numeric as DOUBLE, on request.
+    /// A numeric as DOUBLE, on request.
     NumericDouble,
     Money {
         scale: i8,
@@ -42,13 +42,13 @@ pub(super) enum Kind {
     Interval,
     Uuid,
     Bytes,
-    /// Text that COPY BINARY sends as it is.
+    /// Text that COPY BINARY sends unchanged.
     Text,
-    /// jsonb: text after a version byte.
+    /// A jsonb, which is text after a version byte.
     Jsonb,
-    /// What only the type's output function can print.
+    /// A value that only the type's output function can print.
     Printed,
-    /// Printed, then cast by DuckDB from this type: VARIANT and TIMETZ have no Arrow form.
+    /// A printed value that DuckDB casts from this type: VARIANT and TIMETZ have no Arrow form.
     Cast {
         from: String,
     },
@@ -64,20 +64,20 @@ pub(super) enum Kind {
     Range {
         bound: Box<Mapping>,
     },
-    /// hstore as MAP, on request.
+    /// An hstore as MAP, on request.
     Hstore,
 }
 
 /// How one column is staged, stored and decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
-    /// The column's type in DuckDB, as it is written in CREATE TABLE.
+    /// The column's type in DuckDB, as CREATE TABLE spells it.
     pub target_type: String,
     pub(super) kind: Kind,
 }
 
 impl Mapping {
-    /// The Arrow type under which values are staged.
+    /// Returns the Arrow type under which values are staged.
     pub fn arrow_type(&self) -> DataType {
         match &self.kind {
             Kind::Bool => DataType::Boolean,
@@ -110,24 +110,25 @@ impl Mapping {
         }
     }
 
-    /// The Arrow field under which values are staged.
+    /// Returns the Arrow field under which values are staged.
     pub fn field(&self, name: &str) -> Field {
         let field = Field::new(name, self.arrow_type(), true);
         let extension = match &self.kind {
-            // Without it a UUID would arrive as BLOB (trap 77).
+            // Without the extension a UUID would arrive as BLOB (trap 77).
             Kind::Uuid => "arrow.uuid",
-            // It was JSON at the source, so DuckDB need not parse it to believe it.
+            // The value was JSON at the source, so DuckDB need not parse it to accept it.
             Kind::Cast { from } if from == "JSON" => "arrow.json",
             Kind::Text | Kind::Jsonb if self.target_type == "JSON" => "arrow.json",
             _ => return field,
         };
+
         field.with_metadata(HashMap::from([(
             "ARROW:extension:name".to_owned(),
             extension.to_owned(),
         )]))
     }
 
-    /// Whether a staged value is the target's value as it is.
+    /// Returns whether a staged value is the target's value without conversion.
     pub fn is_staged_as_it_is(&self) -> bool {
         match &self.kind {
             Kind::Interval | Kind::Cast { .. } | Kind::Hstore => false,
@@ -139,8 +140,8 @@ impl Mapping {
         }
     }
 
-    /// Type of a staging column. Intervals differ from the target: as Arrow intervals, NULLs would
-    /// arrive as zero (trap 77).
+    /// Returns the type of a staging column. Intervals differ from the target: as Arrow intervals,
+    /// NULLs would arrive as zero (trap 77).
     pub fn stage_type(&self) -> String {
         match &self.kind {
             Kind::Interval => "STRUCT(months INTEGER, days INTEGER, micros BIGINT)".to_owned(),
@@ -165,18 +166,20 @@ impl Mapping {
         }
     }
 
-    /// SQL that turns a staging column into the target's type.
+    /// Returns SQL that turns a staging column into the target's type.
     pub fn stage_expr(&self, column: &str) -> String {
         let part = |name: &str| format!("struct_extract({column}, '{}')", name.replace('\'', "''"));
+
         let packed = |parts: Vec<String>| {
             format!(
                 "CASE WHEN {column} IS NULL THEN NULL ELSE struct_pack({}) END",
                 parts.join(", ")
             )
         };
+
         match &self.kind {
             _ if self.is_staged_as_it_is() => column.to_owned(),
-            // `months` is never NULL inside a value.
+            // The field `months` is never NULL inside a value.
             Kind::Interval => format!(
                 "CASE WHEN {column}.months IS NULL THEN NULL ELSE to_months({column}.months) + \
                  to_days({column}.days) + \
@@ -185,7 +188,7 @@ impl Mapping {
             Kind::Cast { .. } => format!("CAST({column} AS {})", self.target_type),
             Kind::Hstore => format!("map_from_entries({column})"),
             Kind::List { element, .. } => {
-                // Nested lists need a name of their own each.
+                // Each nested list needs a variable name of its own.
                 let item = format!("e{}", self.target_type.matches("[]").count());
                 format!("list_transform({column}, lambda {item}: {})", element.stage_expr(&item))
             }
@@ -208,7 +211,7 @@ impl Mapping {
         }
     }
 
-    /// Whether COPY BINARY's form of the type is decoded here.
+    /// Returns whether rhei decodes COPY BINARY's form of the type.
     pub fn has_binary(&self) -> bool {
         !matches!(
             self.kind,
@@ -222,8 +225,9 @@ impl Mapping {
         )
     }
 
-    /// What COPY selects. Where only the output function can print the type, its text:
-    /// `format('%s')` calls it, a cast to text would not (trap 22).
+    /// Returns the expression that COPY selects. Where only the output function can print the type,
+    /// the expression is its text: `format('%s')` calls that function, a cast to text would not
+    /// (trap 22).
     pub fn copy_select(&self, column: &str) -> String {
         if self.has_binary() {
             column.to_owned()
@@ -236,8 +240,8 @@ impl Mapping {
         }
     }
 
-    /// Whether every value has one exact counterpart in `other`, were the source's table rewritten
-    /// by a plain cast: what `[sync] trust_widening` is about.
+    /// Returns whether every value has one exact counterpart in `other` when a plain cast rewrites
+    /// the source's table, which `[sync] trust_widening` allows.
     pub fn widens_to(&self, other: &Self) -> bool {
         let rank = |kind: &Kind| match kind {
             Kind::Int2 => Some(1),
@@ -245,6 +249,7 @@ impl Mapping {
             Kind::Int8 => Some(3),
             _ => None,
         };
+
         match (rank(&self.kind), rank(&other.kind)) {
             (Some(from), Some(to)) => from <= to,
             _ => matches!((&self.kind, &other.kind), (Kind::Float4, Kind::Float8)),

@@ -2,8 +2,8 @@
 //!
 //! [`map_column`] decides, from the catalog's description of a type and an optional override, how a
 //! column is staged (Arrow), stored (DuckDB) and decoded (text from the stream, binary from COPY).
-//! `builder` decodes one column; both formats give the same cell. What has no decoder of its own is
-//! kept as the text that the server prints, which loses nothing.
+//! `builder` decodes one column; both formats give the same cell. A type without a decoder of its
+//! own is stored as the text that the server prints, which loses nothing.
 
 mod builder;
 mod catalog;
@@ -27,18 +27,18 @@ pub use conversion::{InPlace, Typed, in_place};
 pub use error::ValueError;
 pub use mapping::Mapping;
 
-/// What `map_column` needs to know of a column.
+/// The properties of a column that `map_column` reads.
 #[derive(Debug, Clone, Copy)]
 pub struct ColumnType<'a> {
     pub type_oid: u32,
     pub typmod: i32,
-    /// `attndims`: declared dimensions, 0 when the column is no array.
+    /// The value of `attndims`: declared dimensions, 0 when the column is no array.
     pub ndims: i32,
-    /// `columns.NAME.type` of the settings: a DuckDB type.
+    /// The setting `columns.NAME.type`: a DuckDB type.
     pub override_type: Option<&'a str>,
 }
 
-/// An override that the column's type cannot have.
+/// An override that the column's type does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("type {from} cannot be stored as {wanted}\nhint: possible are {possible}")]
 pub struct MappingError {
@@ -51,20 +51,24 @@ fn mapping(target_type: impl Into<String>, kind: Kind) -> Mapping {
     Mapping { target_type: target_type.into(), kind }
 }
 
-/// The mapping of a column.
+/// Returns the mapping of a column.
 ///
 /// # Errors
-/// The override is not one that the type can have.
+/// The type does not allow the override.
 pub fn map_column(column: &ColumnType<'_>, catalog: &TypeCatalog) -> Result<Mapping, MappingError> {
     let (oid, typmod, ndims) =
         without_domains(column.type_oid, column.typmod, column.ndims, catalog);
+
     let natural = natural(oid, typmod, ndims, catalog, MAX_DEPTH);
     let Some(wanted) = column.override_type else { return Ok(natural) };
+
     let folded = wanted.trim().to_uppercase();
     if folded == natural.target_type {
         return Ok(natural);
     }
+
     let (chosen, possible) = on_request(&folded, oid, &natural, catalog);
+
     chosen.ok_or_else(|| {
         let named = catalog.types.get(&column.type_oid).map(|info| info.name.clone());
         MappingError {
@@ -75,7 +79,7 @@ pub fn map_column(column: &ColumnType<'_>, catalog: &TypeCatalog) -> Result<Mapp
     })
 }
 
-/// The mapping that an override asks for, and all that could be asked for.
+/// Returns the mapping that an override requests, and all types that an override may request.
 fn on_request(
     wanted: &str,
     oid: u32,
@@ -87,13 +91,16 @@ fn on_request(
         Kind::Text | Kind::Printed | Kind::Jsonb => natural.kind.clone(),
         _ => Kind::Printed,
     };
+
     let mut possible = vec![natural.target_type.clone()];
     if natural.target_type != "VARCHAR" {
         possible.push("VARCHAR".to_owned());
     }
+
     if matches!(wanted, "VARCHAR" | "TEXT") {
         return (Some(mapping("VARCHAR", as_text)), possible);
     }
+
     let info = catalog.types.get(&oid);
     let richer: Option<(&str, Mapping)> = match (oid, info) {
         (NUMERIC, _) => {
@@ -125,9 +132,11 @@ fn on_request(
                     )
                 })
                 .collect();
+
             let list = fields
                 .iter()
                 .map(|(name, field)| format!("{} {}", quoted(name), field.target_type));
+
             let target_type = format!("STRUCT({})", list.collect::<Vec<_>>().join(", "));
             Some(("STRUCT", mapping(target_type, Kind::Struct { fields })))
         }
@@ -145,26 +154,29 @@ fn on_request(
         }
         _ => None,
     };
+
     let chosen = richer.and_then(|(word, richer)| {
         possible.push(word.to_owned());
         (word == wanted || richer.target_type.to_uppercase() == wanted).then_some(richer)
     });
+
     (chosen, possible)
 }
 
-/// How often an array may be the element of another, by a domain in between. What is deeper is kept
-/// as text. No server has a type that is made of itself, but the catalogs of a broken one might say
-/// so.
+/// The number of levels at which an array may be the element of another, by a domain in between. A
+/// deeper array is stored as text. No server has a type that is made of itself, but the catalogs of
+/// a broken server might claim one.
 const MAX_DEPTH: u8 = 4;
 
-/// A domain is stored as what it is made of, however deep.
+/// Returns the base type of a domain, at any depth: a domain is stored as its base type.
 fn without_domains(
     mut oid: u32,
     mut typmod: i32,
     mut ndims: i32,
     catalog: &TypeCatalog,
 ) -> (u32, i32, i32) {
-    // No more steps than there are types, so that a domain over itself ends too.
+    // The loop takes no more steps than there are types, so that it also ends for a domain over
+    // itself.
     for _ in 0..catalog.types.len() {
         let Some(domain) = catalog.types.get(&oid).filter(|info| info.kind == b'd') else { break };
         (oid, typmod, ndims) = (domain.base_oid, domain.base_typmod, domain.base_ndims);
@@ -172,7 +184,7 @@ fn without_domains(
     (oid, typmod, ndims)
 }
 
-/// The natural mapping of what a type is made of.
+/// Returns the natural mapping of an inner type.
 fn inner(type_oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) -> Mapping {
     let (oid, typmod, ndims) = without_domains(type_oid, typmod, ndims, catalog);
     natural(oid, typmod, ndims, catalog, depth)
@@ -195,10 +207,12 @@ fn decimal_type(text: &str) -> Option<(u8, i8)> {
         .then_some((precision, scale))
 }
 
-/// The type table: lossless, whatever the value, or refused when it comes.
+/// Returns the mapping of the type table: it loses no value, or rhei refuses the value when it
+/// arrives.
 fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) -> Mapping {
     let named =
         |name: &str| mapping("VARCHAR", if name == "citext" { Kind::Text } else { Kind::Printed });
+
     match oid {
         16 => mapping("BOOLEAN", Kind::Bool),
         21 => mapping("SMALLINT", Kind::Int2),
@@ -225,26 +239,28 @@ fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) 
         1186 => mapping("INTERVAL", Kind::Interval),
         2950 => mapping("UUID", Kind::Uuid),
         17 => mapping("BLOB", Kind::Bytes),
-        // text, varchar, bpchar (padding kept), name, unknown. Not xml: its binary form adds an
-        // encoding.
+        // These are text, varchar, bpchar (padding kept), name and unknown. The type xml is not
+        // among them: its binary form adds an encoding.
         25 | 1043 | 1042 | 19 | 705 => mapping("VARCHAR", Kind::Text),
-        // int2vector and oidvector are arrays to the catalog, but print without braces.
+        // The catalog treats int2vector and oidvector as arrays, but they print without braces.
         22 | 30 => mapping("VARCHAR", Kind::Printed),
         JSON => mapping("JSON", Kind::Text),
         JSONB => mapping("JSON", Kind::Jsonb),
         _ => match catalog.types.get(&oid) {
-            // Labels are sent as they are.
+            // Labels are sent unchanged.
             Some(info) if info.kind == b'e' => mapping("VARCHAR", Kind::Text),
             Some(info) if info.element_oid != 0 && depth > 0 => {
                 let delimiter =
                     catalog.types.get(&info.element_oid).map_or(b',', |element| element.delimiter);
                 let mut list = inner(info.element_oid, typmod, 0, catalog, depth - 1);
+
                 for _ in 0..ndims.clamp(1, 6) {
                     list = mapping(
                         format!("{}[]", list.target_type),
                         Kind::List { element: Box::new(list), delimiter },
                     );
                 }
+
                 list
             }
             Some(info) => named(&info.name),
@@ -253,7 +269,7 @@ fn natural(oid: u32, typmod: i32, ndims: i32, catalog: &TypeCatalog, depth: u8) 
     }
 }
 
-/// The Arrow schema of a table's columns.
+/// Returns the Arrow schema of a table's columns.
 pub fn schema_of<'a>(columns: impl Iterator<Item = (&'a str, &'a Mapping)>) -> SchemaRef {
     Arc::new(Schema::new(columns.map(|(name, mapping)| mapping.field(name)).collect::<Vec<_>>()))
 }
@@ -278,8 +294,8 @@ mod tests {
             range_of: 0,
             fields: Vec::new(),
         };
-        // A domain over itself, two over each other, an array of itself, an array of a domain over
-        // it.
+        // These are a domain over itself, two domains over each other, an array of itself, and an
+        // array of a domain over the array.
         let types = [
             info(1000, b'd', 1000, 0),
             info(1001, b'd', 1002, 0),

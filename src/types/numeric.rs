@@ -1,25 +1,28 @@
-//! numeric and money.
+//! Decodes numeric and money.
 
 use super::ValueError;
 
-/// DuckDB's widest DECIMAL.
+/// The precision of DuckDB's widest DECIMAL.
 const WIDEST: u8 = 38;
 
-/// Precision and scale of the DECIMAL that holds every finite value of `numeric(p,s)` with this
-/// typmod. None when it is unconstrained or too wide. A negative scale, and one above the
-/// precision, are legal since 15.
+/// Returns precision and scale of the DECIMAL that holds every finite value of `numeric(p,s)` with
+/// this typmod, or none when the type is unconstrained or too wide. A negative scale, and a scale
+/// above the precision, are legal since PostgreSQL 15.
 pub fn decimal_of(typmod: i32) -> Option<(u8, i8)> {
     if typmod < 4 {
         return None;
     }
+
     let bits = typmod - 4;
     let precision = (bits >> 16) & 0xFFFF;
     let scale = ((bits & 0x7FF) ^ 1024) - 1024;
+
     let (precision, scale) = match scale {
         ..0 => (precision - scale, 0),
         _ if scale > precision => (scale, scale),
         _ => (precision, scale),
     };
+
     (precision <= i32::from(WIDEST))
         .then_some((u8::try_from(precision).ok()?, i8::try_from(scale).ok()?))
 }
@@ -35,13 +38,13 @@ fn special(what: &str, target_type: &str) -> ValueError {
     ValueError::NotRepresentable { what: what.to_owned(), target_type: target_type.to_owned() }
 }
 
-/// Whether `value` fits so many digits.
+/// Returns `value` if it fits `precision` digits.
 fn checked(value: i128, precision: u8, target_type: &str) -> Result<i128, ValueError> {
     let limit = 10_i128.checked_pow(u32::from(precision)).unwrap_or(i128::MAX);
     if value > -limit && value < limit { Ok(value) } else { Err(too_wide(target_type)) }
 }
 
-/// `-123.45` as an integer of 10^-scale.
+/// Reads `-123.45` as an integer of 10^-scale.
 pub fn from_text(
     value: &[u8],
     precision: u8,
@@ -55,13 +58,16 @@ pub fn from_text(
         }
         _ => {}
     }
+
     let (is_negative, digits) = match value.split_first() {
         Some((b'-', rest)) => (true, rest),
         Some(_) => (false, value),
         None => return Err(malformed()),
     };
+
     let (mut total, mut after_point, mut has_digits) = (0_i128, None::<i32>, false);
     let scale = i32::from(scale);
+
     for &byte in digits {
         match byte {
             b'.' if after_point.is_none() => after_point = Some(0),
@@ -69,11 +75,12 @@ pub fn from_text(
                 has_digits = true;
                 if let Some(places) = &mut after_point {
                     if *places == scale {
-                        // More places than the type has: only zeros lose nothing.
+                        // The text has more places than the type: only zeros lose nothing.
                         if byte == b'0' { continue } else { return Err(too_wide(target_type)) }
                     }
                     *places += 1;
                 }
+
                 let digit = i128::from(byte - b'0');
                 let next = total.checked_mul(10).and_then(|total| total.checked_add(digit));
                 total = next.ok_or_else(|| too_wide(target_type))?;
@@ -81,16 +88,19 @@ pub fn from_text(
             _ => return Err(malformed()),
         }
     }
+
     if !has_digits {
         return Err(malformed());
     }
+
     for _ in after_point.unwrap_or(0)..scale {
         total = total.checked_mul(10).ok_or_else(|| too_wide(target_type))?;
     }
+
     checked(if is_negative { -total } else { total }, precision, target_type)
 }
 
-/// Digits of base 10,000, as COPY BINARY sends them.
+/// Reads digits of base 10,000, as COPY BINARY sends them.
 pub fn from_binary(
     value: &[u8],
     precision: u8,
@@ -100,7 +110,9 @@ pub fn from_binary(
     let malformed = || ValueError::malformed("numeric", value);
     let mut words = value.chunks(2).map(|pair| <[u8; 2]>::try_from(pair).map(u16::from_be_bytes));
     let mut word = || words.next().and_then(Result::ok).ok_or_else(malformed);
+
     let (count, weight, sign, _display_scale) = (word()?, word()?.cast_signed(), word()?, word()?);
+
     match sign {
         0xC000 => return Err(special("NaN", target_type)),
         0xD000 => return Err(special("Infinity", target_type)),
@@ -108,10 +120,12 @@ pub fn from_binary(
         0 | 0x4000 => {}
         _ => return Err(malformed()),
     }
+
     let mut total = 0_i128;
     for at in 0..i32::from(count) {
         let digit = i128::from(word()?);
-        // Power of ten of this digit's ones, in units of 10^-scale.
+
+        // The power of ten of this digit's ones, in units of 10^-scale.
         let power = 4 * (i32::from(weight) - at) + i32::from(scale);
         let part = match u32::try_from(power) {
             Ok(power) => 10_i128.checked_pow(power).and_then(|factor| digit.checked_mul(factor)),
@@ -123,16 +137,19 @@ pub fn from_binary(
                 Some(digit / divisor)
             }
         };
+
         total =
             part.and_then(|part| total.checked_add(part)).ok_or_else(|| too_wide(target_type))?;
     }
+
     if value.len() != 8 + 2 * usize::from(count) {
         return Err(malformed());
     }
+
     checked(if sign == 0x4000 { -total } else { total }, precision, target_type)
 }
 
-/// `-$1,234.56` under `lc_monetary = C`.
+/// Reads `-$1,234.56` under `lc_monetary = C`.
 pub fn money_from_text(value: &[u8], scale: i8) -> Result<i128, ValueError> {
     let plain: Vec<u8> =
         value.iter().copied().filter(|byte| !matches!(byte, b'$' | b',')).collect();

@@ -1,11 +1,11 @@
-//! Text forms without arithmetic of their own: numbers, uuid, bytea, arrays.
+//! Decodes text forms without arithmetic of their own: numbers, uuid, bytea, arrays.
 
 use std::str::FromStr;
 
 use super::{ColumnBuilder, Kind, ValueError};
 
-/// Whatever Rust parses as PostgreSQL prints it: integers, and floats with `NaN`, `Infinity`, `-0`,
-/// `1e-45`.
+/// Parses the numbers that Rust parses as PostgreSQL prints them: integers, and floats with `NaN`,
+/// `Infinity`, `-0`, `1e-45`.
 pub(super) fn number<T: FromStr>(value: &[u8], expected: &'static str) -> Result<T, ValueError> {
     let text = std::str::from_utf8(value).map_err(|_| ValueError::NotUtf8)?;
     text.parse().map_err(|_| ValueError::malformed(expected, value))
@@ -27,7 +27,7 @@ pub(super) fn uuid(value: &[u8]) -> Result<[u8; 16], ValueError> {
     if digits.next().is_some() { Err(ValueError::malformed("uuid", value)) } else { Ok(bytes) }
 }
 
-/// `\x` and hexadecimal digits, as pinned by `bytea_output = hex`.
+/// Reads `\x` and hexadecimal digits, as pinned by `bytea_output = hex`.
 pub(super) fn bytea(value: &[u8]) -> Result<Vec<u8>, ValueError> {
     let malformed = || ValueError::malformed("bytea", value);
     let digits = value.strip_prefix(b"\\x").ok_or_else(malformed)?;
@@ -39,9 +39,9 @@ pub(super) fn bytea(value: &[u8]) -> Result<Vec<u8>, ValueError> {
     pairs.iter().map(pair).collect::<Option<Vec<u8>>>().ok_or_else(malformed)
 }
 
-/// `{1,NULL,"a\"b",{..}}`, also with bounds in front, which DuckDB does not have. Items go into
-/// `element`; when the value turns out wrong, the caller puts NULL in its place, which covers the
-/// items that went in before.
+/// Reads `{1,NULL,"a\"b",{..}}`, also with bounds in front, which DuckDB does not have. Items go
+/// into `element`; when the value turns out malformed, the caller appends NULL instead, which
+/// covers the items appended before.
 pub(super) fn array(
     value: &[u8],
     delimiter: u8,
@@ -49,7 +49,8 @@ pub(super) fn array(
     target_type: &str,
 ) -> Result<(), ValueError> {
     let malformed = || ValueError::malformed("array", value);
-    // `[0:1]={5,6}`: lower bounds are dropped.
+
+    // In `[0:1]={5,6}` the lower bounds are dropped.
     let body = match value.first() {
         Some(b'[') => {
             let equals = value.iter().position(|&byte| byte == b'=').ok_or_else(malformed)?;
@@ -57,8 +58,10 @@ pub(super) fn array(
         }
         _ => value,
     };
+
     let inner =
         body.strip_prefix(b"{").and_then(|body| body.strip_suffix(b"}")).ok_or_else(malformed)?;
+
     let is_nested = matches!(element.kind, Kind::List { .. });
     let mut rest = inner;
     while !rest.is_empty() {
@@ -91,21 +94,26 @@ pub(super) fn array(
                 (Some((!item.eq_ignore_ascii_case(b"NULL")).then(|| item.to_vec())), after)
             }
         };
+
         if let Some(item) = item {
             element.push_text(item.as_deref())?;
         }
+
         rest = match after.split_first() {
             None => after,
             Some((byte, next)) if *byte == delimiter && !next.is_empty() => next,
             Some(_) => return Err(malformed()),
         };
     }
+
     Ok(())
 }
 
-/// Index of the brace that closes the one at the front; braces in quotes do not count.
+/// Returns the index of the brace that closes the brace at the front; braces in quotes do not
+/// count.
 fn matching_brace(bytes: &[u8]) -> Option<usize> {
     let (mut depth, mut is_quoted, mut is_escaped) = (0_usize, false, false);
+
     for (at, &byte) in bytes.iter().enumerate() {
         match byte {
             _ if is_escaped => is_escaped = false,
@@ -121,16 +129,19 @@ fn matching_brace(bytes: &[u8]) -> Option<usize> {
             _ => {}
         }
     }
+
     None
 }
 
-/// A quoted item without its quotes and escapes, and what follows.
+/// Returns a quoted item without its quotes and escapes, and the bytes that follow.
 fn quoted(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut item = Vec::new();
     let mut rest = bytes.strip_prefix(b"\"")?;
+
     loop {
         let (&byte, after) = rest.split_first()?;
         rest = after;
+
         match byte {
             b'"' => return Some((item, rest)),
             b'\\' => {
@@ -143,26 +154,30 @@ fn quoted(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-/// The fields of `(1,"x,y",)`; an empty one is NULL.
+/// Returns the fields of `(1,"x,y",)`; an empty field is NULL.
 pub(super) fn record(value: &[u8]) -> Result<Vec<Option<Vec<u8>>>, ValueError> {
     let malformed = || ValueError::malformed("a composite", value);
     let inner =
         value.strip_prefix(b"(").and_then(|body| body.strip_suffix(b")")).ok_or_else(malformed)?;
+
     let mut fields = Vec::new();
     let mut rest = Some(inner);
+
     while let Some(bytes) = rest {
         let (field, after) = bare_or_quoted(bytes).ok_or_else(malformed)?;
         fields.push(field);
+
         rest = match after.split_first() {
             None => None,
             Some((b',', after)) => Some(after),
             Some(_) => return Err(malformed()),
         };
     }
+
     Ok(fields)
 }
 
-/// What a range says. Both bounds are `None` in an empty one; a missing bound is unbounded.
+/// The parts of a range. Both bounds are `None` in an empty range; a missing bound is unbounded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Range {
     pub lower: Option<Vec<u8>>,
@@ -172,25 +187,29 @@ pub(super) struct Range {
     pub is_empty: bool,
 }
 
-/// `[1,6)`, `(,"2024-01-01 00:00:00"]`, `empty`.
+/// Reads `[1,6)`, `(,"2024-01-01 00:00:00"]`, `empty`.
 pub(super) fn range(value: &[u8]) -> Result<Range, ValueError> {
     let malformed = || ValueError::malformed("a range", value);
     if value == b"empty" {
         return Ok(Range { is_empty: true, ..Range::default() });
     }
+
     let (open, rest) = value.split_first().ok_or_else(malformed)?;
     let (close, inner) = rest.split_last().ok_or_else(malformed)?;
+
     let is_bracket = |byte: u8, inclusive: u8, exclusive: u8| match byte {
         _ if byte == inclusive => Ok(true),
         _ if byte == exclusive => Ok(false),
         _ => Err(malformed()),
     };
+
     let (lower, after) = bare_or_quoted(inner).ok_or_else(malformed)?;
     let after = after.strip_prefix(b",").ok_or_else(malformed)?;
     let (upper, after) = bare_or_quoted(after).ok_or_else(malformed)?;
     if !after.is_empty() {
         return Err(malformed());
     }
+
     Ok(Range {
         lower,
         upper,
@@ -202,17 +221,20 @@ pub(super) fn range(value: &[u8]) -> Result<Range, ValueError> {
 
 type BareOrQuoted<'a> = (Option<Vec<u8>>, &'a [u8]);
 
-/// A field up to the next comma that is in no quotes, without quotes and escapes; nothing at all is
+/// Reads a field up to the next comma outside quotes, without quotes and escapes; an empty field is
 /// `None`. In quotes a quote is doubled or escaped.
 fn bare_or_quoted(bytes: &[u8]) -> Option<BareOrQuoted<'_>> {
     let (mut item, mut is_quoted, mut has_any) = (Vec::new(), false, false);
     let mut rest = bytes;
+
     while let Some((&byte, after)) = rest.split_first() {
         if byte == b',' && !is_quoted {
             break;
         }
+
         has_any = true;
         rest = after;
+
         match byte {
             b'\\' => {
                 let (&escaped, after) = rest.split_first()?;
@@ -227,18 +249,21 @@ fn bare_or_quoted(bytes: &[u8]) -> Option<BareOrQuoted<'_>> {
             other => item.push(other),
         }
     }
+
     (!is_quoted).then_some((has_any.then_some(item), rest))
 }
 
-/// Key and value of each entry of `"a"=>"1", "b"=>NULL`.
+/// Returns key and value of each entry of `"a"=>"1", "b"=>NULL`.
 pub(super) fn hstore(value: &[u8]) -> Result<Vec<(String, Option<String>)>, ValueError> {
     let malformed = || ValueError::malformed("hstore", value);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| ValueError::NotUtf8);
+
     let mut entries = Vec::new();
     let mut rest = value;
     while !rest.is_empty() {
         let (key, after) = quoted(rest).ok_or_else(malformed)?;
         let after = after.strip_prefix(b"=>").ok_or_else(malformed)?;
+
         let (value, after) = match after.strip_prefix(b"NULL") {
             Some(after) => (None, after),
             None => {
@@ -246,12 +271,14 @@ pub(super) fn hstore(value: &[u8]) -> Result<Vec<(String, Option<String>)>, Valu
                 (Some(text(value)?), after)
             }
         };
+
         entries.push((text(key)?, value));
         rest = match after {
             [] => after,
             _ => after.strip_prefix(b", ").filter(|next| !next.is_empty()).ok_or_else(malformed)?,
         };
     }
+
     Ok(entries)
 }
 

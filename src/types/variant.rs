@@ -1,34 +1,38 @@
-//! What DuckDB's cast from JSON to VARIANT keeps (1.5.5, tried value by value): integers of 64
-//! bits, and every other number as the double next to it. Numbers out of range become infinite or
-//! zero, names that differ by case alone are an error of the whole statement, and objects that are
-//! nested some thousand deep overflow the stack of its thread. So what would be changed is found
-//! here, before it is loaded.
+//! Finds JSON values that DuckDB's cast from JSON to VARIANT would change, before they are loaded.
+//! The cast (1.5.5, tried value by value) keeps integers of 64 bits, and turns every other number
+//! into the nearest double. Numbers out of range become infinite or zero, names that differ by case
+//! alone are an error of the whole statement, and objects that are nested some thousand deep
+//! overflow the stack of the thread.
 
 use std::{borrow::Cow, collections::HashSet};
 
 use super::ValueError;
 
-/// Of arrays and objects. DuckDB takes more before it crashes: some thousand with 8 MB of stack.
+/// The limit for the depth of arrays and objects. DuckDB takes more before it crashes: some
+/// thousand with 8 MB of stack.
 const MAX_DEPTH: usize = 200;
 
-/// What is shown of a number or a name in a message.
+/// The number of characters of a number or a name that a message shows.
 const SHOWN: usize = 40;
 
-/// Whether a VARIANT can hold this JSON value exactly.
+/// Verifies that a VARIANT can hold this JSON value exactly.
 ///
 /// # Errors
-/// It cannot, or this is no JSON.
+/// A VARIANT cannot hold the value, or the text is no JSON.
 pub(super) fn check(json: &str) -> Result<(), ValueError> {
     let malformed = || ValueError::malformed("json", json.as_bytes());
-    // Names of each object that is open; none for an array.
+
+    // The names in each open object; none for an array.
     let mut open: Vec<Option<HashSet<String>>> = Vec::new();
     let mut rest = json;
+
     while let Some(&first) = rest.as_bytes().first() {
         match first {
             b'{' | b'[' => {
                 if open.len() >= MAX_DEPTH {
                     return Err(refused(format!("JSON that is nested more than {MAX_DEPTH} deep")));
                 }
+
                 open.push((first == b'{').then(HashSet::new));
                 rest = after(rest, 1);
             }
@@ -40,8 +44,10 @@ pub(super) fn check(json: &str) -> Result<(), ValueError> {
                 let length = string_length(rest).ok_or_else(malformed)?;
                 let inner = rest.get(1..length - 1).ok_or_else(malformed)?;
                 let text = unescaped(inner)?.ok_or_else(malformed)?;
+
                 rest = after(rest, length);
                 let is_name = rest.trim_start_matches(BLANKS).starts_with(':');
+
                 if is_name
                     && let Some(Some(names)) = open.last_mut()
                     && !names.insert(text.to_ascii_lowercase())
@@ -58,13 +64,15 @@ pub(super) fn check(json: &str) -> Result<(), ValueError> {
                 if !is_kept(number).ok_or_else(malformed)? {
                     return Err(refused(format!("the number {} of JSON", shortened(number))));
                 }
+
                 rest = after(rest, length);
             }
-            // Separators, blanks, and the letters of true, false and null.
+            // These bytes are separators, blanks, and the letters of true, false and null.
             byte if byte.is_ascii() => rest = after(rest, 1),
             _ => return Err(malformed()),
         }
     }
+
     Ok(())
 }
 
@@ -85,7 +93,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// Bytes of the string that the text begins with, both quotes included.
+/// Returns the length in bytes of the string that the text begins with, both quotes included.
 fn string_length(text: &str) -> Option<usize> {
     let mut at = 1;
     loop {
@@ -99,18 +107,21 @@ fn string_length(text: &str) -> Option<usize> {
     }
 }
 
-/// What a string says. None: an escape is broken. An error: it holds half of a surrogate pair,
-/// which is no character.
+/// Returns the content of a string, or none when an escape is broken. The error is a half of a
+/// surrogate pair, which is no character.
 fn unescaped(inner: &str) -> Result<Option<Cow<'_, str>>, ValueError> {
     if !inner.contains('\\') {
         return Ok(Some(Cow::Borrowed(inner)));
     }
+
     let mut text = String::with_capacity(inner.len());
     let mut rest = inner;
+
     while let Some((plain, escaped)) = rest.split_once('\\') {
         text.push_str(plain);
         let Some(kind) = escaped.chars().next() else { return Ok(None) };
         rest = after(escaped, kind.len_utf8());
+
         text.push(match kind {
             'b' => '\u{8}',
             'f' => '\u{c}',
@@ -120,6 +131,7 @@ fn unescaped(inner: &str) -> Result<Option<Cow<'_, str>>, ValueError> {
             'u' => {
                 let Some(mut code) = code_unit(rest) else { return Ok(None) };
                 rest = after(rest, 4);
+
                 if (0xd800..0xdc00).contains(&code)
                     && let Some(low) = rest.strip_prefix("\\u").and_then(code_unit)
                     && (0xdc00..0xe000).contains(&low)
@@ -127,6 +139,7 @@ fn unescaped(inner: &str) -> Result<Option<Cow<'_, str>>, ValueError> {
                     code = 0x1_0000 + ((code - 0xd800) << 10) + (low - 0xdc00);
                     rest = after(rest, 6);
                 }
+
                 match char::from_u32(code) {
                     Some(character) => character,
                     None => return Err(refused("JSON with half of a surrogate pair".to_owned())),
@@ -135,6 +148,7 @@ fn unescaped(inner: &str) -> Result<Option<Cow<'_, str>>, ValueError> {
             other => other,
         });
     }
+
     text.push_str(rest);
     Ok(Some(Cow::Owned(text)))
 }
@@ -149,28 +163,32 @@ fn is_of_number(character: char) -> bool {
     matches!(character, '-' | '+' | '.' | 'e' | 'E' | '0'..='9')
 }
 
-/// Whether what is read back says the same number: an integer of 64 bits, or a double whose
-/// shortest form it is, but for zeros at its end. None: this is no number.
+/// Returns whether reading the number back gives the same number: an integer of 64 bits, or a
+/// double whose shortest form it is, except for zeros at its end. None means that this is no
+/// number.
 fn is_kept(number: &str) -> Option<bool> {
     if number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok() {
         return Some(true);
     }
+
     let double: f64 = number.parse().ok()?;
     let written = decimal(number);
     Some(double.is_finite() && written.is_some() && written == decimal(&format!("{double:e}")))
 }
 
-/// The digits of a number without zeros at either end, and the power of ten of the last one. None:
-/// no integer holds it.
+/// Returns the digits of a number without zeros at either end, and the power of ten of the last
+/// digit, or none when no integer holds that power.
 fn decimal(number: &str) -> Option<(String, i64)> {
     let number = number.trim_start_matches('-');
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let digits = format!("{whole}{fraction}");
+
     let kept = digits.trim_end_matches('0');
     if kept.trim_start_matches('0').is_empty() {
         return Some((String::new(), 0));
     }
+
     let exponent: i64 = exponent.parse().ok()?;
     let power = exponent.checked_sub(i64::try_from(fraction.len()).ok()?)?;
     let power = power.checked_add(i64::try_from(digits.len() - kept.len()).ok()?)?;

@@ -1,5 +1,5 @@
-//! The crash matrix (postgres.md 2.10): rhei dies at each place of `rhei::failpoint`, and at pairs
-//! of them, is started again, and ends equal.
+//! The crash matrix: rhei dies at each place of `rhei::failpoint`, and at pairs of them, is started
+//! again, and ends equal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

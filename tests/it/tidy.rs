@@ -1,6 +1,7 @@
 //! The walls of the house: what may know whom, and whether ARCHITECTURE.md still tells the truth.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -10,12 +11,17 @@ fn root() -> PathBuf {
 }
 
 fn sources(folder: &Path) -> Vec<(String, String)> {
+    files(folder, &["rs"])
+}
+
+/// Names and texts of the files in a folder, and in those below it, that have one of these endings.
+fn files(folder: &Path, endings: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(sources(&path));
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.extend(files(&path, endings));
+        } else if path.extension().is_some_and(|it| endings.iter().any(|ending| it == *ending)) {
             let name = path.strip_prefix(root()).unwrap().display().to_string();
             found.push((name, fs::read_to_string(&path).unwrap()));
         }
@@ -165,6 +171,70 @@ fn architecture_names_only_what_exists() {
                 .iter()
                 .any(|word| all.contains(&format!("{word} {kind}")));
             assert!(is_module || is_type, "ARCHITECTURE.md names {span}, and there is no {kind}");
+        }
+    }
+}
+
+/// What is named as a trap, by one number, a list ("and" and commas) or a range, also across lines
+/// of a comment.
+fn named_traps(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut is_list = false;
+    for word in text.split_whitespace().filter(|word| !["//", "///", "//!"].contains(word)) {
+        let bare = word.trim_matches(|sign: char| !sign.is_ascii_alphanumeric());
+        if ["trap", "traps"].contains(&bare.to_ascii_lowercase().as_str()) {
+            is_list = true;
+            continue;
+        }
+        if !is_list || word == "and" {
+            continue;
+        }
+        if !bare.starts_with(|sign: char| sign.is_ascii_digit()) {
+            is_list = false;
+            continue;
+        }
+        let number = |text: &str| text.parse::<u32>().ok();
+        let ends = bare.split_once('-').and_then(|(one, two)| Some((number(one)?, number(two)?)));
+        if let Some((first, last)) = ends {
+            found.extend((first..=last).map(|number| number.to_string()));
+        } else {
+            found.insert(bare.chars().take_while(char::is_ascii_alphanumeric).collect());
+        }
+        is_list = word.ends_with(|sign: char| sign == ',' || sign.is_ascii_alphanumeric());
+    }
+    found
+}
+
+/// Numbers are as good as the page that says what they stand for, and that page must be in the
+/// project.
+#[test]
+fn every_trap_that_is_named_is_in_docs_traps() {
+    const PAGE: &str = "docs/traps.md";
+    let page = fs::read_to_string(root().join(PAGE)).unwrap();
+    let mut texts: Vec<(String, String)> = ["src", "tests", "benches", "docs"]
+        .iter()
+        .flat_map(|folder| files(&root().join(folder), &["rs", "md"]))
+        .filter(|(file, _)| file != PAGE)
+        .collect();
+    let map = "ARCHITECTURE.md";
+    texts.push((map.to_owned(), fs::read_to_string(root().join(map)).unwrap()));
+    let mut named = BTreeSet::new();
+    for (file, text) in &texts {
+        for trap in named_traps(text) {
+            let heading = format!("### {trap}. ");
+            let is_there = page.lines().any(|line| line.starts_with(&heading));
+            assert!(is_there, "{file} names trap {trap}, which {PAGE} does not have");
+            named.insert(trap);
+        }
+    }
+    assert!(named.len() > 50, "only {} traps are found", named.len());
+
+    let papers = [concat!("postgres", ".md"), concat!("duckdb", ".md")];
+    for folder in ["src", "tests"] {
+        for (file, text) in files(&root().join(folder), &["rs", "md", "sql", "py", "toml", "sh"]) {
+            for paper in papers {
+                assert!(!text.contains(paper), "{file} names {paper}, which is not in the project");
+            }
         }
     }
 }

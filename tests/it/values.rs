@@ -3,7 +3,7 @@
 
 use crate::{bed::oracle::query_copy, following::Following};
 
-/// Column type, and values as SQL. Edge values of the type table (postgres.md 3).
+/// Column type, and values as SQL. Edge values of each type: the least, the greatest, the odd.
 const TYPES: &[(&str, &[&str])] = &[
     ("bool", &["true", "false"]),
     ("int2", &["-32768", "32767"]),

@@ -1,4 +1,4 @@
-//! A first start: a new slot; everything has to be copied.
+//! Attaches at a first start: makes a new slot, and everything has to be copied.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use crate::{
     source::{catalog, slot, wire::SlotKind},
 };
 
-/// A new slot; everything has to be copied.
+/// Makes a new slot, so that everything has to be copied.
 pub(super) async fn create<T: OlapEngine + 'static>(
     context: &Context,
     mut source: Source,
@@ -28,24 +28,29 @@ pub(super) async fn create<T: OlapEngine + 'static>(
 ) -> Result<Attached, EngineError> {
     slot::judge_failover(context.options.failover_slot, &source.server)?;
     let keep = if context.options.failover_slot { SlotKind::Failover } else { SlotKind::Permanent };
+
     let info = publication(context, &source.sql).await?;
     let tables = wanted_tables(&context.options, &source.sql).await?;
+
     if tables.is_empty() {
         return Err(no_matching_tables(&context.options));
     }
-    // A slot of that name in another cluster is somebody else's.
+
+    // A slot of that name in another cluster belongs to another user.
     let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
         pipeline.slot == context.options.slot
             && pipeline.system_id == source.identity.system_id
             && pipeline.phase != Phase::PlainCopy
     });
+
     let waiting_since = tokio::time::Instant::now();
     while let Some(found) = catalog::slot(&source.sql, &context.options.slot).await? {
         if !is_ours {
             return Err(slot::SlotError::NotOurs { slot: context.options.slot.clone() }.into());
         }
+
         if found.active {
-            // As in `verify`.
+            // The loop gives up after the same time as in `verify`.
             if waiting_since.elapsed() >= SLOT_BUSY {
                 return Err(slot::SlotError::Active {
                     slot: context.options.slot.clone(),
@@ -53,17 +58,21 @@ pub(super) async fn create<T: OlapEngine + 'static>(
                 }
                 .into());
             }
+
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
         }
+
         tracing::info!(slot = context.options.slot, "dropping the slot of an earlier start");
         source.replication.drop_slot(&context.options.slot).await?;
     }
+
     if matches!(again, Recopy::All | Recopy::AllOfSameCluster) && before.is_some() {
         tracing::warn!(
             "starting over: every table is copied again; the old copies stay readable until then"
         );
     }
+
     let mut pipeline = Pipeline {
         slot: context.options.slot.clone(),
         publications: context.options.publications.clone(),
@@ -75,35 +84,45 @@ pub(super) async fn create<T: OlapEngine + 'static>(
         phase: Phase::Creating,
         checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
     };
-    // What the file held before is history, until it is planned and copied anew.
+
+    // The tables that the file held are marked as dropped, until they are planned and copied again.
     let mut old_tables = before.map(|state| state.tables).unwrap_or_default();
     let known: BTreeSet<u32> = old_tables.iter().map(|table| table.oid).collect();
+
     for table in &mut old_tables {
         if std::mem::take(&mut table.has_shadow) {
             let oid = table.oid;
             writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
         }
+
         table.state = TableState::Dropped;
     }
+
     save(writer, &pipeline, old_tables).await?;
     reached("slot.intended");
+
     let created =
         create_slot(context, &source.sql, &mut source.replication, &context.options.slot, keep)
             .await?;
     reached("slot.created");
+
     pipeline.phase = Phase::Running;
     pipeline.checkpoint.lsn = created.consistent_point;
+
     let targets = target_names(&context.options, &selection::names_of(&tables), &BTreeMap::new());
     let rows = tables
         .iter()
         .filter(|table| !known.contains(&table.oid))
         .map(|table| pending(table, &targets))
         .collect();
+
     save(writer, &pipeline, rows).await?;
     reached("slot.recorded");
+
     // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
     let first = SlotWithSnapshot { replication: source.replication, created };
     let to_copy = tables.into_iter().map(|table| table.oid).collect();
+
     let attached = ready(context, &source.sql, writer, to_copy).await?;
     Ok(Attached { first: Some(first), ..attached })
 }

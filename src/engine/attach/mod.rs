@@ -1,19 +1,19 @@
-//! Before the first change is read: prove that this file, this slot and this cluster belong
-//! together, or make it so.
+//! Proves, before the first change is read, that this file, this slot and this cluster belong
+//! together, or makes it so.
 //!
-//! Order of what is written, and what a crash between any two steps leaves (postgres.md 2.10):
+//! Order of what is written, and what a crash between any two steps leaves:
 //!
 //! 1. The publication, when it is missing. A crash leaves an unused publication.
 //! 2. The intent: pipeline row with phase `creating`. A crash leaves an intent; the next start
-//!    drops the slot, if it is there, and begins again. A slot of that name without our intent is
+//!    drops the slot, if it is there, and begins again. A slot of that name without this intent is
 //!    never touched.
 //! 3. The slot, which exports its snapshot. Same as 2.
 //! 4. Pipeline row with phase `running`, checkpoint = the slot's consistent point, all tables
 //!    `pending`. A crash loses the snapshot, not the slot: the tables are copied under a new
 //!    snapshot, and what the stream holds of them from before is skipped (`copy_lsn`).
 //!
-//! Copies begin beside the stream (`super::copies`): their shadows and what changes meanwhile are
-//! written down in the transactions of the checkpoint, so a crash loses no more than the chunks
+//! Copies begin beside the stream (`super::copies`): their shadows and the changes of their tables
+//! are recorded in the transactions of the checkpoint, so a crash loses no more than the chunks
 //! that were not done.
 
 mod create;
@@ -57,11 +57,11 @@ pub struct Attached {
     pub pipeline: Pipeline,
     /// Tables to follow, those that are being copied included.
     pub tables: Vec<Arc<TableSpec>>,
-    /// Those of them whose shadows are being filled,
+    /// The tables to follow whose shadows are being filled,
     pub copying: BTreeMap<u32, Arc<TableSpec>>,
-    /// and those whose shadows are whole.
+    /// and those whose shadows hold every chunk.
     pub catching_up: BTreeMap<u32, Arc<TableSpec>>,
-    /// Tables that need a copy which nobody is at.
+    /// Tables that need a copy which no task is making.
     pub to_copy: BTreeSet<u32>,
     /// The slot, when it was just made.
     pub first: Option<SlotWithSnapshot>,
@@ -70,32 +70,33 @@ pub struct Attached {
     /// By table: the last transaction whose TRUNCATE was applied since the fingerprint of the table
     /// was stored.
     pub truncated: BTreeMap<u32, u32>,
-    /// The source says itself what its tables look like after each change, and signs it with this.
+    /// The secret with which the source signs descriptions of its tables, which it sends after each
+    /// change.
     pub ddl_secret: Option<Secret>,
 }
 
-/// Which tables to copy although they need not be.
+/// Which tables to copy although their copies are good.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Recopy {
     #[default]
     None,
-    /// These, by name.
+    /// These tables, by name.
     Tables(Vec<QualifiedName>),
-    /// All of them, with a new slot: the way out of a lost slot, a foreign cluster, a restored
-    /// file.
+    /// All tables, with a new slot: the way out of a lost slot, a foreign cluster, a restored file.
     All,
-    /// The same, but never of another cluster: the settings ask for it, and nobody has looked.
+    /// All tables, with a new slot, but never of another cluster: the settings ask for it, and no
+    /// operator has looked at the cluster.
     AllOfSameCluster,
 }
 
 impl Recopy {
-    /// What is to be copied already, unless everything is.
+    /// Returns `found`, or this request when `found` asks for no copy.
     pub fn widen(self, found: Self) -> Self {
         if found == Self::None { self } else { found }
     }
 }
 
-/// What the source is, seen through two connections.
+/// The source, seen through two connections.
 pub(super) struct Source {
     pub(super) sql: SqlClient,
     pub(super) replication: ReplicationClient,
@@ -103,11 +104,11 @@ pub(super) struct Source {
     pub(super) server: catalog::ServerInfo,
 }
 
-/// Checks, creates what is missing, and finds out what has to be copied. `is_active`: somebody is
-/// at the table's copy.
+/// Checks the source and the file, creates what is missing, and finds out what has to be copied.
+/// `is_active` returns whether a task is making the copy of a table.
 ///
 /// # Errors
-/// Refusals say what does not belong together and what to do.
+/// A refusal says what does not belong together and what to do.
 pub async fn attach<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
@@ -116,12 +117,14 @@ pub async fn attach<T: OlapEngine + 'static>(
 ) -> Result<Attached, EngineError> {
     let source = connect(context).await?;
     let stored = writer.call(|target| target.state()).await?;
+
     match stored {
         Some(state)
             if state.pipeline.phase == Phase::Running
                 && !matches!(again, Recopy::All | Recopy::AllOfSameCluster) =>
         {
             verify(context, &source, &state.pipeline).await?;
+
             let mut source = source;
             slot::judge_failover(context.options.failover_slot, &source.server)?;
             if context.options.failover_slot
@@ -133,6 +136,7 @@ pub async fn attach<T: OlapEngine + 'static>(
                     "standbys may keep the slot from now on"
                 );
             }
+
             resume(context, source, writer, state.pipeline, state.tables, again, is_active).await
         }
         stored => {
@@ -143,6 +147,7 @@ pub async fn attach<T: OlapEngine + 'static>(
                 verify_cluster(&source, before)?;
                 slot::judge_age(before.timeline, source.identity.timeline)?;
             }
+
             create(context, source, writer, stored, again).await
         }
     }
@@ -150,14 +155,16 @@ pub async fn attach<T: OlapEngine + 'static>(
 
 pub(super) async fn connect(context: &Context) -> Result<Source, EngineError> {
     let sql = connect_sql(&context.options.source, "control").await?;
+
     let server = catalog::server(&sql).await?;
     slot::judge_server(&server)?;
+
     let mut replication = ReplicationClient::connect(&context.options.source, "control").await?;
     let identity = replication.identify_system().await?;
     Ok(Source { sql, replication, identity, server })
 }
 
-/// The publication, made when it is missing and may be made.
+/// Returns the publication, and makes it when it is missing and may be made.
 pub(super) async fn publication(
     context: &Context,
     sql: &SqlClient,
@@ -169,31 +176,35 @@ pub(super) async fn publication(
             }
             .into());
         };
+
         let candidates = catalog::candidate_tables(sql).await?;
         let chosen: Vec<QualifiedName> =
             candidates.into_iter().filter(|table| is_wanted(&context.options, table)).collect();
         if chosen.is_empty() {
-            // It would hold the first table that comes, and none of those after it.
+            // The publication would hold the first table that comes, and no later table.
             return Err(EngineError::Setup(no_matching_tables(&context.options).to_string()));
         }
+
         let what = "creating the publication waits for a table that another session has locked";
         patiently(what, slot::create_publication(sql, name, &chosen)).await?;
         reached("publication.created");
         tracing::info!(publication = name, tables = chosen.len(), "publication created");
     }
+
     let Some(info) = catalog::publication(sql, &context.options.publications).await? else {
         return Err(slot::SlotError::PublicationMissing {
             names: context.options.publications.clone(),
         }
         .into());
     };
+
     slot::judge_publication(&info)?;
     judge_column_lists(context, sql).await?;
     Ok(info)
 }
 
-/// Refuses tables that the publications bring with different columns: the server finds out only
-/// when it decodes a change of one, and its slot cannot go on from there (trap 19).
+/// Refuses tables that the publications bring with different columns: the server finds the conflict
+/// only when it decodes a change of such a table, and its slot cannot go on from there (trap 19).
 pub(super) async fn judge_column_lists(
     context: &Context,
     sql: &SqlClient,
@@ -202,8 +213,8 @@ pub(super) async fn judge_column_lists(
     Ok(slot::judge_column_lists(&tables, &context.options.publications)?)
 }
 
-/// A file that rhei made stands against the source: same cluster, same history, a slot that still
-/// has all we need.
+/// Verifies a file that rhei made against the source: the same cluster, the same history, a slot
+/// that still has all WAL that this copy needs.
 pub(super) async fn verify(
     context: &Context,
     source: &Source,
@@ -218,21 +229,27 @@ pub(super) async fn verify(
             context.options.slot
         )));
     }
+
     verify_cluster(source, pipeline)?;
     slot::judge_age(pipeline.timeline, source.identity.timeline)?;
+
     if context.slot_lost.take_has_no_wal() {
         return Err(slot::SlotError::Lost { slot: context.options.slot.clone() }.into());
     }
+
     let flush = catalog::wal_flush_lsn(&source.sql).await?;
     let checkpoint = pipeline.checkpoint.lsn;
+
     if source.identity.timeline != pipeline.timeline {
         let mut history = ReplicationClient::connect(&context.options.source, "timeline").await?;
         let history = history.timeline_history(source.identity.timeline).await?;
         slot::judge_timeline(pipeline.timeline, checkpoint, source.identity.timeline, &history)?;
     }
+
     let waiting_since = tokio::time::Instant::now();
     loop {
         let found = catalog::slot(&source.sql, &context.options.slot).await?;
+
         match slot::judge_slot(
             found.as_ref(),
             &context.options.slot,
@@ -258,11 +275,13 @@ pub(super) fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(),
         database: &source.server.database,
         database_oid: source.server.database_oid,
     };
+
     let known = slot::Cluster {
         system_id: &pipeline.system_id,
         database: &pipeline.database,
         database_oid: pipeline.database_oid,
     };
+
     slot::judge_cluster(&known, &found)
 }
 
@@ -270,7 +289,7 @@ pub(super) fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName
     pending_row(table, targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone()))
 }
 
-/// Says now and then what it waits for.
+/// Waits for `work`, and logs now and then what it waits for.
 pub(super) async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
     let mut work = std::pin::pin!(work);
     loop {
@@ -289,21 +308,25 @@ pub(super) async fn rename<T: OlapEngine + 'static>(
     by_oid: &mut BTreeMap<u32, StoredTable>,
 ) -> Result<(), EngineError> {
     let mut moves = Vec::new();
+
     for table in published {
         let (Some(stored), Some(target)) = (by_oid.get_mut(&table.oid), targets.get(&table.oid))
         else {
             continue;
         };
+
         if stored.state == TableState::Dropped
             || (stored.source == table.name && stored.target == *target)
         {
             continue;
         }
+
         tracing::info!(from = %stored.source, to = %table.name, target = %target, "table renamed");
         let from = std::mem::replace(&mut stored.target, target.clone());
         stored.source = table.name.clone();
         moves.push((from, stored.clone()));
     }
+
     if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
 }
 
@@ -316,7 +339,8 @@ pub(super) async fn save<T: OlapEngine + 'static>(
     writer.call(move |target| target.put_state(&pipeline, &tables)).await
 }
 
-/// What the source signs descriptions of its tables with, if it sends any that can be believed.
+/// Returns the secret with which the source signs descriptions of its tables, if the source sends
+/// descriptions that can be trusted.
 pub(super) async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, EngineError> {
     let why = match ddl_trigger::look(sql).await? {
         DdlTrigger::Usable(secret) => return Ok(Some(secret)),
@@ -326,14 +350,16 @@ pub(super) async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, Engine
             "signs with a secret that this role may not read".to_owned()
         }
     };
+
     tracing::warn!(
         why,
         "the event trigger rhei_ddl is not listened to; `rhei check` says what mends it"
     );
+
     Ok(None)
 }
 
-/// Reads back what is to be followed.
+/// Reads back the tables that are to be followed.
 pub(super) async fn ready<T: OlapEngine + 'static>(
     context: &Context,
     sql: &SqlClient,
@@ -346,6 +372,7 @@ pub(super) async fn ready<T: OlapEngine + 'static>(
             context.options.target.path.display()
         )));
     };
+
     let mut attached = Attached {
         pipeline: state.pipeline,
         tables: Vec::new(),
@@ -357,8 +384,10 @@ pub(super) async fn ready<T: OlapEngine + 'static>(
         truncated: BTreeMap::new(),
         ddl_secret: ddl_secret(sql).await?,
     };
+
     for stored in &state.tables {
         attached.truncated.extend(stored.truncated_by.map(|xid| (stored.oid, xid)));
+
         let spec = || Arc::new(tables::from_stored(stored, context.options.null_unrepresentable));
         match &stored.state {
             _ if stored.has_shadow => {
@@ -366,6 +395,7 @@ pub(super) async fn ready<T: OlapEngine + 'static>(
                 let is_whole = stored.state == TableState::CatchingUp;
                 let copies =
                     if is_whole { &mut attached.catching_up } else { &mut attached.copying };
+
                 copies.insert(stored.oid, Arc::clone(&spec));
                 attached.tables.push(spec);
             }
@@ -381,5 +411,6 @@ pub(super) async fn ready<T: OlapEngine + 'static>(
             | TableState::Dropped => {}
         }
     }
+
     Ok(attached)
 }

@@ -1,5 +1,6 @@
-//! What the copies beside the stream ask of whoever follows it, between two batches: tables that
-//! begin to be copied, are whole, or cannot be; and their kept changes, merged step by step.
+//! What the copies beside the stream ask of the task that follows the stream, between two batches:
+//! it handles tables whose copies begin, are complete, or cannot be made, and merges the kept
+//! changes of the tables step by step.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,37 +26,37 @@ use crate::{
     source::{CdcConsumer, connection::SqlClient},
 };
 
-/// What came of fetching what kept changes leave open.
+/// The result of fetching the values that kept changes leave open.
 enum Filled {
     All,
-    /// Somebody holds a lock on the table.
+    /// Another session holds a lock on the table.
     Locked,
-    /// It cannot be done: the copy has to begin anew.
+    /// The values cannot be fetched: the copy has to be restarted.
     No,
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
-    /// How far the checkpoint has to come for all copies to be merged.
+    /// Returns how far the checkpoint has to come for all copies to be merged.
     pub fn copies_reach(&self) -> Lsn {
         let tables = self.copying.values().chain(self.catching_up.values());
         tables.map(|spec| reachable_target(spec.copy_lsn)).max().unwrap_or(Lsn::ZERO)
     }
 
-    /// Whether a table is being copied, or waits to be merged.
+    /// Returns whether a table is being copied, or waits to be merged.
     pub fn is_copying(&self) -> bool {
         !self.copying.is_empty() || !self.catching_up.is_empty()
     }
 
-    /// Whether a table is copied, and only waits for the checkpoint to come to its snapshot.
+    /// Returns whether a table is copied, and only waits for the checkpoint to reach its snapshot.
     pub fn is_reaching(&self) -> bool {
         self.catching_up.values().any(|spec| reachable_target(spec.copy_lsn) > self.checkpoint.lsn)
     }
 
-    /// Acts upon what a round of copies tells; between two batches only. Returns a reason to attach
-    /// anew. Cycles that had to be run for it are added to `cycles`.
+    /// Acts upon an event of a round of copies; between two batches only. Returns a reason to
+    /// attach again. The cycles that the event required are added to `cycles`.
     ///
     /// # Errors
-    /// Whatever the source and the target say. The round is begun again by the next session.
+    /// Any error of the source or the target. The next session begins the round again.
     pub async fn handle_copy_event(
         &mut self,
         news: RoundUpdate,
@@ -72,7 +73,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 holder,
                 adopted,
             }) => {
-                // The rows of those that go on have to be known as the snapshot sees them.
+                // Before a copy goes on, the rows of its table have to be known as the snapshot
+                // sees them.
                 while tables.iter().any(|table| table.is_resumed)
                     && self.checkpoint.lsn < reachable_target(lsn)
                 {
@@ -84,19 +86,23 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                             stop,
                         )
                         .await?;
+
                     let (is_stopped, attach_anew) = (report.is_stopped, report.attach_anew.clone());
                     cycles.push(report);
                     if is_stopped || attach_anew.is_some() {
                         return Ok(attach_anew);
                     }
                 }
+
                 if let Some(reason) = self.renamed_since_attach(&tables).await? {
                     return Ok(Some(reason));
                 }
+
                 reached("copy.planned");
                 let ids = self.start_capturing(since, &tables, refused, &holder, copies).await?;
                 reached("copy.adopted");
-                // Gone only when the round broke off, which it says itself.
+                // The receiver is gone only when the round broke off, which the round reports
+                // itself.
                 let _ = adopted.send(ids);
             }
             // `CopyScheduler::next` keeps these tables for a later round.
@@ -105,6 +111,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 let mut loaded = Vec::new();
                 for (oid, copied) in copied {
                     copies.done(oid, &copied);
+
                     let Some(spec) = self.copying.remove(&oid) else { continue };
                     match copied {
                         CopyOutcome::Done => loaded.push(spec),
@@ -115,16 +122,18 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         }
                     }
                 }
+
                 self.loaded(loaded, copies).await?;
             }
             RoundUpdate::Ended { unfinished } => {
                 copies.want(unfinished.into_iter().filter(|oid| self.copying.contains_key(oid)))
             }
         }
+
         Ok(None)
     }
 
-    /// Moves tables to `catching_up` whose chunks are all in their shadows.
+    /// Moves tables whose chunks are all in their shadows to `catching_up`.
     async fn loaded(
         &mut self,
         tables: Vec<Arc<TableSpec>>,
@@ -133,14 +142,16 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if tables.is_empty() {
             return Ok(());
         }
+
         reached("copy.loaded");
         let all = tables.clone();
+
         match self.target.call(move |target| target.finish_loads(&all)).await {
             Ok(()) => {
                 reached("copy.finished");
                 self.catching_up.extend(tables.into_iter().map(|spec| (spec.oid, spec)));
             }
-            // One by one, to find the table that the error concerns.
+            // The tables go one by one, to find the table that the error concerns.
             Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
                 for table in tables {
                     Box::pin(self.loaded(vec![table], copies)).await?;
@@ -148,10 +159,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
             Err(error) => self.failed(tables.first(), error, copies).await?,
         }
+
         Ok(())
     }
 
-    /// The copy of one table came to nothing at its end: it begins anew, or its table is paused.
+    /// Handles the copy of one table that failed at its end: the copy is restarted, or the table is
+    /// paused.
     ///
     /// # Errors
     /// The error is not about the table.
@@ -175,14 +188,16 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Names of tables are changed when a session attaches, all at once, since two may swap theirs.
-    /// A copy that began under the new name would leave the old one behind, owned by nobody. A
-    /// reason to attach anew.
+    /// Returns a reason to attach again when a planned table has another name than at the begin of
+    /// the session. Names of tables are changed when a session attaches, all at once, since two
+    /// tables may swap their names. A copy that began under the new name would leave the table of
+    /// the old name behind without an owner.
     async fn renamed_since_attach(
         &mut self,
         tables: &[Planned],
     ) -> Result<Option<String>, EngineError> {
         let Some(state) = self.target.call(|target| target.state()).await? else { return Ok(None) };
+
         let stored = state
             .tables
             .iter()
@@ -190,25 +205,28 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let names: BTreeMap<u32, &QualifiedName> =
             stored.map(|stored| (stored.oid, &stored.target)).collect();
 
-        // Nor may a copy take a name that another table still has in the target and no longer at
-        // the source.
+        // A copy must not take a name either that another table still has in the target and no
+        // longer at the source.
         let lower = |name: &QualifiedName| (name.schema.to_lowercase(), name.name.to_lowercase());
         let owners: HashMap<(String, String), u32> =
             names.iter().map(|(oid, name)| (lower(name), *oid)).collect();
+
         let is_of_another = |oid: u32, target: &QualifiedName| {
             owners.get(&lower(target)).is_some_and(|owner| *owner != oid)
         };
+
         let is_renamed = |table: &&Planned| {
             let (oid, target) = (table.spec.oid, &table.spec.target);
             names.get(&oid).is_some_and(|name| *name != target) || is_of_another(oid, target)
         };
+
         Ok(tables.iter().find(is_renamed).map(|table| {
             format!("table {} has another name than when the session began", table.spec.source)
         }))
     }
 
-    /// Begins to keep changes of tables whose snapshot holds all that committed before `since`. Per
-    /// table the ids of its jobs.
+    /// Begins to keep changes of tables whose snapshot holds all that committed before `since`.
+    /// Returns the ids of the jobs of each table.
     async fn start_capturing(
         &mut self,
         since: Lsn,
@@ -218,6 +236,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         copies: &mut CopyScheduler<T>,
     ) -> Result<Vec<Option<Vec<u64>>>, EngineError> {
         let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
+
         for table in tables {
             let oid = table.spec.oid;
             if self.consumer.assembler().may_have_missed(oid, since) {
@@ -225,12 +244,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             } else if !table.is_resumed {
                 adopted.insert(oid);
             } else if self.copying.contains_key(&oid) {
-                // Truncated meanwhile, it would be catching up.
+                // A table that was truncated in the meantime would be catching up.
                 match self.fill_open(table, holder).await? {
                     Filled::All => {
                         adopted.insert(oid);
                     }
-                    // The next round resumes it.
+                    // The next round resumes the copy.
                     Filled::Locked => {
                         too_late.insert(oid);
                     }
@@ -240,34 +259,40 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     }
                 }
             } else if !self.catching_up.contains_key(&oid) {
-                // Its shadow went while the round waited.
+                // The shadow of the table went while the round waited.
                 too_late.insert(oid);
             }
         }
-        // Gone from the source or its publication, as the next look at the catalogs says; nobody is
-        // at its copy.
+
+        // A table that the round did not plan is gone from the source or its publication, as the
+        // next look at the catalogs says; no task is copying it.
         let is_planned = |oid: u32| {
             tables.iter().any(|table| table.spec.oid == oid)
                 || refused.iter().any(|row| row.oid == oid)
         };
+
         for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
             if let Some(catalogs) = &mut self.catalogs {
                 catalogs.gone(oid);
             }
+
             if self.copying.remove(&oid).is_some() {
                 self.consumer.assembler().unfollow(oid);
                 self.target.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
             }
         }
+
         let begun: Vec<_> =
             tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
         let new: Vec<_> = begun.iter().map(|table| table.new_copy()).collect();
+
         for row in &refused {
             self.unfollow(row.oid);
             if let TableState::Error(pause) = &row.state {
                 self.not_copied.push((row.source.to_string(), pause.reason.clone()));
             }
         }
+
         let ids = self
             .target
             .call(move |target| {
@@ -275,6 +300,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 target.begin_copies(&new)
             })
             .await?;
+
         for (table, begun) in begun.iter().zip(&ids).filter(|(table, _)| !table.is_resumed) {
             let spec = &table.spec;
             if let Err(reason) = begun {
@@ -286,29 +312,36 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.not_copied.push((spec.source.to_string(), reason.clone()));
                 continue;
             }
+
             self.paused.remove(&spec.oid);
             self.consumer.assembler().follow(Arc::clone(spec));
             if let Some(catalogs) = &mut self.catalogs {
                 catalogs.adopted(spec);
             }
+
             self.catching_up.remove(&spec.oid);
             self.copying.insert(spec.oid, Arc::clone(spec));
         }
+
         copies.planned(&adopted, &too_late);
+
         let mut ids: BTreeMap<u32, Vec<u64>> = begun
             .iter()
             .zip(ids)
             .filter_map(|(table, ids)| Some((table.spec.oid, ids.ok()?)))
             .collect();
+
         Ok(tables.iter().map(|table| ids.remove(&table.spec.oid)).collect())
     }
 
-    /// Fetches what kept changes leave open, some rows at a time. The stream waits meanwhile.
+    /// Fetches the values that kept changes leave open, some rows at a time. The stream waits in
+    /// the meantime.
     async fn fill_open(&self, table: &Planned, holder: &SqlClient) -> Result<Filled, EngineError> {
-        // Of a table with more of them another copy is quicker.
+        // Copying the table again is quicker when it has more open keys than this.
         const MAX_KEYS: usize = 100_000;
         const MIN_AT_ONCE: usize = 16;
         const MAX_AT_ONCE: usize = 1000;
+
         let (mut filled, mut at_once) = (0, MIN_AT_ONCE);
         loop {
             let spec = Arc::clone(&table.spec);
@@ -316,6 +349,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             if keys.is_empty() {
                 return Ok(Filled::All);
             }
+
             filled += keys.len();
             if !backfill::is_fetchable(&table.spec) || filled > MAX_KEYS {
                 return Ok(Filled::No);
@@ -334,10 +368,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     }
                     rows => rows?,
                 };
-            // As many as there is memory for, by what these have taken.
+
+            // The next fetch takes as many rows as there is memory for, judged by the size of these
+            // rows.
             let bytes: usize = rows.iter().map(RecordBatch::get_array_memory_size).sum();
             at_once =
                 (keys.len() * self.limits.max_bytes / bytes.max(1)).clamp(MIN_AT_ONCE, MAX_AT_ONCE);
+
             let spec = Arc::clone(&table.spec);
             match self.target.call(move |target| target.fill_open(&spec, &rows, keys.len())).await {
                 Ok(()) => {}
@@ -357,22 +394,27 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         if copies.restart_copy(spec.oid) {
             return self.give_up_copy(spec, None).await;
         }
+
         let reason = format!(
             "its copy had to begin anew too often, the last time because {why}; {}",
             spec.recopy_hint()
         );
+
         let _ = self
             .events
             .send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
+
         self.give_up_copy(spec, Some(Pause::new(reason))).await
     }
 
-    /// DuckDB does not take what the table holds; the other tables go on.
+    /// Pauses a table whose rows DuckDB does not take; the other tables go on.
     async fn refused(&mut self, spec: &TableSpec, error: &TargetError) -> Result<(), EngineError> {
         let reason = format!("{}; {}", error_chain(error), spec.recopy_hint());
+
         let _ = self
             .events
             .send(Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() });
+
         self.give_up_copy(spec, Some(Pause { reason, remedy: error.remedy() })).await
     }
 
@@ -384,6 +426,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let oid = spec.oid;
         self.not_copied
             .extend(pause.as_ref().map(|pause| (spec.source.to_string(), pause.reason.clone())));
+
         self.unfollow(oid);
         self.target.call(move |target| target.abandon_copies(&[(oid, pause)])).await
     }
@@ -397,17 +440,20 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
     }
 
-    /// Merges some of what changed while tables were copied. `false`: there is nothing to merge,
-    /// for now.
+    /// Merges some of the changes that were kept while tables were copied. Returns `false` when
+    /// there is nothing to merge for now.
     pub async fn merge_step(&mut self, copies: &mut CopyScheduler<T>) -> Result<bool, EngineError> {
         const MAX_TABLES: usize = 200;
         let checkpoint = self.checkpoint.lsn;
         let is_due = |spec: &&Arc<TableSpec>| reachable_target(spec.copy_lsn) <= checkpoint;
+
         let due: Vec<Arc<TableSpec>> =
             self.catching_up.values().filter(is_due).take(MAX_TABLES).cloned().collect();
+
         if due.is_empty() {
             return Ok(false);
         }
+
         self.merge(due, copies).await?;
         Ok(true)
     }
@@ -418,26 +464,30 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         copies: &mut CopyScheduler<T>,
     ) -> Result<(), EngineError> {
         const MAX_ROWS: u64 = 200_000;
+
         let merged = {
             let _shape = self.ddl_lock.write().await;
             let tables = tables.clone();
             self.target.call(move |target| target.merge(&tables, MAX_ROWS)).await
         };
+
         match merged {
             Ok(live) => {
                 if !live.is_empty() {
                     reached("merge.live");
                 }
+
                 for spec in tables.iter().filter(|spec| live.contains(&spec.oid)) {
                     self.catching_up.remove(&spec.oid);
                     copies.live(spec.oid);
                     let _ = self.events.send(Event::WentLive { table: spec.source.to_string() });
                 }
+
                 if !live.is_empty() && !self.is_copying() && copies.has_all() {
                     let _ = self.events.send(Event::AllLive);
                 }
             }
-            // One by one, to find the table that the error concerns.
+            // The tables go one by one, to find the table that the error concerns.
             Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
                 for table in tables {
                     Box::pin(self.merge(vec![table], copies)).await?;
@@ -445,6 +495,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
             Err(error) => self.failed(tables.first(), error, copies).await?,
         }
+
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
-//! Copies that run beside the stream: `scheduler` begins rounds and waits for what they tell,
-//! `handler` does what follows from it between two batches.
+//! Copies that run beside the stream: `scheduler` begins rounds and waits for their events, and
+//! `handler` acts upon the events between two batches.
 
 mod handler;
 mod scheduler;

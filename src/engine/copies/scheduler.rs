@@ -1,7 +1,7 @@
 //! Copies that run beside the stream and outlive its sessions, one round after the other.
 //!
-//! A round tells what it has done ([`RoundUpdate`]), and whoever follows the stream acts upon it
-//! between two batches ([`super::SyncEngine::handle_copy_event`]).
+//! A round reports what it has done ([`RoundUpdate`]), and the task that follows the stream acts
+//! upon the report between two batches ([`super::SyncEngine::handle_copy_event`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,28 +24,30 @@ use crate::{
     source::LsnBarrier,
 };
 
-/// After a round that came too late for a table, the stream stays so far behind the source while
-/// the next one begins; twice as far each time.
+/// How far the stream stays behind the source while the next round begins, after a round that came
+/// too late for a table. The distance doubles each time.
 const FIRST_TRAIL: Duration = Duration::from_millis(200);
 const MAX_TRAIL: Duration = Duration::from_secs(20);
-/// A round begins when the stream has found no other table to copy for so long,
+/// A round begins when the stream has found no other table to copy for this time,
 const CALM_BEFORE_ROUND: Duration = Duration::from_secs(1);
-/// and after this at the latest.
+/// and after this time at the latest.
 const MAX_WAIT_FOR_CALM: Duration = Duration::from_secs(10);
-/// Tables that are locked are asked about again after this, and named every minute.
+/// How long the scheduler waits before it asks about locked tables again. It names them in the log
+/// every minute.
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 const LOCKED_WARNING: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// A round that went well for so long has not failed in a row with the one before.
+/// A failure of a round that has run for this time does not count with the failure of the round
+/// before.
 const CALM: Duration = Duration::from_secs(60);
-/// How often the copy of one table begins anew because it did not fit or the table changed.
+/// How often the copy of one table is restarted because its rows did not fit or the table changed.
 const MAX_COPY_RESTARTS: u32 = 10;
 
-/// Something that came of a round.
+/// Something that a round reports.
 pub enum RoundUpdate {
     Event(CopyEvent),
-    /// It has ended, and these tables were not done.
+    /// The round has ended, and these tables were not done.
     Ended {
         unfinished: BTreeSet<u32>,
     },
@@ -63,7 +65,7 @@ pub struct CopyScheduler<T> {
     races: u32,
     failures: u32,
     restarts: RestartBudget,
-    /// By table.
+    /// How often the copy was restarted, by table.
     begun_anew: BTreeMap<u32, u32>,
     /// How often in a row a round may fail before that is an error.
     patience: u32,
@@ -79,15 +81,16 @@ struct Running {
     task: JoinHandle<Result<(), EngineError>>,
     told: mpsc::Receiver<CopyEvent>,
     stop: CancellationToken,
-    /// What it was begun for.
+    /// The tables for which the round was begun.
     asked: BTreeSet<u32>,
-    /// Those that were adopted and are not done.
+    /// The tables whose copies were adopted and are not done.
     tables: BTreeSet<u32>,
     began: Instant,
 }
 
 impl<T: OlapEngine + 'static> CopyScheduler<T> {
-    /// `patience`: how often in a row a round may fail before that is an error.
+    /// Creates a scheduler. `patience` is how often in a row a round may fail before that is an
+    /// error.
     pub fn new(context: &Context, writer: &Writer<T>, patience: u32) -> Self {
         Self {
             context: context.clone(),
@@ -108,12 +111,13 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         }
     }
 
-    /// Where rounds hold the stream.
+    /// Returns the barrier at which rounds hold the stream.
     pub fn hold(&self) -> LsnBarrier {
         self.hold.clone()
     }
 
-    /// The stream stands at a snapshot until it is known what is copied under it.
+    /// Returns whether the stream stands at a snapshot until the tables that are copied under it
+    /// are known.
     pub fn is_holding(&self) -> bool {
         self.hold.get().is_some()
     }
@@ -122,29 +126,32 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         self.wanted.extend(oids);
     }
 
-    /// The same for what the stream or a look has found: a moment later, since a migration changes
-    /// many tables in a row, and one round is to copy them all.
+    /// Asks for copies of the tables that the stream or a look at the catalogs has found. The round
+    /// begins a moment later, since a migration changes many tables in a row, and one round is to
+    /// copy them all.
     pub fn want_soon(&mut self, oids: BTreeSet<u32>) {
         if oids.is_empty() {
             return;
         }
+
         let now = Instant::now();
         if self.wanted.is_empty() {
             self.wanted_since = now;
         }
+
         self.wanted.extend(oids);
         let begin_at = (now + CALM_BEFORE_ROUND).min(self.wanted_since + MAX_WAIT_FOR_CALM);
         self.not_before = self.not_before.max(Some(begin_at));
     }
 
-    /// The slot of the pipeline, whose snapshot the next round uses.
+    /// Sets the slot of the pipeline, whose snapshot the next round uses.
     pub fn use_first(&mut self, first: Option<SlotWithSnapshot>) {
         if first.is_some() {
             self.first = first;
         }
     }
 
-    /// Whether a round is at this table.
+    /// Returns whether a round is copying this table.
     pub fn is_active(&self, oid: u32) -> bool {
         self.running.as_ref().is_some_and(|running| running.tables.contains(&oid))
     }
@@ -153,28 +160,31 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         self.running.is_none() && (self.wanted.is_empty() || self.is_paused)
     }
 
-    /// Nothing is left to copy, though the round may still have to end.
+    /// Returns whether nothing is left to copy, though the round may still have to end.
     pub fn has_all(&self) -> bool {
         self.wanted.is_empty()
             && self.running.as_ref().is_none_or(|running| running.tables.is_empty())
     }
 
-    /// No more chunks are begun, and the snapshot is given back; or both again. What is done stays.
+    /// Pauses copies, so that no more chunks are begun and the snapshot is given back, or lets
+    /// copies go on. Finished chunks stay.
     pub fn pause(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
         self.context.board.set_paused(is_paused);
         tracing::info!("{}", if is_paused { "copies are paused" } else { "copies go on" });
+
         if let (true, Some(running)) = (is_paused, &self.running) {
             running.stop.cancel();
         }
     }
 
-    /// What a round has planned was looked at: these tables are being copied now, those need no
-    /// copy, and for some it came too late.
+    /// Records how the plan of a round was judged: the tables of `adopted` are being copied now,
+    /// the round came too late for those of `too_late`, and all others need no copy.
     pub fn planned(&mut self, adopted: &BTreeSet<u32>, too_late: &BTreeSet<u32>) {
         if let Some(running) = &self.running {
             self.wanted.retain(|oid| !running.asked.contains(oid));
         }
+
         self.wanted.extend(too_late);
         self.races = if too_late.is_empty() { 0 } else { self.races + 1 };
         if let Some(running) = &mut self.running {
@@ -182,15 +192,17 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         }
     }
 
-    /// What the round was begun for.
+    /// Returns the tables for which the round was begun.
     pub fn asked(&self) -> BTreeSet<u32> {
         self.running.as_ref().map(|running| running.asked.clone()).unwrap_or_default()
     }
 
-    /// The copy of a table came to nothing, and has to begin anew. `false`: too often.
+    /// Asks for a restart of the copy of a table whose copy failed. Returns `false` when the copy
+    /// was restarted too often.
     pub fn restart_copy(&mut self, oid: u32) -> bool {
         let count = self.begun_anew.entry(oid).or_default();
         *count += 1;
+
         let is_wanted = *count <= MAX_COPY_RESTARTS;
         if is_wanted {
             self.wanted.insert(oid);
@@ -198,12 +210,12 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         is_wanted
     }
 
-    /// The table's copy has come to its end.
+    /// Records that the table's copy has come to its end.
     pub fn live(&mut self, oid: u32) {
         self.begun_anew.remove(&oid);
     }
 
-    /// The table is done, or failed.
+    /// Records that the copy of the table is done, or failed.
     pub fn done(&mut self, oid: u32, copied: &CopyOutcome) {
         if *copied == CopyOutcome::Done {
             self.failures = 0;
@@ -224,6 +236,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             running.asked.retain(|oid| !tables.contains_key(oid));
         }
         self.not_before = Some(Instant::now() + LOCKED_PAUSE);
+
         if self.said_locked.is_none_or(|said| said.elapsed() >= LOCKED_WARNING) {
             self.said_locked = Some(Instant::now());
             let names: Vec<String> = tables.values().take(10).map(ToString::to_string).collect();
@@ -241,6 +254,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         if let Some(first) = &self.first {
             self.hold.set(first.created.consistent_point);
         }
+
         let (tell, told) = mpsc::channel(16);
         let stop = CancellationToken::new();
         let round = CopyRound {
@@ -252,8 +266,10 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             told: tell,
             stop: stop.clone(),
         };
+
         let (context, writer) = (self.context.clone(), self.writer.clone());
         let task = tokio::spawn(async move { backfill::run(&context, &writer, round).await });
+
         self.running = Some(Running {
             task,
             told,
@@ -264,11 +280,11 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         });
     }
 
-    /// Begins a round when one is due, and waits for news of it; forever when there is nothing to
-    /// copy. May be dropped at any time.
+    /// Begins a round when one is due, and waits for its next event; waits for ever when there is
+    /// nothing to copy. The caller may drop the future at any time.
     ///
     /// # Errors
-    /// A round met something that no retry mends, or failed too often.
+    /// A round met an error that no retry mends, or failed too often.
     pub async fn next(&mut self) -> Result<RoundUpdate, EngineError> {
         loop {
             let Some(running) = &mut self.running else {
@@ -279,9 +295,11 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
                     tokio::time::sleep_until(not_before).await;
                     self.not_before = None;
                 }
+
                 self.begin();
                 continue;
             };
+
             match running.told.recv().await {
                 Some(CopyEvent::Locked(tables)) => {
                     self.locked(&tables);
@@ -294,27 +312,33 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
                 Some(told) => return Ok(RoundUpdate::Event(told)),
                 None => {}
             }
+
             let ended = (&mut running.task)
                 .await
                 .unwrap_or_else(|lost| Err(EngineError::lost("a copy", lost)));
+
             let (unfinished, lasted) = match self.running.take() {
                 Some(running) => (running.tables, running.began.elapsed()),
                 None => (BTreeSet::new(), Duration::ZERO),
             };
+
             if let Err(error) = ended {
                 if lasted > CALM {
                     self.failures = 0;
                 }
+
                 self.failures += 1;
                 let is_over = match policy(&error) {
                     Policy::Outage | Policy::Passing => false,
                     Policy::Restart => !self.restarts.take(),
-                    // A disk that is full is the whole session's to wait for.
+                    // The whole session waits for a disk that is full.
                     Policy::Disk | Policy::Table | Policy::Operator => true,
                 };
+
                 if is_over || self.failures > self.patience {
                     return Err(error);
                 }
+
                 let pause =
                     (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(MAX_PAUSE);
                 let retry_in_ms = pause.as_millis() as u64;
@@ -325,11 +349,12 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
                 );
                 self.not_before = Some(Instant::now() + pause);
             }
+
             return Ok(RoundUpdate::Ended { unfinished });
         }
     }
 
-    /// Forgets what was to be copied: nothing of it goes with what comes now.
+    /// Forgets the tables that were to be copied: none of these requests holds for what comes now.
     pub async fn reset(&mut self) {
         self.shutdown().await;
         self.wanted.clear();
@@ -338,19 +363,21 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         (self.races, self.failures, self.not_before) = (0, 0, None);
     }
 
-    /// Lets chunks that have begun come to their end, within the grace period. Another round may be
-    /// begun after that.
+    /// Lets chunks that have begun come to their end, within the grace period. The caller may begin
+    /// another round after that.
     pub async fn shutdown(&mut self) {
         let Some(mut running) = self.running.take() else { return };
         running.stop.cancel();
         drop(running.told);
+
         if tokio::time::timeout(self.context.options.supervision.grace, &mut running.task)
             .await
             .is_err()
         {
             tracing::warn!("chunks that were being copied are given up; they are copied again");
             running.task.abort();
-            // Its tasks are gone; a call to DuckDB that has begun comes to its end by itself.
+            // The tasks of the round are gone; a call to DuckDB that has begun comes to its end by
+            // itself.
             let _ = running.task.await;
         }
     }

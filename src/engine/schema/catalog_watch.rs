@@ -1,4 +1,4 @@
-//! Watches the source catalogs while the stream runs, and judges what became of a table.
+//! Watches the source catalogs while the stream runs, and judges how the shape of a table changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,33 +36,34 @@ use crate::{
 /// The catalogs as they were at a moment.
 #[derive(Debug)]
 pub struct CatalogSnapshot {
-    /// Whatever they show had been committed before this.
+    /// Every transaction that the catalogs show had committed before this position.
     pub at: Lsn,
-    /// Whatever had been committed before this, they show.
+    /// The catalogs show every transaction that had committed before this position.
     began: settled::Began,
     tables: Vec<SourceTable>,
     types: TypeCatalog,
-    /// Tables of which another session has locked a new partition, so that its size is not known.
+    /// Tables with a new partition that another session has locked, so that its size is not known.
     locked: BTreeSet<u32>,
 }
 
-/// How long a question waits for a lock that somebody holds on a published table.
+/// How long a question waits for a lock that another session holds on a published table.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What an untracked relation of the stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// A table of ours that is paused, or about to be copied: what came of it will be in its copy.
+    /// A table of this pipeline that is paused, or about to be copied: its changes will be in its
+    /// copy.
     AwaitsCopy,
     /// A published table that was never copied.
     New,
-    /// A partition of this table, which is followed as a whole: a publication was altered in
-    /// between.
+    /// A partition of this table, which is followed as a whole: a publication was altered in the
+    /// meantime.
     PartOf(u32),
     LeftOut(Reason),
 }
 
-/// What came of a question.
+/// The answer to a question.
 #[derive(Debug)]
 pub enum Asked {
     Judged(ShapeChange),
@@ -72,10 +73,10 @@ pub enum Asked {
     NotVisible,
 }
 
-/// What came of looking.
+/// The result of a look at the catalogs.
 #[derive(Debug)]
 pub enum CatalogCheck {
-    /// As when it was settled last.
+    /// The catalogs are as they were at the last look that was settled.
     Unchanged {
         began: settled::Began,
     },
@@ -84,23 +85,23 @@ pub enum CatalogCheck {
     Locked,
 }
 
-/// What settling a look comes to.
+/// The changes that a look at the catalogs leads to.
 #[derive(Debug, Default)]
 pub struct PendingChanges {
     pub schema_changes: Vec<SchemaChange>,
     pub noted: Vec<TableSpec>,
     /// Tables to copy again, with the reason.
     pub copies: Vec<(u32, String)>,
-    /// What the copy has to be asked before any of this is true.
+    /// Checks of the values in the copy, on which all of these changes depend.
     pub label_checks: Vec<LabelCheck>,
-    /// Tables came, went, or changed their names: attach anew.
+    /// Tables came, went, or changed their names: the session has to attach again.
     pub set_changed: Option<String>,
     /// When the look began, if every followed table was judged.
     pub began: Option<settled::Began>,
 }
 
 impl PendingChanges {
-    /// Only a new copy of the table is exact, whatever else was found of it.
+    /// Replaces whatever else was found of the table: only a new copy of the table is exact.
     pub fn copy(&mut self, oid: u32, reason: &str) {
         self.schema_changes.retain(|reshape| reshape.after.oid != oid);
         self.noted.retain(|spec| spec.oid != oid);
@@ -110,7 +111,7 @@ impl PendingChanges {
     }
 }
 
-/// The one who looks into the source's catalogs while the stream runs.
+/// Reads the source's catalogs while the stream runs.
 pub struct CatalogWatch {
     context: Context,
     sql: SqlClient,
@@ -118,31 +119,32 @@ pub struct CatalogWatch {
     /// Published tables that are not followed, because they are paused.
     others: BTreeSet<u32>,
     publication: String,
-    /// What the last settled look showed, to tell in a moment that nothing has changed.
+    /// What the last settled look showed, which tells at once that nothing has changed.
     settled: Option<Settlement>,
     /// By table: the last transaction whose TRUNCATE was applied, until a look that saw it has been
-    /// settled. Numbers of transactions come again, so none is kept for longer.
+    /// settled. PostgreSQL uses numbers of transactions again, so none is kept for longer.
     truncated: BTreeMap<u32, u32>,
     /// Relations that are not followed, as they were found since the last look.
     left_out: BTreeMap<u32, Place>,
-    /// What all tables were like at one moment, for when many questions come at once.
+    /// The shapes of all tables at one moment, for when many questions come at once.
     seen: Option<CatalogCache>,
-    /// Questions that it did not answer.
+    /// Questions that the cache did not answer.
     unanswered: u32,
 }
 
 /// A look that was acted upon.
 struct Settlement {
-    /// What it showed.
+    /// The signature of the tables that the look showed.
     signature: String,
-    /// What it saw. The catalogs hold nothing else as long as no transaction has ended since.
+    /// The transactions that the look saw. The catalogs hold nothing else as long as no transaction
+    /// has ended since.
     snapshot: XidSnapshot,
 }
 
-/// All published tables at one moment, with all that `xids` sees.
+/// All published tables at one moment, with every change that `xids` sees.
 struct CatalogCache {
-    /// Whatever is visible at that moment had committed before, or soon after, this position of the
-    /// WAL.
+    /// Every transaction that is visible at that moment had committed before, or soon after, this
+    /// position of the WAL.
     before: Lsn,
     xids: XidSnapshot,
     tables: BTreeMap<u32, SourceTable>,
@@ -153,9 +155,9 @@ struct CatalogCache {
     fitting: BTreeMap<u32, (Arc<TableSpec>, Relation)>,
 }
 
-/// After so many questions in a row, each of which costs the source a look at all publications, one
-/// look at all tables answers the rest. So a session that begins asks hardly more often with 2,000
-/// tables than with 20.
+/// After this number of questions in a row, each of which costs the source a look at all
+/// publications, one look at all tables answers the rest. So a session that begins asks hardly more
+/// often with 2,000 tables than with 20.
 const ONE_BY_ONE: u32 = 3;
 
 impl CatalogWatch {
@@ -168,6 +170,7 @@ impl CatalogWatch {
     ) -> Result<Self, EngineError> {
         let sql = connect_sql(&context.options.source, "catalogs").await?;
         sql.batch_execute(&format!("SET lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis())).await?;
+
         let specs = tables.iter().map(|table| (table.oid, Arc::clone(table))).collect();
         Ok(Self {
             context: context.clone(),
@@ -183,26 +186,27 @@ impl CatalogWatch {
         })
     }
 
-    /// A TRUNCATE of the table was applied.
+    /// Records that a TRUNCATE of the table was applied.
     pub fn truncated(&mut self, oid: u32, xid: u32) {
         self.truncated.insert(oid, xid);
     }
 
-    /// The table is paused: whatever becomes of its shape is the next copy's business.
+    /// Stops following a table that is paused: the next copy takes the table in whatever shape it
+    /// has then.
     pub fn forget(&mut self, oid: u32) {
         self.specs.remove(&oid);
         self.others.insert(oid);
     }
 
-    /// A table that waited for its copy was not published when that was to begin. If it is by now,
-    /// the next look finds it new.
+    /// Forgets a table that was not published when the copy that it waited for was to begin. If the
+    /// table is published by now, the next look finds it new.
     pub fn gone(&mut self, oid: u32) {
         if self.others.remove(&oid) {
             self.settled = None;
         }
     }
 
-    /// The table goes on in this shape.
+    /// Follows the table in this shape from now on.
     pub fn adopted(&mut self, spec: &Arc<TableSpec>) {
         self.others.remove(&spec.oid);
         self.specs.insert(spec.oid, Arc::clone(spec));
@@ -212,11 +216,13 @@ impl CatalogWatch {
         self.specs.get(&oid)
     }
 
-    /// Whether something that the stream never mentions explains that a copy does not hold what the
-    /// stream says of it: the table left its publication for a while, a label was renamed, rows
-    /// were rewritten. While somebody has the table locked, nobody can say that it does not.
+    /// Returns whether a change that the stream never mentions explains that a copy does not hold
+    /// what the stream says of it: the table left its publication for a while, a label was renamed,
+    /// rows were rewritten. Also returns true while another session has locked the table, since the
+    /// catalogs cannot rule out such a change then.
     pub async fn explains_divergence(&mut self, oid: u32) -> Result<bool, EngineError> {
         let Some(spec) = self.specs.get(&oid).cloned() else { return Ok(false) };
+
         catalog::begin_snapshot(&self.sql).await?;
         let mut tables =
             match catalog::published_among(&self.sql, &self.context.options.publications, &[oid])
@@ -228,6 +234,7 @@ impl CatalogWatch {
                 }
                 tables => tables?,
             };
+
         let types = self.types_of(&tables).await?;
         catalog::end_snapshot(&self.sql).await?;
         if !self.measure_attached(&mut tables).await?.is_empty() {
@@ -236,19 +243,21 @@ impl CatalogWatch {
 
         let Some(now) = tables.first() else { return Ok(true) };
         let settings = table_settings(&self.context.options, &now.name);
+
         let verdict = judge(&spec, now, None, &types, self.policy(&settings, oid, None));
         let has_no_doubt = checked_labels(&spec, now, &types).is_ok_and(|checks| checks.is_empty());
+
         Ok(matches!(verdict, ShapeChange::Recopy(_)) || !has_no_doubt)
     }
 
-    /// Whether commits at the source wait for this pipeline's own stream, as a synchronous
-    /// standby's.
+    /// Returns whether commits at the source wait for this pipeline's own stream, as for the stream
+    /// of a synchronous standby.
     pub async fn is_synchronous_standby(&self) -> Result<bool, EngineError> {
         Ok(catalog::is_synchronous_standby(&self.sql, &self.context.options.slot).await?)
     }
 
-    /// Finds out what untracked relations are, in their order. `None`: a published table is locked;
-    /// ask again.
+    /// Finds out what untracked relations are, in their order. Returns `None` when a published
+    /// table is locked: the caller asks again.
     pub async fn places(
         &mut self,
         relations: &[&Relation],
@@ -260,8 +269,8 @@ impl CatalogWatch {
         let asked: Vec<u32> =
             relations.iter().filter(unknown).map(|relation| relation.oid).collect();
 
-        // One question for all of them, and none for those that were left out before: there may be
-        // thousands.
+        // One question covers all of these relations, and relations that were left out before need
+        // none: there may be thousands.
         if !asked.is_empty() {
             let published =
                 match catalog::published_names(&self.sql, &self.context.options.publications).await
@@ -269,10 +278,13 @@ impl CatalogWatch {
                     Err(error) if error.is_locked() => return Ok(None),
                     published => published?,
                 };
+
             let published: BTreeMap<u32, QualifiedName> = published.into_iter().collect();
             let ancestors = catalog::ancestors(&self.sql, &asked).await?;
+
             for oid in asked {
                 let root = ancestors.get(&oid).and_then(|all| all.iter().find(|oid| is_known(oid)));
+
                 let place = match (published.get(&oid), root) {
                     (Some(name), _) if is_wanted(&self.context.options, name) => Place::New,
                     (Some(_), _) => Place::LeftOut(Reason::Excluded),
@@ -287,24 +299,29 @@ impl CatalogWatch {
             Some(place) if !is_known(&relation.oid) => *place,
             _ => Place::AwaitsCopy,
         };
+
         Ok(Some(relations.iter().map(place).collect()))
     }
 
     /// Judges a relation that the stream describes.
     pub async fn relation(&mut self, question: &SchemaQuery) -> Result<Asked, EngineError> {
         let oid = question.relation.oid;
-        // A paused table's rows are dropped in any shape.
+        // The rows of a paused table are dropped in any shape.
         let Some(spec) = self.specs.get(&oid).cloned() else {
             return Ok(Asked::Judged(ShapeChange::None));
         };
+
         if self.unanswered >= ONE_BY_ONE {
             self.unanswered = 0;
             self.seen = self.see().await?;
         }
-        // New shapes are not taken from there: another question may have changed the table's since.
+
+        // New shapes are not taken from the cache: another question may have changed the shape of
+        // the table since.
         let is_seen = |seen: &&CatalogCache| {
             question.commit_lsn < seen.before && seen.xids.sees(question.xid)
         };
+
         if let Some(seen) = self.seen.as_ref().filter(is_seen)
             && let Some(now) = seen.tables.get(&oid)
         {
@@ -313,26 +330,32 @@ impl CatalogWatch {
                     && Arc::ptr_eq(of, &spec)
                     && *relation == question.relation
             };
+
             if seen.fitting.get(&oid).is_some_and(is_same_question) {
                 return Ok(Asked::Judged(ShapeChange::None));
             }
+
             let settings = table_settings(&self.context.options, &now.name);
             let verdict =
                 judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
+
             if let (ShapeChange::None, None, Some(seen)) =
                 (&verdict, &question.description, &mut self.seen)
             {
                 seen.fitting.insert(oid, (Arc::clone(&spec), question.relation.clone()));
             }
+
             if matches!(verdict, ShapeChange::None | ShapeChange::Recopy(_)) {
                 return Ok(Asked::Judged(verdict));
             }
         }
+
         let xids = catalog::begin_snapshot(&self.sql).await?;
         if !xids.sees(question.xid) {
             catalog::abort_snapshot(&self.sql).await?;
             return Ok(Asked::NotVisible);
         }
+
         self.unanswered += 1;
         let mut tables =
             match catalog::published_among(&self.sql, &self.context.options.publications, &[oid])
@@ -344,32 +367,36 @@ impl CatalogWatch {
                 }
                 tables => tables?,
             };
+
         let described = question.relation.columns.iter().map(|column| column.type_oid);
         let types = self.types_with(&tables, described).await?;
         catalog::end_snapshot(&self.sql).await?;
+
         if !self.measure_attached(&mut tables).await?.is_empty() {
             return Ok(Asked::Locked);
         }
+
         let Some(now) = tables.pop() else {
-            // Gone by now. What the stream still brings of it fits, or is nobody's business any
-            // more.
+            // The table is gone by now. Rows that the stream still brings of the table either fit,
+            // or need not be kept.
             return Ok(Asked::Judged(if fits(&spec, &question.relation) {
                 ShapeChange::None
             } else {
                 ShapeChange::Recopy("it changed, and is no longer published".to_owned())
             }));
         };
+
         let settings = table_settings(&self.context.options, &now.name);
         let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid, None));
         Ok(Asked::Judged(verdict))
     }
 
-    /// The types of all columns of these tables, and of those that are followed.
+    /// Reads the types of all columns of these tables, and of those that are followed.
     async fn types_of(&self, tables: &[SourceTable]) -> Result<TypeCatalog, EngineError> {
         self.types_with(tables, []).await
     }
 
-    /// Those types, and some more.
+    /// Reads the types of all columns of these tables, of those that are followed, and some more.
     async fn types_with(
         &self,
         tables: &[SourceTable],
@@ -377,17 +404,19 @@ impl CatalogWatch {
     ) -> Result<TypeCatalog, EngineError> {
         let declared =
             tables.iter().flat_map(|table| table.columns.iter().map(|column| column.type_oid));
-        // What a column was before tells what became of its values.
+        // The type that a column had before tells what became of its values.
         let specs = tables.iter().filter_map(|table| self.specs.get(&table.oid));
         let before = specs.flat_map(|spec| spec.columns.iter().map(|column| column.type_oid));
+
         let oids: BTreeSet<u32> = declared.chain(before).chain(others).collect();
         Ok(catalog::types(&self.sql, &oids.into_iter().collect::<Vec<_>>()).await?)
     }
 
-    /// None: a published table is locked.
+    /// Reads all published tables. Returns `None` when a published table is locked.
     async fn see(&self) -> Result<Option<CatalogCache>, EngineError> {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
         let xids = catalog::begin_snapshot(&self.sql).await?;
+
         let mut tables =
             match catalog::published_tables(&self.sql, &self.context.options.publications).await {
                 Err(error) if error.is_locked() => {
@@ -396,25 +425,27 @@ impl CatalogWatch {
                 }
                 tables => tables?,
             };
+
         let types = self.types_of(&tables).await?;
         catalog::end_snapshot(&self.sql).await?;
+
         let locked = self.measure_attached(&mut tables).await?;
         tables.retain(|table| !locked.contains(&table.oid));
         let tables = tables.into_iter().map(|table| (table.oid, table)).collect();
         Ok(Some(CatalogCache { before, xids, tables, types, fitting: BTreeMap::new() }))
     }
 
-    /// See [`catalog::flushed`].
+    /// Returns the part of a position that is sure to be flushed: see [`catalog::flushed`].
     pub async fn flushed(&self, position: Lsn, age: Duration) -> Result<Lsn, EngineError> {
         Ok(catalog::flushed(&self.sql, position, age).await?)
     }
 
-    /// Whether all WAL before a position is flushed.
+    /// Returns whether all WAL before a position is flushed.
     pub(in crate::engine) async fn has_flushed(&self, position: Lsn) -> Result<bool, EngineError> {
         Ok(catalog::wal_flush_lsn(&self.sql).await? >= position)
     }
 
-    /// Those of the transactions that may wait for synchronous standbys.
+    /// Returns those of the transactions that may wait for synchronous standbys.
     pub(in crate::engine) async fn awaiting_standbys(
         &self,
         xids: &BTreeSet<u32>,
@@ -422,26 +453,30 @@ impl CatalogWatch {
         Ok(catalog::awaiting_standbys(&self.sql, xids).await?)
     }
 
-    /// Measures partitions that came since their tables were judged last: only an empty one changes
-    /// nothing. Returns the tables of which one is locked, so that it cannot be measured now. Not
-    /// inside a moment.
+    /// Measures partitions that came since their tables were judged last: only an empty partition
+    /// changes nothing. Returns the tables with a locked partition, which cannot be measured now.
+    /// Must not be called inside a snapshot.
     async fn measure_attached(
         &self,
         tables: &mut [SourceTable],
     ) -> Result<BTreeSet<u32>, EngineError> {
         let mut unmeasured = BTreeSet::new();
+
         for table in tables.iter_mut().filter(|table| table.kind == b'p') {
             let Some(spec) = self.specs.get(&table.oid) else { continue };
             let Ok(known) = serde_json::from_str::<Fingerprint>(&spec.fingerprint) else {
                 continue;
             };
+
             let attached: Vec<u32> = new_leaves(&known, table)
                 .filter(|leaf| leaf.pages.is_none())
                 .map(|leaf| leaf.oid)
                 .collect();
+
             if attached.is_empty() {
                 continue;
             }
+
             match catalog::measure(&self.sql, &attached).await {
                 Ok(pages) => table.measured(&pages),
                 Err(error) if error.is_locked() => {
@@ -450,10 +485,12 @@ impl CatalogWatch {
                 Err(error) => return Err(error.into()),
             }
         }
+
         Ok(unmeasured)
     }
 
-    /// `seen`: the snapshot in which the catalogs were read.
+    /// Returns how [`judge`] decides about a table. `seen` is the snapshot in which the catalogs
+    /// were read.
     fn policy<'a>(
         &self,
         settings: &'a TableSettings,
@@ -464,6 +501,7 @@ impl CatalogWatch {
             .truncated
             .get(&oid)
             .map(|&by| Truncated { by, is_unseen: seen.is_some_and(|it| !it.sees(by)) });
+
         Policy {
             settings,
             null_unrepresentable: self.context.options.null_unrepresentable,
@@ -472,16 +510,19 @@ impl CatalogWatch {
         }
     }
 
-    /// Looks.
+    /// Looks at the catalogs for changes since the last settled look.
     pub async fn look(&mut self) -> Result<CatalogCheck, EngineError> {
         let read_at = tokio::time::Instant::now();
         let (position, xids) = catalog::wal_insert_lsn_and_xids(&self.sql).await?;
+
         let snapshot = catalog::begin_snapshot(&self.sql).await?;
         let began = settled::Began::new(position, read_at, xids, snapshot.clone());
+
         if self.settled.as_ref().is_some_and(|settled| settled.snapshot == snapshot) {
             catalog::end_snapshot(&self.sql).await?;
             return Ok(CatalogCheck::Unchanged { began });
         }
+
         let mut tables =
             match catalog::published_tables(&self.sql, &self.context.options.publications).await {
                 Err(error) if error.is_locked() => {
@@ -490,11 +531,14 @@ impl CatalogWatch {
                 }
                 tables => tables?,
             };
+
         tables.retain(|table| is_wanted(&self.context.options, &table.name));
         let types = self.types_of(&tables).await?;
+
         let publication =
             catalog::publication(&self.sql, &self.context.options.publications).await?;
         catalog::end_snapshot(&self.sql).await?;
+
         let locked = self.measure_attached(&mut tables).await?;
         let Some(publication) = publication else {
             return Err(slot::SlotError::PublicationMissing {
@@ -502,20 +546,23 @@ impl CatalogWatch {
             }
             .into());
         };
+
         slot::judge_publication(&publication)?;
         slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
+
         if let Some(settled) = &mut self.settled
             && settled.signature == signature(&tables)
         {
             settled.snapshot = snapshot;
             return Ok(CatalogCheck::Unchanged { began });
         }
+
         let at = crate::checkpoint::reachable_target(catalog::wal_insert_lsn(&self.sql).await?);
         Ok(CatalogCheck::Changed(CatalogSnapshot { at, began, tables, types, locked }))
     }
 
-    /// What a look comes to, once everything before it has been applied.
-    /// Shapes of tables for which `is_skipped` says so are left for another look.
+    /// Returns the changes that a look leads to, once everything before the look has been applied.
+    /// The shapes of tables for which `is_skipped` returns true are left for another look.
     pub fn settle(
         &mut self,
         look: CatalogSnapshot,
@@ -523,6 +570,7 @@ impl CatalogWatch {
     ) -> PendingChanges {
         let mut settled = PendingChanges::default();
         let mut is_whole = true;
+
         for table in &look.tables {
             let Some(spec) = self.specs.get(&table.oid) else {
                 if !self.others.contains(&table.oid) {
@@ -530,15 +578,18 @@ impl CatalogWatch {
                 }
                 continue;
             };
+
             if spec.source != table.name {
                 settled.set_changed =
                     Some(format!("table {} is now called {}", spec.source, table.name));
                 continue;
             }
+
             if is_skipped(table.oid) || look.locked.contains(&table.oid) {
                 is_whole = false;
                 continue;
             }
+
             let settings = table_settings(&self.context.options, &table.name);
             match checked_labels(spec, table, &look.types) {
                 Ok(checks) => settled.label_checks.extend(checks),
@@ -547,6 +598,7 @@ impl CatalogWatch {
                     continue;
                 }
             }
+
             match judge(
                 spec,
                 table,
@@ -559,39 +611,43 @@ impl CatalogWatch {
                 ShapeChange::Alter(reshape) => settled.schema_changes.push(*reshape),
                 ShapeChange::Recopy(reason) => settled.copies.push((table.oid, reason)),
             }
+
             if self.truncated.get(&table.oid).is_some_and(|&by| look.began.snapshot().sees(by)) {
                 self.truncated.remove(&table.oid);
             }
         }
+
         for (oid, spec) in &self.specs {
             if !look.tables.iter().any(|table| table.oid == *oid) {
                 settled.set_changed = Some(format!("table {} is no longer published", spec.source));
             }
         }
+
         self.left_out.clear();
         self.settled = is_whole.then(|| Settlement {
             signature: signature(&look.tables),
             snapshot: look.began.snapshot().clone(),
         });
+
         settled.began = is_whole.then_some(look.began);
         settled
     }
 }
 
-/// What the copy has to be asked about enums of a table.
+/// Returns the checks that the copy has to answer about enums of a table.
 fn checked_labels(
     spec: &Arc<TableSpec>,
     now: &SourceTable,
     types: &TypeCatalog,
 ) -> Result<Vec<LabelCheck>, String> {
-    // A table of which nothing is known is copied in any case.
+    // A table without a known fingerprint is copied in any case.
     match serde_json::from_str::<Fingerprint>(&spec.fingerprint) {
         Ok(known) => label_checks(spec, &known, &now.fingerprint, types),
         Err(_) => Ok(Vec::new()),
     }
 }
 
-/// What a look is compared by: everything but sizes and row counts.
+/// Returns the text by which two looks are compared: everything but sizes and row counts.
 fn signature(tables: &[SourceTable]) -> String {
     let mut text = String::new();
     for table in tables {

@@ -1,9 +1,9 @@
-//! Labels of enums that came since they were looked at last.
+//! Labels of enums that came since the last look at the catalogs.
 //!
 //! The stream brings a label as it was called when the row was written, and says nothing of ALTER
-//! TYPE .. RENAME VALUE. A label that was known before is compared by its row's `xmin`. One that
-//! was added since may have been renamed before anybody looked: then older rows in the copy have a
-//! name that the source no longer knows. Only the copy tells.
+//! TYPE .. RENAME VALUE. A label that was known before is compared by the `xmin` of its row. A
+//! label that was added since may have been renamed before the first look at it: then older rows in
+//! the copy have a name that the source no longer knows. Only the copy tells.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,11 +22,11 @@ pub struct LabelCheck {
     pub allowed: Vec<String>,
 }
 
-/// The checks that prove that no label which came since `known` was renamed after rows of `table`
-/// had it.
+/// Returns the checks that prove that no label which came since `known` was renamed after rows of
+/// `table` had it.
 ///
 /// # Errors
-/// No check could: the enum is a part of another type.
+/// No check could prove it: the enum is a part of another type.
 pub fn label_checks(
     table: &Arc<TableSpec>,
     known: &Fingerprint,
@@ -57,11 +57,14 @@ pub fn label_checks(
                 ));
             }
         }
-        // Of one new label every name but its present one is unknown to the source. With several,
-        // one may have been renamed and its name given to another.
+
+        // If one label is new, the source knows none of its earlier names. If several are new, one
+        // may have been renamed and its old name given to another.
         let is_allowed = |is_doubtful: bool| !is_doubtful || doubtful == 1;
+
         let allowed = labels.iter().filter(|(_, is_doubtful)| is_allowed(*is_doubtful));
         let allowed = allowed.map(|(label, _)| label.name.clone()).collect();
+
         if !columns.is_empty() {
             checks.push(LabelCheck { table: Arc::clone(table), columns, allowed });
         }

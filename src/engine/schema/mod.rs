@@ -1,13 +1,13 @@
-//! What became of a table's shape: the same, another one that its copy can be brought into, or one
-//! that only a new copy reaches.
+//! How the shape of a table changed: not at all, to another shape that its copy can be brought
+//! into, or to a shape that only a new copy reaches.
 //!
-//! The wire describes a relation by names and types (trap 64); which column is which, what older
-//! rows hold and whether the table was rewritten, only the catalogs know, and they speak of now,
-//! not of then. So `judge` answers `Alter` only where both agree, and `Recopy` wherever
-//! something could have happened in between: a copy is always exact. Every relation of the stream
-//! is judged before its rows are read on ([`CatalogWatch::relation`]); what the wire never mentions
-//! is found by looking at the catalogs now and then ([`CatalogWatch::look`]), and judged once the
-//! stream has passed that look ([`CatalogWatch::settle`]).
+//! The wire describes a relation by names and types (trap 64); only the catalogs know which column
+//! is which, what older rows hold and whether the table was rewritten, and the catalogs speak of
+//! now, not of then. So `judge` answers `Alter` only where both agree, and `Recopy` wherever a
+//! change could have happened in the meantime: a copy is always exact. Every relation of the stream
+//! is judged before its rows are read on ([`CatalogWatch::relation`]); changes that the wire never
+//! mentions are found by a look at the catalogs now and then ([`CatalogWatch::look`]), and judged
+//! once the stream has passed that look ([`CatalogWatch::settle`]).
 
 pub mod catalog_watch;
 mod enum_labels;

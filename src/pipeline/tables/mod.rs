@@ -1,4 +1,4 @@
-//! Tables: which are wanted, what they are called in the target, and their shapes there.
+//! Tables: which tables the settings choose, their names in the target, and their shapes there.
 
 pub mod names;
 pub mod plan;

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use crate::{change::TableSpec, pgoutput::QualifiedName, source::catalog::SourceColumn};
 
-/// DuckDB does not tell `"Id"` from `id` (trap 59), and `rowid` is its own: the column that came
-/// first keeps its name, others get their `attnum` behind it, which never changes. Columns that
-/// have a name keep it.
+/// Returns the names of columns in the target. DuckDB does not tell `"Id"` from `id` (trap 59), and
+/// `rowid` is its own: the column that came first keeps its name, and other columns get their
+/// `attnum`, which never changes, behind the name. Columns that have a name keep it.
 pub(super) fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<String> {
     let folded = |name: &str| name.to_ascii_lowercase();
     let mut taken = BTreeSet::from(["rowid".to_owned()]);
+
     let kept = |column: &SourceColumn| {
         let before = before?
             .columns
@@ -17,50 +18,61 @@ pub(super) fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>
             .find(|old| old.attnum == column.attnum && old.name == column.name)?;
         Some(before.target_name.clone())
     };
+
     let mut names: Vec<Option<String>> = columns.iter().map(|column| kept(column)).collect();
     taken.extend(names.iter().flatten().map(|name| folded(name)));
+
     for (name, column) in names.iter_mut().zip(columns) {
         if name.is_some() {
             continue;
         }
+
         let mut wanted = column.name.clone();
         if taken.contains(&folded(&wanted)) {
             wanted = format!("{wanted}_{}", column.attnum);
         }
+
         while !taken.insert(folded(&wanted)) {
             wanted.push('_');
         }
         *name = Some(wanted);
     }
+
     names.into_iter().flatten().collect()
 }
 
-/// What a table is called in the target: as it is now, when nobody wants another name, else as it
-/// wants to be; and where that is taken (DuckDB's names do not tell case apart, trap 59), with a
-/// number behind it. `taken` holds the names of the tables before it, folded; ask in the order of
-/// the tables' age (oid), so that the older one keeps its name.
+/// Returns the name of a table in the target: the name that it has now, when the settings want no
+/// other, else the wanted name; and where that name is taken (DuckDB's names do not tell case
+/// apart, trap 59), the name with a number behind it. `taken` holds the names of the tables before
+/// this one, folded; the caller asks in the order of the tables' age (oid), so that the older table
+/// keeps its name.
 pub fn target_name(wanted: &QualifiedName, taken: &mut BTreeSet<String>) -> QualifiedName {
     let folded =
         |name: &QualifiedName| format!("{}.{}", name.schema, name.name).to_ascii_lowercase();
+
     let mut name = wanted.clone();
-    // rhei's own schema.
+    // The schema `_rhei` belongs to rhei itself.
     if name.schema.eq_ignore_ascii_case("_rhei") {
         name.schema.push_str("_source");
     }
+
     let base = name.name.clone();
     let mut number = 1;
+
     while !taken.insert(folded(&name)) {
         number += 1;
         name.name = format!("{base}_{number}");
     }
+
     name
 }
 
-/// Whether `name` is what [`target_name`] may have made of `wanted`.
+/// Returns whether `name` is a name that [`target_name`] may have made of `wanted`.
 pub fn is_name_for(name: &QualifiedName, wanted: &QualifiedName) -> bool {
     let first = target_name(wanted, &mut BTreeSet::new());
     let number =
         name.name.strip_prefix(&first.name).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
+
     name.schema == first.schema
         && number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
         && (name.name.len() == first.name.len()

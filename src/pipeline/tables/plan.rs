@@ -1,5 +1,5 @@
-//! From what the source has to what is copied: one [`TableSpec`] per table, and back from what is
-//! stored.
+//! Plans what is copied of a table of the source, as one [`TableSpec`] per table, and reads the
+//! plan back from the stored state.
 
 use super::names;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     types::{ColumnType, TypeCatalog, map_column},
 };
 
-/// A table that cannot be copied as it is set up. Concerns this table only.
+/// A table that cannot be copied as it is set up. The error concerns this table only.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TablePlanError {
     #[error("table {table} has no column that could be copied")]
@@ -45,7 +45,7 @@ pub enum TablePlanError {
 pub struct PlanOptions<'a> {
     pub settings: &'a TableSettings,
     pub null_unrepresentable: bool,
-    /// The table as it is copied now: columns keep the names that they have.
+    /// The table as it is copied now: its columns keep the names that they have.
     pub before: Option<&'a TableSpec>,
 }
 
@@ -58,15 +58,18 @@ pub fn plan(
 ) -> Result<TableSpec, TablePlanError> {
     let settings = options.settings;
     let name = || table.name.clone();
+
     if let Some(without_wal) = table.leaves_without_wal.first().cloned() {
         return Err(TablePlanError::WithoutWal { table: name(), without_wal });
     }
+
     let named = settings.exclude_columns.iter().chain(settings.column_types.keys());
     for column in named {
         if !table.columns.iter().any(|known| known.name == *column) {
             return Err(TablePlanError::NoSuchColumn { table: name(), column: column.clone() });
         }
     }
+
     let kept: Vec<_> = table
         .columns
         .iter()
@@ -75,8 +78,10 @@ pub fn plan(
     if kept.is_empty() {
         return Err(TablePlanError::NoColumns { table: name() });
     }
+
     let target_names = names::column_names(&kept, options.before);
     let mut columns: Vec<ColumnSpec> = Vec::with_capacity(kept.len());
+
     for (column, target_name) in kept.iter().zip(target_names) {
         let column_type = ColumnType {
             type_oid: column.type_oid,
@@ -84,11 +89,13 @@ pub fn plan(
             ndims: column.ndims,
             override_type: settings.column_types.get(&column.name).map(String::as_str),
         };
+
         let mapping = map_column(&column_type, types).map_err(|error| TablePlanError::Type {
             table: name(),
             column: column.name.clone(),
             reason: error.to_string(),
         })?;
+
         columns.push(ColumnSpec {
             name: column.name.clone(),
             attnum: column.attnum,
@@ -99,10 +106,12 @@ pub fn plan(
             mapping,
         });
     }
+
     let target = settings.target.clone().unwrap_or_else(name);
     if target.name.to_lowercase().ends_with(SHADOW_ENDING) {
         return Err(TablePlanError::ReservedName { table: name(), target: target.name });
     }
+
     let key = match catalog::key_of(table) {
         catalog::SourceKey::Columns(attnums) => {
             let mut positions = Vec::with_capacity(attnums.len());
@@ -117,13 +126,16 @@ pub fn plan(
                     }
                 }
             }
-            // In the table's order, so that the key of a row is found in one walk.
+
+            // The positions are in the order of the table, so that the key of a row is found in one
+            // walk.
             positions.sort_unstable();
             Key::Columns(positions)
         }
         catalog::SourceKey::WholeRow => Key::WholeRow,
         catalog::SourceKey::AppendOnly => Key::AppendOnly,
     };
+
     Ok(TableSpec {
         oid: table.oid,
         source: name(),
@@ -140,13 +152,13 @@ pub fn plan(
     })
 }
 
-/// A fingerprint as it is stored.
+/// Returns a fingerprint as it is stored.
 pub fn fingerprint_text(fingerprint: &Fingerprint) -> String {
     // A map of numbers and texts always has a JSON form.
     serde_json::to_string(fingerprint).unwrap_or_default()
 }
 
-/// The table as it was planned when it was copied: what the stream is compared with.
+/// Returns the table as it was planned when it was copied, with which the stream is compared.
 pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpec {
     let columns: Vec<ColumnSpec> = stored
         .columns
@@ -161,6 +173,7 @@ pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpe
             mapping: column.mapping.clone(),
         })
         .collect();
+
     let mut key: Vec<(u32, usize)> = stored
         .columns
         .iter()
@@ -173,6 +186,7 @@ pub fn from_stored(stored: &StoredTable, null_unrepresentable: bool) -> TableSpe
         (true, true) => Key::WholeRow,
         (true, false) => Key::AppendOnly,
     };
+
     TableSpec {
         oid: stored.oid,
         source: stored.source.clone(),

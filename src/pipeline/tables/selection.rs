@@ -15,7 +15,7 @@ use crate::{
     types::TypeCatalog,
 };
 
-/// Whether the settings choose a table.
+/// Returns whether the settings choose a table.
 pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
     let is_included =
         options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
@@ -28,7 +28,7 @@ pub fn no_matching_tables(options: &Options) -> EngineError {
     EngineError::NoTable { asked, publications: options.publications.join(", ") }
 }
 
-/// A table of which nothing is copied yet.
+/// Returns the stored row of a table of which nothing is copied yet.
 pub fn pending_row(table: &SourceTable, target: QualifiedName) -> StoredTable {
     StoredTable {
         oid: table.oid,
@@ -49,8 +49,8 @@ pub fn pending_row(table: &SourceTable, target: QualifiedName) -> StoredTable {
     }
 }
 
-/// What each published table is to be called. A name that a table has is kept as long as it still
-/// is what is wanted.
+/// Returns the name that each published table is to have. A name that a table has is kept as long
+/// as the settings still want it.
 pub fn target_names(
     options: &Options,
     published: &[(u32, QualifiedName)],
@@ -58,19 +58,24 @@ pub fn target_names(
 ) -> BTreeMap<u32, QualifiedName> {
     let wanted =
         |name: &QualifiedName| table_settings(options, name).target.unwrap_or_else(|| name.clone());
+
     let kept = |oid: u32, name: &QualifiedName| {
         let stored = stored.get(&oid).filter(|stored| stored.state != TableState::Dropped)?;
         is_name_for(&stored.target, &wanted(name)).then(|| stored.target.clone())
     };
+
     let mut by_age: Vec<&(u32, QualifiedName)> = published.iter().collect();
     by_age.sort_by_key(|(oid, _)| *oid);
+
     let mut names: BTreeMap<u32, QualifiedName> = BTreeMap::new();
     let mut taken = BTreeSet::new();
+
     for (oid, name) in &by_age {
         if let Some(name) = kept(*oid, name) {
             names.insert(*oid, target_name(&name, &mut taken));
         }
     }
+
     for (oid, name) in by_age {
         names.entry(*oid).or_insert_with(|| target_name(&wanted(name), &mut taken));
     }
@@ -81,7 +86,7 @@ pub fn names_of(tables: &[SourceTable]) -> Vec<(u32, QualifiedName)> {
     tables.iter().map(|table| (table.oid, table.name.clone())).collect()
 }
 
-/// The settings of a table.
+/// Returns the settings of a table.
 pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings {
     options.table_settings.get(&table.to_string()).cloned().unwrap_or_default()
 }

@@ -1,9 +1,9 @@
-//! What is published: publications, the tables that they bring, and which columns of those.
+//! Publications, the tables that they publish, and the published columns of these tables.
 //!
-//! A change of a partition comes as a change of the topmost ancestor that any of the publications
-//! brings by `publish_via_partition_root`, also where another publication names the partition
-//! itself (trap 61). So what the view `pg_publication_tables` says of one publication is not yet
-//! what a stream of several brings.
+//! A change of a partition arrives as a change of the topmost ancestor that any of the publications
+//! publishes by `publish_via_partition_root`, also where another publication names the partition
+//! itself (trap 61). So the rows of the view `pg_publication_tables` for one publication differ
+//! from what a stream of several publications sends.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,12 +19,12 @@ pub struct PublicationInfo {
     pub update: bool,
     pub delete: bool,
     pub truncate: bool,
-    /// Lines `publication OID`, and `table OID VERSION` for each row of pg_publication_rel (trap
-    /// 41).
+    /// The fingerprint holds lines `publication OID`, and `table OID VERSION` for each row of
+    /// pg_publication_rel (trap 41).
     pub fingerprint: String,
 }
 
-/// None when one of them is missing.
+/// Reads the publications, and returns none when one of them is missing.
 pub async fn publication(
     client: &Client,
     names: &[String],
@@ -37,9 +37,11 @@ pub async fn publication(
             &[&names],
         )
         .await?;
+
     if rows.len() < names.len() || rows.is_empty() {
         return Ok(None);
     }
+
     let mut info = PublicationInfo {
         insert: true,
         update: true,
@@ -47,6 +49,7 @@ pub async fn publication(
         truncate: true,
         fingerprint: String::new(),
     };
+
     let mut oids: Vec<u32> = Vec::new();
     for row in &rows {
         let oid: u32 = row.try_get(0)?;
@@ -57,6 +60,7 @@ pub async fn publication(
         info.delete &= row.try_get::<_, bool>(3)?;
         info.truncate &= row.try_get::<_, bool>(4)?;
     }
+
     let members = client
         .query(
             "SELECT prrelid, string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid) FROM \
@@ -65,20 +69,22 @@ pub async fn publication(
             &[&oids],
         )
         .await?;
+
     for row in members {
         let (oid, version): (u32, String) = (row.try_get(0)?, row.try_get(1)?);
         info.fingerprint.push_str(&format!("table {oid} {version}\n"));
     }
+
     Ok(Some(info))
 }
 
-/// How publications name tables: by themselves or by their roots, and by schemas.
+/// How publications name tables: by the table or its roots, and by schemas.
 pub(super) struct Naming {
     ancestors: HashMap<u32, Vec<u32>>,
     schemas: HashMap<u32, u32>,
     /// Oid and `xmin` of the rows of pg_publication_rel, by table.
     by_table: HashMap<u32, Vec<(u32, i64)>>,
-    /// The same of pg_publication_namespace, by schema.
+    /// Oid and `xmin` of the rows of pg_publication_namespace, by schema.
     by_schema: HashMap<u32, Vec<(u32, i64)>>,
 }
 
@@ -92,7 +98,8 @@ impl Naming {
             "SELECT false, r.prrelid, r.oid, r.xmin::text::bigint FROM pg_publication_rel r \
              JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = ANY($1::text[])"
                 .to_owned();
-        // Schemas came with 15.
+
+        // Publications of schemas came with PostgreSQL 15.
         if server_version_num(client).await? >= 150_000 {
             sql.push_str(
                 " UNION ALL SELECT true, s.pnnspid, s.oid, s.xmin::text::bigint FROM \
@@ -100,6 +107,7 @@ impl Naming {
                  JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = ANY($1::text[])",
             );
         }
+
         let (mut by_table, mut by_schema): (HashMap<u32, Vec<_>>, HashMap<u32, Vec<_>>) =
             Default::default();
         for row in client.query(&sql, &[&publications]).await? {
@@ -116,6 +124,7 @@ impl Naming {
         let partitions =
             partitions.iter().map(|row| row.try_get(0)).collect::<Result<Vec<u32>, _>>()?;
         let ancestors = ancestors(client, &partitions).await?;
+
         let mut schemas = HashMap::new();
         if !by_schema.is_empty() {
             let all: Vec<u32> =
@@ -125,6 +134,7 @@ impl Naming {
                 schemas.insert(row.try_get(0)?, row.try_get(1)?);
             }
         }
+
         Ok(Self { ancestors, schemas, by_table, by_schema })
     }
 
@@ -132,7 +142,7 @@ impl Naming {
         std::iter::once(table).chain(self.ancestors.get(&table).into_iter().flatten().copied())
     }
 
-    /// `OID:XMIN` of the rows that name a table or a root of it.
+    /// Returns `OID:XMIN` of the rows that name the table or a root of it.
     pub fn listed(&self, table: u32) -> String {
         text(
             self.with_ancestors(table)
@@ -143,7 +153,7 @@ impl Naming {
         )
     }
 
-    /// Of those that name its schema, or one of a root of it.
+    /// Returns `OID:XMIN` of the rows that name the table's schema, or the schema of a root of it.
     pub fn schema(&self, table: u32) -> String {
         let schemas: HashSet<u32> =
             self.with_ancestors(table).filter_map(|oid| self.schemas.get(&oid)).copied().collect();
@@ -168,42 +178,42 @@ async fn server_version_num(client: &Client) -> Result<i32, CatalogError> {
     Ok(row.try_get(0)?)
 }
 
-/// A table as the publications together bring it.
+/// A table as the publications together publish it.
 pub(super) struct PublishedTable {
     pub oid: u32,
     pub name: QualifiedName,
     /// The publications' row filters as one condition.
     pub row_filter: Option<String>,
-    /// Each publication that brings it, with the columns that it brings.
+    /// Each publication that publishes the table, with the published columns.
     brought_by: Vec<Brought>,
 }
 
-/// What one publication brings of a table.
+/// The part of a table that one publication publishes.
 struct Brought {
     publication_oid: u32,
     publication_xmin: i64,
     columns: Brings,
 }
 
-/// Which columns of a table a publication brings.
+/// The columns of a table that a publication publishes.
 #[derive(PartialEq, Eq)]
 enum Brings {
-    /// By `attnum`, as its column list says.
+    /// The columns of its column list, by `attnum`.
     Listed(Vec<i16>),
-    /// All but those that are generated.
+    /// All columns but the generated ones.
     Stored,
-    /// All, also those that are generated (`publish_generated_columns` of 18).
+    /// All columns, also the generated ones (`publish_generated_columns` of PostgreSQL 18).
     All,
 }
 
 impl PublishedTable {
-    /// A table that no publication is asked about.
+    /// Makes a table that belongs to no publication.
     pub fn unpublished(oid: u32) -> Self {
         let name = QualifiedName::new("", "");
         Self { oid, name, row_filter: None, brought_by: Vec::new() }
     }
 
-    /// Whether the stream brings a column.
+    /// Returns whether the stream sends a column.
     pub fn brings(&self, column: &SourceColumn) -> bool {
         match self.brought_by.first() {
             Some(brought) => brought.brings(column),
@@ -211,7 +221,7 @@ impl PublishedTable {
         }
     }
 
-    /// `OID:XMIN` of each publication that brings it.
+    /// Returns `OID:XMIN` of each publication that publishes the table.
     pub fn publications(&self) -> String {
         let mut each: Vec<_> = self
             .brought_by
@@ -222,15 +232,15 @@ impl PublishedTable {
         each.join(",")
     }
 
-    /// Whether publications may bring it with different columns.
+    /// Returns whether publications may publish the table with different columns.
     fn has_different_lists(&self) -> bool {
         self.brought_by
             .iter()
             .any(|by| Some(&by.columns) != self.brought_by.first().map(|first| &first.columns))
     }
 
-    /// Publications bring it with different columns, which the server finds only when it decodes a
-    /// change of it.
+    /// Returns whether publications publish the table with different columns, which the server
+    /// detects only when it decodes a change of the table.
     fn has_conflict(&self, columns: &[SourceColumn]) -> bool {
         columns.iter().any(|column| {
             let brings = self.brings(column);
@@ -249,18 +259,19 @@ impl Brought {
     }
 }
 
-/// What the publications together bring; all of it, or of some tables only.
+/// Returns the tables that the publications together publish; all of them, or those among `only`.
 ///
-/// This is what the view `pg_publication_tables` says of each of them, read from the catalogs
-/// beneath it: from 16 on the view opens every table, and so waits for the locks that other
-/// sessions hold on any of them.
+/// The result equals the view `pg_publication_tables` for each publication, read from the catalogs
+/// beneath the view: from PostgreSQL 16 on the view opens every table, and so waits for the locks
+/// that other sessions hold on any of them.
 pub(super) async fn members(
     client: &Client,
     names: &[String],
     only: Option<&[u32]>,
 ) -> Result<Vec<PublishedTable>, CatalogError> {
     let version = server_version_num(client).await?;
-    // Column lists, row filters and whole schemas came with 15.
+
+    // Column lists, row filters and whole schemas came with PostgreSQL 15.
     let (in_schemas, is_by_schema, details) = if version >= 150_000 {
         (
             "UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_publication_namespace s ON s.pnpubid \
@@ -274,10 +285,13 @@ pub(super) async fn members(
     } else {
         ("", "false", "NULL::int2[], NULL::text")
     };
+
     let with_generated = if version >= 180_000 { "pubgencols = 's'" } else { "false" };
-    // A publication brings a partitioned table as itself or as its leaves. One of all tables brings
-    // no foreign ones. The condition on $2 names `brought.rel`: of `c.oid`, PostgreSQL makes a
-    // condition of an index scan that begins once per table and goes through all of $2 each time.
+
+    // A publication publishes a partitioned table as itself or as its leaves. A publication of all
+    // tables publishes no foreign tables. The condition on $2 names `brought.rel`: from a condition
+    // on `c.oid`, PostgreSQL makes an index scan that begins once per table and goes through all of
+    // $2 each time.
     let sql = format!(
         "WITH RECURSIVE chosen AS MATERIALIZED ( \
            SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, {with_generated} \
@@ -308,8 +322,9 @@ pub(super) async fn members(
            AND NOT p.puballtables AND NOT {is_by_schema} \
          WHERE $2::oid[] IS NULL OR brought.rel = ANY($2) ORDER BY c.oid, p.oid"
     );
-    // Of some tables their ancestors are needed as well: they decide whether a partition is a table
-    // of its own.
+
+    // The query for some tables needs their ancestors as well, since the ancestors decide whether a
+    // partition is a table of its own.
     let with_ancestors = match only {
         None => None,
         Some(only) => {
@@ -331,8 +346,10 @@ pub(super) async fn members(
             partitions.push(oid);
         }
     }
+
     let ancestors = ancestors(client, &partitions).await?;
     let only: Option<HashSet<u32>> = only.map(|only| only.iter().copied().collect());
+
     let mut members: Vec<PublishedTable> = Vec::new();
     for row in rows {
         let oid: u32 = row.try_get(0)?;
@@ -348,15 +365,17 @@ pub(super) async fn members(
             (None, true) => Brings::All,
             (None, false) => Brings::Stored,
         };
+
         let brought = Brought {
             publication_oid: row.try_get(3)?,
             publication_xmin: row.try_get(4)?,
             columns,
         };
+
         let row_filter: Option<String> = row.try_get(9)?;
         match members.last_mut().filter(|member| member.oid == oid) {
-            // Several publications join their filters by OR, and one without a filter wins (trap
-            // 19).
+            // Several publications join their row filters by OR, and a publication without a filter
+            // publishes all rows (trap 19).
             Some(member) => {
                 member.row_filter = match (member.row_filter.take(), row_filter) {
                     (Some(one), Some(two)) if one != two => Some(format!("({one}) OR ({two})")),
@@ -373,11 +392,12 @@ pub(super) async fn members(
             }),
         }
     }
+
     Ok(members)
 }
 
-/// The ancestors of those of these tables that are partitions, from the nearest to the root. Locks
-/// none of them.
+/// Returns the ancestors of the given tables that are partitions, from the nearest to the root. The
+/// query locks none of them.
 pub async fn ancestors(
     client: &Client,
     oids: &[u32],
@@ -386,6 +406,7 @@ pub async fn ancestors(
     if oids.is_empty() {
         return Ok(ancestors);
     }
+
     let rows = client
         .query(
             "SELECT part, ancestor.relid::oid FROM unnest($1::oid[]) AS part \
@@ -395,13 +416,15 @@ pub async fn ancestors(
             &[&oids],
         )
         .await?;
+
     for row in rows {
         ancestors.entry(row.try_get(0)?).or_default().push(row.try_get(1)?);
     }
+
     Ok(ancestors)
 }
 
-/// Oids and names of the tables that the publications bring.
+/// Returns oids and names of the tables that the publications publish.
 pub async fn published_names(
     client: &Client,
     names: &[String],
@@ -410,18 +433,21 @@ pub async fn published_names(
     Ok(members.into_iter().map(|member| (member.oid, member.name)).collect())
 }
 
-/// Tables that two of the publications bring with different columns: decoding their changes is an
-/// error (trap 19).
+/// Returns the tables that two of the publications publish with different columns: decoding their
+/// changes is an error (trap 19).
 pub async fn conflicting_column_lists(
     client: &Client,
     names: &[String],
 ) -> Result<Vec<QualifiedName>, CatalogError> {
     let mut doubtful = members(client, names, None).await?;
     doubtful.retain(PublishedTable::has_different_lists);
+
     let oids: Vec<u32> = doubtful.iter().map(|member| member.oid).collect();
     let columns = columns_of(client, &oids).await?;
+
     let has_conflict = |member: &PublishedTable| {
         columns.get(&member.oid).is_some_and(|columns| member.has_conflict(columns))
     };
+
     Ok(doubtful.into_iter().filter(has_conflict).map(|member| member.name).collect())
 }

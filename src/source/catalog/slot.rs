@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::CatalogError;
 use crate::Lsn;
 
-/// A replication slot, as far as it matters to us.
+/// The properties of a replication slot that matter to rhei.
 #[derive(Debug, Clone)]
 pub struct SlotInfo {
     pub database: Option<String>,
@@ -15,7 +15,7 @@ pub struct SlotInfo {
     pub temporary: bool,
     pub confirmed_flush_lsn: Option<Lsn>,
     pub wal_status: Option<String>,
-    /// WAL that the server keeps for the slot, in bytes.
+    /// The WAL that the server keeps for the slot, in bytes.
     pub held_bytes: Option<u64>,
 }
 
@@ -30,6 +30,7 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, Catal
             &[&name],
         )
         .await?;
+
     let Some(row) = row else { return Ok(None) };
     let confirmed: Option<String> = row.try_get(5)?;
     Ok(Some(SlotInfo {
@@ -44,15 +45,15 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, Catal
     }))
 }
 
-/// Whether standbys keep the slot too. Asked of PostgreSQL 17 and newer.
+/// Returns whether standbys keep the slot too. The query needs PostgreSQL 17 or newer.
 pub async fn is_failover_slot(client: &Client, name: &str) -> Result<bool, CatalogError> {
     let query = "SELECT failover FROM pg_replication_slots WHERE slot_name = $1::text";
     let row = client.query_opt(query, &[&name]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
 }
 
-/// What the creation of a slot waits for (trap 12): the oldest transactions that have written, and
-/// prepared ones.
+/// Returns the transactions that the creation of a slot waits for (trap 12): the oldest
+/// transactions that have written, and prepared ones.
 pub async fn open_transactions(client: &Client) -> Result<Vec<String>, CatalogError> {
     let rows = client
         .query(
@@ -65,5 +66,6 @@ pub async fn open_transactions(client: &Client) -> Result<Vec<String>, CatalogEr
             &[],
         )
         .await?;
+
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }

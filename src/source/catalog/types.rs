@@ -1,4 +1,4 @@
-//! Types as the catalogs show them.
+//! Types as the catalogs describe them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::{CatalogError, CompositeFields, EnumLabel, SourceColumn, xmin};
 use crate::types::{FieldInfo, TypeCatalog, TypeInfo};
 
-/// What the types of a table's columns are made of that can change under old rows.
+/// The parts of the types of a table's columns that can change under old rows.
 #[derive(Default)]
 pub(super) struct TypeParts {
     pub labels: BTreeMap<u32, EnumLabel>,
@@ -19,8 +19,9 @@ pub(super) async fn type_parts(
     columns: &HashMap<u32, Vec<SourceColumn>>,
 ) -> Result<HashMap<u32, TypeParts>, CatalogError> {
     let mut parts: HashMap<u32, TypeParts> = HashMap::new();
-    // Types of users only; those of the system do not change.
+    // Only types of users are read; those of the system do not change.
     const FIRST_USER_OID: u32 = 16384;
+
     let (mut tables, mut types): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
     for (&table, columns) in columns {
         for column in columns.iter().filter(|column| column.type_oid >= FIRST_USER_OID) {
@@ -28,9 +29,11 @@ pub(super) async fn type_parts(
             types.push(column.type_oid);
         }
     }
+
     if types.is_empty() {
         return Ok(parts);
     }
+
     let rows = client
         .query(
             &format!(
@@ -52,10 +55,12 @@ pub(super) async fn type_parts(
             &[&types, &tables],
         )
         .await?;
+
     for row in rows {
         let entry = parts.entry(row.try_get(0)?).or_default();
         let (oid, text): (u32, String) = (row.try_get(2)?, row.try_get(3)?);
         let is_original = row.try_get(6)?;
+
         if row.try_get(1)? {
             let (type_oid, xmin) = (row.try_get(4)?, xmin(row.try_get(5)?));
             entry.labels.insert(oid, EnumLabel { type_oid, name: text, xmin, is_original });
@@ -63,10 +68,11 @@ pub(super) async fn type_parts(
             entry.composites.insert(oid, CompositeFields { fields: text, is_original });
         }
     }
+
     Ok(parts)
 }
 
-/// What a type is made of: elements, bases of domains, bounds of ranges, fields of composites.
+/// The parts of a type: elements, bases of domains, bounds of ranges, fields of composites.
 const TYPE_PARTS: &str = "CROSS JOIN LATERAL (SELECT unnest(ARRAY[t.typelem, t.typbasetype]) \
        UNION ALL SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid \
        UNION ALL SELECT rngtypid FROM pg_range WHERE rngmultitypid = t.oid \
@@ -75,7 +81,7 @@ const TYPE_PARTS: &str = "CROSS JOIN LATERAL (SELECT unnest(ARRAY[t.typelem, t.t
          a.attisdropped) parts(part) \
      WHERE part <> 0";
 
-/// These types, and all that they are made of.
+/// Returns these types, and all types that they are made of.
 pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, CatalogError> {
     let rows = client
         .query(
@@ -94,9 +100,11 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
             &[&oids],
         )
         .await?;
+
     let mut catalog = TypeCatalog { money_scale: 2, ..TypeCatalog::default() };
     let composites: Vec<u32> =
         rows.iter().map(|row| row.try_get::<_, u32>(11)).collect::<Result<_, _>>()?;
+
     let mut fields: HashMap<u32, Vec<FieldInfo>> = HashMap::new();
     for row in client
         .query(
@@ -114,6 +122,7 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
             ndims: row.try_get(4)?,
         });
     }
+
     for row in rows {
         let info = TypeInfo {
             oid: row.try_get(0)?,
@@ -129,7 +138,9 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
             range_of: row.try_get(10)?,
             fields: fields.remove(&row.try_get(11)?).unwrap_or_default(),
         };
+
         catalog.types.insert(info.oid, info);
     }
+
     Ok(catalog)
 }

@@ -10,17 +10,18 @@ pub(super) fn is_url(text: &str) -> bool {
     text.starts_with("postgres://") || text.starts_with("postgresql://")
 }
 
-/// Keys that tokio-postgres does not know, or not all values of.
+/// The keys that tokio-postgres does not know, or whose values it knows only in part.
 pub(super) const EXTRA_KEYS: [&str; 6] =
     ["sslmode", "sslrootcert", "sslcert", "sslkey", "service", "passfile"];
 
 type Split = (String, HashMap<String, String>);
 
-/// Takes our keys out of a connection string.
+/// Takes the keys in [`EXTRA_KEYS`] out of a connection string.
 pub(super) fn split_settings(text: &str) -> Result<Split, ConnectError> {
     let mut ours = HashMap::new();
     if is_url(text) {
         let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), ours)) };
+
         let mut kept = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
@@ -30,9 +31,11 @@ pub(super) fn split_settings(text: &str) -> Result<Split, ConnectError> {
                 _ => kept.push(pair),
             }
         }
+
         let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
         return Ok((format!("{base}{query}"), ours));
     }
+
     let mut kept = Vec::new();
     for (key, value) in pairs(text)? {
         if EXTRA_KEYS.contains(&key.as_str()) {
@@ -41,14 +44,17 @@ pub(super) fn split_settings(text: &str) -> Result<Split, ConnectError> {
             kept.push(format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
         }
     }
+
     Ok((kept.join(" "), ours))
 }
 
 pub(super) fn percent_decoded(text: &str) -> Result<String, ConnectError> {
     let invalid =
         || ConnectError::Invalid { reason: "a percent escape in the URL is broken".to_owned() };
+
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
+
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
         if byte == b'%' {
@@ -60,10 +66,11 @@ pub(super) fn percent_decoded(text: &str) -> Result<String, ConnectError> {
             bytes.push(byte);
         }
     }
+
     String::from_utf8(bytes).map_err(|_| invalid())
 }
 
-/// `key = value` pairs, values bare or in single quotes with backslash escapes.
+/// Reads `key = value` pairs, whose values are bare or in single quotes with backslash escapes.
 pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
     let mut found = Vec::new();
     let mut rest = text.trim_start();
@@ -73,7 +80,8 @@ pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
                 reason: "expected key=value pairs or a URL".to_owned(),
             });
         };
-        // It may be a URL that is misspelt, with a password in it.
+
+        // The text may be a misspelt URL with a password in it.
         if !key
             .trim()
             .bytes()
@@ -83,12 +91,15 @@ pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
                 "expected key=value pairs, or a URL that begins with postgresql://".to_owned();
             return Err(ConnectError::Invalid { reason });
         }
+
         let after = after.trim_start();
         let is_quoted = after.starts_with('\'');
+
         let mut value = String::new();
         let mut characters = after.char_indices().skip(usize::from(is_quoted));
         let mut end = after.len();
         let mut is_closed = !is_quoted;
+
         while let Some((at, character)) = characters.next() {
             match character {
                 '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
@@ -103,11 +114,13 @@ pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
                 other => value.push(other),
             }
         }
+
         if !is_closed {
             return Err(ConnectError::Invalid {
                 reason: format!("the value of {} has no closing quote", key.trim()),
             });
         }
+
         found.push((key.trim().to_owned(), value));
         rest = after.get(end..).unwrap_or_default().trim_start();
     }
@@ -119,16 +132,20 @@ pub(super) fn read_service(
     environment: &Environment,
 ) -> Result<String, ConnectError> {
     let invalid = |reason: String| ConnectError::Invalid { reason };
+
     let file = environment.file("PGSERVICEFILE", ".pg_service.conf").ok_or_else(|| {
         invalid(format!(
             "service \"{service}\" is named, but there is no home folder to look it up"
         ))
     })?;
+
     let text = std::fs::read_to_string(&file).map_err(|error| {
         invalid(format!("service \"{service}\": cannot read {}: {error}", file.display()))
     })?;
+
     let mut is_inside = false;
     let mut found: Option<Vec<String>> = None;
+
     for line in
         text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
     {
@@ -142,13 +159,14 @@ pub(super) fn read_service(
             found.get_or_insert_default().push(format!("{}='{value}'", key.trim()));
         }
     }
+
     let settings = found
         .ok_or_else(|| invalid(format!("service \"{service}\" is not in {}", file.display())))?;
     Ok(settings.join(" "))
 }
 
-/// The first line of a password file that fits. A file that others can read is not used, as with
-/// libpq.
+/// Returns the password of the first matching line of a password file. A file that other users can
+/// read is not used, as with libpq.
 pub(super) fn password_from(file: &Path, config: &tokio_postgres::Config) -> Option<String> {
     let data = std::fs::metadata(file).ok()?;
     if std::os::unix::fs::MetadataExt::mode(&data) & 0o077 != 0 {
@@ -156,16 +174,20 @@ pub(super) fn password_from(file: &Path, config: &tokio_postgres::Config) -> Opt
              600 mends that");
         return None;
     }
+
     let text = std::fs::read_to_string(file).ok()?;
+
     let host = match config.get_hosts().first()? {
         Host::Tcp(host) => host.clone(),
         Host::Unix(_) => "localhost".to_owned(),
     };
     let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
     let wanted = [host.as_str(), &port, config.get_dbname()?, config.get_user()?];
+
     text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let fields = password_fields(line);
         let (password, keys) = fields.split_last()?;
+
         let fits = keys.len() == 4
             && keys.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
         fits.then(|| password.clone())

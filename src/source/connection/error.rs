@@ -1,11 +1,11 @@
-//! Why a server was not reached, or refused the session.
+//! Why rhei did not reach a server, or why the server refused the session.
 
 use std::time::Duration;
 
 use super::SourceOptions;
 use crate::source::sqlstate::{self, Refusal};
 
-/// The source cannot be reached, or does not let us in.
+/// Rhei cannot reach the source, or the source refuses the session.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error(
@@ -59,7 +59,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether trying again later may help (trap 31).
+    /// Returns whether trying again later may help (trap 31).
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. })
     }
@@ -74,6 +74,7 @@ pub(in crate::source) fn explain(
     if let Some(server) = error.as_db_error() {
         return refusal(server.code().code(), server.message(), source, address);
     }
+
     let detail = crate::error::error_chain(error);
     if detail.contains("password missing") {
         ConnectError::NoPassword { address }
@@ -85,7 +86,7 @@ pub(in crate::source) fn explain(
     }
 }
 
-/// What it means that the server did not let us in, by its SQLSTATE.
+/// Translates the SQLSTATE of a refused session into an error.
 pub(in crate::source) fn refusal(
     code: &str,
     message: &str,
@@ -93,12 +94,13 @@ pub(in crate::source) fn refusal(
     address: String,
 ) -> ConnectError {
     let (user, message) = (source.user().to_owned(), message.to_owned());
+
     match code {
         "28P01" => ConnectError::Password { user, address },
         "28000" | "42501" => ConnectError::NotAllowed { user, address, message },
         "3D000" => ConnectError::NoDatabase { database: source.database().to_owned(), address },
         _ => match sqlstate::refusal(code) {
-            // A cancel that was meant for a statement can meet a session that is only being opened.
+            // A cancel that was meant for a statement can hit a session that is only being opened.
             Refusal::Locked | Refusal::Passing | Refusal::Outage => {
                 ConnectError::Busy { address, message }
             }

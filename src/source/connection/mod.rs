@@ -1,4 +1,4 @@
-//! Reaching a server: what the connection string says, TLS, and sessions for SQL.
+//! Connecting to a server: the connection string, TLS, and SQL sessions.
 
 pub mod conninfo;
 pub mod error;

@@ -1,6 +1,6 @@
-//! Reaching a server: the connection string, what stands in `~/.pgpass` and `pg_service.conf`,
-//! hosts, timeouts, and SQL sessions whose settings are pinned. The replication socket (`wire`)
-//! uses the same answers.
+//! The options of a connection: the connection string, the settings in `~/.pgpass` and
+//! `pg_service.conf`, hosts, timeouts, and SQL sessions whose settings are pinned. The replication
+//! socket (`wire`) uses the same options.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use super::{
     tls::{SslMode, TlsSettings},
 };
 
-/// What libpq would read from its surroundings. Empty unless taken from the process.
+/// The settings that libpq would read from its surroundings, empty unless taken from the process.
 #[derive(Clone, Default)]
 pub struct Environment {
     variables: HashMap<String, String>,
@@ -55,7 +55,7 @@ impl Environment {
     }
 }
 
-/// Where the source is and how to get in. Never prints its password.
+/// The address of the source and the credentials for it. Its output never shows the password.
 #[derive(Clone)]
 pub struct SourceOptions {
     pub(super) config: tokio_postgres::Config,
@@ -86,17 +86,17 @@ impl fmt::Display for Address {
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-// Of all connections. libpq's default idle time is hours; a dead peer should be noticed within a
-// minute (trap 27).
+// These apply to all connections. libpq's default idle time is hours; rhei should notice a dead
+// peer within a minute (trap 27).
 pub(in crate::source) const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 pub(in crate::source) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub(in crate::source) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl SourceOptions {
-    /// Reads a libpq URL or `key=value` string, with what the environment adds.
+    /// Reads a libpq URL or `key=value` string, and adds the settings of the environment.
     ///
     /// # Errors
-    /// The string or a file it names makes no sense; the message never shows the password.
+    /// The string or a file it names is invalid; the message never shows the password.
     pub fn parse(text: &str, environment: &Environment) -> Result<Self, ConnectError> {
         let text = text.trim();
         let (mut rest, mut ours) = split_settings(text)?;
@@ -105,7 +105,7 @@ impl SourceOptions {
         {
             let (service_rest, service_ours) =
                 split_settings(&read_service(&service, environment)?)?;
-            // What is said directly stands before what the service says.
+            // A setting in the string overrides the same setting of the service.
             if rest.is_empty() {
                 rest = service_rest;
             } else if !is_url(&rest) {
@@ -115,33 +115,39 @@ impl SourceOptions {
                 ours.entry(key).or_insert(value);
             }
         }
+
         if rest.is_empty() && environment.get("PGHOST").is_none() {
             return Err(ConnectError::NoSource);
         }
+
         let mut config: tokio_postgres::Config =
             rest.parse().map_err(|error: tokio_postgres::Error| {
                 // The cause names the key, never the value.
                 ConnectError::Invalid { reason: crate::error::error_chain(&error) }
             })?;
+
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             match environment.get("PGHOST") {
                 Some(host) => config.host(host),
                 None => config.host("localhost"),
             };
         }
+
         let is_torn = |host: &Host| matches!(host, Host::Tcp(host) if host.contains(['@', '/']));
         if config.get_hosts().iter().any(is_torn) {
-            // Part of the password, perhaps: it is not shown.
+            // The host may be part of the password, so the message does not show it.
             let reason =
                 "the host holds an @ or a /; in a URL's password they are written as %40 and %2F"
                     .to_owned();
             return Err(ConnectError::Invalid { reason });
         }
+
         if config.get_ports().is_empty()
             && let Some(port) = environment.get("PGPORT").and_then(|port| port.parse().ok())
         {
             config.port(port);
         }
+
         if config.get_user().is_none() {
             match environment.get("PGUSER").or_else(|| environment.get("USER")) {
                 Some(user) => config.user(user),
@@ -150,28 +156,34 @@ impl SourceOptions {
                 }
             };
         }
+
         if config.get_dbname().is_none() {
             let database =
                 environment.get("PGDATABASE").or(config.get_user()).unwrap_or_default().to_owned();
             config.dbname(database);
         }
+
         if config.get_password().is_none()
             && let Some(password) = environment.get("PGPASSWORD")
         {
             config.password(password);
         }
+
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
+
         let mut setting = |key: &str, variable: &str| {
             ours.remove(key)
                 .or_else(|| environment.get(variable).map(str::to_owned))
                 .filter(|value| !value.is_empty())
         };
+
         let mode = setting("sslmode", "PGSSLMODE");
         let passfile = setting("passfile", "PGPASSFILE").map(PathBuf::from);
         let root_certificate = setting("sslrootcert", "PGSSLROOTCERT");
         let is_system = root_certificate.as_deref() == Some("system");
+
         let tls = TlsSettings {
             mode: match mode {
                 Some(text) => SslMode::parse(&text).ok_or_else(|| ConnectError::Invalid {
@@ -187,12 +199,15 @@ impl SourceOptions {
             certificate: setting("sslcert", "PGSSLCERT").map(PathBuf::from),
             key: setting("sslkey", "PGSSLKEY").map(PathBuf::from),
         };
-        // Anybody can have a certificate of a public authority: without the name it proves nothing.
+
+        // Anyone can get a certificate of a public authority: the certificate proves nothing
+        // without the name.
         if is_system && tls.mode != SslMode::VerifyFull {
             let reason =
                 "sslrootcert=system goes with sslmode=verify-full only, as with libpq".to_owned();
             return Err(ConnectError::Invalid { reason });
         }
+
         config.ssl_mode(match tls.mode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
@@ -200,25 +215,28 @@ impl SourceOptions {
                 tokio_postgres::config::SslMode::Require
             }
         });
+
         if config.get_password().is_none() {
             let file = passfile.or_else(|| environment.file("PGPASSFILE", ".pgpass"));
             if let Some(password) = file.and_then(|file| password_from(&file, &config)) {
                 config.password(password);
             }
         }
+
         Ok(Self { config, tls })
     }
 
-    /// `user@host:port/database`, for logs and messages.
+    /// Returns `user@host:port/database`, for logs and messages.
     pub fn redacted(&self) -> String {
         let addresses: Vec<String> = self.addresses().iter().map(ToString::to_string).collect();
         format!("{}@{}/{}", self.user(), addresses.join(","), self.database())
     }
 
-    /// A `key=value` string that leads to the same place, without the password.
+    /// Returns a `key=value` string that leads to the same server, without the password.
     pub fn url_without_password(&self) -> String {
         let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
         let (mut hosts, mut ports) = (Vec::new(), Vec::new());
+
         for address in self.addresses() {
             match address {
                 Address::Tcp { host, port, .. } => {
@@ -238,6 +256,7 @@ impl SourceOptions {
                 }
             }
         }
+
         let mode = match self.tls.mode {
             SslMode::Disable => "disable",
             SslMode::Prefer => "prefer",
@@ -245,6 +264,7 @@ impl SourceOptions {
             SslMode::VerifyCa => "verify-ca",
             SslMode::VerifyFull => "verify-full",
         };
+
         let mut text = format!(
             "host={} port={} user={} dbname={} sslmode={mode}",
             quoted(&hosts.join(",")),
@@ -252,14 +272,17 @@ impl SourceOptions {
             quoted(self.user()),
             quoted(self.database())
         );
+
         if let Some(root) = &self.tls.root_certificate {
             text.push_str(&format!(" sslrootcert={}", quoted(root)));
         }
+
         for (key, file) in [("sslcert", &self.tls.certificate), ("sslkey", &self.tls.key)] {
             if let Some(file) = file {
                 text.push_str(&format!(" {key}={}", quoted(&file.display().to_string())));
             }
         }
+
         text
     }
 
@@ -297,11 +320,12 @@ impl SourceOptions {
             .then(|| (self.config.get_keepalives_idle(), self.config.get_keepalives_interval()))
     }
 
-    /// The addresses to try, in order.
+    /// Returns the addresses to try, in order.
     pub(in crate::source) fn addresses(&self) -> Vec<Address> {
         let ports = self.config.get_ports();
         let port = |at: usize| ports.get(at).or_else(|| ports.first()).copied().unwrap_or(5432);
         let (hosts, numbers) = (self.config.get_hosts(), self.config.get_hostaddrs());
+
         (0..hosts.len().max(numbers.len()))
             .map(|at| match (hosts.get(at), numbers.get(at)) {
                 (Some(Host::Unix(folder)), _) => {
@@ -321,10 +345,12 @@ impl SourceOptions {
     }
 }
 
-/// Whether a connection may leave this machine.
+/// Returns whether a connection may leave this machine.
 fn may_leave_host(config: &tokio_postgres::Config) -> bool {
     use std::net::IpAddr;
+
     let (hosts, numbers) = (config.get_hosts(), config.get_hostaddrs());
+
     (0..hosts.len().max(numbers.len())).any(|at| match (hosts.get(at), numbers.get(at)) {
         (Some(Host::Unix(_)), _) => false,
         (_, Some(number)) => !number.is_loopback(),
@@ -363,7 +389,7 @@ mod tests {
         }
     }
 
-    /// Wrong in ways that are easily typed.
+    /// These strings are malformed in ways that are easily typed.
     #[test]
     fn a_broken_connection_string_is_refused_without_its_password() {
         for text in [
@@ -436,7 +462,7 @@ mod tests {
         );
     }
 
-    /// As with libpq.
+    /// The rule is the same as with libpq.
     #[test]
     fn the_authorities_of_the_system_go_with_verify_full_only() {
         let parsed = |rest: &str| {

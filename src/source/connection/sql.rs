@@ -1,4 +1,4 @@
-//! Sessions for SQL, with every setting that changes results pinned.
+//! SQL sessions in which every setting that changes results is pinned.
 
 use tokio_postgres::config::TargetSessionAttrs;
 
@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Settings that shape the text of values, and timeouts that must not end a long copy (traps 11,
-/// 73). Given at startup, they win over those of the role and the database.
+/// 73). Given at startup, they override the settings of the role and the database.
 pub(in crate::source) const SESSION_SETTINGS: [(&str, &str); 14] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -25,8 +25,8 @@ pub(in crate::source) const SESSION_SETTINGS: [(&str, &str); 14] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("client_min_messages", "warning"),
-    // Questions to the catalogs look expensive to the planner, and compiling one takes longer than
-    // to answer it.
+    // The planner estimates catalog queries as expensive, and compiling such a query takes longer
+    // than running it.
     ("jit", "off"),
 ];
 
@@ -35,7 +35,7 @@ pub(in crate::source) const DISABLE_TRANSACTION_TIMEOUT: &str = "\
     SELECT pg_catalog.set_config(name, '0', false) \
     FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
-/// A SQL session; its connection ends with it.
+/// A SQL session whose connection ends with the session.
 pub struct SqlClient {
     client: tokio_postgres::Client,
     connection: tokio::task::JoinHandle<()>,
@@ -58,30 +58,37 @@ impl Drop for SqlClient {
 /// Opens a SQL session with pinned settings. `purpose` becomes part of `application_name`.
 pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlClient, ConnectError> {
     let connector = tls::connector(&source.tls)?;
+
     let mut config = source.config.clone();
     config.application_name(format!("rhei/{purpose}"));
     if let Some((idle, interval)) = source.keepalives() {
         config.keepalives_idle(idle.min(KEEPALIVE_IDLE));
         config.keepalives_interval(interval.unwrap_or(KEEPALIVE_INTERVAL));
     }
+
     config.tcp_user_timeout(source.tcp_user_timeout().unwrap_or(TCP_USER_TIMEOUT));
+
     let connect = |config: tokio_postgres::Config| {
         let connector = connector.clone();
         let connecting = async move { config.connect(connector).await };
         tokio::time::timeout(source.connect_timeout() * 2, Box::pin(connecting))
     };
+
     let mut primary = config.clone();
     primary.target_session_attrs(TargetSessionAttrs::ReadWrite);
     let is_choice = source.addresses().len() > 1
         && config.get_target_session_attrs() == TargetSessionAttrs::Any;
-    // Of several servers the primary; when there is none, whichever answers says why that will not
-    // do.
+
+    // Of several servers the session takes the primary; when none is a primary, the server that
+    // answers gives the reason for the refusal.
     let connected = match if is_choice { connect(primary).await.ok() } else { None } {
         Some(Ok(connected)) => Ok(Ok(connected)),
         _ => connect(config).await,
     };
+
     let address =
         || source.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+
     let (client, connection) = match connected {
         Err(_) => {
             return Err(ConnectError::TimedOut {
@@ -91,17 +98,21 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
         }
         Ok(connected) => connected.map_err(|error| explain(&error, source, &address()))?,
     };
+
     let connection = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(error = %error, "a SQL session ended");
         }
     });
+
     let client = SqlClient { client, connection };
+
     let mut pins = String::new();
     for (name, value) in SESSION_SETTINGS {
         pins.push_str(&format!("SET {name} = '{value}'; "));
     }
     pins.push_str(DISABLE_TRANSACTION_TIMEOUT);
+
     client.batch_execute(&pins).await.map_err(|error| explain(&error, source, &address()))?;
     Ok(client)
 }

@@ -21,13 +21,13 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 
 use super::ConnectError;
 
-/// `sslmode`, with libpq's meanings. `allow` is taken for `prefer`.
+/// `sslmode`, with libpq's meanings. `allow` is treated as `prefer`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SslMode {
     Disable,
     Prefer,
-    /// Encrypted, but anybody may answer; with a root certificate it means `verify-ca`, as with
-    /// libpq.
+    /// The connection is encrypted, but any server may answer; with a root certificate `require`
+    /// means `verify-ca`, as with libpq.
     Require,
     VerifyCa,
     VerifyFull,
@@ -46,27 +46,29 @@ impl SslMode {
     }
 }
 
-/// How to be sure of the server, and how to show who we are.
+/// How rhei verifies the server, and the certificate with which rhei identifies itself.
 #[derive(Debug, Clone)]
 pub struct TlsSettings {
     pub mode: SslMode,
-    /// A PEM file, or `system`.
+    /// The path of a PEM file, or `system`.
     pub root_certificate: Option<String>,
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
 }
 
-/// Makes TLS streams. For `disable` it is never asked.
+/// Makes TLS streams. With `disable` no caller uses the connector.
 #[derive(Clone)]
 pub struct Connector(Arc<ClientConfig>);
 
-/// Reads the certificates and settles how the server is verified.
+/// Reads the certificates and decides how the server is verified.
 pub fn connector(settings: &TlsSettings) -> Result<Connector, ConnectError> {
     let invalid = |reason: String| ConnectError::Invalid { reason };
+
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| invalid(error.to_string()))?;
+
     let mode = match settings.mode {
         SslMode::Require
             if settings.root_certificate.as_deref().is_some_and(|root| root != "system") =>
@@ -75,6 +77,7 @@ pub fn connector(settings: &TlsSettings) -> Result<Connector, ConnectError> {
         }
         mode => mode,
     };
+
     let builder = if matches!(mode, SslMode::VerifyCa | SslMode::VerifyFull) {
         let roots = Arc::new(roots(settings)?);
         let chain = rustls::client::WebPkiServerVerifier::builder_with_provider(
@@ -83,6 +86,7 @@ pub fn connector(settings: &TlsSettings) -> Result<Connector, ConnectError> {
         )
         .build()
         .map_err(|error| invalid(format!("sslrootcert: {error}")))?;
+
         if mode == SslMode::VerifyFull {
             builder.with_webpki_verifier(chain)
         } else {
@@ -96,13 +100,16 @@ pub fn connector(settings: &TlsSettings) -> Result<Connector, ConnectError> {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyName { provider, chain: None }))
     };
+
     let config = match (&settings.certificate, &settings.key) {
         (Some(certificate), Some(key)) => {
             let chain = CertificateDer::pem_file_iter(certificate)
                 .and_then(Iterator::collect::<Result<Vec<_>, _>>)
                 .map_err(|error| invalid(format!("sslcert {}: {error}", certificate.display())))?;
+
             let key = PrivateKeyDer::from_pem_file(key)
                 .map_err(|error| invalid(format!("sslkey {}: {error}", key.display())))?;
+
             builder
                 .with_client_auth_cert(chain, key)
                 .map_err(|error| invalid(format!("sslcert and sslkey: {error}")))?
@@ -110,17 +117,21 @@ pub fn connector(settings: &TlsSettings) -> Result<Connector, ConnectError> {
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(invalid("sslcert and sslkey go together".to_owned())),
     };
+
     Ok(Connector(Arc::new(config)))
 }
 
 fn roots(settings: &TlsSettings) -> Result<RootCertStore, ConnectError> {
     let mut roots = RootCertStore::empty();
+
     match settings.root_certificate.as_deref() {
         None | Some("system") => {
             for certificate in rustls_native_certs::load_native_certs().certs {
-                // A system store may hold what rustls does not read; the others serve.
+                // A system store may hold certificates that rustls cannot read; the others are
+                // enough.
                 let _ = roots.add(certificate);
             }
+
             if roots.is_empty() {
                 return Err(ConnectError::Invalid {
                     reason: "the system has no root certificates; name a file in sslrootcert"
@@ -132,19 +143,22 @@ fn roots(settings: &TlsSettings) -> Result<RootCertStore, ConnectError> {
             let invalid = |error: &dyn std::fmt::Display| ConnectError::Invalid {
                 reason: format!("sslrootcert {path}: {error}"),
             };
+
             let certificates =
                 CertificateDer::pem_file_iter(path).map_err(|error| invalid(&error))?;
+
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| invalid(&error))?;
                 roots.add(certificate).map_err(|error| invalid(&error))?;
             }
         }
     }
+
     Ok(roots)
 }
 
 /// Verifies the chain but not the name (`verify-ca`), or nothing (`require`, `prefer`). Signatures
-/// of the handshake are always checked.
+/// of the handshake are always verified.
 #[derive(Debug)]
 struct AnyName {
     provider: Arc<CryptoProvider>,
@@ -161,9 +175,11 @@ impl ServerCertVerifier for AnyName {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         use rustls::{CertificateError, Error};
+
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+
         match chain.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
-            // The chain is verified before the name is looked at.
+            // The verifier checks the chain before the name.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -205,7 +221,7 @@ impl ServerCertVerifier for AnyName {
 }
 
 impl Connector {
-    /// The handshake on a socket that the server has agreed to use TLS on.
+    /// Runs the handshake on a socket on which the server has agreed to use TLS.
     pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         host: &str,
@@ -216,15 +232,17 @@ impl Connector {
     }
 }
 
-/// `tls-server-end-point`: the hash of the server's certificate by the hash of its signature,
-/// SHA-256 at least.
+/// Returns the `tls-server-end-point` binding: the hash of the server's certificate by the hash
+/// function of its signature, SHA-256 at least.
 pub fn server_end_point<S>(stream: &tokio_rustls::client::TlsStream<S>) -> Option<Vec<u8>> {
     use x509_cert::der::Decode;
+
     let certificate = stream.get_ref().1.peer_certificates()?.first()?;
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+
     Some(match parsed.signature_algorithm.oid.to_string().as_str() {
-        // MD5 and SHA-1 with RSA, DSA, ECDSA are hashed with SHA-256 (RFC 5929); so are the SHA-256
-        // ones.
+        // MD5 and SHA-1 with RSA, DSA, ECDSA are hashed with SHA-256 (RFC 5929), and so are the
+        // SHA-256 signatures.
         "1.2.840.113549.1.1.4"
         | "1.2.840.113549.1.1.5"
         | "1.2.840.10040.4.3"
@@ -233,12 +251,12 @@ pub fn server_end_point<S>(stream: &tokio_rustls::client::TlsStream<S>) -> Optio
         | "1.2.840.10045.4.3.2" => Sha256::digest(certificate).to_vec(),
         "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Sha384::digest(certificate).to_vec(),
         "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Sha512::digest(certificate).to_vec(),
-        // Ed25519 and others name no hash: no channel binding, as with libpq.
+        // Ed25519 and others name no hash: the stream has no channel binding, as with libpq.
         _ => return None,
     })
 }
 
-/// What tokio-postgres asks for: a connector that knows the host.
+/// The connector that tokio-postgres asks for: it knows the host.
 pub struct NamedConnector {
     connector: Connector,
     host: String,
@@ -264,7 +282,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Named
     }
 }
 
-/// A TLS stream that can say its channel binding.
+/// A TLS stream that returns its channel binding.
 pub struct Stream<S>(tokio_rustls::client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {

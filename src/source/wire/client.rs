@@ -1,9 +1,9 @@
-//! The replication protocol: our own CopyBoth on `postgres-protocol`, which tokio-postgres does not
-//! have.
+//! The replication protocol: rhei's own CopyBoth on `postgres-protocol`, because tokio-postgres has
+//! no CopyBoth.
 //!
-//! [`FrameReader`] owns bytes and knows no socket. [`ReplicationClient`] asks and answers; once the
-//! stream has begun it splits into [`StreamReader`], whose task only reads, and [`Feedback`], whose
-//! task is the only writer (traps 23, 24).
+//! [`FrameReader`] owns bytes and knows no socket. [`ReplicationClient`] sends commands and reads
+//! their answers; once the stream has begun the client splits into [`StreamReader`], whose task
+//! only reads, and [`Feedback`], whose task is the only writer (traps 23, 24).
 
 use std::{io, time::Duration};
 
@@ -43,14 +43,14 @@ pub struct ReplicationClient {
     address: String,
 }
 
-/// What a connection is for.
+/// What a connection is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::source) enum Mode {
     Replication,
     Sql,
 }
 
-/// Answer of IDENTIFY_SYSTEM.
+/// The answer of IDENTIFY_SYSTEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentifySystem {
     pub system_id: String,
@@ -59,24 +59,24 @@ pub struct IdentifySystem {
     pub database: Option<String>,
 }
 
-/// Answer of CREATE_REPLICATION_SLOT.
+/// The answer of CREATE_REPLICATION_SLOT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedSlot {
     pub name: String,
-    /// The snapshot sees exactly the transactions with `commit_lsn` before it, and the stream
-    /// starts there.
+    /// The snapshot sees exactly the transactions with `commit_lsn` before this LSN, and the stream
+    /// starts at this LSN.
     pub consistent_point: Lsn,
-    /// Dies with the next command on this connection (trap 11).
+    /// The server drops the snapshot with the next command on this connection (trap 11).
     pub snapshot: Option<String>,
 }
 
-/// How long a slot is kept, and by whom.
+/// How long the server keeps a slot, and which servers keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotKind {
-    /// For as long as the connection.
+    /// The server keeps the slot for as long as the connection lives.
     Temporary,
     Permanent,
-    /// By the standbys too (PostgreSQL 17 and newer).
+    /// The standbys keep the slot too (PostgreSQL 17 and newer).
     Failover,
 }
 
@@ -88,13 +88,14 @@ impl ReplicationClient {
         Self::connect_as(source, purpose, Mode::Replication).await
     }
 
-    /// Tries the addresses in order. A standby is taken only when there is no primary among them.
+    /// Tries the addresses in order. A standby is taken only when no address leads to a primary.
     pub(in crate::source) async fn connect_as(
         source: &SourceOptions,
         purpose: &str,
         mode: Mode,
     ) -> Result<Self, WireError> {
         let (mut standby, mut last) = (None, None);
+
         for address in source.addresses() {
             let attempt = tokio::time::timeout(
                 source.connect_timeout(),
@@ -117,13 +118,15 @@ impl ReplicationClient {
                 }
             }
         }
+
         match standby {
             Some(client) => client.in_its_encoding().await,
             None => Err(last.unwrap_or_else(|| ConnectError::NoSource.into())),
         }
     }
 
-    /// Under SQL_ASCII the server cannot convert; invalid bytes would block the slot (trap 74).
+    /// Sets the client encoding to SQL_ASCII for a database in SQL_ASCII: the server cannot convert
+    /// its text, and invalid bytes would block the slot (trap 74).
     async fn in_its_encoding(mut self) -> Result<Self, WireError> {
         if self.parameters.get("server_encoding").is_some_and(|encoding| encoding == "SQL_ASCII") {
             self.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
@@ -141,6 +144,7 @@ impl ReplicationClient {
             address: address.to_string(),
             detail: error.to_string(),
         };
+
         let mut binding = None;
         let socket = match address {
             Address::Unix(path) => {
@@ -159,6 +163,7 @@ impl ReplicationClient {
                 }
             }
         };
+
         let is_tls = matches!(socket, Socket::Tls(_));
         let mut client = Self {
             socket,
@@ -166,6 +171,7 @@ impl ReplicationClient {
             parameters: std::collections::HashMap::new(),
             address: address.to_string(),
         };
+
         client.start_up(source, purpose, mode).await?;
         client.authenticate(source, is_tls, binding).await?;
         Ok(client)
@@ -178,14 +184,17 @@ impl ReplicationClient {
         mode: Mode,
     ) -> Result<(), WireError> {
         let application_name = format!("rhei/{purpose}");
-        // Of settings that are given twice the last one counts, and these decide whether a value
-        // comes whole.
+
+        // Of a setting that is given twice the server takes the last one, and these settings decide
+        // whether a value arrives whole.
         let mut options = source.options().unwrap_or_default().to_owned();
-        // `row_security` and `search_path` shape queries only, but an exact copy of the SQL
-        // sessions is easier to trust.
+
+        // `row_security` and `search_path` shape queries only, but settings that equal those of the
+        // SQL sessions are easier to trust.
         for (name, value) in SESSION_SETTINGS {
             options.push_str(&format!(" -c {name}={value}"));
         }
+
         let mut out = BytesMut::new();
         let parameters = [
             ("user", source.user()),
@@ -195,6 +204,7 @@ impl ReplicationClient {
             ("options", options.trim()),
         ];
         let replication = (mode == Mode::Replication).then_some(("replication", "database"));
+
         frontend::startup_message(parameters.into_iter().chain(replication), &mut out)?;
         self.send(&out).await
     }
@@ -205,7 +215,8 @@ impl ReplicationClient {
         Ok(())
     }
 
-    /// The next frame that is neither a notice nor a parameter. An error becomes an error.
+    /// Returns the next frame that is neither a notice nor a parameter. An ErrorResponse becomes an
+    /// error.
     pub(in crate::source) async fn receive(&mut self) -> Result<Frame, WireError> {
         loop {
             let Some(frame) = self.frames.next_frame()? else {
@@ -214,6 +225,7 @@ impl ReplicationClient {
                 }
                 continue;
             };
+
             match frame.tag {
                 b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
                 b'N' => {
@@ -251,14 +263,17 @@ impl ReplicationClient {
             }
             other => other,
         };
+
         let password = || {
             source.password().ok_or_else(|| ConnectError::NoPassword { address: address.clone() })
         };
+
         let mut scram: Option<ScramSha256> = None;
-        // SCRAM proves both sides to each other; the server's part comes last.
+        // SCRAM proves both sides to each other; the server sends its proof last.
         let mut is_proven = false;
         let needs_binding =
             source.channel_binding() == tokio_postgres::config::ChannelBinding::Require;
+
         loop {
             let frame = self.receive().await.map_err(refused)?;
             let unexpected = WireError::Unexpected { tag: frame.tag, during: "authenticating" };
@@ -268,10 +283,12 @@ impl ReplicationClient {
                 b'R' => {}
                 _ => return Err(unexpected),
             }
+
             let mut whole = BytesMut::with_capacity(frame.body.len() + 5);
             whole.extend_from_slice(&[frame.tag]);
             whole.extend_from_slice(&(frame.body.len() as u32 + 4).to_be_bytes());
             whole.extend_from_slice(&frame.body);
+
             let mut out = BytesMut::new();
             match backend::Message::parse(&mut whole)? {
                 Some(backend::Message::AuthenticationOk) => {
@@ -280,6 +297,7 @@ impl ReplicationClient {
                             "without the channel binding that is required",
                         ));
                     }
+
                     if scram.is_some() && !is_proven {
                         return Err(WireError::Unproven);
                     }
@@ -296,6 +314,7 @@ impl ReplicationClient {
                     let offered: Vec<String> =
                         body.mechanisms().map(|name| Ok(name.to_owned())).collect()?;
                     let has = |name: &str| offered.iter().any(|offered| offered == name);
+
                     let refuses_binding =
                         source.channel_binding() == tokio_postgres::config::ChannelBinding::Disable;
                     let (mechanism, channel) = match &binding {
@@ -308,16 +327,18 @@ impl ReplicationClient {
                                 "without the channel binding that is required",
                             ));
                         }
-                        // Had the server offered PLUS and somebody taken it away, `unrequested`
-                        // lets it notice.
+                        // When the server offered PLUS and an attacker removed the offer,
+                        // `unrequested` lets the server notice.
                         Some(_) if is_tls && !refuses_binding => {
                             (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())
                         }
                         _ => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
                     };
+
                     if !has(mechanism) {
                         return Err(WireError::Authentication("SASL without SCRAM-SHA-256"));
                     }
+
                     let exchange = ScramSha256::new(password()?, channel);
                     frontend::sasl_initial_response(mechanism, exchange.message(), &mut out)?;
                     (scram, is_proven) = (Some(exchange), false);
@@ -340,18 +361,21 @@ impl ReplicationClient {
                 }
                 _ => return Err(unexpected),
             }
+
             self.send(&out).await?;
         }
     }
 
-    /// Runs one command or query by the simple protocol; walsenders know no other.
+    /// Runs one command or query by the simple protocol; walsenders know no other protocol.
     pub async fn simple_query(&mut self, query: &str) -> Result<Vec<Row>, WireError> {
         let mut out = BytesMut::new();
         frontend::query(query, &mut out)?;
         self.send(&out).await?;
+
         let mut rows = Vec::new();
         let mut failure = None;
         let mut left = MAX_ANSWER_BYTES;
+
         loop {
             match self.receive().await {
                 Ok(frame) => match frame.tag {
@@ -364,7 +388,7 @@ impl ReplicationClient {
                     b'Z' => return failure.map_or(Ok(rows), Err),
                     tag => return Err(WireError::Unexpected { tag, during: "answering a query" }),
                 },
-                // After an error comes ReadyForQuery, unless the server goes away.
+                // After an error the server sends ReadyForQuery, unless the server goes away.
                 Err(error @ WireError::Server(_)) => failure = Some(error),
                 Err(error) => return Err(failure.unwrap_or(error)),
             }
@@ -375,8 +399,10 @@ impl ReplicationClient {
         const DURING: &str = "identifying the system";
         let rows = self.simple_query("IDENTIFY_SYSTEM").await?;
         let mut values = rows.into_iter().next().unwrap_or_default().into_iter();
+
         let mut value = || values.next().flatten();
         let short = || WireError::Short { during: DURING };
+
         Ok(IdentifySystem {
             system_id: value().ok_or_else(short)?,
             timeline: value().and_then(|text| text.parse().ok()).ok_or_else(short)?,
@@ -385,15 +411,16 @@ impl ReplicationClient {
         })
     }
 
-    /// The history of a timeline, as the server keeps it: lines of parent, switch LSN, reason.
+    /// Returns the history of a timeline as the server keeps it: lines of parent, switch LSN,
+    /// reason.
     pub async fn timeline_history(&mut self, timeline: u32) -> Result<String, WireError> {
         let rows = self.simple_query(&format!("TIMELINE_HISTORY {timeline}")).await?;
         let content = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
         content.ok_or(WireError::Short { during: "reading the timeline's history" })
     }
 
-    /// Creates a slot that exports its snapshot, with the keywords that every version takes where
-    /// there are such. It waits for all open transactions (trap 12).
+    /// Creates a slot that exports its snapshot, with the keywords that every server version
+    /// accepts where such keywords exist. The command waits for all open transactions (trap 12).
     pub async fn create_slot(
         &mut self,
         name: &str,
@@ -420,6 +447,7 @@ impl ReplicationClient {
                 }
             })
             .await?;
+
         let short = || WireError::Short { during: "creating a slot" };
         let mut values = rows.into_iter().next().unwrap_or_default().into_iter();
         Ok(CreatedSlot {
@@ -433,7 +461,7 @@ impl ReplicationClient {
         })
     }
 
-    /// Standbys keep a slot that is there already.
+    /// Makes the standbys keep a slot that exists already.
     pub async fn make_failover(&mut self, name: &str) -> Result<(), WireError> {
         self.simple_query(&format!("ALTER_REPLICATION_SLOT {} (FAILOVER)", identifier(name)))
             .await?;
@@ -445,8 +473,8 @@ impl ReplicationClient {
         Ok(())
     }
 
-    /// Starts the stream at `start`, which must not be before `confirmed_flush_lsn` (trap 2). So
-    /// many bytes may wait between the socket and the decoder.
+    /// Starts the stream at `start`, which must not be before `confirmed_flush_lsn` (trap 2). Up to
+    /// `queue_bytes` bytes may wait between the socket and the decoder.
     pub async fn start_replication(
         mut self,
         slot: &str,
@@ -459,12 +487,15 @@ impl ReplicationClient {
         let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
         let timeout =
             timeout.into_iter().flatten().flatten().next().and_then(|text| interval_setting(&text));
-        // With `in_progress`, transactions come before they have ended once the server holds too
-        // much of them (trap 79). Protocol 4 is of PostgreSQL 16 and says the same about them.
+
+        // With `in_progress`, the server sends transactions before they have ended once it holds
+        // too much of them (trap 79). Protocol 4 came with PostgreSQL 16 and describes them the
+        // same way.
         let version = self.parameters.get("server_version").map_or("", String::as_str);
         let major =
             version.split(|character: char| !character.is_ascii_digit()).next().unwrap_or_default();
         let protocol = if major.parse().is_ok_and(|major: u32| major >= 16) { 4 } else { 2 };
+
         let mut out = BytesMut::new();
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '{protocol}', \
@@ -476,13 +507,16 @@ impl ReplicationClient {
         );
         frontend::query(&command, &mut out)?;
         self.send(&out).await?;
+
         let frame = self.receive().await?;
         if frame.tag != b'W' {
             return Err(WireError::Unexpected { tag: frame.tag, during: "starting the stream" });
         }
+
         self.frames.expect_rows();
         let socket = self.socket.handle();
         let (read, write) = tokio::io::split(self.socket);
+
         let feedback = Feedback::start(write, start, timeout);
         let reader = StreamReader::start(
             read,
@@ -492,6 +526,7 @@ impl ReplicationClient {
             timeout,
             queue_bytes,
         );
+
         Ok((reader, feedback))
     }
 }
@@ -499,6 +534,7 @@ impl ReplicationClient {
 fn data_row(body: &[u8]) -> Result<Row, WireError> {
     const SHORT: WireError = WireError::Short { during: "reading a row" };
     let (count, mut rest) = body.split_first_chunk::<2>().ok_or(SHORT)?;
+
     let mut row = Vec::new();
     for _ in 0..u16::from_be_bytes(*count) {
         let (length, after) = rest.split_first_chunk::<4>().ok_or(SHORT)?;
@@ -508,10 +544,12 @@ fn data_row(body: &[u8]) -> Result<Row, WireError> {
             row.push(None);
             continue;
         };
+
         let (value, after) = after.split_at_checked(length).ok_or(SHORT)?;
         row.push(Some(String::from_utf8_lossy(value).into_owned()));
         rest = after;
     }
+
     Ok(row)
 }
 
@@ -519,17 +557,20 @@ fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// An SQL literal of a list of quoted names: unquoted ones would be folded to lower case, and
-/// PostgreSQL 18 streams nothing, silently, for a name that it does not know (trap 41).
+/// Returns an SQL literal of a list of quoted names: the server would fold unquoted names to lower
+/// case, and PostgreSQL 18 silently streams nothing for a publication that it does not know (trap
+/// 41).
 fn publication_names(names: &[String]) -> String {
     let names: Vec<String> = names.iter().map(|name| identifier(name)).collect();
     format!("'{}'", names.join(",").replace('\'', "''"))
 }
 
-/// `wal_sender_timeout` as SHOW prints it: `1min`, `60s`, `500ms`; zero switches it off.
+/// Reads `wal_sender_timeout` as SHOW prints it: `1min`, `60s`, `500ms`; zero switches the timeout
+/// off.
 fn interval_setting(text: &str) -> Option<Duration> {
     let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
+
     let number: u64 = number.parse().ok()?;
     let milliseconds = match unit {
         "" | "ms" => number,
@@ -595,12 +636,13 @@ mod tests {
         }
     }
 
-    /// A message of the server about authentication.
+    /// Builds a message of the server about authentication.
     fn authentication(kind: u32, rest: &[u8]) -> Vec<u8> {
         frame(b'R', &[&kind.to_be_bytes(), rest].concat())
     }
 
-    /// Whoever knows the password can prove it, and nobody else may be taken for the source.
+    /// A server that knows the password can prove it, and no other server may be accepted as the
+    /// source.
     #[tokio::test]
     async fn a_server_that_breaks_the_exchange_off_is_refused() {
         let environment = crate::source::connection::Environment::default();

@@ -1,5 +1,5 @@
-//! COPY .. TO STDOUT on our own wire: tokio-postgres hands over row by row, with an allocation and
-//! a wake-up each.
+//! COPY .. TO STDOUT on rhei's own wire: tokio-postgres hands over row by row, with an allocation
+//! and a wake-up for each row.
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -8,8 +8,8 @@ use tokio::io::AsyncReadExt;
 use super::{Frame, ReplicationClient, ServerMessage, WireError, client::Mode};
 use crate::source::connection::{SourceOptions, sql::DISABLE_TRANSACTION_TIMEOUT};
 
-/// An ordinary session, for COPY: rows are read where the socket put them. Not cancel-safe: one
-/// that was dropped on the way is of no more use.
+/// An ordinary session for COPY: rows are read where the socket put them. The session is not
+/// cancel-safe: a session whose future was dropped midway cannot be used again.
 pub struct CopyClient(ReplicationClient);
 
 impl CopyClient {
@@ -30,6 +30,7 @@ impl CopyClient {
         let mut out = BytesMut::new();
         frontend::query(query, &mut out)?;
         self.0.send(&out).await?;
+
         match self.0.receive().await {
             Ok(Frame { tag: b'H', .. }) => Ok(()),
             Ok(Frame { tag, .. }) => Err(WireError::Unexpected { tag, during: "copying" }),
@@ -40,11 +41,11 @@ impl CopyClient {
         }
     }
 
-    /// Runs several COPY .. TO STDOUT in one round trip, and shows what comes to `each`, with the
-    /// index of its statement.
+    /// Runs several COPY .. TO STDOUT in one round trip, and shows each row that arrives to `each`,
+    /// with the index of its statement.
     ///
     /// # Errors
-    /// Also those of `each`. The session is of no more use then.
+    /// Also the errors of `each`. The session cannot be used again after an error.
     pub async fn copy_each<E: From<WireError>>(
         &mut self,
         queries: &[&str],
@@ -53,6 +54,7 @@ impl CopyClient {
         let mut out = BytesMut::new();
         frontend::query(&queries.join("; "), &mut out).map_err(WireError::from)?;
         self.0.send(&out).await?;
+
         let (mut at, mut is_done) = (0, false);
         let mut show = |tag: u8, body: &[u8]| match tag {
             b'd' => each(at, body).map(|()| false),
@@ -68,20 +70,22 @@ impl CopyClient {
             b'H' | b'c' | b'N' | b'S' => Ok(false),
             tag => Err(WireError::Unexpected { tag, during: "copying" }.into()),
         };
+
         while !self.0.frames.drain(&mut show)? {
             if self.0.socket.read_buf(self.0.frames.buffer()).await.map_err(WireError::from)? == 0 {
                 return Err(WireError::Closed.into());
             }
         }
+
         debug_assert!(is_done);
         Ok(())
     }
 
-    /// Shows what has arrived of the copy to `each`, and waits when nothing has. `false`: that was
-    /// all of it.
+    /// Shows the rows that have arrived of the copy to `each`, and waits when none have. Returns
+    /// `false` when the copy is complete.
     ///
     /// # Errors
-    /// Also those of `each`; the session is of no more use then.
+    /// Also the errors of `each`; the session cannot be used again after an error.
     pub async fn copied<E: From<WireError>>(
         &mut self,
         mut each: impl FnMut(&[u8]) -> Result<(), E>,
@@ -99,13 +103,16 @@ impl CopyClient {
             b'N' | b'S' => Ok(false),
             tag => Err(WireError::Unexpected { tag, during: "copying" }.into()),
         };
+
         if self.0.frames.drain(&mut show)? {
             return Ok(false);
         }
+
         let read = self.0.socket.read_buf(self.0.frames.buffer()).await.map_err(WireError::from)?;
         if read == 0 {
             return Err(WireError::Closed.into());
         }
+
         self.0.frames.drain(&mut show)?;
         Ok(!is_done)
     }

@@ -1,9 +1,9 @@
 //! The only writer on the replication socket: a timer and one number, the durable LSN.
 //!
-//! It depends neither on the reader nor on the apply, so a source hears of us in time however long
-//! an apply takes, and however many bytes wait in between (traps 23, 24). All it can acknowledge is
-//! a [`DurableLsn`]. `write` is what was received, `flush` and `apply` are what is durable. A
-//! status with `flush = 0/0` would be legal and move nothing.
+//! This task depends neither on the reader nor on the apply, so the source receives a status in
+//! time however long an apply takes, and however many bytes wait in between (traps 23, 24). The
+//! task can acknowledge only a [`DurableLsn`]. `write` is the received LSN, `flush` and `apply` are
+//! the durable LSN. A status with `flush = 0/0` would be legal and would move nothing.
 
 use std::{
     sync::{
@@ -25,13 +25,14 @@ use crate::{Lsn, checkpoint::DurableLsn, failpoint::reached};
 
 /// The longest pause between two statuses.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// Answers no faster than this, since a server that shuts down asks in a tight loop (trap 25).
+/// The task sends statuses no faster than this, since a server that shuts down asks in a tight loop
+/// (trap 25).
 const THROTTLE: Duration = Duration::from_millis(10);
 
-/// A status that takes longer to write is said.
+/// A status that takes longer than this to write is logged.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// Handle of the writing task.
+/// The handle of the writing task.
 pub struct Feedback {
     durable: watch::Sender<Lsn>,
     shared: Arc<Shared>,
@@ -42,7 +43,7 @@ pub struct Feedback {
 struct Shared {
     request_reply: Notify,
     stop: Notify,
-    /// Counts what was heard, so that silence is noticed.
+    /// Counts the messages of the server, so that the writing task notices its silence.
     activity: AtomicU64,
 }
 
@@ -67,6 +68,7 @@ impl Feedback {
         let (durable, watch) = watch::channel(start);
         let shared = Arc::new(Shared::default());
         let pause = timeout.map_or(MAX_PAUSE, |timeout| MAX_PAUSE.min(timeout / 3));
+
         let task = tokio::spawn(write_statuses(write, watch, Arc::clone(&shared), pause));
         Self { durable, shared, task }
     }
@@ -75,7 +77,8 @@ impl Feedback {
         Liveness(Arc::clone(&self.shared))
     }
 
-    /// Tells the source what is durable; goes out at once. Never goes back.
+    /// Tells the source which LSN is durable; the status is sent at once. The acknowledged LSN
+    /// never goes back.
     pub fn acknowledge(&self, durable: DurableLsn) {
         self.durable.send_if_modified(|known| {
             let is_newer = durable.lsn() > *known;
@@ -86,23 +89,23 @@ impl Feedback {
         });
     }
 
-    /// The highest LSN that was handed to [`Self::acknowledge`].
+    /// Returns the highest LSN that was handed to [`Self::acknowledge`].
     pub fn acknowledged(&self) -> Lsn {
         *self.durable.borrow()
     }
 
-    /// Asks the server to say how far it is.
+    /// Asks the server to report its position.
     pub fn request_reply(&self) {
         self.shared.request_reply.notify_one();
     }
 
-    /// Last acknowledgement, then Terminate. No CopyDone: the server would first send the rest of
-    /// an open transaction (trap 29).
+    /// Sends the last acknowledgement, then Terminate, and no CopyDone: after CopyDone the server
+    /// would first send the rest of an open transaction (trap 29).
     pub async fn shutdown(mut self) -> Result<(), WireError> {
         self.shared.stop.notify_one();
         match tokio::time::timeout(Duration::from_secs(10), &mut self.task).await {
             Ok(Ok(ended)) => ended,
-            // A server that is gone needs no goodbye; it will be told again at the next start.
+            // A server that is gone needs no Terminate; the next start acknowledges again.
             Ok(Err(_)) | Err(_) => Ok(()),
         }
     }
@@ -116,42 +119,50 @@ async fn write_statuses(
 ) -> Result<(), WireError> {
     let mut timer = tokio::time::interval(pause);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+
     let mut heard_before = u64::MAX;
     let mut last_sent = Instant::now().checked_sub(THROTTLE).unwrap_or_else(Instant::now);
+
     loop {
         let mut is_last = false;
         let mut asks = false;
+
         tokio::select! {
             biased;
             () = shared.stop.notified() => is_last = true,
             changed = durable.changed() => is_last = changed.is_err(),
             () = shared.request_reply.notified() => asks = true,
             _ = timer.tick() => {
-                // Silent since the last tick: ask, so that the reader's limit means something (trap
-                // 27).
+                // The server was silent since the last tick: ask it for a reply, so that the
+                // reader's limit means something (trap 27).
                 let heard = shared.activity.load(Ordering::Relaxed);
                 asks = heard == heard_before;
                 heard_before = heard;
             }
         }
+
         if !is_last {
             tokio::time::sleep(THROTTLE.saturating_sub(last_sent.elapsed())).await;
         }
+
         let lsn = *durable.borrow_and_update();
         let mut out = BytesMut::new();
         frontend::CopyData::new(status(lsn, asks && !is_last))?.write(&mut out);
         if is_last {
             frontend::terminate(&mut out);
         }
+
         let began = Instant::now();
         reached("feedback.sending");
         write.write_all(&out).await?;
         write.flush().await?;
+
         if began.elapsed() > SLOW {
             let seconds = began.elapsed().as_secs_f64();
             tracing::warn!(%lsn, seconds, "an acknowledgement took long to send; the source keeps \
                                            its WAL until it has it");
         }
+
         reached("feedback.sent");
         last_sent = Instant::now();
         if is_last {
@@ -161,13 +172,15 @@ async fn write_statuses(
     }
 }
 
-/// Standby status update. `write` could be more than what is durable, but nobody needs to know.
+/// Builds a standby status update. `write` could be more than the durable LSN, but no part of the
+/// server needs to know.
 fn status(durable: Lsn, asks: bool) -> bytes::Bytes {
     let mut out = BytesMut::with_capacity(34);
     out.put_u8(b'r');
     for _ in 0..3 {
         out.put_u64(durable.0);
     }
+
     out.put_i64(microseconds_since_2000());
     out.put_u8(u8::from(asks));
     out.freeze()

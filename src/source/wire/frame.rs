@@ -6,14 +6,14 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::source::connection::ConnectError;
 
-/// A message longer than PostgreSQL can make one is refused before memory is taken for it.
+/// A message longer than PostgreSQL can make one is refused before memory is allocated for it.
 pub(in crate::source) const MAX_MESSAGE_BYTES: usize = (1 << 30) + (1 << 20);
 
-/// A whole answer to a command. The longest is the history of a timeline, of some dozen bytes a
-/// failover.
+/// The limit of a whole answer to a command. The longest answer is the history of a timeline, with
+/// some dozen bytes for each failover.
 pub(super) const MAX_ANSWER_BYTES: usize = 16 << 20;
 
-/// The replication connection broke, or said what it may not say.
+/// The replication connection broke, or the server sent a message that the protocol forbids.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     #[error(transparent)]
@@ -72,7 +72,7 @@ impl std::fmt::Display for ServerMessage {
 }
 
 impl ServerMessage {
-    /// From the body of such a message; fields of unknown kinds are left out.
+    /// Reads the body of such a message and leaves out fields of unknown kinds.
     pub fn read(body: &[u8]) -> Self {
         let mut message = Self::default();
         for field in body.split(|&byte| byte == 0) {
@@ -115,19 +115,21 @@ impl FrameReader {
         Self { buffer: BytesMut::with_capacity(256 << 10), limit }
     }
 
-    /// Rows may come from now on: messages may be as long as PostgreSQL can make one.
+    /// Raises the limit: from now on rows may arrive, and messages may be as long as PostgreSQL can
+    /// make one.
     pub(in crate::source) fn expect_rows(&mut self) {
         self.limit = MAX_MESSAGE_BYTES;
     }
 
-    /// Shows all whole frames to `each`, where they lie, and forgets them. `Ok(true)` from it ends
-    /// that early.
+    /// Shows all whole frames to `each` where they lie in the buffer, then drops them. `Ok(true)`
+    /// from `each` ends the loop early.
     pub(in crate::source) fn drain<E: From<WireError>>(
         &mut self,
         mut each: impl FnMut(u8, &[u8]) -> Result<bool, E>,
     ) -> Result<bool, E> {
         let mut taken = 0;
         let mut ended = Ok(false);
+
         while let Some((tag, body)) =
             whole_frame(self.buffer.get(taken..).unwrap_or_default(), self.limit)?
         {
@@ -137,17 +139,19 @@ impl FrameReader {
                 break;
             }
         }
+
         self.buffer.advance(taken);
         ended
     }
 
-    /// Where bytes from the socket go. Asking for more room never moves what is cut already.
+    /// Returns the buffer that takes bytes from the socket. Reserving more room never moves frames
+    /// that are cut already.
     pub fn buffer(&mut self) -> &mut BytesMut {
         self.buffer.reserve(128 << 10);
         &mut self.buffer
     }
 
-    /// The next whole frame; none when more bytes are needed.
+    /// Returns the next whole frame, or none when more bytes are needed.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
         let Some((tag, body)) = whole_frame(&self.buffer, self.limit)? else { return Ok(None) };
         let bytes = body.len();
@@ -159,7 +163,7 @@ impl FrameReader {
         self.buffer.len()
     }
 
-    /// All whole frames, in one piece.
+    /// Returns all whole frames in one piece.
     pub(in crate::source) fn whole_frames(&mut self) -> Result<Option<Bytes>, WireError> {
         let mut taken = 0;
         while let Some((_, body)) =
@@ -173,17 +177,19 @@ impl FrameReader {
 
 pub(in crate::source) const HEADER_BYTES: usize = 5;
 
-/// Tag and body of the frame that the bytes begin with; none when more bytes are needed. Memory is
-/// taken as bytes arrive, not as they are promised.
+/// Returns tag and body of the frame that the bytes begin with, or none when more bytes are needed.
+/// Memory is allocated as bytes arrive, not as the length field promises them.
 pub(in crate::source) fn whole_frame(
     bytes: &[u8],
     limit: usize,
 ) -> Result<Option<(u8, &[u8])>, WireError> {
     let Some((&tag, rest)) = bytes.split_first() else { return Ok(None) };
     let Some((length, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+
     let length = i32::from_be_bytes(*length);
     let bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
     let bytes = bytes.ok_or(WireError::BadLength(length))?;
+
     if bytes > limit {
         return Err(WireError::TooLong { bytes, limit });
     }

@@ -1,5 +1,5 @@
-//! The replication protocol: frames, the client that speaks it, the stream and what is acknowledged
-//! of it, and COPY.
+//! The replication protocol: frames, the client that speaks the protocol, the stream and its
+//! acknowledgement, and COPY.
 
 pub mod client;
 pub mod copy_client;

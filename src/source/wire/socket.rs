@@ -29,7 +29,8 @@ pub(in crate::source) enum Socket {
 }
 
 impl Socket {
-    /// Another handle of the same socket, for [`StreamReader`]'s watermark.
+    /// Returns another handle of the same socket, for the watermark of
+    /// [`StreamReader`](super::stream::StreamReader).
     pub(super) fn handle(&self) -> Option<OwnedFd> {
         let stream = match self {
             Self::Tcp(stream) => stream,
@@ -87,6 +88,7 @@ impl AsyncWrite for Socket {
 pub(super) fn keep_alive(stream: &TcpStream, source: &SourceOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
+
     if let Some((idle, interval)) = source.keepalives() {
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(idle.min(KEEPALIVE_IDLE))
@@ -98,7 +100,7 @@ pub(super) fn keep_alive(stream: &TcpStream, source: &SourceOptions) -> io::Resu
     Ok(())
 }
 
-/// Asks for TLS, as `sslmode` wants it.
+/// Asks the server for TLS, as `sslmode` requires.
 pub(super) async fn negotiate_tls(
     source: &SourceOptions,
     host: &str,
@@ -108,11 +110,14 @@ pub(super) async fn negotiate_tls(
     if source.tls.mode == SslMode::Disable {
         return Ok(Socket::Tcp(stream));
     }
+
     let failed = |detail: String| ConnectError::Tls { address: address.to_string(), detail };
     let mut out = BytesMut::new();
     frontend::ssl_request(&mut out);
     stream.write_all(&out).await?;
-    // One byte, no more: what follows an `S` must be TLS, never bytes that came in plain.
+
+    // One byte and no more: after an `S` only TLS may follow, never bytes that arrived in plain
+    // text.
     match stream.read_u8().await? {
         b'S' => {
             let connector = tls::connector(&source.tls)?;

@@ -1,5 +1,5 @@
-//! The receiving half of a replication connection: a task that only reads, and the queue between it
-//! and the decoder.
+//! The receiving half of a replication connection: a task that only reads, and the queue between
+//! the task and the decoder.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{Lsn, failpoint::reached};
 
-/// What the stream brings.
+/// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamMessage {
     /// The payload of one XLogData; its header's LSNs mean nothing (trap 7).
@@ -36,25 +36,26 @@ pub enum StreamMessage {
 }
 
 impl StreamMessage {
-    /// From one frame. None: the end of the stream in good order.
+    /// Reads one frame. None means that the stream ended in good order.
     pub fn read(frame: Frame) -> Result<Option<Self>, WireError> {
         const SHORT: WireError = WireError::Short { during: "streaming" };
         match frame.tag {
             b'd' => {}
-            // A server that shuts down says CommandComplete without CopyDone before it.
+            // A server that shuts down sends CommandComplete without CopyDone before it.
             b'c' | b'C' | b'Z' => return Ok(None),
             b'E' => return Err(WireError::Server(ServerMessage::read(&frame.body))),
             b'N' => return Ok(Some(Self::Notice(ServerMessage::read(&frame.body)))),
-            // A parameter that changed: ours are pinned.
+            // A parameter changed: the parameters that rhei relies on are pinned.
             b'S' => {
                 let (wal_end, reply_requested) = (Lsn::ZERO, false);
                 return Ok(Some(Self::Keepalive { wal_end, reply_requested }));
             }
             tag => return Err(WireError::Unexpected { tag, during: "streaming" }),
         }
+
         let mut body = frame.body;
         match body.first() {
-            // Start, end and time: 24 bytes that mean nothing to us (trap 7).
+            // Start, end and time: 24 bytes that mean nothing to rhei (trap 7).
             Some(b'w') if body.len() >= 25 => {
                 body.advance(25);
                 Ok(Some(Self::Data { payload: body }))
@@ -72,13 +73,13 @@ impl StreamMessage {
 }
 
 /// The receiving end. Its task reads the socket whatever the decoder does, up to a budget in bytes,
-/// and hands over whole frames many at a time: a queue entry and a wake-up for each message would
-/// cost more than decoding it.
+/// and hands over many whole frames at a time: a queue entry and a wake-up for each message would
+/// cost more than decoding the message.
 pub struct StreamReader {
     queue: mpsc::UnboundedReceiver<Result<Bytes, WireError>>,
     queue_bytes: usize,
     budget: Arc<Semaphore>,
-    /// Whole frames that were taken off the queue and not read yet.
+    /// Whole frames that were taken off the queue and are not read yet.
     frames: Bytes,
     task: tokio::task::JoinHandle<()>,
 }
@@ -89,17 +90,18 @@ impl Drop for StreamReader {
     }
 }
 
-/// So much is gathered before it is handed over, or for so long.
+/// The reader gathers this many bytes before it hands them over, or gathers for [`GATHER`].
 const GATHERED_BYTES: usize = 64 << 10;
 const GATHER: Duration = Duration::from_millis(1);
-/// Of a stream that keeps up such a rate, so much is let come before it is read.
+/// While the stream fills [`GATHERED_BYTES`] that fast, the reader waits until this many bytes are
+/// in the socket.
 const READ_BYTES: libc::c_int = 32 << 10;
 
-/// How many bytes wait in a socket before its reader is woken. The server sends each change by
-/// itself, and waking up for each costs more than decoding it.
+/// The number of bytes that wait in a socket before the kernel wakes its reader. The server sends
+/// each change by itself, and one wake-up for each change costs more than decoding the change.
 struct ReceiveLowWatermark {
-    /// For TCP on Linux, which (from 4.18 on) also wakes when less is asked for and so much is
-    /// there.
+    /// Set for TCP on Linux only, which (from 4.18 on) also wakes a reader that asks for less than
+    /// the watermark once the watermark is reached.
     socket: Option<OwnedFd>,
     bytes: libc::c_int,
 }
@@ -115,9 +117,10 @@ impl ReceiveLowWatermark {
         if bytes == self.bytes {
             return;
         }
+
         self.bytes = bytes;
         // SAFETY: the descriptor is open, and the option is an int of this length that the kernel
-        // copies. A kernel that refuses wakes as before.
+        // copies. A kernel that refuses the option wakes the reader as before.
         unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),
@@ -140,22 +143,27 @@ impl StreamReader {
         queue_bytes: usize,
     ) -> Self {
         let (send, queue) = mpsc::unbounded_channel();
-        // A permit is a byte.
+
+        // One permit stands for one byte.
         let queue_bytes = queue_bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         // Frames that are larger than the whole budget take all of it, and pass.
         let cost = move |whole: &Bytes| whole.len().min(queue_bytes) as u32;
+
         let budget = Arc::new(Semaphore::new(queue_bytes));
         let room = Arc::clone(&budget);
+
         let task = tokio::spawn(async move {
             let pump = async {
-                // When something was read that is not handed over yet. A server that refuses at
-                // once may have said so together with its answer to START_REPLICATION, and says
-                // nothing more.
+                // The time at which bytes were read that are not handed over yet. A server that
+                // refuses at once may have sent its error together with its answer to
+                // START_REPLICATION, and sends nothing more.
                 let mut since = (frames.buffered() > 0).then(Instant::now);
                 let (mut watermark, mut is_busy) = (ReceiveLowWatermark::new(socket), false);
+
                 loop {
                     let is_due = since.is_some_and(|since| since.elapsed() >= GATHER);
                     let is_much = frames.buffered() >= GATHERED_BYTES;
+
                     if (is_due || is_much)
                         && let Some(whole) = {
                             since = None;
@@ -165,6 +173,7 @@ impl StreamReader {
                         is_busy |= is_much;
                         liveness.record_activity();
                         reached("stream.received");
+
                         if let Ok(permit) = room.acquire_many(cost(&whole)).await {
                             permit.forget();
                         }
@@ -172,15 +181,17 @@ impl StreamReader {
                             return Ok(());
                         }
                     }
+
                     watermark.set(if is_busy { READ_BYTES } else { 1 });
+
                     let read = read.read_buf(frames.buffer());
                     let read = match timeout {
                         _ if is_busy || since.is_some() => {
                             match tokio::time::timeout(GATHER, read).await {
                                 Ok(read) => read,
                                 Err(_) => {
-                                    // Less than the watermark may be there; it comes with what is
-                                    // gathered.
+                                    // Fewer bytes than the watermark may be there; the reader takes
+                                    // them with the bytes gathered next.
                                     if std::mem::take(&mut is_busy) {
                                         since = since.map(|_| Instant::now());
                                     }
@@ -188,28 +199,32 @@ impl StreamReader {
                                 }
                             }
                         }
-                        // Whoever is silent for that long although we asked is dead (trap 27). Our
-                        // own status asks for an answer at half that time.
+                        // A server that is silent for that long although rhei asked is dead (trap
+                        // 27). The status that rhei sends asks for an answer at half that time.
                         Some(timeout) => tokio::time::timeout(timeout * 2, read)
                             .await
                             .map_err(|_| WireError::Silent(timeout * 2))?,
                         None => read.await,
                     };
+
                     if !matches!(read, Ok(1..)) {
-                        // The server's last words say why.
+                        // The last message of the server gives the reason.
                         if let Some(whole) = frames.whole_frames()? {
                             let _ = send.send(Ok(whole));
                         }
                         return Err(read.map_or_else(WireError::from, |_| WireError::Closed));
                     }
+
                     since = since.or_else(|| Some(Instant::now()));
                 }
             };
+
             let ended: Result<(), WireError> = pump.await;
             if let Err(error) = ended {
                 let _ = send.send(Err(error));
             }
         });
+
         Self { queue, queue_bytes, budget, frames: Bytes::new(), task }
     }
 
@@ -229,7 +244,8 @@ impl StreamReader {
         Ok(Some(Frame { tag, body: self.frames.split_to(bytes) }))
     }
 
-    /// The next message; none when the server ended the stream in good order. Cancel-safe.
+    /// Returns the next message, or none when the server ended the stream in good order.
+    /// Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<StreamMessage>, WireError> {
         loop {
             if let Some(frame) = self.next_frame()? {
@@ -242,8 +258,8 @@ impl StreamReader {
         }
     }
 
-    /// The next message if one is here already. That the stream has ended is an error here, since
-    /// nobody who looks now and then would notice otherwise.
+    /// Returns the next message if one is here already. The end of the stream is an error here,
+    /// since a caller that only polls now and then would not notice it otherwise.
     pub fn try_next(&mut self) -> Result<Option<StreamMessage>, WireError> {
         loop {
             if let Some(frame) = self.next_frame()? {
@@ -274,8 +290,8 @@ mod tests {
         assert!(matches!(heard, Err(WireError::Server(message)) if message.code == "58P01"));
     }
 
-    /// Frames of `sizes`, each sent by itself, come out whole over TCP, where a busy reader lets
-    /// bytes wait in the socket.
+    /// Frames of `sizes`, each sent by itself, arrive whole over TCP, where a busy reader leaves
+    /// bytes in the socket.
     async fn come_whole(sizes: &[usize]) {
         use tokio::io::AsyncWriteExt;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -299,7 +315,7 @@ mod tests {
                 [&b"d"[..], &length, b"w", &[0; 24], &vec![7; *size]].concat()
             })
             .collect();
-        // The connection stays open, so that nothing but its bytes wakes the reader.
+        // The connection stays open, so that only its bytes wake the reader.
         let sent = tokio::spawn(async move {
             for frame in frames {
                 theirs.write_all(&frame).await.unwrap();
