@@ -1,7 +1,7 @@
 //! A round: one snapshot, and the tables that are copied under it.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     chunk_queue::{ChunkJob, RateLimiter, RoundProgress, SharedRound, batch_bytes},
     event::{CopyEvent, CopyOutcome, Planned},
-    plan::{self, is_same},
+    plan::{self, Measured, is_same},
     snapshot::{SlotWithSnapshot, Snapshot},
     worker::Worker,
 };
@@ -21,7 +21,7 @@ use crate::{
     pipeline::{Context, EngineError, Event, Writer},
     source::{
         LsnBarrier,
-        catalog::{self, SourceTable},
+        catalog::{self, Fingerprint, Membership, SourceTable},
         connection::{SqlClient, connect_sql},
     },
 };
@@ -41,6 +41,7 @@ const BUNDLED_PAGES: u64 = 256;
 fn bundled(chunks: impl Iterator<Item = (u64, ChunkJob)>) -> VecDeque<Vec<ChunkJob>> {
     let mut queue: VecDeque<Vec<ChunkJob>> = VecDeque::new();
     let mut room = 0;
+
     for (pages, chunk) in chunks {
         match queue.back_mut() {
             Some(bundle) if pages <= room && bundle.len() < MAX_BUNDLED => {
@@ -56,22 +57,22 @@ fn bundled(chunks: impl Iterator<Item = (u64, ChunkJob)>) -> VecDeque<Vec<ChunkJ
     queue
 }
 
-/// What a round is about.
+/// The parameters of a round.
 pub struct CopyRound {
     /// Oids of the tables to copy; none: all of them.
     pub wanted: Option<BTreeSet<u32>>,
-    /// The slot of the pipeline itself, when it was just made; else the round makes one for the
+    /// The slot of the pipeline itself, when it was just made; else the round makes a slot for the
     /// time of its snapshot.
     pub first: Option<SlotWithSnapshot>,
     /// How far the stream stays behind the source while the slot is made. Without this, a table
     /// that changes all the time has always changed between the slot's snapshot and the begin of
     /// its copy.
     pub trail: Option<Duration>,
-    /// Nobody follows: an ordinary snapshot will do.
+    /// No stream follows the copy: an ordinary snapshot will do.
     pub is_plain: bool,
     pub hold: LsnBarrier,
     pub told: mpsc::Sender<CopyEvent>,
-    /// Chunks that have begun are finished, no more are begun.
+    /// Chunks that have begun are finished, and no more are begun.
     pub stop: CancellationToken,
 }
 
@@ -96,10 +97,13 @@ pub async fn run<T: OlapEngine + 'static>(
 ) -> Result<(), EngineError> {
     let release = ReleaseOnDrop(round.hold.clone());
     let (is_plain, mut wanted) = (round.is_plain, round.wanted.clone());
+
     let prepare = async {
-        // The stream is held from the snapshot on, so whatever may wait for a lock comes before it.
+        // The stream is held from the snapshot on, so every step that may wait for a lock comes
+        // before it.
         let control = connect_sql(&context.options.source, "copy control").await?;
         let measured = plan::measure(context, &control, wanted.as_ref(), is_plain).await?;
+
         if !measured.locked.is_empty() {
             let _ = round.told.send(CopyEvent::Locked(measured.locked.clone())).await;
             if wanted
@@ -109,97 +113,173 @@ pub async fn run<T: OlapEngine + 'static>(
                 return Ok(None);
             }
         }
+
         let snapshot = match (is_plain, round.first) {
             (true, _) => Snapshot::plain(context).await?,
             (false, Some(first)) => Snapshot::of_slot(context, first, false, &round.hold).await?,
-            (false, None) => match tables_without_slot(writer, &control, wanted.as_ref()).await? {
-                Some((begun_anew, others)) => {
-                    if !others.is_empty() {
-                        let _ = round.told.send(CopyEvent::Postponed(others)).await;
+            (false, None) => {
+                match tables_without_slot(writer, &control, wanted.as_ref(), &measured).await? {
+                    Some((begun_anew, others)) => {
+                        if !others.is_empty() {
+                            let _ = round.told.send(CopyEvent::Postponed(others)).await;
+                        }
+                        wanted = Some(begun_anew);
+                        Snapshot::without_slot(context, &control, &round.hold).await?
                     }
-                    wanted = Some(begun_anew);
-                    Snapshot::without_slot(context, &control, &round.hold).await?
+                    None => {
+                        Snapshot::of_temporary_slot(context, &control, &round.hold, round.trail)
+                            .await?
+                    }
                 }
-                None => {
-                    Snapshot::of_temporary_slot(context, &control, &round.hold, round.trail).await?
-                }
-            },
+            }
         };
-        let planned =
+        let mut planned =
             plan::plan(context, writer, &snapshot, wanted.as_ref(), is_plain, &measured).await?;
+
+        if snapshot.xids.is_some() {
+            let postponed = take_published_otherwise(&mut planned.0, &measured);
+            if !postponed.is_empty() {
+                let _ = round.told.send(CopyEvent::Postponed(postponed)).await;
+            }
+        }
+
         Ok::<_, EngineError>(Some((control, snapshot, planned)))
     };
+
     let prepared = tokio::select! {
         // Making a slot may wait for hours.
         () = round.stop.cancelled() => return Ok(()),
         prepared = prepare => prepared?,
     };
     let Some((control, snapshot, (tables, refused))) = prepared else { return Ok(()) };
+
     let (adopted, is_adopted) = oneshot::channel();
     let (lsn, since, holder) = (snapshot.lsn, snapshot.since, snapshot.holder());
+
     let planned =
         CopyEvent::Planned { lsn, since, tables: tables.clone(), refused, holder, adopted };
+
     if round.told.send(planned).await.is_err() {
         return Ok(());
     }
-    // Whoever asked has ended its session: the next one begins another round.
+
+    // The session that asked for the round has ended: the next session begins another round.
     let Ok(ids) = is_adopted.await else { return Ok(()) };
     drop(release);
+
     let tables: Vec<(Planned, Vec<u64>)> =
         tables.into_iter().zip(ids).filter_map(|(table, ids)| Some((table, ids?))).collect();
     if tables.is_empty() {
         return Ok(());
     }
-    tracing::info!(tables = tables.len(), snapshot = %snapshot.lsn, "copying tables under one \
-         snapshot");
+
+    tracing::info!(
+        tables = tables.len(),
+        snapshot = %snapshot.lsn,
+        "copying tables under one snapshot"
+    );
+
     let (told, stop) = (round.told, round.stop);
     let copy = Copy { context, writer, control, snapshot, tables, is_plain, told, stop };
     let ended = copy.run().await;
+
     for (table, _) in &copy.tables {
         context.board.end(table.spec.oid);
     }
+
     ended
 }
 
-/// Whether a round takes a snapshot without a slot, because PostgreSQL would make a slot only when
-/// transactions that last are over. Returns the tables that can be copied under such a snapshot,
-/// and those that cannot: a copy that was interrupted goes on only where the stream can stand
-/// exactly at the next snapshot. None: the round makes a slot.
+/// Decides whether a round takes a snapshot without a slot, because PostgreSQL would make a slot
+/// only when long transactions are over. Returns the tables that can be copied under such a
+/// snapshot, and those that cannot. None: the round makes a slot.
+///
+/// Two kinds of tables need a slot. A copy that was interrupted goes on only where the stream can
+/// stand exactly at the next snapshot. And of a table that was added to its publication, or is
+/// published in another way, the stream lacks what a transaction wrote before that, also when the
+/// transaction ends later (trap 13). Such a transaction has its lock on the table until it ends;
+/// making a slot waits for it, and so its rows are in the snapshot of the slot.
+///
+/// The stored fingerprint of a table says how the table was published when a copy of it began after
+/// all such transactions.
 async fn tables_without_slot<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     control: &SqlClient,
     wanted: Option<&BTreeSet<u32>>,
+    measured: &Measured,
 ) -> Result<Option<(BTreeSet<u32>, BTreeSet<u32>)>, EngineError> {
     let Some(wanted) = wanted else { return Ok(None) };
+
     if !has_lasting_transactions(control).await?
         || catalog::has_synchronous_standbys(control).await?
     {
         return Ok(None);
     }
+
     let stored =
         writer.call(|target| target.state()).await?.map(|state| state.tables).unwrap_or_default();
     let under_way: BTreeSet<u32> =
         stored.iter().filter(|table| table.has_shadow).map(|table| table.oid).collect();
+    let known: HashMap<u32, Membership> = stored
+        .iter()
+        .filter_map(|table| {
+            let fingerprint: Fingerprint = serde_json::from_str(&table.fingerprint).ok()?;
+            Some((table.oid, fingerprint.membership()))
+        })
+        .collect();
+
+    // A table that is gone by now is planned by no round.
+    let published_otherwise: BTreeMap<u32, &Vec<u32>> = wanted
+        .iter()
+        .filter_map(|oid| {
+            let (membership, leaves) = measured.published.get(oid)?;
+            (known.get(oid) != Some(membership)).then_some((*oid, leaves))
+        })
+        .collect();
+    let leaves: Vec<u32> = published_otherwise.values().copied().flatten().copied().collect();
+    let written = catalog::written_among(control, &leaves).await?;
+
+    let needs_slot = |oid: &u32| {
+        under_way.contains(oid)
+            || published_otherwise
+                .get(oid)
+                .is_some_and(|leaves| leaves.iter().any(|leaf| written.contains(leaf)))
+    };
     let (others, begun_anew): (BTreeSet<u32>, BTreeSet<u32>) =
-        wanted.iter().partition(|oid| under_way.contains(oid));
+        wanted.iter().partition(|oid| needs_slot(oid));
+
     Ok((!begun_anew.is_empty()).then_some((begun_anew, others)))
 }
 
-/// Whether transactions of any database have written something and are still in progress a second
-/// later, so that making a slot would wait for them.
+/// Takes out tables that were published in another way when they were measured than they are at the
+/// snapshot. Returns their oids.
+fn take_published_otherwise(tables: &mut Vec<Planned>, measured: &Measured) -> BTreeSet<u32> {
+    let is_other = |table: &mut Planned| {
+        let now = table.source.fingerprint.membership();
+        measured.published.get(&table.spec.oid).map(|(membership, _)| membership) != Some(&now)
+    };
+    tables.extract_if(.., is_other).map(|table| table.spec.oid).collect()
+}
+
+/// Returns whether transactions of any database have written something and are still in progress a
+/// second later, so that making a slot would wait for them.
 async fn has_lasting_transactions(control: &SqlClient) -> Result<bool, EngineError> {
     const PATIENCE: Duration = Duration::from_secs(1);
     const STEP: Duration = Duration::from_millis(50);
+
     let (_, xids) = catalog::wal_insert_lsn_and_xids(control).await?;
     let since = tokio::time::Instant::now();
+
     loop {
         let snapshot = catalog::current_snapshot(control).await?;
         if xids.iter().all(|xid| snapshot.sees(*xid)) {
             return Ok(false);
         }
+
         if since.elapsed() >= PATIENCE {
             return Ok(true);
         }
+
         tokio::time::sleep(STEP).await;
     }
 }
@@ -207,10 +287,10 @@ async fn has_lasting_transactions(control: &SqlClient) -> Result<bool, EngineErr
 struct Copy<'a, T> {
     context: &'a Context,
     writer: &'a Writer<T>,
-    /// For questions to the catalogs.
+    /// The connection for questions to the catalogs.
     control: SqlClient,
     snapshot: Snapshot,
-    /// With the ids of their jobs.
+    /// The tables with the ids of their jobs.
     tables: Vec<(Planned, Vec<u64>)>,
     is_plain: bool,
     told: mpsc::Sender<CopyEvent>,
@@ -218,9 +298,10 @@ struct Copy<'a, T> {
 }
 
 impl<T: OlapEngine + 'static> Copy<'_, T> {
-    /// All workers take chunks from one queue, those of small tables first.
+    /// Runs all workers, which take chunks from one queue, those of small tables first.
     async fn run(&self) -> Result<(), EngineError> {
         let mut queue: Vec<(i32, u64, ChunkJob)> = Vec::new();
+
         for (at, (table, ids)) in self.tables.iter().enumerate() {
             self.context.board.begin(
                 &table.spec,
@@ -228,14 +309,17 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 table.ranges.len(),
                 table.done_rows,
             );
+
             let leaves = table.source.leaves.iter();
             let leaf_pages: HashMap<u32, u64> =
                 leaves.map(|leaf| (leaf.oid, leaf.pages.unwrap_or(0))).collect();
+
             for (range, &job) in table.ranges.iter().zip(ids) {
                 let pages = leaf_pages
                     .get(&range.leaf)
                     .filter(|_| range.is_whole_leaf())
                     .map_or(u64::MAX, |&it| it.max(1));
+
                 queue.push((
                     table.priority,
                     pages,
@@ -243,8 +327,10 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 ));
             }
         }
+
         queue.sort_by_key(|(priority, ..)| *priority);
         let queue = bundled(queue.into_iter().map(|(_, pages, chunk)| (pages, chunk)));
+
         let left = self.tables.iter().map(|(table, _)| table.ranges.len()).collect();
         let work = Arc::new(SharedRound {
             context: self.context.clone(),
@@ -261,22 +347,27 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             turn: tokio::sync::Mutex::new(()),
             stop: self.stop.clone(),
         });
+
         let (done, mut tables_done) = mpsc::unbounded_channel::<(usize, CopyOutcome)>();
-        // Nothing of these is left to copy.
+        // These tables have nothing left to copy.
         for (at, _) in
             self.tables.iter().enumerate().filter(|(_, (table, _))| table.ranges.is_empty())
         {
             let _ = done.send((at, CopyOutcome::Done));
         }
+
         let mut workers = tokio::task::JoinSet::new();
         for number in 1..=self.context.options.workers.max(1) {
             let loader = self.writer.call(|target| target.loader()).await?;
             workers.spawn(Worker::new(number, Arc::clone(&work), done.clone(), loader).run());
         }
+
         drop(done);
+
         let began = tokio::time::Instant::now();
         let warning = self.context.options.snapshot_warning;
         let mut warnings = tokio::time::interval_at(began + warning, warning);
+
         let mut ended_tables = Vec::new();
         let ended = loop {
             tokio::select! {
@@ -301,23 +392,27 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 ),
             }
         };
-        // After an error the others finish what they have begun, and begin nothing more.
+
+        // After an error the other workers finish what they have begun, and begin nothing more.
         work.queue.lock().await.clear();
+
         let mut others = Ok(());
         while let Some(ended) = workers.join_next().await {
             let lost = |lost| EngineError::lost("a copy worker", lost);
             others = others.and(ended.map_err(lost).and_then(|ended| ended));
         }
+
         ended.and(others)
     }
 
-    /// Compares tables whose last chunks are done with the catalogs, and reports what became of
+    /// Compares tables whose last chunks are done with the catalogs, and reports the outcomes of
     /// their copies.
     async fn tell(&self, ended: Vec<(usize, CopyOutcome)>) -> Result<(), EngineError> {
         let ended: Vec<(&Planned, CopyOutcome)> = ended
             .into_iter()
             .filter_map(|(at, copied)| Some((&self.tables.get(at)?.0, copied)))
             .collect();
+
         let oids: Vec<u32> = ended.iter().map(|(table, _)| table.spec.oid).collect();
         let now = self.current(&oids).await?;
 
@@ -325,8 +420,8 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         for (table, copied) in ended {
             let (oid, name) = (table.spec.oid, table.spec.source.to_string());
             let is_unchanged = now.get(&oid).is_some_and(|now| is_same(&table.source, now));
-            // COPY reads a table in its newest shape. If that is not the planned one, what came
-            // says nothing of the table.
+            // COPY reads a table in its newest shape. If that is not the planned shape, the result
+            // of the copy says nothing of the table.
             let copied = match copied {
                 CopyOutcome::Done | CopyOutcome::Failed(_) if !is_unchanged => {
                     tracing::info!(
@@ -342,10 +437,12 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 }
                 copied => copied,
             };
+
             self.context.board.end(oid);
             told.push((oid, copied));
         }
-        // Nobody listens any more when the session is about to end.
+
+        // The receiver is gone when the session is about to end.
         let _ = self.told.send(CopyEvent::Ended(told)).await;
         Ok(())
     }
@@ -353,11 +450,13 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
     async fn current(&self, oids: &[u32]) -> Result<HashMap<u32, SourceTable>, EngineError> {
         let control = &self.control;
         catalog::begin_snapshot(control).await?;
+
         let now = if self.is_plain {
             catalog::all_tables(control).await?
         } else {
             catalog::published_among(control, &self.context.options.publications, oids).await?
         };
+
         catalog::end_snapshot(control).await?;
         Ok(now.into_iter().map(|table| (table.oid, table)).collect())
     }

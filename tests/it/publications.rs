@@ -7,6 +7,7 @@ use crate::{
     bed::{
         Cluster,
         oracle::{Pair, assert_same_pairs, query_copy},
+        wait_until,
     },
     following::Following,
 };
@@ -571,6 +572,36 @@ fn a_table_that_left_while_it_waited_for_its_copy_is_copied_when_it_comes_back()
     following.wait_settled(&mut running);
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.t", "public.other"]);
+}
+
+/// Trap 13: what a transaction writes before its table is published is not in the stream, also when
+/// the transaction ends long after that.
+#[test]
+fn rows_of_a_transaction_that_is_older_than_the_publication_of_its_table_are_copied() {
+    let following = Following::new("older_than_publication");
+    following.db.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, v text);
+         CREATE PUBLICATION rhei FOR TABLE a",
+    );
+    let mut running = following.run();
+    following.wait_settled(&mut running);
+
+    let older = following.db.session();
+    older.execute("BEGIN; INSERT INTO b VALUES (1, 'before'), (2, 'before')");
+    following.db.execute("ALTER PUBLICATION rhei ADD TABLE b; INSERT INTO b VALUES (3, 'after')");
+    wait_until(SOON, "rhei waits for the transaction, or has copied the table", || {
+        assert!(running.is_running(), "{}", running.logs());
+        let is_live = following.rhei.status().is_some_and(|status| {
+            let tables = status["tables"].as_array().cloned().unwrap_or_default();
+            tables.iter().any(|table| table["source"] == "public.b" && table["state"] == "live")
+        });
+        is_live || running.logs().contains("waiting for transactions")
+    });
+    older.execute("INSERT INTO b VALUES (4, 'older, and after'); COMMIT");
+
+    following.wait_settled(&mut running);
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.a", "public.b"]);
 }
 
 /// The catalogs are read instead of the view `pg_publication_tables`, which locks every table: each

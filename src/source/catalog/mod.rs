@@ -1,6 +1,5 @@
-//! Every question to the source's catalogs, for PostgreSQL 14 to 18.
-//! Queries run with `search_path = pg_catalog`, so what the server prints is
-//! schema-qualified.
+//! All queries on the source's catalogs, for PostgreSQL 14 to 18. The queries run with
+//! `search_path = pg_catalog`, so the server prints schema-qualified names.
 
 mod publication;
 mod slot;
@@ -24,13 +23,13 @@ pub use self::publication::{
 };
 pub use self::slot::{SlotInfo, is_failover_slot, open_transactions, slot};
 pub use self::tables::{
-    CompositeFields, EnumLabel, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable,
-    all_tables, candidate_tables, key_of, locked_among, measure, parse_singleton_array,
-    published_among, published_tables, unlogged_tables,
+    CompositeFields, EnumLabel, Fingerprint, LeafTable, Membership, SourceColumn, SourceKey,
+    SourceTable, all_tables, candidate_tables, key_of, locked_among, measure,
+    parse_singleton_array, published_among, published_tables, unlogged_tables, written_among,
 };
 pub use self::types::types;
 
-/// A question that the source did not answer, or not as expected.
+/// A catalog query that the source did not answer, or answered in an unexpected form.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("the source refused a question to its catalogs")]
@@ -40,22 +39,24 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
-    /// Somebody holds a lock on a table of the publication (VACUUM FULL, an ALTER in an open
-    /// transaction), and listing it would wait for that.
+    /// Returns whether another session holds a lock on a table of the publication (VACUUM FULL, an
+    /// ALTER in an open transaction), so that describing the table would wait for the lock.
     pub fn is_locked(&self) -> bool {
         let Self::Query(error) = self else { return false };
         error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 }
 
-/// Begins a moment in which all questions are answered from one state of the catalogs: a table is
-/// described by several of them. Ends with [`end_snapshot`]. Returns what that state holds.
+/// Begins a transaction in which all catalog queries are answered from one state of the catalogs,
+/// since describing a table takes several queries. [`end_snapshot`] ends the transaction. Returns
+/// the transactions that the snapshot sees.
 pub async fn begin_snapshot(client: &Client) -> Result<XidSnapshot, CatalogError> {
     client.batch_execute("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ").await?;
     current_snapshot(client).await
 }
 
-/// Which transactions the next statement sees, or all of a transaction that keeps its snapshot.
+/// Returns the transactions that the next statement sees, or that all statements see within a
+/// transaction that keeps its snapshot.
 pub async fn current_snapshot(client: &Client) -> Result<XidSnapshot, CatalogError> {
     let row = client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
     let text: String = row.try_get(0)?;
@@ -63,7 +64,7 @@ pub async fn current_snapshot(client: &Client) -> Result<XidSnapshot, CatalogErr
         .ok_or(CatalogError::SchemaResolution { what: "a snapshot", found: text })
 }
 
-/// Forgets a moment in which a question failed.
+/// Rolls back the transaction of a snapshot after a query in it failed.
 pub async fn abort_snapshot(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("ROLLBACK").await?)
 }
@@ -72,12 +73,12 @@ pub async fn end_snapshot(client: &Client) -> Result<(), CatalogError> {
     Ok(client.batch_execute("COMMIT").await?)
 }
 
-/// A transaction becomes visible within this after its commit record is flushed, unless it waits
-/// for synchronous standbys: a backend has little left to do in between.
+/// A transaction becomes visible within this time after its commit record is flushed, unless the
+/// transaction waits for synchronous standbys: a backend has little left to do in between.
 pub const VISIBLE_AFTER_FLUSH: Duration = Duration::from_secs(1);
 
-/// A position of the source's WAL that was read `age` ago, or the end of the flushed WAL where that
-/// is before it and no commit lies between the two.
+/// Returns `position`, a position of the source's WAL that was read `age` ago, or the end of the
+/// flushed WAL where that end is before `position` and no commit lies between the two.
 ///
 /// WAL records that belong to no commit stay in memory until the next flush, on an idle source up
 /// to 15 seconds, and a walsender sends only what is flushed. A commit is flushed before it becomes
@@ -88,10 +89,10 @@ pub async fn flushed(client: &Client, position: Lsn, age: Duration) -> Result<Ls
     Ok(if holds_all_commits { position.min(flushed) } else { position })
 }
 
-/// What the server is, and what this role may do there.
+/// The server's version and settings, and the privileges of this role.
 #[derive(Debug, Clone)]
 pub struct ServerInfo {
-    /// As `server_version_num`: 150018 is 15.18.
+    /// The number in `server_version_num`: 150018 is 15.18.
     pub version_num: i32,
     pub version: String,
     pub wal_level: String,
@@ -155,7 +156,7 @@ fn parse_lsn(text: String) -> Result<Lsn, CatalogError> {
     text.parse().map_err(|_| CatalogError::SchemaResolution { what: "an LSN", found: text })
 }
 
-/// End of the WAL that was written, flushed or not: nothing visible was committed after it.
+/// Returns the end of the written WAL, flushed or not: nothing visible was committed after it.
 pub async fn wal_insert_lsn(client: &Client) -> Result<Lsn, CatalogError> {
     lsn(client, "pg_current_wal_insert_lsn()").await
 }
@@ -171,20 +172,20 @@ pub async fn wal_writer_delay(client: &Client) -> Result<Duration, CatalogError>
     Ok(Duration::from_millis(milliseconds.unsigned_abs()))
 }
 
-/// `IDENTIFY_SYSTEM.systemid`, for roles that may read it by SQL.
+/// Returns `IDENTIFY_SYSTEM.systemid`, for roles that may read it by SQL.
 pub async fn system_id(client: &Client) -> Result<String, CatalogError> {
     let row =
         client.query_one("SELECT system_identifier::text FROM pg_control_system()", &[]).await?;
     Ok(row.try_get(0)?)
 }
 
-/// A transaction's number, which SQL hands out as text only.
+/// Converts the number of a transaction, which SQL returns as text only.
 fn xmin(number: i64) -> u32 {
     u32::try_from(number).unwrap_or_default()
 }
 
-/// Whether commits wait for the walsender of this slot, since `synchronous_standby_names` includes
-/// it.
+/// Returns whether commits wait for the walsender of this slot because `synchronous_standby_names`
+/// includes it.
 pub async fn is_synchronous_standby(client: &Client, slot: &str) -> Result<bool, CatalogError> {
     let query = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication r JOIN pg_replication_slots s ON \
                  s.active_pid = r.pid \
@@ -192,29 +193,32 @@ pub async fn is_synchronous_standby(client: &Client, slot: &str) -> Result<bool,
     Ok(client.query_one(query, &[&slot]).await?.try_get(0)?)
 }
 
-/// The end of the WAL, and the transactions that had a number and were in progress after that was
-/// read, prepared ones too: a commit record before the position belongs to one of them, or to one
-/// that every later snapshot sees.
+/// Returns the end of the WAL, and the transactions, prepared ones too, that had a number and were
+/// in progress after that end was read: a commit record before the position belongs to one of these
+/// transactions, or to one that every later snapshot sees.
 pub async fn wal_insert_lsn_and_xids(
     client: &Client,
 ) -> Result<(Lsn, BTreeSet<u32>), CatalogError> {
-    // The second question depends on the answer to the first.
+    // The second part of the query depends on the answer of the first, so it runs later.
     let query = "SELECT lsn::text, array(SELECT backend_xid::text FROM pg_stat_activity \
            WHERE backend_xid IS NOT NULL AND lsn IS NOT NULL) \
          || array(SELECT transaction::text FROM pg_prepared_xacts WHERE lsn IS NOT NULL) \
          FROM (SELECT pg_current_wal_insert_lsn() AS lsn OFFSET 0) AS position";
+
     let row = client.query_one(query, &[]).await?;
     let (lsn, xids): (String, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+
     let parsed: Option<BTreeSet<u32>> = xids.iter().map(|xid| xid.parse().ok()).collect();
     let xids = parsed.ok_or_else(|| CatalogError::SchemaResolution {
         what: "transactions",
         found: xids.join(","),
     })?;
+
     Ok((parse_lsn(lsn)?, xids))
 }
 
-/// Those of the transactions of which it cannot be said that they do not wait for synchronous
-/// standbys. Of sessions of other roles only members of `pg_read_all_stats` are told.
+/// Returns the transactions of `xids` that may wait for synchronous standbys. PostgreSQL shows the
+/// sessions of other roles to members of `pg_read_all_stats` only.
 pub async fn awaiting_standbys(
     client: &Client,
     xids: &BTreeSet<u32>,
@@ -223,15 +227,18 @@ pub async fn awaiting_standbys(
                  backend_xid::text \
          FROM pg_stat_activity WHERE state IS NOT NULL AND wait_event IS DISTINCT FROM 'SyncRep' \
          AND backend_xid IS NOT NULL)";
+
     let row = client.query_one(query, &[]).await?;
     let (waits_for_none, not_waiting): (bool, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+
     if waits_for_none {
         return Ok(BTreeSet::new());
     }
+
     Ok(xids.iter().copied().filter(|xid| !not_waiting.contains(&xid.to_string())).collect())
 }
 
-/// Whether commits of the server wait for standbys before they become visible.
+/// Returns whether commits of the server wait for standbys before they become visible.
 pub async fn has_synchronous_standbys(client: &Client) -> Result<bool, CatalogError> {
     let query = "SELECT current_setting('synchronous_standby_names') <> ''";
     Ok(client.query_one(query, &[]).await?.try_get(0)?)

@@ -10,7 +10,7 @@ use super::{
     types::type_parts, xmin,
 };
 
-/// A table as it stands in the catalogs.
+/// A table as the catalogs describe it.
 #[derive(Debug, Clone)]
 pub struct SourceTable {
     pub oid: u32,
@@ -19,73 +19,94 @@ pub struct SourceTable {
     pub kind: u8,
     pub replica_identity: ReplicaIdentity,
     pub estimated_rows: u64,
-    /// The publications' row filters as one condition.
+    /// The row filters of the publications, as one condition.
     pub row_filter: Option<String>,
-    /// The columns that are published, in the order of `attnum`.
+    /// The published columns, in the order of `attnum`.
     pub columns: Vec<SourceColumn>,
-    /// The tables that hold the rows: itself, or its leaf partitions.
+    /// The tables that hold the rows: the table itself, or its leaf partitions.
     pub leaves: Vec<LeafTable>,
-    /// Those of its partitions, or itself, that are foreign tables or unlogged ones, as SQL names
-    /// them: their rows are not in the WAL.
+    /// The foreign or unlogged tables among the partitions, or the table itself, as SQL names them:
+    /// their rows are not in the WAL.
     pub leaves_without_wal: Vec<String>,
     pub can_select: bool,
-    /// Columns of the key, by `attnum`, in the order of the index; empty when there is none.
+    /// The columns of the key, by `attnum`, in the order of the index; empty when the table has no
+    /// key.
     pub identity_index: Vec<i16>,
     pub primary_key: Vec<i16>,
     /// A deferrable key cannot identify rows (trap 53).
     pub is_primary_key_immediate: bool,
-    /// What the wire never says.
+    /// The properties of the table that the wire never reports.
     pub fingerprint: Fingerprint,
 }
 
-/// What can change the rows of a table, or what we are told of them, without a word on the wire
-/// (postgres.md 2.11). Kept as it was when the table was copied, and compared with what is.
+/// What can change the rows of a table, or what the stream brings of them, without a message of the
+/// stream (traps 41, 44, 46, 61, 66, 67, 70 and 71). It is stored as it was when the table was
+/// copied, and compared with what the catalogs show later.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Of each table that holds rows (itself, or its leaf partitions), by oid: `relfilenode`. A
-    /// rewrite gives a new one; so do TRUNCATE, VACUUM FULL and CLUSTER.
+    /// The `relfilenode` of each table that holds rows (the table itself, or its leaf partitions),
+    /// by oid. A rewrite assigns a new `relfilenode`; so do TRUNCATE, VACUUM FULL and CLUSTER.
     pub files: BTreeMap<u32, u32>,
-    /// Of each leaf partition: the rows of pg_inherits that tie it to its root. A leaf that was
-    /// detached and attached again has others.
+    /// The rows of pg_inherits that tie each leaf partition to its root. A leaf that was detached
+    /// and attached again has other rows.
     pub inherits: BTreeMap<u32, String>,
-    /// `xmin` of the row in pg_attribute of each column that is alive, by `attnum`. It changes with
-    /// each ALTER of the column, also when a second one takes the first one back, and not with
-    /// VACUUM FULL.
+    /// The `xmin` of the row in pg_attribute of each column that is not dropped, by `attnum`. The
+    /// `xmin` changes with each ALTER of the column, also when a second ALTER reverts the first
+    /// one, and does not change with VACUUM FULL.
     pub attributes: BTreeMap<i16, u32>,
-    /// Of a partition tree: a hash of the same of all its leaves.
+    /// For a partition tree, a hash of the `xmin` values of the columns of all its leaves.
     pub leaf_attributes: String,
-    /// The highest `attnum` ever given out: columns above it are new.
+    /// The highest `attnum` ever assigned: columns above it are new.
     pub last_attnum: i16,
-    /// Oid of the index of its primary key, if that is immediate, else 0.
+    /// The oid of the index of the primary key if that key is immediate, else 0.
     pub key_index: u32,
-    /// Labels of the enums that its columns use, by the label's oid. A renamed label changes old
-    /// rows (trap 70).
+    /// The labels of the enums that the columns use, by the label's oid. Renaming a label changes
+    /// old rows (trap 70).
     pub labels: BTreeMap<u32, EnumLabel>,
-    /// The composites that its columns use, by the oid in pg_class: adding or dropping a field
+    /// The composites that the columns use, by the oid in pg_class: adding or dropping a field
     /// changes how old rows print.
     pub composites: BTreeMap<u32, CompositeFields>,
     pub row_filter: Option<String>,
-    /// The rows of pg_publication_rel that name it or a root of it. A table that left its
-    /// publication and came back has another one (trap 41). One that is named cannot be made
+    /// The rows of pg_publication_rel that name the table or a root of it. A table that left its
+    /// publication and came back has another row (trap 41). A table that is named cannot be made
     /// UNLOGGED for a while; see `judge`.
     pub listed: String,
-    /// Likewise for its schema (`FOR TABLES IN SCHEMA`).
+    /// The rows of pg_publication_namespace that name its schema (`FOR TABLES IN SCHEMA`).
     pub schema: String,
-    /// Oid and `xmin` of the publications that bring it. Options that were changed and changed back
-    /// leave another `xmin`, and changes between that never came (trap 41).
+    /// Oid and `xmin` of the publications that publish the table. Options that were changed and
+    /// changed back leave another `xmin`, and the changes in between never arrived (trap 41).
     pub publications: String,
 }
 
-/// A label of an enum, as its row in pg_enum says it. Equal are those whose row is the same: what
-/// became of its type says nothing.
+/// How publications bring a table: changes that were made before this was so are not in the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    listed: String,
+    schema: String,
+    publications: String,
+}
+
+impl Fingerprint {
+    /// Returns how publications bring the table.
+    pub fn membership(&self) -> Membership {
+        Membership {
+            listed: self.listed.clone(),
+            schema: self.schema.clone(),
+            publications: self.publications.clone(),
+        }
+    }
+}
+
+/// A label of an enum, as its row in pg_enum describes it. Two labels are equal when their rows are
+/// equal: later changes of the type do not matter.
 #[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 pub struct EnumLabel {
     pub type_oid: u32,
     pub name: String,
-    /// Of the row: RENAME VALUE gives it another one.
+    /// The `xmin` of the row: RENAME VALUE assigns another one.
     pub xmin: u32,
-    /// It came with its type, and was never renamed. One that was added later cannot be told from a
-    /// renamed one.
+    /// Whether the label was created with its type and was never renamed. A label that was added
+    /// later cannot be distinguished from a renamed one.
     pub is_original: bool,
 }
 
@@ -95,13 +116,13 @@ impl PartialEq for EnumLabel {
     }
 }
 
-/// The fields of a composite type, as their rows in pg_attribute say it. Equal are those whose rows
-/// are the same.
+/// The fields of a composite type, as their rows in pg_attribute describe them. Two composites are
+/// equal when their rows are equal.
 #[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 pub struct CompositeFields {
-    /// Number, name, type and `xmin` of each.
+    /// The number, name, type and `xmin` of each field.
     pub fields: String,
-    /// All of them came with the type, and none was changed since.
+    /// Whether all fields were created with the type and none was changed since.
     pub is_original: bool,
 }
 
@@ -117,17 +138,17 @@ pub struct SourceColumn {
     pub name: String,
     pub type_oid: u32,
     pub typmod: i32,
-    /// `attndims`.
+    /// The value of `attndims`.
     pub ndims: i32,
     pub not_null: bool,
-    /// `attstorage` is one that TOASTs.
+    /// Whether `attstorage` allows TOAST.
     pub toastable: bool,
-    /// `GENERATED ALWAYS AS (..) STORED`.
+    /// Whether the column is `GENERATED ALWAYS AS (..) STORED`.
     pub is_generated: bool,
-    /// Of its row in pg_attribute: each ALTER of the column gives it another one.
+    /// The `xmin` of the row in pg_attribute: each ALTER of the column assigns another one.
     pub xmin: u32,
-    /// What rows hold that are older than the column (trap 66), by the oid of each table that holds
-    /// rows: in the server's text (`attmissingval`); `None` is NULL.
+    /// The value that rows hold which are older than the column (trap 66), by the oid of each table
+    /// that holds rows: in the server's text (`attmissingval`); `None` is NULL.
     pub missing: BTreeMap<u32, Option<String>>,
 }
 
@@ -135,33 +156,34 @@ pub struct SourceColumn {
 pub struct LeafTable {
     pub oid: u32,
     pub name: QualifiedName,
-    /// `relfilenode`.
+    /// The value of `relfilenode`.
     pub file: u32,
-    /// `xmin` of its row in pg_class: the transaction that gave it its file, or has changed
-    /// something else of it since. VACUUM, ANALYZE and CREATE INDEX change that row in its place.
+    /// The `xmin` of the row in pg_class: the transaction that assigned the file, or has changed
+    /// another property of the table since. VACUUM, ANALYZE and CREATE INDEX change that row in
+    /// place.
     pub changed_by: u32,
     /// See [`Fingerprint::inherits`].
     pub inherits: String,
-    /// Pages of 8 KiB; none before [`measure`] has counted them.
+    /// The size in pages of 8 KiB; none before [`measure`] has counted them.
     pub pages: Option<u64>,
     pub can_select: bool,
 }
 
 impl SourceTable {
-    /// Notes what [`measure`] found.
+    /// Stores the page counts that [`measure`] returned.
     pub fn measured(&mut self, pages: &HashMap<u32, u64>) {
         for leaf in &mut self.leaves {
             leaf.pages = pages.get(&leaf.oid).copied().or(leaf.pages);
         }
     }
 
-    /// Pages of 8 KiB of heap, over all leaves that were measured.
+    /// Returns the pages of 8 KiB of heap, over all leaves that were measured.
     pub fn pages(&self) -> u64 {
         self.leaves.iter().filter_map(|leaf| leaf.pages).sum()
     }
 }
 
-/// How rows are told apart, by `attnum`.
+/// The columns that identify a row, by `attnum`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceKey {
     Columns(Vec<i16>),
@@ -169,8 +191,8 @@ pub enum SourceKey {
     AppendOnly,
 }
 
-/// Traps 49, 53, 54: the replica identity's columns; with FULL the primary key if it is immediate,
-/// else the whole row.
+/// Returns the columns of the replica identity (traps 49, 53, 54); with FULL the primary key if it
+/// is immediate, else the whole row.
 pub fn key_of(table: &SourceTable) -> SourceKey {
     let primary_key = || table.is_primary_key_immediate && !table.primary_key.is_empty();
     match table.replica_identity {
@@ -186,7 +208,7 @@ pub fn key_of(table: &SourceTable) -> SourceKey {
     }
 }
 
-/// The tables of the publications.
+/// Returns the tables of the publications.
 pub async fn published_tables(
     client: &Client,
     names: &[String],
@@ -194,7 +216,7 @@ pub async fn published_tables(
     describe(client, members(client, names, None).await?, names).await
 }
 
-/// Those of them with these oids.
+/// Returns the tables of the publications that have these oids.
 pub async fn published_among(
     client: &Client,
     names: &[String],
@@ -203,7 +225,7 @@ pub async fn published_among(
     describe(client, members(client, names, Some(oids)).await?, names).await
 }
 
-/// All tables that could be copied, for a copy without a publication.
+/// Returns all tables that could be copied, for a copy without a publication.
 pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogError> {
     let rows = client.query(&format!("SELECT c.oid {CANDIDATES}"), &[]).await?;
     let member = |row: tokio_postgres::Row| {
@@ -213,24 +235,25 @@ pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogErro
     describe(client, members, &[]).await
 }
 
-/// Ordinary tables and roots of partition trees, of users, permanent.
+/// The permanent ordinary tables and roots of partition trees that belong to users.
 const CANDIDATES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
      AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
      AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid \
      = c.oid AND d.deptype = 'e')";
 
-/// The names of what a new publication could hold.
+/// Returns the names of the tables that a new publication could hold.
 pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
     let rows = client
         .query(&format!("SELECT n.nspname::text, c.relname::text {CANDIDATES} ORDER BY 1, 2"), &[])
         .await?;
+
     rows.iter()
         .map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? }))
         .collect()
 }
 
-/// Tables of users whose changes are not in the WAL.
+/// Returns the tables of users whose changes are not in the WAL.
 pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
     let rows = client
         .query(
@@ -241,6 +264,7 @@ pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, Cata
             &[],
         )
         .await?;
+
     rows.iter()
         .map(|row| Ok(QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? }))
         .collect()
@@ -254,10 +278,12 @@ pub(super) async fn describe(
     let oids: Vec<u32> = members.iter().map(|member| member.oid).collect();
     let members: HashMap<u32, PublishedTable> =
         members.into_iter().map(|member| (member.oid, member)).collect();
+
     let mut columns = columns_of(client, &oids).await?;
     let mut parts = type_parts(client, &columns).await?;
     let mut trees = trees_of(client, &oids).await?;
     let naming = Naming::read(client, publications, &oids).await?;
+
     let rows = client
         .query(
             &format!(
@@ -278,6 +304,7 @@ pub(super) async fn describe(
             &[&oids],
         )
         .await?;
+
     let mut tables = Vec::with_capacity(rows.len());
     for row in rows {
         let oid: u32 = row.try_get(0)?;
@@ -285,10 +312,12 @@ pub(super) async fn describe(
         let mut published = columns.remove(&oid).unwrap_or_default();
         let attributes = published.iter().map(|column| (column.attnum, column.xmin)).collect();
         published.retain(|column| member.brings(column));
+
         let code = row.try_get::<_, i8>(4)? as u8;
         let parts_of_types = parts.remove(&oid).unwrap_or_default();
         let Tree { leaves, estimated_rows, leaf_attributes, without_wal } =
             trees.remove(&oid).unwrap_or_default();
+
         tables.push(SourceTable {
             oid,
             name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
@@ -324,11 +353,12 @@ pub(super) async fn describe(
             leaves,
         });
     }
+
     Ok(tables)
 }
 
-/// Columns, those generated included: whether the stream brings these is the publication's choice
-/// (trap 20).
+/// Reads the columns, including the generated ones: the publication decides whether the stream
+/// sends those (trap 20).
 pub(super) async fn columns_of(
     client: &Client,
     oids: &[u32],
@@ -344,6 +374,7 @@ pub(super) async fn columns_of(
             &[&oids],
         )
         .await?;
+
     let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
     for row in rows {
         columns.entry(row.try_get(0)?).or_default().push(SourceColumn {
@@ -359,8 +390,9 @@ pub(super) async fn columns_of(
             xmin: xmin(row.try_get(9)?),
         });
     }
-    // A partitioned table holds no rows, so its leaves say what is missing, each under a number of
-    // its own.
+
+    // A partitioned table holds no rows, so its leaves store the missing values, each leaf under
+    // its own `attnum`.
     let rows = client
         .query(
             &format!(
@@ -373,35 +405,41 @@ pub(super) async fn columns_of(
             &[&oids],
         )
         .await?;
+
     for row in rows {
         let (name, leaf): (String, u32) = (row.try_get(1)?, row.try_get(2)?);
         let missing =
             row.try_get::<_, Option<String>>(3)?.and_then(|array| parse_singleton_array(&array));
+
         let of_table = columns.entry(row.try_get(0)?).or_default();
         if let Some(column) = of_table.iter_mut().find(|column| column.name == name) {
             column.missing.insert(leaf, missing);
         }
     }
+
     Ok(columns)
 }
 
-/// The one element of an array as `array_out` prints it.
+/// Returns the one element of an array as `array_out` prints it.
 pub fn parse_singleton_array(array: &str) -> Option<String> {
     let inner = array.strip_prefix('{')?.strip_suffix('}')?;
     let Some(quoted) = inner.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')) else {
         return (!inner.eq_ignore_ascii_case("NULL")).then(|| inner.to_owned());
     };
+
     let mut element = String::with_capacity(quoted.len());
     let mut characters = quoted.chars();
     while let Some(character) = characters.next() {
         element.push(if character == '\\' { characters.next()? } else { character });
     }
+
     Some(element)
 }
 
-/// Whether this role may read table `c` of schema `n`, or some of its columns.
+/// The condition whether this role may read table `c` of schema `n`, or some of its columns.
 ///
-/// Functions that look at the newest state say NULL of a table that was dropped since the snapshot.
+/// Privilege functions, which read the newest state of the catalogs, return NULL for a table that
+/// was dropped since the snapshot.
 const READABLE: &str = "coalesce(has_schema_privilege(n.oid, 'USAGE') \
      AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')), \
      false)";
@@ -414,7 +452,7 @@ const TREE: &str = "tree(root, oid, links) AS ( \
        FROM tree JOIN pg_class parent ON parent.oid = tree.oid AND parent.relkind = 'p' \
        JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)";
 
-/// The tables that hold the rows of one table: itself, or its leaf partitions.
+/// The tables that hold the rows of one table: the table itself, or its leaf partitions.
 #[derive(Default)]
 struct Tree {
     leaves: Vec<LeafTable>,
@@ -440,6 +478,7 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
             &[&oids],
         )
         .await?;
+
     let mut trees: HashMap<u32, Tree> = HashMap::new();
     for row in rows {
         let tree = trees.entry(row.try_get(0)?).or_default();
@@ -450,6 +489,7 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
 
         let mut links: Vec<String> = row.try_get(6)?;
         links.sort_unstable();
+
         tree.estimated_rows += row.try_get::<_, i64>(5)?.unsigned_abs();
         tree.leaves.push(LeafTable {
             oid: row.try_get(3)?,
@@ -475,19 +515,21 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
             &[&oids],
         )
         .await?;
+
     for row in rows {
         if let Some(tree) = trees.get_mut(&row.try_get(0)?) {
             tree.leaf_attributes = row.try_get(1)?;
         }
     }
+
     Ok(trees)
 }
 
-/// Pages of these tables that hold rows, by oid. Takes an ACCESS SHARE lock on each of them for a
-/// moment.
+/// Returns the number of pages of these tables that hold rows, by oid. The query takes an ACCESS
+/// SHARE lock on each of them for a moment.
 ///
 /// # Errors
-/// [`CatalogError::is_locked`], where the session limits how long it waits.
+/// [`CatalogError::is_locked`], where the session limits how long the query waits.
 pub async fn measure(client: &Client, leaves: &[u32]) -> Result<HashMap<u32, u64>, CatalogError> {
     let rows = client
         .query(
@@ -499,7 +541,19 @@ pub async fn measure(client: &Client, leaves: &[u32]) -> Result<HashMap<u32, u64
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<_, i64>(1)?.unsigned_abs()))).collect()
 }
 
-/// Those of these tables on which another session holds an ACCESS EXCLUSIVE lock, or waits for one.
+/// Returns those of `tables` that a transaction that is still open has written into, or may have:
+/// the transaction keeps the lock of its first INSERT, UPDATE or DELETE until it ends.
+pub async fn written_among(client: &Client, tables: &[u32]) -> Result<HashSet<u32>, CatalogError> {
+    let sql = "SELECT relation FROM pg_locks WHERE locktype = 'relation' AND granted \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+               AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
+                            'AccessExclusiveLock') \
+               AND relation = ANY($1)";
+    let rows = client.query(sql, &[&tables]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Returns the tables on which another session holds an ACCESS EXCLUSIVE lock, or waits for one.
 pub async fn locked_among(client: &Client, tables: &[u32]) -> Result<HashSet<u32>, CatalogError> {
     let rows = client
         .query(
