@@ -67,8 +67,11 @@ impl Control {
         let listener = match bound {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::warn!(socket = %path.display(), error = %error, "`rhei status` cannot ask \
-                     this replicator");
+                tracing::warn!(
+                    socket = %path.display(),
+                    error = %error,
+                    "`rhei status` cannot ask this replicator"
+                );
                 return None;
             }
         };

@@ -88,8 +88,11 @@ pub(super) async fn find_long_columns(
         let means: Vec<f64> = match sampled {
             Ok(row) => row.try_get(0)?,
             Err(error) if error.as_db_error().is_some() => {
-                tracing::debug!(table = %table.name, error = %error, "the table's columns were not \
-                     sampled");
+                tracing::debug!(
+                    table = %table.name,
+                    error = %error,
+                    "the table's columns were not sampled"
+                );
                 continue;
             }
             Err(error) => return Err(error.into()),

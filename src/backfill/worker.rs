@@ -422,8 +422,12 @@ impl<L: CopyLoader> Worker<L> {
                         return Ok(Ended::Over(Some(CopyOutcome::Failed(Pause::new(reason)))));
                     }
 
-                    tracing::warn!(table = %spec.source, attempt, error = why, "a chunk is tried \
-                         again");
+                    tracing::warn!(
+                        table = %spec.source,
+                        attempt,
+                        error = why,
+                        "a chunk is tried again"
+                    );
                     self.client = None;
                     tokio::select! {
                         () = self.work.stop.cancelled() => break,
@@ -723,8 +727,11 @@ async fn warn_when_stalled<R>(
         }
 
         let seconds = SILENCE.as_secs() * u64::from(silences);
-        tracing::warn!(table = %spec.source, seconds, "a chunk is stuck: the source sends nothing \
-             of it");
+        tracing::warn!(
+            table = %spec.source,
+            seconds,
+            "a chunk is stuck: the source sends nothing of it"
+        );
     }
 
     Err(WireError::Silent(SILENCE * SILENCES).into())

@@ -509,8 +509,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 Asked::Locked => {
                     is_said = true;
                     let table = &question.relation.name;
-                    tracing::warn!(%table, "waiting for a lock that somebody holds on a published \
-                                            table, to read its shape");
+                    tracing::warn!(
+                        %table,
+                        "waiting for a lock that somebody holds on a published table, to read its \
+                         shape"
+                    );
                 }
                 // The commit waits for the acknowledgement of rhei, and the acknowledgement waits
                 // for this answer. A copy needs no answer from the catalogs.
@@ -551,8 +554,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.consumer.assembler().answer(SchemaResolution::Same)
             }
             ShapeChange::Alter(reshape) => {
-                tracing::info!(table = %reshape.after.source, "the table has another shape from \
-                     here on");
+                tracing::info!(
+                    table = %reshape.after.source,
+                    "the table has another shape from here on"
+                );
 
                 catalogs.adopted(&reshape.after);
                 // An earlier look at the catalogs may be older than this shape.
@@ -822,8 +827,11 @@ pub(super) fn log_failures(failed: &[TableFailure]) {
     for TableFailure { table, reason, remedy, .. } in failed {
         match remedy {
             Remedy::CopyAgain => {
-                tracing::warn!(%table, reason, "a change cannot be applied; copying the table \
-                     again")
+                tracing::warn!(
+                    %table,
+                    reason,
+                    "a change cannot be applied; copying the table again"
+                )
             }
             Remedy::CopyAltered => tracing::info!("table {table} is copied again: {reason}"),
             Remedy::Operator | Remedy::AllowNulls => {

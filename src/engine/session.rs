@@ -141,8 +141,10 @@ pub(super) async fn session<T: OlapEngine + 'static>(
 
     let ended = followed?;
     if ended == SessionEnd::Stopped {
-        tracing::info!(checkpoint = %engine.checkpoint().lsn, "stopping: checkpoint saved, \
-             acknowledging");
+        tracing::info!(
+            checkpoint = %engine.checkpoint().lsn,
+            "stopping: checkpoint saved, acknowledging"
+        );
     }
 
     engine.into_consumer().shutdown().await?;

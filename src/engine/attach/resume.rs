@@ -74,8 +74,10 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
         let is_gone = !present.contains(&stored.oid);
 
         if is_gone && stored.state != TableState::Dropped {
-            tracing::warn!(table = %stored.source, "no longer published; its copy is kept as it \
-                 is");
+            tracing::warn!(
+                table = %stored.source,
+                "no longer published; its copy is kept as it is"
+            );
             if stored.has_shadow {
                 abandoned.insert(stored.oid);
             }

@@ -170,8 +170,10 @@ pub(super) fn read_service(
 pub(super) fn password_from(file: &Path, config: &tokio_postgres::Config) -> Option<String> {
     let data = std::fs::metadata(file).ok()?;
     if std::os::unix::fs::MetadataExt::mode(&data) & 0o077 != 0 {
-        tracing::warn!(file = %file.display(), "password file ignored: others can read it; chmod \
-             600 mends that");
+        tracing::warn!(
+            file = %file.display(),
+            "password file ignored: others can read it; chmod 600 mends that"
+        );
         return None;
     }
 

@@ -159,8 +159,11 @@ async fn write_statuses(
 
         if began.elapsed() > SLOW {
             let seconds = began.elapsed().as_secs_f64();
-            tracing::warn!(%lsn, seconds, "an acknowledgement took long to send; the source keeps \
-                                           its WAL until it has it");
+            tracing::warn!(
+                %lsn,
+                seconds,
+                "an acknowledgement took long to send; the source keeps its WAL until it has it"
+            );
         }
 
         reached("feedback.sent");
