@@ -233,7 +233,16 @@ async fn tables_without_slot<T: OlapEngine + 'static>(
         .iter()
         .filter_map(|oid| {
             let (membership, leaves) = measured.published.get(oid)?;
-            (known.get(oid) != Some(membership)).then_some((*oid, leaves))
+            let is_as_known = match known.get(oid) {
+                Some(known) => known == membership,
+                // A new table that the same rule brings as an older one was published as soon as it
+                // was made.
+                None => {
+                    membership.is_by_rule()
+                        && known.iter().any(|(older, known)| older < oid && known == membership)
+                }
+            };
+            (!is_as_known).then_some((*oid, leaves))
         })
         .collect();
     let leaves: Vec<u32> = published_otherwise.values().copied().flatten().copied().collect();

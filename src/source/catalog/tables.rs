@@ -86,6 +86,14 @@ pub struct Membership {
     publications: String,
 }
 
+impl Membership {
+    /// Returns whether publications bring the table by its schema, or with all tables, and not by
+    /// its name.
+    pub fn is_by_rule(&self) -> bool {
+        self.listed.is_empty()
+    }
+}
+
 impl Fingerprint {
     /// Returns how publications bring the table.
     pub fn membership(&self) -> Membership {
