@@ -272,7 +272,7 @@ pub async fn ask(target: &Path, question: &str) -> Option<Value> {
 /// The figures that only a running replicator knows.
 #[derive(Debug, Clone, Default)]
 pub struct Figures {
-    board: CopyProgress,
+    copy_progress: CopyProgress,
     latency: Latency,
     left_out: LeftOut,
     settled: SettledLsn,
@@ -280,9 +280,9 @@ pub struct Figures {
 
 impl Figures {
     fn of(context: &Context) -> Self {
-        let (board, latency) = (context.board.clone(), context.latency.clone());
+        let (copy_progress, latency) = (context.copy_progress.clone(), context.latency.clone());
         Self {
-            board,
+            copy_progress,
             latency,
             left_out: context.left_out.clone(),
             settled: context.settled.clone(),
@@ -292,7 +292,7 @@ impl Figures {
 
 /// Returns the state of a copy, as `rhei status --json` shows it.
 pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
-    let Figures { board, latency, left_out, settled } = figures;
+    let Figures { copy_progress, latency, left_out, settled } = figures;
     let pipeline = &state.pipeline;
 
     let phase = match pipeline.phase {
@@ -301,7 +301,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
         Phase::PlainCopy => "plain_copy",
     };
 
-    let (copies, total) = board.progress().unwrap_or_default();
+    let (copies, total) = copy_progress.progress().unwrap_or_default();
     let tables: Vec<Value> = state
         .tables
         .iter()
@@ -336,7 +336,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
         },
         "settled_lsn": settled.get(),
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
-        "paused": board.is_paused(), "commit_to_visible": latency.describe(),
+        "paused": copy_progress.is_paused(), "commit_to_visible": latency.describe(),
         "commit_pause": latency.describe_pauses(), "file": space, "left_out": left_out.describe(),
     })
 }

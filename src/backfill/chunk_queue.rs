@@ -30,7 +30,7 @@ pub(super) struct SharedRound {
     /// Bundles: one chunk, or the chunks of several small tables, which are copied together.
     pub queue: tokio::sync::Mutex<VecDeque<Vec<ChunkJob>>>,
     pub state: Mutex<RoundProgress>,
-    pub pace: Option<RateLimiter>,
+    pub rate_limiter: Option<RateLimiter>,
     /// Bytes of rows, as they come, in one record batch. All batches together are half of the
     /// memory that the settings allow; the stream has the other half.
     pub batch_bytes: usize,

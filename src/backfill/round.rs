@@ -119,11 +119,11 @@ pub async fn run<T: OlapEngine + 'static>(
             (false, Some(first)) => Snapshot::of_slot(context, first, false, &round.hold).await?,
             (false, None) => {
                 match tables_without_slot(writer, &control, wanted.as_ref(), &measured).await? {
-                    Some((begun_anew, others)) => {
+                    Some((fresh, others)) => {
                         if !others.is_empty() {
                             let _ = round.told.send(CopyEvent::Postponed(others)).await;
                         }
-                        wanted = Some(begun_anew);
+                        wanted = Some(fresh);
                         Snapshot::without_slot(context, &control, &round.hold).await?
                     }
                     None => {
@@ -184,7 +184,7 @@ pub async fn run<T: OlapEngine + 'static>(
     let ended = copy.run().await;
 
     for (table, _) in &copy.tables {
-        context.board.end(table.spec.oid);
+        context.copy_progress.end(table.spec.oid);
     }
 
     ended
@@ -254,10 +254,10 @@ async fn tables_without_slot<T: OlapEngine + 'static>(
                 .get(oid)
                 .is_some_and(|leaves| leaves.iter().any(|leaf| written.contains(leaf)))
     };
-    let (others, begun_anew): (BTreeSet<u32>, BTreeSet<u32>) =
+    let (others, fresh): (BTreeSet<u32>, BTreeSet<u32>) =
         wanted.iter().partition(|oid| needs_slot(oid));
 
-    Ok((!begun_anew.is_empty()).then_some((begun_anew, others)))
+    Ok((!fresh.is_empty()).then_some((fresh, others)))
 }
 
 /// Takes out tables that were published in another way when they were measured than they are at the
@@ -312,7 +312,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let mut queue: Vec<(i32, u64, ChunkJob)> = Vec::new();
 
         for (at, (table, ids)) in self.tables.iter().enumerate() {
-            self.context.board.begin(
+            self.context.copy_progress.begin(
                 &table.spec,
                 table.source.estimated_rows,
                 table.ranges.len(),
@@ -348,7 +348,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             estimates: self.tables.iter().map(|(table, _)| table.source.estimated_rows).collect(),
             queue: tokio::sync::Mutex::new(queue),
             state: Mutex::new(RoundProgress::new(left)),
-            pace: self.context.options.rate_limit_bytes.map(RateLimiter::new),
+            rate_limiter: self.context.options.rate_limit_bytes.map(RateLimiter::new),
             batch_bytes: batch_bytes(
                 self.context.options.memory_limit_bytes,
                 self.context.options.workers.max(1),
@@ -447,7 +447,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                 copied => copied,
             };
 
-            self.context.board.end(oid);
+            self.context.copy_progress.end(oid);
             told.push((oid, copied));
         }
 

@@ -319,8 +319,8 @@ impl<L: CopyLoader> Worker<L> {
             .map_err(SourceError::from)?;
 
         self.client = Some(client);
-        if let Some(pace) = &self.work.pace {
-            pace.take(bytes).await;
+        if let Some(limiter) = &self.work.rate_limiter {
+            limiter.take(bytes).await;
         }
 
         let (mut batches, mut nulled) = (Vec::new(), Vec::new());
@@ -331,7 +331,7 @@ impl<L: CopyLoader> Worker<L> {
             );
 
             let batch = reader.take_batch(&schema).map_err(SourceError::from)?;
-            self.work.context.board.add(spec.oid, batch.num_rows() as u64, size);
+            self.work.context.copy_progress.add(spec.oid, batch.num_rows() as u64, size);
             batches.push(batch);
             nulled.push(reader.take_nulled());
         }
@@ -465,7 +465,7 @@ impl<L: CopyLoader> Worker<L> {
         table.chunks_left = table.chunks_left.saturating_sub(1);
         Nulled::add(&mut table.nulled, nulled);
 
-        self.work.context.board.chunk_done(spec.oid);
+        self.work.context.copy_progress.chunk_done(spec.oid);
         if table.chunks_left > 0 {
             return None;
         }
@@ -667,16 +667,19 @@ async fn read_chunk(
     warn_when_stalled(spec, async { Ok(client.copy_out(query).await?) }).await?;
 
     let mut bytes = 0;
-    let board = |rows: usize, bytes: u64| {
-        work.context.board.add(spec.oid, rows as u64, bytes);
+    let report = |rows: usize, bytes: u64| {
+        work.context.copy_progress.add(spec.oid, rows as u64, bytes);
         let _ = work.context.events.send(Event::CopyProgress);
     };
 
     loop {
         let mut arrived = 0;
         // The stream goes first: while it is late, workers take turns.
-        let _turn =
-            if work.context.board.is_stream_late() { Some(work.turn.lock().await) } else { None };
+        let _turn = if work.context.copy_progress.is_stream_late() {
+            Some(work.turn.lock().await)
+        } else {
+            None
+        };
 
         let is_more = {
             let read = client.copied(|piece| {
@@ -687,8 +690,8 @@ async fn read_chunk(
         };
 
         bytes += arrived as u64;
-        if let Some(pace) = &work.pace {
-            pace.take(arrived).await;
+        if let Some(limiter) = &work.rate_limiter {
+            limiter.take(arrived).await;
         }
 
         if !is_more {
@@ -700,7 +703,7 @@ async fn read_chunk(
             if !batches.put(&mut reader, &schema).await? {
                 return Ok(Vec::new());
             }
-            board(rows, std::mem::take(&mut bytes));
+            report(rows, std::mem::take(&mut bytes));
         }
     }
 
@@ -708,7 +711,7 @@ async fn read_chunk(
     reader.finish()?;
     let rows = reader.rows();
     if rows > 0 && batches.put(&mut reader, &schema).await? {
-        board(rows, bytes);
+        report(rows, bytes);
     }
 
     Ok(reader.take_nulled())

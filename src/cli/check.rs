@@ -6,9 +6,12 @@ use super::{CliError, Invocation};
 use crate::{
     olap::DuckDb,
     pgoutput::{QualifiedName, ReplicaIdentity},
-    pipeline::tables::{
-        names::target_name,
-        plan::{PlanOptions, plan},
+    pipeline::{
+        options::defaults,
+        tables::{
+            names::target_name,
+            plan::{PlanOptions, plan},
+        },
     },
     source::{
         catalog::{self, SourceKey, SourceTable},
@@ -243,7 +246,7 @@ async fn check_publication(
             return Ok(Vec::new());
         }
         None => {
-            let name = names.first().map_or("rhei", String::as_str);
+            let name = names.first().map_or(defaults::PUBLICATION, String::as_str);
 
             let mut candidates = catalog::candidate_tables(client).await?;
             candidates.retain(&is_wanted);

@@ -264,7 +264,7 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
         })
     };
 
-    let outcome = follow(&args, &stop, &seen, &written, &replicator, &context.board).await;
+    let outcome = follow(&args, &stop, &seen, &written, &replicator, &context.copy_progress).await;
     writer_stop.cancel();
     let _ = writer.await;
 
@@ -307,7 +307,7 @@ async fn follow(
     seen: &Seen,
     written: &AtomicU64,
     replicator: &tokio::task::JoinHandle<Result<(), crate::pipeline::EngineError>>,
-    board: &CopyProgress,
+    copy_progress: &CopyProgress,
 ) -> Result<(), CliError> {
     let copying = Instant::now();
     let tables = SCHEMA.matches("CREATE TABLE").count() as u64;
@@ -339,7 +339,7 @@ async fn follow(
 
         match streaming_since {
             None => {
-                let rows = board.progress().map_or(0, |(_, total)| total.rows);
+                let rows = copy_progress.progress().map_or(0, |(_, total)| total.rows);
                 bar.set_message(format!("copying: {} rows", thousands(rows)));
             }
             Some(since) => {

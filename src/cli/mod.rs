@@ -219,8 +219,8 @@ impl Invocation {
         let config = &self.config;
         let (source, target) = (self.source()?, self.target()?);
         let table_settings = self.table_settings();
-        let board = CopyProgress::default();
-        let (events, progress) = progress::Progress::start(self.is_quiet, board.clone());
+        let copy_progress = CopyProgress::default();
+        let (events, progress) = progress::Progress::start(self.is_quiet, copy_progress.clone());
 
         let options = Options {
             source,
@@ -245,7 +245,7 @@ impl Invocation {
             supervision: config.supervision,
         };
 
-        Ok((Context::new(options, board, events), progress))
+        Ok((Context::new(options, copy_progress, events), progress))
     }
 
     fn stop_on_signal(&self) -> CancellationToken {

@@ -24,10 +24,13 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 impl Progress {
     /// Starts listening. The sending end goes into the pipeline's options.
-    pub fn start(is_quiet: bool, board: CopyProgress) -> (mpsc::UnboundedSender<Event>, Self) {
+    pub fn start(
+        is_quiet: bool,
+        copy_progress: CopyProgress,
+    ) -> (mpsc::UnboundedSender<Event>, Self) {
         let (events, heard) = mpsc::unbounded_channel();
         let has_bars = !is_quiet && std::io::stderr().is_terminal();
-        (events, Self { task: tokio::spawn(listen(heard, board, has_bars)) })
+        (events, Self { task: tokio::spawn(listen(heard, copy_progress, has_bars)) })
     }
 
     /// Waits until all events are shown. The pipeline's options must be dropped before.
@@ -50,8 +53,8 @@ impl Bars {
         Self { all, total, tables: HashMap::new() }
     }
 
-    fn show(&mut self, board: &CopyProgress) {
-        let (tables, total) = board.progress().unwrap_or_default();
+    fn show(&mut self, copy_progress: &CopyProgress) {
+        let (tables, total) = copy_progress.progress().unwrap_or_default();
         self.tables.retain(|table, bar| {
             let is_open = tables.contains_key(table);
             if !is_open {
@@ -96,7 +99,11 @@ fn set(bar: &ProgressBar, progress: &Figures) {
     bar.set_prefix(format!("{:.1} MB/s{left}", progress.megabytes_per_second));
 }
 
-async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: CopyProgress, has_bars: bool) {
+async fn listen(
+    mut heard: mpsc::UnboundedReceiver<Event>,
+    copy_progress: CopyProgress,
+    has_bars: bool,
+) {
     let mut bars = has_bars.then(Bars::new);
     let mut last_line = Instant::now();
     let mut last_cycle = None::<Instant>;
@@ -113,10 +120,10 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: CopyProgress, 
                 tracing::debug!(table, estimated_rows, "copying")
             }
             Event::CopyProgress => match &mut bars {
-                Some(bars) => bars.show(&board),
+                Some(bars) => bars.show(&copy_progress),
                 None if last_line.elapsed() >= PAUSE => {
                     last_line = Instant::now();
-                    let (tables, total) = board.progress().unwrap_or_default();
+                    let (tables, total) = copy_progress.progress().unwrap_or_default();
 
                     let seconds_left = total.seconds_left.map(f64::round);
                     let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
@@ -135,7 +142,7 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, board: CopyProgress, 
             },
             Event::CopyFinished { table, rows } => {
                 if let Some(bars) = &mut bars {
-                    bars.show(&board);
+                    bars.show(&copy_progress);
                 }
                 tracing::info!(table, rows, "copied");
             }

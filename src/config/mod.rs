@@ -16,7 +16,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::pipeline::options::{Budget, OnSlotLost, Supervision, TablePattern};
+use crate::pipeline::options::{Budget, OnSlotLost, Supervision, TablePattern, defaults};
 
 pub use settings::{
     BackfillSettings, ColumnSection, Often, OnUnrepresentable, Once, Publications, Restart,
@@ -244,7 +244,7 @@ impl Config {
         }
 
         let publications = match source.publication {
-            None => vec!["rhei".to_owned()],
+            None => vec![defaults::PUBLICATION.to_owned()],
             Some(Publications::One(name)) => vec![name],
             Some(Publications::Many(names)) => names,
         };
@@ -252,12 +252,12 @@ impl Config {
             return Err(invalid("source.publication", "must name a publication"));
         }
 
-        let memory_limit = sync.memory_limit.unwrap_or(ByteSize(512_000_000));
+        let memory_limit = sync.memory_limit.unwrap_or(ByteSize(defaults::MEMORY_LIMIT_BYTES));
         if memory_limit.0 < 64_000 {
             return Err(invalid("sync.memory_limit", "must be at least 64kB"));
         }
 
-        let slot = source.slot.unwrap_or_else(|| "rhei".to_owned());
+        let slot = source.slot.unwrap_or_else(|| defaults::SLOT.to_owned());
         let is_slot_name =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         if slot.is_empty() || slot.len() > 63 || !slot.bytes().all(is_slot_name) {
@@ -305,19 +305,21 @@ impl Config {
             target_path: target.path,
             duckdb_memory_limit: target.duckdb_memory_limit,
             threads: target.threads,
-            interval: sync.interval.map_or(Duration::from_secs(1), |span| span.0),
-            max_batch_rows: sync.max_batch_rows.unwrap_or(100_000),
+            interval: sync.interval.map_or(defaults::INTERVAL, |span| span.0),
+            max_batch_rows: sync.max_batch_rows.unwrap_or(defaults::MAX_BATCH_ROWS),
             memory_limit,
             on_unrepresentable: sync.on_unrepresentable.unwrap_or_default(),
             trust_widening: sync.trust_widening.unwrap_or(false),
-            catalog_interval: sync.catalog_interval.map_or(Duration::from_secs(10), |span| span.0),
-            workers: settings.backfill.workers.unwrap_or(2),
+            catalog_interval: sync
+                .catalog_interval
+                .map_or(defaults::CATALOG_INTERVAL, |span| span.0),
+            workers: settings.backfill.workers.unwrap_or(defaults::WORKERS),
             rate_limit: settings.backfill.rate_limit,
             chunk_size: settings.backfill.chunk_size,
             snapshot_warning: settings
                 .backfill
                 .snapshot_warning
-                .map_or(Duration::from_secs(3600), |span| span.0),
+                .map_or(defaults::SNAPSHOT_WARNING, |span| span.0),
             supervision,
             table_settings: settings.tables,
         })

@@ -82,7 +82,7 @@ pub struct SyncEngine<C, T> {
     /// A look at the catalogs that left nothing to do, until the stream has passed it.
     pub(super) looked: Option<settled::Began>,
     pub(super) has_shapes: bool,
-    pub(super) board: CopyProgress,
+    pub(super) copy_progress: CopyProgress,
     pub(super) latency: Latency,
     pub(super) left_out: LeftOut,
     pub(super) recopies: Recopies,
@@ -104,7 +104,7 @@ pub enum SchemaStep {
     /// The next cycle brings tables into new shapes.
     NewShapes,
     /// The session has to attach again, for this reason.
-    AttachAnew(String),
+    Reattach(String),
 }
 
 /// The result of applying a batch.
@@ -181,7 +181,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             look: None,
             looked: None,
             has_shapes: false,
-            board: context.board.clone(),
+            copy_progress: context.copy_progress.clone(),
             latency: context.latency.clone(),
             left_out: context.left_out.clone(),
             recopies: context.recopies.clone(),
@@ -336,8 +336,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 && !self.in_parts
                 && !self.should_commit(&batch, cycle, position.reply_requested)
             {
-                self.board.set_stream_late(false);
-                return Ok(CycleReport { attach_anew: self.place_untracked().await?, ..report });
+                self.copy_progress.set_stream_late(false);
+                return Ok(CycleReport { reattach: self.place_untracked().await?, ..report });
             }
 
             let before = self.checkpoint.lsn;
@@ -403,7 +403,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             self.wait_for_copy(failure.oid);
         }
 
-        report.attach_anew = self.place_untracked().await?;
+        report.reattach = self.place_untracked().await?;
         report.paused = failed;
         report.is_behind = counts.inserted + counts.updated + counts.deleted >= limits.max_rows;
         report.duration_ms = started.elapsed().as_millis() as u64;
@@ -421,7 +421,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             "cycle"
         );
 
-        self.board.set_stream_late(started.elapsed() > LATE_CYCLE);
+        self.copy_progress.set_stream_late(started.elapsed() > LATE_CYCLE);
         Ok(report)
     }
 
@@ -473,11 +473,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
         let tables: Vec<String> = failed.iter().map(|failure| failure.table.to_string()).collect();
         let reason = format!("a large transaction is read again without {}", tables.join(", "));
-        let attach_anew = Some(reason);
+        let reattach = Some(reason);
         Ok(CycleReport {
             checkpoint: checkpoint.lsn,
             paused: failed,
-            attach_anew,
+            reattach,
             ..CycleReport::default()
         })
     }
@@ -511,8 +511,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let table = &question.relation.name;
                     tracing::warn!(
                         %table,
-                        "waiting for a lock that somebody holds on a published table, to read its \
-                         shape"
+                        "waiting for a lock that another session holds on a published table, to \
+                         read its shape"
                     );
                 }
                 // The commit waits for the acknowledgement of rhei, and the acknowledgement waits
@@ -668,7 +668,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.copy_again(settled.copies).await?;
 
         Ok(match settled.set_changed {
-            Some(reason) => SchemaStep::AttachAnew(reason),
+            Some(reason) => SchemaStep::Reattach(reason),
             None if has_shapes => SchemaStep::NewShapes,
             None => SchemaStep::Done,
         })

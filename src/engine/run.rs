@@ -130,8 +130,8 @@ pub(super) async fn run_sessions<T: OlapEngine + 'static>(
                 again = Recopy::Tables(tables);
                 continue;
             }
-            Ok(SessionEnd::AttachAnew(reason)) => {
-                tracing::info!(reason, "attaching anew");
+            Ok(SessionEnd::Reattach(reason)) => {
+                tracing::info!(reason, "attaching to the source again");
 
                 // After many changes in a row, or after a change that a new session does not
                 // settle, the next session does not begin at once.

@@ -34,7 +34,7 @@ use crate::{
 pub(super) enum SessionEnd {
     Done,
     Stopped,
-    AttachAnew(String),
+    Reattach(String),
     /// The operator asked for another copy of these tables.
     Resync(Vec<QualifiedName>),
 }
@@ -176,12 +176,12 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
             },
             news = copies.next() => {
                 let mut cycles = Vec::new();
-                let attach_anew = engine.handle_copy_event(news?, copies, stop, &mut cycles).await?;
+                let reattach = engine.handle_copy_event(news?, copies, stop, &mut cycles).await?;
                 for cycle in cycles {
                     let _ = context.events.send(Event::Cycle(cycle));
                 }
-                if let Some(reason) = attach_anew {
-                    return Ok(SessionEnd::AttachAnew(reason));
+                if let Some(reason) = reattach {
+                    return Ok(SessionEnd::Reattach(reason));
                 }
             }
             _ = ticks.tick() => {}
@@ -229,10 +229,10 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
                 context.activity.touch();
             }
 
-            let (is_behind, attach_anew) = (report.is_behind, report.attach_anew.clone());
+            let (is_behind, reattach) = (report.is_behind, report.reattach.clone());
             let _ = context.events.send(Event::Cycle(report));
-            if let Some(reason) = attach_anew {
-                return Ok(SessionEnd::AttachAnew(reason));
+            if let Some(reason) = reattach {
+                return Ok(SessionEnd::Reattach(reason));
             }
 
             if !is_behind || !asked.is_empty() || copies.is_holding() {
@@ -240,8 +240,8 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
             }
         }
 
-        if let SchemaStep::AttachAnew(reason) = engine.settle().await? {
-            return Ok(SessionEnd::AttachAnew(reason));
+        if let SchemaStep::Reattach(reason) = engine.settle().await? {
+            return Ok(SessionEnd::Reattach(reason));
         }
 
         if engine.has_to_copy() {

@@ -33,7 +33,7 @@ pub async fn recover<T: OlapEngine + 'static>(
             let found: Vec<&str> =
                 found.lines().filter(|line| !line.starts_with("hint: ")).collect();
 
-            if !context.slot_lost.may_begin_anew(Instant::now()) {
+            if !context.slot_lost.may_resync(Instant::now()) {
                 return Err(too_often(&found));
             }
 

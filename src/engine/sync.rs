@@ -142,7 +142,7 @@ pub(super) async fn sync_sessions<T: OlapEngine + 'static>(
 
         engine.into_consumer().shutdown().await?;
         match ended {
-            SessionEnd::AttachAnew(reason) => tracing::info!(reason, "attaching anew"),
+            SessionEnd::Reattach(reason) => tracing::info!(reason, "attaching to the source again"),
             ended => {
                 report.is_stopped = ended == SessionEnd::Stopped;
                 return Ok(report);
@@ -220,8 +220,8 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
             }
 
             report.add(&cycle);
-            if let Some(reason) = cycle.attach_anew {
-                return Ok(SessionEnd::AttachAnew(reason));
+            if let Some(reason) = cycle.reattach {
+                return Ok(SessionEnd::Reattach(reason));
             }
 
             if cycle.source_transactions == 0 && engine.checkpoint().lsn < report.reached {
@@ -252,8 +252,8 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
                 }
                 Err(LockNotAvailable) => {
                     tracing::warn!(
-                        "waiting for a lock that somebody holds on a published table, to read its \
-                         shape"
+                        "waiting for a lock that another session holds on a published table, to \
+                         read its shape"
                     )
                 }
             }
@@ -262,7 +262,7 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
         }
 
         match engine.settle().await? {
-            SchemaStep::AttachAnew(reason) => return Ok(SessionEnd::AttachAnew(reason)),
+            SchemaStep::Reattach(reason) => return Ok(SessionEnd::Reattach(reason)),
             SchemaStep::Done if !engine.has_to_copy() => return Ok(SessionEnd::Done),
             SchemaStep::Done => {
                 rounds += 1;
@@ -302,15 +302,15 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
                 news = copies.next() => {
                     let mut cycles = Vec::new();
                     let update = news?;
-                    let attach_anew =
+                    let reattach =
                         engine.handle_copy_event(update, copies, stop, &mut cycles).await?;
                     for cycle in cycles {
                         report.add(&cycle);
                         let _ = context.events.send(Event::Cycle(cycle));
                     }
                     report.in_error.extend(engine.take_not_copied());
-                    if let Some(reason) = attach_anew {
-                        return Ok(Some(SessionEnd::AttachAnew(reason)));
+                    if let Some(reason) = reattach {
+                        return Ok(Some(SessionEnd::Reattach(reason)));
                     }
                     continue;
                 }
@@ -333,8 +333,8 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
             }
 
             report.add(&cycle);
-            if let Some(reason) = cycle.attach_anew {
-                return Ok(Some(SessionEnd::AttachAnew(reason)));
+            if let Some(reason) = cycle.reattach {
+                return Ok(Some(SessionEnd::Reattach(reason)));
             }
 
             if !cycle.is_behind || copies.is_holding() {

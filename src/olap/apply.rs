@@ -376,10 +376,10 @@ pub(super) fn delete_counted(
 
     let deleted = connection.execute(
         &format!(
-            "DELETE FROM {target} WHERE rowid IN (SELECT row FROM (SELECT row, wanted, \
-             row_number() OVER (PARTITION BY equals \
-             ORDER BY is_other, row) AS number FROM (SELECT t.rowid AS row, sum(s.{count}) AS \
-             wanted, min(s.rowid) AS equals, \
+            "DELETE FROM {target} WHERE rowid IN (SELECT row \
+             FROM (SELECT row, wanted, row_number() OVER (PARTITION BY equals \
+             ORDER BY is_other, row) AS number FROM (SELECT t.rowid AS row, \
+             sum(s.{count}) AS wanted, min(s.rowid) AS equals, \
              row_number() OVER (PARTITION BY min(s.rowid), {bits} ORDER BY t.rowid) \
              > coalesce(sum(s.{count}) FILTER ({bits} = {staged_bits}), 0) AS is_other \
              FROM {target} t JOIN {staged} s ON {} GROUP BY t.rowid, {bits})) WHERE number <= \

@@ -129,8 +129,8 @@ fn coarse_columns(
     table: &str,
 ) -> Result<Vec<String>, TargetError> {
     let mut columns = connection.prepare(
-        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = ? AND \
-         schema_name = ? \
+        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = ? \
+         AND schema_name = ? \
          AND table_name = ? ORDER BY column_index",
     )?;
 
@@ -159,8 +159,8 @@ fn others(connection: &Connection, database: &str) -> Result<Vec<String>, Target
 
     let list = |(kind, columns): (&str, &str)| {
         let sql = format!(
-            "SELECT coalesce(string_agg(described, chr(10) ORDER BY described), '') FROM (SELECT \
-             ROW({columns})::VARCHAR AS \
+            "SELECT coalesce(string_agg(described, chr(10) ORDER BY described), '') \
+             FROM (SELECT ROW({columns})::VARCHAR AS \
              described FROM duckdb_{kind}() WHERE database_name = ?)"
         );
         connection.query_row(&sql, [database], |row| row.get(0)).map_err(TargetError::from)
@@ -191,7 +191,7 @@ impl DuckDb {
         let next = sibling(&path, NEW_FILE);
         let before = space(&self.connection, &path)?;
 
-        self.pace.use_all_threads(&self.connection)?;
+        self.tuning.use_all_threads(&self.connection)?;
         let written = self.write_next(&next);
         // A failed step may have left the new file attached.
         let _ = self.connection.execute_batch(&format!("DETACH DATABASE IF EXISTS {NEXT}"));

@@ -43,7 +43,7 @@ pub struct DuckDb {
     tables: Option<Tables>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
-    pub(super) pace: Tuning,
+    pub(super) tuning: Tuning,
     pub(super) views: StagingViews,
     /// The transaction that is open for parts of a source transaction.
     parts: Option<Progress>,
@@ -79,7 +79,7 @@ impl DuckDb {
         new_file::remove_stale_spill(path);
         connection.set_prepared_statement_cache_capacity(PREPARED);
 
-        let pace = Tuning::new(&connection)?;
+        let tuning = Tuning::new(&connection)?;
         let mut opened = Self {
             connection,
             database,
@@ -87,7 +87,7 @@ impl DuckDb {
             pipeline: None,
             tables: None,
             copying: BTreeMap::new(),
-            pace,
+            tuning,
             views: StagingViews::default(),
             parts: None,
             is_open: false,
@@ -143,7 +143,7 @@ impl DuckDb {
         self.copying = self.tables()?.copying();
         // DuckDB does not keep the plans that it makes after a table has changed.
         self.connection.flush_prepared_statement_cache();
-        self.set_pace()
+        self.tune()
     }
 
     pub(super) fn roll_back_quietly(&mut self) {
@@ -325,11 +325,11 @@ impl DuckDb {
         applied.map(|applied| (applied, ends_a_copy))
     }
 
-    fn set_pace(&mut self) -> Result<(), TargetError> {
+    fn tune(&mut self) -> Result<(), TargetError> {
         if self.parts.is_none() {
-            self.pace.look_if_due(&self.connection);
+            self.tuning.look_if_due(&self.connection);
         }
-        self.pace.set(&self.connection, &self.path, !self.copying.is_empty())
+        self.tuning.set(&self.connection, &self.path, !self.copying.is_empty())
     }
 
     fn log_bytes(&self) -> u64 {
@@ -477,8 +477,8 @@ impl ApplyTarget for DuckDb {
             self.roll_back()?;
         }
 
-        self.pace.expect(batch);
-        self.set_pace()?;
+        self.tuning.expect(batch);
+        self.tune()?;
         if self.parts.is_none() {
             let live = batch
                 .tables
@@ -505,12 +505,12 @@ impl ApplyTarget for DuckDb {
             })?
         };
 
-        self.pace.took(since.elapsed());
+        self.tuning.took(since.elapsed());
         if batch.is_part {
             return Ok(applied);
         }
 
-        self.pace.applied(&applied, (log_bytes, self.log_bytes()));
+        self.tuning.applied(&applied, (log_bytes, self.log_bytes()));
         if !batch.schema_changes.is_empty() || ends_a_copy && !self.copying.is_empty() {
             self.refresh()?;
         }
@@ -578,11 +578,11 @@ impl FileMaintenance for DuckDb {
             return Ok(());
         }
 
-        self.pace.set_for_tidying(&self.connection, compaction, !self.copying.is_empty())?;
+        self.tuning.set_for_tidying(&self.connection, compaction, !self.copying.is_empty())?;
         reached("tidy.begun");
         let tidied = self.connection.execute_batch("CHECKPOINT");
         reached("tidy.done");
-        self.pace.tidied(&self.connection, tidied.is_ok())?;
+        self.tuning.tidied(&self.connection, tidied.is_ok())?;
 
         match tidied {
             // A reader holds an older snapshot, or a loader writes; the next file checkpoint will
@@ -646,8 +646,8 @@ mod tests {
         target
             .connection
             .execute_batch(
-                "BEGIN; CREATE TABLE rhei_target.t AS SELECT i, hash(i)::VARCHAR || hash(i + \
-                 1)::VARCHAR AS v FROM range(1500000) r(i); \
+                "BEGIN; CREATE TABLE rhei_target.t AS SELECT i, \
+                 hash(i)::VARCHAR || hash(i + 1)::VARCHAR AS v FROM range(1500000) r(i); \
                  CREATE TEMP TABLE sorted AS FROM rhei_target.t ORDER BY v;",
             )
             .unwrap();

@@ -127,8 +127,8 @@ pub(super) fn done(
     copy_lsn: Lsn,
 ) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
     let mut statement = connection.prepare(
-        "SELECT payload, coalesce(rows, 0) FROM _rhei.jobs WHERE table_oid = ? AND type = \
-         'copy_chunk' AND status = 'done' \
+        "SELECT payload, coalesce(rows, 0) FROM _rhei.jobs WHERE table_oid = ? \
+         AND type = 'copy_chunk' AND status = 'done' \
          AND (payload::JSON ->> 'copy_lsn') = ?",
     )?;
 

@@ -166,11 +166,11 @@ impl CopyLoader for Loader {
             }
 
             connection.execute_batch(&format!(
-                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs WHERE id IN \
-                 ({listed}); \
+                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs \
+                 WHERE id IN ({listed}); \
                  DELETE FROM _rhei.jobs WHERE id IN ({listed}); \
-                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, attempts + 1 AS \
-                 attempts, \
+                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, \
+                 attempts + 1 AS attempts, \
                  NULL::VARCHAR AS error, done.rows::UBIGINT AS rows, \
                  now() - INTERVAL '{} microseconds' AS started_at, now() AS finished_at) \
                  FROM _rhei_job j JOIN (VALUES {}) AS done(id, rows) ON done.id = j.id; DROP TABLE \

@@ -45,8 +45,8 @@ pub(super) fn drop_statement(oid: u32) -> String {
 /// Returns the oids of the tables that have a table of pending changes.
 pub(super) fn kept_tables(connection: &Connection) -> Result<BTreeSet<u32>, TargetError> {
     let mut statement = connection.prepare(
-        "SELECT substr(table_name, 9)::UINTEGER FROM duckdb_tables() WHERE database_name = \
-         current_database() \
+        "SELECT substr(table_name, 9)::UINTEGER FROM duckdb_tables() \
+         WHERE database_name = current_database() \
          AND schema_name = '_rhei' AND regexp_full_match(table_name, 'pending_[0-9]+')",
     )?;
     let oids = statement.query_map([], |row| row.get(0))?;
@@ -346,8 +346,8 @@ pub(super) fn resolve_from_shadow(
 
     let matched = on(spec, |at| format!("t.{}", target_column(spec, at)), |at| format!("p.o{at}"));
     connection.execute_batch(&format!(
-        "CREATE TEMP TABLE {STEP} AS SELECT {}, false AS gone, {} AS open FROM {pending} p JOIN {} \
-         t ON {matched} \
+        "CREATE TEMP TABLE {STEP} AS SELECT {}, false AS gone, {} AS open FROM {pending} p \
+         JOIN {} t ON {matched} \
          WHERE len(p.open) > 0;",
         values.join(", "),
         listed(&[]),

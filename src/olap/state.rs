@@ -176,8 +176,8 @@ pub(super) fn put_cycle(
     }
 
     let pruned = connection.execute(
-        "DELETE FROM _rhei.cycles WHERE finished_at < (SELECT min(finished_at) FROM (SELECT \
-         finished_at FROM _rhei.cycles \
+        "DELETE FROM _rhei.cycles WHERE finished_at < (SELECT min(finished_at) \
+         FROM (SELECT finished_at FROM _rhei.cycles \
          ORDER BY finished_at DESC LIMIT ?))",
         params![KEPT_CYCLES],
     )?;

@@ -311,12 +311,13 @@ impl Tuning {
     }
 }
 
-/// Returns the memory that DuckDB may use, in bytes.
+/// Returns DuckDB's memory limit in bytes; a small one when DuckDB prints it in an unknown form.
 fn memory_limit(connection: &Connection) -> Result<u64, TargetError> {
-    let text: String =
-        connection.query_row("SELECT current_setting('memory_limit')", [], |row| row.get(0))?;
-    parse_bytes(&text)
-        .ok_or_else(|| TargetError::Corrupt { reason: format!("DuckDB's memory limit \"{text}\"") })
+    const UNKNOWN: u64 = 512 << 20;
+
+    let sql = "SELECT current_setting('memory_limit')";
+    let text: String = connection.query_row(sql, [], |row| row.get(0))?;
+    Ok(parse_bytes(&text).unwrap_or(UNKNOWN))
 }
 
 /// Reads a size as DuckDB prints it: `1.8 GiB`.
@@ -356,8 +357,8 @@ fn is_worth_compacting(
     let name = names::table(table);
     let (live_rows, stored_rows): (u64, u64) = connection.query_row(
         &format!(
-            "SELECT (SELECT count(*) FROM {name}), coalesce((SELECT estimated_size FROM \
-             duckdb_tables() \
+            "SELECT (SELECT count(*) FROM {name}), coalesce((SELECT estimated_size \
+             FROM duckdb_tables() \
              WHERE database_name = current_database() AND schema_name = ? AND table_name = ?), \
              0)::UBIGINT"
         ),
@@ -399,7 +400,9 @@ mod tests {
         for limit in ["100MB", "1GB", "3TB"] {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(&format!("SET memory_limit = '{limit}'")).unwrap();
-            memory_limit(&connection).unwrap();
+            let text = "SELECT current_setting('memory_limit')";
+            let text: String = connection.query_row(text, [], |row| row.get(0)).unwrap();
+            assert_eq!(parse_bytes(&text), Some(memory_limit(&connection).unwrap()), "{text}");
         }
     }
 
@@ -432,15 +435,15 @@ mod tests {
             Self { target, path, _folder: folder }
         }
 
-        /// Inserts rows of `bytes` each, applies their effect to the pace as a batch does, and then
-        /// makes a file checkpoint as its caller does.
+        /// Inserts rows of `bytes` each, applies their effect to the tuning as a batch does, and
+        /// then makes a file checkpoint as its caller does.
         fn insert(&mut self, rows: u64, bytes: u64) {
-            let DuckDb { connection, pace, .. } = &mut self.target;
+            let DuckDb { connection, tuning, .. } = &mut self.target;
             let log_bytes = || compact::size(&compact::sibling(&self.path, ".wal"));
 
-            pace.written.insert(QualifiedName::new("main", "it's"));
-            pace.look_if_due(connection);
-            pace.set(connection, &self.path, false).unwrap();
+            tuning.written.insert(QualifiedName::new("main", "it's"));
+            tuning.look_if_due(connection);
+            tuning.set(connection, &self.path, false).unwrap();
             let before = log_bytes();
 
             let insert = format!(
@@ -456,12 +459,12 @@ mod tests {
                 pruned: 0,
             };
 
-            pace.applied(&applied, (before, log_bytes()));
-            pace.look_if_due(connection);
-            pace.set(connection, &self.path, false).unwrap();
+            tuning.applied(&applied, (before, log_bytes()));
+            tuning.look_if_due(connection);
+            tuning.set(connection, &self.path, false).unwrap();
 
             connection.execute_batch("CHECKPOINT").unwrap();
-            pace.applied(&applied, (u64::MAX, 0));
+            tuning.applied(&applied, (u64::MAX, 0));
         }
 
         fn row_groups(&self) -> u64 {
@@ -496,15 +499,15 @@ mod tests {
         target.connection.execute_batch("CREATE TABLE rhei_target.\"a\"\"b\" (id BIGINT)").unwrap();
 
         for name in ["a\"b", "gone"] {
-            target.pace.written.insert(QualifiedName::new("main", name));
-            target.pace.look(&target.connection);
-            assert!(!target.pace.is_worth_it);
+            target.tuning.written.insert(QualifiedName::new("main", name));
+            target.tuning.look(&target.connection);
+            assert!(!target.tuning.is_worth_it);
         }
     }
 
     #[test]
     fn what_a_commit_logs_of_its_own_does_not_make_rows_wide() {
-        let mut pace = Bed::new().target.pace;
+        let mut tuning = Bed::new().target.tuning;
         let one = Applied {
             durable: DurableLsn::committed(Lsn(1)),
             deleted_rows: 0,
@@ -512,10 +515,10 @@ mod tests {
             pruned: 0,
         };
 
-        pace.applied(&one, (0, 3000));
-        assert!(!pace.is_wide);
-        pace.applied(&one, (3000, 30_000));
-        assert!(pace.is_wide);
+        tuning.applied(&one, (0, 3000));
+        assert!(!tuning.is_wide);
+        tuning.applied(&one, (3000, 30_000));
+        assert!(tuning.is_wide);
     }
 
     #[test]
@@ -527,10 +530,10 @@ mod tests {
         assert_eq!(bed.row_groups(), SPARE_ROW_GROUPS * 2);
 
         // The test acts as if the minute were over.
-        bed.target.pace.looked_at = None;
+        bed.target.tuning.looked_at = None;
         bed.insert(10, 4000);
         assert!(bed.row_groups() < SPARE_ROW_GROUPS);
-        assert!(!bed.target.pace.is_worth_it);
+        assert!(!bed.target.tuning.is_worth_it);
     }
 
     /// New rows of small tables count for DuckDB's limit until the file is written, and no limit
@@ -538,12 +541,12 @@ mod tests {
     #[test]
     fn rows_of_many_small_tables_do_not_pile_up_in_memory_while_they_are_copied() {
         let mut bed = Bed::new();
-        let DuckDb { connection, pace, .. } = &mut bed.target;
-        pace.most_unspillable = 8 << 20;
+        let DuckDb { connection, tuning, .. } = &mut bed.target;
+        tuning.most_unspillable = 8 << 20;
         let mut most = 0;
 
         for round in 0..20 {
-            pace.set(connection, &bed.path, true).unwrap();
+            tuning.set(connection, &bed.path, true).unwrap();
 
             let fill = |table| {
                 format!(

@@ -26,7 +26,7 @@ pub struct Context {
     /// When rows last changed.
     pub activity: IdleTimer,
     /// The progress of copies.
-    pub board: CopyProgress,
+    pub copy_progress: CopyProgress,
     /// How long changes take to arrive in the copy.
     pub latency: Latency,
     /// Changes that are left out of the copy.
@@ -42,13 +42,17 @@ pub struct Context {
 impl Context {
     /// Creates the context of a pipeline that begins. `board` is shared with the display that draws
     /// the progress of copies.
-    pub fn new(options: Options, board: CopyProgress, events: UnboundedSender<Event>) -> Self {
+    pub fn new(
+        options: Options,
+        copy_progress: CopyProgress,
+        events: UnboundedSender<Event>,
+    ) -> Self {
         Self {
             options: Arc::new(options),
             ddl_lock: DdlLock::default(),
             slot_lost: SlotHistory::default(),
             activity: IdleTimer::default(),
-            board,
+            copy_progress,
             latency: Latency::default(),
             left_out: LeftOut::default(),
             recopies: Recopies::default(),

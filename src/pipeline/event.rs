@@ -79,5 +79,5 @@ pub struct CycleReport {
     pub is_stopped: bool,
     /// Why the session has to attach again before it goes on: tables came, went, or have to be
     /// copied again.
-    pub attach_anew: Option<String>,
+    pub reattach: Option<String>,
 }

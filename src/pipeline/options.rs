@@ -38,6 +38,20 @@ pub struct Options {
     pub supervision: Supervision,
 }
 
+/// The settings that nobody chose.
+pub mod defaults {
+    use std::time::Duration;
+
+    pub const PUBLICATION: &str = "rhei";
+    pub const SLOT: &str = "rhei";
+    pub const INTERVAL: Duration = Duration::from_secs(1);
+    pub const MAX_BATCH_ROWS: u64 = 100_000;
+    pub const MEMORY_LIMIT_BYTES: usize = 512_000_000;
+    pub const CATALOG_INTERVAL: Duration = Duration::from_secs(10);
+    pub const WORKERS: usize = 2;
+    pub const SNAPSHOT_WARNING: Duration = Duration::from_secs(3600);
+}
+
 impl Options {
     /// Creates the settings of a pipeline from `source` to `target`, with every other setting at
     /// its default.
@@ -45,23 +59,23 @@ impl Options {
         Self {
             source,
             target,
-            publications: vec!["rhei".to_owned()],
-            slot: "rhei".to_owned(),
+            publications: vec![defaults::PUBLICATION.to_owned()],
+            slot: defaults::SLOT.to_owned(),
             failover_slot: false,
             on_slot_lost: OnSlotLost::default(),
             tables: Vec::new(),
             exclude: Vec::new(),
             table_settings: BTreeMap::new(),
-            interval: Duration::from_secs(1),
-            max_batch_rows: 100_000,
-            memory_limit_bytes: 512_000_000,
+            interval: defaults::INTERVAL,
+            max_batch_rows: defaults::MAX_BATCH_ROWS,
+            memory_limit_bytes: defaults::MEMORY_LIMIT_BYTES,
             null_unrepresentable: false,
             trust_widening: false,
-            catalog_interval: Duration::from_secs(10),
-            workers: 2,
+            catalog_interval: defaults::CATALOG_INTERVAL,
+            workers: defaults::WORKERS,
             rate_limit_bytes: None,
             chunk_bytes: None,
-            snapshot_warning: Duration::from_secs(3600),
+            snapshot_warning: defaults::SNAPSHOT_WARNING,
             supervision: Supervision::default(),
         }
     }

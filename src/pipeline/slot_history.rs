@@ -20,7 +20,7 @@ pub struct SlotHistory {
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    begun_anew: VecDeque<Instant>,
+    resyncs: VecDeque<Instant>,
     /// The server said that WAL is gone which the slot should have kept.
     pub(crate) has_no_wal: bool,
 }
@@ -34,13 +34,13 @@ impl SlotHistory {
 
     /// Returns whether the pipeline may start over with another slot, and counts it. Returns
     /// `false` when it has done so too often within the window.
-    pub(crate) fn may_begin_anew(&self, now: Instant) -> bool {
-        let begun_anew = &mut self.memory().begun_anew;
-        begun_anew.retain(|begun| now.saturating_duration_since(*begun) < WINDOW);
+    pub(crate) fn may_resync(&self, now: Instant) -> bool {
+        let resyncs = &mut self.memory().resyncs;
+        resyncs.retain(|begun| now.saturating_duration_since(*begun) < WINDOW);
 
-        let is_allowed = begun_anew.len() < LIMIT;
+        let is_allowed = resyncs.len() < LIMIT;
         if is_allowed {
-            begun_anew.push_back(now);
+            resyncs.push_back(now);
         }
 
         is_allowed
@@ -60,11 +60,9 @@ mod tests {
         let history = SlotHistory::default();
         let begin = Instant::now();
         let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
-        assert!(
-            [0, 1, 2].into_iter().all(|minutes| history.clone().may_begin_anew(after(minutes)))
-        );
-        assert!(!history.may_begin_anew(after(59)));
-        assert!(history.may_begin_anew(after(60)));
-        assert!(!history.may_begin_anew(after(60)));
+        assert!([0, 1, 2].into_iter().all(|minutes| history.clone().may_resync(after(minutes))));
+        assert!(!history.may_resync(after(59)));
+        assert!(history.may_resync(after(60)));
+        assert!(!history.may_resync(after(60)));
     }
 }

@@ -38,8 +38,8 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
           FROM aclexplode(n.nspacl) granted LEFT JOIN pg_roles r ON r.oid = granted.grantee \
           WHERE granted.privilege_type = 'CREATE' AND NOT coalesce(r.rolsuper, false) LIMIT 1), \
          has_schema_privilege(n.oid, 'USAGE'), current_user::text \
-         FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid JOIN pg_namespace n ON n.oid \
-         = p.pronamespace \
+         FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid \
+         JOIN pg_namespace n ON n.oid = p.pronamespace \
          JOIN pg_roles f ON f.oid = p.proowner JOIN pg_roles s ON s.oid = n.nspowner WHERE evtname \
          = 'rhei_ddl'";
 
@@ -80,11 +80,11 @@ pub async fn look(client: &Client) -> Result<DdlTrigger, CatalogError> {
 /// schema.
 async fn secret(client: &Client, may_use: bool, user: &str) -> Result<DdlTrigger, CatalogError> {
     let foreign = |why: &str| Ok(DdlTrigger::Foreign { why: why.to_owned() });
-    let query = "SELECT relkind = 'm' AND relispopulated AND rolsuper, has_table_privilege(c.oid, \
-                 'SELECT'), \
+    let query = "SELECT relkind = 'm' AND relispopulated \
+                 AND rolsuper, has_table_privilege(c.oid, 'SELECT'), \
          EXISTS (SELECT 1 FROM aclexplode(relacl) WHERE grantee = 0 AND privilege_type = 'SELECT') \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace JOIN pg_roles r ON r.oid = \
-         relowner \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
+         JOIN pg_roles r ON r.oid = relowner \
          WHERE nspname = 'rhei' AND relname = 'ddl_secret'";
 
     let found = client.query_opt(query, &[]).await?;

@@ -181,8 +181,8 @@ impl Mapping {
             _ if self.is_staged_as_it_is() => column.to_owned(),
             // The field `months` is never NULL inside a value.
             Kind::Interval => format!(
-                "CASE WHEN {column}.months IS NULL THEN NULL ELSE to_months({column}.months) + \
-                 to_days({column}.days) + \
+                "CASE WHEN {column}.months IS NULL THEN NULL \
+                 ELSE to_months({column}.months) + to_days({column}.days) + \
                  to_microseconds({column}.micros) END"
             ),
             Kind::Cast { .. } => format!("CAST({column} AS {})", self.target_type),

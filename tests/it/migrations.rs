@@ -81,7 +81,7 @@ fn tables_that_are_all_retyped_are_copied_in_one_round_while_the_others_go_on() 
         );
         assert_eq!(running.copies().len(), TABLES, "{}", running.logs());
         let logs = running.logs();
-        assert!(!logs.contains("attaching anew"), "{logs}");
+        assert!(!logs.contains("attaching to the source again"), "{logs}");
         let rounds = logs.matches("under one snapshot").count();
         // A machine that stands still for a second between two statements costs another round.
         assert!(rounds >= 1 && rounds <= if in_one { 1 } else { 3 }, "{rounds} rounds: {logs}");

@@ -87,10 +87,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                         )
                         .await?;
 
-                    let (is_stopped, attach_anew) = (report.is_stopped, report.attach_anew.clone());
+                    let (is_stopped, reattach) = (report.is_stopped, report.reattach.clone());
                     cycles.push(report);
-                    if is_stopped || attach_anew.is_some() {
-                        return Ok(attach_anew);
+                    if is_stopped || reattach.is_some() {
+                        return Ok(reattach);
                     }
                 }
 
@@ -390,13 +390,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         copies: &mut CopyScheduler<T>,
         why: &str,
     ) -> Result<(), EngineError> {
-        tracing::info!(table = %spec.source, why, "its copy begins anew");
+        tracing::info!(table = %spec.source, why, "restarting the copy of the table");
         if copies.restart_copy(spec.oid) {
             return self.give_up_copy(spec, None).await;
         }
 
         let reason = format!(
-            "its copy had to begin anew too often, the last time because {why}; {}",
+            "its copy had to be restarted too often, the last time because {why}; {}",
             spec.recopy_hint()
         );
 

@@ -66,7 +66,7 @@ pub struct CopyScheduler<T> {
     failures: u32,
     restarts: RestartBudget,
     /// How often the copy was restarted, by table.
-    begun_anew: BTreeMap<u32, u32>,
+    restarts_by_table: BTreeMap<u32, u32>,
     /// How often in a row a round may fail before that is an error.
     patience: u32,
     not_before: Option<Instant>,
@@ -102,7 +102,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             races: 0,
             failures: 0,
             restarts: RestartBudget::new(context.options.supervision.restart),
-            begun_anew: BTreeMap::new(),
+            restarts_by_table: BTreeMap::new(),
             patience,
             not_before: None,
             wanted_since: Instant::now(),
@@ -170,7 +170,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
     /// copies go on. Finished chunks stay.
     pub fn pause(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
-        self.context.board.set_paused(is_paused);
+        self.context.copy_progress.set_paused(is_paused);
         tracing::info!("{}", if is_paused { "copies are paused" } else { "copies go on" });
 
         if let (true, Some(running)) = (is_paused, &self.running) {
@@ -200,7 +200,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
     /// Asks for a restart of the copy of a table whose copy failed. Returns `false` when the copy
     /// was restarted too often.
     pub fn restart_copy(&mut self, oid: u32) -> bool {
-        let count = self.begun_anew.entry(oid).or_default();
+        let count = self.restarts_by_table.entry(oid).or_default();
         *count += 1;
 
         let is_wanted = *count <= MAX_COPY_RESTARTS;
@@ -212,7 +212,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
 
     /// Records that the table's copy has come to its end.
     pub fn live(&mut self, oid: u32) {
-        self.begun_anew.remove(&oid);
+        self.restarts_by_table.remove(&oid);
     }
 
     /// Records that the copy of the table is done, or failed.
@@ -358,7 +358,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
     pub async fn reset(&mut self) {
         self.shutdown().await;
         self.wanted.clear();
-        self.begun_anew.clear();
+        self.restarts_by_table.clear();
         self.first = None;
         (self.races, self.failures, self.not_before) = (0, 0, None);
     }

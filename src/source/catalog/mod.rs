@@ -187,8 +187,8 @@ fn xmin(number: i64) -> u32 {
 /// Returns whether commits wait for the walsender of this slot because `synchronous_standby_names`
 /// includes it.
 pub async fn is_synchronous_standby(client: &Client, slot: &str) -> Result<bool, CatalogError> {
-    let query = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication r JOIN pg_replication_slots s ON \
-                 s.active_pid = r.pid \
+    let query = "SELECT EXISTS (SELECT 1 FROM pg_stat_replication r \
+                 JOIN pg_replication_slots s ON s.active_pid = r.pid \
          WHERE s.slot_name = $1::text AND r.sync_state IN ('sync', 'quorum'))";
     Ok(client.query_one(query, &[&slot]).await?.try_get(0)?)
 }
@@ -223,8 +223,8 @@ pub async fn awaiting_standbys(
     client: &Client,
     xids: &BTreeSet<u32>,
 ) -> Result<BTreeSet<u32>, CatalogError> {
-    let query = "SELECT current_setting('synchronous_standby_names') = '', array(SELECT \
-                 backend_xid::text \
+    let query = "SELECT current_setting('synchronous_standby_names') = '', \
+                 array(SELECT backend_xid::text \
          FROM pg_stat_activity WHERE state IS NOT NULL AND wait_event IS DISTINCT FROM 'SyncRep' \
          AND backend_xid IS NOT NULL)";
 

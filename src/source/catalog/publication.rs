@@ -31,8 +31,8 @@ pub async fn publication(
 ) -> Result<Option<PublicationInfo>, CatalogError> {
     let rows = client
         .query(
-            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE \
-             pubname = ANY($1::text[]) \
+            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication \
+             WHERE pubname = ANY($1::text[]) \
              ORDER BY oid",
             &[&names],
         )
@@ -63,8 +63,8 @@ pub async fn publication(
 
     let members = client
         .query(
-            "SELECT prrelid, string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid) FROM \
-             pg_publication_rel \
+            "SELECT prrelid, string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid) \
+             FROM pg_publication_rel \
              WHERE prpubid = ANY($1) GROUP BY prrelid ORDER BY prrelid",
             &[&oids],
         )
@@ -102,8 +102,8 @@ impl Naming {
         // Publications of schemas came with PostgreSQL 15.
         if server_version_num(client).await? >= 150_000 {
             sql.push_str(
-                " UNION ALL SELECT true, s.pnnspid, s.oid, s.xmin::text::bigint FROM \
-                 pg_publication_namespace s \
+                " UNION ALL SELECT true, s.pnnspid, s.oid, s.xmin::text::bigint \
+                 FROM pg_publication_namespace s \
                  JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = ANY($1::text[])",
             );
         }
@@ -274,8 +274,8 @@ pub(super) async fn members(
     // Column lists, row filters and whole schemas came with PostgreSQL 15.
     let (in_schemas, is_by_schema, details) = if version >= 150_000 {
         (
-            "UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_publication_namespace s ON s.pnpubid \
-             = p.oid \
+            "UNION SELECT p.oid, c.oid FROM chosen p \
+             JOIN pg_publication_namespace s ON s.pnpubid = p.oid \
              JOIN pg_class c ON c.relnamespace = s.pnnspid WHERE c.relkind IN ('r', 'p') AND \
              c.relpersistence = 'p'",
             "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid \
@@ -294,24 +294,24 @@ pub(super) async fn members(
     // $2 each time.
     let sql = format!(
         "WITH RECURSIVE chosen AS MATERIALIZED ( \
-           SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, {with_generated} \
-           AS with_generated \
+           SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, \
+           {with_generated} AS with_generated \
            FROM pg_publication WHERE pubname = ANY($1::text[]) \
          ), named(pub, rel) AS ( \
            SELECT p.oid, r.prrelid FROM chosen p JOIN pg_publication_rel r ON r.prpubid = p.oid \
            {in_schemas} \
          ), tree(pub, rel) AS ( \
            SELECT pub, rel FROM named JOIN chosen p ON p.oid = pub WHERE NOT p.pubviaroot \
-           UNION SELECT pub, i.inhrelid FROM tree JOIN pg_class parent ON parent.oid = rel AND \
-           parent.relkind = 'p' \
+           UNION SELECT pub, i.inhrelid FROM tree JOIN pg_class parent ON parent.oid = rel \
+           AND parent.relkind = 'p' \
            JOIN pg_inherits i ON i.inhparent = rel AND NOT i.inhdetachpending \
          ), brought(pub, rel) AS ( \
            SELECT pub, rel FROM named JOIN chosen p ON p.oid = pub WHERE p.pubviaroot \
            UNION SELECT pub, rel FROM tree JOIN pg_class c ON c.oid = rel AND c.relkind <> 'p' \
-           UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_class c ON p.puballtables AND c.oid >= \
-           16384 \
-             AND c.relpersistence = 'p' AND c.relkind = ANY (CASE WHEN p.pubviaroot THEN '{{r,p}}' \
-             ELSE '{{r}}' END::\"char\"[]) \
+           UNION SELECT p.oid, c.oid FROM chosen p JOIN pg_class c ON p.puballtables \
+           AND c.oid >= 16384 \
+             AND c.relpersistence = 'p' AND c.relkind = ANY (CASE WHEN p.pubviaroot \
+             THEN '{{r,p}}' ELSE '{{r}}' END::\"char\"[]) \
              AND NOT (p.pubviaroot AND c.relispartition) \
          ) SELECT c.oid, n.nspname::text, c.relname::text, p.oid, p.version, p.pubviaroot, \
          c.relispartition, \

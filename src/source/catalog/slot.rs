@@ -59,8 +59,8 @@ pub async fn open_transactions(client: &Client) -> Result<Vec<String>, CatalogEr
         .query(
             "SELECT format('pid %s (%s, %s, open for %s s)', pid, usename, \
              coalesce(nullif(application_name, ''), state), \
-             extract(epoch FROM now() - xact_start)::int) FROM pg_stat_activity WHERE backend_xid \
-             IS NOT NULL \
+             extract(epoch FROM now() - xact_start)::int) FROM pg_stat_activity \
+             WHERE backend_xid IS NOT NULL \
              UNION ALL SELECT format('prepared transaction %L of %s', gid, owner) FROM \
              pg_prepared_xacts LIMIT 5",
             &[],

@@ -265,8 +265,8 @@ pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, Cat
 pub async fn unlogged_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
     let rows = client
         .query(
-            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid \
-             = c.relnamespace \
+            "SELECT n.nspname::text, c.relname::text FROM pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname NOT LIKE 'pg\\_%' \
              ORDER BY 1, 2",
             &[],
@@ -304,8 +304,8 @@ pub(super) async fn describe(
              LIMIT 1), \
              (SELECT i.indimmediate FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary \
              LIMIT 1), \
-             (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND \
-             i.indimmediate) \
+             (SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary \
+             AND i.indimmediate) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1) \
              ORDER BY 2, 3"
             ),
@@ -376,8 +376,8 @@ pub(super) async fn columns_of(
             "SELECT attrelid, attnum, attname::text, atttypid, atttypmod, attndims::int, \
              attnotnull, attstorage <> 'p', \
              attgenerated <> '', xmin::text::bigint \
-             FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND \
-             attgenerated <> 'v' \
+             FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped \
+             AND attgenerated <> 'v' \
              ORDER BY attrelid, attnum",
             &[&oids],
         )
@@ -515,8 +515,8 @@ async fn trees_of(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Tree>, C
             &format!(
                 "WITH RECURSIVE {TREE} SELECT tree.root, md5(string_agg(format('%s:%s:%s', \
                  a.attrelid, a.attnum, a.xmin), \
-                 ',' ORDER BY a.attrelid, a.attnum)) FROM tree JOIN pg_class c ON c.oid = tree.oid \
-                 AND c.relkind <> 'p' \
+                 ',' ORDER BY a.attrelid, a.attnum)) FROM tree \
+                 JOIN pg_class c ON c.oid = tree.oid AND c.relkind <> 'p' \
                  JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attnum > 0 WHERE tree.oid <> \
                  tree.root GROUP BY 1"
             ),
@@ -552,25 +552,26 @@ pub async fn measure(client: &Client, leaves: &[u32]) -> Result<HashMap<u32, u64
 /// Returns those of `tables` that a transaction that is still open has written into, or may have:
 /// the transaction keeps the lock of its first INSERT, UPDATE or DELETE until it ends.
 pub async fn written_among(client: &Client, tables: &[u32]) -> Result<HashSet<u32>, CatalogError> {
-    let sql = "SELECT relation FROM pg_locks WHERE locktype = 'relation' AND granted \
-               AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-               AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
-                            'AccessExclusiveLock') \
-               AND relation = ANY($1)";
-    let rows = client.query(sql, &[&tables]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    const MODES: &str = "'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
+                         'AccessExclusiveLock'";
+    locks_among(client, tables, &format!("mode IN ({MODES}) AND granted")).await
 }
 
 /// Returns the tables on which another session holds an ACCESS EXCLUSIVE lock, or waits for one.
 pub async fn locked_among(client: &Client, tables: &[u32]) -> Result<HashSet<u32>, CatalogError> {
-    let rows = client
-        .query(
-            "SELECT DISTINCT relation FROM pg_locks WHERE locktype = 'relation' AND mode = \
-             'AccessExclusiveLock' \
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND \
-             relation = ANY($1)",
-            &[&tables],
-        )
-        .await?;
+    locks_among(client, tables, "mode = 'AccessExclusiveLock'").await
+}
+
+async fn locks_among(
+    client: &Client,
+    tables: &[u32],
+    which: &str,
+) -> Result<HashSet<u32>, CatalogError> {
+    let sql = format!(
+        "SELECT DISTINCT relation FROM pg_locks WHERE locktype = 'relation' AND {which} \
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+         AND relation = ANY($1)"
+    );
+    let rows = client.query(&sql, &[&tables]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }

@@ -42,13 +42,13 @@ pub(super) async fn type_parts(
                  SELECT uses.tab, part FROM uses JOIN pg_type t ON t.oid = uses.oid {TYPE_PARTS}) \
                  SELECT uses.tab, true, e.oid, e.enumlabel::text, e.enumtypid, \
                  e.xmin::text::bigint, e.xmin = t.xmin \
-                 FROM uses JOIN pg_enum e ON e.enumtypid = uses.oid JOIN pg_type t ON t.oid = \
-                 e.enumtypid \
+                 FROM uses JOIN pg_enum e ON e.enumtypid = uses.oid \
+                 JOIN pg_type t ON t.oid = e.enumtypid \
                  UNION ALL SELECT uses.tab, false, a.attrelid, \
                  string_agg(format('%s %s %s %s', a.attnum, a.attname, a.atttypid, a.xmin), ',' \
                  ORDER BY a.attnum), \
-                 0::oid, 0::bigint, bool_and(a.xmin = t.xmin) FROM uses JOIN pg_type t ON t.oid = \
-                 uses.oid JOIN pg_attribute a \
+                 0::oid, 0::bigint, bool_and(a.xmin = t.xmin) FROM uses \
+                 JOIN pg_type t ON t.oid = uses.oid JOIN pg_attribute a \
                  ON a.attrelid = t.typrelid AND t.typrelid <> 0 AND a.attnum > 0 AND NOT \
                  a.attisdropped GROUP BY uses.tab, a.attrelid"
             ),
@@ -93,8 +93,8 @@ pub async fn types(client: &Client, oids: &[u32]) -> Result<TypeCatalog, Catalog
                  THEN t.typelem ELSE 0::oid END, \
                  t.typdelim, t.typbasetype, t.typtypmod, t.typndims, coalesce(r.rngsubtype, \
                  0::oid), t.typrelid \
-                 FROM needed JOIN pg_type t ON t.oid = needed.oid JOIN pg_namespace n ON n.oid = \
-                 t.typnamespace \
+                 FROM needed JOIN pg_type t ON t.oid = needed.oid \
+                 JOIN pg_namespace n ON n.oid = t.typnamespace \
                  LEFT JOIN pg_range r ON r.rngtypid = t.oid"
             ),
             &[&oids],
