@@ -1,4 +1,5 @@
--- What rhei keeps of itself in the target. Always written in the transaction of the data it describes.
+-- What rhei keeps of itself in the target. Always written in the transaction of the data it describes. This is the layout of a
+-- new file; migrations/ brings older files to it.
 CREATE SCHEMA IF NOT EXISTS _rhei;
 
 -- One row. Replaced by DELETE and INSERT, never by UPDATE: an updated row blocks CHECKPOINT under an open reader.
@@ -15,7 +16,8 @@ CREATE TABLE IF NOT EXISTS _rhei.pipeline (
     phase VARCHAR NOT NULL,                     -- creating, running, plain_copy
     checkpoint_lsn VARCHAR NOT NULL,            -- as PostgreSQL prints pg_lsn
     checkpoint_time TIMESTAMPTZ,                -- commit time of the last applied source transaction
-    written_at TIMESTAMPTZ NOT NULL
+    written_at TIMESTAMPTZ NOT NULL,
+    pipeline_id UINTEGER NOT NULL DEFAULT 1     -- of every row of _rhei: a file holds one pipeline so far
 );
 
 CREATE TABLE IF NOT EXISTS _rhei.tables (
@@ -37,7 +39,8 @@ CREATE TABLE IF NOT EXISTS _rhei.tables (
     has_shadow BOOLEAN NOT NULL,                -- a copy is on its way; changes are kept in _rhei.pending_<oid>
     remedy VARCHAR,                             -- of a paused table: operator, or allow_nulls ([sync] on_unrepresentable)
     copy_xids VARCHAR,                          -- which transactions before copy_lsn are in the copy, as pg_snapshot; NULL: all
-    truncated_by UINTEGER                       -- xid of the last TRUNCATE that was applied since the fingerprint was stored
+    truncated_by UINTEGER,                      -- xid of the last TRUNCATE that was applied since the fingerprint was stored
+    pipeline_id UINTEGER NOT NULL DEFAULT 1
 );
 
 CREATE TABLE IF NOT EXISTS _rhei.columns (
@@ -50,7 +53,8 @@ CREATE TABLE IF NOT EXISTS _rhei.columns (
     key_position UINTEGER,
     target_name VARCHAR NOT NULL,
     target_type VARCHAR NOT NULL,
-    mapping VARCHAR NOT NULL                    -- JSON; how values are decoded
+    mapping VARCHAR NOT NULL,                   -- JSON; how values are decoded
+    pipeline_id UINTEGER NOT NULL DEFAULT 1
 );
 
 -- Cycles that changed something, newest last; the oldest are pruned.
@@ -64,7 +68,8 @@ CREATE TABLE IF NOT EXISTS _rhei.cycles (
     truncated UBIGINT NOT NULL,
     target_deleted_rows UBIGINT NOT NULL,
     target_inserted_rows UBIGINT NOT NULL,
-    duration_ms UBIGINT NOT NULL
+    duration_ms UBIGINT NOT NULL,
+    pipeline_id UINTEGER NOT NULL DEFAULT 1
 );
 
 -- The durable job queue: chunks of copies. A job is done in the transaction that holds its rows.
@@ -80,5 +85,6 @@ CREATE TABLE IF NOT EXISTS _rhei.jobs (
     rows UBIGINT,                               -- that it loaded
     created_at TIMESTAMPTZ NOT NULL,
     started_at TIMESTAMPTZ,
-    finished_at TIMESTAMPTZ
+    finished_at TIMESTAMPTZ,
+    pipeline_id UINTEGER NOT NULL DEFAULT 1
 );

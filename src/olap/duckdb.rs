@@ -16,7 +16,7 @@ use super::{
     arrow_scan::Database,
     compact,
     file::{attach, open, remove_stale_spill},
-    jobs, names, new_file, pending,
+    jobs, migrations, names, new_file, pending,
     stage::StagingViews,
     state,
     tables::Tables,
@@ -78,6 +78,15 @@ impl DuckDb {
         remove_stale_spill(path, since);
         new_file::remove_stale_spill(path);
         connection.set_prepared_statement_cache_capacity(PREPARED);
+
+        if let Some(from) = migrations::run(&connection)? {
+            tracing::info!(
+                event = "state_migrated",
+                from,
+                to = migrations::FORMAT_VERSION,
+                "the copy's state was brought to the format of this rhei"
+            );
+        }
 
         let tuning = Tuning::new(&connection)?;
         let mut opened = Self {

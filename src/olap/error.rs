@@ -46,6 +46,12 @@ pub enum TargetError {
     )]
     NewerFormat { found: i32, written_by: String, known: i32 },
     #[error(
+        "the copy was written by rhei {written_by} in format {found}, and this rhei reads format \
+         {known}\nhint: the next `rhei sync` or `rhei run` brings the copy to format {known} and \
+         goes on with it"
+    )]
+    NotMigrated { found: i32, written_by: String, known: i32 },
+    #[error(
         "the copy was written by rhei {written_by} in format {found}, which this rhei no longer \
          reads\nhint: name a new file with --target, and drop the old one with its slot"
     )]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use duckdb::{Connection, params};
 use serde::Serialize;
 
-use super::{TargetError, names};
+use super::{TargetError, names, state::PIPELINE_ID};
 use crate::{Lsn, change::TableSpec, failpoint::refuses};
 
 /// A job that is to be written.
@@ -80,8 +80,9 @@ pub(super) fn add(
             let (kind, payload) =
                 (names::literal(job.kind), names::literal(&job.payload.to_string()));
             format!(
-                "({id}, {oid}, {kind}, {payload}, 'pending', 0, {}, NULL, NULL, now(), NULL, NULL)",
-                job.priority
+                "({id}, {oid}, {kind}, {payload}, 'pending', 0, {}, NULL, NULL, now(), NULL, NULL, \
+                 {})",
+                job.priority, PIPELINE_ID
             )
         };
 

@@ -5,9 +5,9 @@
 //! the one writer, `copies` begins, merges and ends copies and `loader` loads them, `apply` turns a
 //! change batch into statements: `stage` brings the rows (`arrow_scan` has DuckDB read Arrow in
 //! place), `reshape` alters tables. `names` is the only place that quotes the target's identifiers,
-//! `tuning` sets DuckDB for its present work, `compact` rewrites the file, `new_file` makes one;
-//! `state`, `tables`, `jobs` and `pending` (changes of tables that are still being copied) are the
-//! only places that touch `_rhei`.
+//! `tuning` sets DuckDB for its present work, `compact` rewrites the file, `new_file` makes one,
+//! `migrations` brings the state of an older file to this version; `state`, `tables`, `jobs` and
+//! `pending` (changes of tables that are still being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
 mod arrow_scan;
@@ -19,6 +19,7 @@ pub mod error;
 mod file;
 pub mod jobs;
 mod loader;
+mod migrations;
 pub mod names;
 mod new_file;
 mod pending;

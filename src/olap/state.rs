@@ -2,13 +2,17 @@
 
 use duckdb::{Connection, params};
 
-use super::{Phase, Pipeline, StoredState, TargetError, tables::Tables};
+use super::{
+    Phase, Pipeline, StoredState, TargetError,
+    migrations::{self, FORMAT_VERSION},
+    tables::Tables,
+};
 use crate::{Checkpoint, Lsn, pgoutput::QualifiedName};
 
-/// The version of the layout of `_rhei`. A newer version is refused, since this rhei does not know
-/// its meaning.
-pub const FORMAT_VERSION: i32 = 6;
 const SCHEMA: &str = include_str!("../../schemas/state.sql");
+/// The id of the pipeline in the rows of `_rhei`. One file holds the copy of one source.
+pub(super) const PIPELINE_ID: u32 = 1;
+
 /// The number of cycles that are kept.
 const KEPT_CYCLES: u64 = 1000;
 /// The microseconds from 1970 to 2000.
@@ -35,41 +39,43 @@ pub(super) fn exists(connection: &Connection) -> Result<bool, TargetError> {
     Ok(connection.query_row(query, [], |row| row.get::<_, i64>(0))? > 0)
 }
 
-/// Reads everything but the tables.
-pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>, TargetError> {
+/// Returns the format of a file and the version of the rhei that wrote it, if `_rhei` is there.
+pub(super) fn format(connection: &Connection) -> Result<Option<(i32, String)>, TargetError> {
     if !exists(connection)? {
         return Ok(None);
     }
 
+    let mut statement =
+        connection.prepare("SELECT format_version, rhei_version FROM _rhei.pipeline")?;
+    let mut rows = statement.query([])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some((row.get(0)?, row.get(1)?)))
+}
+
+/// Reads everything but the tables.
+pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>, TargetError> {
+    match format(connection)? {
+        None => return Ok(None),
+        Some((FORMAT_VERSION, _)) => {}
+        Some((found, written_by)) => return Err(migrations::unreadable(found, written_by)),
+    }
+
     let mut statement = connection.prepare(
-        "SELECT format_version, rhei_version, slot, publications, publication_fingerprint, \
-         system_id, database, database_oid, \
+        "SELECT slot, publications, publication_fingerprint, system_id, database, database_oid, \
          timeline, phase, checkpoint_lsn, epoch_us(checkpoint_time) FROM _rhei.pipeline",
     )?;
     let mut rows = statement.query([])?;
     let Some(row) = rows.next()? else { return Ok(None) };
 
-    let found: i32 = row.get(0)?;
-    if found > FORMAT_VERSION {
-        return Err(TargetError::NewerFormat {
-            found,
-            written_by: row.get(1)?,
-            known: FORMAT_VERSION,
-        });
-    }
-    if found < FORMAT_VERSION {
-        return Err(TargetError::OlderFormat { found, written_by: row.get(1)? });
-    }
-
-    let phase: String = row.get(9)?;
+    let phase: String = row.get(7)?;
     let pipeline = Pipeline {
-        slot: row.get(2)?,
-        publications: from_json(&row.get::<_, String>(3)?)?,
-        publication_fingerprint: row.get(4)?,
-        system_id: row.get(5)?,
-        database: row.get(6)?,
-        database_oid: row.get(7)?,
-        timeline: row.get(8)?,
+        slot: row.get(0)?,
+        publications: from_json(&row.get::<_, String>(1)?)?,
+        publication_fingerprint: row.get(2)?,
+        system_id: row.get(3)?,
+        database: row.get(4)?,
+        database_oid: row.get(5)?,
+        timeline: row.get(6)?,
         phase: match phase.as_str() {
             "creating" => Phase::Creating,
             "running" => Phase::Running,
@@ -77,8 +83,8 @@ pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>,
             other => return Err(corrupt(format!("phase \"{other}\" is unknown"))),
         },
         checkpoint: Checkpoint {
-            lsn: lsn(&row.get::<_, String>(10)?)?,
-            commit_time_us: row.get::<_, Option<i64>>(11)?.map(|time| time - EPOCH_2000_US),
+            lsn: lsn(&row.get::<_, String>(8)?)?,
+            commit_time_us: row.get::<_, Option<i64>>(9)?.map(|time| time - EPOCH_2000_US),
         },
     };
 
@@ -103,7 +109,7 @@ pub(super) fn put_pipeline(
     connection.execute("DELETE FROM _rhei.pipeline", [])?;
     connection.execute(
         "INSERT INTO _rhei.pipeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, make_timestamptz(?), \
-         now())",
+         now(), ?)",
         params![
             FORMAT_VERSION,
             env!("CARGO_PKG_VERSION"),
@@ -117,6 +123,7 @@ pub(super) fn put_pipeline(
             phase,
             pipeline.checkpoint.lsn.to_string(),
             pipeline.checkpoint.commit_time_us.map(|time| time + EPOCH_2000_US),
+            PIPELINE_ID,
         ],
     )?;
 
@@ -154,7 +161,7 @@ pub(super) fn put_cycle(
     cycle: &Cycle,
 ) -> Result<u64, TargetError> {
     connection.execute(
-        "INSERT INTO _rhei.cycles VALUES (now(), ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO _rhei.cycles VALUES (now(), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             checkpoint.lsn.to_string(),
             cycle.source_transactions,
@@ -165,6 +172,7 @@ pub(super) fn put_cycle(
             cycle.deleted_rows,
             cycle.inserted_rows,
             cycle.duration_ms,
+            PIPELINE_ID,
         ],
     )?;
 

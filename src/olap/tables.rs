@@ -16,7 +16,7 @@ use super::{
     StoredColumn, StoredTable, TableState, TargetError,
     names::{self, lower},
     pending,
-    state::{corrupt, from_json, lsn, to_json},
+    state::{PIPELINE_ID, corrupt, from_json, lsn, to_json},
 };
 use crate::{
     change::{Pause, Remedy, TableSpec, xids::XidSnapshot},
@@ -304,6 +304,7 @@ impl Tables {
                 remedy,
                 table.copy_xids.as_ref().map(|xids| xids.text()),
                 table.truncated_by,
+                PIPELINE_ID,
             ])?;
         }
         rows.flush()?;
@@ -325,6 +326,7 @@ impl Tables {
                     column.mapping.target_type,
                     serde_json::to_string(&column.mapping)
                         .map_err(|error| corrupt(error.to_string()))?,
+                    PIPELINE_ID,
                 ])?;
             }
         }

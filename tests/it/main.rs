@@ -17,6 +17,7 @@ mod every_value;
 mod exactness;
 mod failover;
 mod following;
+mod formats;
 mod histories;
 mod lifecycle;
 mod locks;
