@@ -24,6 +24,7 @@
 mod chunk_queue;
 mod event;
 mod fetch;
+mod load_pipe;
 mod long_columns;
 mod plain;
 mod plan;

@@ -21,8 +21,10 @@ use crate::{
         Context, EngineError, Event, Writer,
         tables::{
             self, PlanOptions,
+            plan::TablePlanError,
             selection::{
-                is_wanted, no_matching_tables, pending_row, table_settings, target_names, types_of,
+                is_wanted, names_of, no_matching_tables, pending_row, table_settings, target_names,
+                types_of,
             },
         },
     },
@@ -30,6 +32,7 @@ use crate::{
         catalog::{self, Membership, SourceTable},
         connection::SqlClient,
     },
+    types::TypeCatalog,
 };
 
 /// How long a copy waits for a lock before it turns to other tables.
@@ -46,6 +49,23 @@ pub(super) struct Measured {
     pub locked: BTreeMap<u32, QualifiedName>,
     /// How publications bring each table, and the tables that hold its rows.
     pub published: HashMap<u32, (Membership, Vec<u32>)>,
+}
+
+impl Measured {
+    /// Returns whether other sessions have locked every table that is wanted.
+    pub(super) fn locks_all(&self, wanted: Option<&BTreeSet<u32>>) -> bool {
+        wanted.is_some_and(|wanted| wanted.iter().all(|oid| self.locked.contains_key(oid)))
+    }
+
+    /// Returns the names in DuckDB of the columns of a table with long values.
+    fn long_columns_of(&self, spec: &TableSpec) -> BTreeSet<String> {
+        let numbers = self.long_columns.get(&spec.oid);
+        let is_long = |column: &&ColumnSpec| {
+            long_columns::may_be_long(column)
+                && numbers.is_some_and(|numbers| numbers.contains(&column.attnum))
+        };
+        spec.columns.iter().filter(is_long).map(|column| column.target_name.clone()).collect()
+    }
 }
 
 /// Measures the tables that are to be copied. Waits for no lock longer than [`LOCK_PATIENCE`].
@@ -134,14 +154,8 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
     chosen.iter_mut().for_each(|table| table.measured(&measured.pages));
 
     // The name of a table depends on the names of all other tables.
-    let named = if is_plain {
-        chosen.iter().map(|table| (table.oid, table.name.clone())).collect()
-    } else {
-        let mut named = catalog::published_names(&holder, &context.options.publications).await?;
-        named.retain(|(_, name)| is_wanted(&context.options, name));
-        named
-    };
-
+    let named =
+        if is_plain { names_of(&chosen) } else { all_wanted_names(context, &holder).await? };
     let types = types_of(&holder, &chosen).await?;
     release_locks(&holder).await?;
 
@@ -151,104 +165,189 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         stored.into_iter().map(|table| (table.oid, table)).collect();
     let targets = target_names(&context.options, &named, &stored);
 
+    let planner = Planner { context, writer, snapshot, measured, is_plain, types, stored, targets };
+    chosen.retain(|table| !planner.is_loaded(table));
+    planner.put_in_order(&mut chosen);
+
     let (mut planned, mut refused) = (Vec::new(), Vec::new());
-    // A TRUNCATE may have ended a copy since it was asked for.
-    let is_whole =
-        |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
-    chosen.retain(|table| is_plain || !stored.get(&table.oid).is_some_and(is_whole));
-
-    chosen.sort_by_key(|table| {
-        let priority = table_settings(&context.options, &table.name).copy_priority;
-        (std::cmp::Reverse(priority), table.pages())
-    });
-
     for (at, table) in chosen.into_iter().enumerate() {
-        let settings = table_settings(&context.options, &table.name);
-        let null_unrepresentable = context.options.null_unrepresentable;
-
-        let stored = stored.get(&table.oid);
-        let before = stored.map(|stored| tables::from_stored(stored, null_unrepresentable));
-        let plan_options =
-            PlanOptions { settings: &settings, null_unrepresentable, before: before.as_ref() };
-
-        let target = targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone());
-        let spec = match tables::plan(&table, &types, plan_options) {
-            Ok(spec) => TableSpec {
-                copy_lsn: snapshot.lsn,
-                copy_xids: snapshot.xids.clone(),
-                target,
-                ..spec
-            },
-            Err(error) => {
-                let reason = error.to_string();
-                let event =
-                    Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };
-                let _ = context.events.send(event);
-                let state = TableState::Error(Pause::new(reason));
-                refused.push(StoredTable { state, ..pending_row(&table, target) });
-                continue;
+        let before = planner.before(&table);
+        match planner.spec(&table, before.as_ref()) {
+            Ok(spec) => {
+                let earlier = planner.earlier_try(before, &spec).await?;
+                let priority = i32::try_from(at).unwrap_or(i32::MAX);
+                planned.push(planner.planned(table, spec, earlier, priority));
             }
-        };
-
-        let priority = i32::try_from(at).unwrap_or(i32::MAX);
-        let earlier = match (stored, before) {
-            (Some(stored), Some(before)) if !is_plain && is_resumable(stored, &before, &spec) => {
-                Some(before)
-            }
-            _ => None,
-        };
-
-        let (mut spec, mut done, mut done_rows) = (spec, BTreeMap::new(), 0);
-        let is_resumed = earlier.is_some();
-
-        if let Some(earlier) = earlier {
-            let (oid, copy_lsn) = (earlier.oid, earlier.copy_lsn);
-            let jobs = writer.call(move |target| target.done_chunks(oid, copy_lsn)).await?;
-
-            for (payload, rows) in jobs {
-                let corrupt = |error: serde_json::Error| {
-                    EngineError::Setup(format!("a job makes no sense: {error}"))
-                };
-
-                let chunk: ChunkPayload = serde_json::from_value(payload).map_err(corrupt)?;
-                let pages = Pages { first: chunk.pages.0, next: chunk.pages.1 };
-                done.entry(chunk.leaf).or_insert_with(Vec::new).push(pages);
-                done_rows += rows;
-            }
-
-            tracing::info!(
-                table = %earlier.source,
-                rows = done_rows,
-                "the table's copy goes on where it was"
-            );
-            spec = earlier;
+            Err(error) => refused.push(planner.refused(&table, &error)),
         }
-
-        let ranges = ranges(&table, &spec, &done, context);
-        let spec = Arc::new(spec);
-        let snapshot = snapshot.lsn;
-
-        let is_long = |column: &&ColumnSpec| {
-            let numbers = measured.long_columns.get(&table.oid);
-            long_columns::may_be_long(column)
-                && numbers.is_some_and(|numbers| numbers.contains(&column.attnum))
-        };
-        let long_columns =
-            spec.columns.iter().filter(is_long).map(|column| column.target_name.clone()).collect();
-
-        planned.push(Planned {
-            spec,
-            source: table,
-            is_resumed,
-            ranges,
-            priority,
-            long_columns,
-            done_rows,
-            snapshot,
-        });
     }
 
     Ok((planned, refused))
+}
+
+/// Returns the names of all tables that publications and settings choose.
+async fn all_wanted_names(
+    context: &Context,
+    holder: &SqlClient,
+) -> Result<Vec<(u32, QualifiedName)>, EngineError> {
+    let mut named = catalog::published_names(holder, &context.options.publications).await?;
+    named.retain(|(_, name)| is_wanted(&context.options, name));
+    Ok(named)
+}
+
+/// Plans one table after the other.
+struct Planner<'a, T> {
+    context: &'a Context,
+    writer: &'a Writer<T>,
+    snapshot: &'a Snapshot,
+    measured: &'a Measured,
+    is_plain: bool,
+    types: TypeCatalog,
+    /// The tables as the target has them.
+    stored: BTreeMap<u32, StoredTable>,
+    /// The name of each table in the target.
+    targets: BTreeMap<u32, QualifiedName>,
+}
+
+/// An earlier try at the copy of a table, whose chunks are still good.
+struct EarlierTry {
+    /// The shape of that try.
+    spec: TableSpec,
+    done: DoneChunks,
+}
+
+impl<T: OlapEngine + 'static> Planner<'_, T> {
+    /// Returns whether a copy of the table waits only for the stream. A TRUNCATE may have ended the
+    /// copy since it was asked for.
+    fn is_loaded(&self, table: &SourceTable) -> bool {
+        let is_whole =
+            |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
+        !self.is_plain && self.stored.get(&table.oid).is_some_and(is_whole)
+    }
+
+    /// Puts tables with a higher priority first, and small tables before large ones.
+    fn put_in_order(&self, tables: &mut [SourceTable]) {
+        tables.sort_by_key(|table| {
+            let priority = table_settings(&self.context.options, &table.name).copy_priority;
+            (std::cmp::Reverse(priority), table.pages())
+        });
+    }
+
+    /// Returns the table as it was planned when it was copied last.
+    fn before(&self, table: &SourceTable) -> Option<TableSpec> {
+        let stored = self.stored.get(&table.oid)?;
+        Some(tables::from_stored(stored, self.context.options.null_unrepresentable))
+    }
+
+    fn target(&self, table: &SourceTable) -> QualifiedName {
+        self.targets.get(&table.oid).cloned().unwrap_or_else(|| table.name.clone())
+    }
+
+    fn spec(
+        &self,
+        table: &SourceTable,
+        before: Option<&TableSpec>,
+    ) -> Result<TableSpec, TablePlanError> {
+        let options = &self.context.options;
+        let settings = table_settings(options, &table.name);
+        let null_unrepresentable = options.null_unrepresentable;
+        let plan_options = PlanOptions { settings: &settings, null_unrepresentable, before };
+
+        let spec = tables::plan(table, &self.types, plan_options)?;
+        Ok(TableSpec {
+            copy_lsn: self.snapshot.lsn,
+            copy_xids: self.snapshot.xids.clone(),
+            target: self.target(table),
+            ..spec
+        })
+    }
+
+    /// Reports that a table cannot be copied, and returns its row.
+    fn refused(&self, table: &SourceTable, error: &TablePlanError) -> StoredTable {
+        let reason = error.to_string();
+        let event = Event::CopyFailed { table: table.name.to_string(), reason: reason.clone() };
+        let _ = self.context.events.send(event);
+
+        let state = TableState::Error(Pause::new(reason));
+        StoredTable { state, ..pending_row(table, self.target(table)) }
+    }
+
+    /// Returns the copy that was begun `before`, if it can go on.
+    async fn earlier_try(
+        &self,
+        before: Option<TableSpec>,
+        now: &TableSpec,
+    ) -> Result<Option<EarlierTry>, EngineError> {
+        let (Some(stored), Some(spec)) = (self.stored.get(&now.oid), before) else {
+            return Ok(None);
+        };
+        if self.is_plain || !is_resumable(stored, &spec, now) {
+            return Ok(None);
+        }
+
+        let (oid, copy_lsn) = (spec.oid, spec.copy_lsn);
+        let jobs = self.writer.call(move |target| target.done_chunks(oid, copy_lsn)).await?;
+        let done = DoneChunks::of_jobs(jobs)?;
+
+        tracing::info!(
+            table = %spec.source,
+            rows = done.rows,
+            "the table's copy goes on where it was"
+        );
+        Ok(Some(EarlierTry { spec, done }))
+    }
+
+    /// Plans the chunks that are left of a table.
+    fn planned(
+        &self,
+        source: SourceTable,
+        spec: TableSpec,
+        earlier: Option<EarlierTry>,
+        priority: i32,
+    ) -> Planned {
+        let is_resumed = earlier.is_some();
+        let EarlierTry { spec, done } =
+            earlier.unwrap_or_else(|| EarlierTry { spec, done: DoneChunks::default() });
+
+        Planned {
+            ranges: ranges(&source, &spec, &done.pages, self.context),
+            long_columns: self.measured.long_columns_of(&spec),
+            spec: Arc::new(spec),
+            source,
+            is_resumed,
+            priority,
+            done_rows: done.rows,
+            snapshot: self.snapshot.lsn,
+        }
+    }
+}
+
+/// The chunks that are in the shadow of a table.
+#[derive(Default)]
+struct DoneChunks {
+    /// By table or leaf partition.
+    pages: BTreeMap<u32, Vec<Pages>>,
+    rows: u64,
+}
+
+impl DoneChunks {
+    /// Reads the payloads of jobs, which come with their numbers of rows.
+    fn of_jobs(jobs: Vec<(serde_json::Value, u64)>) -> Result<Self, EngineError> {
+        let mut done = Self::default();
+
+        for (payload, rows) in jobs {
+            let corrupt = |error: serde_json::Error| {
+                EngineError::Setup(format!("a job makes no sense: {error}"))
+            };
+
+            let chunk: ChunkPayload = serde_json::from_value(payload).map_err(corrupt)?;
+            let pages = Pages { first: chunk.pages.0, next: chunk.pages.1 };
+            done.pages.entry(chunk.leaf).or_default().push(pages);
+            done.rows += rows;
+        }
+
+        Ok(done)
+    }
 }
 
 /// Returns whether chunks of an earlier snapshot are still good: rows are told apart by a key, and
@@ -311,4 +410,37 @@ pub(super) fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
         && was.inherits == is.inherits
         && was.composites == is.composites
         && was.labels.iter().all(|(oid, label)| is.labels.get(oid).is_none_or(|now| now == label))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn done_chunks_are_read_by_leaf_and_counted_in_rows() {
+        let job = |leaf: u32, first: u64, next: Option<u64>| {
+            json!({
+                "table": "public.t", "from": "public.t", "leaf": leaf, "pages": [first, next],
+                "copy_lsn": "0/1", "snapshot_lsn": "0/1"
+            })
+        };
+        let jobs = vec![(job(7, 0, Some(5)), 10), (job(8, 0, None), 20), (job(7, 5, None), 30)];
+
+        let done = DoneChunks::of_jobs(jobs).unwrap();
+        let pages = |first, next| Pages { first, next };
+        assert_eq!(done.rows, 60);
+        assert_eq!(
+            done.pages,
+            BTreeMap::from([
+                (7, vec![pages(0, Some(5)), pages(5, None)]),
+                (8, vec![pages(0, None)])
+            ])
+        );
+
+        let unreadable = DoneChunks::of_jobs(vec![(json!({"leaf": 7}), 1)]).map(|_| ());
+        let error = unreadable.unwrap_err().to_string();
+        assert_eq!(error, "a job makes no sense: missing field `table`");
+    }
 }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -17,7 +20,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    olap::OlapEngine,
+    olap::{OlapEngine, StoredTable},
     pipeline::{Context, EngineError, Event, Writer},
     source::{
         LsnBarrier,
@@ -35,27 +38,6 @@ const MAX_BUNDLED: usize = 64;
 
 /// The most pages of 8 KiB that the tables of a bundle have together.
 const BUNDLED_PAGES: u64 = 256;
-
-/// Puts neighbouring chunks of small tables and small partitions into bundles. Each chunk comes
-/// with its pages.
-fn bundled(chunks: impl Iterator<Item = (u64, ChunkJob)>) -> VecDeque<Vec<ChunkJob>> {
-    let mut queue: VecDeque<Vec<ChunkJob>> = VecDeque::new();
-    let mut room = 0;
-
-    for (pages, chunk) in chunks {
-        match queue.back_mut() {
-            Some(bundle) if pages <= room && bundle.len() < MAX_BUNDLED => {
-                bundle.push(chunk);
-                room -= pages;
-            }
-            _ => {
-                queue.push_back(vec![chunk]);
-                room = BUNDLED_PAGES.saturating_sub(pages);
-            }
-        }
-    }
-    queue
-}
 
 /// The parameters of a round.
 pub struct CopyRound {
@@ -93,82 +75,22 @@ impl Drop for ReleaseOnDrop {
 pub async fn run<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
-    round: CopyRound,
+    mut round: CopyRound,
 ) -> Result<(), EngineError> {
     let release = ReleaseOnDrop(round.hold.clone());
-    let (is_plain, mut wanted) = (round.is_plain, round.wanted.clone());
-
-    let prepare = async {
-        // The stream is held from the snapshot on, so every step that may wait for a lock comes
-        // before it.
-        let control = connect_sql(&context.options.source, "copy control").await?;
-        let measured = plan::measure(context, &control, wanted.as_ref(), is_plain).await?;
-
-        if !measured.locked.is_empty() {
-            let _ = round.told.send(CopyEvent::Locked(measured.locked.clone())).await;
-            if wanted
-                .as_ref()
-                .is_some_and(|wanted| wanted.iter().all(|oid| measured.locked.contains_key(oid)))
-            {
-                return Ok(None);
-            }
-        }
-
-        let snapshot = match (is_plain, round.first) {
-            (true, _) => Snapshot::plain(context).await?,
-            (false, Some(first)) => Snapshot::of_slot(context, first, false, &round.hold).await?,
-            (false, None) => {
-                match tables_without_slot(writer, &control, wanted.as_ref(), &measured).await? {
-                    Some((fresh, others)) => {
-                        if !others.is_empty() {
-                            let _ = round.told.send(CopyEvent::Postponed(others)).await;
-                        }
-                        wanted = Some(fresh);
-                        Snapshot::without_slot(context, &control, &round.hold).await?
-                    }
-                    None => {
-                        Snapshot::of_temporary_slot(context, &control, &round.hold, round.trail)
-                            .await?
-                    }
-                }
-            }
-        };
-        let mut planned =
-            plan::plan(context, writer, &snapshot, wanted.as_ref(), is_plain, &measured).await?;
-
-        if snapshot.xids.is_some() {
-            let postponed = take_published_otherwise(&mut planned.0, &measured);
-            if !postponed.is_empty() {
-                let _ = round.told.send(CopyEvent::Postponed(postponed)).await;
-            }
-        }
-
-        Ok::<_, EngineError>(Some((control, snapshot, planned)))
-    };
+    let stop = round.stop.clone();
 
     let prepared = tokio::select! {
         // Making a slot may wait for hours.
-        () = round.stop.cancelled() => return Ok(()),
-        prepared = prepare => prepared?,
+        () = stop.cancelled() => return Ok(()),
+        prepared = round.prepare(context, writer) => prepared?,
     };
-    let Some((control, snapshot, (tables, refused))) = prepared else { return Ok(()) };
+    let Some(Prepared { control, snapshot, tables, refused }) = prepared else { return Ok(()) };
 
-    let (adopted, is_adopted) = oneshot::channel();
-    let (lsn, since, holder) = (snapshot.lsn, snapshot.since, snapshot.holder());
-
-    let planned =
-        CopyEvent::Planned { lsn, since, tables: tables.clone(), refused, holder, adopted };
-
-    if round.told.send(planned).await.is_err() {
+    let Some(tables) = adopt(&round.told, &snapshot, tables, refused).await else {
         return Ok(());
-    }
-
-    // The session that asked for the round has ended: the next session begins another round.
-    let Ok(ids) = is_adopted.await else { return Ok(()) };
+    };
     drop(release);
-
-    let tables: Vec<(Planned, Vec<u64>)> =
-        tables.into_iter().zip(ids).filter_map(|(table, ids)| Some((table, ids?))).collect();
     if tables.is_empty() {
         return Ok(());
     }
@@ -179,15 +101,111 @@ pub async fn run<T: OlapEngine + 'static>(
         "copying tables under one snapshot"
     );
 
-    let (told, stop) = (round.told, round.stop);
+    let (is_plain, told) = (round.is_plain, round.told);
     let copy = Copy { context, writer, control, snapshot, tables, is_plain, told, stop };
+    copy.begin_progress();
     let ended = copy.run().await;
-
-    for (table, _) in &copy.tables {
-        context.copy_progress.end(table.spec.oid);
-    }
+    copy.end_progress();
 
     ended
+}
+
+/// What a round copies from.
+struct Prepared {
+    /// The connection for questions to the catalogs.
+    control: SqlClient,
+    snapshot: Snapshot,
+    tables: Vec<Planned>,
+    /// Tables that cannot be copied as they are set up.
+    refused: Vec<StoredTable>,
+}
+
+impl CopyRound {
+    /// Takes the snapshot and plans the tables. None: other sessions have locked all tables that
+    /// are wanted.
+    async fn prepare<T: OlapEngine + 'static>(
+        &mut self,
+        context: &Context,
+        writer: &Writer<T>,
+    ) -> Result<Option<Prepared>, EngineError> {
+        // The stream is held from the snapshot on, so every step that may wait for a lock comes
+        // before it.
+        let control = connect_sql(&context.options.source, "copy control").await?;
+        let wanted = self.wanted.as_ref();
+        let measured = plan::measure(context, &control, wanted, self.is_plain).await?;
+
+        if !measured.locked.is_empty() {
+            let _ = self.told.send(CopyEvent::Locked(measured.locked.clone())).await;
+            if measured.locks_all(wanted) {
+                return Ok(None);
+            }
+        }
+
+        let snapshot = self.take_snapshot(context, writer, &control, &measured).await?;
+        let wanted = self.wanted.as_ref();
+        let (mut tables, refused) =
+            plan::plan(context, writer, &snapshot, wanted, self.is_plain, &measured).await?;
+
+        if snapshot.xids.is_some() {
+            postpone(&self.told, take_published_otherwise(&mut tables, &measured)).await;
+        }
+
+        Ok(Some(Prepared { control, snapshot, tables, refused }))
+    }
+
+    /// Takes the kind of snapshot that the round needs. `wanted` loses the tables that have to wait
+    /// for a slot.
+    async fn take_snapshot<T: OlapEngine + 'static>(
+        &mut self,
+        context: &Context,
+        writer: &Writer<T>,
+        control: &SqlClient,
+        measured: &Measured,
+    ) -> Result<Snapshot, EngineError> {
+        match (self.is_plain, self.first.take()) {
+            (true, _) => Snapshot::plain(context).await,
+            (false, Some(first)) => Snapshot::of_slot(context, first, false, &self.hold).await,
+            (false, None) => {
+                match tables_without_slot(writer, control, self.wanted.as_ref(), measured).await? {
+                    Some((fresh, others)) => {
+                        postpone(&self.told, others).await;
+                        self.wanted = Some(fresh);
+                        Snapshot::without_slot(context, control, &self.hold).await
+                    }
+                    None => {
+                        Snapshot::of_temporary_slot(context, control, &self.hold, self.trail).await
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Reports tables that have to wait for another round, if there are any.
+async fn postpone(told: &mpsc::Sender<CopyEvent>, tables: BTreeSet<u32>) {
+    if !tables.is_empty() {
+        let _ = told.send(CopyEvent::Postponed(tables)).await;
+    }
+}
+
+/// Has the session that asked for the round adopt its tables. Returns the tables that are to be
+/// copied, with the ids of their jobs. None: the session has ended, and the next session begins
+/// another round.
+async fn adopt(
+    told: &mpsc::Sender<CopyEvent>,
+    snapshot: &Snapshot,
+    tables: Vec<Planned>,
+    refused: Vec<StoredTable>,
+) -> Option<Vec<(Planned, Vec<u64>)>> {
+    let (adopted, is_adopted) = oneshot::channel();
+    let (lsn, since, holder) = (snapshot.lsn, snapshot.since, snapshot.holder());
+
+    let planned =
+        CopyEvent::Planned { lsn, since, tables: tables.clone(), refused, holder, adopted };
+    told.send(planned).await.ok()?;
+
+    let ids = is_adopted.await.ok()?;
+    Some(tables.into_iter().zip(ids).filter_map(|(table, ids)| Some((table, ids?))).collect())
 }
 
 /// Decides whether a round takes a snapshot without a slot, because PostgreSQL would make a slot
@@ -307,18 +325,73 @@ struct Copy<'a, T> {
 }
 
 impl<T: OlapEngine + 'static> Copy<'_, T> {
-    /// Runs all workers, which take chunks from one queue, those of small tables first.
-    async fn run(&self) -> Result<(), EngineError> {
-        let mut queue: Vec<(i32, u64, ChunkJob)> = Vec::new();
-
-        for (at, (table, ids)) in self.tables.iter().enumerate() {
+    fn begin_progress(&self) {
+        for (table, _) in &self.tables {
             self.context.copy_progress.begin(
                 &table.spec,
                 table.source.estimated_rows,
                 table.ranges.len(),
                 table.done_rows,
             );
+        }
+    }
 
+    fn end_progress(&self) {
+        for (table, _) in &self.tables {
+            self.context.copy_progress.end(table.spec.oid);
+        }
+    }
+
+    /// Runs all workers, which take chunks from one queue, those of small tables first.
+    async fn run(&self) -> Result<(), EngineError> {
+        let work = Arc::new(self.shared_round());
+        let (done, mut tables_done) = mpsc::unbounded_channel::<(usize, CopyOutcome)>();
+
+        // These tables have nothing left to copy.
+        for (at, _) in
+            self.tables.iter().enumerate().filter(|(_, (table, _))| table.ranges.is_empty())
+        {
+            let _ = done.send((at, CopyOutcome::Done));
+        }
+
+        let mut workers = self.start_workers(&work, done).await?;
+        let ended = self.follow(&mut workers, &mut tables_done).await;
+
+        // After an error the other workers finish what they have begun, and begin nothing more.
+        work.queue.lock().await.clear();
+
+        let mut others = Ok(());
+        while let Some(ended) = workers.join_next().await {
+            others = others.and(worker_result(ended));
+        }
+
+        ended.and(others)
+    }
+
+    /// Returns the state that the workers share.
+    fn shared_round(&self) -> SharedRound {
+        let options = &self.context.options;
+        let chunks_left = self.tables.iter().map(|(table, _)| table.ranges.len()).collect();
+
+        SharedRound {
+            context: self.context.clone(),
+            snapshots: self.snapshot.ids.clone(),
+            specs: self.tables.iter().map(|(table, _)| Arc::clone(&table.spec)).collect(),
+            estimates: self.tables.iter().map(|(table, _)| table.source.estimated_rows).collect(),
+            queue: tokio::sync::Mutex::new(self.queue()),
+            state: Mutex::new(RoundProgress::new(chunks_left)),
+            rate_limiter: options.rate_limit_bytes.map(RateLimiter::new),
+            batch_bytes: batch_bytes(options.memory_limit_bytes, options.workers.max(1)),
+            turn: tokio::sync::Mutex::new(()),
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// Returns the bundles of chunks in the order in which workers take them.
+    fn queue(&self) -> VecDeque<Vec<ChunkJob>> {
+        let mut chunks: Vec<(i32, u64, ChunkJob)> = Vec::new();
+
+        for (at, (table, ids)) in self.tables.iter().enumerate() {
             let leaves = table.source.leaves.iter();
             let leaf_pages: HashMap<u32, u64> =
                 leaves.map(|leaf| (leaf.oid, leaf.pages.unwrap_or(0))).collect();
@@ -329,7 +402,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                     .filter(|_| range.is_whole_leaf())
                     .map_or(u64::MAX, |&it| it.max(1));
 
-                queue.push((
+                chunks.push((
                     table.priority,
                     pages,
                     ChunkJob { table: at, query: range.query.clone(), job },
@@ -337,81 +410,50 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             }
         }
 
-        queue.sort_by_key(|(priority, ..)| *priority);
-        let queue = bundled(queue.into_iter().map(|(_, pages, chunk)| (pages, chunk)));
+        chunks.sort_by_key(|(priority, ..)| *priority);
+        bundled(chunks.into_iter().map(|(_, pages, chunk)| (pages, chunk)))
+    }
 
-        let left = self.tables.iter().map(|(table, _)| table.ranges.len()).collect();
-        let work = Arc::new(SharedRound {
-            context: self.context.clone(),
-            snapshots: self.snapshot.ids.clone(),
-            specs: self.tables.iter().map(|(table, _)| Arc::clone(&table.spec)).collect(),
-            estimates: self.tables.iter().map(|(table, _)| table.source.estimated_rows).collect(),
-            queue: tokio::sync::Mutex::new(queue),
-            state: Mutex::new(RoundProgress::new(left)),
-            rate_limiter: self.context.options.rate_limit_bytes.map(RateLimiter::new),
-            batch_bytes: batch_bytes(
-                self.context.options.memory_limit_bytes,
-                self.context.options.workers.max(1),
-            ),
-            turn: tokio::sync::Mutex::new(()),
-            stop: self.stop.clone(),
-        });
-
-        let (done, mut tables_done) = mpsc::unbounded_channel::<(usize, CopyOutcome)>();
-        // These tables have nothing left to copy.
-        for (at, _) in
-            self.tables.iter().enumerate().filter(|(_, (table, _))| table.ranges.is_empty())
-        {
-            let _ = done.send((at, CopyOutcome::Done));
-        }
-
-        let mut workers = tokio::task::JoinSet::new();
+    async fn start_workers(
+        &self,
+        work: &Arc<SharedRound>,
+        done: mpsc::UnboundedSender<(usize, CopyOutcome)>,
+    ) -> Result<JoinSet<Result<(), EngineError>>, EngineError> {
+        let mut workers = JoinSet::new();
         for number in 1..=self.context.options.workers.max(1) {
             let loader = self.writer.call(|target| target.loader()).await?;
-            workers.spawn(Worker::new(number, Arc::clone(&work), done.clone(), loader).run());
+            workers.spawn(Worker::new(number, Arc::clone(work), done.clone(), loader).run());
         }
+        Ok(workers)
+    }
 
-        drop(done);
-
+    /// Reports tables as they are done, until no worker is left or one of them fails.
+    async fn follow(
+        &self,
+        workers: &mut JoinSet<Result<(), EngineError>>,
+        tables_done: &mut mpsc::UnboundedReceiver<(usize, CopyOutcome)>,
+    ) -> Result<(), EngineError> {
         let began = tokio::time::Instant::now();
         let warning = self.context.options.snapshot_warning;
         let mut warnings = tokio::time::interval_at(began + warning, warning);
-
         let mut ended_tables = Vec::new();
-        let ended = loop {
+
+        loop {
             tokio::select! {
                 count = tables_done.recv_many(&mut ended_tables, MAX_TOLD) => {
                     if count == 0 {
-                        break Ok(());
+                        return Ok(());
                     }
-                    if let Err(error) = self.tell(std::mem::take(&mut ended_tables)).await {
-                        break Err(error);
-                    }
+                    self.tell(std::mem::take(&mut ended_tables)).await?;
                 }
-                Some(ended) = workers.join_next() => {
-                    let lost = |lost| EngineError::lost("a copy worker", lost);
-                    if let Err(error) = ended.map_err(lost).and_then(|ended| ended) {
-                        break Err(error);
-                    }
-                }
+                Some(ended) = workers.join_next() => worker_result(ended)?,
                 _ = warnings.tick() => tracing::warn!(
                     minutes = began.elapsed().as_secs() / 60,
                     "the copy still holds its snapshot: VACUUM at the source cannot remove rows \
                      that it sees"
                 ),
             }
-        };
-
-        // After an error the other workers finish what they have begun, and begin nothing more.
-        work.queue.lock().await.clear();
-
-        let mut others = Ok(());
-        while let Some(ended) = workers.join_next().await {
-            let lost = |lost| EngineError::lost("a copy worker", lost);
-            others = others.and(ended.map_err(lost).and_then(|ended| ended));
         }
-
-        ended.and(others)
     }
 
     /// Compares tables whose last chunks are done with the catalogs, and reports the outcomes of
@@ -469,4 +511,31 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         catalog::end_snapshot(control).await?;
         Ok(now.into_iter().map(|table| (table.oid, table)).collect())
     }
+}
+
+fn worker_result(
+    ended: Result<Result<(), EngineError>, tokio::task::JoinError>,
+) -> Result<(), EngineError> {
+    ended.map_err(|lost| EngineError::lost("a copy worker", lost))?
+}
+
+/// Puts neighbouring chunks of small tables and small partitions into bundles. Each chunk comes
+/// with its pages.
+fn bundled(chunks: impl Iterator<Item = (u64, ChunkJob)>) -> VecDeque<Vec<ChunkJob>> {
+    let mut queue: VecDeque<Vec<ChunkJob>> = VecDeque::new();
+    let mut room = 0;
+
+    for (pages, chunk) in chunks {
+        match queue.back_mut() {
+            Some(bundle) if pages <= room && bundle.len() < MAX_BUNDLED => {
+                bundle.push(chunk);
+                room -= pages;
+            }
+            _ => {
+                queue.push_back(vec![chunk]);
+                room = BUNDLED_PAGES.saturating_sub(pages);
+            }
+        }
+    }
+    queue
 }

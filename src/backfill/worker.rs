@@ -2,16 +2,18 @@
 //! chunk at a time, so that all cores are used by one table as well as by many.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    ops::ControlFlow,
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
-use tokio::sync::{Semaphore, mpsc};
+use arrow::record_batch::RecordBatch;
+use tokio::sync::mpsc;
 
 use super::{
     CopyOutcome,
     chunk_queue::{ChunkJob, Next, RoundProgress, SharedRound},
+    load_pipe::{BatchSender, Loaded, load_pipe},
     snapshot::import_for_copy,
 };
 use crate::{
@@ -48,36 +50,6 @@ const LOCKED_WARNING: Duration = Duration::from_secs(60);
 const SILENCE: Duration = Duration::from_secs(30);
 /// and after this number of such times the chunk is tried again on another connection.
 const SILENCES: u32 = 20;
-
-/// The items that go from the source to the load of a chunk.
-enum LoadItem {
-    Rows(RecordBatch),
-    /// The chunk is complete. A chunk that ends without this item is not whole.
-    End,
-    Failed(SourceError),
-}
-
-/// Sends record batches to the load.
-struct BatchSender {
-    send: mpsc::Sender<LoadItem>,
-    /// Room for one batch that is not loaded.
-    room: Arc<Semaphore>,
-}
-
-impl BatchSender {
-    /// Sends the rows that were read, once the load is ready for them. Returns `false` when the
-    /// load has ended by itself.
-    async fn put(&self, reader: &mut CopyReader, schema: &SchemaRef) -> Result<bool, SourceError> {
-        tokio::select! {
-            room = self.room.acquire() => {
-                room.map(tokio::sync::SemaphorePermit::forget).unwrap_or_default();
-            }
-            () = self.send.closed() => return Ok(false),
-        }
-
-        Ok(self.send.send(LoadItem::Rows(reader.take_batch(schema)?)).await.is_ok())
-    }
-}
 
 /// The end of a chunk.
 enum Ended {
@@ -486,147 +458,70 @@ impl<L: CopyLoader> Worker<L> {
             return Ok(Attempt::Cancelled);
         };
 
-        match self.on_blocking_thread(move |loader| loader.begin(job)).await {
-            Err(EngineError::Target(error)) if error.is_conflict() => {
-                return Ok(Attempt::Conflict(error));
-            }
-            Ok(true) => {}
-            Ok(false) => return Ok(Attempt::Cancelled),
-            Err(error) => return Err(error),
-        }
-
-        if self.client.is_none() {
-            match connect(&self.work, self.number).await {
-                Ok(connected) => self.client = Some(connected),
-                Err(EngineError::Source(error))
-                    if error_policy::of_source(&error).is_waited_for() =>
-                {
-                    return Ok(Attempt::Retry(error));
-                }
-                Err(error) => return Err(error),
-            }
+        if let ControlFlow::Break(ended) = self.begin_job(job).await? {
+            return Ok(ended);
         }
 
         // The connection is put back only when all went well: a transaction that has failed is of
         // no more use.
-        let Some(mut client) = self.client.take() else { return Ok(Attempt::Cancelled) };
-
-        let work = Arc::clone(&self.work);
-        let (send, mut pieces) = mpsc::channel::<LoadItem>(1);
-        let batches = BatchSender { send, room: Arc::new(Semaphore::new(1)) };
-        let room = Arc::clone(&batches.room);
-
-        let mut is_first = true;
-        let failure = Arc::new(Mutex::new(None));
-        let seen = Arc::clone(&failure);
-        let mut is_over = false;
-
-        let stream = std::iter::from_fn(move || {
-            if is_over {
-                return None;
-            }
-
-            // The batch before this one is loaded.
-            if !std::mem::take(&mut is_first) {
-                room.add_permits(1);
-            }
-
-            match pieces.blocking_recv() {
-                Some(LoadItem::Rows(batch)) => Some(Ok(batch)),
-                Some(LoadItem::End) => None,
-                Some(LoadItem::Failed(error)) => {
-                    is_over = true;
-                    let text = error_chain(&error);
-                    if let Ok(mut seen) = seen.lock() {
-                        *seen = Some(error);
-                    }
-                    Some(Err(text.into()))
-                }
-                // The task that read was stopped: the rows that came are not the whole chunk.
-                None => {
-                    is_over = true;
-                    Some(Err("the copy was stopped".into()))
-                }
-            }
-        });
-
-        let Some(mut taken) = self.loader.take() else { return Err(self.missing_loader()) };
-        let table = Arc::clone(&spec);
-        let load = tokio::task::spawn_blocking(move || {
-            let loaded = taken.load(&table, job, Box::new(stream));
-            let is_cancelled = loaded.is_err() && taken.is_cancelled(job).unwrap_or(false);
-            (taken, loaded, is_cancelled)
-        });
-
-        let copied = async {
-            // The savepoint is given back with its locks when the chunk is done: DDL does not wait
-            // for the whole copy.
-            client.execute("SAVEPOINT rhei_copy").await?;
-            let nulled = read_chunk(&work, &mut client, &chunk.query, &spec, &batches).await?;
-            client.execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
-            Ok::<_, SourceError>(nulled)
+        let mut client = match self.connection().await? {
+            ControlFlow::Continue(client) => client,
+            ControlFlow::Break(ended) => return Ok(ended),
         };
 
-        let nulled = match copied.await {
+        let Some(mut taken) = self.loader.take() else { return Err(self.missing_loader()) };
+        let (batches, rows) = load_pipe();
+        let table = Arc::clone(&spec);
+        let load = tokio::task::spawn_blocking(move || {
+            let loaded = rows.load(&mut taken, &table, job);
+            (taken, loaded)
+        });
+
+        let copied = copy_rows(&self.work, &mut client, &chunk.query, &spec, &batches).await;
+        let nulled = match copied {
             Ok(nulled) => {
-                let _ = batches.send.send(LoadItem::End).await;
+                batches.finish().await;
                 nulled
             }
             Err(error) => {
-                // The item ends the load, and with it the transaction; the receiver is gone only
-                // when the load has failed by itself.
-                let _ = batches.send.send(LoadItem::Failed(error)).await;
+                batches.fail(error).await;
                 Vec::new()
             }
         };
 
-        drop(batches);
-        let (returned, loaded, is_cancelled) =
-            load.await.map_err(|lost| EngineError::lost("a load", lost))?;
+        let (returned, loaded) = load.await.map_err(|lost| EngineError::lost("a load", lost))?;
         self.loader = Some(returned);
+        if matches!(loaded, Loaded::Rows(_)) {
+            self.client = Some(client);
+        }
 
-        let failure = failure.lock().ok().and_then(|mut seen| seen.take());
-        let error = match (failure, loaded) {
-            (None, Ok(rows)) => {
-                self.client = Some(client);
-                return Ok(Attempt::Done { rows, nulled });
+        classify(&spec, loaded, nulled)
+    }
+
+    /// Marks the job as running.
+    async fn begin_job(&mut self, job: u64) -> Result<ControlFlow<Attempt>, EngineError> {
+        match self.on_blocking_thread(move |loader| loader.begin(job)).await {
+            Err(EngineError::Target(error)) if error.is_conflict() => {
+                Ok(ControlFlow::Break(Attempt::Conflict(error)))
             }
-            (None, Err(_)) if is_cancelled => return Ok(Attempt::Cancelled),
-            // The transaction that took the shadow away also cancels the job, and may not have
-            // ended.
-            (None, Err(error)) if error.is_conflict() => return Ok(Attempt::Conflict(error)),
-            // DuckDB does not take the rows of the table, and the other tables are not concerned.
-            (None, Err(error)) if error.table().is_some() => {
-                let reason = format!("{}; {}", error_chain(&error), spec.recopy_hint());
-                return Ok(Attempt::Ended(CopyOutcome::Failed(Pause {
-                    reason,
-                    remedy: error.remedy(),
-                })));
+            Ok(true) => Ok(ControlFlow::Continue(())),
+            Ok(false) => Ok(ControlFlow::Break(Attempt::Cancelled)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the connection to the source, or makes one.
+    async fn connection(&mut self) -> Result<ControlFlow<Attempt, CopyClient>, EngineError> {
+        if let Some(client) = self.client.take() {
+            return Ok(ControlFlow::Continue(client));
+        }
+
+        match connect(&self.work, self.number).await {
+            Ok(client) => Ok(ControlFlow::Continue(client)),
+            Err(EngineError::Source(error)) if error_policy::of_source(&error).is_waited_for() => {
+                Ok(ControlFlow::Break(Attempt::Retry(error)))
             }
-            (None, Err(error)) => return Err(error.into()),
-            (Some(error), _) => error,
-        };
-
-        if error.is_locked() {
-            Ok(Attempt::Locked(error))
-        } else if error.is_about_values() {
-            let table = &spec.source;
-            let reason = format!(
-                "{}; then copy it with `rhei backfill --table {table}`",
-                error_chain(&error)
-            );
-
-            let remedy =
-                if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
-            Ok(Attempt::Ended(CopyOutcome::Failed(Pause { reason, remedy })))
-        } else if is_gone(&error) {
-            Ok(Attempt::Ended(CopyOutcome::Changed))
-        } else if matches!(error, SourceError::Wire(WireError::Server(_)))
-            || error_policy::of_source(&error).is_waited_for()
-        {
-            Ok(Attempt::Retry(error))
-        } else {
-            Err(error.into())
+            Err(error) => Err(error),
         }
     }
 
@@ -650,6 +545,77 @@ impl<L: CopyLoader> Worker<L> {
         self.loader = Some(returned);
         Ok(done?)
     }
+}
+
+/// Decides what the end of a load means for the attempt at its chunk.
+fn classify(spec: &TableSpec, loaded: Loaded, nulled: Vec<Nulled>) -> Result<Attempt, EngineError> {
+    match loaded {
+        Loaded::Rows(rows) => Ok(Attempt::Done { rows, nulled }),
+        Loaded::Cancelled => Ok(Attempt::Cancelled),
+        Loaded::TargetFailed(error) => of_target_failure(spec, error),
+        Loaded::SourceFailed(error) => of_source_failure(spec, error),
+    }
+}
+
+fn of_target_failure(spec: &TableSpec, error: TargetError) -> Result<Attempt, EngineError> {
+    // The transaction that took the shadow away also cancels the job, and may not have ended.
+    if error.is_conflict() {
+        return Ok(Attempt::Conflict(error));
+    }
+
+    // DuckDB does not take the rows of the table, and the other tables are not concerned.
+    if error.table().is_some() {
+        let reason = format!("{}; {}", error_chain(&error), spec.recopy_hint());
+        let remedy = error.remedy();
+        return Ok(Attempt::Ended(CopyOutcome::Failed(Pause { reason, remedy })));
+    }
+
+    Err(error.into())
+}
+
+fn of_source_failure(spec: &TableSpec, error: SourceError) -> Result<Attempt, EngineError> {
+    if error.is_locked() {
+        Ok(Attempt::Locked(error))
+    } else if error.is_about_values() {
+        let table = &spec.source;
+        let reason =
+            format!("{}; then copy it with `rhei backfill --table {table}`", error_chain(&error));
+
+        let remedy = if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
+        Ok(Attempt::Ended(CopyOutcome::Failed(Pause { reason, remedy })))
+    } else if is_gone(&error) {
+        Ok(Attempt::Ended(CopyOutcome::Changed))
+    } else if matches!(error, SourceError::Wire(WireError::Server(_)))
+        || error_policy::of_source(&error).is_waited_for()
+    {
+        Ok(Attempt::Retry(error))
+    } else {
+        Err(error.into())
+    }
+}
+
+/// Returns whether the table, or a column of it, is not there any more.
+fn is_gone(error: &SourceError) -> bool {
+    let SourceError::Wire(WireError::Server(message)) = error else { return false };
+    // The codes stand for undefined table, undefined column, invalid schema name, wrong object
+    // type.
+    ["42P01", "42703", "3F000", "42809"].contains(&message.code.as_str())
+}
+
+/// Copies the rows of a chunk to the load, and returns which of their values became NULL. The
+/// savepoint is given back with its locks when the chunk is done: DDL does not wait for the whole
+/// copy.
+async fn copy_rows(
+    work: &SharedRound,
+    client: &mut CopyClient,
+    query: &str,
+    spec: &Arc<TableSpec>,
+    batches: &BatchSender,
+) -> Result<Vec<Nulled>, SourceError> {
+    client.execute("SAVEPOINT rhei_copy").await?;
+    let nulled = read_chunk(work, client, query, spec, batches).await?;
+    client.execute("ROLLBACK TO SAVEPOINT rhei_copy; RELEASE SAVEPOINT rhei_copy").await?;
+    Ok(nulled)
 }
 
 async fn read_chunk(
@@ -756,10 +722,102 @@ async fn connect(work: &SharedRound, number: usize) -> Result<CopyClient, Engine
     Err(failed.unwrap_or(EngineError::SnapshotLost))
 }
 
-/// Returns whether the table, or a column of it, is not there any more.
-fn is_gone(error: &SourceError) -> bool {
-    let SourceError::Wire(WireError::Server(message)) = error else { return false };
-    // The codes stand for undefined table, undefined column, invalid schema name, wrong object
-    // type.
-    ["42P01", "42703", "3F000", "42809"].contains(&message.code.as_str())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Lsn,
+        change::Key,
+        pgoutput::{QualifiedName, ReplicaIdentity},
+        source::{copy_binary::CopyError, wire::ServerMessage},
+        types::ValueError,
+    };
+
+    fn spec() -> TableSpec {
+        TableSpec {
+            oid: 1,
+            source: QualifiedName::new("public", "t"),
+            target: QualifiedName::new("public", "t"),
+            epoch: 0,
+            replica_identity: ReplicaIdentity::Default,
+            key: Key::Columns(vec![0]),
+            columns: Vec::new(),
+            excluded: Vec::new(),
+            fingerprint: String::new(),
+            null_unrepresentable: false,
+            copy_lsn: Lsn::ZERO,
+            copy_xids: None,
+        }
+    }
+
+    fn of_source(error: impl Into<SourceError>) -> Loaded {
+        Loaded::SourceFailed(error.into())
+    }
+
+    fn of_server(code: &str) -> Loaded {
+        let code = code.to_owned();
+        of_source(WireError::Server(ServerMessage { code, ..ServerMessage::default() }))
+    }
+
+    fn of_value(source: ValueError) -> Loaded {
+        of_source(CopyError::Value {
+            table: "public.t".to_owned(),
+            column: "c".to_owned(),
+            row: String::new(),
+            source: Box::new(source),
+        })
+    }
+
+    fn of_table(text: &str) -> Loaded {
+        Loaded::TargetFailed(TargetError::Table {
+            oid: 1,
+            table: "public.t".to_owned(),
+            source: Box::new(TargetError::saying(text)),
+        })
+    }
+
+    fn named(attempt: &Result<Attempt, EngineError>) -> &'static str {
+        match attempt {
+            Ok(Attempt::Done { .. }) => "done",
+            Ok(Attempt::Ended(CopyOutcome::Failed(pause))) => match pause.remedy {
+                Remedy::AllowNulls => "failed, unless NULL is allowed",
+                _ => "failed",
+            },
+            Ok(Attempt::Ended(_)) => "changed",
+            Ok(Attempt::Cancelled) => "cancelled",
+            Ok(Attempt::Retry(_)) => "retry",
+            Ok(Attempt::Conflict(_)) => "conflict",
+            Ok(Attempt::Locked(_)) => "locked",
+            Err(_) => "error",
+        }
+    }
+
+    #[test]
+    fn each_end_of_a_load_has_its_attempt() {
+        const CONFLICT: &str = "TransactionContext Error: Conflict on update!";
+        let unrepresentable = ValueError::NotRepresentable {
+            what: "infinity".to_owned(),
+            target_type: "DATE".to_owned(),
+        };
+
+        let cases = [
+            (Loaded::Rows(3), "done"),
+            (Loaded::Cancelled, "cancelled"),
+            (Loaded::TargetFailed(TargetError::saying(CONFLICT)), "conflict"),
+            (of_table(CONFLICT), "conflict"),
+            (of_table("Conversion Error: no such value"), "failed"),
+            (Loaded::TargetFailed(TargetError::saying("INTERNAL Error: index 1")), "error"),
+            (of_server("55P03"), "locked"),
+            (of_server("42P01"), "changed"),
+            (of_server("42501"), "retry"),
+            (of_source(WireError::Closed), "retry"),
+            (of_source(WireError::BadLength(-1)), "error"),
+            (of_value(ValueError::NotUtf8), "failed"),
+            (of_value(unrepresentable), "failed, unless NULL is allowed"),
+        ];
+
+        for (at, (loaded, expected)) in cases.into_iter().enumerate() {
+            assert_eq!(named(&classify(&spec(), loaded, Vec::new())), expected, "case {at}");
+        }
+    }
 }

@@ -12,8 +12,8 @@ use arrow::{
 };
 
 use super::{
-    COUNT_COLUMN, Deletes, Nulled, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Remedy, TableChanges,
-    TableSpec,
+    COUNT_COLUMN, ColumnSpec, Deletes, Nulled, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, Remedy,
+    TableChanges, TableSpec,
     arena::{Arena, Slice},
     net_effect::{NetEffect, NetEffectError, key_tuple},
 };
@@ -162,69 +162,113 @@ fn record_batch(
         return Ok(None);
     }
 
-    let mut builders: Vec<_> = columns
+    let mut building: Vec<Column<'_>> = columns
         .iter()
-        .filter_map(|&column| Some((column, table.columns.get(column)?)))
-        .map(|(column, spec)| (column, spec, ColumnBuilder::new(&spec.mapping, rows.len())))
+        .filter_map(|&index| Some((index, table.columns.get(index)?)))
+        .map(|(index, spec)| Column {
+            index,
+            spec,
+            builder: ColumnBuilder::new(&spec.mapping, rows.len()),
+        })
         .collect();
+    let mut refused = RefusedValues { table, columns, nulled };
 
     // The loop takes some rows at a time, so that their bytes are still in the cache when they are
-    // decoded. The fields are stored column by column, so that the decoding loops read them in
-    // order.
+    // decoded.
     let mut fields = vec![Field::Null; rows.len().min(BLOCK_ROWS) * columns.len()];
     for rows in rows.chunks(BLOCK_ROWS) {
-        for (row, tuple) in rows.iter().enumerate() {
-            for (column, field) in tuple.fields().take(columns.len()).enumerate() {
-                if let Some(place) = fields.get_mut(column * rows.len() + row) {
-                    *place = field;
-                }
-            }
-        }
+        store_by_column(rows, columns.len(), &mut fields);
 
-        for ((column, spec, builder), values) in builders.iter_mut().zip(fields.chunks(rows.len()))
-        {
+        for (column, values) in building.iter_mut().zip(fields.chunks(rows.len())) {
             for (row, &value) in values.iter().enumerate() {
                 let value = match value {
                     Field::Text(text) => Some(text),
                     Field::Null | Field::Unchanged => None,
                 };
-                let Err(source) = builder.push_text(value) else { continue };
-
-                let key = rows
-                    .get(row)
-                    .map_or_else(String::new, |tuple| key_text(table, columns, *tuple));
-                // A key that is NULL would identify no row.
-                if table.null_unrepresentable
-                    && source.is_unrepresentable()
-                    && !table.key_columns().contains(column)
-                {
-                    note_nulled(nulled, &spec.name, || source.at(&key));
-                    continue;
+                if let Err(source) = column.builder.push_text(value) {
+                    refused.add(column, rows.get(row).copied(), source)?;
                 }
-
-                return Err(ColumnsError::Value {
-                    table: table.source.to_string(),
-                    column: spec.name.clone(),
-                    key,
-                    source,
-                });
             }
         }
     }
 
-    let mut arrow_fields = Vec::with_capacity(columns.len() + extra.len());
-    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len() + extra.len());
-    for (_, spec, mut builder) in builders {
-        arrow_fields.push(spec.mapping.field(&format!("{prefix}{}", spec.target_name)));
+    finish(table, building, prefix, extra).map(Some)
+}
+
+/// A column that is being built.
+struct Column<'a> {
+    /// The index into the table's columns.
+    index: usize,
+    spec: &'a ColumnSpec,
+    builder: ColumnBuilder,
+}
+
+/// Stores the fields of some rows column by column, so that the decoding loops read them in order.
+#[inline]
+fn store_by_column<'a>(rows: &[Tuple<'a>], columns: usize, fields: &mut [Field<'a>]) {
+    for (row, tuple) in rows.iter().enumerate() {
+        for (column, field) in tuple.fields().take(columns).enumerate() {
+            if let Some(place) = fields.get_mut(column * rows.len() + row) {
+                *place = field;
+            }
+        }
+    }
+}
+
+/// The values that the builders did not take. Where the settings allow it, NULL replaces them.
+struct RefusedValues<'a> {
+    table: &'a TableSpec,
+    /// The columns that the rows consist of.
+    columns: &'a [usize],
+    nulled: &'a mut Vec<Nulled>,
+}
+
+impl RefusedValues<'_> {
+    fn add(
+        &mut self,
+        column: &Column<'_>,
+        row: Option<Tuple<'_>>,
+        source: ValueError,
+    ) -> Result<(), ColumnsError> {
+        let key = row.map_or_else(String::new, |row| key_text(self.table, self.columns, row));
+
+        // A key that is NULL would identify no row.
+        if self.table.null_unrepresentable
+            && source.is_unrepresentable()
+            && !self.table.key_columns().contains(&column.index)
+        {
+            note_nulled(self.nulled, &column.spec.name, || source.at(&key));
+            return Ok(());
+        }
+
+        Err(ColumnsError::Value {
+            table: self.table.source.to_string(),
+            column: column.spec.name.clone(),
+            key,
+            source,
+        })
+    }
+}
+
+/// Puts the columns that were built and the `extra` columns together.
+fn finish(
+    table: &TableSpec,
+    built: Vec<Column<'_>>,
+    prefix: &str,
+    extra: Vec<(ArrowField, ArrayRef)>,
+) -> Result<RecordBatch, ColumnsError> {
+    let mut fields = Vec::with_capacity(built.len() + extra.len());
+    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(built.len() + extra.len());
+    for Column { spec, mut builder, .. } in built {
+        fields.push(spec.mapping.field(&format!("{prefix}{}", spec.target_name)));
         arrays.push(builder.finish());
     }
     for (field, array) in extra {
-        arrow_fields.push(field);
+        fields.push(field);
         arrays.push(array);
     }
 
-    RecordBatch::try_new(Arc::new(Schema::new(arrow_fields)), arrays)
-        .map(Some)
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
         .map_err(|source| ColumnsError::Arrow { table: table.source.to_string(), source })
 }
 

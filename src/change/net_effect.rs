@@ -62,23 +62,52 @@ pub enum OldRow {
     Full(Slice),
 }
 
+impl OldRow {
+    fn row(self) -> Option<Slice> {
+        match self {
+            Self::Absent => None,
+            Self::Key(row) | Self::Full(row) => Some(row),
+        }
+    }
+}
+
 /// The net effect of a batch on one table.
 #[derive(Debug)]
 pub struct NetEffect {
-    columns: usize,
     rows: Rows,
     /// The transaction that ran the last TRUNCATE.
     pub truncated: Option<u32>,
     pub counts: RowCounts,
-    hasher: DefaultHashBuilder,
-    scratch: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum Rows {
-    Keyed { key: Vec<usize>, index: Index, states: Vec<RowState>, gone: Vec<Slice> },
-    WholeRow { index: Index, rows: Vec<(Slice, i64)> },
+    Keyed(KeyedRows),
+    WholeRow(WholeRows),
     AppendOnly(Vec<Slice>),
+}
+
+/// The rows of a table that has a key.
+#[derive(Debug)]
+struct KeyedRows {
+    columns: usize,
+    key: Vec<usize>,
+    hasher: DefaultHashBuilder,
+    index: Index,
+    states: Vec<RowState>,
+    /// The origins of rows that are gone.
+    gone: Vec<Slice>,
+    /// The key that [`Self::read_key`] has read.
+    scratch: Vec<u8>,
+}
+
+/// The rows of a table without a key, and by how many each became more or less.
+#[derive(Debug)]
+struct WholeRows {
+    columns: usize,
+    hasher: DefaultHashBuilder,
+    index: Index,
+    rows: Vec<(Slice, i64)>,
 }
 
 /// The positions of rows, by the hash of their keys. A part of the hash is stored beside each
@@ -156,25 +185,25 @@ impl NetEffect {
     /// append-only rows.
     pub fn new(key: &super::Key, columns: usize) -> Self {
         let rows = match key {
-            super::Key::Columns(key) => Rows::Keyed {
+            super::Key::Columns(key) => Rows::Keyed(KeyedRows {
+                columns,
                 key: key.clone(),
+                hasher: DefaultHashBuilder::default(),
                 index: HashTable::new(),
                 states: Vec::new(),
                 gone: Vec::new(),
-            },
-            super::Key::WholeRow => Rows::WholeRow { index: HashTable::new(), rows: Vec::new() },
+                scratch: Vec::new(),
+            }),
+            super::Key::WholeRow => Rows::WholeRow(WholeRows {
+                columns,
+                hasher: DefaultHashBuilder::default(),
+                index: HashTable::new(),
+                rows: Vec::new(),
+            }),
             super::Key::AppendOnly => Rows::AppendOnly(Vec::new()),
         };
 
-        let hasher = DefaultHashBuilder::default();
-        Self {
-            columns,
-            rows,
-            truncated: None,
-            counts: RowCounts::default(),
-            hasher,
-            scratch: Vec::new(),
-        }
+        Self { rows, truncated: None, counts: RowCounts::default() }
     }
 
     pub fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
@@ -184,13 +213,9 @@ impl NetEffect {
         }
 
         match &mut self.rows {
-            Rows::Keyed { key, index, states, .. } => {
-                let tuple = Tuple::trusted(arena.get(new), self.columns);
-                write_key(&mut self.scratch, key, tuple, None)?;
-                put(&self.hasher, index, states, arena, &self.scratch, None, new)
-            }
-            Rows::WholeRow { index, rows } => {
-                add(&self.hasher, index, rows, arena, new, 1);
+            Rows::Keyed(rows) => rows.insert(arena, new),
+            Rows::WholeRow(rows) => {
+                rows.add(arena, new, 1);
                 Ok(())
             }
             Rows::AppendOnly(rows) => {
@@ -209,96 +234,8 @@ impl NetEffect {
         self.counts.updated += 1;
 
         match &mut self.rows {
-            Rows::Keyed { key, index, states, .. } => {
-                let new_tuple = Tuple::trusted(arena.get(new), self.columns);
-                let old_tuple = match old {
-                    OldRow::Absent => None,
-                    OldRow::Key(slice) | OldRow::Full(slice) => {
-                        Some(Tuple::trusted(arena.get(slice), self.columns))
-                    }
-                };
-
-                write_key(&mut self.scratch, key, old_tuple.unwrap_or(new_tuple), None)?;
-                let taken = take(&self.hasher, index, states, arena, &self.scratch);
-                if taken.is_none() && self.truncated.is_some() {
-                    return Err(NetEffectError::NoSuchRow);
-                }
-
-                // A value that the wire left out comes from the old row when that row is whole,
-                // else from an earlier write of this batch, else it stays open and the target
-                // supplies it (trap 51). A TOASTed key column is in `old` in either form (trap 50).
-                let merged = if new.is_open() {
-                    let before =
-                        taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns));
-
-                    let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
-                    let (mut old_fields, mut before_fields) =
-                        (old_tuple.map(|old| old.fields()), before.map(|before| before.fields()));
-
-                    for (column, field) in new_tuple.fields().enumerate() {
-                        let of_old = old_fields.as_mut().and_then(Iterator::next);
-                        let of_before = before_fields.as_mut().and_then(Iterator::next);
-                        let supplied = match field {
-                            Field::Unchanged => match old {
-                                OldRow::Full(_) => of_old,
-                                OldRow::Key(_) if key.contains(&column) => of_old,
-                                _ => of_before,
-                            },
-                            other => Some(other),
-                        };
-                        write_field(&mut merged, supplied.unwrap_or(Field::Unchanged));
-                    }
-
-                    arena.waste(new);
-                    arena.store_row(Tuple::trusted(&merged, self.columns))
-                } else {
-                    new
-                };
-
-                if let Some(state) = taken {
-                    arena.waste(state.tuple);
-                }
-
-                let origin = match taken {
-                    Some(state) => state.origin,
-                    None => Some(arena.store(&self.scratch)),
-                };
-
-                let merged_tuple = Tuple::trusted(arena.get(merged), self.columns);
-                write_key(&mut self.scratch, key, merged_tuple, None)?;
-                put(&self.hasher, index, states, arena, &self.scratch, origin, merged)
-            }
-            Rows::WholeRow { .. } => {
-                let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
-                let new_tuple = Tuple::trusted(arena.get(new), self.columns);
-
-                let new = if new.is_open() {
-                    let old_tuple = Tuple::trusted(arena.get(old), self.columns);
-                    let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
-                    for (new_field, old_field) in new_tuple.fields().zip(old_tuple.fields()) {
-                        write_field(
-                            &mut merged,
-                            if new_field == Field::Unchanged { old_field } else { new_field },
-                        );
-                    }
-                    arena.waste(new);
-                    arena.store_row(Tuple::trusted(&merged, self.columns))
-                } else {
-                    new
-                };
-
-                if old.is_open() || new.is_open() {
-                    return Err(NetEffectError::OldRowMissing);
-                }
-
-                let Rows::WholeRow { index, rows } = &mut self.rows else {
-                    return Err(NetEffectError::NoIdentity);
-                };
-
-                add(&self.hasher, index, rows, arena, old, -1);
-                add(&self.hasher, index, rows, arena, new, 1);
-                Ok(())
-            }
+            Rows::Keyed(rows) => rows.update(arena, old, new, self.truncated.is_some()),
+            Rows::WholeRow(rows) => rows.update(arena, old, new),
             Rows::AppendOnly(_) => Err(NetEffectError::NoIdentity),
         }
     }
@@ -307,26 +244,10 @@ impl NetEffect {
         self.counts.deleted += 1;
 
         match &mut self.rows {
-            Rows::Keyed { key, index, states, gone } => {
-                let (OldRow::Key(old) | OldRow::Full(old)) = old else {
-                    return Err(NetEffectError::KeyMissing);
-                };
-                let tuple = Tuple::trusted(arena.get(old), self.columns);
-                write_key(&mut self.scratch, key, tuple, None)?;
-
-                match take(&self.hasher, index, states, arena, &self.scratch) {
-                    Some(state) => {
-                        arena.waste(state.tuple);
-                        gone.extend(state.origin);
-                    }
-                    None if self.truncated.is_some() => return Err(NetEffectError::NoSuchRow),
-                    None => gone.push(arena.store(&self.scratch)),
-                }
-                Ok(())
-            }
-            Rows::WholeRow { index, rows } => {
+            Rows::Keyed(rows) => rows.delete(arena, old, self.truncated.is_some()),
+            Rows::WholeRow(rows) => {
                 let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
-                add(&self.hasher, index, rows, arena, old, -1);
+                rows.add(arena, old, -1);
                 Ok(())
             }
             Rows::AppendOnly(_) => Err(NetEffectError::NoIdentity),
@@ -340,12 +261,12 @@ impl NetEffect {
         self.truncated = Some(xid);
 
         match &mut self.rows {
-            Rows::Keyed { index, states, gone, .. } => {
+            Rows::Keyed(KeyedRows { index, states, gone, .. }) => {
                 index.clear();
                 states.clear();
                 gone.clear();
             }
-            Rows::WholeRow { index, rows } => {
+            Rows::WholeRow(WholeRows { index, rows, .. }) => {
                 index.clear();
                 rows.clear();
             }
@@ -356,7 +277,7 @@ impl NetEffect {
     /// Copies the bytes that the net effect refers to into another arena.
     pub fn copy_from(&mut self, from: &Arena, arena: &mut Arena) {
         match &mut self.rows {
-            Rows::Keyed { states, gone, .. } => {
+            Rows::Keyed(KeyedRows { states, gone, .. }) => {
                 for state in states.iter_mut() {
                     if !state.is_there {
                         // The state only keeps its position, since the index stores positions.
@@ -372,7 +293,7 @@ impl NetEffect {
 
                 gone.iter_mut().for_each(|key| *key = arena.copy_from(from, *key));
             }
-            Rows::WholeRow { rows, .. } => {
+            Rows::WholeRow(WholeRows { rows, .. }) => {
                 rows.iter_mut().for_each(|(row, _)| *row = arena.copy_from(from, *row))
             }
             Rows::AppendOnly(rows) => {
@@ -389,7 +310,7 @@ impl NetEffect {
         let mut left = Survivors::default();
 
         match self.rows {
-            Rows::Keyed { states, gone, .. } => {
+            Rows::Keyed(KeyedRows { states, gone, .. }) => {
                 left.deleted_keys = gone;
                 for state in states.into_iter().filter(|state| state.is_there) {
                     left.deleted_keys.extend(state.origin);
@@ -401,7 +322,7 @@ impl NetEffect {
                     }
                 }
             }
-            Rows::WholeRow { rows, .. } => {
+            Rows::WholeRow(WholeRows { rows, .. }) => {
                 for (row, count) in rows {
                     match count {
                         1.. => left.inserts.extend(std::iter::repeat_n(row, count as usize)),
@@ -418,80 +339,209 @@ impl NetEffect {
     }
 }
 
-/// Stores a row under its key, which must be free.
-fn put(
-    hasher: &DefaultHashBuilder,
-    index: &mut Index,
-    states: &mut Vec<RowState>,
-    arena: &mut Arena,
-    key: &[u8],
-    origin: Option<Slice>,
-    tuple: Slice,
-) -> Result<(), NetEffectError> {
-    let (part, hash) = hash_of(hasher, key);
-    let is_same = |&(other, at): &(u32, u32)| {
-        other == part && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
-    };
+impl KeyedRows {
+    #[inline]
+    fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
+        self.read_key(arena, new)?;
+        self.put(arena, None, new)
+    }
 
-    match index.entry(hash, is_same, |&(part, _)| mix(part)) {
-        Entry::Occupied(_) => Err(NetEffectError::DuplicateKey),
-        Entry::Vacant(vacant) => {
-            vacant.insert((part, states.len() as u32));
-            // A row that keeps its key shares the bytes of the key with the origin.
-            let key = match origin {
-                Some(origin) if arena.get(origin) == key => origin,
-                _ => arena.store(key),
+    #[inline]
+    fn update(
+        &mut self,
+        arena: &mut Arena,
+        old: OldRow,
+        new: Slice,
+        is_truncated: bool,
+    ) -> Result<(), NetEffectError> {
+        self.read_key(arena, old.row().unwrap_or(new))?;
+        let taken = self.take(arena);
+        if taken.is_none() && is_truncated {
+            return Err(NetEffectError::NoSuchRow);
+        }
+
+        let merged = if new.is_open() { self.merge_unchanged(arena, old, new, taken) } else { new };
+
+        if let Some(state) = taken {
+            arena.waste(state.tuple);
+        }
+
+        let origin = match taken {
+            Some(state) => state.origin,
+            None => Some(arena.store(&self.scratch)),
+        };
+
+        self.read_key(arena, merged)?;
+        self.put(arena, origin, merged)
+    }
+
+    /// Stores a row that lacks values again, with those that are known.
+    ///
+    /// A value that the wire left out comes from the old row when that row is whole, else from an
+    /// earlier write of this batch (`taken`), else it stays open and the target supplies it (trap
+    /// 51). A TOASTed key column is in `old` in either form (trap 50).
+    fn merge_unchanged(
+        &self,
+        arena: &mut Arena,
+        old: OldRow,
+        new: Slice,
+        taken: Option<RowState>,
+    ) -> Slice {
+        let tuple = Tuple::trusted(arena.get(new), self.columns);
+        let mut old_fields =
+            old.row().map(|row| Tuple::trusted(arena.get(row), self.columns).fields());
+        let mut before_fields =
+            taken.map(|state| Tuple::trusted(arena.get(state.tuple), self.columns).fields());
+
+        let mut merged = Vec::with_capacity(tuple.bytes().len() + 256);
+        for (column, field) in tuple.fields().enumerate() {
+            let of_old = old_fields.as_mut().and_then(Iterator::next);
+            let of_before = before_fields.as_mut().and_then(Iterator::next);
+            let supplied = match field {
+                Field::Unchanged => match old {
+                    OldRow::Full(_) => of_old,
+                    OldRow::Key(_) if self.key.contains(&column) => of_old,
+                    _ => of_before,
+                },
+                other => Some(other),
             };
+            write_field(&mut merged, supplied.unwrap_or(Field::Unchanged));
+        }
 
-            states.push(RowState { key, origin, tuple, is_there: true });
-            Ok(())
+        arena.waste(new);
+        arena.store_row(Tuple::trusted(&merged, self.columns))
+    }
+
+    #[inline]
+    fn delete(
+        &mut self,
+        arena: &mut Arena,
+        old: OldRow,
+        is_truncated: bool,
+    ) -> Result<(), NetEffectError> {
+        let old = old.row().ok_or(NetEffectError::KeyMissing)?;
+        self.read_key(arena, old)?;
+
+        match self.take(arena) {
+            Some(state) => {
+                arena.waste(state.tuple);
+                self.gone.extend(state.origin);
+            }
+            None if is_truncated => return Err(NetEffectError::NoSuchRow),
+            None => self.gone.push(arena.store(&self.scratch)),
+        }
+        Ok(())
+    }
+
+    /// Reads the key of a row, for [`Self::take`] and [`Self::put`].
+    #[inline]
+    fn read_key(&mut self, arena: &Arena, row: Slice) -> Result<(), NetEffectError> {
+        let tuple = Tuple::trusted(arena.get(row), self.columns);
+        write_key(&mut self.scratch, &self.key, tuple, None)
+    }
+
+    /// Removes the row whose key was read from the batch, and returns it.
+    fn take(&mut self, arena: &Arena) -> Option<RowState> {
+        let Self { hasher, index, states, scratch, .. } = self;
+        let key = scratch.as_slice();
+
+        let (part, hash) = hash_of(hasher, key);
+        let is_same = |&(other, at): &(u32, u32)| {
+            other == part
+                && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
+        };
+
+        let ((_, at), _) = index.find_entry(hash, is_same).ok()?.remove();
+        let state = states.get_mut(at as usize)?;
+        state.is_there = false;
+        Some(*state)
+    }
+
+    /// Stores a row under the key that was read, which must be free.
+    fn put(
+        &mut self,
+        arena: &mut Arena,
+        origin: Option<Slice>,
+        tuple: Slice,
+    ) -> Result<(), NetEffectError> {
+        let Self { hasher, index, states, scratch, .. } = self;
+        let key = scratch.as_slice();
+
+        let (part, hash) = hash_of(hasher, key);
+        let is_same = |&(other, at): &(u32, u32)| {
+            other == part
+                && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
+        };
+
+        match index.entry(hash, is_same, |&(part, _)| mix(part)) {
+            Entry::Occupied(_) => Err(NetEffectError::DuplicateKey),
+            Entry::Vacant(vacant) => {
+                vacant.insert((part, states.len() as u32));
+                // A row that keeps its key shares the bytes of the key with the origin.
+                let key = match origin {
+                    Some(origin) if arena.get(origin) == key => origin,
+                    _ => arena.store(key),
+                };
+
+                states.push(RowState { key, origin, tuple, is_there: true });
+                Ok(())
+            }
         }
     }
 }
 
-/// Takes the row with a key out of the batch.
-fn take(
-    hasher: &DefaultHashBuilder,
-    index: &mut Index,
-    states: &mut [RowState],
-    arena: &Arena,
-    key: &[u8],
-) -> Option<RowState> {
-    let (part, hash) = hash_of(hasher, key);
-    let is_same = |&(other, at): &(u32, u32)| {
-        other == part && states.get(at as usize).is_some_and(|state| arena.get(state.key) == key)
-    };
+impl WholeRows {
+    fn update(&mut self, arena: &mut Arena, old: OldRow, new: Slice) -> Result<(), NetEffectError> {
+        let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
+        let new = if new.is_open() { self.merge_unchanged(arena, old, new) } else { new };
 
-    let ((_, at), _) = index.find_entry(hash, is_same).ok()?.remove();
-    let state = states.get_mut(at as usize)?;
-    state.is_there = false;
-    Some(*state)
-}
-
-/// Counts a whole row up or down.
-fn add(
-    hasher: &DefaultHashBuilder,
-    index: &mut Index,
-    rows: &mut Vec<(Slice, i64)>,
-    arena: &Arena,
-    row: Slice,
-    by: i64,
-) {
-    let bytes = arena.get(row);
-    let (part, hash) = hash_of(hasher, bytes);
-    let is_same = |&(other, at): &(u32, u32)| {
-        other == part && rows.get(at as usize).is_some_and(|(other, _)| arena.get(*other) == bytes)
-    };
-
-    match index.entry(hash, is_same, |&(part, _)| mix(part)) {
-        Entry::Occupied(found) => {
-            if let Some((_, count)) = rows.get_mut(found.get().1 as usize) {
-                *count += by;
-            }
+        if old.is_open() || new.is_open() {
+            return Err(NetEffectError::OldRowMissing);
         }
-        Entry::Vacant(vacant) => {
-            vacant.insert((part, rows.len() as u32));
-            rows.push((row, by));
+
+        self.add(arena, old, -1);
+        self.add(arena, new, 1);
+        Ok(())
+    }
+
+    /// Stores a row that lacks values again, with the values of the old row.
+    fn merge_unchanged(&self, arena: &mut Arena, old: Slice, new: Slice) -> Slice {
+        let old_tuple = Tuple::trusted(arena.get(old), self.columns);
+        let new_tuple = Tuple::trusted(arena.get(new), self.columns);
+
+        let mut merged = Vec::with_capacity(new_tuple.bytes().len() + 256);
+        for (new_field, old_field) in new_tuple.fields().zip(old_tuple.fields()) {
+            write_field(
+                &mut merged,
+                if new_field == Field::Unchanged { old_field } else { new_field },
+            );
+        }
+
+        arena.waste(new);
+        arena.store_row(Tuple::trusted(&merged, self.columns))
+    }
+
+    /// Counts a whole row up or down.
+    fn add(&mut self, arena: &Arena, row: Slice, by: i64) {
+        let Self { hasher, index, rows, .. } = self;
+        let bytes = arena.get(row);
+
+        let (part, hash) = hash_of(hasher, bytes);
+        let is_same = |&(other, at): &(u32, u32)| {
+            other == part
+                && rows.get(at as usize).is_some_and(|(other, _)| arena.get(*other) == bytes)
+        };
+
+        match index.entry(hash, is_same, |&(part, _)| mix(part)) {
+            Entry::Occupied(found) => {
+                if let Some((_, count)) = rows.get_mut(found.get().1 as usize) {
+                    *count += by;
+                }
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert((part, rows.len() as u32));
+                rows.push((row, by));
+            }
         }
     }
 }

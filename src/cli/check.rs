@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, process::ExitCode};
 
 use super::{CliError, Invocation};
 use crate::{
+    config::Config,
     olap::DuckDb,
     pgoutput::{QualifiedName, ReplicaIdentity},
     pipeline::{
@@ -211,6 +212,7 @@ async fn check_server(
     Ok(())
 }
 
+/// Returns the tables that rhei would copy.
 async fn check_publication(
     client: &SqlClient,
     session: &Invocation,
@@ -218,26 +220,15 @@ async fn check_publication(
 ) -> Result<Vec<SourceTable>, CliError> {
     let config = &session.config;
     let names = &config.publications;
-    let shown = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-
-    let is_wanted = |table: &QualifiedName| {
-        (config.tables.is_empty() || config.tables.iter().any(|pattern| pattern.matches(table)))
-            && !config.exclude.iter().any(|pattern| pattern.matches(table))
-    };
 
     let mut tables = match catalog::publication(client, names).await? {
         Some(info) => {
             match slot::judge_publication(&info) {
-                Ok(()) => findings.ok("publication", format!("{shown} is there")),
+                Ok(()) => findings.ok("publication", format!("{} is there", quoted(names))),
                 Err(error) => from_error(findings, "publication", &error.to_string()),
             }
 
-            for table in catalog::conflicting_column_lists(client, names).await? {
-                if let Err(error) = slot::judge_column_lists(&[table], names) {
-                    from_error(findings, "publication", &error.to_string());
-                }
-            }
-
+            check_column_lists(client, names, findings).await?;
             catalog::published_tables(client, names).await?
         }
         None if names.len() > 1 => {
@@ -246,23 +237,12 @@ async fn check_publication(
             return Ok(Vec::new());
         }
         None => {
-            let name = names.first().map_or(defaults::PUBLICATION, String::as_str);
-
-            let mut candidates = catalog::candidate_tables(client).await?;
-            candidates.retain(&is_wanted);
-
-            let sql = slot::publication_sql(name, &candidates);
-            findings.add(
-                Level::Ok,
-                "publication",
-                format!("{shown} will be made for {} tables", candidates.len()),
-                sql,
-            );
+            announce_publication(client, config, findings).await?;
             catalog::all_tables(client).await?
         }
     };
 
-    tables.retain(|table| is_wanted(&table.name));
+    tables.retain(|table| is_wanted(config, &table.name));
     if tables.is_empty() {
         findings.add(Level::Error, "tables", "no table matches", "see [source] tables and exclude");
     } else {
@@ -270,26 +250,94 @@ async fn check_publication(
     }
 
     if catalog::publication(client, names).await?.is_some() {
-        let published = catalog::published_names(client, names).await?;
-        let mut others = catalog::candidate_tables(client).await?;
-        others.retain(|table| is_wanted(table) && !published.iter().any(|(_, name)| name == table));
+        check_unpublished(client, config, findings).await?;
+    }
+    check_unlogged(client, config, findings).await?;
 
-        for table in others.iter().filter(|_| !config.tables.is_empty()) {
-            let mend = format!(
-                "ALTER PUBLICATION {} ADD TABLE {}",
-                names.first().map_or_else(String::new, |name| quote_identifier(name)),
-                quote_table(table)
-            );
-            findings.add(
-                Level::Warning,
-                table.to_string(),
-                "is in [source] tables, but not published",
-                mend,
-            );
+    Ok(tables)
+}
+
+/// Returns whether the settings choose a table.
+fn is_wanted(config: &Config, table: &QualifiedName) -> bool {
+    (config.tables.is_empty() || config.tables.iter().any(|pattern| pattern.matches(table)))
+        && !config.exclude.iter().any(|pattern| pattern.matches(table))
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}
+
+async fn check_column_lists(
+    client: &SqlClient,
+    publications: &[String],
+    findings: &mut Findings,
+) -> Result<(), CliError> {
+    for table in catalog::conflicting_column_lists(client, publications).await? {
+        if let Err(error) = slot::judge_column_lists(&[table], publications) {
+            from_error(findings, "publication", &error.to_string());
         }
     }
+    Ok(())
+}
 
-    for table in catalog::unlogged_tables(client).await?.iter().filter(|table| is_wanted(table)) {
+/// Says with which statement rhei will make the publication.
+async fn announce_publication(
+    client: &SqlClient,
+    config: &Config,
+    findings: &mut Findings,
+) -> Result<(), CliError> {
+    let names = &config.publications;
+    let name = names.first().map_or(defaults::PUBLICATION, String::as_str);
+
+    let mut candidates = catalog::candidate_tables(client).await?;
+    candidates.retain(|table| is_wanted(config, table));
+
+    let sql = slot::publication_sql(name, &candidates);
+    findings.add(
+        Level::Ok,
+        "publication",
+        format!("{} will be made for {} tables", quoted(names), candidates.len()),
+        sql,
+    );
+    Ok(())
+}
+
+/// Warns about tables that the settings name and the publications lack.
+async fn check_unpublished(
+    client: &SqlClient,
+    config: &Config,
+    findings: &mut Findings,
+) -> Result<(), CliError> {
+    let names = &config.publications;
+    let published = catalog::published_names(client, names).await?;
+    let mut others = catalog::candidate_tables(client).await?;
+    others.retain(|table| {
+        is_wanted(config, table) && !published.iter().any(|(_, name)| name == table)
+    });
+
+    for table in others.iter().filter(|_| !config.tables.is_empty()) {
+        let mend = format!(
+            "ALTER PUBLICATION {} ADD TABLE {}",
+            names.first().map_or_else(String::new, |name| quote_identifier(name)),
+            quote_table(table)
+        );
+        findings.add(
+            Level::Warning,
+            table.to_string(),
+            "is in [source] tables, but not published",
+            mend,
+        );
+    }
+    Ok(())
+}
+
+async fn check_unlogged(
+    client: &SqlClient,
+    config: &Config,
+    findings: &mut Findings,
+) -> Result<(), CliError> {
+    let unlogged = catalog::unlogged_tables(client).await?;
+    for table in unlogged.iter().filter(|table| is_wanted(config, table)) {
         let mend = format!("ALTER TABLE {} SET LOGGED", quote_table(table));
         findings.add(
             Level::Warning,
@@ -298,8 +346,7 @@ async fn check_publication(
             mend,
         );
     }
-
-    Ok(tables)
+    Ok(())
 }
 
 fn check_table(table: &SourceTable, user: &str, findings: &mut Findings) {

@@ -12,15 +12,15 @@ use std::{
 };
 
 use clap::Args;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Context};
 use crate::{
     engine::{self, attach::Recopy},
     olap::{DuckDb, TargetOptions},
-    pipeline::{Event, Options, Writer, copy_progress::CopyProgress},
-    source::connection::{Environment, SourceOptions, connect_sql},
+    pipeline::{EngineError, Event, Options, Writer},
+    source::connection::{Environment, SourceOptions, SqlClient, connect_sql},
 };
 
 const SCHEMA: &str = include_str!("../../fixtures/demo/schema.sql");
@@ -169,46 +169,20 @@ fn run(command: &mut Command, what: &str) -> Result<(), CliError> {
     }
 }
 
-#[derive(Default)]
-struct Seen {
-    transactions: AtomicU64,
-    changes: AtomicU64,
-    copied: AtomicU64,
-    lag_bytes: AtomicU64,
-    /// The number of tables that are live.
-    live: AtomicU64,
-}
-
 /// Runs the command.
 pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCode, CliError> {
     let target = PathBuf::from("demo.duckdb");
-    for old in [target.clone(), PathBuf::from("demo.duckdb.wal")] {
-        if old.exists() {
-            std::fs::remove_file(&old)
-                .map_err(|error| failed(format!("cannot replace {}: {error}", old.display())))?;
-        }
-    }
+    remove_old(&target)?;
 
     println!("1. a throwaway Postgres with a shop in it");
     let started = Instant::now();
     let server = Throwaway::start()?;
     let source = SourceOptions::parse(&server.url(), &Environment::default())?;
-
-    let client = connect_sql(&source, "demo").await?;
-    client
-        .batch_execute("SET search_path = public")
-        .await
-        .map_err(crate::source::SourceError::from)?;
-
-    let load = async {
-        client.batch_execute(SCHEMA).await?;
-        client.batch_execute(LOAD).await?;
-        client.batch_execute("VACUUM ANALYZE").await
-    };
+    let client = connect_to_shop(&source, "demo").await?;
 
     tokio::select! {
         () = stop.cancelled() => return Ok(ExitCode::from(130)),
-        loaded = load => loaded.map_err(crate::source::SourceError::from)?,
+        loaded = load_shop(&client) => loaded?,
     }
 
     println!(
@@ -218,77 +192,12 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
     );
 
     println!("2. a writer begins, rhei copies and follows");
-    let (events, mut heard) = mpsc::unbounded_channel();
-    let target_options = TargetOptions { path: target.clone(), ..TargetOptions::default() };
-    let options = Options {
-        interval: Duration::from_millis(200),
-        ..Options::new(source.clone(), target_options)
-    };
-    let context = Context::new(options, CopyProgress::default(), events);
-
-    let writer_stop = stop.child_token();
-    let written = Arc::new(AtomicU64::new(0));
-    let writer = tokio::spawn(write(source.clone(), writer_stop.clone(), Arc::clone(&written)));
-
-    let run_stop = stop.child_token();
-    let seen = Arc::new(Seen::default());
-    let listener = {
-        let seen = Arc::clone(&seen);
-        tokio::spawn(async move {
-            while let Some(event) = heard.recv().await {
-                match event {
-                    Event::CopyFinished { rows, .. } => {
-                        seen.copied.fetch_add(rows, Ordering::Relaxed);
-                    }
-                    Event::WentLive { .. } => {
-                        seen.live.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Event::Cycle(report) => {
-                        seen.transactions.fetch_add(report.source_transactions, Ordering::Relaxed);
-                        let changes = report.inserted + report.updated + report.deleted;
-                        seen.changes.fetch_add(changes, Ordering::Relaxed);
-                        seen.lag_bytes.store(report.lag_bytes, Ordering::Relaxed);
-                    }
-                    _ => {}
-                }
-            }
-        })
-    };
-
-    let replicator = {
-        let (context, run_stop) = (context.clone(), run_stop.clone());
-        tokio::spawn(async move {
-            let writer = Writer::new(DuckDb::open(&context.options.target)?);
-            let (_command, commands) = mpsc::unbounded_channel();
-            engine::run(&context, &writer, commands, &run_stop).await
-        })
-    };
-
-    let outcome = follow(&args, &stop, &seen, &written, &replicator, &context.copy_progress).await;
-    writer_stop.cancel();
-    let _ = writer.await;
-
-    // The copy catches up with the last writes before the queries, so that both sides show the same
-    // moment.
-    run_stop.cancel();
-    let ran = replicator.await.map_err(|_| failed("the replicator ended without a result"))?;
-    outcome?;
-    ran?;
-
-    if stop.is_cancelled() {
+    let replication = Replication::start(source, &target, &stop);
+    replication.follow(args.seconds, &stop).await;
+    if !replication.finish(&stop).await? {
         println!("stopped");
         return Ok(ExitCode::from(130));
     }
-
-    let caught_up = engine::sync(&context, Recopy::None, &stop).await?;
-    drop(context);
-    let _ = listener.await;
-
-    println!(
-        "   writer stopped after {} transactions; the copy is at {}, nothing is missing",
-        thousands(written.load(Ordering::Relaxed)),
-        caught_up.checkpoint
-    );
 
     println!("3. the same questions to both");
     let is_equal = ask_both(&client, &target).await?;
@@ -301,76 +210,207 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
     Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-async fn follow(
-    args: &DemoArgs,
-    stop: &CancellationToken,
-    seen: &Seen,
-    written: &AtomicU64,
-    replicator: &tokio::task::JoinHandle<Result<(), crate::pipeline::EngineError>>,
-    copy_progress: &CopyProgress,
-) -> Result<(), CliError> {
-    let copying = Instant::now();
-    let tables = SCHEMA.matches("CREATE TABLE").count() as u64;
-    let bar = indicatif::ProgressBar::new_spinner();
-    bar.enable_steady_tick(Duration::from_millis(100));
-
-    let mut streaming_since = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+/// Removes the copy of an earlier demo.
+fn remove_old(target: &Path) -> Result<(), CliError> {
+    for old in [target.to_owned(), PathBuf::from("demo.duckdb.wal")] {
+        if old.exists() {
+            std::fs::remove_file(&old)
+                .map_err(|error| failed(format!("cannot replace {}: {error}", old.display())))?;
         }
+    }
+    Ok(())
+}
 
-        if replicator.is_finished() {
-            break;
-        }
+async fn connect_to_shop(source: &SourceOptions, purpose: &str) -> Result<SqlClient, CliError> {
+    let client = connect_sql(source, purpose).await?;
+    client
+        .batch_execute("SET search_path = public")
+        .await
+        .map_err(crate::source::SourceError::from)?;
+    Ok(client)
+}
 
-        if streaming_since.is_none() && seen.live.load(Ordering::Relaxed) == tables {
-            streaming_since = Some(Instant::now());
-            let copied = seen.copied.load(Ordering::Relaxed);
-            bar.suspend(|| {
-                println!(
-                    "   copied {} rows in {:.1} s",
-                    thousands(copied),
-                    copying.elapsed().as_secs_f64()
-                );
-            });
-        }
+async fn load_shop(client: &tokio_postgres::Client) -> Result<(), CliError> {
+    for sql in [SCHEMA, LOAD, "VACUUM ANALYZE"] {
+        client.batch_execute(sql).await.map_err(crate::source::SourceError::from)?;
+    }
+    Ok(())
+}
 
-        match streaming_since {
-            None => {
-                let rows = copy_progress.progress().map_or(0, |(_, total)| total.rows);
-                bar.set_message(format!("copying: {} rows", thousands(rows)));
+/// A writer at the source and a replicator that follows it.
+struct Replication {
+    context: Context,
+    seen: Arc<Seen>,
+    /// The number of transactions that the writer has committed.
+    written: Arc<AtomicU64>,
+    writer: JoinHandle<Result<(), CliError>>,
+    writer_stop: CancellationToken,
+    replicator: JoinHandle<Result<(), EngineError>>,
+    replicator_stop: CancellationToken,
+    /// Counts the events of the replicator; it ends when the context is dropped.
+    listener: JoinHandle<()>,
+}
+
+impl Replication {
+    fn start(source: SourceOptions, target: &Path, stop: &CancellationToken) -> Self {
+        let (events, heard) = mpsc::unbounded_channel();
+        let target_options = TargetOptions { path: target.to_owned(), ..TargetOptions::default() };
+        let options = Options {
+            interval: Duration::from_millis(200),
+            ..Options::new(source.clone(), target_options)
+        };
+        let context = Context::new(options, events);
+
+        let writer_stop = stop.child_token();
+        let written = Arc::new(AtomicU64::new(0));
+        let writer = tokio::spawn(write(source, writer_stop.clone(), Arc::clone(&written)));
+
+        let replicator_stop = stop.child_token();
+        let seen = Arc::new(Seen::default());
+        let listener = tokio::spawn(listen(heard, Arc::clone(&seen)));
+        let replicator = tokio::spawn(replicate(context.clone(), replicator_stop.clone()));
+
+        Self { context, seen, written, writer, writer_stop, replicator, replicator_stop, listener }
+    }
+
+    /// Shows the progress of the copy, and then for `seconds` how the stream is followed.
+    async fn follow(&self, seconds: u64, stop: &CancellationToken) {
+        let copying = Instant::now();
+        let tables = SCHEMA.matches("CREATE TABLE").count() as u64;
+        let bar = indicatif::ProgressBar::new_spinner();
+        bar.enable_steady_tick(Duration::from_millis(100));
+
+        let mut streaming_since = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
-            Some(since) => {
-                bar.set_message(format!(
-                    "following: {} transactions, {} row changes applied of {} written, {} bytes of \
-                     WAL behind",
-                    thousands(seen.transactions.load(Ordering::Relaxed)),
-                    thousands(seen.changes.load(Ordering::Relaxed)),
-                    thousands(written.load(Ordering::Relaxed)),
-                    thousands(seen.lag_bytes.load(Ordering::Relaxed)),
-                ));
 
-                if since.elapsed() >= Duration::from_secs(args.seconds) {
-                    break;
+            if self.replicator.is_finished() {
+                break;
+            }
+
+            if streaming_since.is_none() && self.seen.live.load(Ordering::Relaxed) == tables {
+                streaming_since = Some(Instant::now());
+                bar.suspend(|| self.print_copied(copying));
+            }
+
+            match streaming_since {
+                None => bar.set_message(self.copying_message()),
+                Some(since) => {
+                    bar.set_message(self.following_message());
+                    if since.elapsed() >= Duration::from_secs(seconds) {
+                        break;
+                    }
                 }
             }
         }
+
+        bar.finish_and_clear();
+        if streaming_since.is_some() {
+            self.print_followed(seconds);
+        }
     }
 
-    bar.finish_and_clear();
-    if streaming_since.is_some() {
+    fn copying_message(&self) -> String {
+        let rows = self.context.copy_progress.progress().map_or(0, |(_, total)| total.rows);
+        format!("copying: {} rows", thousands(rows))
+    }
+
+    fn following_message(&self) -> String {
+        format!(
+            "following: {} transactions, {} row changes applied of {} written, {} bytes of WAL \
+             behind",
+            thousands(self.seen.transactions.load(Ordering::Relaxed)),
+            thousands(self.seen.changes.load(Ordering::Relaxed)),
+            thousands(self.written.load(Ordering::Relaxed)),
+            thousands(self.seen.lag_bytes.load(Ordering::Relaxed)),
+        )
+    }
+
+    fn print_copied(&self, since: Instant) {
         println!(
-            "   followed {} s: {} source transactions, {} row changes, {} bytes of WAL behind",
-            args.seconds,
-            thousands(seen.transactions.load(Ordering::Relaxed)),
-            thousands(seen.changes.load(Ordering::Relaxed)),
-            thousands(seen.lag_bytes.load(Ordering::Relaxed)),
+            "   copied {} rows in {:.1} s",
+            thousands(self.seen.copied.load(Ordering::Relaxed)),
+            since.elapsed().as_secs_f64()
         );
     }
 
-    Ok(())
+    fn print_followed(&self, seconds: u64) {
+        println!(
+            "   followed {seconds} s: {} source transactions, {} row changes, {} bytes of WAL \
+             behind",
+            thousands(self.seen.transactions.load(Ordering::Relaxed)),
+            thousands(self.seen.changes.load(Ordering::Relaxed)),
+            thousands(self.seen.lag_bytes.load(Ordering::Relaxed)),
+        );
+    }
+
+    /// Ends the writer and brings the copy to where the writer ended. Returns `false` when the user
+    /// has stopped the demo.
+    async fn finish(self, stop: &CancellationToken) -> Result<bool, CliError> {
+        self.writer_stop.cancel();
+        let _ = self.writer.await;
+
+        // The copy catches up with the last writes before the queries, so that both sides show the
+        // same moment.
+        self.replicator_stop.cancel();
+        self.replicator.await.map_err(|_| failed("the replicator ended without a result"))??;
+        if stop.is_cancelled() {
+            return Ok(false);
+        }
+
+        let caught_up = engine::sync(&self.context, Recopy::None, stop).await?;
+        drop(self.context);
+        let _ = self.listener.await;
+
+        println!(
+            "   writer stopped after {} transactions; the copy is at {}, nothing is missing",
+            thousands(self.written.load(Ordering::Relaxed)),
+            caught_up.checkpoint
+        );
+        Ok(true)
+    }
+}
+
+/// What the replicator has reported so far.
+#[derive(Default)]
+struct Seen {
+    transactions: AtomicU64,
+    changes: AtomicU64,
+    copied: AtomicU64,
+    lag_bytes: AtomicU64,
+    /// The number of tables that are live.
+    live: AtomicU64,
+}
+
+/// Counts the events of the replicator.
+async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, seen: Arc<Seen>) {
+    while let Some(event) = heard.recv().await {
+        match event {
+            Event::CopyFinished { rows, .. } => {
+                seen.copied.fetch_add(rows, Ordering::Relaxed);
+            }
+            Event::WentLive { .. } => {
+                seen.live.fetch_add(1, Ordering::Relaxed);
+            }
+            Event::Cycle(report) => {
+                seen.transactions.fetch_add(report.source_transactions, Ordering::Relaxed);
+                let changes = report.inserted + report.updated + report.deleted;
+                seen.changes.fetch_add(changes, Ordering::Relaxed);
+                seen.lag_bytes.store(report.lag_bytes, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Copies and follows the source until `stop`.
+async fn replicate(context: Context, stop: CancellationToken) -> Result<(), EngineError> {
+    let writer = Writer::new(DuckDb::open(&context.options.target)?);
+    let (_command, commands) = mpsc::unbounded_channel();
+    engine::run(&context, &writer, commands, &stop).await
 }
 
 /// Writes to the source until `stop`, one transaction after the other.
@@ -379,11 +419,7 @@ async fn write(
     stop: CancellationToken,
     written: Arc<AtomicU64>,
 ) -> Result<(), CliError> {
-    let client = connect_sql(&source, "demo writer").await?;
-    client
-        .batch_execute("SET search_path = public")
-        .await
-        .map_err(crate::source::SourceError::from)?;
+    let client = connect_to_shop(&source, "demo writer").await?;
 
     while !stop.is_cancelled() {
         client.batch_execute(WRITES).await.map_err(crate::source::SourceError::from)?;

@@ -6,6 +6,7 @@ mod compact;
 mod demo;
 mod init;
 mod jobs;
+mod log;
 mod progress;
 mod report;
 mod run;
@@ -245,7 +246,7 @@ impl Invocation {
             supervision: config.supervision,
         };
 
-        Ok((Context::new(options, copy_progress, events), progress))
+        Ok((Context { copy_progress, ..Context::new(options, events) }, progress))
     }
 
     fn stop_on_signal(&self) -> CancellationToken {
@@ -313,7 +314,7 @@ pub fn main() -> ExitCode {
         }
     };
 
-    start_logs(&cli.global);
+    log::start(&cli.global);
     // Every file and socket that rhei and DuckDB make is private to the user as soon as it exists.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // With a second provider in the dependency tree, rustls could not choose one by itself.
@@ -360,28 +361,6 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Compact(args) => Box::pin(compact::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
-    }
-}
-
-fn start_logs(args: &GlobalArgs) {
-    use tracing_subscriber::EnvFilter;
-    let level = match (args.verbose, args.quiet) {
-        (true, _) => "info,rhei=debug,tokio_postgres=warn,rustls=warn",
-        (_, true) => "error",
-        _ => "warn,rhei=info",
-    };
-
-    let filter = EnvFilter::try_from_env("RHEI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false);
-
-    match args.log_format {
-        LogFormat::Text => {
-            logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
-        }
-        LogFormat::Json => logs.json().init(),
     }
 }
 

@@ -10,7 +10,7 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
 use crate::pipeline::{
-    Event,
+    CycleReport, Event,
     copy_progress::{CopyProgress, Figures},
 };
 
@@ -104,12 +104,29 @@ async fn listen(
     copy_progress: CopyProgress,
     has_bars: bool,
 ) {
-    let mut bars = has_bars.then(Bars::new);
-    let mut last_line = Instant::now();
-    let mut last_cycle = None::<Instant>;
-    let (mut transactions, mut changes) = (0, 0);
+    let mut display = Display {
+        bars: has_bars.then(Bars::new),
+        copy_progress,
+        last_line: Instant::now(),
+        applied: Applied::default(),
+    };
 
     while let Some(event) = heard.recv().await {
+        display.show(event);
+    }
+}
+
+/// Shows events as they come.
+struct Display {
+    bars: Option<Bars>,
+    copy_progress: CopyProgress,
+    /// When the log said last how far the copies are.
+    last_line: Instant,
+    applied: Applied,
+}
+
+impl Display {
+    fn show(&mut self, event: Event) {
         match event {
             Event::WaitingForTransactions { what } => {
                 tracing::info!(
@@ -119,30 +136,17 @@ async fn listen(
             Event::CopyStarted { table, estimated_rows } => {
                 tracing::debug!(table, estimated_rows, "copying")
             }
-            Event::CopyProgress => match &mut bars {
-                Some(bars) => bars.show(&copy_progress),
-                None if last_line.elapsed() >= PAUSE => {
-                    last_line = Instant::now();
-                    let (tables, total) = copy_progress.progress().unwrap_or_default();
-
-                    let seconds_left = total.seconds_left.map(f64::round);
-                    let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
-                    let (rows, of_about) = (total.rows, total.estimated_rows);
-
-                    tracing::info!(
-                        tables = tables.len(),
-                        rows,
-                        of_about,
-                        mb_per_second,
-                        seconds_left,
-                        "copying"
-                    );
+            Event::CopyProgress => match &mut self.bars {
+                Some(bars) => bars.show(&self.copy_progress),
+                None if self.last_line.elapsed() >= PAUSE => {
+                    self.last_line = Instant::now();
+                    log_copies(&self.copy_progress);
                 }
                 None => {}
             },
             Event::CopyFinished { table, rows } => {
-                if let Some(bars) = &mut bars {
-                    bars.show(&copy_progress);
+                if let Some(bars) = &mut self.bars {
+                    bars.show(&self.copy_progress);
                 }
                 tracing::info!(table, rows, "copied");
             }
@@ -160,16 +164,41 @@ async fn listen(
                 );
             }
             Event::Streaming { checkpoint } => tracing::info!(%checkpoint, "following the source"),
-            Event::Cycle(report) => {
-                transactions += report.source_transactions;
-                changes += report.inserted + report.updated + report.deleted;
-                if transactions > 0 && last_cycle.is_none_or(|last| last.elapsed() >= PAUSE) {
-                    last_cycle = Some(Instant::now());
-                    let (checkpoint, lag_bytes) = (report.checkpoint, report.lag_bytes);
-                    tracing::info!(transactions, changes, %checkpoint, lag_bytes, "applied");
-                    (transactions, changes) = (0, 0);
-                }
-            }
+            Event::Cycle(report) => self.applied.add(&report),
+        }
+    }
+}
+
+fn log_copies(copy_progress: &CopyProgress) {
+    let (tables, total) = copy_progress.progress().unwrap_or_default();
+
+    let seconds_left = total.seconds_left.map(f64::round);
+    let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
+    let (rows, of_about) = (total.rows, total.estimated_rows);
+
+    tracing::info!(tables = tables.len(), rows, of_about, mb_per_second, seconds_left, "copying");
+}
+
+/// What cycles have applied since the last line about them.
+#[derive(Default)]
+struct Applied {
+    last_line: Option<Instant>,
+    transactions: u64,
+    changes: u64,
+}
+
+impl Applied {
+    /// Adds a cycle, and logs what was applied when the last line is long enough ago.
+    fn add(&mut self, report: &CycleReport) {
+        self.transactions += report.source_transactions;
+        self.changes += report.inserted + report.updated + report.deleted;
+
+        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= PAUSE);
+        if self.transactions > 0 && is_due {
+            let Self { transactions, changes, .. } = std::mem::take(self);
+            self.last_line = Some(Instant::now());
+            let (checkpoint, lag_bytes) = (report.checkpoint, report.lag_bytes);
+            tracing::info!(transactions, changes, %checkpoint, lag_bytes, "applied");
         }
     }
 }

@@ -61,7 +61,13 @@ async fn slot_of(session: &Invocation, status: &Value) -> Option<Value> {
     let source = session.source().ok()?;
     let client = connect_sql(&source, "status")
         .await
-        .inspect_err(|error| tracing::warn!("{}", crate::error::error_chain(error)))
+        .inspect_err(|error| {
+            tracing::warn!(
+                event = "slot_unknown",
+                error = crate::error::error_chain(error),
+                "the source cannot be asked what its slot holds"
+            )
+        })
         .ok()?;
 
     let end = catalog::wal_insert_lsn(&client).await.ok()?;

@@ -1,9 +1,10 @@
 //! Makes one checked [`Config`] from rhei.toml, the environment and the flags.
 //!
 //! [`Settings`] is the content of the file; unknown keys are errors. A later source of a setting
-//! overrides an earlier one: file, `RHEI_*`, flags.
+//! overrides an earlier one: file, `RHEI_*`, flags. `validate` names the values that are refused.
 
 mod settings;
+mod validate;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::pipeline::options::{Budget, OnSlotLost, Supervision, TablePattern, defaults};
+use crate::pipeline::options::{OnSlotLost, Supervision, TablePattern, defaults};
 
 pub use settings::{
     BackfillSettings, ColumnSection, Often, OnUnrepresentable, Once, Publications, Restart,
@@ -198,21 +199,9 @@ impl Config {
     /// # Errors
     /// The error names the key, and the line of the key.
     pub fn load(inputs: &Inputs) -> Result<Self, ConfigError> {
-        let path = inputs.file.clone().unwrap_or_else(|| PathBuf::from("rhei.toml"));
-        let mut settings = match std::fs::read_to_string(&path) {
-            Ok(text) => parse(&text, &path)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && inputs.file.is_none() => {
-                Settings::default()
-            }
-            Err(error) => {
-                return Err(ConfigError::Read {
-                    path: path.display().to_string(),
-                    reason: error.to_string(),
-                });
-            }
-        };
-
+        let mut settings = inputs.read_file()?;
         override_from(&mut settings, &inputs.environment)?;
+
         if let Some(source) = &inputs.source {
             settings.source.url = Some(source.clone());
         }
@@ -220,84 +209,24 @@ impl Config {
             settings.target.path = Some(target.clone());
         }
 
-        let invalid = |key: &str, reason: &str| ConfigError::Invalid {
-            path: path.display().to_string(),
+        settings.validate().map_err(|reason| ConfigError::Invalid {
+            path: inputs.path().display().to_string(),
             place: String::new(),
-            reason: format!("{key} {reason}"),
-        };
+            reason,
+        })?;
 
-        let (sync, source, target) = (settings.sync, settings.source, settings.target);
-        if sync.max_batch_rows == Some(0) {
-            return Err(invalid("sync.max_batch_rows", "must be at least 1"));
-        }
-        if settings.backfill.workers == Some(0) {
-            return Err(invalid("backfill.workers", "must be at least 1"));
-        }
-        if settings.backfill.rate_limit.is_some_and(|limit| limit.0 < 100_000) {
-            return Err(invalid("backfill.rate_limit", "must be at least 100KB"));
-        }
-        if settings.backfill.chunk_size.is_some_and(|size| size.0 < 1_000_000) {
-            return Err(invalid("backfill.chunk_size", "must be at least 1MB"));
-        }
-        if target.threads == Some(0) {
-            return Err(invalid("target.threads", "must be at least 1"));
-        }
+        Ok(Self::resolve(settings))
+    }
 
-        let publications = match source.publication {
-            None => vec![defaults::PUBLICATION.to_owned()],
-            Some(Publications::One(name)) => vec![name],
-            Some(Publications::Many(names)) => names,
-        };
-        if publications.is_empty() || publications.iter().any(String::is_empty) {
-            return Err(invalid("source.publication", "must name a publication"));
-        }
+    /// Fills in the defaults of the settings that nobody chose.
+    fn resolve(settings: Settings) -> Self {
+        let Settings { source, target, sync, backfill, supervisor, tables } = settings;
+        let span_or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
 
-        let memory_limit = sync.memory_limit.unwrap_or(ByteSize(defaults::MEMORY_LIMIT_BYTES));
-        if memory_limit.0 < 64_000 {
-            return Err(invalid("sync.memory_limit", "must be at least 64kB"));
-        }
-
-        let slot = source.slot.unwrap_or_else(|| defaults::SLOT.to_owned());
-        let is_slot_name =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-        if slot.is_empty() || slot.len() > 63 || !slot.bytes().all(is_slot_name) {
-            return Err(invalid(
-                "source.slot",
-                "may hold lower-case letters, digits and underscores, 63 at most",
-            ));
-        }
-
-        for name in settings.tables.keys() {
-            if name
-                .split_once('.')
-                .is_none_or(|(schema, table)| schema.is_empty() || table.is_empty())
-            {
-                return Err(invalid(
-                    &format!("tables.\"{name}\""),
-                    "is not a table; expected [tables.\"schema.table\"]",
-                ));
-            }
-        }
-
-        let SupervisorSettings { restart, grace, lag_interval, lag_warning } = settings.supervisor;
-        let defaults = Supervision::default();
-        let supervision = Supervision {
-            restart: match restart {
-                None => defaults.restart,
-                Some(Restart::Named(Once::Once)) => Budget { max: 1, within: None },
-                Some(Restart::Often(Often { max, within })) => {
-                    Budget { max, within: Some(within.0) }
-                }
-            },
-            grace: grace.map_or(defaults.grace, |span| span.0),
-            lag_interval: lag_interval.map_or(defaults.lag_interval, |span| span.0),
-            lag_warning_bytes: lag_warning.map_or(defaults.lag_warning_bytes, |size| size.0 as u64),
-        };
-
-        Ok(Self {
+        Self {
             source_url: source.url,
-            publications,
-            slot,
+            publications: source.publication.unwrap_or_default().into_names(),
+            slot: source.slot.unwrap_or_else(|| defaults::SLOT.to_owned()),
             on_slot_lost: source.on_slot_lost.unwrap_or_default(),
             failover_slot: source.failover_slot.unwrap_or(false),
             tables: source.tables,
@@ -305,24 +234,40 @@ impl Config {
             target_path: target.path,
             duckdb_memory_limit: target.duckdb_memory_limit,
             threads: target.threads,
-            interval: sync.interval.map_or(defaults::INTERVAL, |span| span.0),
+            interval: span_or(sync.interval, defaults::INTERVAL),
             max_batch_rows: sync.max_batch_rows.unwrap_or(defaults::MAX_BATCH_ROWS),
-            memory_limit,
+            memory_limit: sync.memory_limit.unwrap_or(ByteSize(defaults::MEMORY_LIMIT_BYTES)),
             on_unrepresentable: sync.on_unrepresentable.unwrap_or_default(),
             trust_widening: sync.trust_widening.unwrap_or(false),
-            catalog_interval: sync
-                .catalog_interval
-                .map_or(defaults::CATALOG_INTERVAL, |span| span.0),
-            workers: settings.backfill.workers.unwrap_or(defaults::WORKERS),
-            rate_limit: settings.backfill.rate_limit,
-            chunk_size: settings.backfill.chunk_size,
-            snapshot_warning: settings
-                .backfill
-                .snapshot_warning
-                .map_or(defaults::SNAPSHOT_WARNING, |span| span.0),
-            supervision,
-            table_settings: settings.tables,
-        })
+            catalog_interval: span_or(sync.catalog_interval, defaults::CATALOG_INTERVAL),
+            workers: backfill.workers.unwrap_or(defaults::WORKERS),
+            rate_limit: backfill.rate_limit,
+            chunk_size: backfill.chunk_size,
+            snapshot_warning: span_or(backfill.snapshot_warning, defaults::SNAPSHOT_WARNING),
+            supervision: supervisor.resolve(),
+            table_settings: tables,
+        }
+    }
+}
+
+impl Inputs {
+    fn path(&self) -> &Path {
+        self.file.as_deref().unwrap_or(Path::new("rhei.toml"))
+    }
+
+    /// Reads the settings file. A file that no flag names may be missing.
+    fn read_file(&self) -> Result<Settings, ConfigError> {
+        let path = self.path();
+        match std::fs::read_to_string(path) {
+            Ok(text) => parse(&text, path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.file.is_none() => {
+                Ok(Settings::default())
+            }
+            Err(error) => Err(ConfigError::Read {
+                path: path.display().to_string(),
+                reason: error.to_string(),
+            }),
+        }
     }
 }
 

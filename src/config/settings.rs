@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ByteSize, FromStr, Secret, Span};
-use crate::pipeline::options::{OnSlotLost, TablePattern};
+use crate::pipeline::options::{Budget, OnSlotLost, Supervision, TablePattern, defaults};
 
 /// rhei.toml as it is written.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -46,6 +46,21 @@ pub struct SourceSettings {
 pub enum Publications {
     One(String),
     Many(Vec<String>),
+}
+
+impl Default for Publications {
+    fn default() -> Self {
+        Self::One(defaults::PUBLICATION.to_owned())
+    }
+}
+
+impl Publications {
+    pub(super) fn into_names(self) -> Vec<String> {
+        match self {
+            Self::One(name) => vec![name],
+            Self::Many(names) => names,
+        }
+    }
 }
 
 impl FromStr for Publications {
@@ -139,6 +154,21 @@ pub struct SupervisorSettings {
     pub lag_warning: Option<ByteSize>,
 }
 
+impl SupervisorSettings {
+    /// Fills in the defaults of the settings that nobody chose.
+    pub(super) fn resolve(self) -> Supervision {
+        let defaults = Supervision::default();
+        Supervision {
+            restart: self.restart.map_or(defaults.restart, Restart::into_budget),
+            grace: self.grace.map_or(defaults.grace, |span| span.0),
+            lag_interval: self.lag_interval.map_or(defaults.lag_interval, |span| span.0),
+            lag_warning_bytes: self
+                .lag_warning
+                .map_or(defaults.lag_warning_bytes, |size| size.0 as u64),
+        }
+    }
+}
+
 /// A budget of restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected \"once\" or { max = 5, within = \"1m\" }")]
@@ -146,6 +176,15 @@ pub enum Restart {
     /// "once"
     Named(Once),
     Often(Often),
+}
+
+impl Restart {
+    fn into_budget(self) -> Budget {
+        match self {
+            Self::Named(Once::Once) => Budget { max: 1, within: None },
+            Self::Often(Often { max, within }) => Budget { max, within: Some(within.0) },
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -10,18 +10,15 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    schema::{Asked, CatalogCheck, CatalogSnapshot, CatalogWatch, ShapeChange},
+    schema::{CatalogSnapshot, CatalogWatch},
     settled,
 };
 use crate::{
     Checkpoint, Lsn,
-    change::{
-        ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec,
-        followed::{SchemaQuery, SchemaResolution},
-    },
+    change::{ChangeBatch, Nulled, Remedy, RowCounts, TableFailure, TableSpec},
     error::error_chain,
     failpoint::reached,
-    olap::{Applied, OlapEngine},
+    olap::{Applied, OlapEngine, TargetError},
     pipeline::{
         Context, CycleReport, DdlLock, EngineError, Event, Writer,
         copy_progress::CopyProgress,
@@ -37,14 +34,6 @@ use crate::{
 const IDLE_BYTES: u64 = 16 << 20;
 
 const IDLE_TIME: Duration = Duration::from_secs(10);
-
-/// How long a question waits until the source shows the transaction that it is about: synchronous
-/// standbys delay the moment at which a transaction becomes visible.
-const MAX_INVISIBLE: Duration = Duration::from_secs(10);
-
-const INVISIBLE_PAUSE: Duration = Duration::from_millis(5);
-
-const INVISIBLE_WARNING: Duration = Duration::from_secs(1);
 
 /// A cycle whose questions have taken longer than this ends at the next source commit with a row to
 /// apply.
@@ -91,22 +80,6 @@ pub struct SyncEngine<C, T> {
     pub(super) events: tokio::sync::mpsc::UnboundedSender<Event>,
 }
 
-/// A published table is locked at the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LockNotAvailable;
-
-/// The result of [`SyncEngine::settle`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SchemaStep {
-    /// The stream has not passed the look yet.
-    Waiting,
-    Done,
-    /// The next cycle brings tables into new shapes.
-    NewShapes,
-    /// The session has to attach again, for this reason.
-    Reattach(String),
-}
-
 /// The result of applying a batch.
 pub(super) enum Outcome {
     Applied(Applied, ChangeBatch),
@@ -134,6 +107,66 @@ impl Effects {
             self.nulled.extend(changes.nulled.into_iter().map(|nulled| (table.clone(), nulled)));
         }
         self.failed.extend(batch.failed);
+    }
+}
+
+/// One cycle: what it did, and what follows from it.
+#[derive(Debug, Clone)]
+pub struct Cycle {
+    pub report: CycleReport,
+    pub next: NextStep,
+}
+
+/// What a session does after a cycle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextStep {
+    /// The stream held nothing more: the next cycle comes at its turn.
+    Wait,
+    /// More changes were waiting: the next cycle follows at once.
+    Continue,
+    /// The stop signal came before anything was applied.
+    Stop,
+    /// The consumer has nothing more and never will (a recorded stream).
+    EndOfStream,
+    /// The session has to attach again before it goes on, for this reason: tables came, went, or
+    /// have to be copied again.
+    Reattach(String),
+}
+
+/// What the stream brought to a cycle.
+enum CycleInput {
+    Batch(ChangeBatch),
+    Stopped,
+    EndOfStream,
+}
+
+/// What one cycle has gathered before its commit.
+struct OpenCycle {
+    started: Instant,
+    limits: BatchLimits,
+    /// How long the cycle has waited for its batches.
+    reading: Duration,
+    /// How long questions to the catalogs have taken.
+    asking: Duration,
+    commit_times_us: Vec<i64>,
+    effects: Effects,
+}
+
+impl OpenCycle {
+    fn new(limits: &BatchLimits, options: CycleOptions) -> Self {
+        Self {
+            started: Instant::now(),
+            limits: BatchLimits {
+                linger: options.linger,
+                until: options.until,
+                hurry: options.hurry,
+                ..limits.clone()
+            },
+            reading: Duration::ZERO,
+            asking: Duration::ZERO,
+            commit_times_us: Vec::new(),
+            effects: Effects::default(),
+        }
     }
 }
 
@@ -242,116 +275,69 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// starts again from the checkpoint.
     pub async fn sync_once(
         &mut self,
-        cycle: CycleOptions,
+        options: CycleOptions,
         stop: &CancellationToken,
-    ) -> Result<CycleReport, EngineError> {
-        let report = self.cycle(cycle, stop).await;
+    ) -> Result<Cycle, EngineError> {
+        let cycle = self.cycle(options, stop).await;
+
         if std::mem::take(&mut self.in_parts) {
             // The source transaction did not come to its end.
             let rolled_back = self.target.call(|target| target.roll_back()).await;
             // The error that came first says more.
-            return report.and_then(|report| rolled_back.map(|()| report));
+            return cycle.and_then(|cycle| rolled_back.map(|()| cycle));
         }
 
-        report
+        cycle
     }
 
     async fn cycle(
         &mut self,
-        cycle: CycleOptions,
+        options: CycleOptions,
         stop: &CancellationToken,
-    ) -> Result<CycleReport, EngineError> {
-        let started = Instant::now();
-        let mut limits = BatchLimits {
-            linger: cycle.linger,
-            until: cycle.until,
-            hurry: cycle.hurry,
-            ..self.limits.clone()
-        };
+    ) -> Result<Cycle, EngineError> {
+        let before = self.checkpoint.lsn;
+        let mut open = OpenCycle::new(&self.limits, options);
 
-        let mut asking = Duration::ZERO;
-        let nothing = |checkpoint: &Checkpoint| CycleReport {
-            checkpoint: checkpoint.lsn,
-            ..CycleReport::default()
-        };
-
-        let (mut effects, mut commit_times_us) = (Effects::default(), Vec::new());
-        let mut read = Duration::ZERO;
-
-        let (mut report, before, applied) = loop {
-            let waiting = Instant::now();
-            // What arrived after the break is not to be trusted, also in the middle of a
-            // transaction.
-            if let Some(error) = self.broken.take() {
-                return Err(error.into());
-            }
-
-            let delivery = tokio::select! {
-                biased;
-                // Changes that were read and not applied come again: the checkpoint has not moved.
-                () = stop.cancelled() => {
-                    return Ok(CycleReport { is_stopped: true, ..nothing(&self.checkpoint) });
-                }
-                delivery = self.consumer.next_batch(&limits) => delivery?,
-            };
-
-            let mut batch = match delivery {
-                Delivery::Batch(batch) => batch,
-                Delivery::Ended => {
-                    return Ok(CycleReport { is_ended: true, ..nothing(&self.checkpoint) });
-                }
-                Delivery::SchemaQuery(question) => {
-                    let asked = Instant::now();
-                    self.judge(&question, stop).await?;
-                    asking += asked.elapsed();
-                    // A migration leads to a question about one table after the other. The changes
-                    // of other tables are applied in between.
-                    if asking >= MAX_ASKING {
-                        limits.max_rows = 1;
-                    }
-                    continue;
+        let (report, applied) = loop {
+            let mut batch = match self.next_input(&mut open, stop).await? {
+                CycleInput::Batch(batch) => batch,
+                CycleInput::Stopped => return Ok(self.cycle_without_changes(NextStep::Stop)),
+                CycleInput::EndOfStream => {
+                    return Ok(self.cycle_without_changes(NextStep::EndOfStream));
                 }
             };
 
-            read += waiting.elapsed();
-
-            // The new shapes were taken with this batch, or dropped with their tables.
-            self.has_shapes = false;
-            batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
-            batch.schema_changes.retain(|reshape| !self.paused.contains(&reshape.after.oid));
-            batch.failed.iter_mut().for_each(|failure| self.limit_recopies(failure));
+            self.leave_out_paused(&mut batch);
 
             let position = self.consumer.position();
             let report = CycleReport {
                 source_transactions: batch.source_transactions,
                 lag_bytes: position.head.bytes_since(batch.end_lsn),
-                ..nothing(&self.checkpoint)
+                checkpoint: self.checkpoint.lsn,
+                ..CycleReport::default()
             };
 
-            if (batch.is_part || self.in_parts) && !batch.failed.is_empty() {
+            let is_large = batch.is_part || self.in_parts;
+            if is_large && !batch.failed.is_empty() {
                 return self.retry_without_tables(std::mem::take(&mut batch.failed)).await;
             }
 
-            if !batch.is_part
-                && !self.in_parts
-                && !self.should_commit(&batch, cycle, position.reply_requested)
-            {
+            if !is_large && !self.should_commit(&batch, options, position.reply_requested) {
                 self.copy_progress.set_stream_late(false);
-                return Ok(CycleReport { reattach: self.place_untracked().await?, ..report });
+                let next = self.place_untracked().await?.map_or(NextStep::Wait, NextStep::Reattach);
+                return Ok(Cycle { report, next });
             }
 
-            let before = self.checkpoint.lsn;
             let is_part = batch.is_part;
-            commit_times_us.append(&mut batch.commit_times_us);
+            open.commit_times_us.append(&mut batch.commit_times_us);
 
-            match self.apply(batch, commit_times_us.last().copied()).await? {
+            match self.apply(batch, open.commit_times_us.last().copied()).await? {
                 Outcome::Applied(applied, batch) => {
-                    effects.add(batch);
+                    open.effects.add(batch);
+                    self.in_parts = is_part;
                     if !is_part {
-                        self.in_parts = false;
-                        break (report, before, applied);
+                        break (report, applied);
                     }
-                    self.in_parts = true;
                     tracing::debug!("a part of a large transaction is applied");
                 }
                 Outcome::RolledBack(failure) => {
@@ -360,27 +346,85 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
         };
 
+        let report = CycleReport {
+            target_deleted_rows: applied.deleted_rows,
+            target_inserted_rows: applied.inserted_rows,
+            pruned: applied.pruned,
+            checkpoint: self.checkpoint.lsn,
+            wal_released_bytes: self.checkpoint.lsn.bytes_since(before),
+            ..report
+        };
+
         reached("apply.committed");
-        self.latency.record(&commit_times_us);
+        self.latency.record(&open.commit_times_us);
         self.consumer.acknowledge(applied.durable);
+        self.after_commit(report, open).await
+    }
 
-        let Effects { counts, truncated, nulled, failed } = effects;
-        log_failures(&failed);
-        self.count_recopies(&failed);
-        for failure in &failed {
-            self.copying.remove(&failure.oid);
-            self.catching_up.remove(&failure.oid);
+    fn cycle_without_changes(&self, next: NextStep) -> Cycle {
+        let checkpoint = self.checkpoint.lsn;
+        Cycle { report: CycleReport { checkpoint, ..CycleReport::default() }, next }
+    }
+
+    /// Waits for the next batch, and answers the questions that come before it.
+    async fn next_input(
+        &mut self,
+        open: &mut OpenCycle,
+        stop: &CancellationToken,
+    ) -> Result<CycleInput, EngineError> {
+        loop {
+            // What arrived after the break is not to be trusted, also in the middle of a
+            // transaction.
+            if let Some(error) = self.broken.take() {
+                return Err(error.into());
+            }
+
+            let waiting = Instant::now();
+            let delivery = tokio::select! {
+                biased;
+                // Changes that were read and not applied come again: the checkpoint has not moved.
+                () = stop.cancelled() => return Ok(CycleInput::Stopped),
+                delivery = self.consumer.next_batch(&open.limits) => delivery?,
+            };
+
+            match delivery {
+                Delivery::Batch(batch) => {
+                    open.reading += waiting.elapsed();
+                    return Ok(CycleInput::Batch(batch));
+                }
+                Delivery::Ended => return Ok(CycleInput::EndOfStream),
+                Delivery::SchemaQuery(question) => {
+                    let asked = Instant::now();
+                    self.answer(&question, stop).await?;
+                    open.asking += asked.elapsed();
+
+                    // A migration leads to a question about one table after the other. The changes
+                    // of other tables are applied in between.
+                    if open.asking >= MAX_ASKING {
+                        open.limits.max_rows = 1;
+                    }
+                }
+            }
         }
+    }
 
-        report.inserted = counts.inserted;
-        report.updated = counts.updated;
-        report.deleted = counts.deleted;
-        report.truncated = counts.truncates;
-        report.target_deleted_rows = applied.deleted_rows;
-        report.target_inserted_rows = applied.inserted_rows;
-        report.pruned = applied.pruned;
-        report.checkpoint = self.checkpoint.lsn;
-        report.wal_released_bytes = self.checkpoint.lsn.bytes_since(before);
+    /// Drops what a batch says of paused tables.
+    fn leave_out_paused(&mut self, batch: &mut ChangeBatch) {
+        // The new shapes were taken with this batch, or dropped with their tables.
+        self.has_shapes = false;
+
+        batch.tables.retain(|changes| !self.paused.contains(&changes.table.oid));
+        batch.schema_changes.retain(|change| !self.paused.contains(&change.after.oid));
+        batch.failed.iter_mut().for_each(|failure| self.limit_recopies(failure));
+    }
+
+    /// Brings the session's own state in line with what was committed.
+    async fn after_commit(
+        &mut self,
+        mut report: CycleReport,
+        open: OpenCycle,
+    ) -> Result<Cycle, EngineError> {
+        let Effects { counts, truncated, nulled, failed } = open.effects;
 
         for (oid, xid) in truncated {
             // The TRUNCATE has ended the copy of the table.
@@ -395,34 +439,36 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             let _ = self.events.send(Event::Nulled { table, nulled });
         }
 
-        if let Some(catalogs) = &mut self.catalogs {
-            failed.iter().for_each(|failure| catalogs.forget(failure.oid));
+        log_failures(&failed);
+        self.count_recopies(&failed);
+        for failure in &failed {
+            self.copying.remove(&failure.oid);
+            self.catching_up.remove(&failure.oid);
+            if let Some(catalogs) = &mut self.catalogs {
+                catalogs.forget(failure.oid);
+            }
+            if failure.remedy.is_copy() {
+                self.wait_for_copy(failure.oid);
+            }
         }
 
-        for failure in failed.iter().filter(|failure| failure.remedy.is_copy()) {
-            self.wait_for_copy(failure.oid);
-        }
+        let is_full = counts.inserted + counts.updated + counts.deleted >= open.limits.max_rows;
+        let next = match self.place_untracked().await? {
+            Some(reason) => NextStep::Reattach(reason),
+            None if is_full => NextStep::Continue,
+            None => NextStep::Wait,
+        };
 
-        report.reattach = self.place_untracked().await?;
+        report.inserted = counts.inserted;
+        report.updated = counts.updated;
+        report.deleted = counts.deleted;
+        report.truncated = counts.truncates;
         report.paused = failed;
-        report.is_behind = counts.inserted + counts.updated + counts.deleted >= limits.max_rows;
-        report.duration_ms = started.elapsed().as_millis() as u64;
+        report.duration_ms = open.started.elapsed().as_millis() as u64;
 
-        tracing::debug!(
-            source_transactions = report.source_transactions,
-            inserted = report.inserted,
-            updated = report.updated,
-            deleted = report.deleted,
-            truncated = report.truncated,
-            checkpoint = %report.checkpoint,
-            lag_bytes = report.lag_bytes,
-            read_ms = read.as_millis() as u64,
-            apply_ms = started.elapsed().saturating_sub(read).as_millis() as u64,
-            "cycle"
-        );
-
-        self.copy_progress.set_stream_late(started.elapsed() > LATE_CYCLE);
-        Ok(report)
+        log_cycle(&report, open.reading, open.started.elapsed());
+        self.copy_progress.set_stream_late(open.started.elapsed() > LATE_CYCLE);
+        Ok(Cycle { report, next })
     }
 
     /// Counts the copies that a batch leads to, once it is committed.
@@ -447,7 +493,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn retry_without_tables(
         &mut self,
         failed: Vec<TableFailure>,
-    ) -> Result<CycleReport, EngineError> {
+    ) -> Result<Cycle, EngineError> {
         self.in_parts = false;
         log_failures(&failed);
 
@@ -473,205 +519,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
         let tables: Vec<String> = failed.iter().map(|failure| failure.table.to_string()).collect();
         let reason = format!("a large transaction is read again without {}", tables.join(", "));
-        let reattach = Some(reason);
-        Ok(CycleReport {
-            checkpoint: checkpoint.lsn,
-            paused: failed,
-            reattach,
-            ..CycleReport::default()
-        })
-    }
 
-    /// Answers a question of the stream about the shape of a table.
-    async fn judge(
-        &mut self,
-        question: &SchemaQuery,
-        stop: &CancellationToken,
-    ) -> Result<(), EngineError> {
-        let Some(catalogs) = &mut self.catalogs else {
-            self.consumer.assembler().answer(SchemaResolution::Same);
-            return Ok(());
-        };
-
-        let (since, mut is_said) = (Instant::now(), false);
-        let mut verdict = loop {
-            // Dropping a question that is half asked is safe: after a stop the connection is not
-            // used again.
-            let asked = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                asked = with_deadline(catalogs.relation(question)) => asked?,
-            };
-
-            match asked {
-                Asked::Judged(verdict) => break verdict,
-                Asked::Locked if is_said => {}
-                Asked::Locked => {
-                    is_said = true;
-                    let table = &question.relation.name;
-                    tracing::warn!(
-                        %table,
-                        "waiting for a lock that another session holds on a published table, to \
-                         read its shape"
-                    );
-                }
-                // The commit waits for the acknowledgement of rhei, and the acknowledgement waits
-                // for this answer. A copy needs no answer from the catalogs.
-                Asked::NotVisible
-                    if since.elapsed() >= MAX_INVISIBLE
-                        && with_deadline(catalogs.is_synchronous_standby()).await? =>
-                {
-                    break ShapeChange::Recopy(
-                        "synchronous_standby_names at the source includes rhei, so the table's \
-                         shape cannot be read before its change is acknowledged"
-                            .to_owned(),
-                    );
-                }
-                Asked::NotVisible => {
-                    if !is_said && since.elapsed() >= INVISIBLE_WARNING {
-                        is_said = true;
-                        let table = &question.relation.name;
-                        tracing::warn!(
-                            %table,
-                            "waiting for a transaction of the source that is not visible there \
-                             yet, as while a standby in synchronous_standby_names has not answered"
-                        );
-                    }
-                    tokio::time::sleep(INVISIBLE_PAUSE).await;
-                }
-            }
-        };
-
-        let oid = question.relation.oid;
-        let is_being_copied =
-            self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
-        if let (ShapeChange::Alter(_), true) = (&verdict, is_being_copied) {
-            verdict = ShapeChange::Recopy("it changed its shape while it was copied".to_owned());
-        }
-
-        match verdict {
-            ShapeChange::None | ShapeChange::MetadataOnly(_) => {
-                self.consumer.assembler().answer(SchemaResolution::Same)
-            }
-            ShapeChange::Alter(reshape) => {
-                tracing::info!(
-                    table = %reshape.after.source,
-                    "the table has another shape from here on"
-                );
-
-                catalogs.adopted(&reshape.after);
-                // An earlier look at the catalogs may be older than this shape.
-                (self.look, self.looked) = (None, None);
-                self.consumer.assembler().answer(SchemaResolution::SchemaChange(reshape));
-            }
-            // The batch that holds the change tells the target to copy the table.
-            ShapeChange::Recopy(reason) => {
-                self.consumer.assembler().answer(SchemaResolution::Copy(reason))
-            }
-        }
-
-        Ok(())
-    }
-
-    /// Looks at the catalogs for what the stream never mentions. Returns the position that the
-    /// stream has to reach before [`Self::settle`] can act upon the look, or `None` when nothing
-    /// has changed since the last look. Returns `Err(LockNotAvailable)` when a published table is
-    /// locked, so that the look has to come later.
-    pub async fn look(&mut self) -> Result<Result<Option<Lsn>, LockNotAvailable>, EngineError> {
-        if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
-            match with_deadline(catalogs.look()).await? {
-                // A look that still waits for the stream is older, and so comes first.
-                CatalogCheck::Unchanged { began } => match &mut self.looked {
-                    Some(older) => older.confirm(&began, catalogs).await?,
-                    None => self.looked = Some(began),
-                },
-                CatalogCheck::Changed(look) => self.look = Some(look),
-                CatalogCheck::Locked => return Ok(Err(LockNotAvailable)),
-            }
-        }
-
-        Ok(Ok(self.look.as_ref().map(|look| look.at)))
-    }
-
-    /// Returns the part of a position of the source's WAL, read `age` ago, that is sure to come:
-    /// see [`CatalogWatch::flushed`]. The pending look at the catalogs then waits for no later
-    /// position either.
-    pub async fn reachable(&mut self, position: Lsn, age: Duration) -> Result<Lsn, EngineError> {
-        let Some(catalogs) = &self.catalogs else { return Ok(position) };
-        let reachable = catalogs.flushed(position, age).await?;
-
-        if let Some(look) = &mut self.look {
-            look.at = look.at.min(reachable);
-        }
-        Ok(reachable)
-    }
-
-    /// Returns whether the next batch brings tables into new shapes.
-    pub fn has_shapes(&self) -> bool {
-        self.has_shapes
-    }
-
-    /// Takes the tables that could not be copied since the last call, with their reasons.
-    pub fn take_not_copied(&mut self) -> Vec<(String, String)> {
-        std::mem::take(&mut self.not_copied)
-    }
-
-    /// Returns whether a look at the catalogs waits for the stream.
-    pub fn is_looking(&self) -> bool {
-        self.look.is_some()
-    }
-
-    /// Acts upon the last look once the stream has passed it. The shapes that the look found are in
-    /// the batch of the next cycle.
-    pub async fn settle(&mut self) -> Result<SchemaStep, EngineError> {
-        let position = self.consumer.position();
-        let passed = position.decoded.max(self.checkpoint.lsn);
-        let is_passed = |look: &mut CatalogSnapshot| look.at <= passed;
-
-        let (true, Some(catalogs)) = (position.has_no_open_work, &mut self.catalogs) else {
-            return Ok(SchemaStep::Waiting);
-        };
-        let Some(look) = self.look.take_if(is_passed) else { return Ok(SchemaStep::Waiting) };
-
-        // Tables that are being copied are compared with the catalogs when their copies are done.
-        let mut settled = catalogs.settle(look, |oid| {
-            self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid)
-        });
-
-        for check in std::mem::take(&mut settled.label_checks) {
-            let oid = check.table.oid;
-            let held = self.target.call(move |target| {
-                target.holds_other_values(&check.table, &check.columns, &check.allowed)
-            });
-
-            if held.await? {
-                settled.copy(oid, "a label of an enum was added, and renamed since");
-            }
-        }
-
-        let has_shapes = !settled.schema_changes.is_empty();
-        self.looked = settled.began;
-        self.has_shapes = has_shapes;
-
-        for reshape in settled.schema_changes {
-            tracing::info!(table = %reshape.after.source, "the table has another shape");
-            catalogs.adopted(&reshape.after);
-            self.consumer.assembler().reshape(reshape);
-        }
-
-        let noted: Vec<Arc<TableSpec>> = settled.noted.into_iter().map(Arc::new).collect();
-        noted.iter().for_each(|spec| catalogs.adopted(spec));
-        if !noted.is_empty() {
-            self.target.call(move |target| target.put_shapes(&noted)).await?;
-        }
-
-        self.copy_again(settled.copies).await?;
-
-        Ok(match settled.set_changed {
-            Some(reason) => SchemaStep::Reattach(reason),
-            None if has_shapes => SchemaStep::NewShapes,
-            None => SchemaStep::Done,
-        })
+        let mut cycle = self.cycle_without_changes(NextStep::Reattach(reason));
+        cycle.report.paused = failed;
+        Ok(cycle)
     }
 
     /// Returns whether a cycle commits this batch. An idle position is saved now and then, not at
@@ -704,42 +555,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             commit_time_us: commit_time_us.or(self.checkpoint.commit_time_us),
         };
 
+        let is_large = batch.is_part || self.in_parts;
         let mut batch = Arc::new(batch);
-        let swaps = !batch.schema_changes.is_empty();
-        let meanwhile = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
 
         loop {
-            let applied = {
-                let (_cycle, _shape);
-                if swaps {
-                    _shape = self.ddl_lock.write().await;
-                } else {
-                    _cycle = self.ddl_lock.read().await;
-                }
-
-                let work = Arc::clone(&batch);
-                let began = Instant::now();
-                let mut applying = std::pin::pin!(
-                    self.target.call(move |target| target.apply(&work, &checkpoint))
-                );
-
-                // The next batch is decoded during the call, unless a look at the catalogs waits
-                // for a moment at which no transaction is half read.
-                let may_read = self.look.is_none() && self.broken.is_none();
-                let applied = tokio::select! {
-                    biased;
-                    applied = &mut applying => applied,
-                    read = self.consumer.gather(&meanwhile), if may_read => {
-                        self.broken = read.err();
-                        applying.await
-                    }
-                };
-
-                self.latency.paused(began.elapsed());
-                applied
-            };
-
-            match applied {
+            let error = match self.apply_once(&batch, checkpoint).await {
                 Ok(applied) => {
                     if !batch.is_part {
                         self.checkpoint = checkpoint;
@@ -749,51 +569,100 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                     let batch = Arc::try_unwrap(batch).unwrap_or_else(|shared| (*shared).clone());
                     return Ok(Outcome::Applied(applied, batch));
                 }
-                // No part of the transaction is left in the target; a new session begins with the
-                // first part.
-                Err(EngineError::Target(error))
-                    if error.is_conflict() && (batch.is_part || self.in_parts) =>
-                {
-                    return Err(EngineError::Busy);
-                }
-                Err(EngineError::Target(error)) => {
-                    let failed =
-                        error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {
-                            let changed = batch.tables.iter().map(|changes| &changes.table);
-                            changed
-                                .chain(batch.schema_changes.iter().map(|reshape| &reshape.after))
-                                .find(|table| table.oid == oid)
-                        });
-
-                    let Some(table) = failed else { return Err(error.into()) };
-                    let reason = format!("{}; {}", error_chain(&error), table.recopy_hint());
-                    let (oid, table) = (table.oid, table.source.clone());
-
-                    // A copy that is under way is restarted. The operator has to look at a table
-                    // whose copy was complete.
-                    let is_copied =
-                        self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid);
-                    let is_excused =
-                        is_copied || (error.is_diverged() && self.is_explained(oid).await?);
-                    let remedy = if is_excused { Remedy::CopyAgain } else { error.remedy() };
-
-                    let mut failure = TableFailure { oid, table, reason, remedy };
-                    self.limit_recopies(&mut failure);
-                    self.paused.insert(failure.oid);
-
-                    if batch.is_part || self.in_parts {
-                        return Ok(Outcome::RolledBack(failure));
-                    }
-
-                    let mut rest = (*batch).clone();
-                    rest.tables.retain(|changes| changes.table.oid != failure.oid);
-                    rest.schema_changes.retain(|reshape| reshape.after.oid != failure.oid);
-                    rest.failed.push(failure);
-                    batch = Arc::new(rest);
-                }
+                Err(EngineError::Target(error)) => error,
                 Err(error) => return Err(error),
+            };
+
+            // No part of the transaction is left in the target; a new session begins with the
+            // first part.
+            if error.is_conflict() && is_large {
+                return Err(EngineError::Busy);
             }
+
+            let failure = self.failure_of_table(&batch, error).await?;
+            self.paused.insert(failure.oid);
+            if is_large {
+                return Ok(Outcome::RolledBack(failure));
+            }
+
+            let mut rest = (*batch).clone();
+            rest.tables.retain(|changes| changes.table.oid != failure.oid);
+            rest.schema_changes.retain(|change| change.after.oid != failure.oid);
+            rest.failed.push(failure);
+            batch = Arc::new(rest);
         }
+    }
+
+    /// Applies a batch under the DDL lock, and decodes the next batch in the meantime.
+    async fn apply_once(
+        &mut self,
+        batch: &Arc<ChangeBatch>,
+        checkpoint: Checkpoint,
+    ) -> Result<Applied, EngineError> {
+        let (_rows, _shapes);
+        if batch.schema_changes.is_empty() {
+            _rows = self.ddl_lock.read().await;
+        } else {
+            _shapes = self.ddl_lock.write().await;
+        }
+
+        let work = Arc::clone(batch);
+        let began = Instant::now();
+        let mut applying =
+            std::pin::pin!(self.target.call(move |target| target.apply(&work, &checkpoint)));
+
+        // The next batch is decoded during the call, unless a look at the catalogs waits for a
+        // moment at which no transaction is half read.
+        let may_read = self.look.is_none() && self.broken.is_none();
+        let meanwhile = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
+
+        let applied = tokio::select! {
+            biased;
+            applied = &mut applying => applied,
+            read = self.consumer.gather(&meanwhile), if may_read => {
+                self.broken = read.err();
+                applying.await
+            }
+        };
+
+        self.latency.paused(began.elapsed());
+        applied
+    }
+
+    /// Returns what is done about the table with which DuckDB cannot go on.
+    ///
+    /// # Errors
+    /// The same error, when it concerns no table of the batch or a table that is paused already.
+    async fn failure_of_table(
+        &mut self,
+        batch: &ChangeBatch,
+        error: TargetError,
+    ) -> Result<TableFailure, EngineError> {
+        let failed = error.table().filter(|oid| !self.paused.contains(oid)).and_then(|oid| {
+            let changed = batch.tables.iter().map(|changes| &changes.table);
+            changed
+                .chain(batch.schema_changes.iter().map(|change| &change.after))
+                .find(|table| table.oid == oid)
+        });
+
+        let Some(table) = failed else { return Err(error.into()) };
+        let reason = format!("{}; {}", error_chain(&error), table.recopy_hint());
+        let (oid, table) = (table.oid, table.source.clone());
+
+        // A copy that is under way is restarted. The operator has to look at a table whose copy was
+        // complete.
+        let is_being_copied = self.is_being_copied(oid);
+        let is_excused = is_being_copied || (error.is_diverged() && self.is_explained(oid).await?);
+        let remedy = if is_excused { Remedy::CopyAgain } else { error.remedy() };
+
+        let mut failure = TableFailure { oid, table, reason, remedy };
+        self.limit_recopies(&mut failure);
+        Ok(failure)
+    }
+
+    /// Returns whether a table is copied, or its copy waits for the changes that came meanwhile.
+    pub(super) fn is_being_copied(&self, oid: u32) -> bool {
+        self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid)
     }
 
     /// Returns whether the catalogs explain that the copy of a table does not hold what the stream
@@ -820,6 +689,21 @@ pub(super) async fn with_deadline<R>(
 
     let silent = |_| SourceError::from(crate::source::wire::WireError::Silent(ANSWER));
     tokio::time::timeout(ANSWER, answer).await.map_err(silent)?
+}
+
+fn log_cycle(report: &CycleReport, reading: Duration, total: Duration) {
+    tracing::debug!(
+        source_transactions = report.source_transactions,
+        inserted = report.inserted,
+        updated = report.updated,
+        deleted = report.deleted,
+        truncated = report.truncated,
+        checkpoint = %report.checkpoint,
+        lag_bytes = report.lag_bytes,
+        read_ms = reading.as_millis() as u64,
+        apply_ms = total.saturating_sub(reading).as_millis() as u64,
+        "cycle"
+    );
 }
 
 /// Logs which tables are paused, and which tables are copied again.

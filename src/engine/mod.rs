@@ -15,6 +15,7 @@ pub mod cycle;
 mod left_out;
 mod periodic;
 mod recopies;
+mod retry;
 mod run;
 pub mod schema;
 mod session;
@@ -24,7 +25,7 @@ pub mod supervisor;
 mod sync;
 mod sync_report;
 
-pub use cycle::{CycleOptions, SyncEngine};
+pub use cycle::{Cycle, CycleOptions, NextStep, SyncEngine};
 pub use run::run;
 pub use sync::sync;
 pub use sync_report::SyncReport;

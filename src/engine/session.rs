@@ -1,24 +1,28 @@
 //! A session: one connection of the stream, from attaching to its end.
 
 use std::{
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use futures_util::FutureExt;
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CycleOptions, SyncEngine,
     attach::{Attached, Recopy, attach},
     command::Command,
-    copies::CopyScheduler,
-    cycle::{LockNotAvailable, SchemaStep},
-    schema::CatalogWatch,
+    copies::{CopyScheduler, RoundUpdate},
+    cycle::{Cycle, NextStep},
+    retry::SessionRun,
+    schema::{CatalogWatch, LockNotAvailable, SchemaStep},
 };
 use crate::{
-    Lsn,
     failpoint::reached,
     olap::OlapEngine,
     pgoutput::QualifiedName,
@@ -108,39 +112,39 @@ pub(super) fn spool_folder(target: &Path) -> PathBuf {
         .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
-/// How a session streams.
+/// How a session begins.
 pub(super) struct SessionOptions<'a> {
+    /// The tables to copy although their copies are good.
+    pub(super) recopy: &'a Recopy,
+    /// The source is asked for whole transactions only.
     pub(super) no_streaming_in_progress: bool,
-    /// Whether the session has begun to stream.
-    pub(super) is_streaming: &'a mut bool,
-    /// How far the stream had come when the session ended.
-    pub(super) position: &'a mut Lsn,
 }
 
 /// Runs one session: attaches, and streams until `stop`, an error, or a reason to attach again.
+/// `run` says how far the session came, also when it ends with an error.
 pub(super) async fn session<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
-    again: &Recopy,
-    asked: &mut mpsc::UnboundedReceiver<Command>,
+    options: SessionOptions<'_>,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
     copies: &mut CopyScheduler<T>,
+    run: &mut SessionRun,
     stop: &CancellationToken,
-    how: SessionOptions<'_>,
 ) -> Result<SessionEnd, EngineError> {
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(SessionEnd::Stopped),
-        attached = attach(context, writer, again, |oid| copies.is_active(oid)) => attached?,
+        attached = attach(context, writer, options.recopy, |oid| copies.is_active(oid)) => attached?,
     };
 
     let mut engine =
-        stream(context, writer, attached, copies, how.no_streaming_in_progress).await?;
-    *how.is_streaming = true;
+        stream(context, writer, attached, copies, options.no_streaming_in_progress).await?;
+    run.has_streamed = true;
 
-    let followed = Box::pin(follow(&mut engine, context, asked, copies, stop)).await;
-    *how.position = engine.consumer.position().decoded.max(engine.checkpoint().lsn);
+    let end = Box::pin(follow(&mut engine, context, commands, copies, stop)).await;
+    run.position = engine.consumer.position().decoded.max(engine.checkpoint().lsn);
 
-    let ended = followed?;
-    if ended == SessionEnd::Stopped {
+    let end = end?;
+    if end == SessionEnd::Stopped {
         tracing::info!(
             checkpoint = %engine.checkpoint().lsn,
             "stopping: checkpoint saved, acknowledging"
@@ -148,7 +152,48 @@ pub(super) async fn session<T: OlapEngine + 'static>(
     }
 
     engine.into_consumer().shutdown().await?;
-    Ok(ended)
+    Ok(end)
+}
+
+/// What a session waits for.
+enum SessionInput {
+    Stop,
+    Command(Command),
+    /// A round of copies has something to tell.
+    Copies(RoundUpdate),
+    /// The interval has passed, or a batch has arrived.
+    Turn,
+}
+
+/// What follows from an input before the next cycle.
+enum Reaction {
+    End(SessionEnd),
+    PauseCopies(bool),
+    HandleCopies(RoundUpdate),
+    Nothing,
+}
+
+impl SessionInput {
+    fn reaction(self) -> Reaction {
+        match self {
+            Self::Stop => Reaction::End(SessionEnd::Stopped),
+            Self::Command(Command::Resync(table)) => Reaction::End(SessionEnd::Resync(vec![table])),
+            Self::Command(Command::Pause(is_paused)) => Reaction::PauseCopies(is_paused),
+            Self::Copies(update) => Reaction::HandleCopies(update),
+            Self::Turn => Reaction::Nothing,
+        }
+    }
+}
+
+/// What a session does after a cycle. `must_yield` says that a command or a copy waits for the end
+/// of the cycles.
+fn after_cycle(next: NextStep, must_yield: bool) -> ControlFlow<Option<SessionEnd>> {
+    match next {
+        NextStep::Stop => ControlFlow::Break(Some(SessionEnd::Stopped)),
+        NextStep::Reattach(reason) => ControlFlow::Break(Some(SessionEnd::Reattach(reason))),
+        NextStep::Continue if !must_yield => ControlFlow::Continue(()),
+        NextStep::Continue | NextStep::Wait | NextStep::EndOfStream => ControlFlow::Break(None),
+    }
 }
 
 /// Follows the stream until `stop`, an error, or a reason for which the session has to attach
@@ -156,7 +201,7 @@ pub(super) async fn session<T: OlapEngine + 'static>(
 pub(super) async fn follow<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     context: &Context,
-    asked: &mut mpsc::UnboundedReceiver<Command>,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
     copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
 ) -> Result<SessionEnd, EngineError> {
@@ -164,28 +209,23 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
 
     // A cycle begins as soon as a change has arrived, but not sooner than this.
-    let mut not_before = tokio::time::Instant::now();
-    let mut look_at = tokio::time::Instant::now();
+    let mut not_before = Instant::now();
+    let mut look_at = Instant::now();
 
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(SessionEnd::Stopped),
-            Some(asked) = asked.recv() => match asked {
-                Command::Resync(table) => return Ok(SessionEnd::Resync(vec![table])),
-                Command::Pause(is_paused) => copies.pause(is_paused),
-            },
-            news = copies.next() => {
-                let mut cycles = Vec::new();
-                let reattach = engine.handle_copy_event(news?, copies, stop, &mut cycles).await?;
-                for cycle in cycles {
-                    let _ = context.events.send(Event::Cycle(cycle));
-                }
-                if let Some(reason) = reattach {
-                    return Ok(SessionEnd::Reattach(reason));
-                }
+        let input = tokio::select! {
+            () = stop.cancelled() => SessionInput::Stop,
+            Some(command) = commands.recv() => SessionInput::Command(command),
+            update = copies.next() => SessionInput::Copies(update?),
+            _ = ticks.tick() => SessionInput::Turn,
+            arrived = engine.wait_for_batch(not_before), if !copies.is_holding() => {
+                arrived?;
+                SessionInput::Turn
             }
-            _ = ticks.tick() => {}
-            arrived = engine.wait_for_batch(not_before), if !copies.is_holding() => arrived?,
+        };
+
+        if let Some(end) = react(input, engine, context, copies, stop).await? {
+            return Ok(end);
         }
 
         while engine.merge_step(copies).await? {
@@ -196,47 +236,22 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
         }
 
         if look_at.elapsed() > Duration::ZERO {
-            let looked = tokio::select! {
+            tokio::select! {
                 () = stop.cancelled() => return Ok(SessionEnd::Stopped),
-                looked = engine.look() => looked?,
-            };
-
-            if looked == Err(LockNotAvailable) {
-                tracing::debug!("a published table is locked; its shape is looked at later");
+                looked = look(engine) => looked?,
             }
-
-            look_at = tokio::time::Instant::now() + context.options.catalog_interval;
+            look_at = Instant::now() + context.options.catalog_interval;
         }
 
         loop {
-            not_before = tokio::time::Instant::now() + context.options.interval;
+            not_before = Instant::now() + context.options.interval;
             ticks.reset();
 
-            // A look at the catalogs waits for the stream to pass it, and a copied table waits for
-            // the checkpoint: the server is asked how far its WAL has come, and the position that
-            // it answers is saved.
-            let is_reaching = engine.is_reaching();
-            let hurry = is_reaching || engine.is_looking() || engine.is_settling();
-            let cycle = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };
-
-            let report = engine.sync_once(cycle, stop).await?;
-            if report.is_stopped {
-                return Ok(SessionEnd::Stopped);
-            }
-
-            let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
-            if has_rows || report.source_transactions > 0 {
-                context.activity.touch();
-            }
-
-            let (is_behind, reattach) = (report.is_behind, report.reattach.clone());
-            let _ = context.events.send(Event::Cycle(report));
-            if let Some(reason) = reattach {
-                return Ok(SessionEnd::Reattach(reason));
-            }
-
-            if !is_behind || !asked.is_empty() || copies.is_holding() {
-                break;
+            let next = run_cycle(engine, context, stop).await?;
+            match after_cycle(next, !commands.is_empty() || copies.is_holding()) {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(None) => break,
+                ControlFlow::Break(Some(end)) => return Ok(end),
             }
         }
 
@@ -247,9 +262,150 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
         if engine.has_to_copy() {
             copies.want_soon(engine.take_to_copy());
             // Other tables may have changed as well.
-            look_at = tokio::time::Instant::now();
+            look_at = Instant::now();
         }
 
         engine.publish_settled(copies, &context.settled).await?;
+    }
+}
+
+/// Does what an input asks for. Returns how the session ends, if it does.
+async fn react<T: OlapEngine + 'static>(
+    input: SessionInput,
+    engine: &mut SyncEngine<PgConsumer, T>,
+    context: &Context,
+    copies: &mut CopyScheduler<T>,
+    stop: &CancellationToken,
+) -> Result<Option<SessionEnd>, EngineError> {
+    match input.reaction() {
+        Reaction::End(end) => return Ok(Some(end)),
+        Reaction::PauseCopies(is_paused) => copies.pause(is_paused),
+        Reaction::HandleCopies(update) => {
+            let reattach = handle_copies(engine, context, update, copies, stop).await?;
+            return Ok(reattach.map(SessionEnd::Reattach));
+        }
+        Reaction::Nothing => {}
+    }
+    Ok(None)
+}
+
+/// Lets the engine act upon an event of a round of copies, and reports the cycles that the event
+/// required. Returns a reason to attach again.
+async fn handle_copies<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    context: &Context,
+    update: RoundUpdate,
+    copies: &mut CopyScheduler<T>,
+    stop: &CancellationToken,
+) -> Result<Option<String>, EngineError> {
+    let mut cycles = Vec::new();
+    let reattach = engine.handle_copy_event(update, copies, stop, &mut cycles).await?;
+
+    for cycle in cycles {
+        let _ = context.events.send(Event::Cycle(cycle));
+    }
+    Ok(reattach)
+}
+
+async fn look<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+) -> Result<(), EngineError> {
+    if engine.look().await? == Err(LockNotAvailable) {
+        tracing::debug!("a published table is locked; its shape is looked at later");
+    }
+    Ok(())
+}
+
+/// Runs one cycle and reports it.
+async fn run_cycle<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    context: &Context,
+    stop: &CancellationToken,
+) -> Result<NextStep, EngineError> {
+    // A look at the catalogs waits for the stream to pass it, and a copied table waits for the
+    // checkpoint: the server is asked how far its WAL has come, and the position that it answers is
+    // saved.
+    let is_reaching = engine.is_reaching();
+    let hurry = is_reaching || engine.is_looking() || engine.is_settling();
+    let options = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };
+
+    let Cycle { report, next } = engine.sync_once(options, stop).await?;
+    if next == NextStep::Stop {
+        return Ok(next);
+    }
+
+    let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
+    if has_rows || report.source_transactions > 0 {
+        context.activity.touch();
+    }
+
+    let _ = context.events.send(Event::Cycle(report));
+    Ok(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_input_of_a_session_leads_to_one_reaction() {
+        let orders = QualifiedName::new("public", "orders");
+        let update = RoundUpdate::Ended { unfinished: BTreeSet::new() };
+
+        type IsExpected = fn(Reaction) -> bool;
+        let table: Vec<(SessionInput, IsExpected)> = vec![
+            (SessionInput::Stop, |reaction| matches!(reaction, Reaction::End(SessionEnd::Stopped))),
+            (
+                SessionInput::Command(Command::Resync(orders)),
+                |reaction| matches!(reaction, Reaction::End(SessionEnd::Resync(tables)) if tables.len() == 1),
+            ),
+            (SessionInput::Command(Command::Pause(true)), |reaction| {
+                matches!(reaction, Reaction::PauseCopies(true))
+            }),
+            (SessionInput::Command(Command::Pause(false)), |reaction| {
+                matches!(reaction, Reaction::PauseCopies(false))
+            }),
+            (SessionInput::Copies(update), |reaction| {
+                matches!(reaction, Reaction::HandleCopies(_))
+            }),
+            (SessionInput::Turn, |reaction| matches!(reaction, Reaction::Nothing)),
+        ];
+
+        for (row, (input, is_expected)) in table.into_iter().enumerate() {
+            assert!(is_expected(input.reaction()), "row {row}");
+        }
+    }
+
+    #[test]
+    fn after_a_cycle_a_session_ends_waits_or_goes_on() {
+        let reattach = || SessionEnd::Reattach("a table is new".to_owned());
+
+        for (next, must_yield, expected) in [
+            (NextStep::Wait, false, ControlFlow::Break(None)),
+            (NextStep::Wait, true, ControlFlow::Break(None)),
+            (NextStep::Continue, false, ControlFlow::Continue(())),
+            (NextStep::Continue, true, ControlFlow::Break(None)),
+            (NextStep::EndOfStream, false, ControlFlow::Break(None)),
+            (NextStep::Stop, false, ControlFlow::Break(Some(SessionEnd::Stopped))),
+            (
+                NextStep::Reattach("a table is new".to_owned()),
+                true,
+                ControlFlow::Break(Some(reattach())),
+            ),
+        ] {
+            let shown = format!("{next:?}, must yield: {must_yield}");
+            assert_eq!(after_cycle(next, must_yield), expected, "{shown}");
+        }
+    }
+
+    #[test]
+    fn spooled_transactions_lie_beside_the_target() {
+        for (target, folder) in
+            [("shop.duckdb", "."), ("copies/shop.duckdb", "copies"), ("/a", "/")]
+        {
+            assert_eq!(spool_folder(Path::new(target)), Path::new(folder), "{target}");
+        }
     }
 }

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CycleOptions, SyncEngine, SyncReport,
     attach::{Recopy, attach},
     copies::CopyScheduler,
-    cycle::{LockNotAvailable, SchemaStep},
+    cycle::{Cycle, NextStep},
+    schema::{LockNotAvailable, SchemaStep},
     session::{SessionEnd, stream, wants_whole_from_now_on},
     slot_recovery,
 };
@@ -19,7 +20,7 @@ use crate::{
     error::error_chain,
     olap::{Compaction, DuckDb, OlapEngine, engine::FileMaintenance},
     pipeline::{
-        Context, EngineError, Event, Writer,
+        Context, CycleReport, EngineError, Event, Writer,
         error_policy::{Policy, policy},
     },
     source::{CdcConsumer, catalog, connection::connect_sql, pg_consumer::PgConsumer},
@@ -27,10 +28,10 @@ use crate::{
 
 /// How often `sync` attaches before it gives up: `sync` attaches again each time it finds a table
 /// that has to be copied again.
-pub(super) const ATTACH_LIMIT: u32 = 30;
+const ATTACH_LIMIT: u32 = 30;
 
 /// How often `sync` goes on after its stream broke.
-pub(super) const MAX_RECONNECTS: u32 = 3;
+const MAX_RECONNECTS: u32 = 3;
 
 /// Catches up with what the source had committed at the time of the call, then stops. The tables
 /// that need a copy and the tables of `again` are copied.
@@ -64,88 +65,61 @@ pub async fn sync(
     Ok(report)
 }
 
-pub(super) async fn sync_sessions<T: OlapEngine + 'static>(
+/// How one session of `sync` ended.
+enum SyncSession {
+    /// The goal is reached, or the operator has stopped `sync`.
+    Ended(SessionEnd),
+    /// Another session goes on from the checkpoint.
+    Again,
+}
+
+/// What `sync` remembers from one session for the next one.
+#[derive(Default)]
+struct SyncState {
+    recopy: Recopy,
+    breaks: u32,
+    no_streaming_in_progress: bool,
+    report: SyncReport,
+}
+
+impl SyncState {
+    /// Counts a break that may heal. Returns how long to wait before the next session, or `None`
+    /// when there were too many breaks.
+    fn pause_after_break(&mut self) -> Option<Duration> {
+        if self.breaks >= MAX_RECONNECTS {
+            return None;
+        }
+        self.breaks += 1;
+        Some(Duration::from_millis(500) * self.breaks)
+    }
+}
+
+async fn sync_sessions<T: OlapEngine + 'static>(
     context: &Context,
-    mut again: Recopy,
+    recopy: Recopy,
     stop: &CancellationToken,
     goal: Lsn,
     writer: &Writer<T>,
     copies: &mut CopyScheduler<T>,
 ) -> Result<SyncReport, EngineError> {
-    let mut report = SyncReport { reached: goal, ..SyncReport::default() };
-    let mut breaks = 0;
-    let mut no_streaming_in_progress = false;
+    let report = SyncReport { reached: goal, ..SyncReport::default() };
+    let mut state = SyncState { recopy, report, ..SyncState::default() };
 
     for _ in 0..ATTACH_LIMIT {
-        let attached = tokio::select! {
-            () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
-            attached = attach(context, writer, &again, |oid| copies.is_active(oid)) => attached,
-        };
+        let session = Box::pin(sync_session(context, writer, &mut state, copies, stop)).await;
 
-        let attached = match attached {
-            Ok(attached) => attached,
-            Err(error) if policy(&error) == Policy::Passing && breaks < MAX_RECONNECTS => {
-                breaks += 1;
-                tracing::warn!(error = error_chain(&error), "asking the source's catalogs again");
-                tokio::time::sleep(Duration::from_millis(500) * breaks).await;
-                continue;
+        match session {
+            Ok(SyncSession::Again) => {}
+            Ok(SyncSession::Ended(SessionEnd::Reattach(reason))) => {
+                tracing::info!(reason, "attaching to the source again");
+            }
+            Ok(SyncSession::Ended(end)) => {
+                state.report.is_stopped = end == SessionEnd::Stopped;
+                return Ok(state.report);
             }
             Err(error) => {
-                again =
-                    again.widen(Box::pin(slot_recovery::recover(context, error, copies)).await?);
-                continue;
-            }
-        };
-
-        // The target has recorded the tables of `again` by now.
-        again = Recopy::None;
-        report.checkpoint = attached.pipeline.checkpoint.lsn;
-        report.in_error = attached
-            .in_error
-            .iter()
-            .map(|(_, table, reason)| (table.to_string(), reason.clone()))
-            .collect();
-
-        let mut engine =
-            match stream(context, writer, attached, copies, no_streaming_in_progress).await {
-                Ok(engine) => engine,
-                Err(error) => {
-                    again = again
-                        .widen(Box::pin(slot_recovery::recover(context, error, copies)).await?);
-                    continue;
-                }
-            };
-
-        let ended = match catch_up(&mut engine, &mut report, context, copies, stop).await {
-            // A stream that broke after it had begun may heal: the checkpoint says where to go on.
-            Err(error) if may_heal(&error) && breaks < MAX_RECONNECTS => {
-                breaks += 1;
-                no_streaming_in_progress |= wants_whole_from_now_on(&error);
-                tracing::warn!(
-                    error = error_chain(&error),
-                    "the stream broke; going on from the checkpoint"
-                );
-
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(SyncReport { is_stopped: true, ..report }),
-                    () = tokio::time::sleep(Duration::from_millis(500) * breaks) => {}
-                }
-                continue;
-            }
-            Err(error) => {
-                again =
-                    again.widen(Box::pin(slot_recovery::recover(context, error, copies)).await?);
-                continue;
-            }
-            Ok(ended) => ended,
-        };
-
-        engine.into_consumer().shutdown().await?;
-        match ended {
-            SessionEnd::Reattach(reason) => tracing::info!(reason, "attaching to the source again"),
-            ended => {
-                report.is_stopped = ended == SessionEnd::Stopped;
-                return Ok(report);
+                let recopy = Box::pin(slot_recovery::recover(context, error, copies)).await?;
+                state.recopy = std::mem::take(&mut state.recopy).widen(recopy);
             }
         }
     }
@@ -153,8 +127,69 @@ pub(super) async fn sync_sessions<T: OlapEngine + 'static>(
     Err(changed_again_and_again())
 }
 
+/// Attaches, and follows the stream to the goal of the report.
+async fn sync_session<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    state: &mut SyncState,
+    copies: &mut CopyScheduler<T>,
+    stop: &CancellationToken,
+) -> Result<SyncSession, EngineError> {
+    let attached = tokio::select! {
+        () = stop.cancelled() => return Ok(SyncSession::Ended(SessionEnd::Stopped)),
+        attached = attach(context, writer, &state.recopy, |oid| copies.is_active(oid)) => attached,
+    };
+
+    let attached = match attached {
+        Ok(attached) => attached,
+        Err(error) if policy(&error) == Policy::Passing => {
+            let Some(pause) = state.pause_after_break() else { return Err(error) };
+            tracing::warn!(error = error_chain(&error), "asking the source's catalogs again");
+            return Ok(again_after(pause, stop).await);
+        }
+        Err(error) => return Err(error),
+    };
+
+    // The target has recorded the tables to copy again by now.
+    state.recopy = Recopy::None;
+    state.report.checkpoint = attached.pipeline.checkpoint.lsn;
+    state.report.in_error = attached
+        .in_error
+        .iter()
+        .map(|(_, table, reason)| (table.to_string(), reason.clone()))
+        .collect();
+
+    let whole = state.no_streaming_in_progress;
+    let mut engine = stream(context, writer, attached, copies, whole).await?;
+
+    let end = match catch_up(&mut engine, &mut state.report, context, copies, stop).await {
+        Ok(end) => end,
+        // A stream that broke after it had begun may heal: the checkpoint says where to go on.
+        Err(error) if may_heal(&error) => {
+            let Some(pause) = state.pause_after_break() else { return Err(error) };
+            state.no_streaming_in_progress |= wants_whole_from_now_on(&error);
+            tracing::warn!(
+                error = error_chain(&error),
+                "the stream broke; going on from the checkpoint"
+            );
+            return Ok(again_after(pause, stop).await);
+        }
+        Err(error) => return Err(error),
+    };
+
+    engine.into_consumer().shutdown().await?;
+    Ok(SyncSession::Ended(end))
+}
+
+async fn again_after(pause: Duration, stop: &CancellationToken) -> SyncSession {
+    tokio::select! {
+        () = stop.cancelled() => SyncSession::Ended(SessionEnd::Stopped),
+        () = tokio::time::sleep(pause) => SyncSession::Again,
+    }
+}
+
 /// Returns whether a stream that ended with this error is begun again from the checkpoint.
-pub(super) fn may_heal(error: &EngineError) -> bool {
+fn may_heal(error: &EngineError) -> bool {
     policy(error).is_waited_for() || matches!(error, EngineError::Bug { .. })
 }
 
@@ -163,7 +198,7 @@ pub(super) fn may_heal(error: &EngineError) -> bool {
 ///
 /// # Errors
 /// The source was altered during each of the earlier rounds, too.
-pub(super) fn copy_what_was_found<T: OlapEngine + 'static>(
+fn copy_what_was_found<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     copies: &mut CopyScheduler<T>,
     rounds: u32,
@@ -175,7 +210,7 @@ pub(super) fn copy_what_was_found<T: OlapEngine + 'static>(
     Ok(())
 }
 
-pub(super) fn changed_again_and_again() -> EngineError {
+fn changed_again_and_again() -> EngineError {
     EngineError::Setup(
         "tables changed their shape again and again while they were copied\nhint: run it again \
          when fewer schema changes are made"
@@ -185,7 +220,7 @@ pub(super) fn changed_again_and_again() -> EngineError {
 
 /// Follows the stream to the goal of the report, and then to the shapes that the catalogs have by
 /// that time.
-pub(super) async fn catch_up<T: OlapEngine + 'static>(
+async fn catch_up<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     report: &mut SyncReport,
     context: &Context,
@@ -196,37 +231,14 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
     let mut rounds = 0;
 
     // The latest time at which the position to be reached was read.
-    let mut read_at = tokio::time::Instant::now();
+    let mut read_at = Instant::now();
 
     loop {
-        if let Some(ended) = finish_copies(engine, report, context, copies, stop).await? {
-            return Ok(ended);
+        if let Some(end) = finish_copies(engine, report, context, copies, stop).await? {
+            return Ok(end);
         }
-
-        while engine.checkpoint().lsn < report.reached || engine.has_shapes() {
-            let decoded = engine.consumer.position().decoded;
-            let cycle = CycleOptions {
-                linger: Duration::from_millis(500),
-                until: Some(report.reached),
-                hurry: true,
-                // Only the last position needs to be saved.
-                save_idle: decoded >= report.reached,
-            };
-
-            let cycle = engine.sync_once(cycle, stop).await?;
-            let _ = context.events.send(Event::Cycle(cycle.clone()));
-            if cycle.is_stopped {
-                return Ok(SessionEnd::Stopped);
-            }
-
-            report.add(&cycle);
-            if let Some(reason) = cycle.reattach {
-                return Ok(SessionEnd::Reattach(reason));
-            }
-
-            if cycle.source_transactions == 0 && engine.checkpoint().lsn < report.reached {
-                report.reached = engine.reachable(report.reached, read_at.elapsed()).await?;
-            }
+        if let Some(end) = reach_goal(engine, report, context, read_at, stop).await? {
+            return Ok(end);
         }
 
         if is_settled && !engine.has_to_copy() {
@@ -248,7 +260,7 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
                 Ok(None) => return Ok(SessionEnd::Done),
                 Ok(Some(at)) => {
                     report.reached = report.reached.max(at);
-                    read_at = tokio::time::Instant::now();
+                    read_at = Instant::now();
                 }
                 Err(LockNotAvailable) => {
                     tracing::warn!(
@@ -277,8 +289,57 @@ pub(super) async fn catch_up<T: OlapEngine + 'static>(
     }
 }
 
+/// Applies what the source had committed up to the goal of the report, which was read at `read_at`.
+async fn reach_goal<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    report: &mut SyncReport,
+    context: &Context,
+    read_at: Instant,
+    stop: &CancellationToken,
+) -> Result<Option<SessionEnd>, EngineError> {
+    while engine.checkpoint().lsn < report.reached || engine.has_shapes() {
+        let decoded = engine.consumer.position().decoded;
+        let options = CycleOptions {
+            linger: Duration::from_millis(500),
+            until: Some(report.reached),
+            hurry: true,
+            // Only the last position needs to be saved.
+            save_idle: decoded >= report.reached,
+        };
+
+        let Cycle { report: cycle, next } = engine.sync_once(options, stop).await?;
+        add_cycle(report, context, &cycle, &next);
+        if let Some(end) = end_of(next) {
+            return Ok(Some(end));
+        }
+
+        if cycle.source_transactions == 0 && engine.checkpoint().lsn < report.reached {
+            report.reached = engine.reachable(report.reached, read_at.elapsed()).await?;
+        }
+    }
+
+    Ok(None)
+}
+
+/// Reports a cycle, and counts what it brought unless it was stopped.
+fn add_cycle(report: &mut SyncReport, context: &Context, cycle: &CycleReport, next: &NextStep) {
+    let _ = context.events.send(Event::Cycle(cycle.clone()));
+    if *next != NextStep::Stop {
+        report.add(cycle);
+    }
+}
+
+/// Returns how a session ends after a cycle, if it does.
+fn end_of(next: NextStep) -> Option<SessionEnd> {
+    match next {
+        NextStep::Stop => Some(SessionEnd::Stopped),
+        NextStep::Reattach(reason) => Some(SessionEnd::Reattach(reason)),
+        NextStep::Wait | NextStep::Continue | NextStep::EndOfStream => None,
+    }
+}
+
 /// Waits until every copy is merged. The stream goes on in the meantime.
-pub(super) async fn finish_copies<T: OlapEngine + 'static>(
+async fn finish_copies<T: OlapEngine + 'static>(
     engine: &mut SyncEngine<PgConsumer, T>,
     report: &mut SyncReport,
     context: &Context,
@@ -299,16 +360,17 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
         if is_waiting {
             tokio::select! {
                 () = stop.cancelled() => return Ok(Some(SessionEnd::Stopped)),
-                news = copies.next() => {
+                update = copies.next() => {
                     let mut cycles = Vec::new();
-                    let update = news?;
                     let reattach =
-                        engine.handle_copy_event(update, copies, stop, &mut cycles).await?;
+                        engine.handle_copy_event(update?, copies, stop, &mut cycles).await?;
+
                     for cycle in cycles {
                         report.add(&cycle);
                         let _ = context.events.send(Event::Cycle(cycle));
                     }
                     report.in_error.extend(engine.take_not_copied());
+
                     if let Some(reason) = reattach {
                         return Ok(Some(SessionEnd::Reattach(reason)));
                     }
@@ -318,7 +380,7 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
             }
         }
 
-        let options_of_cycle = CycleOptions {
+        let options = CycleOptions {
             linger: if is_waiting { Duration::ZERO } else { Duration::from_millis(100) },
             until: Some(engine.copies_reach()),
             hurry: !is_waiting,
@@ -326,18 +388,14 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
         };
 
         loop {
-            let cycle = engine.sync_once(options_of_cycle, stop).await?;
-            let _ = context.events.send(Event::Cycle(cycle.clone()));
-            if cycle.is_stopped {
-                return Ok(Some(SessionEnd::Stopped));
-            }
+            let Cycle { report: cycle, next } = engine.sync_once(options, stop).await?;
+            add_cycle(report, context, &cycle, &next);
 
-            report.add(&cycle);
-            if let Some(reason) = cycle.reattach {
-                return Ok(Some(SessionEnd::Reattach(reason)));
+            let is_behind = next == NextStep::Continue;
+            if let Some(end) = end_of(next) {
+                return Ok(Some(end));
             }
-
-            if !cycle.is_behind || copies.is_holding() {
+            if !is_behind || copies.is_holding() {
                 break;
             }
         }
@@ -347,7 +405,7 @@ pub(super) async fn finish_copies<T: OlapEngine + 'static>(
 }
 
 /// Returns the end of the source's WAL, as far as a slot can follow it.
-pub(super) async fn wal_position(context: &Context) -> Result<Lsn, EngineError> {
+async fn wal_position(context: &Context) -> Result<Lsn, EngineError> {
     let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
     crate::source::slot::judge_server(&server)?;

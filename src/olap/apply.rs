@@ -22,8 +22,8 @@ use super::{
 use crate::{
     Checkpoint,
     change::{
-        COUNT_COLUMN, ChangeBatch, Deletes, ORIGIN_PREFIX, Pause, Remedy, RowCounts, TableChanges,
-        TableSpec,
+        COUNT_COLUMN, ChangeBatch, Deletes, ORIGIN_PREFIX, Patch, Pause, Remedy, RowCounts,
+        TableChanges, TableSpec,
     },
     checkpoint::DurableLsn,
     failpoint::reached,
@@ -181,22 +181,60 @@ fn apply_table(
     changes: &TableChanges,
     views: &StagingViews,
 ) -> Result<(u64, u64), TargetError> {
-    let spec = &changes.table;
-    let target = names::table(&spec.target);
-    let all: Vec<usize> = (0..spec.columns.len()).collect();
-    let names = column_list(spec, &all);
+    let table = TargetTable::new(connection, &changes.table, views);
 
     let mut deleted = 0;
     if changes.truncate.is_some() {
-        deleted += connection.execute(&format!("DELETE FROM {target}"), [])? as u64;
+        deleted += table.delete_all()?;
     }
 
     // The unchanged values are read before any row is deleted, under the keys that the rows had
     // before the batch.
     let mut patched = 0;
     if let Some(patch) = &changes.patch {
-        stage_patch(connection, spec, patch)?;
-        let values: Vec<String> = spec
+        patched = table.read_patched(patch)?;
+    }
+
+    deleted += table.delete(&changes.deletes)?;
+    let mut inserted = table.insert(&changes.inserts)?;
+    if changes.patch.is_some() {
+        inserted += table.insert_patched()?;
+    }
+
+    let expected = total(&changes.inserts) + patched;
+    if inserted != expected {
+        return Err(TargetError::Diverged { what: "rows to insert", expected, found: inserted });
+    }
+    Ok((deleted, inserted))
+}
+
+/// A table of the target, and the statements that bring changes into it.
+struct TargetTable<'a> {
+    connection: &'a Connection,
+    spec: &'a TableSpec,
+    views: &'a StagingViews,
+    /// The full name, as SQL spells it.
+    name: String,
+    /// The indexes of all columns.
+    all: Vec<usize>,
+}
+
+impl<'a> TargetTable<'a> {
+    fn new(connection: &'a Connection, spec: &'a TableSpec, views: &'a StagingViews) -> Self {
+        let name = names::table(&spec.target);
+        Self { connection, spec, views, name, all: (0..spec.columns.len()).collect() }
+    }
+
+    fn delete_all(&self) -> Result<u64, TargetError> {
+        Ok(self.connection.execute(&format!("DELETE FROM {}", self.name), [])? as u64)
+    }
+
+    /// Makes the temporary table of the patched rows, whose unchanged values come from this table.
+    /// Returns the number of these rows.
+    fn read_patched(&self, patch: &Patch) -> Result<u64, TargetError> {
+        stage_patch(self.connection, self.spec, patch)?;
+        let values: Vec<String> = self
+            .spec
             .columns
             .iter()
             .enumerate()
@@ -207,19 +245,23 @@ fn apply_table(
             })
             .collect();
 
-        let found = connection.execute(
+        let found = self.connection.execute(
             &format!(
-                "CREATE TEMP TABLE {PATCHED} AS SELECT {} FROM {STAGE} s JOIN {target} t ON {}",
+                "CREATE TEMP TABLE {PATCHED} AS SELECT {} FROM {STAGE} s JOIN {} t ON {}",
                 values.join(", "),
-                key_match(spec, ORIGIN_PREFIX)
+                self.name,
+                key_match(self.spec, ORIGIN_PREFIX)
             ),
             [],
         )? as u64;
 
-        connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
+        self.connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
         let found: u64 = match found {
-            0 => connection
-                .query_row(&format!("SELECT count(*) FROM {PATCHED}"), [], |row| row.get(0))?,
+            0 => self.connection.query_row(
+                &format!("SELECT count(*) FROM {PATCHED}"),
+                [],
+                |row| row.get(0),
+            )?,
             found => found,
         };
 
@@ -231,110 +273,104 @@ fn apply_table(
                 found,
             });
         }
-
-        patched = found;
+        Ok(found)
     }
 
-    let (staged, rows) = match &changes.deletes {
-        Deletes::ByKey(batches) => {
-            (total(batches), delete_by_key(connection, spec, &target, batches, views)?)
+    /// Deletes rows, each of which must be there. Returns their number.
+    fn delete(&self, deletes: &Deletes) -> Result<u64, TargetError> {
+        let (staged, rows) = match deletes {
+            Deletes::ByKey(batches) => (total(batches), self.delete_by_key(batches)?),
+            Deletes::Rows(batches) => self.delete_rows(batches)?,
+        };
+
+        if staged != rows {
+            return Err(TargetError::Diverged {
+                what: "rows to delete",
+                expected: staged,
+                found: rows,
+            });
         }
-        Deletes::Rows(batches) => delete_rows(connection, spec, &target, batches)?,
-    };
-
-    if staged != rows {
-        return Err(TargetError::Diverged {
-            what: "rows to delete",
-            expected: staged,
-            found: rows,
-        });
+        Ok(rows)
     }
 
-    deleted += rows;
-    let mut inserted = 0;
-    if total(&changes.inserts) > 0 {
-        inserted += views.read(connection, (spec, Rows::Inserts), &changes.inserts, |rows| {
-            let values = stage_values(spec, &all);
+    fn delete_by_key(&self, batches: &[RecordBatch]) -> Result<u64, TargetError> {
+        if total(batches) == 0 {
+            return Ok(0);
+        }
+
+        self.views.read(self.connection, (self.spec, Rows::Keys), batches, |keys| {
+            let (target, matched) = (&self.name, key_match(self.spec, ""));
+            Ok(self
+                .connection
+                .execute(&format!("DELETE FROM {target} t USING {keys} s WHERE {matched}"), [])?
+                as u64)
+        })
+    }
+
+    /// Deletes exactly as many equal rows as each staged row states (trap 54). Returns the numbers
+    /// of staged and deleted rows.
+    fn delete_rows(&self, batches: &[RecordBatch]) -> Result<(u64, u64), TargetError> {
+        if total(batches) == 0 {
+            return Ok((0, 0));
+        }
+
+        let Self { connection, spec, .. } = *self;
+        let mut columns = stage_columns(spec, &self.all, "");
+        columns.push((names::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
+        stage(connection, &columns, batches)?;
+
+        let count = names::quoted(COUNT_COLUMN);
+        let staged: i64 = connection.query_row(
+            &format!("SELECT sum({count})::BIGINT FROM {STAGE}"),
+            [],
+            |row| row.get(0),
+        )?;
+
+        let staged_value = |at: usize| {
+            spec.columns.get(at).map_or_else(String::new, |column| {
+                column.mapping.stage_expr(&format!("s.{}", names::quoted(&column.target_name)))
+            })
+        };
+
+        let deleted = delete_counted(connection, spec, &self.name, STAGE, &count, staged_value)?;
+        connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
+        Ok((u64::try_from(staged).unwrap_or_default(), deleted))
+    }
+
+    fn insert(&self, batches: &[RecordBatch]) -> Result<u64, TargetError> {
+        if total(batches) == 0 {
+            return Ok(0);
+        }
+
+        self.views.read(self.connection, (self.spec, Rows::Inserts), batches, |rows| {
+            let (target, names) = (&self.name, column_list(self.spec, &self.all));
+            let values = stage_values(self.spec, &self.all);
             let insert = format!("INSERT INTO {target} ({names}) SELECT {values} FROM {rows} s");
 
             // DuckDB keeps the plan of this INSERT: for a few rows planning takes longer than
             // running. DuckDB plans a DELETE each time, since the smaller side of its join may
             // change; and staged rows are in another table each time.
             let inserted = if rows == STAGE {
-                connection.execute(&insert, [])?
+                self.connection.execute(&insert, [])?
             } else {
-                connection.prepare_cached(&insert)?.execute([])?
+                self.connection.prepare_cached(&insert)?.execute([])?
             };
 
             Ok(inserted as u64)
-        })?;
+        })
     }
 
-    if changes.patch.is_some() {
-        inserted += connection
+    /// Inserts the rows of the temporary table that [`Self::read_patched`] made.
+    fn insert_patched(&self) -> Result<u64, TargetError> {
+        let (target, names) = (&self.name, column_list(self.spec, &self.all));
+        let inserted = self
+            .connection
             .execute(&format!("INSERT INTO {target} ({names}) SELECT {names} FROM {PATCHED}"), [])?
             as u64;
-        connection.execute_batch(&format!("DROP TABLE {PATCHED}"))?;
+
+        self.connection.execute_batch(&format!("DROP TABLE {PATCHED}"))?;
+        Ok(inserted)
     }
-
-    let expected = total(&changes.inserts) + patched;
-    if inserted != expected {
-        return Err(TargetError::Diverged { what: "rows to insert", expected, found: inserted });
-    }
-    Ok((deleted, inserted))
-}
-
-fn delete_by_key(
-    connection: &Connection,
-    spec: &TableSpec,
-    target: &str,
-    batches: &[RecordBatch],
-    views: &StagingViews,
-) -> Result<u64, TargetError> {
-    if total(batches) == 0 {
-        return Ok(0);
-    }
-
-    views.read(connection, (spec, Rows::Keys), batches, |keys| {
-        let matched = key_match(spec, "");
-        Ok(connection
-            .execute(&format!("DELETE FROM {target} t USING {keys} s WHERE {matched}"), [])?
-            as u64)
-    })
-}
-
-/// Deletes exactly as many equal rows as each staged row states (trap 54). Returns the numbers of
-/// staged and deleted rows.
-fn delete_rows(
-    connection: &Connection,
-    spec: &TableSpec,
-    target: &str,
-    batches: &[RecordBatch],
-) -> Result<(u64, u64), TargetError> {
-    if total(batches) == 0 {
-        return Ok((0, 0));
-    }
-
-    let all: Vec<usize> = (0..spec.columns.len()).collect();
-    let mut columns = stage_columns(spec, &all, "");
-    columns.push((names::quoted(COUNT_COLUMN), "BIGINT".to_owned()));
-    stage(connection, &columns, batches)?;
-
-    let count = names::quoted(COUNT_COLUMN);
-    let staged: i64 =
-        connection.query_row(&format!("SELECT sum({count})::BIGINT FROM {STAGE}"), [], |row| {
-            row.get(0)
-        })?;
-
-    let staged_value = |at: usize| {
-        spec.columns.get(at).map_or_else(String::new, |column| {
-            column.mapping.stage_expr(&format!("s.{}", names::quoted(&column.target_name)))
-        })
-    };
-
-    let deleted = delete_counted(connection, spec, target, STAGE, &count, staged_value)?;
-    connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
-    Ok((u64::try_from(staged).unwrap_or_default(), deleted))
 }
 
 /// Deletes, for each row `s` of `staged`, as many equal rows `t` as the column `count` states;

@@ -132,70 +132,17 @@ impl CopyTarget for DuckDb {
         self.ensure_attached()?;
         self.roll_back()?;
 
-        let stored = self.tables()?;
-        let (changed, mut merged): (Vec<_>, Vec<_>) =
-            tables.iter().partition(|table| stored.has_pending(table.oid));
+        let plan = self.plan_merge(tables)?;
+        let whole = self.merge_changes(&plan, most_rows)?;
 
-        let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
-        let (due, unchanged): (Vec<_>, Vec<_>) =
-            changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
-        merged.extend(unchanged.into_iter().map(|(table, _)| table));
-
-        let whole = self.transaction(|target| {
-            for table in &merged {
-                jobs::refuse(&target.connection, "merge.refused", table)
-                    .map_err(|error| error.of_copy(table))?;
-            }
-
-            let (mut left, mut done) = (most_rows, Vec::new());
-            for &(table, kept) in &due {
-                if left == 0 {
-                    break;
-                }
-                let is_merged = pending::merge(&target.connection, table, left)
-                    .and_then(|merged| {
-                        jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged)
-                    })
-                    .map_err(|error| error.of_copy(table))?;
-
-                left = left.saturating_sub(kept);
-                done.extend(is_merged.then_some(table));
-            }
-
-            reached("merge.step");
-            Ok(done)
-        })?;
-
+        let mut merged = plan.unchanged;
         merged.extend(whole);
         if merged.is_empty() {
             return Ok(BTreeSet::new());
         }
         reached("merge.merged");
 
-        // The swap has a transaction of its own. DuckDB writes rows into its log under the name
-        // that their table has at the end of the transaction, and before the renaming: a log with
-        // both cannot be replayed after a crash. No other change can come between the two
-        // transactions: this process is the only writer, and after a crash the shadow has nothing
-        // more to merge.
-        self.transaction(|target| {
-            let mut statements = String::new();
-            for table in &merged {
-                target.refuse_foreign(&table.target)?;
-                statements.push_str(&names::swap(&table.target));
-            }
-            target.connection.execute_batch(&statements)?;
-
-            for table in &merged {
-                target.drop_pending(table.oid)?;
-            }
-
-            let stored = target.tables()?;
-            stored.forget_dropped_namesakes(merged.iter().map(|table| (&table.target, table.oid)));
-            merged.iter().for_each(|table| stored.set_live(table.oid));
-
-            reached("merge.swapping");
-            Ok(())
-        })?;
+        self.swap_shadows(&merged)?;
         self.refresh()?;
         Ok(merged.iter().map(|table| table.oid).collect())
     }
@@ -241,6 +188,92 @@ impl CopyTarget for DuckDb {
             return Ok(0);
         }
         self.transaction(|target| jobs::prune(&target.connection))
+    }
+}
+
+/// The tables whose shadows are loaded, and what is left to merge into them.
+struct MergePlan<'a> {
+    /// The tables without pending changes.
+    unchanged: Vec<&'a Arc<TableSpec>>,
+    /// The other tables, and how many pending changes each has.
+    due: Vec<(&'a Arc<TableSpec>, u64)>,
+}
+
+impl DuckDb {
+    fn plan_merge<'a>(
+        &mut self,
+        tables: &'a [Arc<TableSpec>],
+    ) -> Result<MergePlan<'a>, TargetError> {
+        let stored = self.tables()?;
+        let (changed, mut unchanged): (Vec<_>, Vec<_>) =
+            tables.iter().partition(|table| stored.has_pending(table.oid));
+
+        let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
+        let (due, emptied): (Vec<_>, Vec<_>) =
+            changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
+        unchanged.extend(emptied.into_iter().map(|(table, _)| table));
+
+        Ok(MergePlan { unchanged, due })
+    }
+
+    /// Merges at most `most_rows` pending changes. Returns the tables that have none left.
+    fn merge_changes<'a>(
+        &mut self,
+        plan: &MergePlan<'a>,
+        most_rows: u64,
+    ) -> Result<Vec<&'a Arc<TableSpec>>, TargetError> {
+        self.transaction(|target| {
+            for table in &plan.unchanged {
+                jobs::refuse(&target.connection, "merge.refused", table)
+                    .map_err(|error| error.of_copy(table))?;
+            }
+
+            let (mut left, mut done) = (most_rows, Vec::new());
+            for &(table, kept) in &plan.due {
+                if left == 0 {
+                    break;
+                }
+                let is_merged = pending::merge(&target.connection, table, left)
+                    .and_then(|merged| {
+                        jobs::refuse(&target.connection, "merge.refused", table).map(|()| merged)
+                    })
+                    .map_err(|error| error.of_copy(table))?;
+
+                left = left.saturating_sub(kept);
+                done.extend(is_merged.then_some(table));
+            }
+
+            reached("merge.step");
+            Ok(done)
+        })
+    }
+
+    /// Puts the merged shadows in the places of their tables.
+    ///
+    /// The swap has a transaction of its own. DuckDB writes rows into its log under the name that
+    /// their table has at the end of the transaction, and before the renaming: a log with both
+    /// cannot be replayed after a crash. No other change can come between the two transactions:
+    /// this process is the only writer, and after a crash the shadow has nothing more to merge.
+    fn swap_shadows(&mut self, tables: &[&Arc<TableSpec>]) -> Result<(), TargetError> {
+        self.transaction(|target| {
+            let mut statements = String::new();
+            for table in tables {
+                target.refuse_foreign(&table.target)?;
+                statements.push_str(&names::swap(&table.target));
+            }
+            target.connection.execute_batch(&statements)?;
+
+            for table in tables {
+                target.drop_pending(table.oid)?;
+            }
+
+            let stored = target.tables()?;
+            stored.forget_dropped_namesakes(tables.iter().map(|table| (&table.target, table.oid)));
+            tables.iter().for_each(|table| stored.set_live(table.oid));
+
+            reached("merge.swapping");
+            Ok(())
+        })
     }
 }
 

@@ -21,6 +21,13 @@ pub struct TargetOptions {
     pub threads: Option<u32>,
 }
 
+impl TargetOptions {
+    /// Names the file of a target, with the memory and the threads that DuckDB takes by default.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), ..Self::default() }
+    }
+}
+
 /// Returns the folder where DuckDB writes data that does not fit in its memory: beside the file,
 /// under the name that DuckDB itself would give it.
 pub(super) fn spill_folder(path: &Path) -> PathBuf {

@@ -20,6 +20,7 @@
 
 use std::collections::BTreeSet;
 
+use arrow::record_batch::RecordBatch;
 use duckdb::Connection;
 
 use super::{
@@ -27,7 +28,8 @@ use super::{
     stage::{self, STAGE},
 };
 use crate::change::{
-    COUNT_COLUMN, Deletes, Key, ORIGIN_PREFIX, PATTERN_COLUMN, TableChanges, TableSpec,
+    COUNT_COLUMN, ColumnSpec, Deletes, Key, ORIGIN_PREFIX, PATTERN_COLUMN, Patch, TableChanges,
+    TableSpec,
 };
 
 const PATCHED: &str = "_rhei_pending_patched";
@@ -88,7 +90,7 @@ fn is_keyed(spec: &TableSpec) -> bool {
     matches!(spec.key, Key::Columns(_))
 }
 
-fn key(spec: &TableSpec) -> impl Iterator<Item = (usize, &crate::change::ColumnSpec)> {
+fn key(spec: &TableSpec) -> impl Iterator<Item = (usize, &ColumnSpec)> {
     spec.key_columns().iter().filter_map(|&at| Some((at, spec.columns.get(at)?)))
 }
 
@@ -175,134 +177,199 @@ fn capture_keyed(
     changes: &TableChanges,
     is_loaded: bool,
 ) -> Result<(), TargetError> {
-    let pending = name(spec.oid);
-    let shadow = names::table(&names::shadow_of(&spec.target));
-    let nothing = listed(&[]);
-
     // The unchanged values are read before any row is deleted, under the keys that the rows had
     // before the batch.
     if let Some(patch) = &changes.patch {
-        stage::stage_patch(connection, spec, patch)?;
-        let mut values: Vec<String> = Vec::with_capacity(spec.columns.len() + 4);
-
-        for (at, column) in spec.columns.iter().enumerate() {
-            let unchanged = if is_loaded {
-                format!(
-                    "CASE WHEN p.gone IS NULL THEN t.{} ELSE p.c{at} END",
-                    target_column(spec, at)
-                )
-            } else {
-                format!("p.c{at}")
-            };
-
-            values
-                .push(format!("{} AS c{at}", stage::patched_value(patch, column, at, &unchanged)));
-        }
-
-        values.push("false AS gone".to_owned());
-        let patterns = patch.patterns.iter().enumerate();
-        let open: String = patterns
-            .map(|(pattern, lacks)| format!(" WHEN {pattern} THEN {}", listed(lacks)))
-            .collect();
-        let open = format!("CASE s.{}{open} END", names::quoted(PATTERN_COLUMN));
-
-        values.push(if is_loaded {
-            format!("{nothing} AS open")
-        } else {
-            format!(
-                "CASE WHEN p.gone IS NULL THEN {open} ELSE list_intersect(p.open, {open}) END \
-                     AS open"
-            )
-        });
-
-        for (at, _) in key(spec) {
-            values.push(format!(
-                "CASE WHEN p.gone IS NULL THEN {} ELSE p.o{at} END AS o{at}",
-                staged(spec, at, ORIGIN_PREFIX)
-            ));
-        }
-
-        let from_pending = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ORIGIN_PREFIX));
-        let from_shadow = if is_loaded {
-            let matched = on(
-                spec,
-                |at| format!("t.{}", target_column(spec, at)),
-                |at| staged(spec, at, ORIGIN_PREFIX),
-            );
-            format!("LEFT JOIN {shadow} t ON p.gone IS NULL AND {matched}")
-        } else {
-            String::new()
-        };
-
-        let is_lost = match (is_loaded, spec.key_columns().first()) {
-            (true, Some(&first)) => {
-                format!("p.gone IS NULL AND t.{} IS NULL", target_column(spec, first))
-            }
-            _ => "false".to_owned(),
-        };
-
-        connection.execute_batch(&format!(
-            "CREATE TEMP TABLE {PATCHED} AS SELECT {}, {is_lost} AS lost FROM {STAGE} s \
-             LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {from_shadow}; DROP TABLE \
-             {STAGE};",
-            values.join(", ")
-        ))?;
-
-        let found: u64 = connection.query_row(
-            &format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}"),
-            [],
-            |row| row.get(0),
-        )?;
-
-        let expected = patch.rows.num_rows() as u64;
-        if found != expected {
-            return Err(TargetError::Diverged {
-                what: "rows with unchanged values",
-                expected,
-                found,
-            });
-        }
+        read_patched(connection, &PatchedRows { spec, patch, is_loaded })?;
     }
 
     if let Deletes::ByKey(batches) = &changes.deletes
         && stage::total(batches) > 0
     {
-        stage::stage(connection, &stage::stage_columns(spec, spec.key_columns(), ""), batches)?;
-        forget_staged(connection, spec)?;
-
-        let keys: Vec<String> =
-            key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
-
-        connection.execute_batch(&format!(
-            "INSERT INTO {pending} BY NAME SELECT {}, true AS gone, {nothing} AS open FROM {STAGE} \
-             s; DROP TABLE {STAGE};",
-            keys.join(", ")
-        ))?;
+        capture_deletes(connection, spec, batches)?;
     }
 
     if stage::total(&changes.inserts) > 0 {
-        stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
-        forget_staged(connection, spec)?;
-
-        let values: Vec<String> =
-            all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
-
-        connection.execute_batch(&format!(
-            "INSERT INTO {pending} BY NAME SELECT {}, false AS gone, {nothing} AS open FROM \
-             {STAGE} s; DROP TABLE {STAGE};",
-            values.join(", ")
-        ))?;
+        capture_inserts(connection, spec, &changes.inserts)?;
     }
 
     if changes.patch.is_some() {
-        let matched = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
-        connection.execute_batch(&format!(
-            "DELETE FROM {pending} p USING {PATCHED} s WHERE {matched};
-             INSERT INTO {pending} BY NAME SELECT * EXCLUDE (lost) FROM {PATCHED}; DROP TABLE \
-             {PATCHED};"
-        ))?;
+        capture_patched(connection, spec)?;
     }
 
+    Ok(())
+}
+
+/// Makes the temporary table of the patched rows.
+fn read_patched(connection: &Connection, rows: &PatchedRows<'_>) -> Result<(), TargetError> {
+    stage::stage_patch(connection, rows.spec, rows.patch)?;
+    connection.execute_batch(&format!(
+        "CREATE TEMP TABLE {PATCHED} AS {}; DROP TABLE {STAGE};",
+        rows.select()
+    ))?;
+
+    let found: u64 = connection.query_row(
+        &format!("SELECT count(*) FILTER (NOT lost) FROM {PATCHED}"),
+        [],
+        |row| row.get(0),
+    )?;
+
+    let expected = rows.patch.rows.num_rows() as u64;
+    if found != expected {
+        return Err(TargetError::Diverged { what: "rows with unchanged values", expected, found });
+    }
+    Ok(())
+}
+
+/// The staged rows of a patch (`s`), with their unchanged values. These come from the pending
+/// changes (`p`); or else from the shadow (`t`) if it is loaded, and stay open if it is not.
+struct PatchedRows<'a> {
+    spec: &'a TableSpec,
+    patch: &'a Patch,
+    /// The shadow has every chunk.
+    is_loaded: bool,
+}
+
+impl PatchedRows<'_> {
+    /// Returns the query for the rows, in the columns of the table of pending changes. The column
+    /// `lost` marks the rows whose unchanged values nobody has.
+    fn select(&self) -> String {
+        let spec = self.spec;
+        let columns = spec.columns.iter().enumerate();
+
+        let mut values: Vec<String> =
+            columns.map(|(at, column)| format!("{} AS c{at}", self.value(at, column))).collect();
+        values.push("false AS gone".to_owned());
+        values.push(format!("{} AS open", self.open()));
+        values.extend(key(spec).map(|(at, _)| {
+            let origin = staged(spec, at, ORIGIN_PREFIX);
+            format!("CASE WHEN p.gone IS NULL THEN {origin} ELSE p.o{at} END AS o{at}")
+        }));
+
+        let pending = name(spec.oid);
+        let from_pending = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ORIGIN_PREFIX));
+        format!(
+            "SELECT {}, {} AS lost FROM {STAGE} s \
+             LEFT JOIN {pending} p ON NOT p.gone AND {from_pending} {}",
+            values.join(", "),
+            self.lost(),
+            self.join_shadow()
+        )
+    }
+
+    /// Returns the value of a column.
+    fn value(&self, at: usize, column: &ColumnSpec) -> String {
+        let unchanged = if self.is_loaded {
+            let stored = target_column(self.spec, at);
+            format!("CASE WHEN p.gone IS NULL THEN t.{stored} ELSE p.c{at} END")
+        } else {
+            format!("p.c{at}")
+        };
+
+        stage::patched_value(self.patch, column, at, &unchanged)
+    }
+
+    /// Returns the indexes of the columns that stay open. A value that the wire left out is open
+    /// unless the pending row has it.
+    fn open(&self) -> String {
+        if self.is_loaded {
+            return listed(&[]);
+        }
+
+        let patterns: String = self
+            .patch
+            .patterns
+            .iter()
+            .enumerate()
+            .map(|(pattern, lacks)| format!(" WHEN {pattern} THEN {}", listed(lacks)))
+            .collect();
+        let lacks = format!("CASE s.{}{patterns} END", names::quoted(PATTERN_COLUMN));
+
+        format!("CASE WHEN p.gone IS NULL THEN {lacks} ELSE list_intersect(p.open, {lacks}) END")
+    }
+
+    /// Returns the join with the rows of a loaded shadow that are not pending.
+    fn join_shadow(&self) -> String {
+        if !self.is_loaded {
+            return String::new();
+        }
+
+        let spec = self.spec;
+        let shadow = names::table(&names::shadow_of(&spec.target));
+        let matched = on(
+            spec,
+            |at| format!("t.{}", target_column(spec, at)),
+            |at| staged(spec, at, ORIGIN_PREFIX),
+        );
+        format!("LEFT JOIN {shadow} t ON p.gone IS NULL AND {matched}")
+    }
+
+    /// Returns the condition that a row is neither pending nor in the shadow. While the shadow is
+    /// not loaded, no row is lost: its values stay open.
+    fn lost(&self) -> String {
+        match (self.is_loaded, self.spec.key_columns().first()) {
+            (true, Some(&first)) => {
+                format!("p.gone IS NULL AND t.{} IS NULL", target_column(self.spec, first))
+            }
+            _ => "false".to_owned(),
+        }
+    }
+}
+
+/// Marks the rows under these keys as gone.
+fn capture_deletes(
+    connection: &Connection,
+    spec: &TableSpec,
+    batches: &[RecordBatch],
+) -> Result<(), TargetError> {
+    stage::stage(connection, &stage::stage_columns(spec, spec.key_columns(), ""), batches)?;
+    forget_staged(connection, spec)?;
+
+    let keys: Vec<String> =
+        key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+
+    connection.execute_batch(&format!(
+        "INSERT INTO {} BY NAME SELECT {}, true AS gone, {} AS open FROM {STAGE} s; DROP TABLE \
+         {STAGE};",
+        name(spec.oid),
+        keys.join(", "),
+        listed(&[]),
+    ))?;
+    Ok(())
+}
+
+/// Keeps the present values of these rows.
+fn capture_inserts(
+    connection: &Connection,
+    spec: &TableSpec,
+    batches: &[RecordBatch],
+) -> Result<(), TargetError> {
+    stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), batches)?;
+    forget_staged(connection, spec)?;
+
+    let values: Vec<String> =
+        all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
+
+    connection.execute_batch(&format!(
+        "INSERT INTO {} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP TABLE \
+         {STAGE};",
+        name(spec.oid),
+        values.join(", "),
+        listed(&[]),
+    ))?;
+    Ok(())
+}
+
+/// Moves the patched rows from the temporary table to the pending changes.
+fn capture_patched(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
+    let pending = name(spec.oid);
+    let matched = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
+
+    connection.execute_batch(&format!(
+        "DELETE FROM {pending} p USING {PATCHED} s WHERE {matched};
+         INSERT INTO {pending} BY NAME SELECT * EXCLUDE (lost) FROM {PATCHED}; DROP TABLE \
+         {PATCHED};"
+    ))?;
     Ok(())
 }
 
@@ -409,7 +476,7 @@ pub(super) fn open_keys(
 pub(super) fn fill(
     connection: &Connection,
     spec: &TableSpec,
-    batches: &[arrow::record_batch::RecordBatch],
+    batches: &[RecordBatch],
     asked: u64,
 ) -> Result<(), TargetError> {
     let pending = name(spec.oid);

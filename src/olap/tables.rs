@@ -260,28 +260,22 @@ impl Tables {
             return Ok(());
         }
 
-        let list = |oids: &mut dyn Iterator<Item = u32>| {
-            oids.map(|oid| oid.to_string()).collect::<Vec<_>>().join(", ")
-        };
-
-        let with_columns: BTreeSet<u32> = dirty
+        let oids: Vec<u32> = dirty.keys().copied().collect();
+        let with_columns: Vec<u32> = dirty
             .iter()
             .filter(|(_, dirty)| **dirty == Dirty::RowAndColumns)
             .map(|(oid, _)| *oid)
             .collect();
 
-        let rows = list(&mut dirty.keys().copied());
-        connection.execute_batch(&format!("DELETE FROM _rhei.tables WHERE oid IN ({rows})"))?;
+        delete_stored(connection, &oids, &with_columns)?;
+        self.append_rows(connection, &oids)?;
+        self.append_columns(connection, &with_columns)
+    }
 
-        if !with_columns.is_empty() {
-            let columns = list(&mut with_columns.iter().copied());
-            connection.execute_batch(&format!(
-                "DELETE FROM _rhei.columns WHERE table_oid IN ({columns})"
-            ))?;
-        }
-
+    /// Appends the rows of those of these tables that are known.
+    fn append_rows(&self, connection: &Connection, oids: &[u32]) -> Result<(), TargetError> {
         let mut rows = connection.appender_to_catalog_and_db("tables", names::CATALOG, "_rhei")?;
-        for row in dirty.keys().filter_map(|oid| self.rows.get(oid)) {
+        for row in oids.iter().filter_map(|oid| self.rows.get(oid)) {
             let table = &row.table;
             let (error, remedy) = stored_pause(&table.state);
             rows.append_row(params![
@@ -308,11 +302,14 @@ impl Tables {
             ])?;
         }
         rows.flush()?;
-        drop(rows);
+        Ok(())
+    }
 
+    /// Appends the columns of those of these tables that are known.
+    fn append_columns(&self, connection: &Connection, oids: &[u32]) -> Result<(), TargetError> {
         let mut columns =
             connection.appender_to_catalog_and_db("columns", names::CATALOG, "_rhei")?;
-        for table in with_columns.iter().filter_map(|oid| self.get(*oid)) {
+        for table in oids.iter().filter_map(|oid| self.get(*oid)) {
             for column in &table.columns {
                 columns.append_row(params![
                     table.oid,
@@ -333,6 +330,25 @@ impl Tables {
         columns.flush()?;
         Ok(())
     }
+}
+
+/// Deletes the stored rows of tables, and the stored columns of some of them.
+fn delete_stored(
+    connection: &Connection,
+    oids: &[u32],
+    with_columns: &[u32],
+) -> Result<(), TargetError> {
+    let list = |oids: &[u32]| oids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+
+    let rows = list(oids);
+    connection.execute_batch(&format!("DELETE FROM _rhei.tables WHERE oid IN ({rows})"))?;
+
+    if !with_columns.is_empty() {
+        let columns = list(with_columns);
+        connection
+            .execute_batch(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({columns})"))?;
+    }
+    Ok(())
 }
 
 fn xids(text: Option<String>) -> Result<Option<Arc<XidSnapshot>>, TargetError> {

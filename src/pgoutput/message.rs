@@ -119,76 +119,87 @@ impl<'a> Message<'a> {
                 commit_time_us: cursor.i64()?,
                 xid: cursor.u32()?,
             },
-            b'C' => {
-                let _flags = cursor.u8()?;
-                Self::Commit {
-                    commit_lsn: cursor.lsn()?,
-                    end_lsn: cursor.lsn()?,
-                    commit_time_us: cursor.i64()?,
-                }
-            }
+            b'C' => Self::commit(&mut cursor)?,
             b'O' => Self::Origin { lsn: cursor.lsn()?, name: cursor.text()? },
             b'R' => Self::Relation(cursor.relation()?),
             b'Y' => Self::Type { oid: cursor.u32()?, schema: cursor.text()?, name: cursor.text()? },
-            b'I' => {
-                let relation = cursor.u32()?;
-                cursor.expect("tuple kind", b'N')?;
-                Self::Insert { relation, new: cursor.tuple()? }
-            }
-            b'U' => {
-                let relation = cursor.u32()?;
-                let (old, next) = match cursor.u8()? {
-                    b'K' => (OldTuple::Key(cursor.tuple()?), cursor.u8()?),
-                    b'O' => (OldTuple::Full(cursor.tuple()?), cursor.u8()?),
-                    other => (OldTuple::Absent, other),
-                };
-                if next != b'N' {
-                    return Err(DecodeError::Unexpected { tag, what: "tuple kind", found: next });
-                }
-                Self::Update { relation, old, new: cursor.tuple()? }
-            }
-            b'D' => {
-                let relation = cursor.u32()?;
-                let old = match cursor.u8()? {
-                    b'K' => OldTuple::Key(cursor.tuple()?),
-                    b'O' => OldTuple::Full(cursor.tuple()?),
-                    found => {
-                        return Err(DecodeError::Unexpected { tag, what: "tuple kind", found });
-                    }
-                };
-                Self::Delete { relation, old }
-            }
-            b'T' => {
-                let count = cursor.u32()? as usize;
-                let flags = cursor.u8()?;
-                // The capacity comes from the bytes that are present, not from the count that they
-                // claim.
-                let mut relations = Vec::with_capacity(count.min(cursor.rest.len() / 4));
-                for _ in 0..count {
-                    relations.push(cursor.u32()?);
-                }
-                Self::Truncate {
-                    relations,
-                    cascade: flags & 1 != 0,
-                    restart_identity: flags & 2 != 0,
-                }
-            }
-            b'M' => {
-                let flags = cursor.u8()?;
-                let lsn = cursor.lsn()?;
-                let prefix = cursor.text()?;
-                let length = cursor.u32()? as usize;
-                Self::Logical {
-                    transactional: flags & 1 != 0,
-                    lsn,
-                    prefix,
-                    content: cursor.take(length)?,
-                }
-            }
+            b'I' => Self::insert(&mut cursor)?,
+            b'U' => Self::update(&mut cursor)?,
+            b'D' => Self::delete(&mut cursor)?,
+            b'T' => Self::truncate(&mut cursor)?,
+            b'M' => Self::logical(&mut cursor)?,
             unknown => return Err(DecodeError::UnknownTag { tag: unknown }),
         };
 
         cursor.end(message)
+    }
+
+    fn commit(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        let _flags = cursor.u8()?;
+        Ok(Self::Commit {
+            commit_lsn: cursor.lsn()?,
+            end_lsn: cursor.lsn()?,
+            commit_time_us: cursor.i64()?,
+        })
+    }
+
+    #[inline]
+    fn insert(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        let relation = cursor.u32()?;
+        cursor.expect("tuple kind", b'N')?;
+        Ok(Self::Insert { relation, new: cursor.tuple()? })
+    }
+
+    #[inline]
+    fn update(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        let relation = cursor.u32()?;
+        let (old, next) = match cursor.u8()? {
+            b'K' => (OldTuple::Key(cursor.tuple()?), cursor.u8()?),
+            b'O' => (OldTuple::Full(cursor.tuple()?), cursor.u8()?),
+            other => (OldTuple::Absent, other),
+        };
+
+        if next != b'N' {
+            let tag = cursor.tag;
+            return Err(DecodeError::Unexpected { tag, what: "tuple kind", found: next });
+        }
+        Ok(Self::Update { relation, old, new: cursor.tuple()? })
+    }
+
+    #[inline]
+    fn delete(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        let relation = cursor.u32()?;
+        let old = match cursor.u8()? {
+            b'K' => OldTuple::Key(cursor.tuple()?),
+            b'O' => OldTuple::Full(cursor.tuple()?),
+            found => {
+                let tag = cursor.tag;
+                return Err(DecodeError::Unexpected { tag, what: "tuple kind", found });
+            }
+        };
+        Ok(Self::Delete { relation, old })
+    }
+
+    fn truncate(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        let count = cursor.u32()? as usize;
+        let flags = cursor.u8()?;
+
+        // The capacity comes from the bytes that are present, not from the count that they claim.
+        let mut relations = Vec::with_capacity(count.min(cursor.rest.len() / 4));
+        for _ in 0..count {
+            relations.push(cursor.u32()?);
+        }
+
+        Ok(Self::Truncate { relations, cascade: flags & 1 != 0, restart_identity: flags & 2 != 0 })
+    }
+
+    fn logical(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+        let flags = cursor.u8()?;
+        let lsn = cursor.lsn()?;
+        let prefix = cursor.text()?;
+        let length = cursor.u32()? as usize;
+        let content = cursor.take(length)?;
+        Ok(Self::Logical { transactional: flags & 1 != 0, lsn, prefix, content })
     }
 }
 

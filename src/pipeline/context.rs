@@ -40,19 +40,15 @@ pub struct Context {
 }
 
 impl Context {
-    /// Creates the context of a pipeline that begins. `board` is shared with the display that draws
-    /// the progress of copies.
-    pub fn new(
-        options: Options,
-        copy_progress: CopyProgress,
-        events: UnboundedSender<Event>,
-    ) -> Self {
+    /// Creates the context of a pipeline that begins. What happens in the pipeline is sent to
+    /// `events`.
+    pub fn new(options: Options, events: UnboundedSender<Event>) -> Self {
         Self {
             options: Arc::new(options),
             ddl_lock: DdlLock::default(),
             slot_lost: SlotHistory::default(),
             activity: IdleTimer::default(),
-            copy_progress,
+            copy_progress: CopyProgress::default(),
             latency: Latency::default(),
             left_out: LeftOut::default(),
             recopies: Recopies::default(),

@@ -68,16 +68,7 @@ pub struct CycleReport {
     /// WAL between the checkpoint and the source's end as last heard.
     pub lag_bytes: u64,
     pub duration_ms: u64,
-    /// Whether more changes were waiting, so that the next cycle should follow at once.
-    pub is_behind: bool,
     /// Tables that were paused, with the reason.
     #[serde(skip)]
     pub paused: Vec<TableFailure>,
-    /// Whether the consumer has nothing more and never will (a recorded stream).
-    pub is_ended: bool,
-    /// Whether the stop signal came before anything was applied.
-    pub is_stopped: bool,
-    /// Why the session has to attach again before it goes on: tables came, went, or have to be
-    /// copied again.
-    pub reattach: Option<String>,
 }

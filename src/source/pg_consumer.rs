@@ -207,6 +207,33 @@ impl PgConsumer {
         Ok(true)
     }
 
+    /// Returns whether the batch ends when no message waits: complete transactions are delivered
+    /// once the time is up. The consumer waits for the end of a transaction that has begun, since a
+    /// batch ends at a source commit.
+    fn may_end_batch(&self, limits: &BatchLimits, started: Instant) -> bool {
+        let is_there = limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)
+            || limits.any && self.assembler.pending_transactions() > 0;
+        let is_over = is_there || started.elapsed() >= limits.linger;
+        self.assembler.is_between_transactions() && (is_over || self.reply_requested)
+    }
+
+    /// Waits for the next message. Returns none when the limits have to be checked again.
+    async fn wait(
+        &mut self,
+        limits: &BatchLimits,
+        started: Instant,
+    ) -> Result<Option<StreamMessage>, SourceError> {
+        let left = limits.linger.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
+        let wait = left.min(if limits.hurry { HURRY } else { Duration::from_secs(1) });
+
+        match tokio::time::timeout(wait, self.reader.next()).await {
+            Err(_) => Ok(None),
+            Ok(Ok(Some(message))) => Ok(Some(message)),
+            Ok(Ok(None)) => Err(SourceError::StreamEnded),
+            Ok(Err(error)) => Err(error.into()),
+        }
+    }
+
     fn batch(&mut self) -> ChangeBatch {
         self.position.reply_requested = std::mem::take(&mut self.reply_requested);
         self.position.decoded = self.assembler.end_lsn();
@@ -270,39 +297,16 @@ impl CdcConsumer for PgConsumer {
 
             let message = match self.reader.try_next()? {
                 Some(message) => message,
-                // No message waits: complete transactions are delivered once the time is up. The
-                // consumer waits for the end of a transaction that has begun, since a batch ends at
-                // a source commit.
                 None => {
                     if limits.hurry {
                         self.feedback.request_reply();
                     }
-
-                    let is_there =
-                        limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)
-                            || limits.any && self.assembler.pending_transactions() > 0;
-                    let is_over = is_there || started.elapsed() >= limits.linger;
-                    if self.assembler.is_between_transactions() && (is_over || self.reply_requested)
-                    {
+                    if self.may_end_batch(limits, started) {
                         return Ok(());
                     }
 
-                    let left = limits
-                        .linger
-                        .saturating_sub(started.elapsed())
-                        .max(Duration::from_millis(1));
-                    let wait = if limits.hurry {
-                        left.min(HURRY)
-                    } else {
-                        left.min(Duration::from_secs(1))
-                    };
-
-                    match tokio::time::timeout(wait, self.reader.next()).await {
-                        Err(_) => continue,
-                        Ok(Ok(Some(message))) => message,
-                        Ok(Ok(None)) => return Err(SourceError::StreamEnded),
-                        Ok(Err(error)) => return Err(error.into()),
-                    }
+                    let Some(message) = self.wait(limits, started).await? else { continue };
+                    message
                 }
             };
 

@@ -86,34 +86,48 @@ fn on_request(
     natural: &Mapping,
     catalog: &TypeCatalog,
 ) -> (Option<Mapping>, Vec<String>) {
-    let as_text = match natural.kind {
-        // Both forms of json are text on the stream; the binary form of jsonb is not.
-        Kind::Text | Kind::Printed | Kind::Jsonb => natural.kind.clone(),
-        _ => Kind::Printed,
-    };
-
     let mut possible = vec![natural.target_type.clone()];
     if natural.target_type != "VARCHAR" {
         possible.push("VARCHAR".to_owned());
     }
 
     if matches!(wanted, "VARCHAR" | "TEXT") {
-        return (Some(mapping("VARCHAR", as_text)), possible);
+        return (Some(as_text(natural)), possible);
     }
 
-    let info = catalog.types.get(&oid);
-    let richer: Option<(&str, Mapping)> = match (oid, info) {
-        (NUMERIC, _) => {
-            possible.push("DECIMAL(p,s)".to_owned());
-            if let Some((precision, scale)) = decimal_type(wanted) {
-                let decimal = mapping(
-                    format!("DECIMAL({precision},{scale})"),
-                    Kind::Decimal { precision, scale },
-                );
-                return (Some(decimal), possible);
-            }
-            Some(("DOUBLE", mapping("DOUBLE", Kind::NumericDouble)))
+    if oid == NUMERIC {
+        possible.push("DECIMAL(p,s)".to_owned());
+        if let Some((precision, scale)) = decimal_type(wanted) {
+            let decimal = mapping(
+                format!("DECIMAL({precision},{scale})"),
+                Kind::Decimal { precision, scale },
+            );
+            return (Some(decimal), possible);
         }
+    }
+
+    let chosen = richer(oid, catalog).and_then(|(word, richer)| {
+        possible.push(word.to_owned());
+        (word == wanted || richer.target_type.to_uppercase() == wanted).then_some(richer)
+    });
+
+    (chosen, possible)
+}
+
+fn as_text(natural: &Mapping) -> Mapping {
+    let kind = match natural.kind {
+        // Both forms of json are text on the stream; the binary form of jsonb is not.
+        Kind::Text | Kind::Printed | Kind::Jsonb => natural.kind.clone(),
+        _ => Kind::Printed,
+    };
+    mapping("VARCHAR", kind)
+}
+
+/// Returns the word that requests another mapping of a type than the natural one or text, and this
+/// mapping.
+fn richer(oid: u32, catalog: &TypeCatalog) -> Option<(&'static str, Mapping)> {
+    match (oid, catalog.types.get(&oid)) {
+        (NUMERIC, _) => Some(("DOUBLE", mapping("DOUBLE", Kind::NumericDouble))),
         (JSON | JSONB, _) => {
             Some(("VARIANT", mapping("VARIANT", Kind::Cast { from: "JSON".to_owned() })))
         }
@@ -122,45 +136,42 @@ fn on_request(
             mapping("TIME WITH TIME ZONE", Kind::Cast { from: "VARCHAR".to_owned() }),
         )),
         (_, Some(info)) if info.kind == b'c' && !info.fields.is_empty() => {
-            let fields: Vec<(String, Mapping)> = info
-                .fields
-                .iter()
-                .map(|field| {
-                    (
-                        field.name.clone(),
-                        inner(field.type_oid, field.typmod, field.ndims, catalog, MAX_DEPTH),
-                    )
-                })
-                .collect();
-
-            let list = fields
-                .iter()
-                .map(|(name, field)| format!("{} {}", quoted(name), field.target_type));
-
-            let target_type = format!("STRUCT({})", list.collect::<Vec<_>>().join(", "));
-            Some(("STRUCT", mapping(target_type, Kind::Struct { fields })))
+            Some(("STRUCT", struct_of_composite(&info.fields, catalog)))
         }
         (_, Some(info)) if info.kind == b'r' && info.range_of != 0 => {
-            let bound = inner(info.range_of, -1, 0, catalog, MAX_DEPTH);
-            let of = &bound.target_type;
-            let target_type = format!(
-                "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive \
-                 BOOLEAN, is_empty BOOLEAN)"
-            );
-            Some(("STRUCT", mapping(target_type, Kind::Range { bound: Box::new(bound) })))
+            Some(("STRUCT", struct_of_range(info.range_of, catalog)))
         }
         (_, Some(info)) if info.name == "hstore" => {
             Some(("MAP", mapping("MAP(VARCHAR, VARCHAR)", Kind::Hstore)))
         }
         _ => None,
-    };
+    }
+}
 
-    let chosen = richer.and_then(|(word, richer)| {
-        possible.push(word.to_owned());
-        (word == wanted || richer.target_type.to_uppercase() == wanted).then_some(richer)
-    });
+fn struct_of_composite(fields: &[FieldInfo], catalog: &TypeCatalog) -> Mapping {
+    let fields: Vec<(String, Mapping)> = fields
+        .iter()
+        .map(|field| {
+            (
+                field.name.clone(),
+                inner(field.type_oid, field.typmod, field.ndims, catalog, MAX_DEPTH),
+            )
+        })
+        .collect();
 
-    (chosen, possible)
+    let list = fields.iter().map(|(name, field)| format!("{} {}", quoted(name), field.target_type));
+    let target_type = format!("STRUCT({})", list.collect::<Vec<_>>().join(", "));
+    mapping(target_type, Kind::Struct { fields })
+}
+
+fn struct_of_range(bound_oid: u32, catalog: &TypeCatalog) -> Mapping {
+    let bound = inner(bound_oid, -1, 0, catalog, MAX_DEPTH);
+    let of = &bound.target_type;
+    let target_type = format!(
+        "STRUCT(\"lower\" {of}, \"upper\" {of}, lower_inclusive BOOLEAN, upper_inclusive BOOLEAN, \
+         is_empty BOOLEAN)"
+    );
+    mapping(target_type, Kind::Range { bound: Box::new(bound) })
 }
 
 /// The number of levels at which an array may be the element of another, by a domain in between. A
@@ -319,6 +330,33 @@ mod tests {
                 "{}",
                 target_type(made_of_itself)
             );
+        }
+    }
+
+    #[test]
+    fn an_override_names_one_of_the_possible_types() {
+        let cases = [
+            (23, " text ", Ok("VARCHAR")),
+            (23, "integer", Ok("INTEGER")),
+            (23, "DOUBLE", Err("INTEGER, VARCHAR")),
+            (NUMERIC, "double", Ok("DOUBLE")),
+            (NUMERIC, "DECIMAL(10,2)", Ok("DECIMAL(10,2)")),
+            (NUMERIC, "DECIMAL(2,10)", Err("VARCHAR, DECIMAL(p,s), DOUBLE")),
+            (JSON, "VARCHAR", Ok("VARCHAR")),
+            (JSONB, "variant", Ok("VARIANT")),
+            (JSONB, "MAP", Err("JSON, VARCHAR, VARIANT")),
+            (TIMETZ, "TIMETZ", Ok("TIME WITH TIME ZONE")),
+        ];
+
+        for (type_oid, wanted, expected) in cases {
+            let override_type = Some(wanted);
+            let column = ColumnType { type_oid, typmod: -1, ndims: 0, override_type };
+            let mapped = map_column(&column, &TypeCatalog::default());
+            let found = match &mapped {
+                Ok(mapping) => Ok(mapping.target_type.as_str()),
+                Err(error) => Err(error.possible.as_str()),
+            };
+            assert_eq!(found, expected, "{type_oid} as {wanted}");
         }
     }
 }

@@ -10,12 +10,16 @@ use crate::{
     Checkpoint, Lsn,
     backfill::{SlotWithSnapshot, create_slot},
     failpoint::reached,
-    olap::{OlapEngine, Phase, Pipeline, StoredState, TableState},
+    olap::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
     pipeline::{
         Context, EngineError, Writer,
         tables::selection::{self, no_matching_tables, target_names, wanted_tables},
     },
-    source::{catalog, slot, wire::SlotKind},
+    source::{
+        catalog::{self, SourceTable},
+        slot,
+        wire::SlotKind,
+    },
 };
 
 /// Makes a new slot, so that everything has to be copied.
@@ -36,8 +40,49 @@ pub(super) async fn create<T: OlapEngine + 'static>(
         return Err(no_matching_tables(&context.options));
     }
 
+    drop_earlier_slot(context, &mut source, before.as_ref().map(|state| &state.pipeline)).await?;
+
+    if matches!(again, Recopy::All | Recopy::AllOfSameCluster) && before.is_some() {
+        tracing::warn!(
+            "starting over: every table is copied again; the old copies stay readable until then"
+        );
+    }
+
+    let mut pipeline = intended_pipeline(context, &source, info.fingerprint);
+    let old_tables = retire_tables(writer, before).await?;
+    let known: BTreeSet<u32> = old_tables.iter().map(|table| table.oid).collect();
+
+    save(writer, &pipeline, old_tables).await?;
+    reached("slot.intended");
+
+    let created =
+        create_slot(context, &source.sql, &mut source.replication, &context.options.slot, keep)
+            .await?;
+    reached("slot.created");
+
+    pipeline.phase = Phase::Running;
+    pipeline.checkpoint.lsn = created.consistent_point;
+
+    save(writer, &pipeline, new_rows(context, &tables, &known)).await?;
+    reached("slot.recorded");
+
+    // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
+    let first = SlotWithSnapshot { replication: source.replication, created };
+    let to_copy = tables.into_iter().map(|table| table.oid).collect();
+
+    let attached = ready(context, &source.sql, writer, to_copy).await?;
+    Ok(Attached { first: Some(first), ..attached })
+}
+
+/// Drops the slot that an earlier start of this pipeline made. `before` is the pipeline of the
+/// file.
+async fn drop_earlier_slot(
+    context: &Context,
+    source: &mut Source,
+    before: Option<&Pipeline>,
+) -> Result<(), EngineError> {
     // A slot of that name in another cluster belongs to another user.
-    let is_ours = before.as_ref().is_some_and(|StoredState { pipeline, .. }| {
+    let is_ours = before.is_some_and(|pipeline| {
         pipeline.slot == context.options.slot
             && pipeline.system_id == source.identity.system_id
             && pipeline.phase != Phase::PlainCopy
@@ -67,29 +112,37 @@ pub(super) async fn create<T: OlapEngine + 'static>(
         source.replication.drop_slot(&context.options.slot).await?;
     }
 
-    if matches!(again, Recopy::All | Recopy::AllOfSameCluster) && before.is_some() {
-        tracing::warn!(
-            "starting over: every table is copied again; the old copies stay readable until then"
-        );
-    }
+    Ok(())
+}
 
-    let mut pipeline = Pipeline {
+/// Returns the pipeline whose slot is about to be made.
+fn intended_pipeline(
+    context: &Context,
+    source: &Source,
+    publication_fingerprint: String,
+) -> Pipeline {
+    Pipeline {
         slot: context.options.slot.clone(),
         publications: context.options.publications.clone(),
-        publication_fingerprint: info.fingerprint,
+        publication_fingerprint,
         system_id: source.identity.system_id.clone(),
         database: source.server.database.clone(),
         database_oid: source.server.database_oid,
         timeline: source.identity.timeline,
         phase: Phase::Creating,
         checkpoint: Checkpoint { lsn: Lsn::ZERO, commit_time_us: None },
-    };
+    }
+}
 
-    // The tables that the file held are marked as dropped, until they are planned and copied again.
-    let mut old_tables = before.map(|state| state.tables).unwrap_or_default();
-    let known: BTreeSet<u32> = old_tables.iter().map(|table| table.oid).collect();
+/// Marks the tables that the file held as dropped, until they are planned and copied again, and
+/// gives up their shadows.
+async fn retire_tables<T: OlapEngine + 'static>(
+    writer: &Writer<T>,
+    before: Option<StoredState>,
+) -> Result<Vec<StoredTable>, EngineError> {
+    let mut tables = before.map(|state| state.tables).unwrap_or_default();
 
-    for table in &mut old_tables {
+    for table in &mut tables {
         if std::mem::take(&mut table.has_shadow) {
             let oid = table.oid;
             writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
@@ -98,31 +151,16 @@ pub(super) async fn create<T: OlapEngine + 'static>(
         table.state = TableState::Dropped;
     }
 
-    save(writer, &pipeline, old_tables).await?;
-    reached("slot.intended");
+    Ok(tables)
+}
 
-    let created =
-        create_slot(context, &source.sql, &mut source.replication, &context.options.slot, keep)
-            .await?;
-    reached("slot.created");
+/// Returns the rows of the tables that the file did not hold.
+fn new_rows(context: &Context, tables: &[SourceTable], known: &BTreeSet<u32>) -> Vec<StoredTable> {
+    let targets = target_names(&context.options, &selection::names_of(tables), &BTreeMap::new());
 
-    pipeline.phase = Phase::Running;
-    pipeline.checkpoint.lsn = created.consistent_point;
-
-    let targets = target_names(&context.options, &selection::names_of(&tables), &BTreeMap::new());
-    let rows = tables
+    tables
         .iter()
         .filter(|table| !known.contains(&table.oid))
         .map(|table| pending(table, &targets))
-        .collect();
-
-    save(writer, &pipeline, rows).await?;
-    reached("slot.recorded");
-
-    // `replication` sends nothing more until the copy has imported the snapshot (trap 11).
-    let first = SlotWithSnapshot { replication: source.replication, created };
-    let to_copy = tables.into_iter().map(|table| table.oid).collect();
-
-    let attached = ready(context, &source.sql, writer, to_copy).await?;
-    Ok(Attached { first: Some(first), ..attached })
+        .collect()
 }

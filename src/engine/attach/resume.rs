@@ -7,9 +7,10 @@ use super::{
 };
 use crate::{
     change::Remedy,
-    olap::{OlapEngine, Pipeline, StoredTable, TableState},
+    olap::{OlapEngine, Pipeline, StoredColumn, StoredTable, TableState},
+    pgoutput::QualifiedName,
     pipeline::{
-        Context, EngineError, Writer,
+        Context, EngineError, Options, Writer,
         tables::{
             self, PlanOptions,
             selection::{self, table_settings, target_names, types_of, wanted_tables},
@@ -17,6 +18,7 @@ use crate::{
     },
     source::{
         catalog::{self, SourceTable},
+        connection::SqlClient,
         slot,
     },
     types::TypeCatalog,
@@ -32,9 +34,44 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     again: &Recopy,
     is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
-    catalog::begin_snapshot(&source.sql).await?;
+    let known = &pipeline.publication_fingerprint;
+    let Published { fingerprint, tables, types } =
+        read_published(context, &source.sql, known).await?;
+    judge_asked(&context.options, again, &tables)?;
 
-    let info = catalog::publication(&source.sql, &context.options.publications).await?;
+    let stored: BTreeMap<u32, StoredTable> =
+        stored.into_iter().map(|table| (table.oid, table)).collect();
+    let targets = target_names(&context.options, &selection::names_of(&tables), &stored);
+
+    let options: &Options = &context.options;
+    let wanted = Wanted { options, again, tables: &tables, types: &types, targets: &targets };
+    let reconciled = Reconciled::of(&wanted, &stored, is_active);
+
+    pipeline.timeline = source.identity.timeline;
+    pipeline.publication_fingerprint = fingerprint;
+
+    reconciled.write(writer, &pipeline, &wanted, stored).await?;
+    ready(context, &source.sql, writer, reconciled.to_copy).await
+}
+
+/// The tables of the publications that the settings choose, read from one state of the catalogs.
+struct Published {
+    /// The fingerprint of the publications.
+    fingerprint: String,
+    tables: Vec<SourceTable>,
+    types: TypeCatalog,
+}
+
+/// Reads the published tables, and refuses publications with which this copy cannot go on. `known`
+/// is the fingerprint of the publications at the last start.
+async fn read_published(
+    context: &Context,
+    sql: &SqlClient,
+    known: &str,
+) -> Result<Published, EngineError> {
+    catalog::begin_snapshot(sql).await?;
+
+    let info = catalog::publication(sql, &context.options.publications).await?;
     let Some(info) = info else {
         return Err(slot::SlotError::PublicationMissing {
             names: context.options.publications.clone(),
@@ -43,16 +80,25 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     };
 
     slot::judge_publication(&info)?;
-    slot::judge_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?;
-    judge_column_lists(context, &source.sql).await?;
+    slot::judge_fingerprint(known, &info.fingerprint)?;
+    judge_column_lists(context, sql).await?;
 
     // A row filter takes a lock on its table, to be printed; no other step here does.
     let what = "reading a row filter waits for a published table that another session has locked";
-    let published = patiently(what, wanted_tables(&context.options, &source.sql)).await?;
+    let tables = patiently(what, wanted_tables(&context.options, sql)).await?;
 
-    let types = types_of(&source.sql, &published).await?;
-    catalog::end_snapshot(&source.sql).await?;
+    let types = types_of(sql, &tables).await?;
+    catalog::end_snapshot(sql).await?;
 
+    Ok(Published { fingerprint: info.fingerprint, tables, types })
+}
+
+/// Refuses to copy a table again that is not among the published tables.
+fn judge_asked(
+    options: &Options,
+    again: &Recopy,
+    published: &[SourceTable],
+) -> Result<(), EngineError> {
     if let Recopy::Tables(names) = again
         && let Some(missing) =
             names.iter().find(|name| !published.iter().any(|table| table.name == **name))
@@ -60,119 +106,198 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
         return Err(EngineError::Setup(format!(
             "no such table: {missing}\ndetail: It is not among the tables that publication {} \
              brings here.\nhint: see `rhei status` for the tables of this copy",
-            context.options.publications.join(", ")
+            options.publications.join(", ")
         )));
     }
 
-    let mut by_oid: BTreeMap<u32, StoredTable> =
-        stored.into_iter().map(|table| (table.oid, table)).collect();
-    let (mut changed, mut to_copy, mut abandoned) =
-        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    Ok(())
+}
 
-    let present: BTreeSet<u32> = published.iter().map(|table| table.oid).collect();
-    for stored in by_oid.values_mut() {
-        let is_gone = !present.contains(&stored.oid);
+/// The tables that are published and wanted, with what this start wants of them.
+struct Wanted<'a> {
+    options: &'a Options,
+    again: &'a Recopy,
+    tables: &'a [SourceTable],
+    types: &'a TypeCatalog,
+    /// The name that each table is to have in the target.
+    targets: &'a BTreeMap<u32, QualifiedName>,
+}
 
-        if is_gone && stored.state != TableState::Dropped {
+/// What a start does about the copy of a published table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NextCopy {
+    /// The copy is good, or it is being made.
+    Keep,
+    /// The table needs a copy; chunks that are in its shadow stay.
+    Copy,
+    /// The table needs a copy, and its shadow is given up.
+    StartOver,
+}
+
+impl Wanted<'_> {
+    /// Decides about the copy of one table. `is_active` says whether a task is making its copy.
+    fn next_copy(
+        &self,
+        table: &SourceTable,
+        stored: Option<&StoredTable>,
+        is_active: bool,
+    ) -> NextCopy {
+        let Some(stored) = stored else { return NextCopy::Copy };
+
+        let is_asked = matches!(self.again, Recopy::Tables(names) if names.contains(&table.name));
+        let is_other = is_asked || wants_another_copy(self.options, table, stored, self.types);
+
+        if stored.has_shadow {
+            // A shadow has the name and the columns that it was begun with.
+            let is_renamed = stored.source != table.name
+                || self.targets.get(&table.oid).is_some_and(|name| *name != stored.target);
+
+            let is_left_alone = stored.state != TableState::CatchingUp && !is_active;
+            return match (is_other || is_renamed, is_left_alone) {
+                (true, _) => NextCopy::StartOver,
+                (false, true) => NextCopy::Copy,
+                (false, false) => NextCopy::Keep,
+            };
+        }
+
+        match &stored.state {
+            TableState::Error(_) | TableState::Live if !is_other => NextCopy::Keep,
+            TableState::Error(_)
+            | TableState::Live
+            | TableState::Pending
+            | TableState::Copying
+            | TableState::CatchingUp
+            | TableState::Resync
+            | TableState::Dropped => NextCopy::Copy,
+        }
+    }
+}
+
+/// The differences between the tables of the source and those of the copy, by oid.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Reconciled {
+    /// Tables of the copy that are no longer published.
+    gone: BTreeSet<u32>,
+    /// Tables whose shadows are given up.
+    abandoned: BTreeSet<u32>,
+    /// Tables that need a copy which no task is making.
+    to_copy: BTreeSet<u32>,
+    /// Tables that the copy does not know.
+    new: BTreeSet<u32>,
+}
+
+impl Reconciled {
+    /// Compares the two. `is_active` returns whether a task is making the copy of a table.
+    fn of(
+        wanted: &Wanted<'_>,
+        stored: &BTreeMap<u32, StoredTable>,
+        is_active: impl Fn(u32) -> bool,
+    ) -> Self {
+        let mut found = Self::default();
+
+        let present: BTreeSet<u32> = wanted.tables.iter().map(|table| table.oid).collect();
+        for stored in stored.values().filter(|stored| !present.contains(&stored.oid)) {
+            if stored.state == TableState::Dropped {
+                continue;
+            }
+
+            found.gone.insert(stored.oid);
+            if stored.has_shadow {
+                found.abandoned.insert(stored.oid);
+            }
+        }
+
+        for table in wanted.tables {
+            let (oid, stored) = (table.oid, stored.get(&table.oid));
+            if stored.is_none() {
+                found.new.insert(oid);
+            }
+
+            match wanted.next_copy(table, stored, is_active(oid)) {
+                NextCopy::Keep => {}
+                NextCopy::Copy => {
+                    found.to_copy.insert(oid);
+                }
+                NextCopy::StartOver => {
+                    found.abandoned.insert(oid);
+                    found.to_copy.insert(oid);
+                }
+            }
+        }
+
+        found
+    }
+
+    /// Records what was found in the target, and gives the tables their names.
+    async fn write<T: OlapEngine + 'static>(
+        &self,
+        writer: &Writer<T>,
+        pipeline: &Pipeline,
+        wanted: &Wanted<'_>,
+        mut stored: BTreeMap<u32, StoredTable>,
+    ) -> Result<(), EngineError> {
+        for table in self.gone.iter().filter_map(|oid| stored.get(oid)) {
             tracing::warn!(
-                table = %stored.source,
+                table = %table.source,
                 "no longer published; its copy is kept as it is"
             );
-            if stored.has_shadow {
-                abandoned.insert(stored.oid);
-            }
-
-            (stored.state, stored.has_shadow) = (TableState::Dropped, false);
-            changed.insert(stored.oid);
         }
+
+        for &oid in &self.abandoned {
+            writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
+        }
+
+        let mut rows = self.mark(&mut stored);
+        let new = wanted.tables.iter().filter(|table| self.new.contains(&table.oid));
+        rows.extend(new.map(|table| pending(table, wanted.targets)));
+
+        save(writer, pipeline, rows).await?;
+        rename(writer, wanted.targets, wanted.tables, &mut stored).await
     }
 
-    let targets = target_names(&context.options, &selection::names_of(&published), &by_oid);
-    for table in &published {
-        let is_asked = matches!(again, Recopy::Tables(names) if names.contains(&table.name));
+    /// Gives the tables their states, and returns the rows that are not in the target yet.
+    fn mark(&self, stored: &mut BTreeMap<u32, StoredTable>) -> Vec<StoredTable> {
+        let mut changed = Vec::new();
 
-        let needs_copy = match by_oid.get(&table.oid) {
-            None => true,
-            Some(stored) if stored.has_shadow => {
-                // A shadow has the name and the columns that it was begun with.
-                let is_renamed = stored.source != table.name
-                    || targets.get(&table.oid).is_some_and(|name| *name != stored.target);
-
-                let is_other =
-                    is_asked || is_renamed || wants_another_copy(context, table, stored, &types);
-                if is_other {
-                    abandoned.insert(table.oid);
+        for (oid, table) in stored {
+            if self.gone.contains(oid) {
+                (table.state, table.has_shadow) = (TableState::Dropped, false);
+                changed.push(table.clone());
+            } else if self.abandoned.contains(oid) {
+                // The target has marked the table when it dropped the shadow.
+                if table.state != TableState::Dropped {
+                    (table.state, table.has_shadow) = (TableState::Resync, false);
                 }
-
-                is_other || (stored.state != TableState::CatchingUp && !is_active(table.oid))
+            } else if self.to_copy.contains(oid)
+                && matches!(table.state, TableState::Live | TableState::Error(_))
+            {
+                // Tables that are to be copied again are marked before their copies begin, so that
+                // a crash does not forget them.
+                table.state = TableState::Resync;
+                changed.push(table.clone());
             }
-            Some(stored) => match &stored.state {
-                TableState::Error(_) | TableState::Live => {
-                    is_asked || wants_another_copy(context, table, stored, &types)
-                }
-                TableState::Pending
-                | TableState::Copying
-                | TableState::CatchingUp
-                | TableState::Resync
-                | TableState::Dropped => true,
-            },
-        };
-
-        if needs_copy {
-            to_copy.insert(table.oid);
         }
+
+        changed
     }
-
-    for &oid in &abandoned {
-        writer.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
-        if let Some(stored) =
-            by_oid.get_mut(&oid).filter(|stored| stored.state != TableState::Dropped)
-        {
-            (stored.state, stored.has_shadow) = (TableState::Resync, false);
-        }
-    }
-
-    pipeline.timeline = source.identity.timeline;
-    pipeline.publication_fingerprint = info.fingerprint;
-
-    // Tables that are to be copied again are marked before their copies begin, so that a crash does
-    // not forget them.
-    for oid in &to_copy {
-        if let Some(stored) = by_oid
-            .get_mut(oid)
-            .filter(|stored| matches!(stored.state, TableState::Live | TableState::Error(_)))
-        {
-            stored.state = TableState::Resync;
-            changed.insert(*oid);
-        }
-    }
-
-    let mut rows: Vec<StoredTable> =
-        changed.iter().filter_map(|oid| by_oid.get(oid).cloned()).collect();
-    let is_new = |table: &&SourceTable| !by_oid.contains_key(&table.oid);
-    rows.extend(published.iter().filter(is_new).map(|table| pending(table, &targets)));
-
-    save(writer, &pipeline, rows).await?;
-    rename(writer, &targets, &published, &mut by_oid).await?;
-    ready(context, &source.sql, writer, to_copy).await
 }
 
 /// Returns whether the settings ask for another copy than there is: other columns, or other types.
 /// A change of shape at the source is no reason: the stream will come to it.
-pub(super) fn wants_another_copy(
-    context: &Context,
+fn wants_another_copy(
+    options: &Options,
     table: &SourceTable,
     stored: &StoredTable,
     types: &TypeCatalog,
 ) -> bool {
-    let settings = table_settings(&context.options, &table.name);
+    let settings = table_settings(options, &table.name);
     let plan_options =
         PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
 
     let is_paused = matches!(stored.state, TableState::Error(_));
     // A value that may become NULL by now is no reason to stay paused.
     if let TableState::Error(pause) = &stored.state
-        && context.options.null_unrepresentable
+        && options.null_unrepresentable
         && pause.remedy == Remedy::AllowNulls
     {
         return true;
@@ -182,7 +307,7 @@ pub(super) fn wants_another_copy(
         // The copy reports what keeps the table from being planned.
         Err(_) => !is_paused,
         Ok(spec) => {
-            let is_other = |stored: &crate::olap::StoredColumn| {
+            let is_other = |stored: &StoredColumn| {
                 spec.columns.iter().any(|column| {
                     (column.attnum, column.type_oid, column.typmod)
                         == (stored.attnum, stored.type_oid, stored.typmod)
@@ -196,3 +321,6 @@ pub(super) fn wants_another_copy(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::ControlFlow,
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +18,7 @@ use crate::{
     backfill::{self, CopyEvent, CopyOutcome, Planned},
     change::{Pause, TableSpec},
     checkpoint::reachable_target,
-    engine::{CycleOptions, SyncEngine},
+    engine::{CycleOptions, NextStep, SyncEngine},
     error::error_chain,
     failpoint::reached,
     olap::{OlapEngine, StoredTable, TableState, TargetError},
@@ -25,6 +26,22 @@ use crate::{
     pipeline::{CycleReport, EngineError, Event, error_policy::policy},
     source::{CdcConsumer, connection::SqlClient},
 };
+
+/// The planned tables that a round copies from now on, and those for which the round came too late,
+/// so that they wait for another one.
+#[derive(Debug, Default)]
+struct Admitted {
+    adopted: BTreeSet<u32>,
+    too_late: BTreeSet<u32>,
+}
+
+/// Whether a round copies a planned table.
+enum Admission {
+    Adopted,
+    TooLate,
+    /// Every chunk is in the shadow of the table already.
+    NotNeeded,
+}
 
 /// The result of fetching the values that kept changes leave open.
 enum Filled {
@@ -73,25 +90,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 holder,
                 adopted,
             }) => {
-                // Before a copy goes on, the rows of its table have to be known as the snapshot
-                // sees them.
-                while tables.iter().any(|table| table.is_resumed)
-                    && self.checkpoint.lsn < reachable_target(lsn)
-                {
-                    let linger = Duration::from_millis(20);
-                    let until = Some(reachable_target(lsn));
-                    let report = self
-                        .sync_once(
-                            CycleOptions { linger, until, hurry: true, save_idle: true },
-                            stop,
-                        )
-                        .await?;
-
-                    let (is_stopped, reattach) = (report.is_stopped, report.reattach.clone());
-                    cycles.push(report);
-                    if is_stopped || reattach.is_some() {
-                        return Ok(reattach);
-                    }
+                let reach = self.reach_snapshot(lsn, &tables, stop, cycles).await?;
+                if let ControlFlow::Break(reattach) = reach {
+                    return Ok(reattach);
                 }
 
                 if let Some(reason) = self.renamed_since_attach(&tables).await? {
@@ -108,22 +109,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             // `CopyScheduler::next` keeps these tables for a later round.
             RoundUpdate::Event(CopyEvent::Locked(_) | CopyEvent::Postponed(_)) => {}
             RoundUpdate::Event(CopyEvent::Ended(copied)) => {
-                let mut loaded = Vec::new();
-                for (oid, copied) in copied {
-                    copies.done(oid, &copied);
-
-                    let Some(spec) = self.copying.remove(&oid) else { continue };
-                    match copied {
-                        CopyOutcome::Done => loaded.push(spec),
-                        CopyOutcome::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
-                        CopyOutcome::Changed => {
-                            self.restart_copy(&spec, copies, "it changed while it was copied")
-                                .await?
-                        }
-                    }
-                }
-
-                self.loaded(loaded, copies).await?;
+                self.copies_ended(copied, copies).await?
             }
             RoundUpdate::Ended { unfinished } => {
                 copies.want(unfinished.into_iter().filter(|oid| self.copying.contains_key(oid)))
@@ -131,6 +117,59 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
 
         Ok(None)
+    }
+
+    /// Follows the stream up to the snapshot of a round that resumes copies: before a copy goes on,
+    /// the rows of its table have to be known as the snapshot sees them. Breaks off when the
+    /// operator stops the session, or with a reason to attach again.
+    async fn reach_snapshot(
+        &mut self,
+        lsn: Lsn,
+        tables: &[Planned],
+        stop: &CancellationToken,
+        cycles: &mut Vec<CycleReport>,
+    ) -> Result<ControlFlow<Option<String>>, EngineError> {
+        while tables.iter().any(|table| table.is_resumed)
+            && self.checkpoint.lsn < reachable_target(lsn)
+        {
+            let linger = Duration::from_millis(20);
+            let until = Some(reachable_target(lsn));
+            let options = CycleOptions { linger, until, hurry: true, save_idle: true };
+            let cycle = self.sync_once(options, stop).await?;
+
+            cycles.push(cycle.report);
+            match cycle.next {
+                NextStep::Stop => return Ok(ControlFlow::Break(None)),
+                NextStep::Reattach(reason) => return Ok(ControlFlow::Break(Some(reason))),
+                NextStep::Wait | NextStep::Continue | NextStep::EndOfStream => {}
+            }
+        }
+
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Acts upon the outcomes of the copies of tables.
+    async fn copies_ended(
+        &mut self,
+        copied: Vec<(u32, CopyOutcome)>,
+        copies: &mut CopyScheduler<T>,
+    ) -> Result<(), EngineError> {
+        let mut loaded = Vec::new();
+
+        for (oid, copied) in copied {
+            copies.done(oid, &copied);
+
+            let Some(spec) = self.copying.remove(&oid) else { continue };
+            match copied {
+                CopyOutcome::Done => loaded.push(spec),
+                CopyOutcome::Failed(pause) => self.give_up_copy(&spec, Some(pause)).await?,
+                CopyOutcome::Changed => {
+                    self.restart_copy(&spec, copies, "it changed while it was copied").await?
+                }
+            }
+        }
+
+        self.loaded(loaded, copies).await
     }
 
     /// Moves tables whose chunks are all in their shadows to `catching_up`.
@@ -235,64 +274,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         holder: &SqlClient,
         copies: &mut CopyScheduler<T>,
     ) -> Result<Vec<Option<Vec<u64>>>, EngineError> {
-        let (mut adopted, mut too_late) = (BTreeSet::new(), BTreeSet::new());
-
-        for table in tables {
-            let oid = table.spec.oid;
-            if self.consumer.assembler().may_have_missed(oid, since) {
-                too_late.insert(oid);
-            } else if !table.is_resumed {
-                adopted.insert(oid);
-            } else if self.copying.contains_key(&oid) {
-                // A table that was truncated in the meantime would be catching up.
-                match self.fill_open(table, holder).await? {
-                    Filled::All => {
-                        adopted.insert(oid);
-                    }
-                    // The next round resumes the copy.
-                    Filled::Locked => {
-                        too_late.insert(oid);
-                    }
-                    Filled::No => {
-                        self.give_up_copy(&table.spec, None).await?;
-                        too_late.insert(oid);
-                    }
-                }
-            } else if !self.catching_up.contains_key(&oid) {
-                // The shadow of the table went while the round waited.
-                too_late.insert(oid);
-            }
-        }
-
-        // A table that the round did not plan is gone from the source or its publication, as the
-        // next look at the catalogs says; no task is copying it.
-        let is_planned = |oid: u32| {
-            tables.iter().any(|table| table.spec.oid == oid)
-                || refused.iter().any(|row| row.oid == oid)
-        };
-
-        for oid in copies.asked().into_iter().filter(|oid| !is_planned(*oid)) {
-            if let Some(catalogs) = &mut self.catalogs {
-                catalogs.gone(oid);
-            }
-
-            if self.copying.remove(&oid).is_some() {
-                self.consumer.assembler().unfollow(oid);
-                self.target.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
-            }
-        }
+        let Admitted { mut adopted, too_late } = self.admit_tables(since, tables, holder).await?;
+        self.forget_unplanned(copies.asked(), tables, &refused).await?;
 
         let begun: Vec<_> =
             tables.iter().filter(|table| adopted.contains(&table.spec.oid)).collect();
         let new: Vec<_> = begun.iter().map(|table| table.new_copy()).collect();
 
-        for row in &refused {
-            self.unfollow(row.oid);
-            if let TableState::Error(pause) = &row.state {
-                self.not_copied.push((row.source.to_string(), pause.reason.clone()));
-            }
-        }
-
+        self.note_refused(&refused);
         let ids = self
             .target
             .call(move |target| {
@@ -302,25 +291,13 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             .await?;
 
         for (table, begun) in begun.iter().zip(&ids).filter(|(table, _)| !table.is_resumed) {
-            let spec = &table.spec;
-            if let Err(reason) = begun {
-                adopted.remove(&spec.oid);
-                self.unfollow(spec.oid);
-                let event =
-                    Event::CopyFailed { table: spec.source.to_string(), reason: reason.clone() };
-                let _ = self.events.send(event);
-                self.not_copied.push((spec.source.to_string(), reason.clone()));
-                continue;
+            match begun {
+                Ok(_) => self.capture_changes(&table.spec),
+                Err(reason) => {
+                    adopted.remove(&table.spec.oid);
+                    self.copy_not_begun(&table.spec, reason);
+                }
             }
-
-            self.paused.remove(&spec.oid);
-            self.consumer.assembler().follow(Arc::clone(spec));
-            if let Some(catalogs) = &mut self.catalogs {
-                catalogs.adopted(spec);
-            }
-
-            self.catching_up.remove(&spec.oid);
-            self.copying.insert(spec.oid, Arc::clone(spec));
         }
 
         copies.planned(&adopted, &too_late);
@@ -332,6 +309,125 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             .collect();
 
         Ok(tables.iter().map(|table| ids.remove(&table.spec.oid)).collect())
+    }
+
+    /// Decides which of the planned tables the round copies.
+    async fn admit_tables(
+        &mut self,
+        since: Lsn,
+        tables: &[Planned],
+        holder: &SqlClient,
+    ) -> Result<Admitted, EngineError> {
+        let mut admitted = Admitted::default();
+
+        for table in tables {
+            let oid = table.spec.oid;
+            match self.admission(since, table, holder).await? {
+                Admission::Adopted => {
+                    admitted.adopted.insert(oid);
+                }
+                Admission::TooLate => {
+                    admitted.too_late.insert(oid);
+                }
+                Admission::NotNeeded => {}
+            }
+        }
+
+        Ok(admitted)
+    }
+
+    async fn admission(
+        &mut self,
+        since: Lsn,
+        table: &Planned,
+        holder: &SqlClient,
+    ) -> Result<Admission, EngineError> {
+        let oid = table.spec.oid;
+        if self.consumer.assembler().may_have_missed(oid, since) {
+            return Ok(Admission::TooLate);
+        }
+
+        if !table.is_resumed {
+            return Ok(Admission::Adopted);
+        }
+
+        // A table that was truncated in the meantime would be catching up.
+        if self.copying.contains_key(&oid) {
+            return Ok(match self.fill_open(table, holder).await? {
+                Filled::All => Admission::Adopted,
+                // The next round resumes the copy.
+                Filled::Locked => Admission::TooLate,
+                Filled::No => {
+                    self.give_up_copy(&table.spec, None).await?;
+                    Admission::TooLate
+                }
+            });
+        }
+
+        if self.catching_up.contains_key(&oid) {
+            return Ok(Admission::NotNeeded);
+        }
+
+        // The shadow of the table went while the round waited.
+        Ok(Admission::TooLate)
+    }
+
+    /// Forgets the tables that were asked for and that the round did not plan. Such a table is gone
+    /// from the source or its publication, as the next look at the catalogs says; no task is
+    /// copying it.
+    async fn forget_unplanned(
+        &mut self,
+        asked: BTreeSet<u32>,
+        tables: &[Planned],
+        refused: &[StoredTable],
+    ) -> Result<(), EngineError> {
+        let is_planned = |oid: u32| {
+            tables.iter().any(|table| table.spec.oid == oid)
+                || refused.iter().any(|row| row.oid == oid)
+        };
+
+        for oid in asked.into_iter().filter(|oid| !is_planned(*oid)) {
+            if let Some(catalogs) = &mut self.catalogs {
+                catalogs.gone(oid);
+            }
+
+            if self.copying.remove(&oid).is_some() {
+                self.consumer.assembler().unfollow(oid);
+                self.target.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
+            }
+        }
+
+        Ok(())
+    }
+
+    /// Stops following the tables that cannot be copied as they are set up.
+    fn note_refused(&mut self, refused: &[StoredTable]) {
+        for row in refused {
+            self.unfollow(row.oid);
+            if let TableState::Error(pause) = &row.state {
+                self.not_copied.push((row.source.to_string(), pause.reason.clone()));
+            }
+        }
+    }
+
+    /// Follows a table whose copy has begun in the target, and keeps its changes from now on.
+    fn capture_changes(&mut self, spec: &Arc<TableSpec>) {
+        self.paused.remove(&spec.oid);
+        self.consumer.assembler().follow(Arc::clone(spec));
+        if let Some(catalogs) = &mut self.catalogs {
+            catalogs.adopted(spec);
+        }
+
+        self.catching_up.remove(&spec.oid);
+        self.copying.insert(spec.oid, Arc::clone(spec));
+    }
+
+    /// Stops following a table whose copy the target did not begin.
+    fn copy_not_begun(&mut self, spec: &TableSpec, reason: &str) {
+        self.unfollow(spec.oid);
+        let event = Event::CopyFailed { table: spec.source.to_string(), reason: reason.to_owned() };
+        let _ = self.events.send(event);
+        self.not_copied.push((spec.source.to_string(), reason.to_owned()));
     }
 
     /// Fetches the values that kept changes leave open, some rows at a time. The stream waits in

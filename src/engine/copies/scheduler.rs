@@ -20,6 +20,7 @@ use crate::{
     pipeline::{
         Context, EngineError, Writer,
         error_policy::{Policy, policy},
+        options::Budget,
     },
     source::LsnBarrier,
 };
@@ -63,12 +64,8 @@ pub struct CopyScheduler<T> {
     running: Option<Running>,
     /// Rounds in a row that came too late for a table.
     races: u32,
-    failures: u32,
-    restarts: RestartBudget,
-    /// How often the copy was restarted, by table.
-    restarts_by_table: BTreeMap<u32, u32>,
-    /// How often in a row a round may fail before that is an error.
-    patience: u32,
+    failures: RoundFailures,
+    restarts: CopyRestarts,
     not_before: Option<Instant>,
     /// When the first of the wanted tables was asked for.
     wanted_since: Instant,
@@ -100,10 +97,8 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             first: None,
             running: None,
             races: 0,
-            failures: 0,
-            restarts: RestartBudget::new(context.options.supervision.restart),
-            restarts_by_table: BTreeMap::new(),
-            patience,
+            failures: RoundFailures::new(context.options.supervision.restart, patience),
+            restarts: CopyRestarts::default(),
             not_before: None,
             wanted_since: Instant::now(),
             said_locked: None,
@@ -140,8 +135,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         }
 
         self.wanted.extend(oids);
-        let begin_at = (now + CALM_BEFORE_ROUND).min(self.wanted_since + MAX_WAIT_FOR_CALM);
-        self.not_before = self.not_before.max(Some(begin_at));
+        self.not_before = self.not_before.max(Some(calm_at(now, self.wanted_since)));
     }
 
     /// Sets the slot of the pipeline, whose snapshot the next round uses.
@@ -200,10 +194,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
     /// Asks for a restart of the copy of a table whose copy failed. Returns `false` when the copy
     /// was restarted too often.
     pub fn restart_copy(&mut self, oid: u32) -> bool {
-        let count = self.restarts_by_table.entry(oid).or_default();
-        *count += 1;
-
-        let is_wanted = *count <= MAX_COPY_RESTARTS;
+        let is_wanted = self.restarts.take(oid);
         if is_wanted {
             self.wanted.insert(oid);
         }
@@ -212,22 +203,17 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
 
     /// Records that the table's copy has come to its end.
     pub fn live(&mut self, oid: u32) {
-        self.restarts_by_table.remove(&oid);
+        self.restarts.forget(oid);
     }
 
     /// Records that the copy of the table is done, or failed.
     pub fn done(&mut self, oid: u32, copied: &CopyOutcome) {
         if *copied == CopyOutcome::Done {
-            self.failures = 0;
+            self.failures.in_a_row = 0;
         }
         if let Some(running) = &mut self.running {
             running.tables.remove(&oid);
         }
-    }
-
-    fn trail(&self) -> Option<Duration> {
-        let doublings = self.races.checked_sub(1)?;
-        Some((FIRST_TRAIL * 2_u32.saturating_pow(doublings.min(10))).min(MAX_TRAIL))
     }
 
     /// Keeps tables that other sessions have locked for a later round.
@@ -260,7 +246,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         let round = CopyRound {
             wanted: Some(self.wanted.clone()),
             first: self.first.take(),
-            trail: self.trail(),
+            trail: trail_after(self.races),
             is_plain: false,
             hold: self.hold.clone(),
             told: tell,
@@ -323,24 +309,10 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             };
 
             if let Err(error) = ended {
-                if lasted > CALM {
-                    self.failures = 0;
-                }
-
-                self.failures += 1;
-                let is_over = match policy(&error) {
-                    Policy::Outage | Policy::Passing => false,
-                    Policy::Restart => !self.restarts.take(),
-                    // The whole session waits for a disk that is full.
-                    Policy::Disk | Policy::Table | Policy::Operator => true,
+                let Some(pause) = self.failures.count(policy(&error), lasted) else {
+                    return Err(error);
                 };
 
-                if is_over || self.failures > self.patience {
-                    return Err(error);
-                }
-
-                let pause =
-                    (FIRST_PAUSE * 2_u32.saturating_pow(self.failures.min(10))).min(MAX_PAUSE);
                 let retry_in_ms = pause.as_millis() as u64;
                 tracing::warn!(
                     error = error_chain(&error),
@@ -358,9 +330,10 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
     pub async fn reset(&mut self) {
         self.shutdown().await;
         self.wanted.clear();
-        self.restarts_by_table.clear();
+        self.restarts = CopyRestarts::default();
         self.first = None;
-        (self.races, self.failures, self.not_before) = (0, 0, None);
+        self.failures.in_a_row = 0;
+        (self.races, self.not_before) = (0, None);
     }
 
     /// Lets chunks that have begun come to their end, within the grace period. The caller may begin
@@ -380,5 +353,192 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             // itself.
             let _ = running.task.await;
         }
+    }
+}
+
+/// Returns how far the stream stays behind the source while the next round begins, after this
+/// number of rounds in a row that came too late for a table.
+fn trail_after(races: u32) -> Option<Duration> {
+    let doublings = races.checked_sub(1)?;
+    Some((FIRST_TRAIL * 2_u32.saturating_pow(doublings.min(10))).min(MAX_TRAIL))
+}
+
+/// Returns when the next round begins if another table was found `now`, and the first one at
+/// `wanted_since`.
+fn calm_at(now: Instant, wanted_since: Instant) -> Instant {
+    (now + CALM_BEFORE_ROUND).min(wanted_since + MAX_WAIT_FOR_CALM)
+}
+
+/// The failures of rounds, and how many of them are borne.
+struct RoundFailures {
+    in_a_row: u32,
+    /// How often in a row a round may fail before that is an error.
+    patience: u32,
+    /// How often a round may begin again after a bug.
+    budget: RestartBudget,
+}
+
+impl RoundFailures {
+    fn new(budget: Budget, patience: u32) -> Self {
+        Self { in_a_row: 0, patience, budget: RestartBudget::new(budget) }
+    }
+
+    /// Counts the failure of a round that has lasted this long. Returns the pause before the next
+    /// round, or `None` when no other round is to follow.
+    fn count(&mut self, policy: Policy, lasted: Duration) -> Option<Duration> {
+        if lasted > CALM {
+            self.in_a_row = 0;
+        }
+
+        self.in_a_row += 1;
+        let is_over = match policy {
+            Policy::Outage | Policy::Passing => false,
+            Policy::Restart => !self.budget.take(),
+            // The whole session waits for a disk that is full.
+            Policy::Disk | Policy::Table | Policy::Operator => true,
+        };
+
+        if is_over || self.in_a_row > self.patience {
+            return None;
+        }
+
+        Some((FIRST_PAUSE * 2_u32.saturating_pow(self.in_a_row.min(10))).min(MAX_PAUSE))
+    }
+}
+
+/// How often the copy was restarted, by table.
+#[derive(Default)]
+struct CopyRestarts(BTreeMap<u32, u32>);
+
+impl CopyRestarts {
+    /// Counts a restart. Returns `false` when the copy of the table was restarted too often.
+    fn take(&mut self, oid: u32) -> bool {
+        let count = self.0.entry(oid).or_default();
+        *count += 1;
+        *count <= MAX_COPY_RESTARTS
+    }
+
+    fn forget(&mut self, oid: u32) {
+        self.0.remove(&oid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_secs(61);
+
+    /// A name, the patience, how the rounds failed, and the pauses in milliseconds.
+    type Failing<'a> = (&'a str, u32, &'a [(Policy, Duration)], &'a [Option<u128>]);
+
+    #[test]
+    fn the_stream_stays_further_behind_with_each_round_that_came_too_late() {
+        for (races, expected) in [
+            (0, None),
+            (1, Some(200)),
+            (2, Some(400)),
+            (3, Some(800)),
+            (7, Some(12_800)),
+            (8, Some(20_000)),
+            (u32::MAX, Some(20_000)),
+        ] {
+            let trail = trail_after(races).map(|trail| trail.as_millis());
+            assert_eq!(trail, expected, "{races} rounds came too late");
+        }
+    }
+
+    #[test]
+    fn a_round_begins_when_no_other_table_comes_and_after_ten_seconds_in_any_case() {
+        let (since, millis) = (Instant::now(), Duration::from_millis);
+
+        for (name, found_after, begins_after) in [
+            ("the first table", 0, 1000),
+            ("a table of the same migration", 500, 1500),
+            ("a table of a long migration", 5000, 6000),
+            ("a table shortly before the end", 9500, 10_000),
+            ("a table at the end", 10_000, 10_000),
+            ("a table while a round runs", 30_000, 10_000),
+        ] {
+            let begins = calm_at(since + millis(found_after), since);
+            assert_eq!(begins, since + millis(begins_after), "{name}");
+        }
+    }
+
+    #[test]
+    fn each_failure_of_a_round_leads_to_a_pause_or_to_an_error() {
+        let (outage, bug) = ((Policy::Outage, SHORT), (Policy::Restart, SHORT));
+        let long_outage = (Policy::Outage, LONG);
+
+        // The bugs that are borne are two.
+        let cases: &[Failing<'_>] = &[
+            (
+                "an outage is waited for, longer each time",
+                10,
+                &[outage; 7],
+                &[
+                    Some(1000),
+                    Some(2000),
+                    Some(4000),
+                    Some(8000),
+                    Some(16_000),
+                    Some(30_000),
+                    Some(30_000),
+                ],
+            ),
+            ("a lock passes", 10, &[(Policy::Passing, SHORT)], &[Some(1000)]),
+            ("patience ends", 2, &[outage; 3], &[Some(1000), Some(2000), None]),
+            ("there is no patience", 0, &[outage], &[None]),
+            (
+                "a long round was healthy",
+                2,
+                &[outage, outage, long_outage, outage],
+                &[Some(1000), Some(2000), Some(1000), Some(2000)],
+            ),
+            (
+                "a round as long as the limit",
+                2,
+                &[outage, (Policy::Outage, CALM)],
+                &[Some(1000), Some(2000)],
+            ),
+            ("bugs are borne twice", 10, &[bug; 3], &[Some(1000), Some(2000), None]),
+            (
+                "an outage is no bug",
+                10,
+                &[bug, outage, bug, bug],
+                &[Some(1000), Some(2000), Some(4000), None],
+            ),
+            (
+                "bugs of long rounds count",
+                10,
+                &[(Policy::Restart, LONG); 3],
+                &[Some(1000), Some(1000), None],
+            ),
+            ("a disk is full", 10, &[(Policy::Disk, SHORT)], &[None]),
+            ("a table without a name", 10, &[(Policy::Table, SHORT)], &[None]),
+            ("only the operator helps", 10, &[(Policy::Operator, LONG)], &[None]),
+        ];
+
+        for (name, patience, rounds, expected) in cases {
+            let mut failures = RoundFailures::new(Budget { max: 2, within: None }, *patience);
+            let pauses: Vec<Option<u128>> = rounds
+                .iter()
+                .map(|&(policy, lasted)| failures.count(policy, lasted).map(|it| it.as_millis()))
+                .collect();
+            assert_eq!(pauses, *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_copy_of_a_table_is_restarted_a_few_times_and_of_others_beside_it() {
+        let mut restarts = CopyRestarts::default();
+        let taken: Vec<bool> = (0..=MAX_COPY_RESTARTS).map(|_| restarts.take(1)).collect();
+        assert_eq!(taken.iter().filter(|is_taken| **is_taken).count(), 10);
+        assert!(!restarts.take(1) && restarts.take(2));
+
+        // The copy has come to its end.
+        restarts.forget(1);
+        assert!(restarts.take(1));
     }
 }

@@ -316,40 +316,60 @@ impl CatalogWatch {
             self.seen = self.see().await?;
         }
 
-        // New shapes are not taken from the cache: another question may have changed the shape of
-        // the table since.
+        if let Some(verdict) = self.judge_by_cache(&spec, question) {
+            return Ok(Asked::Judged(verdict));
+        }
+
+        self.judge_by_catalogs(&spec, question).await
+    }
+
+    /// Judges a relation by the tables that were read last. Returns `None` when those do not answer
+    /// the question.
+    fn judge_by_cache(
+        &mut self,
+        spec: &Arc<TableSpec>,
+        question: &SchemaQuery,
+    ) -> Option<ShapeChange> {
+        let oid = question.relation.oid;
         let is_seen = |seen: &&CatalogCache| {
             question.commit_lsn < seen.before && seen.xids.sees(question.xid)
         };
 
-        if let Some(seen) = self.seen.as_ref().filter(is_seen)
-            && let Some(now) = seen.tables.get(&oid)
-        {
-            let is_same_question = |(of, relation): &(Arc<TableSpec>, Relation)| {
-                question.description.is_none()
-                    && Arc::ptr_eq(of, &spec)
-                    && *relation == question.relation
-            };
+        let seen = self.seen.as_ref().filter(is_seen)?;
+        let now = seen.tables.get(&oid)?;
 
-            if seen.fitting.get(&oid).is_some_and(is_same_question) {
-                return Ok(Asked::Judged(ShapeChange::None));
-            }
+        let is_same_question = |(of, relation): &(Arc<TableSpec>, Relation)| {
+            question.description.is_none()
+                && Arc::ptr_eq(of, spec)
+                && *relation == question.relation
+        };
 
-            let settings = table_settings(&self.context.options, &now.name);
-            let verdict =
-                judge(&spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
-
-            if let (ShapeChange::None, None, Some(seen)) =
-                (&verdict, &question.description, &mut self.seen)
-            {
-                seen.fitting.insert(oid, (Arc::clone(&spec), question.relation.clone()));
-            }
-
-            if matches!(verdict, ShapeChange::None | ShapeChange::Recopy(_)) {
-                return Ok(Asked::Judged(verdict));
-            }
+        if seen.fitting.get(&oid).is_some_and(is_same_question) {
+            return Some(ShapeChange::None);
         }
 
+        let settings = table_settings(&self.context.options, &now.name);
+        let verdict =
+            judge(spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
+
+        if let (ShapeChange::None, None, Some(seen)) =
+            (&verdict, &question.description, &mut self.seen)
+        {
+            seen.fitting.insert(oid, (Arc::clone(spec), question.relation.clone()));
+        }
+
+        // New shapes are not taken from the cache: another question may have changed the shape of
+        // the table since.
+        matches!(verdict, ShapeChange::None | ShapeChange::Recopy(_)).then_some(verdict)
+    }
+
+    /// Judges a relation by the catalogs as they are now.
+    async fn judge_by_catalogs(
+        &mut self,
+        spec: &Arc<TableSpec>,
+        question: &SchemaQuery,
+    ) -> Result<Asked, EngineError> {
+        let oid = question.relation.oid;
         let xids = catalog::begin_snapshot(&self.sql).await?;
         if !xids.sees(question.xid) {
             catalog::abort_snapshot(&self.sql).await?;
@@ -379,7 +399,7 @@ impl CatalogWatch {
         let Some(now) = tables.pop() else {
             // The table is gone by now. Rows that the stream still brings of the table either fit,
             // or need not be kept.
-            return Ok(Asked::Judged(if fits(&spec, &question.relation) {
+            return Ok(Asked::Judged(if fits(spec, &question.relation) {
                 ShapeChange::None
             } else {
                 ShapeChange::Recopy("it changed, and is no longer published".to_owned())
@@ -387,7 +407,7 @@ impl CatalogWatch {
         };
 
         let settings = table_settings(&self.context.options, &now.name);
-        let verdict = judge(&spec, &now, Some(question), &types, self.policy(&settings, oid, None));
+        let verdict = judge(spec, &now, Some(question), &types, self.policy(&settings, oid, None));
         Ok(Asked::Judged(verdict))
     }
 

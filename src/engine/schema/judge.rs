@@ -3,22 +3,14 @@
 
 use std::sync::Arc;
 
+use super::described::described;
 use crate::{
-    change::{
-        ColumnOrigin, SchemaChange, TableSpec,
-        followed::{SchemaQuery, fits},
-    },
-    pgoutput::{
-        ReplicaIdentity,
-        table_description::{DescribedColumn, Description},
-    },
+    change::{ColumnOrigin, ColumnSpec, SchemaChange, TableSpec, followed::SchemaQuery},
     pipeline::{
         options::TableSettings,
         tables::{self, PlanOptions},
     },
-    source::catalog::{
-        self, CompositeFields, Fingerprint, LeafTable, SourceColumn, SourceKey, SourceTable,
-    },
+    source::catalog::{CompositeFields, Fingerprint, LeafTable, SourceTable},
     types::{InPlace, TypeCatalog, Typed, in_place},
 };
 
@@ -66,7 +58,7 @@ pub(super) fn judge(
     decide(spec, now, question, types, policy).unwrap_or_else(ShapeChange::Recopy)
 }
 
-pub(super) fn decide(
+fn decide(
     spec: &Arc<TableSpec>,
     now: &SourceTable,
     question: Option<&SchemaQuery>,
@@ -92,159 +84,250 @@ pub(super) fn decide(
         },
     };
 
-    let options = PlanOptions {
-        settings: policy.settings,
-        null_unrepresentable: policy.null_unrepresentable,
-        before: Some(spec.as_ref()),
-    };
-    let mut after = tables::plan(&table, types, options).map_err(|error| error.to_string())?;
-    // Names of tables come from the catalogs and are changed elsewhere; the LSN of the copy stays.
-    (after.source, after.target) = (spec.source.clone(), spec.target.clone());
-    (after.copy_lsn, after.copy_xids) = (spec.copy_lsn, spec.copy_xids.clone());
-    after.epoch = spec.epoch + 1;
+    let comparison = Comparison { spec, known: &known, now, question, types, policy };
+    let mut after = comparison.next_shape(&table)?;
+    let columns = comparison.column_origins(&after, &table)?;
 
-    let last =
-        after.columns.iter().map(|column| column.attnum).max().unwrap_or(0).max(known.last_attnum);
-    after.fingerprint = tables::fingerprint_text(&Fingerprint {
-        // Columns that came after those that the stream describes are still new to the stream.
-        last_attnum: if question.is_some() { last } else { now.fingerprint.last_attnum },
-        // The next look judges a new file and new partitions.
-        files: if question.is_some() { known.files.clone() } else { now.fingerprint.files.clone() },
-        inherits: if question.is_some() {
-            known.inherits.clone()
-        } else {
-            now.fingerprint.inherits.clone()
-        },
-        // The next look also judges labels and fields that came since: rows may have been read
-        // before these got the names that they have now.
-        labels: if question.is_some() {
-            known.labels.clone()
-        } else {
-            now.fingerprint.labels.clone()
-        },
-        composites: if question.is_some() {
-            known.composites.clone()
-        } else {
-            now.fingerprint.composites.clone()
-        },
-        ..now.fingerprint.clone()
-    });
-
-    let mut columns = Vec::with_capacity(after.columns.len());
-    for column in &after.columns {
-        let declared = table.columns.iter().find(|declared| declared.attnum == column.attnum);
-
-        match spec.columns.iter().position(|before| before.attnum == column.attnum) {
-            Some(at) => {
-                if let Some(before) = spec.columns.get(at) {
-                    let was = Typed { type_oid: before.type_oid, mapping: &before.mapping };
-                    let is = Typed { type_oid: column.type_oid, mapping: &column.mapping };
-
-                    let found = in_place(was, is, types, policy.null_unrepresentable);
-                    let is_reprinted = found == Some(InPlace::Reprinted);
-                    if is_reprinted && question.is_some_and(|question| question.has_open_rows) {
-                        return Err(format!(
-                            "column \"{}\" got another type inside a transaction that had changed \
-                             rows before",
-                            column.name
-                        ));
-                    }
-
-                    let is_widened =
-                        policy.trust_widening && before.mapping.widens_to(&column.mapping);
-                    if found.is_none() && !is_widened {
-                        return Err(format!("column \"{}\" has another type", column.name));
-                    }
-                }
-
-                columns.push(ColumnOrigin::Kept(at));
-            }
-            None if column.attnum > known.last_attnum => {
-                // Partitions that came later hold no older rows.
-                let missing = declared.map(|declared| &declared.missing).into_iter().flatten();
-                let mut values = missing
-                    .filter(|(oid, _)| known.files.contains_key(oid))
-                    .map(|(_, value)| value);
-
-                let first = values.next().cloned().flatten();
-                if values.any(|value| *value != first) {
-                    return Err(format!(
-                        "older rows of its partitions differ in column \"{}\"",
-                        column.name
-                    ));
-                }
-
-                columns.push(ColumnOrigin::Added(first));
-            }
-            None => {
-                return Err(format!(
-                    "column \"{}\" was there before, but was not copied",
-                    column.name
-                ));
-            }
-        }
-    }
-
-    // Only a widening that the two shapes show is trusted, and no other cause of a rewrite.
-    let is_widened = after.columns.iter().zip(&columns).any(|(column, origin)| match origin {
-        ColumnOrigin::Kept(at) => {
-            spec.columns.get(*at).is_some_and(|before| before.mapping != column.mapping)
-        }
-        ColumnOrigin::Added(_) => false,
-    });
-
-    let is_added = columns.iter().any(|column| matches!(column, ColumnOrigin::Added(_)));
-    if rewritten && (is_added || !is_widened || now.kind == b'p') {
+    if rewritten && !comparison.is_only_widened(&after, &columns) {
         return Err("it was rewritten".to_owned());
     }
 
-    let is_same_shape = after.columns.len() == spec.columns.len()
-        && after.replica_identity == spec.replica_identity
-        && after.key == spec.key
-        && after.columns.iter().zip(&spec.columns).all(|(after, before)| {
-            (after.attnum, &after.name, after.type_oid, after.typmod, &after.mapping)
-                == (before.attnum, &before.name, before.type_oid, before.typmod, &before.mapping)
-        });
-
-    if is_same_shape {
+    if is_same_shape(spec, &after) {
         after.epoch = spec.epoch;
-
-        let is_noted = after.fingerprint != spec.fingerprint
-            || after
-                .columns
-                .iter()
-                .zip(&spec.columns)
-                .any(|(after, before)| after.not_null != before.not_null);
-
-        return Ok(if is_noted {
+        return Ok(if has_newer_notes(spec, &after) {
             ShapeChange::MetadataOnly(Box::new(after))
         } else {
             ShapeChange::None
         });
     }
 
-    if question.is_some_and(|question| question.has_parts) {
-        return Err(
-            "it changed its shape inside a transaction too large for memory that had changed rows \
-             before"
-                .to_owned(),
-        );
+    comparison.alter(after, columns)
+}
+
+/// A table as it is followed, and what there is to compare the table with.
+struct Comparison<'a> {
+    spec: &'a Arc<TableSpec>,
+    /// What the catalogs said when the table got the shape of `spec`.
+    known: &'a Fingerprint,
+    /// What the catalogs say now.
+    now: &'a SourceTable,
+    question: Option<&'a SchemaQuery>,
+    types: &'a TypeCatalog,
+    policy: Policy<'a>,
+}
+
+impl Comparison<'_> {
+    /// Plans the table in its next shape.
+    fn next_shape(&self, table: &SourceTable) -> Result<TableSpec, String> {
+        let spec = self.spec;
+        let options = PlanOptions {
+            settings: self.policy.settings,
+            null_unrepresentable: self.policy.null_unrepresentable,
+            before: Some(spec.as_ref()),
+        };
+
+        let mut after =
+            tables::plan(table, self.types, options).map_err(|error| error.to_string())?;
+
+        // Names of tables come from the catalogs and are changed elsewhere; the LSN of the copy
+        // stays.
+        (after.source, after.target) = (spec.source.clone(), spec.target.clone());
+        (after.copy_lsn, after.copy_xids) = (spec.copy_lsn, spec.copy_xids.clone());
+        after.epoch = spec.epoch + 1;
+        after.fingerprint = tables::fingerprint_text(&self.next_fingerprint(&after.columns));
+        Ok(after)
     }
 
-    let reshape = SchemaChange { before: Arc::clone(spec), after: Arc::new(after), columns };
-    if reshape.changes_key() && question.is_some_and(|question| question.has_open_rows) {
-        return Err("its key changed inside a transaction that had changed rows before".to_owned());
+    /// Returns what the next look compares the table with. `columns` are those of the next shape.
+    fn next_fingerprint(&self, columns: &[ColumnSpec]) -> Fingerprint {
+        let (known, found) = (self.known, &self.now.fingerprint);
+        if self.question.is_none() {
+            return found.clone();
+        }
+
+        let last = columns.iter().map(|column| column.attnum).max().unwrap_or(0);
+        Fingerprint {
+            // Columns that came after those that the stream describes are still new to the stream.
+            last_attnum: last.max(known.last_attnum),
+            // The next look judges a new file and new partitions.
+            files: known.files.clone(),
+            inherits: known.inherits.clone(),
+            // The next look also judges labels and fields that came since: rows may have been read
+            // before these got the names that they have now.
+            labels: known.labels.clone(),
+            composites: known.composites.clone(),
+            ..found.clone()
+        }
     }
 
-    Ok(ShapeChange::Alter(Box::new(reshape)))
+    /// Returns, for each column of the next shape, the origin of the values of older rows.
+    fn column_origins(
+        &self,
+        after: &TableSpec,
+        table: &SourceTable,
+    ) -> Result<Vec<ColumnOrigin>, String> {
+        let origin = |column: &ColumnSpec| -> Result<ColumnOrigin, String> {
+            let mut columns = self.spec.columns.iter().enumerate();
+
+            match columns.find(|(_, before)| before.attnum == column.attnum) {
+                Some((at, before)) => {
+                    self.judge_type(before, column)?;
+                    Ok(ColumnOrigin::Kept(at))
+                }
+                None if column.attnum > self.known.last_attnum => {
+                    Ok(ColumnOrigin::Added(self.value_of_older_rows(column, table)?))
+                }
+                None => {
+                    Err(format!("column \"{}\" was there before, but was not copied", column.name))
+                }
+            }
+        };
+
+        after.columns.iter().map(origin).collect()
+    }
+
+    /// Refuses a change of a column's type that stored values do not go through in place.
+    fn judge_type(&self, before: &ColumnSpec, after: &ColumnSpec) -> Result<(), String> {
+        let was = Typed { type_oid: before.type_oid, mapping: &before.mapping };
+        let is = Typed { type_oid: after.type_oid, mapping: &after.mapping };
+
+        let found = in_place(was, is, self.types, self.policy.null_unrepresentable);
+        if found == Some(InPlace::Reprinted) && self.has_open_rows() {
+            return Err(format!(
+                "column \"{}\" got another type inside a transaction that had changed rows before",
+                after.name
+            ));
+        }
+
+        let is_widened = self.policy.trust_widening && before.mapping.widens_to(&after.mapping);
+        if found.is_none() && !is_widened {
+            return Err(format!("column \"{}\" has another type", after.name));
+        }
+
+        Ok(())
+    }
+
+    /// Returns what rows hold in a new column that are older than the column.
+    fn value_of_older_rows(
+        &self,
+        column: &ColumnSpec,
+        table: &SourceTable,
+    ) -> Result<Option<String>, String> {
+        let declared = table.columns.iter().find(|declared| declared.attnum == column.attnum);
+        let missing = declared.map(|declared| &declared.missing).into_iter().flatten();
+
+        // Partitions that came later hold no older rows.
+        let mut values =
+            missing.filter(|(oid, _)| self.known.files.contains_key(oid)).map(|(_, value)| value);
+
+        let first = values.next().cloned().flatten();
+        if values.any(|value| *value != first) {
+            return Err(format!(
+                "older rows of its partitions differ in column \"{}\"",
+                column.name
+            ));
+        }
+
+        Ok(first)
+    }
+
+    /// Returns whether a widening explains that the table was rewritten. Only a widening that the
+    /// two shapes show is trusted, and no other cause of a rewrite.
+    fn is_only_widened(&self, after: &TableSpec, columns: &[ColumnOrigin]) -> bool {
+        let is_widened = after.columns.iter().zip(columns).any(|(column, origin)| match origin {
+            ColumnOrigin::Kept(at) => {
+                self.spec.columns.get(*at).is_some_and(|before| before.mapping != column.mapping)
+            }
+            ColumnOrigin::Added(_) => false,
+        });
+
+        let is_added = columns.iter().any(|column| matches!(column, ColumnOrigin::Added(_)));
+        is_widened && !is_added && self.now.kind != b'p'
+    }
+
+    /// Brings the table into another shape in place, unless rows that were read before keep the
+    /// table from it.
+    fn alter(&self, after: TableSpec, columns: Vec<ColumnOrigin>) -> Result<ShapeChange, String> {
+        if self.question.is_some_and(|question| question.has_parts) {
+            return Err(
+                "it changed its shape inside a transaction too large for memory that had changed \
+                 rows before"
+                    .to_owned(),
+            );
+        }
+
+        let reshape =
+            SchemaChange { before: Arc::clone(self.spec), after: Arc::new(after), columns };
+        if reshape.changes_key() && self.has_open_rows() {
+            return Err(
+                "its key changed inside a transaction that had changed rows before".to_owned()
+            );
+        }
+
+        Ok(ShapeChange::Alter(Box::new(reshape)))
+    }
+
+    fn has_open_rows(&self) -> bool {
+        self.question.is_some_and(|question| question.has_open_rows)
+    }
+}
+
+fn is_same_shape(before: &TableSpec, after: &TableSpec) -> bool {
+    after.columns.len() == before.columns.len()
+        && after.replica_identity == before.replica_identity
+        && after.key == before.key
+        && after.columns.iter().zip(&before.columns).all(|(after, before)| {
+            (after.attnum, &after.name, after.type_oid, after.typmod, &after.mapping)
+                == (before.attnum, &before.name, before.type_oid, before.typmod, &before.mapping)
+        })
+}
+
+/// Returns whether something is newer about a table of the same shape.
+fn has_newer_notes(before: &TableSpec, after: &TableSpec) -> bool {
+    after.fingerprint != before.fingerprint
+        || after
+            .columns
+            .iter()
+            .zip(&before.columns)
+            .any(|(after, before)| after.not_null != before.not_null)
+}
+
+/// Finds changes of which the stream says nothing. Returns `Ok(true)` when the table was rewritten,
+/// perhaps with other values.
+fn compare(
+    known: &Fingerprint,
+    now: &SourceTable,
+    is_look: bool,
+    truncated: Option<Truncated>,
+) -> Result<bool, String> {
+    let found = &now.fingerprint;
+    let reason = is_published_otherwise(known, found)
+        .or_else(|| partition_change(known, now))
+        .or_else(|| type_change(known, found, is_look));
+
+    if let Some(reason) = reason {
+        return Err(reason.to_owned());
+    }
+
+    let is_other_file =
+        known.files.iter().any(|(oid, file)| found.files.get(oid).is_some_and(|now| now != file));
+    let is_altered =
+        (&known.attributes, &known.leaf_attributes) != (&found.attributes, &found.leaf_attributes);
+
+    if is_other_file
+        && !is_altered
+        && is_look
+        && let Some(reason) = file_change(now, truncated)
+    {
+        return Err(reason.to_owned());
+    }
+
+    Ok(is_other_file && is_altered)
 }
 
 /// Returns how a table is published otherwise than before: changes of the table in the meantime may
 /// not have come.
-pub(super) fn is_published_otherwise(
-    known: &Fingerprint,
-    found: &Fingerprint,
-) -> Option<&'static str> {
+fn is_published_otherwise(known: &Fingerprint, found: &Fingerprint) -> Option<&'static str> {
     if (&known.listed, &known.schema) != (&found.listed, &found.schema) {
         return Some("it left its publication and came back, or is published in another way");
     }
@@ -256,21 +339,12 @@ pub(super) fn is_published_otherwise(
     (known.row_filter != found.row_filter).then_some("its row filter is another one")
 }
 
-/// Finds changes of which the stream says nothing. Returns `Ok(true)` when the table was rewritten,
-/// perhaps with other values.
-pub(super) fn compare(
-    known: &Fingerprint,
-    now: &SourceTable,
-    is_look: bool,
-    truncated: Option<Truncated>,
-) -> Result<bool, String> {
+/// Returns how the partitions of a table changed so that rows came or went of which the stream says
+/// nothing.
+fn partition_change(known: &Fingerprint, now: &SourceTable) -> Option<&'static str> {
     let found = &now.fingerprint;
-    if let Some(reason) = is_published_otherwise(known, found) {
-        return Err(reason.to_owned());
-    }
-
     if known.files.keys().any(|oid| !found.files.contains_key(oid)) {
-        return Err("a partition was detached or dropped".to_owned());
+        return Some("a partition was detached or dropped");
     }
 
     if known
@@ -278,16 +352,19 @@ pub(super) fn compare(
         .iter()
         .any(|(oid, rows)| found.inherits.get(oid).is_some_and(|now| now != rows))
     {
-        return Err("a partition was detached and attached again".to_owned());
+        return Some("a partition was detached and attached again");
     }
 
-    if new_leaves(known, now).any(|leaf| leaf.file != leaf.oid || leaf.pages != Some(0)) {
-        return Err("a partition that holds rows was attached".to_owned());
-    }
+    new_leaves(known, now)
+        .any(|leaf| leaf.file != leaf.oid || leaf.pages != Some(0))
+        .then_some("a partition that holds rows was attached")
+}
 
+/// Returns how a type that the columns use changed so that older rows print otherwise.
+fn type_change(known: &Fingerprint, found: &Fingerprint, is_look: bool) -> Option<&'static str> {
     if known.labels.iter().any(|(oid, label)| found.labels.get(oid).is_some_and(|now| now != label))
     {
-        return Err("a label of an enum was renamed".to_owned());
+        return Some("a label of an enum was renamed");
     }
 
     let is_altered = |oid: &u32, now: &CompositeFields| match known.composites.get(oid) {
@@ -295,39 +372,35 @@ pub(super) fn compare(
         // Rows may have been read before a field came.
         None => is_look && !now.is_original,
     };
-    if found.composites.iter().any(|(oid, now)| is_altered(oid, now)) {
-        return Err("a composite type has other fields".to_owned());
+
+    found
+        .composites
+        .iter()
+        .any(|(oid, now)| is_altered(oid, now))
+        .then_some("a composite type has other fields")
+}
+
+/// Returns why the new file of a table whose columns were not altered may hold other rows.
+///
+/// VACUUM FULL and CLUSTER change no row, and a table that a publication names allows no other
+/// change of its file. A partition can be truncated without a message in the stream (trap 61), and
+/// a table that is published with all others can have been UNLOGGED for a while (trap 46).
+fn file_change(now: &SourceTable, truncated: Option<Truncated>) -> Option<&'static str> {
+    if now.kind == b'p' {
+        return Some("the file of a partition was replaced, as by TRUNCATE");
     }
 
-    let is_other_file =
-        known.files.iter().any(|(oid, file)| found.files.get(oid).is_some_and(|now| now != file));
-    let is_altered =
-        (&known.attributes, &known.leaf_attributes) != (&found.attributes, &found.leaf_attributes);
+    // The table still has the file that the TRUNCATE made if the row in pg_class is as the
+    // TRUNCATE's transaction left it. And if the look did not see the TRUNCATE, the TRUNCATE has
+    // since removed every row of the file that the look saw.
+    let own = now.leaves.iter().find(|leaf| leaf.oid == now.oid);
+    let is_its_file =
+        |truncated: Truncated| own.is_some_and(|leaf| leaf.changed_by == truncated.by);
+    let is_explained =
+        truncated.is_some_and(|truncated| truncated.is_unseen || is_its_file(truncated));
 
-    if is_other_file && !is_altered && is_look {
-        // VACUUM FULL and CLUSTER change no row, and a table that a publication names allows no
-        // other change of its file. A partition can be truncated without a message in the stream
-        // (trap 61), and a table that is published with all others can have been UNLOGGED for a
-        // while (trap 46).
-        if now.kind == b'p' {
-            return Err("the file of a partition was replaced, as by TRUNCATE".to_owned());
-        }
-
-        // The table still has the file that the TRUNCATE made if the row in pg_class is as the
-        // TRUNCATE's transaction left it. And if the look did not see the TRUNCATE, the TRUNCATE
-        // has since removed every row of the file that the look saw.
-        let own = now.leaves.iter().find(|leaf| leaf.oid == now.oid);
-        let is_its_file =
-            |truncated: Truncated| own.is_some_and(|leaf| leaf.changed_by == truncated.by);
-        let is_explained =
-            truncated.is_some_and(|truncated| truncated.is_unseen || is_its_file(truncated));
-
-        if found.listed.is_empty() && !is_explained {
-            return Err("its file was replaced, as by SET UNLOGGED and SET LOGGED".to_owned());
-        }
-    }
-
-    Ok(is_other_file && is_altered)
+    (now.fingerprint.listed.is_empty() && !is_explained)
+        .then_some("its file was replaced, as by SET UNLOGGED and SET LOGGED")
 }
 
 /// Returns the partitions that came since. If a partition was born empty, as most are, rows came
@@ -340,165 +413,5 @@ pub(super) fn new_leaves<'a>(
     now.leaves.iter().filter(|leaf| !known.files.contains_key(&leaf.oid))
 }
 
-/// Returns the table as the stream describes it, with what the catalogs know of its columns, or
-/// `None` when the table is as it is followed.
-pub(super) fn described(
-    spec: &TableSpec,
-    known: &Fingerprint,
-    now: &SourceTable,
-    question: &SchemaQuery,
-) -> Result<Option<SourceTable>, String> {
-    let relation = &question.relation;
-
-    // If the source itself says what the table was at this place of the stream, nothing is in
-    // doubt.
-    let description = question.description.as_ref().filter(|it| is_credible(it, now, question));
-
-    let (mut candidates, last_attnum) = match description {
-        Some(description) => (of_description(description), description.last_attnum),
-        None => (now.columns.clone(), now.fingerprint.last_attnum),
-    };
-
-    // With REPLICA IDENTITY FULL every column is flagged, and only the catalogs know the key (trap
-    // 49), as it is now. A key that has come since cannot be relied on before the stream has passed
-    // it: until then rows are matched whole.
-    let key: Vec<i16> = spec
-        .key_columns()
-        .iter()
-        .filter_map(|&at| spec.columns.get(at))
-        .map(|column| column.attnum)
-        .collect();
-
-    let key_holds = !key.is_empty()
-        && known.key_index != 0
-        && known.key_index == now.fingerprint.key_index
-        && key.iter().all(|attnum| now.primary_key.contains(attnum))
-        && key.len() == now.primary_key.len();
-
-    if fits(spec, relation) {
-        // A column that is gone now may have been replaced by a column of the same name before this
-        // relation was described.
-        let is_gone = |attnum: i16| !candidates.iter().any(|column| column.attnum == attnum);
-        let is_another = last_attnum > known.last_attnum
-            && spec.columns.iter().any(|column| is_gone(column.attnum));
-
-        if is_another && description.is_none() {
-            return Err("a column was dropped and another one added".to_owned());
-        }
-
-        let is_same = !is_another;
-        if is_same
-            && (key_holds
-                || relation.replica_identity != ReplicaIdentity::Full
-                || spec.key_columns().is_empty())
-        {
-            return Ok(None);
-        }
-    }
-
-    let changed_again = || "it changed again before it could be followed".to_owned();
-    if description.is_none() {
-        // Columns that are there now and were there at the last copy were there in the meantime.
-        // Every other column of the relation must be one of the first that came since; if any
-        // column went since as well, it could be that column.
-        let (old, new): (Vec<_>, Vec<_>) =
-            candidates.iter().partition(|column| column.attnum <= known.last_attnum);
-
-        let went = spec
-            .columns
-            .iter()
-            .any(|column| !old.iter().any(|other| other.attnum == column.attnum))
-            || new.len() < usize::try_from(last_attnum - known.last_attnum).unwrap_or(usize::MAX);
-
-        let (wanted, kept) = (relation.columns.len(), old.len());
-        if wanted < kept || (wanted > kept && went) || wanted > candidates.len() {
-            return Err(changed_again());
-        }
-
-        candidates.truncate(wanted);
-    }
-
-    let mut columns: Vec<SourceColumn> = Vec::with_capacity(relation.columns.len());
-    let mut flagged = Vec::new();
-    let mut candidates = candidates.iter();
-
-    for wire in relation.columns.iter() {
-        let is_it = |column: &&SourceColumn| {
-            (&column.name, column.type_oid, column.typmod)
-                == (&wire.name, wire.type_oid, wire.typmod)
-        };
-
-        // The trigger also describes columns that are not published.
-        let column = match description {
-            Some(_) => candidates.find(is_it),
-            None => candidates.next().filter(is_it),
-        };
-        let column = column.ok_or_else(changed_again)?;
-
-        if wire.is_key {
-            flagged.push(column.attnum);
-        }
-        columns.push(column.clone());
-    }
-
-    let mut table = SourceTable { columns, ..now.clone() };
-    table.replica_identity = relation.replica_identity;
-
-    if relation.replica_identity == ReplicaIdentity::Full {
-        if !key_holds {
-            table.primary_key.clear();
-        }
-    } else {
-        match relation.replica_identity {
-            ReplicaIdentity::Index => table.identity_index = flagged,
-            _ => {
-                table.is_primary_key_immediate = true;
-                table.primary_key = flagged;
-            }
-        }
-        debug_assert!(!matches!(catalog::key_of(&table), SourceKey::WholeRow));
-    }
-
-    Ok(Some(table))
-}
-
-/// Returns whether a description is the table's at the place of a question. The event trigger may
-/// have been switched off for a change after the description, which then came without one; that
-/// cannot happen inside the transaction that was described.
-pub(super) fn is_credible(
-    description: &Description,
-    now: &SourceTable,
-    question: &SchemaQuery,
-) -> bool {
-    // A column that is there now, and was there when it was described, was there in the meantime.
-    let is_there = |described: &DescribedColumn| {
-        now.columns.iter().any(|column| {
-            (column.attnum, &column.name, column.type_oid, column.typmod)
-                == (described.attnum, &described.name, described.type_oid, described.typmod)
-        })
-    };
-    let described = |name: &String| description.columns.iter().find(|column| column.name == *name);
-
-    description.xid == question.xid
-        || question.relation.columns.iter().all(|wire| described(&wire.name).is_some_and(is_there))
-}
-
-pub(super) fn of_description(description: &Description) -> Vec<SourceColumn> {
-    let column = |column: &DescribedColumn| SourceColumn {
-        attnum: column.attnum,
-        name: column.name.clone(),
-        type_oid: column.type_oid,
-        typmod: column.typmod,
-        ndims: column.ndims,
-        not_null: column.not_null,
-        toastable: true,
-        is_generated: column.is_generated,
-        xmin: 0,
-        missing: column
-            .missing
-            .iter()
-            .map(|(&oid, value)| (oid, value.as_deref().and_then(catalog::parse_singleton_array)))
-            .collect(),
-    };
-    description.columns.iter().map(column).collect()
-}
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,13 @@
 //! once the stream has passed that look ([`CatalogWatch::settle`]).
 
 pub mod catalog_watch;
+mod described;
 mod enum_labels;
+mod handler;
 mod judge;
+#[cfg(test)]
+pub(in crate::engine) mod samples;
 
 pub use catalog_watch::{Asked, CatalogCheck, CatalogSnapshot, CatalogWatch, Place};
+pub use handler::{LockNotAvailable, SchemaStep};
 pub use judge::ShapeChange;

@@ -8,7 +8,7 @@ use crate::{
     olap::{StoredTable, names::SHADOW_ENDING},
     pgoutput::QualifiedName,
     pipeline::options::TableSettings,
-    source::catalog::{self, Fingerprint, SourceTable},
+    source::catalog::{self, Fingerprint, SourceKey, SourceTable},
     types::{ColumnType, TypeCatalog, map_column},
 };
 
@@ -56,27 +56,64 @@ pub fn plan(
     types: &TypeCatalog,
     options: PlanOptions<'_>,
 ) -> Result<TableSpec, TablePlanError> {
-    let settings = options.settings;
-    let name = || table.name.clone();
-
     if let Some(without_wal) = table.leaves_without_wal.first().cloned() {
-        return Err(TablePlanError::WithoutWal { table: name(), without_wal });
+        return Err(TablePlanError::WithoutWal { table: table.name.clone(), without_wal });
     }
 
+    let settings = options.settings;
+    refuse_unknown_columns(table, settings)?;
+
+    let columns = planned_columns(table, types, options)?;
+    let target = planned_target(table, settings)?;
+    let key = planned_key(table, &columns)?;
+
+    Ok(TableSpec {
+        oid: table.oid,
+        source: table.name.clone(),
+        target,
+        epoch: 0,
+        replica_identity: table.replica_identity,
+        key,
+        columns,
+        excluded: settings.exclude_columns.clone(),
+        fingerprint: fingerprint_text(&table.fingerprint),
+        null_unrepresentable: options.null_unrepresentable,
+        copy_lsn: Lsn::ZERO,
+        copy_xids: None,
+    })
+}
+
+/// Fails for a column that the settings name and that the table does not have.
+fn refuse_unknown_columns(
+    table: &SourceTable,
+    settings: &TableSettings,
+) -> Result<(), TablePlanError> {
     let named = settings.exclude_columns.iter().chain(settings.column_types.keys());
     for column in named {
         if !table.columns.iter().any(|known| known.name == *column) {
-            return Err(TablePlanError::NoSuchColumn { table: name(), column: column.clone() });
+            return Err(TablePlanError::NoSuchColumn {
+                table: table.name.clone(),
+                column: column.clone(),
+            });
         }
     }
+    Ok(())
+}
 
+/// Returns the columns that the settings do not leave out; there is at least one.
+fn planned_columns(
+    table: &SourceTable,
+    types: &TypeCatalog,
+    options: PlanOptions<'_>,
+) -> Result<Vec<ColumnSpec>, TablePlanError> {
+    let settings = options.settings;
     let kept: Vec<_> = table
         .columns
         .iter()
         .filter(|column| !settings.exclude_columns.contains(&column.name))
         .collect();
     if kept.is_empty() {
-        return Err(TablePlanError::NoColumns { table: name() });
+        return Err(TablePlanError::NoColumns { table: table.name.clone() });
     }
 
     let target_names = names::column_names(&kept, options.before);
@@ -91,7 +128,7 @@ pub fn plan(
         };
 
         let mapping = map_column(&column_type, types).map_err(|error| TablePlanError::Type {
-            table: name(),
+            table: table.name.clone(),
             column: column.name.clone(),
             reason: error.to_string(),
         })?;
@@ -107,49 +144,48 @@ pub fn plan(
         });
     }
 
-    let target = settings.target.clone().unwrap_or_else(name);
+    Ok(columns)
+}
+
+/// Returns the name that the settings want for the table in the target, or that of the source.
+fn planned_target(
+    table: &SourceTable,
+    settings: &TableSettings,
+) -> Result<QualifiedName, TablePlanError> {
+    let target = settings.target.as_ref().unwrap_or(&table.name).clone();
     if target.name.to_lowercase().ends_with(SHADOW_ENDING) {
-        return Err(TablePlanError::ReservedName { table: name(), target: target.name });
+        return Err(TablePlanError::ReservedName {
+            table: table.name.clone(),
+            target: target.name,
+        });
     }
+    Ok(target)
+}
 
-    let key = match catalog::key_of(table) {
-        catalog::SourceKey::Columns(attnums) => {
-            let mut positions = Vec::with_capacity(attnums.len());
-            for attnum in attnums {
-                match columns.iter().position(|column| column.attnum == attnum) {
-                    Some(position) => positions.push(position),
-                    None => {
-                        let column = table.columns.iter().find(|column| column.attnum == attnum);
-                        let column =
-                            column.map_or_else(|| attnum.to_string(), |column| column.name.clone());
-                        return Err(TablePlanError::KeyExcluded { table: name(), column });
-                    }
-                }
-            }
-
-            // The positions are in the order of the table, so that the key of a row is found in one
-            // walk.
-            positions.sort_unstable();
-            Key::Columns(positions)
-        }
-        catalog::SourceKey::WholeRow => Key::WholeRow,
-        catalog::SourceKey::AppendOnly => Key::AppendOnly,
+/// Returns the key of the table, all of whose columns have to be among the copied `columns`.
+fn planned_key(table: &SourceTable, columns: &[ColumnSpec]) -> Result<Key, TablePlanError> {
+    let attnums = match catalog::key_of(table) {
+        SourceKey::Columns(attnums) => attnums,
+        SourceKey::WholeRow => return Ok(Key::WholeRow),
+        SourceKey::AppendOnly => return Ok(Key::AppendOnly),
     };
 
-    Ok(TableSpec {
-        oid: table.oid,
-        source: name(),
-        target,
-        epoch: 0,
-        replica_identity: table.replica_identity,
-        key,
-        columns,
-        excluded: settings.exclude_columns.clone(),
-        fingerprint: fingerprint_text(&table.fingerprint),
-        null_unrepresentable: options.null_unrepresentable,
-        copy_lsn: Lsn::ZERO,
-        copy_xids: None,
-    })
+    let mut positions = Vec::with_capacity(attnums.len());
+    for attnum in attnums {
+        match columns.iter().position(|column| column.attnum == attnum) {
+            Some(position) => positions.push(position),
+            None => {
+                let column = table.columns.iter().find(|column| column.attnum == attnum);
+                let column =
+                    column.map_or_else(|| attnum.to_string(), |column| column.name.clone());
+                return Err(TablePlanError::KeyExcluded { table: table.name.clone(), column });
+            }
+        }
+    }
+
+    // The positions are in the order of the table, so that the key of a row is found in one walk.
+    positions.sort_unstable();
+    Ok(Key::Columns(positions))
 }
 
 /// Returns a fingerprint as it is stored.

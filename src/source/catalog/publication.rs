@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::{CatalogError, SourceColumn, tables::columns_of};
 use crate::pgoutput::QualifiedName;
@@ -250,6 +250,16 @@ impl PublishedTable {
 }
 
 impl Brought {
+    /// Reads a row of [`members_sql`].
+    fn read(row: &Row) -> Result<Self, CatalogError> {
+        let columns = match (row.try_get(8)?, row.try_get(7)?) {
+            (Some(list), _) => Brings::Listed(list),
+            (None, true) => Brings::All,
+            (None, false) => Brings::Stored,
+        };
+        Ok(Self { publication_oid: row.try_get(3)?, publication_xmin: row.try_get(4)?, columns })
+    }
+
     fn brings(&self, column: &SourceColumn) -> bool {
         match &self.columns {
             Brings::Listed(numbers) => numbers.contains(&column.attnum),
@@ -269,30 +279,57 @@ pub(super) async fn members(
     names: &[String],
     only: Option<&[u32]>,
 ) -> Result<Vec<PublishedTable>, CatalogError> {
-    let version = server_version_num(client).await?;
+    let sql = members_sql(server_version_num(client).await?);
 
-    // Column lists, row filters and whole schemas came with PostgreSQL 15.
-    let (in_schemas, is_by_schema, details) = if version >= 150_000 {
-        (
-            "UNION SELECT p.oid, c.oid FROM chosen p \
-             JOIN pg_publication_namespace s ON s.pnpubid = p.oid \
-             JOIN pg_class c ON c.relnamespace = s.pnnspid WHERE c.relkind IN ('r', 'p') AND \
-             c.relpersistence = 'p'",
-            "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid \
-             = c.relnamespace)",
-            "listed.prattrs::int2[], pg_get_expr(listed.prqual, listed.prrelid)",
-        )
-    } else {
-        ("", "false", "NULL::int2[], NULL::text")
+    // The query for some tables needs their ancestors as well, since the ancestors decide whether a
+    // partition is a table of its own.
+    let asked = match only {
+        None => None,
+        Some(only) => Some(with_ancestors(client, only).await?),
     };
+    let rows = client.query(&sql, &[&names, &asked]).await?;
 
-    let with_generated = if version >= 180_000 { "pubgencols = 's'" } else { "false" };
+    let covered = covered_by_a_root(client, &rows).await?;
+    let only: Option<HashSet<u32>> = only.map(|only| only.iter().copied().collect());
 
-    // A publication publishes a partitioned table as itself or as its leaves. A publication of all
-    // tables publishes no foreign tables. The condition on $2 names `brought.rel`: from a condition
-    // on `c.oid`, PostgreSQL makes an index scan that begins once per table and goes through all of
-    // $2 each time.
-    let sql = format!(
+    let mut members: Vec<PublishedTable> = Vec::new();
+    for row in rows {
+        let oid: u32 = row.try_get(0)?;
+        if covered.contains(&oid) || only.as_ref().is_some_and(|only| !only.contains(&oid)) {
+            continue;
+        }
+
+        let brought = Brought::read(&row)?;
+        let row_filter: Option<String> = row.try_get(9)?;
+        match members.last_mut().filter(|member| member.oid == oid) {
+            Some(member) => {
+                member.row_filter = joined_filters(member.row_filter.take(), row_filter);
+                member.brought_by.push(brought);
+            }
+            None => members.push(PublishedTable {
+                oid,
+                name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
+                row_filter,
+                brought_by: vec![brought],
+            }),
+        }
+    }
+
+    Ok(members)
+}
+
+/// Returns the query of [`members`]: one row for each pair of a table and a publication that
+/// publishes it, the rows of one table one after the other.
+///
+/// A publication publishes a partitioned table as itself or as its leaves. A publication of all
+/// tables publishes no foreign tables.
+fn members_sql(version: i32) -> String {
+    let VersionedParts { in_schemas, is_by_schema, details, with_generated } =
+        VersionedParts::of(version);
+
+    // The condition on $2 names `brought.rel`: from a condition on `c.oid`, PostgreSQL makes an
+    // index scan that begins once per table and goes through all of $2 each time.
+    format!(
         "WITH RECURSIVE chosen AS MATERIALIZED ( \
            SELECT oid, xmin::text::bigint AS version, puballtables, pubviaroot, \
            {with_generated} AS with_generated \
@@ -321,23 +358,54 @@ pub(super) async fn members(
          LEFT JOIN pg_publication_rel listed ON listed.prpubid = p.oid AND listed.prrelid = c.oid \
            AND NOT p.puballtables AND NOT {is_by_schema} \
          WHERE $2::oid[] IS NULL OR brought.rel = ANY($2) ORDER BY c.oid, p.oid"
-    );
+    )
+}
 
-    // The query for some tables needs their ancestors as well, since the ancestors decide whether a
-    // partition is a table of its own.
-    let with_ancestors = match only {
-        None => None,
-        Some(only) => {
-            let ancestors = ancestors(client, only).await?;
-            Some(
-                only.iter().copied().chain(ancestors.into_values().flatten()).collect::<Vec<u32>>(),
+/// The parts of the query of [`members`] that depend on the version of the server.
+struct VersionedParts {
+    /// Adds the tables of whole schemas.
+    in_schemas: &'static str,
+    /// The condition whether publication `p` publishes the schema of table `c`.
+    is_by_schema: &'static str,
+    /// The column list and the row filter.
+    details: &'static str,
+    /// The condition whether a publication publishes generated columns.
+    with_generated: &'static str,
+}
+
+impl VersionedParts {
+    fn of(version: i32) -> Self {
+        // Column lists, row filters and whole schemas came with PostgreSQL 15.
+        let (in_schemas, is_by_schema, details) = if version >= 150_000 {
+            (
+                "UNION SELECT p.oid, c.oid FROM chosen p \
+                 JOIN pg_publication_namespace s ON s.pnpubid = p.oid \
+                 JOIN pg_class c ON c.relnamespace = s.pnnspid WHERE c.relkind IN ('r', 'p') AND \
+                 c.relpersistence = 'p'",
+                "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND \
+                 s.pnnspid = c.relnamespace)",
+                "listed.prattrs::int2[], pg_get_expr(listed.prqual, listed.prrelid)",
             )
-        }
-    };
-    let rows = client.query(&sql, &[&names, &with_ancestors]).await?;
+        } else {
+            ("", "false", "NULL::int2[], NULL::text")
+        };
 
+        let with_generated = if version >= 180_000 { "pubgencols = 's'" } else { "false" };
+        Self { in_schemas, is_by_schema, details, with_generated }
+    }
+}
+
+async fn with_ancestors(client: &Client, oids: &[u32]) -> Result<Vec<u32>, CatalogError> {
+    let ancestors = ancestors(client, oids).await?;
+    Ok(oids.iter().copied().chain(ancestors.into_values().flatten()).collect())
+}
+
+/// Returns the partitions among the rows of [`members_sql`] whose changes arrive as changes of an
+/// ancestor, because one of the publications publishes the ancestor by
+/// `publish_via_partition_root` (trap 61).
+async fn covered_by_a_root(client: &Client, rows: &[Row]) -> Result<HashSet<u32>, CatalogError> {
     let (mut roots, mut partitions) = (HashSet::new(), Vec::new());
-    for row in &rows {
+    for row in rows {
         let oid: u32 = row.try_get(0)?;
         if row.try_get(5)? {
             roots.insert(oid);
@@ -347,53 +415,19 @@ pub(super) async fn members(
         }
     }
 
-    let ancestors = ancestors(client, &partitions).await?;
-    let only: Option<HashSet<u32>> = only.map(|only| only.iter().copied().collect());
+    let mut ancestors = ancestors(client, &partitions).await?;
+    ancestors.retain(|_, all| all.iter().any(|ancestor| roots.contains(ancestor)));
+    Ok(ancestors.into_keys().collect())
+}
 
-    let mut members: Vec<PublishedTable> = Vec::new();
-    for row in rows {
-        let oid: u32 = row.try_get(0)?;
-        let is_part = ancestors
-            .get(&oid)
-            .is_some_and(|all| all.iter().any(|ancestor| roots.contains(ancestor)));
-        if is_part || only.as_ref().is_some_and(|only| !only.contains(&oid)) {
-            continue;
-        }
-
-        let columns = match (row.try_get(8)?, row.try_get(7)?) {
-            (Some(list), _) => Brings::Listed(list),
-            (None, true) => Brings::All,
-            (None, false) => Brings::Stored,
-        };
-
-        let brought = Brought {
-            publication_oid: row.try_get(3)?,
-            publication_xmin: row.try_get(4)?,
-            columns,
-        };
-
-        let row_filter: Option<String> = row.try_get(9)?;
-        match members.last_mut().filter(|member| member.oid == oid) {
-            // Several publications join their row filters by OR, and a publication without a filter
-            // publishes all rows (trap 19).
-            Some(member) => {
-                member.row_filter = match (member.row_filter.take(), row_filter) {
-                    (Some(one), Some(two)) if one != two => Some(format!("({one}) OR ({two})")),
-                    (Some(one), Some(_)) => Some(one),
-                    _ => None,
-                };
-                member.brought_by.push(brought);
-            }
-            None => members.push(PublishedTable {
-                oid,
-                name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
-                row_filter,
-                brought_by: vec![brought],
-            }),
-        }
+/// Joins the row filters of two publications. Several publications join their row filters by OR,
+/// and a publication without a filter publishes all rows (trap 19).
+fn joined_filters(one: Option<String>, two: Option<String>) -> Option<String> {
+    match (one, two) {
+        (Some(one), Some(two)) if one != two => Some(format!("({one}) OR ({two})")),
+        (Some(one), Some(_)) => Some(one),
+        _ => None,
     }
-
-    Ok(members)
 }
 
 /// Returns the ancestors of the given tables that are partitions, from the nearest to the root. The
@@ -450,4 +484,24 @@ pub async fn conflicting_column_lists(
     };
 
     Ok(doubtful.into_iter().filter(has_conflict).map(|member| member.name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Trap 19.
+    #[test]
+    fn the_row_filters_of_several_publications_let_through_what_any_of_them_lets_through() {
+        for (one, two, joined) in [
+            (Some("a > 1"), Some("b > 2"), Some("(a > 1) OR (b > 2)")),
+            (Some("a > 1"), Some("a > 1"), Some("a > 1")),
+            (Some("a > 1"), None, None),
+            (None, Some("b > 2"), None),
+            (None, None, None),
+        ] {
+            let found = joined_filters(one.map(str::to_owned), two.map(str::to_owned));
+            assert_eq!(found.as_deref(), joined, "{one:?}, {two:?}");
+        }
+    }
 }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::{
     CatalogError, Naming, PublishedTable, QualifiedName, ReplicaIdentity, members,
-    types::type_parts, xmin,
+    types::{TypeParts, type_parts},
+    xmin,
 };
 
 /// A table as the catalogs describe it.
@@ -236,9 +237,7 @@ pub async fn published_among(
 /// Returns all tables that could be copied, for a copy without a publication.
 pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogError> {
     let rows = client.query(&format!("SELECT c.oid {CANDIDATES}"), &[]).await?;
-    let member = |row: tokio_postgres::Row| {
-        Ok::<_, CatalogError>(PublishedTable::unpublished(row.try_get(0)?))
-    };
+    let member = |row: Row| Ok::<_, CatalogError>(PublishedTable::unpublished(row.try_get(0)?));
     let members = rows.into_iter().map(member).collect::<Result<Vec<_>, _>>()?;
     describe(client, members, &[]).await
 }
@@ -287,11 +286,21 @@ pub(super) async fn describe(
     let members: HashMap<u32, PublishedTable> =
         members.into_iter().map(|member| (member.oid, member)).collect();
 
-    let mut columns = columns_of(client, &oids).await?;
-    let mut parts = type_parts(client, &columns).await?;
-    let mut trees = trees_of(client, &oids).await?;
-    let naming = Naming::read(client, publications, &oids).await?;
+    let mut parts = TableParts::read(client, publications, &oids).await?;
+    let rows = table_rows(client, &oids).await?;
 
+    let mut tables = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let oid: u32 = row.try_get(0)?;
+        let Some(member) = members.get(&oid) else { continue };
+        tables.push(parts.describe(member, row)?);
+    }
+
+    Ok(tables)
+}
+
+/// Reads from pg_class and pg_index what describes a table as a whole.
+async fn table_rows(client: &Client, oids: &[u32]) -> Result<Vec<Row>, CatalogError> {
     let rows = client
         .query(
             &format!(
@@ -313,56 +322,95 @@ pub(super) async fn describe(
         )
         .await?;
 
-    let mut tables = Vec::with_capacity(rows.len());
-    for row in rows {
-        let oid: u32 = row.try_get(0)?;
-        let Some(member) = members.get(&oid) else { continue };
-        let mut published = columns.remove(&oid).unwrap_or_default();
-        let attributes = published.iter().map(|column| (column.attnum, column.xmin)).collect();
-        published.retain(|column| member.brings(column));
+    Ok(rows)
+}
 
-        let code = row.try_get::<_, i8>(4)? as u8;
-        let parts_of_types = parts.remove(&oid).unwrap_or_default();
-        let Tree { leaves, estimated_rows, leaf_attributes, without_wal } =
-            trees.remove(&oid).unwrap_or_default();
+/// What other queries than [`table_rows`] return of the tables, by oid.
+struct TableParts {
+    columns: HashMap<u32, Vec<SourceColumn>>,
+    types: HashMap<u32, TypeParts>,
+    trees: HashMap<u32, Tree>,
+    naming: Naming,
+}
 
-        tables.push(SourceTable {
-            oid,
+impl TableParts {
+    async fn read(
+        client: &Client,
+        publications: &[String],
+        oids: &[u32],
+    ) -> Result<Self, CatalogError> {
+        let columns = columns_of(client, oids).await?;
+        let types = type_parts(client, &columns).await?;
+        let trees = trees_of(client, oids).await?;
+        let naming = Naming::read(client, publications, oids).await?;
+        Ok(Self { columns, types, trees, naming })
+    }
+
+    /// Describes a table by its row of [`table_rows`], and takes out its parts.
+    fn describe(
+        &mut self,
+        member: &PublishedTable,
+        row: &Row,
+    ) -> Result<SourceTable, CatalogError> {
+        let mut columns = self.columns.remove(&member.oid).unwrap_or_default();
+        let tree = self.trees.remove(&member.oid).unwrap_or_default();
+        let replica_identity = replica_identity(row)?;
+        let fingerprint = self.fingerprint(member, row, &columns, &tree)?;
+        columns.retain(|column| member.brings(column));
+
+        Ok(SourceTable {
+            oid: member.oid,
             name: QualifiedName { schema: row.try_get(1)?, name: row.try_get(2)? },
             kind: row.try_get::<_, i8>(3)? as u8,
-            replica_identity: ReplicaIdentity::from_code(code).ok_or_else(|| {
-                CatalogError::SchemaResolution {
-                    what: "a replica identity",
-                    found: char::from(code).to_string(),
-                }
-            })?,
-            estimated_rows,
+            replica_identity,
+            estimated_rows: tree.estimated_rows,
             row_filter: member.row_filter.clone(),
-            columns: published,
+            columns,
             can_select: row.try_get(6)?,
             identity_index: row.try_get::<_, Option<Vec<i16>>>(7)?.unwrap_or_default(),
             primary_key: row.try_get::<_, Option<Vec<i16>>>(8)?.unwrap_or_default(),
             is_primary_key_immediate: row.try_get::<_, Option<bool>>(9)?.unwrap_or_default(),
-            fingerprint: Fingerprint {
-                files: leaves.iter().map(|leaf| (leaf.oid, leaf.file)).collect(),
-                inherits: leaves.iter().map(|leaf| (leaf.oid, leaf.inherits.clone())).collect(),
-                attributes,
-                leaf_attributes,
-                last_attnum: row.try_get(5)?,
-                key_index: row.try_get::<_, Option<u32>>(10)?.unwrap_or_default(),
-                labels: parts_of_types.labels,
-                composites: parts_of_types.composites,
-                row_filter: member.row_filter.clone(),
-                listed: naming.listed(oid),
-                schema: naming.schema(oid),
-                publications: member.publications(),
-            },
-            leaves_without_wal: without_wal,
-            leaves,
-        });
+            fingerprint,
+            leaves_without_wal: tree.without_wal,
+            leaves: tree.leaves,
+        })
     }
 
-    Ok(tables)
+    /// Returns the fingerprint of a table; `columns` holds also the columns that no publication
+    /// brings.
+    fn fingerprint(
+        &mut self,
+        member: &PublishedTable,
+        row: &Row,
+        columns: &[SourceColumn],
+        tree: &Tree,
+    ) -> Result<Fingerprint, CatalogError> {
+        let leaves = &tree.leaves;
+        let types = self.types.remove(&member.oid).unwrap_or_default();
+
+        Ok(Fingerprint {
+            files: leaves.iter().map(|leaf| (leaf.oid, leaf.file)).collect(),
+            inherits: leaves.iter().map(|leaf| (leaf.oid, leaf.inherits.clone())).collect(),
+            attributes: columns.iter().map(|column| (column.attnum, column.xmin)).collect(),
+            leaf_attributes: tree.leaf_attributes.clone(),
+            last_attnum: row.try_get(5)?,
+            key_index: row.try_get::<_, Option<u32>>(10)?.unwrap_or_default(),
+            labels: types.labels,
+            composites: types.composites,
+            row_filter: member.row_filter.clone(),
+            listed: self.naming.listed(member.oid),
+            schema: self.naming.schema(member.oid),
+            publications: member.publications(),
+        })
+    }
+}
+
+fn replica_identity(row: &Row) -> Result<ReplicaIdentity, CatalogError> {
+    let code = row.try_get::<_, i8>(4)? as u8;
+    ReplicaIdentity::from_code(code).ok_or_else(|| CatalogError::SchemaResolution {
+        what: "a replica identity",
+        found: char::from(code).to_string(),
+    })
 }
 
 /// Reads the columns, including the generated ones: the publication decides whether the stream

@@ -98,129 +98,19 @@ impl SourceOptions {
     /// # Errors
     /// The string or a file it names is invalid; the message never shows the password.
     pub fn parse(text: &str, environment: &Environment) -> Result<Self, ConnectError> {
-        let text = text.trim();
-        let (mut rest, mut ours) = split_settings(text)?;
-        if let Some(service) =
-            ours.remove("service").or_else(|| environment.get("PGSERVICE").map(str::to_owned))
-        {
-            let (service_rest, service_ours) =
-                split_settings(&read_service(&service, environment)?)?;
-            // A setting in the string overrides the same setting of the service.
-            if rest.is_empty() {
-                rest = service_rest;
-            } else if !is_url(&rest) {
-                rest = format!("{service_rest} {rest}");
-            }
-            for (key, value) in service_ours {
-                ours.entry(key).or_insert(value);
-            }
-        }
+        let settings = Settings::read(text.trim(), environment)?;
 
-        if rest.is_empty() && environment.get("PGHOST").is_none() {
-            return Err(ConnectError::NoSource);
-        }
+        let mut config = settings.config()?;
+        fill_from_environment(&mut config, environment);
+        refuse_torn_host(&config)?;
 
-        let mut config: tokio_postgres::Config =
-            rest.parse().map_err(|error: tokio_postgres::Error| {
-                // The cause names the key, never the value.
-                ConnectError::Invalid { reason: crate::error::error_chain(&error) }
-            })?;
-
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            match environment.get("PGHOST") {
-                Some(host) => config.host(host),
-                None => config.host("localhost"),
-            };
-        }
-
-        let is_torn = |host: &Host| matches!(host, Host::Tcp(host) if host.contains(['@', '/']));
-        if config.get_hosts().iter().any(is_torn) {
-            // The host may be part of the password, so the message does not show it.
-            let reason =
-                "the host holds an @ or a /; in a URL's password they are written as %40 and %2F"
-                    .to_owned();
-            return Err(ConnectError::Invalid { reason });
-        }
-
-        if config.get_ports().is_empty()
-            && let Some(port) = environment.get("PGPORT").and_then(|port| port.parse().ok())
-        {
-            config.port(port);
-        }
-
-        if config.get_user().is_none() {
-            match environment.get("PGUSER").or_else(|| environment.get("USER")) {
-                Some(user) => config.user(user),
-                None => {
-                    config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned()))
-                }
-            };
-        }
-
-        if config.get_dbname().is_none() {
-            let database =
-                environment.get("PGDATABASE").or(config.get_user()).unwrap_or_default().to_owned();
-            config.dbname(database);
-        }
+        let tls = settings.tls(&config)?;
+        config.ssl_mode(sql_ssl_mode(tls.mode));
 
         if config.get_password().is_none()
-            && let Some(password) = environment.get("PGPASSWORD")
+            && let Some(password) = settings.password_from_file(&config)
         {
             config.password(password);
-        }
-
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIMEOUT);
-        }
-
-        let mut setting = |key: &str, variable: &str| {
-            ours.remove(key)
-                .or_else(|| environment.get(variable).map(str::to_owned))
-                .filter(|value| !value.is_empty())
-        };
-
-        let mode = setting("sslmode", "PGSSLMODE");
-        let passfile = setting("passfile", "PGPASSFILE").map(PathBuf::from);
-        let root_certificate = setting("sslrootcert", "PGSSLROOTCERT");
-        let is_system = root_certificate.as_deref() == Some("system");
-
-        let tls = TlsSettings {
-            mode: match mode {
-                Some(text) => SslMode::parse(&text).ok_or_else(|| ConnectError::Invalid {
-                    reason: format!(
-                        "sslmode \"{text}\" is unknown; expected disable, allow, prefer, require, \
-                         verify-ca or verify-full"
-                    ),
-                })?,
-                None if is_system || may_leave_host(&config) => SslMode::VerifyFull,
-                None => SslMode::Prefer,
-            },
-            root_certificate,
-            certificate: setting("sslcert", "PGSSLCERT").map(PathBuf::from),
-            key: setting("sslkey", "PGSSLKEY").map(PathBuf::from),
-        };
-
-        // Anyone can get a certificate of a public authority: the certificate proves nothing
-        // without the name.
-        if is_system && tls.mode != SslMode::VerifyFull {
-            let reason =
-                "sslrootcert=system goes with sslmode=verify-full only, as with libpq".to_owned();
-            return Err(ConnectError::Invalid { reason });
-        }
-
-        config.ssl_mode(match tls.mode {
-            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
-            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
-                tokio_postgres::config::SslMode::Require
-            }
-        });
-
-        if config.get_password().is_none() {
-            let file = passfile.or_else(|| environment.file("PGPASSFILE", ".pgpass"));
-            if let Some(password) = file.and_then(|file| password_from(&file, &config)) {
-                config.password(password);
-            }
         }
 
         Ok(Self { config, tls })
@@ -342,6 +232,159 @@ impl SourceOptions {
                 }
             })
             .collect()
+    }
+}
+
+/// A connection string with the settings of its service, before the environment is added.
+struct Settings<'a> {
+    /// The part that tokio-postgres reads.
+    rest: String,
+    /// The values of the keys that rhei reads itself.
+    ours: HashMap<String, String>,
+    environment: &'a Environment,
+}
+
+impl<'a> Settings<'a> {
+    fn read(text: &str, environment: &'a Environment) -> Result<Self, ConnectError> {
+        let (mut rest, mut ours) = split_settings(text)?;
+        if let Some(service) =
+            ours.remove("service").or_else(|| environment.get("PGSERVICE").map(str::to_owned))
+        {
+            let (service_rest, service_ours) =
+                split_settings(&read_service(&service, environment)?)?;
+            // A setting in the string overrides the same setting of the service.
+            if rest.is_empty() {
+                rest = service_rest;
+            } else if !is_url(&rest) {
+                rest = format!("{service_rest} {rest}");
+            }
+            for (key, value) in service_ours {
+                ours.entry(key).or_insert(value);
+            }
+        }
+
+        if rest.is_empty() && environment.get("PGHOST").is_none() {
+            return Err(ConnectError::NoSource);
+        }
+
+        Ok(Self { rest, ours, environment })
+    }
+
+    fn config(&self) -> Result<tokio_postgres::Config, ConnectError> {
+        self.rest.parse().map_err(|error: tokio_postgres::Error| {
+            // The cause names the key, never the value.
+            ConnectError::Invalid { reason: crate::error::error_chain(&error) }
+        })
+    }
+
+    /// Returns the value of a key that rhei reads itself, or that of its variable.
+    fn get(&self, key: &str, variable: &str) -> Option<String> {
+        self.ours
+            .get(key)
+            .map(String::as_str)
+            .or_else(|| self.environment.get(variable))
+            .filter(|value| !value.is_empty())
+            .map(str::to_owned)
+    }
+
+    fn tls(&self, config: &tokio_postgres::Config) -> Result<TlsSettings, ConnectError> {
+        let root_certificate = self.get("sslrootcert", "PGSSLROOTCERT");
+        let is_system = root_certificate.as_deref() == Some("system");
+
+        let mode = match self.get("sslmode", "PGSSLMODE") {
+            Some(text) => SslMode::parse(&text).ok_or_else(|| ConnectError::Invalid {
+                reason: format!(
+                    "sslmode \"{text}\" is unknown; expected disable, allow, prefer, require, \
+                     verify-ca or verify-full"
+                ),
+            })?,
+            None if is_system || may_leave_host(config) => SslMode::VerifyFull,
+            None => SslMode::Prefer,
+        };
+
+        // Anyone can get a certificate of a public authority: the certificate proves nothing
+        // without the name.
+        if is_system && mode != SslMode::VerifyFull {
+            let reason =
+                "sslrootcert=system goes with sslmode=verify-full only, as with libpq".to_owned();
+            return Err(ConnectError::Invalid { reason });
+        }
+
+        Ok(TlsSettings {
+            mode,
+            root_certificate,
+            certificate: self.get("sslcert", "PGSSLCERT").map(PathBuf::from),
+            key: self.get("sslkey", "PGSSLKEY").map(PathBuf::from),
+        })
+    }
+
+    fn password_from_file(&self, config: &tokio_postgres::Config) -> Option<String> {
+        let file = self
+            .get("passfile", "PGPASSFILE")
+            .map(PathBuf::from)
+            .or_else(|| self.environment.file("PGPASSFILE", ".pgpass"))?;
+        password_from(&file, config)
+    }
+}
+
+/// Adds what the connection string leaves out.
+fn fill_from_environment(config: &mut tokio_postgres::Config, environment: &Environment) {
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        config.host(environment.get("PGHOST").unwrap_or("localhost"));
+    }
+
+    if config.get_ports().is_empty()
+        && let Some(port) = environment.get("PGPORT").and_then(|port| port.parse().ok())
+    {
+        config.port(port);
+    }
+
+    if config.get_user().is_none() {
+        match environment.get("PGUSER").or_else(|| environment.get("USER")) {
+            Some(user) => config.user(user),
+            None => config.user(std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned())),
+        };
+    }
+
+    if config.get_dbname().is_none() {
+        let database =
+            environment.get("PGDATABASE").or(config.get_user()).unwrap_or_default().to_owned();
+        config.dbname(database);
+    }
+
+    if config.get_password().is_none()
+        && let Some(password) = environment.get("PGPASSWORD")
+    {
+        config.password(password);
+    }
+
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_TIMEOUT);
+    }
+}
+
+/// Refuses a host that a URL with an unescaped password leads to.
+fn refuse_torn_host(config: &tokio_postgres::Config) -> Result<(), ConnectError> {
+    let is_torn = |host: &Host| matches!(host, Host::Tcp(host) if host.contains(['@', '/']));
+    if config.get_hosts().iter().any(is_torn) {
+        // The host may be part of the password, so the message does not show it.
+        let reason =
+            "the host holds an @ or a /; in a URL's password they are written as %40 and %2F"
+                .to_owned();
+        return Err(ConnectError::Invalid { reason });
+    }
+    Ok(())
+}
+
+/// Translates a mode for tokio-postgres, which only decides whether to ask for TLS; `tls` decides
+/// how the server is verified.
+fn sql_ssl_mode(mode: SslMode) -> tokio_postgres::config::SslMode {
+    match mode {
+        SslMode::Disable => tokio_postgres::config::SslMode::Disable,
+        SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
+            tokio_postgres::config::SslMode::Require
+        }
     }
 }
 

@@ -8,14 +8,7 @@
 use std::{io, time::Duration};
 
 use bytes::BytesMut;
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::{
-    authentication::{
-        md5_hash,
-        sasl::{self, ScramSha256},
-    },
-    message::{backend, frontend},
-};
+use postgres_protocol::message::frontend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -31,7 +24,7 @@ use super::{
 use crate::{
     Lsn,
     source::connection::{
-        ConnectError, SourceOptions, error::refusal, options::Address, sql::SESSION_SETTINGS, tls,
+        ConnectError, SourceOptions, options::Address, sql::SESSION_SETTINGS, tls,
     },
 };
 
@@ -40,7 +33,7 @@ pub struct ReplicationClient {
     pub(super) socket: Socket,
     pub(super) frames: FrameReader,
     parameters: std::collections::HashMap<String, String>,
-    address: String,
+    pub(super) address: String,
 }
 
 /// What a connection is used for.
@@ -247,122 +240,6 @@ impl ReplicationClient {
                 }
                 _ => return Ok(frame),
             }
-        }
-    }
-
-    async fn authenticate(
-        &mut self,
-        source: &SourceOptions,
-        is_tls: bool,
-        binding: Option<Vec<u8>>,
-    ) -> Result<(), WireError> {
-        let address = self.address.clone();
-        let refused = |error: WireError| match error {
-            WireError::Server(message) => {
-                refusal(&message.code, &message.message, source, address.clone()).into()
-            }
-            other => other,
-        };
-
-        let password = || {
-            source.password().ok_or_else(|| ConnectError::NoPassword { address: address.clone() })
-        };
-
-        let mut scram: Option<ScramSha256> = None;
-        // SCRAM proves both sides to each other; the server sends its proof last.
-        let mut is_proven = false;
-        let needs_binding =
-            source.channel_binding() == tokio_postgres::config::ChannelBinding::Require;
-
-        loop {
-            let frame = self.receive().await.map_err(refused)?;
-            let unexpected = WireError::Unexpected { tag: frame.tag, during: "authenticating" };
-            match frame.tag {
-                b'K' => continue,
-                b'Z' => return Ok(()),
-                b'R' => {}
-                _ => return Err(unexpected),
-            }
-
-            let mut whole = BytesMut::with_capacity(frame.body.len() + 5);
-            whole.extend_from_slice(&[frame.tag]);
-            whole.extend_from_slice(&(frame.body.len() as u32 + 4).to_be_bytes());
-            whole.extend_from_slice(&frame.body);
-
-            let mut out = BytesMut::new();
-            match backend::Message::parse(&mut whole)? {
-                Some(backend::Message::AuthenticationOk) => {
-                    if needs_binding && scram.is_none() {
-                        return Err(WireError::Authentication(
-                            "without the channel binding that is required",
-                        ));
-                    }
-
-                    if scram.is_some() && !is_proven {
-                        return Err(WireError::Unproven);
-                    }
-                    continue;
-                }
-                Some(backend::Message::AuthenticationCleartextPassword) if !needs_binding => {
-                    frontend::password_message(password()?, &mut out)?;
-                }
-                Some(backend::Message::AuthenticationMd5Password(body)) if !needs_binding => {
-                    let hash = md5_hash(source.user().as_bytes(), password()?, body.salt());
-                    frontend::password_message(hash.as_bytes(), &mut out)?;
-                }
-                Some(backend::Message::AuthenticationSasl(body)) => {
-                    let offered: Vec<String> =
-                        body.mechanisms().map(|name| Ok(name.to_owned())).collect()?;
-                    let has = |name: &str| offered.iter().any(|offered| offered == name);
-
-                    let refuses_binding =
-                        source.channel_binding() == tokio_postgres::config::ChannelBinding::Disable;
-                    let (mechanism, channel) = match &binding {
-                        Some(hash) if has(sasl::SCRAM_SHA_256_PLUS) && !refuses_binding => (
-                            sasl::SCRAM_SHA_256_PLUS,
-                            sasl::ChannelBinding::tls_server_end_point(hash.clone()),
-                        ),
-                        _ if needs_binding => {
-                            return Err(WireError::Authentication(
-                                "without the channel binding that is required",
-                            ));
-                        }
-                        // When the server offered PLUS and an attacker removed the offer,
-                        // `unrequested` lets the server notice.
-                        Some(_) if is_tls && !refuses_binding => {
-                            (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())
-                        }
-                        _ => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
-                    };
-
-                    if !has(mechanism) {
-                        return Err(WireError::Authentication("SASL without SCRAM-SHA-256"));
-                    }
-
-                    let exchange = ScramSha256::new(password()?, channel);
-                    frontend::sasl_initial_response(mechanism, exchange.message(), &mut out)?;
-                    (scram, is_proven) = (Some(exchange), false);
-                }
-                Some(backend::Message::AuthenticationSaslContinue(body)) => {
-                    let exchange = scram.as_mut().ok_or(unexpected)?;
-                    exchange.update(body.data())?;
-                    frontend::sasl_response(exchange.message(), &mut out)?;
-                }
-                Some(backend::Message::AuthenticationSaslFinal(body)) => {
-                    scram.as_mut().ok_or(unexpected)?.finish(body.data())?;
-                    is_proven = true;
-                    continue;
-                }
-                Some(backend::Message::AuthenticationGss) => {
-                    return Err(WireError::Authentication("GSSAPI"));
-                }
-                Some(backend::Message::AuthenticationSspi) => {
-                    return Err(WireError::Authentication("SSPI"));
-                }
-                _ => return Err(unexpected),
-            }
-
-            self.send(&out).await?;
         }
     }
 

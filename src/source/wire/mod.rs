@@ -1,6 +1,7 @@
-//! The replication protocol: frames, the client that speaks the protocol, the stream and its
-//! acknowledgement, and COPY.
+//! The replication protocol: frames, the client that speaks the protocol, its authentication, the
+//! stream and its acknowledgement, and COPY.
 
+mod auth;
 pub mod client;
 pub mod copy_client;
 pub mod feedback;

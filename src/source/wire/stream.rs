@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, ReadHalf},
     sync::{Semaphore, mpsc},
 };
 
@@ -90,54 +90,11 @@ impl Drop for StreamReader {
     }
 }
 
-/// The reader gathers this many bytes before it hands them over, or gathers for [`GATHER`].
-const GATHERED_BYTES: usize = 64 << 10;
-const GATHER: Duration = Duration::from_millis(1);
-/// While the stream fills [`GATHERED_BYTES`] that fast, the reader waits until this many bytes are
-/// in the socket.
-const READ_BYTES: libc::c_int = 32 << 10;
-
-/// The number of bytes that wait in a socket before the kernel wakes its reader. The server sends
-/// each change by itself, and one wake-up for each change costs more than decoding the change.
-struct ReceiveLowWatermark {
-    /// Set for TCP on Linux only, which (from 4.18 on) also wakes a reader that asks for less than
-    /// the watermark once the watermark is reached.
-    socket: Option<OwnedFd>,
-    bytes: libc::c_int,
-}
-
-impl ReceiveLowWatermark {
-    fn new(socket: Option<OwnedFd>) -> Self {
-        Self { socket, bytes: 1 }
-    }
-
-    #[allow(unsafe_code, reason = "no library that we have offers SO_RCVLOWAT")]
-    fn set(&mut self, bytes: libc::c_int) {
-        let Some(socket) = &self.socket else { return };
-        if bytes == self.bytes {
-            return;
-        }
-
-        self.bytes = bytes;
-        // SAFETY: the descriptor is open, and the option is an int of this length that the kernel
-        // copies. A kernel that refuses the option wakes the reader as before.
-        unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVLOWAT,
-                (&raw const bytes).cast(),
-                size_of_val(&bytes) as libc::socklen_t,
-            );
-        }
-    }
-}
-
 impl StreamReader {
     pub(super) fn start(
-        mut read: tokio::io::ReadHalf<Socket>,
+        read: ReadHalf<Socket>,
         socket: Option<OwnedFd>,
-        mut frames: FrameReader,
+        frames: FrameReader,
         liveness: Liveness,
         timeout: Option<Duration>,
         queue_bytes: usize,
@@ -146,84 +103,23 @@ impl StreamReader {
 
         // One permit stands for one byte.
         let queue_bytes = queue_bytes.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
-        // Frames that are larger than the whole budget take all of it, and pass.
-        let cost = move |whole: &Bytes| whole.len().min(queue_bytes) as u32;
-
         let budget = Arc::new(Semaphore::new(queue_bytes));
-        let room = Arc::clone(&budget);
 
-        let task = tokio::spawn(async move {
-            let pump = async {
-                // The time at which bytes were read that are not handed over yet. A server that
-                // refuses at once may have sent its error together with its answer to
-                // START_REPLICATION, and sends nothing more.
-                let mut since = (frames.buffered() > 0).then(Instant::now);
-                let (mut watermark, mut is_busy) = (ReceiveLowWatermark::new(socket), false);
-
-                loop {
-                    let is_due = since.is_some_and(|since| since.elapsed() >= GATHER);
-                    let is_much = frames.buffered() >= GATHERED_BYTES;
-
-                    if (is_due || is_much)
-                        && let Some(whole) = {
-                            since = None;
-                            frames.whole_frames()?
-                        }
-                    {
-                        is_busy |= is_much;
-                        liveness.record_activity();
-                        reached("stream.received");
-
-                        if let Ok(permit) = room.acquire_many(cost(&whole)).await {
-                            permit.forget();
-                        }
-                        if send.send(Ok(whole)).is_err() {
-                            return Ok(());
-                        }
-                    }
-
-                    watermark.set(if is_busy { READ_BYTES } else { 1 });
-
-                    let read = read.read_buf(frames.buffer());
-                    let read = match timeout {
-                        _ if is_busy || since.is_some() => {
-                            match tokio::time::timeout(GATHER, read).await {
-                                Ok(read) => read,
-                                Err(_) => {
-                                    // Fewer bytes than the watermark may be there; the reader takes
-                                    // them with the bytes gathered next.
-                                    if std::mem::take(&mut is_busy) {
-                                        since = since.map(|_| Instant::now());
-                                    }
-                                    continue;
-                                }
-                            }
-                        }
-                        // A server that is silent for that long although rhei asked is dead (trap
-                        // 27). The status that rhei sends asks for an answer at half that time.
-                        Some(timeout) => tokio::time::timeout(timeout * 2, read)
-                            .await
-                            .map_err(|_| WireError::Silent(timeout * 2))?,
-                        None => read.await,
-                    };
-
-                    if !matches!(read, Ok(1..)) {
-                        // The last message of the server gives the reason.
-                        if let Some(whole) = frames.whole_frames()? {
-                            let _ = send.send(Ok(whole));
-                        }
-                        return Err(read.map_or_else(WireError::from, |_| WireError::Closed));
-                    }
-
-                    since = since.or_else(|| Some(Instant::now()));
-                }
-            };
-
-            let ended: Result<(), WireError> = pump.await;
-            if let Err(error) = ended {
-                let _ = send.send(Err(error));
-            }
-        });
+        let pump = Pump {
+            read,
+            // A server that refuses at once may have sent its error together with its answer to
+            // START_REPLICATION, and sends nothing more.
+            since: (frames.buffered() > 0).then(Instant::now),
+            frames,
+            is_busy: false,
+            watermark: ReceiveLowWatermark::new(socket),
+            liveness,
+            timeout,
+            queue: send,
+            queue_bytes,
+            room: Arc::clone(&budget),
+        };
+        let task = tokio::spawn(pump.run());
 
         Self { queue, queue_bytes, budget, frames: Bytes::new(), task }
     }
@@ -270,6 +166,143 @@ impl StreamReader {
                 Err(mpsc::error::TryRecvError::Empty) => return Ok(None),
                 Err(mpsc::error::TryRecvError::Disconnected) => return Err(WireError::Closed),
             }
+        }
+    }
+}
+
+/// The reader gathers this many bytes before it hands them over, or gathers for [`GATHER`].
+const GATHERED_BYTES: usize = 64 << 10;
+const GATHER: Duration = Duration::from_millis(1);
+/// While the stream fills [`GATHERED_BYTES`] that fast, the reader waits until this many bytes are
+/// in the socket.
+const READ_BYTES: libc::c_int = 32 << 10;
+
+/// The task that moves frames from the socket to the queue.
+struct Pump {
+    read: ReadHalf<Socket>,
+    frames: FrameReader,
+    /// The time at which bytes were read that are not handed over yet.
+    since: Option<Instant>,
+    /// Whether the stream fills [`GATHERED_BYTES`] within [`GATHER`].
+    is_busy: bool,
+    watermark: ReceiveLowWatermark,
+    liveness: Liveness,
+    timeout: Option<Duration>,
+    queue: mpsc::UnboundedSender<Result<Bytes, WireError>>,
+    queue_bytes: usize,
+    /// The bytes that may still be queued.
+    room: Arc<Semaphore>,
+}
+
+impl Pump {
+    async fn run(mut self) {
+        if let Err(error) = self.pump().await {
+            let _ = self.queue.send(Err(error));
+        }
+    }
+
+    /// Reads and delivers until nobody takes the frames any more.
+    async fn pump(&mut self) -> Result<(), WireError> {
+        while self.deliver().await? {
+            self.watermark.set(if self.is_busy { READ_BYTES } else { 1 });
+            self.read_some().await?;
+        }
+        Ok(())
+    }
+
+    /// Hands the whole frames over if they are many or have waited for [`GATHER`], as soon as the
+    /// queue has room for them. Returns `false` when nobody takes them.
+    async fn deliver(&mut self) -> Result<bool, WireError> {
+        let is_due = self.since.is_some_and(|since| since.elapsed() >= GATHER);
+        let is_much = self.frames.buffered() >= GATHERED_BYTES;
+        if !is_due && !is_much {
+            return Ok(true);
+        }
+
+        self.since = None;
+        let Some(whole) = self.frames.whole_frames()? else { return Ok(true) };
+
+        self.is_busy |= is_much;
+        self.liveness.record_activity();
+        reached("stream.received");
+
+        // Frames that are larger than the whole budget take all of it, and pass.
+        let cost = whole.len().min(self.queue_bytes) as u32;
+        if let Ok(permit) = self.room.acquire_many(cost).await {
+            permit.forget();
+        }
+
+        Ok(self.queue.send(Ok(whole)).is_ok())
+    }
+
+    /// Reads bytes, if any arrive before bytes that were read earlier have to be handed over.
+    async fn read_some(&mut self) -> Result<(), WireError> {
+        let read = self.read.read_buf(self.frames.buffer());
+        let read = match self.timeout {
+            _ if self.is_busy || self.since.is_some() => {
+                let Ok(read) = tokio::time::timeout(GATHER, read).await else {
+                    // Fewer bytes than the watermark may be there; the reader takes them with the
+                    // bytes gathered next.
+                    if std::mem::take(&mut self.is_busy) {
+                        self.since = self.since.map(|_| Instant::now());
+                    }
+                    return Ok(());
+                };
+                read
+            }
+            // A server that is silent for that long although rhei asked is dead (trap 27). The
+            // status that rhei sends asks for an answer at half that time.
+            Some(timeout) => tokio::time::timeout(timeout * 2, read)
+                .await
+                .map_err(|_| WireError::Silent(timeout * 2))?,
+            None => read.await,
+        };
+
+        if !matches!(read, Ok(1..)) {
+            // The last message of the server gives the reason.
+            if let Some(whole) = self.frames.whole_frames()? {
+                let _ = self.queue.send(Ok(whole));
+            }
+            return Err(read.map_or_else(WireError::from, |_| WireError::Closed));
+        }
+
+        self.since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+}
+
+/// The number of bytes that wait in a socket before the kernel wakes its reader. The server sends
+/// each change by itself, and one wake-up for each change costs more than decoding the change.
+struct ReceiveLowWatermark {
+    /// Set for TCP on Linux only, which (from 4.18 on) also wakes a reader that asks for less than
+    /// the watermark once the watermark is reached.
+    socket: Option<OwnedFd>,
+    bytes: libc::c_int,
+}
+
+impl ReceiveLowWatermark {
+    fn new(socket: Option<OwnedFd>) -> Self {
+        Self { socket, bytes: 1 }
+    }
+
+    #[allow(unsafe_code, reason = "no library that we have offers SO_RCVLOWAT")]
+    fn set(&mut self, bytes: libc::c_int) {
+        let Some(socket) = &self.socket else { return };
+        if bytes == self.bytes {
+            return;
+        }
+
+        self.bytes = bytes;
+        // SAFETY: the descriptor is open, and the option is an int of this length that the kernel
+        // copies. A kernel that refuses the option wakes the reader as before.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes) as libc::socklen_t,
+            );
         }
     }
 }

@@ -1,0 +1,116 @@
+//! The values that are refused although they can be read.
+
+use super::{ByteSize, Publications, Settings};
+
+impl Settings {
+    /// Returns an error that names the first key whose value is refused, and says what the value
+    /// has to be.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let Self { source, target, sync, backfill, .. } = self;
+        let checks = [
+            ("sync.max_batch_rows", sync.max_batch_rows != Some(0), "must be at least 1"),
+            ("backfill.workers", backfill.workers != Some(0), "must be at least 1"),
+            (
+                "backfill.rate_limit",
+                is_at_least(backfill.rate_limit, 100_000),
+                "must be at least 100KB",
+            ),
+            (
+                "backfill.chunk_size",
+                is_at_least(backfill.chunk_size, 1_000_000),
+                "must be at least 1MB",
+            ),
+            ("target.threads", target.threads != Some(0), "must be at least 1"),
+            (
+                "source.publication",
+                source.publication.as_ref().is_none_or(names_publications),
+                "must name a publication",
+            ),
+            ("sync.memory_limit", is_at_least(sync.memory_limit, 64_000), "must be at least 64kB"),
+            (
+                "source.slot",
+                source.slot.as_deref().is_none_or(is_slot_name),
+                "may hold lower-case letters, digits and underscores, 63 at most",
+            ),
+        ];
+
+        if let Some((key, _, reason)) = checks.into_iter().find(|(_, is_valid, _)| !is_valid) {
+            return Err(format!("{key} {reason}"));
+        }
+
+        match self.tables.keys().find(|name| !is_table_name(name)) {
+            Some(name) => {
+                Err(format!("tables.\"{name}\" is not a table; expected [tables.\"schema.table\"]"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns whether a size that somebody chose has at least this number of bytes. Every default has.
+fn is_at_least(size: Option<ByteSize>, bytes: usize) -> bool {
+    size.is_none_or(|size| size.0 >= bytes)
+}
+
+fn names_publications(publications: &Publications) -> bool {
+    match publications {
+        Publications::One(name) => !name.is_empty(),
+        Publications::Many(names) => !names.is_empty() && !names.iter().any(String::is_empty),
+    }
+}
+
+fn is_slot_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(is_allowed)
+}
+
+fn is_table_name(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(schema, table)| !schema.is_empty() && !table.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn validated(text: &str) -> Result<(), String> {
+        toml::from_str::<Settings>(text).unwrap().validate()
+    }
+
+    #[test]
+    fn each_refused_value_is_named_with_what_it_has_to_be() {
+        let long = format!("[source]\nslot = \"{}\"", "a".repeat(64));
+        let slot = "source.slot may hold lower-case letters, digits and underscores, 63 at most";
+
+        for (text, error) in [
+            ("[sync]\nmax_batch_rows = 0", "sync.max_batch_rows must be at least 1"),
+            ("[backfill]\nworkers = 0", "backfill.workers must be at least 1"),
+            ("[backfill]\nrate_limit = \"99kB\"", "backfill.rate_limit must be at least 100KB"),
+            ("[backfill]\nchunk_size = \"999kB\"", "backfill.chunk_size must be at least 1MB"),
+            ("[target]\nthreads = 0", "target.threads must be at least 1"),
+            ("[source]\npublication = \"\"", "source.publication must name a publication"),
+            ("[source]\npublication = []", "source.publication must name a publication"),
+            ("[source]\npublication = [\"a\", \"\"]", "source.publication must name a publication"),
+            ("[sync]\nmemory_limit = \"63kB\"", "sync.memory_limit must be at least 64kB"),
+            ("[source]\nslot = \"\"", slot),
+            ("[source]\nslot = \"Rhei\"", slot),
+            (long.as_str(), slot),
+            (
+                "[tables.orders]",
+                "tables.\"orders\" is not a table; expected [tables.\"schema.table\"]",
+            ),
+        ] {
+            assert_eq!(validated(text), Err(error.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_smallest_values_are_allowed() {
+        let smallest = "[sync]\nmax_batch_rows = 1\nmemory_limit = \"64kB\"\n\
+                        [backfill]\nworkers = 1\nrate_limit = \"100kB\"\nchunk_size = \"1MB\"\n\
+                        [target]\nthreads = 1\n[source]\nslot = \"_\"\npublication = [\"a\"]\n\
+                        [tables.\"a.b\"]";
+
+        assert_eq!(validated(smallest), Ok(()));
+        assert_eq!(validated(""), Ok(()));
+    }
+}
