@@ -35,7 +35,7 @@ use arrow::record_batch::RecordBatch;
 use bed::{Cluster, ClusterOptions, Db, Rhei, temp_dir};
 use measure::{GLANCE, machine_cpu, peak_mib, process_cpu};
 
-use rhei::{
+use rhei::internals::{
     Lsn,
     change::{ColumnSpec, Key, TableSpec},
     olap::{

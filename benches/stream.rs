@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use pipeline::begin_empty_copies;
 
-use rhei::{
+use rhei::internals::{
     Checkpoint, Lsn,
     change::{ChangeBatch, ColumnSpec, Key, TableSpec},
     olap::{ApplyTarget, CopyTarget, DuckDb, TargetOptions},

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 
-use rhei::{
+use rhei::internals::{
     config::{ByteSize, Config, Inputs, Span, parse},
     pgoutput::QualifiedName,
     pipeline::options::TablePattern,
@@ -38,7 +38,7 @@ fuzz_target!(
             // Each line by itself: a value of the environment, and what the values of the file are
             // made of.
             for line in text.lines() {
-                let _ = (line.parse::<ByteSize>(), line.parse::<Span>(), line.parse::<rhei::Lsn>());
+                let _ = (line.parse::<ByteSize>(), line.parse::<Span>(), line.parse::<rhei::internals::Lsn>());
                 if let Ok(pattern) = line.parse::<TablePattern>() {
                     let _ = pattern.matches(&QualifiedName::new("public", "a".repeat(63)));
                 }

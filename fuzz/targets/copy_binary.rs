@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::record_batch::RecordBatch;
 use libfuzzer_sys::fuzz_target;
 
-use rhei::{
+use rhei::internals::{
     change::TableSpec,
     source::copy_binary::CopyReader,
     types::{Mapping, schema_of},
@@ -102,7 +102,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 for column in 0..columns {
                     // The value that this column takes, where one of them is.
                     let fits = |value: &&&[u8]| {
-                        rhei::types::ColumnBuilder::new(&table.columns[column].mapping, 1)
+                        rhei::internals::types::ColumnBuilder::new(&table.columns[column].mapping, 1)
                             .push_binary(Some(value))
                             .is_ok()
                     };

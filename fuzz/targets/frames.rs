@@ -6,7 +6,7 @@ mod common;
 
 use libfuzzer_sys::fuzz_target;
 
-use rhei::source::wire::{Frame, FrameReader, ServerMessage, stream::StreamMessage};
+use rhei::internals::source::wire::{Frame, FrameReader, ServerMessage, stream::StreamMessage};
 
 /// All frames, and how it ended: what was left over, or the error.
 fn frames<'a>(
@@ -64,7 +64,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut all = vec![0xFF, 0xFF, 10, 7];
     let mut seeds = Vec::new();
     let mut bodies = vec![(b'd', [b"k".as_slice(), &[0; 16], b"\x01"].concat())];
-    for message in rhei::source::recording::split(common::FIXTURE).unwrap() {
+    for message in rhei::internals::source::recording::split(common::FIXTURE).unwrap() {
         bodies
             .push((b'd', [b"w".as_slice(), &[0; 24], &message[..message.len().min(60)]].concat()));
     }

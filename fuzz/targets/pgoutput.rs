@@ -11,7 +11,7 @@ use std::{
 
 use libfuzzer_sys::fuzz_target;
 
-use rhei::{
+use rhei::internals::{
     Lsn,
     change::{
         ChangeBatch, ColumnOrigin, Deletes, Key, SchemaChange, TableSpec, assemble::Assembler,
@@ -31,7 +31,7 @@ use rhei::{
 /// shape changes.
 static TABLES: LazyLock<BTreeMap<u32, [Arc<TableSpec>; 2]>> = LazyLock::new(|| {
     let mut tables = Vec::new();
-    for bytes in rhei::source::recording::split(common::FIXTURE).unwrap() {
+    for bytes in rhei::internals::source::recording::split(common::FIXTURE).unwrap() {
         let Ok(Message::Relation(relation)) = Message::decode(&bytes) else { continue };
         let columns: Vec<(&str, u32)> =
             relation.columns.iter().map(|column| (column.name.as_str(), column.type_oid)).collect();
@@ -223,7 +223,7 @@ fuzz_target!(
 );
 
 fn seeds() -> Vec<Vec<u8>> {
-    let recorded = rhei::source::recording::split(common::FIXTURE).unwrap();
+    let recorded = rhei::internals::source::recording::split(common::FIXTURE).unwrap();
     // The long values of the recording would only make mutations slow.
     let short = recorded.iter().filter(|message| message.len() < 400).map(Vec::as_slice);
     let mut seeds: Vec<Vec<u8>> = (0..16)

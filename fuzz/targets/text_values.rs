@@ -8,5 +8,5 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(
     init: common::write_seeds(|| values::seeds(false)),
-    |bytes: &[u8]| values::decode(bytes, rhei::types::ColumnBuilder::push_text)
+    |bytes: &[u8]| values::decode(bytes, rhei::internals::types::ColumnBuilder::push_text)
 );

@@ -12,6 +12,7 @@ pub mod attach;
 pub mod command;
 pub mod copies;
 pub mod cycle;
+mod feed;
 mod left_out;
 mod periodic;
 mod recopies;
@@ -26,6 +27,7 @@ mod sync;
 mod sync_report;
 
 pub use cycle::{Cycle, CycleOptions, NextStep, SyncEngine};
+pub use feed::Feed;
 pub use run::run;
 pub use sync::sync;
 pub use sync_report::SyncReport;

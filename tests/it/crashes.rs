@@ -12,7 +12,7 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use rhei::failpoint::ALL;
+use rhei::internals::failpoint::ALL;
 
 use crate::{
     bed::oracle::query_copy,

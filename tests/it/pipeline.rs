@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use rhei::{
+use rhei::internals::{
     Checkpoint, Lsn,
     change::TableSpec,
     olap::{CopyTarget, DuckDb, NewCopy, Phase, Pipeline, TargetState},

@@ -11,7 +11,7 @@ use crate::{
     },
     following::Following,
 };
-use rhei::source::{
+use rhei::internals::source::{
     catalog::{self, SourceTable},
     connection::{Environment, SourceOptions, connect_sql},
 };

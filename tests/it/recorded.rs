@@ -11,7 +11,7 @@ use crate::{
     bed::{Cluster, oracle::query_copy, temp_dir},
     pipeline::begin_empty_copies,
 };
-use rhei::{
+use rhei::internals::{
     Checkpoint, Lsn,
     change::{ColumnSpec, Key, TableSpec},
     olap::{ApplyTarget, CopyTarget, DuckDb, StoredTable, TableState, TargetOptions, TargetState},

@@ -21,7 +21,7 @@ use crate::{
     every_value::{self, quoted},
     following::from_env,
 };
-use rhei::{
+use rhei::internals::{
     Lsn,
     change::{ColumnOrigin, ColumnSpec, Key, SchemaChange, TableSpec},
     olap::names,
@@ -478,7 +478,7 @@ impl Change<'_> {
             after: spec(self.after, to),
             columns: vec![ColumnOrigin::Kept(0)],
         };
-        for statement in rhei::olap::reshape::alter_statements(&reshape, |_| None) {
+        for statement in rhei::internals::olap::reshape::alter_statements(&reshape, |_| None) {
             if let Err(error) = copy.execute_batch(&statement) {
                 return Some(format!("{error}\nin {statement}"));
             }

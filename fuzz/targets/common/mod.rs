@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use rhei::{
+use rhei::internals::{
     Lsn,
     change::{ColumnSpec, Key, TableSpec},
     pgoutput::{QualifiedName, ReplicaIdentity},

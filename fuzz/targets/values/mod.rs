@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use arrow::array::{Array, Decimal128Array, Time64MicrosecondArray};
-use rhei::types::{ColumnBuilder, Mapping, ValueError};
+use rhei::internals::types::{ColumnBuilder, Mapping, ValueError};
 
 use crate::common::{byte, mappings, piece, pieces, within_memory};
 
