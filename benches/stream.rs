@@ -130,8 +130,8 @@ impl Recording {
             max_bytes: usize::MAX,
             linger,
             until,
-            any: false,
-            hurry: false,
+            stop_after_one: false,
+            request_keepalives: false,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {

@@ -68,6 +68,7 @@ impl Control {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::warn!(
+                    event = "socket_failed",
                     socket = %path.display(),
                     error = %error,
                     "`rhei status` cannot ask this replicator"
@@ -99,7 +100,7 @@ impl Control {
 }
 
 /// How long a question may take. A client that sends nothing delays only its own answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// A question is one line, and not longer than this.
 const MAX_REQUEST_BYTES: u64 = 64 << 10;
 
@@ -184,7 +185,7 @@ async fn serve<T: OlapEngine + 'static>(
     let (read, mut write) = client.split();
     let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
 
-    if !matches!(tokio::time::timeout(PATIENCE, read.read_line(&mut question)).await, Ok(Ok(_))) {
+    if !matches!(tokio::time::timeout(TIMEOUT, read.read_line(&mut question)).await, Ok(Ok(_))) {
         return;
     }
 
@@ -260,7 +261,7 @@ async fn resync<T: OlapEngine + 'static>(
 }
 
 /// Asks the replicator of a file. Returns `None` when no replicator answers.
-pub async fn ask(target: &Path, question: &str) -> Option<Value> {
+pub async fn request(target: &Path, question: &str) -> Option<Value> {
     let mut stream = UnixStream::connect(socket_path(target)).await.ok()?;
     stream.write_all(format!("{question}\n").as_bytes()).await.ok()?;
 

@@ -102,9 +102,12 @@ fn seeds() -> Vec<Vec<u8>> {
                 for column in 0..columns {
                     // The value that this column takes, where one of them is.
                     let fits = |value: &&&[u8]| {
-                        rhei::internals::types::ColumnBuilder::new(&table.columns[column].mapping, 1)
-                            .push_binary(Some(value))
-                            .is_ok()
+                        rhei::internals::types::ColumnBuilder::new(
+                            &table.columns[column].mapping,
+                            1,
+                        )
+                        .push_binary(Some(value))
+                        .is_ok()
                     };
                     match values.iter().filter(fits).nth(row) {
                         Some(value) => {

@@ -110,7 +110,7 @@ impl Stream {
         let is_commit = matches!(message, Message::Commit { .. });
         self.assembler.push(message)?;
         self.commits += u64::from(is_commit);
-        if let Some(question) = self.assembler.question() {
+        if let Some(question) = self.assembler.schema_query() {
             let oid = question.relation.oid;
             let shape = self.shapes.entry(oid).or_default();
             if self.schema_changes
@@ -130,7 +130,7 @@ impl Stream {
                 if self.assembler.must_end_batch() {
                     self.take();
                 }
-                self.assembler.go_on();
+                self.assembler.continue_after_change();
             } else {
                 self.assembler.answer(SchemaResolution::Same);
             }
@@ -191,7 +191,7 @@ fuzz_target!(
             });
             let mut assembler = Assembler::new(Lsn(1), tables);
             if flags & 2 != 0 {
-                assembler = assembler.asking();
+                assembler = assembler.with_schema_checks();
             }
             let mut stream = Stream {
                 assembler,

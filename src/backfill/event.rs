@@ -36,7 +36,7 @@ pub enum CopyEvent {
         lsn: Lsn,
         /// The snapshot sees every transaction with `commit_lsn` before this.
         since: Lsn,
-        tables: Vec<Planned>,
+        tables: Vec<TableCopyPlan>,
         /// Tables that cannot be copied as they are set up.
         refused: Vec<StoredTable>,
         /// A session that sees the snapshot.
@@ -55,7 +55,7 @@ pub enum CopyEvent {
 
 /// A table to copy.
 #[derive(Debug, Clone)]
-pub struct Planned {
+pub struct TableCopyPlan {
     pub spec: Arc<TableSpec>,
     /// The table at the source.
     pub source: SourceTable,
@@ -72,7 +72,7 @@ pub struct Planned {
     pub(super) snapshot: Lsn,
 }
 
-impl Planned {
+impl TableCopyPlan {
     /// Returns the copy as the target records it.
     pub fn new_copy(&self) -> NewCopy {
         let job = |range: &Range| NewJob {

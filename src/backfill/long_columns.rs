@@ -26,7 +26,7 @@ const LONG_BYTES: f64 = 2000.0;
 const SAMPLE_ROWS: u32 = 1000;
 /// The sample waits no longer than this: neither for a session that holds a lock on the table, nor
 /// for the end of pages that hold only dead rows.
-const PATIENCE: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
+const TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
 
 /// Returns whether DuckDB can keep a column by ZSTD, and PostgreSQL out of line. DuckDB refuses to
 /// give such a column a type that ZSTD is not for; no column of these types is followed in place
@@ -81,7 +81,7 @@ pub(super) async fn find_long_columns(
             quote_table(&leaf.name)
         );
 
-        client.batch_execute(&format!("BEGIN READ ONLY; {PATIENCE}")).await?;
+        client.batch_execute(&format!("BEGIN READ ONLY; {TIMEOUT}")).await?;
         let sampled = client.query_one(&sql, &[]).await;
         client.batch_execute("ROLLBACK").await?;
 

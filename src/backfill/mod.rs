@@ -33,7 +33,7 @@ mod round;
 mod snapshot;
 mod worker;
 
-pub use event::{CopyEvent, CopyOutcome, Planned};
+pub use event::{CopyEvent, CopyOutcome, TableCopyPlan};
 pub use fetch::{fetch_rows, is_fetchable};
 pub use plain::plain_copy;
 pub use round::{CopyRound, run};

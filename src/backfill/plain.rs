@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{CopyEvent, CopyOutcome, CopyRound, Planned};
+use super::{CopyEvent, CopyOutcome, CopyRound, TableCopyPlan};
 use crate::{
     change::{Pause, TableSpec},
     checkpoint::Checkpoint,
@@ -27,21 +27,21 @@ pub async fn plain_copy<T: OlapEngine + 'static>(
     refuse_live_copy(context, writer).await?;
     let pipeline = describe_pipeline(context).await?;
 
-    let (tell, mut told) = mpsc::channel(16);
+    let (event_tx, mut events) = mpsc::channel(16);
     let round = CopyRound {
         wanted: None,
         first: None,
         trail: None,
         is_plain: true,
         hold: LsnBarrier::default(),
-        told: tell,
+        event_tx,
         stop: stop.clone(),
     };
 
     let not_copied = NotCopied::default();
     let mut copy = PlainCopy { writer, pipeline, specs: BTreeMap::new(), not_copied };
     let (copied, followed) =
-        tokio::join!(super::run(context, writer, round), copy.follow(&mut told));
+        tokio::join!(super::run(context, writer, round), copy.follow(&mut events));
     followed?;
     copied?;
 
@@ -92,11 +92,11 @@ struct PlainCopy<'a, T> {
 }
 
 impl<T: OlapEngine + 'static> PlainCopy<'_, T> {
-    async fn follow(&mut self, told: &mut mpsc::Receiver<CopyEvent>) -> Result<(), EngineError> {
-        let told = DrainOnDrop(told);
+    async fn follow(&mut self, events: &mut mpsc::Receiver<CopyEvent>) -> Result<(), EngineError> {
+        let events = DrainOnDrop(events);
 
-        while let Some(told) = told.0.recv().await {
-            match told {
+        while let Some(event) = events.0.recv().await {
+            match event {
                 CopyEvent::Planned { tables, refused, adopted, .. } => {
                     let ids = self.begin(tables, refused).await?;
                     let _ = adopted.send(ids);
@@ -118,13 +118,13 @@ impl<T: OlapEngine + 'static> PlainCopy<'_, T> {
     /// Stores the pipeline and begins the copies. Returns per table the ids of its jobs.
     async fn begin(
         &mut self,
-        tables: Vec<Planned>,
+        tables: Vec<TableCopyPlan>,
         refused: Vec<StoredTable>,
     ) -> Result<Vec<Option<Vec<u64>>>, EngineError> {
         let pipeline = self.pipeline.clone();
         self.writer.call(move |target| target.put_state(&pipeline, &refused)).await?;
 
-        let new: Vec<_> = tables.iter().map(Planned::new_copy).collect();
+        let new: Vec<_> = tables.iter().map(TableCopyPlan::new_copy).collect();
         self.specs.extend(tables.into_iter().map(|table| (table.spec.oid, table.spec)));
 
         let ids = self.writer.call(move |target| target.begin_copies(&new)).await?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Planned,
+    TableCopyPlan,
     event::ChunkPayload,
     long_columns,
     ranges::{Pages, ranges},
@@ -145,7 +145,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
     wanted: Option<&BTreeSet<u32>>,
     is_plain: bool,
     measured: &Measured,
-) -> Result<(Vec<Planned>, Vec<StoredTable>), EngineError> {
+) -> Result<(Vec<TableCopyPlan>, Vec<StoredTable>), EngineError> {
     let holder = snapshot.holder();
     watch_locks(&holder).await?;
 
@@ -290,6 +290,7 @@ impl<T: OlapEngine + 'static> Planner<'_, T> {
         let done = DoneChunks::of_jobs(jobs)?;
 
         tracing::info!(
+            event = "copy_resumed",
             table = %spec.source,
             rows = done.rows,
             "the table's copy goes on where it was"
@@ -304,12 +305,12 @@ impl<T: OlapEngine + 'static> Planner<'_, T> {
         spec: TableSpec,
         earlier: Option<EarlierTry>,
         priority: i32,
-    ) -> Planned {
+    ) -> TableCopyPlan {
         let is_resumed = earlier.is_some();
         let EarlierTry { spec, done } =
             earlier.unwrap_or_else(|| EarlierTry { spec, done: DoneChunks::default() });
 
-        Planned {
+        TableCopyPlan {
             ranges: ranges(&source, &spec, &done.pages, self.context),
             long_columns: self.measured.long_columns_of(&spec),
             spec: Arc::new(spec),
@@ -404,7 +405,7 @@ pub(super) fn is_same(then: &SourceTable, now: &SourceTable) -> bool {
         && was.attributes == is.attributes
         && was.leaf_attributes == is.leaf_attributes
         && was.publications == is.publications
-        && was.listed == is.listed
+        && was.publication_rows == is.publication_rows
         && was.schema == is.schema
         && was.files == is.files
         && was.inherits == is.inherits

@@ -74,7 +74,9 @@ pub(super) fn ranges(
         let from = quote_table(&leaf.name);
         let none = Vec::new();
 
-        for pages in missing(done.get(&leaf.oid).unwrap_or(&none), leaf.pages.unwrap_or(0), size) {
+        for pages in
+            missing_ranges(done.get(&leaf.oid).unwrap_or(&none), leaf.pages.unwrap_or(0), size)
+        {
             let mut conditions = Vec::new();
             if pages.first > 0 {
                 conditions.push(format!("ctid >= '({},0)'", pages.first));
@@ -103,7 +105,7 @@ pub(super) fn ranges(
 
 /// Returns ranges of about `size` pages that hold every page that `done` does not. The last range
 /// is open, since the table may have grown before the snapshot was taken.
-pub(super) fn missing(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
+pub(super) fn missing_ranges(done: &[Pages], pages: u64, size: u64) -> Vec<Pages> {
     let mut done = done.to_vec();
     done.sort_by_key(|pages| pages.first);
 
@@ -146,8 +148,8 @@ mod tests {
 
     #[test]
     fn an_empty_table_is_one_open_range() {
-        assert_eq!(missing(&[], 0, 100), [range(0, None)]);
-        assert_eq!(missing(&[range(0, None)], 500, 100), []);
+        assert_eq!(missing_ranges(&[], 0, 100), [range(0, None)]);
+        assert_eq!(missing_ranges(&[range(0, None)], 500, 100), []);
     }
 
     proptest! {
@@ -169,7 +171,7 @@ mod tests {
             let done: Vec<Pages> =
                 all.into_iter().enumerate().filter(is_kept).map(|(_, pages)| pages).collect();
 
-            let mut together = missing(&done, 900, size);
+            let mut together = missing_ranges(&done, 900, size);
             together.extend(&done);
             together.sort_by_key(|pages| pages.first);
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     chunk_queue::{ChunkJob, RateLimiter, RoundProgress, SharedRound, batch_bytes},
-    event::{CopyEvent, CopyOutcome, Planned},
+    event::{CopyEvent, CopyOutcome, TableCopyPlan},
     plan::{self, Measured, is_same},
     snapshot::{SlotWithSnapshot, Snapshot},
     worker::Worker,
@@ -53,7 +53,7 @@ pub struct CopyRound {
     /// No stream follows the copy: an ordinary snapshot will do.
     pub is_plain: bool,
     pub hold: LsnBarrier,
-    pub told: mpsc::Sender<CopyEvent>,
+    pub event_tx: mpsc::Sender<CopyEvent>,
     /// Chunks that have begun are finished, and no more are begun.
     pub stop: CancellationToken,
 }
@@ -87,7 +87,7 @@ pub async fn run<T: OlapEngine + 'static>(
     };
     let Some(Prepared { control, snapshot, tables, refused }) = prepared else { return Ok(()) };
 
-    let Some(tables) = adopt(&round.told, &snapshot, tables, refused).await else {
+    let Some(tables) = adopt(&round.event_tx, &snapshot, tables, refused).await else {
         return Ok(());
     };
     drop(release);
@@ -96,13 +96,14 @@ pub async fn run<T: OlapEngine + 'static>(
     }
 
     tracing::info!(
+        event = "copies_started",
         tables = tables.len(),
         snapshot = %snapshot.lsn,
         "copying tables under one snapshot"
     );
 
-    let (is_plain, told) = (round.is_plain, round.told);
-    let copy = Copy { context, writer, control, snapshot, tables, is_plain, told, stop };
+    let (is_plain, event_tx) = (round.is_plain, round.event_tx);
+    let copy = Copy { context, writer, control, snapshot, tables, is_plain, event_tx, stop };
     copy.begin_progress();
     let ended = copy.run().await;
     copy.end_progress();
@@ -115,7 +116,7 @@ struct Prepared {
     /// The connection for questions to the catalogs.
     control: SqlClient,
     snapshot: Snapshot,
-    tables: Vec<Planned>,
+    tables: Vec<TableCopyPlan>,
     /// Tables that cannot be copied as they are set up.
     refused: Vec<StoredTable>,
 }
@@ -135,7 +136,7 @@ impl CopyRound {
         let measured = plan::measure(context, &control, wanted, self.is_plain).await?;
 
         if !measured.locked.is_empty() {
-            let _ = self.told.send(CopyEvent::Locked(measured.locked.clone())).await;
+            let _ = self.event_tx.send(CopyEvent::Locked(measured.locked.clone())).await;
             if measured.locks_all(wanted) {
                 return Ok(None);
             }
@@ -147,7 +148,7 @@ impl CopyRound {
             plan::plan(context, writer, &snapshot, wanted, self.is_plain, &measured).await?;
 
         if snapshot.xids.is_some() {
-            postpone(&self.told, take_published_otherwise(&mut tables, &measured)).await;
+            postpone(&self.event_tx, take_published_otherwise(&mut tables, &measured)).await;
         }
 
         Ok(Some(Prepared { control, snapshot, tables, refused }))
@@ -168,7 +169,7 @@ impl CopyRound {
             (false, None) => {
                 match tables_without_slot(writer, control, self.wanted.as_ref(), measured).await? {
                     Some((fresh, others)) => {
-                        postpone(&self.told, others).await;
+                        postpone(&self.event_tx, others).await;
                         self.wanted = Some(fresh);
                         Snapshot::without_slot(context, control, &self.hold).await
                     }
@@ -182,9 +183,9 @@ impl CopyRound {
 }
 
 /// Reports tables that have to wait for another round, if there are any.
-async fn postpone(told: &mpsc::Sender<CopyEvent>, tables: BTreeSet<u32>) {
+async fn postpone(event_tx: &mpsc::Sender<CopyEvent>, tables: BTreeSet<u32>) {
     if !tables.is_empty() {
-        let _ = told.send(CopyEvent::Postponed(tables)).await;
+        let _ = event_tx.send(CopyEvent::Postponed(tables)).await;
     }
 }
 
@@ -192,17 +193,17 @@ async fn postpone(told: &mpsc::Sender<CopyEvent>, tables: BTreeSet<u32>) {
 /// copied, with the ids of their jobs. None: the session has ended, and the next session begins
 /// another round.
 async fn adopt(
-    told: &mpsc::Sender<CopyEvent>,
+    event_tx: &mpsc::Sender<CopyEvent>,
     snapshot: &Snapshot,
-    tables: Vec<Planned>,
+    tables: Vec<TableCopyPlan>,
     refused: Vec<StoredTable>,
-) -> Option<Vec<(Planned, Vec<u64>)>> {
+) -> Option<Vec<(TableCopyPlan, Vec<u64>)>> {
     let (adopted, is_adopted) = oneshot::channel();
     let (lsn, since, holder) = (snapshot.lsn, snapshot.since, snapshot.holder());
 
     let planned =
         CopyEvent::Planned { lsn, since, tables: tables.clone(), refused, holder, adopted };
-    told.send(planned).await.ok()?;
+    event_tx.send(planned).await.ok()?;
 
     let ids = is_adopted.await.ok()?;
     Some(tables.into_iter().zip(ids).filter_map(|(table, ids)| Some((table, ids?))).collect())
@@ -280,8 +281,8 @@ async fn tables_without_slot<T: OlapEngine + 'static>(
 
 /// Takes out tables that were published in another way when they were measured than they are at the
 /// snapshot. Returns their oids.
-fn take_published_otherwise(tables: &mut Vec<Planned>, measured: &Measured) -> BTreeSet<u32> {
-    let is_other = |table: &mut Planned| {
+fn take_published_otherwise(tables: &mut Vec<TableCopyPlan>, measured: &Measured) -> BTreeSet<u32> {
+    let is_other = |table: &mut TableCopyPlan| {
         let now = table.source.fingerprint.membership();
         measured.published.get(&table.spec.oid).map(|(membership, _)| membership) != Some(&now)
     };
@@ -291,7 +292,7 @@ fn take_published_otherwise(tables: &mut Vec<Planned>, measured: &Measured) -> B
 /// Returns whether transactions of any database have written something and are still in progress a
 /// second later, so that making a slot would wait for them.
 async fn has_lasting_transactions(control: &SqlClient) -> Result<bool, EngineError> {
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const TIMEOUT: Duration = Duration::from_secs(1);
     const STEP: Duration = Duration::from_millis(50);
 
     let (_, xids) = catalog::wal_insert_lsn_and_xids(control).await?;
@@ -303,7 +304,7 @@ async fn has_lasting_transactions(control: &SqlClient) -> Result<bool, EngineErr
             return Ok(false);
         }
 
-        if since.elapsed() >= PATIENCE {
+        if since.elapsed() >= TIMEOUT {
             return Ok(true);
         }
 
@@ -318,9 +319,9 @@ struct Copy<'a, T> {
     control: SqlClient,
     snapshot: Snapshot,
     /// The tables with the ids of their jobs.
-    tables: Vec<(Planned, Vec<u64>)>,
+    tables: Vec<(TableCopyPlan, Vec<u64>)>,
     is_plain: bool,
-    told: mpsc::Sender<CopyEvent>,
+    event_tx: mpsc::Sender<CopyEvent>,
     stop: CancellationToken,
 }
 
@@ -444,10 +445,11 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.tell(std::mem::take(&mut ended_tables)).await?;
+                    self.report_ended(std::mem::take(&mut ended_tables)).await?;
                 }
                 Some(ended) = workers.join_next() => worker_result(ended)?,
                 _ = warnings.tick() => tracing::warn!(
+                    event = "snapshot_held",
                     minutes = began.elapsed().as_secs() / 60,
                     "the copy still holds its snapshot: VACUUM at the source cannot remove rows \
                      that it sees"
@@ -458,8 +460,8 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
 
     /// Compares tables whose last chunks are done with the catalogs, and reports the outcomes of
     /// their copies.
-    async fn tell(&self, ended: Vec<(usize, CopyOutcome)>) -> Result<(), EngineError> {
-        let ended: Vec<(&Planned, CopyOutcome)> = ended
+    async fn report_ended(&self, ended: Vec<(usize, CopyOutcome)>) -> Result<(), EngineError> {
+        let ended: Vec<(&TableCopyPlan, CopyOutcome)> = ended
             .into_iter()
             .filter_map(|(at, copied)| Some((&self.tables.get(at)?.0, copied)))
             .collect();
@@ -467,7 +469,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
         let oids: Vec<u32> = ended.iter().map(|(table, _)| table.spec.oid).collect();
         let now = self.current(&oids).await?;
 
-        let mut told = Vec::with_capacity(ended.len());
+        let mut outcomes = Vec::with_capacity(ended.len());
         for (table, copied) in ended {
             let (oid, name) = (table.spec.oid, table.spec.source.to_string());
             let is_unchanged = now.get(&oid).is_some_and(|now| is_same(&table.source, now));
@@ -476,6 +478,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             let copied = match copied {
                 CopyOutcome::Done | CopyOutcome::Failed(_) if !is_unchanged => {
                     tracing::info!(
+                        event = "copy_outdated",
                         table = name,
                         "the table changed while it was copied; it is copied again"
                     );
@@ -490,11 +493,11 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
             };
 
             self.context.copy_progress.end(oid);
-            told.push((oid, copied));
+            outcomes.push((oid, copied));
         }
 
         // The receiver is gone when the session is about to end.
-        let _ = self.told.send(CopyEvent::Ended(told)).await;
+        let _ = self.event_tx.send(CopyEvent::Ended(outcomes)).await;
         Ok(())
     }
 

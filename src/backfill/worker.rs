@@ -166,7 +166,7 @@ impl<L: CopyLoader> Worker<L> {
 
                 if self.is_over(chunk.table) {
                     let job = chunk.job;
-                    self.give_up(job, "cancelled", "its table ended").await?;
+                    self.fail_job(job, "cancelled", "its table ended").await?;
                     continue;
                 }
 
@@ -323,6 +323,7 @@ impl<L: CopyLoader> Worker<L> {
         if table.said_locked.is_none_or(|said| now.duration_since(said) >= LOCKED_WARNING) {
             table.said_locked = Some(now);
             tracing::warn!(
+                event = "copy_blocked",
                 table = %spec.source,
                 "the rest of the table waits to be copied: another session at the source has \
                  locked it"
@@ -361,7 +362,7 @@ impl<L: CopyLoader> Worker<L> {
                     }
                 }
                 Attempt::Locked(error) => {
-                    self.give_up(job, "pending", &error_chain(&error)).await?;
+                    self.fail_job(job, "pending", &error_chain(&error)).await?;
                     self.put_off(chunk.table);
                     return Ok(Ended::PutOff);
                 }
@@ -373,14 +374,14 @@ impl<L: CopyLoader> Worker<L> {
                         }
                     };
 
-                    self.give_up(job, "failed", &why).await?;
+                    self.fail_job(job, "failed", &why).await?;
                     return Ok(Ended::Over(Some(copied)));
                 }
                 Attempt::Retry(error) => {
                     attempt += 1;
                     let why = error_chain(&error);
                     let is_last = attempt >= ATTEMPTS;
-                    self.give_up(job, if is_last { "failed" } else { "pending" }, &why).await?;
+                    self.fail_job(job, if is_last { "failed" } else { "pending" }, &why).await?;
 
                     let Some(spec) = self.work.specs.get(chunk.table) else { break };
                     if is_last && error_policy::of_source(&error).is_waited_for() {
@@ -395,6 +396,7 @@ impl<L: CopyLoader> Worker<L> {
                     }
 
                     tracing::warn!(
+                        event = "chunk_retried",
                         table = %spec.source,
                         attempt,
                         error = why,
@@ -413,7 +415,7 @@ impl<L: CopyLoader> Worker<L> {
     }
 
     /// Records that a job could not be done, however long another transaction keeps its row.
-    async fn give_up(
+    async fn fail_job(
         &mut self,
         job: u64,
         status: &'static str,
@@ -421,7 +423,8 @@ impl<L: CopyLoader> Worker<L> {
     ) -> Result<(), EngineError> {
         loop {
             let noted = why.to_owned();
-            match self.on_blocking_thread(move |loader| loader.give_up(job, status, &noted)).await {
+            match self.on_blocking_thread(move |loader| loader.fail_job(job, status, &noted)).await
+            {
                 Err(EngineError::Target(error))
                     if error.is_conflict() && !self.work.stop.is_cancelled() => {}
                 noted => return noted,
@@ -648,7 +651,7 @@ async fn read_chunk(
         };
 
         let is_more = {
-            let read = client.copied(|piece| {
+            let read = client.next_rows(|piece| {
                 arrived += piece.len();
                 reader.push(piece).map_err(SourceError::from)
             });
@@ -697,6 +700,7 @@ async fn warn_when_stalled<R>(
 
         let seconds = SILENCE.as_secs() * u64::from(silences);
         tracing::warn!(
+            event = "chunk_stuck",
             table = %spec.source,
             seconds,
             "a chunk is stuck: the source sends nothing of it"

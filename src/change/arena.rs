@@ -33,7 +33,7 @@ impl Slice {
     pub(super) const NOTHING: Self = Self { block: 0, start: 0, length: 0 };
 
     /// Returns whether the wire left out some values of the row.
-    pub fn is_open(self) -> bool {
+    pub fn has_unchanged_toast(self) -> bool {
         self.length & OPEN != 0
     }
 
@@ -72,7 +72,7 @@ impl Arena {
     /// Copies the bytes of a row into the arena; the row itself records whether values are missing.
     pub fn store_row(&mut self, row: Tuple<'_>) -> Slice {
         let slice = self.store(row.bytes());
-        self.opened(if row.has_unchanged() {
+        self.count_open(if row.has_unchanged() {
             Slice { length: slice.length | OPEN, ..slice }
         } else {
             slice
@@ -82,11 +82,11 @@ impl Arena {
     /// Copies a row from another arena.
     pub fn copy_from(&mut self, from: &Self, row: Slice) -> Slice {
         let slice = self.store(from.get(row));
-        self.opened(Slice { length: slice.length | row.length & OPEN, ..slice })
+        self.count_open(Slice { length: slice.length | row.length & OPEN, ..slice })
     }
 
-    pub(super) fn opened(&mut self, row: Slice) -> Slice {
-        self.open_rows += usize::from(row.is_open());
+    pub(super) fn count_open(&mut self, row: Slice) -> Slice {
+        self.open_rows += usize::from(row.has_unchanged_toast());
         row
     }
 
@@ -99,9 +99,9 @@ impl Arena {
     }
 
     /// Counts the bytes of a slice that is no longer referred to as wasted.
-    pub(super) fn waste(&mut self, slice: Slice) {
+    pub(super) fn mark_garbage(&mut self, slice: Slice) {
         self.wasted += slice.length();
-        self.open_rows = self.open_rows.saturating_sub(usize::from(slice.is_open()));
+        self.open_rows = self.open_rows.saturating_sub(usize::from(slice.has_unchanged_toast()));
     }
 
     /// Returns whether more bytes are wasted than in use, and enough of them to be worth the work.

@@ -96,7 +96,7 @@ pub struct Assembler {
     described_limit: usize,
     schema_changes: Vec<SchemaChange>,
     /// Whether relations become questions.
-    asks: bool,
+    checks_schema: bool,
     question: Option<SchemaQuery>,
     /// An answer that waits until the batch before it is taken.
     held: Option<(Relation, Box<SchemaChange>)>,
@@ -129,7 +129,7 @@ impl Assembler {
             described_bytes: 0,
             described_limit: DESCRIBED_BYTES,
             schema_changes: Vec::new(),
-            asks: false,
+            checks_schema: false,
             question: None,
             held: None,
             is_parted: false,
@@ -137,8 +137,8 @@ impl Assembler {
     }
 
     /// Turns every relation into a [`SchemaQuery`].
-    pub fn asking(mut self) -> Self {
-        self.asks = true;
+    pub fn with_schema_checks(mut self) -> Self {
+        self.checks_schema = true;
         self
     }
 
@@ -150,7 +150,7 @@ impl Assembler {
     }
 
     /// Returns the question that must be answered before the next message is pushed.
-    pub fn question(&self) -> Option<&SchemaQuery> {
+    pub fn schema_query(&self) -> Option<&SchemaQuery> {
         self.question.as_ref()
     }
 
@@ -159,7 +159,7 @@ impl Assembler {
     pub fn answer(&mut self, answer: SchemaResolution) {
         let Some(question) = self.question.take() else { return };
         match answer {
-            SchemaResolution::Same => self.settle(question.relation),
+            SchemaResolution::Same => self.apply_description(question.relation),
             SchemaResolution::SchemaChange(reshape) => {
                 self.held = Some((question.relation, reshape))
             }
@@ -176,12 +176,12 @@ impl Assembler {
     }
 
     /// Takes up the shape that was held back for the batch before it.
-    pub fn go_on(&mut self) {
+    pub fn continue_after_change(&mut self) {
         if let Some((relation, reshape)) = self.held.take() {
             let oid = reshape.after.oid;
             self.adopt(*reshape);
             debug_assert_eq!(relation.oid, oid);
-            self.settle(relation);
+            self.apply_description(relation);
         }
     }
 
@@ -212,7 +212,7 @@ impl Assembler {
 
     /// Follows a table from its `copy_lsn` on. No change of the table at or after that LSN may have
     /// passed ([`Self::may_have_missed`]).
-    pub fn follow(&mut self, spec: Arc<TableSpec>) {
+    pub fn track(&mut self, spec: Arc<TableSpec>) {
         let oid = spec.oid;
 
         // The server does not repeat the description of a relation, unless the relation has changed
@@ -224,7 +224,7 @@ impl Assembler {
     }
 
     /// Stops following a table and drops its changes that were read and not taken yet.
-    pub fn unfollow(&mut self, oid: u32) {
+    pub fn untrack(&mut self, oid: u32) {
         self.tables.remove(&oid);
         self.effects.remove(&oid);
         self.schema_changes.retain(|reshape| reshape.after.oid != oid);
@@ -265,7 +265,7 @@ impl Assembler {
     }
 
     /// Compares a relation with the table that it belongs to.
-    fn settle(&mut self, relation: Relation) {
+    fn apply_description(&mut self, relation: Relation) {
         let oid = relation.oid;
         let follow = match self.tables.get(&oid) {
             Some(followed) if followed.failure.is_none() => match fit(&followed.spec, &relation) {
@@ -360,7 +360,7 @@ impl Assembler {
 
     /// Records that the server has sent everything before `wal_end`: with no transaction open,
     /// `wal_end` may become the checkpoint (traps 25, 26). Inside a transaction it proves nothing.
-    pub fn reached(&mut self, wal_end: Lsn) {
+    pub fn advance_to(&mut self, wal_end: Lsn) {
         if self.is_between_transactions() && wal_end > self.end_lsn {
             self.end_lsn = wal_end;
         }
@@ -659,7 +659,7 @@ impl Assembler {
             self.describe_as(relation, Follow::Paused);
         } else if let (true, Err(difference)) = (is_past, fit(&followed.spec, &relation)) {
             self.describe_as(relation, Follow::Stale(difference));
-        } else if self.asks && !is_past {
+        } else if self.checks_schema && !is_past {
             let has_open_rows = self
                 .open
                 .as_ref()
@@ -685,7 +685,7 @@ impl Assembler {
                 has_parts,
             });
         } else {
-            self.settle(relation);
+            self.apply_description(relation);
         }
     }
 

@@ -282,15 +282,15 @@ pub fn note_nulled(nulled: &mut Vec<Nulled>, column: &str, first: impl FnOnce() 
 
 /// Returns ` (key id=7)`, with which the operator finds the row; a long value is cut.
 fn key_text(table: &TableSpec, columns: &[usize], tuple: Tuple<'_>) -> String {
-    const LONGEST: usize = 60;
+    const MAX_CHARS: usize = 60;
     let mut parts = Vec::new();
 
     for &key in table.key_columns() {
         let field = columns.iter().position(|&column| column == key).and_then(|at| tuple.field(at));
         if let (Some(Field::Text(text)), Some(spec)) = (field, table.columns.get(key)) {
             let mut value = String::from_utf8_lossy(text).into_owned();
-            if value.chars().count() > LONGEST {
-                value = value.chars().take(LONGEST).chain("..".chars()).collect();
+            if value.chars().count() > MAX_CHARS {
+                value = value.chars().take(MAX_CHARS).chain("..".chars()).collect();
             }
             parts.push(format!("{}={value}", spec.name));
         }

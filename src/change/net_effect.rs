@@ -208,7 +208,7 @@ impl NetEffect {
 
     pub fn insert(&mut self, arena: &mut Arena, new: Slice) -> Result<(), NetEffectError> {
         self.counts.inserted += 1;
-        if new.is_open() {
+        if new.has_unchanged_toast() {
             return Err(NetEffectError::MissingToastValue);
         }
 
@@ -315,7 +315,7 @@ impl NetEffect {
                 for state in states.into_iter().filter(|state| state.is_there) {
                     left.deleted_keys.extend(state.origin);
                     match state.origin {
-                        _ if !state.tuple.is_open() => left.inserts.push(state.tuple),
+                        _ if !state.tuple.has_unchanged_toast() => left.inserts.push(state.tuple),
                         Some(origin) => left.patches.push((state.tuple, origin)),
                         // Only rows from before the batch can have open values.
                         None => return Err(NetEffectError::MissingToastValue),
@@ -360,10 +360,14 @@ impl KeyedRows {
             return Err(NetEffectError::NoSuchRow);
         }
 
-        let merged = if new.is_open() { self.merge_unchanged(arena, old, new, taken) } else { new };
+        let merged = if new.has_unchanged_toast() {
+            self.merge_unchanged(arena, old, new, taken)
+        } else {
+            new
+        };
 
         if let Some(state) = taken {
-            arena.waste(state.tuple);
+            arena.mark_garbage(state.tuple);
         }
 
         let origin = match taken {
@@ -408,7 +412,7 @@ impl KeyedRows {
             write_field(&mut merged, supplied.unwrap_or(Field::Unchanged));
         }
 
-        arena.waste(new);
+        arena.mark_garbage(new);
         arena.store_row(Tuple::trusted(&merged, self.columns))
     }
 
@@ -424,7 +428,7 @@ impl KeyedRows {
 
         match self.take(arena) {
             Some(state) => {
-                arena.waste(state.tuple);
+                arena.mark_garbage(state.tuple);
                 self.gone.extend(state.origin);
             }
             None if is_truncated => return Err(NetEffectError::NoSuchRow),
@@ -493,9 +497,10 @@ impl KeyedRows {
 impl WholeRows {
     fn update(&mut self, arena: &mut Arena, old: OldRow, new: Slice) -> Result<(), NetEffectError> {
         let OldRow::Full(old) = old else { return Err(NetEffectError::OldRowMissing) };
-        let new = if new.is_open() { self.merge_unchanged(arena, old, new) } else { new };
+        let new =
+            if new.has_unchanged_toast() { self.merge_unchanged(arena, old, new) } else { new };
 
-        if old.is_open() || new.is_open() {
+        if old.has_unchanged_toast() || new.has_unchanged_toast() {
             return Err(NetEffectError::OldRowMissing);
         }
 
@@ -517,7 +522,7 @@ impl WholeRows {
             );
         }
 
-        arena.waste(new);
+        arena.mark_garbage(new);
         arena.store_row(Tuple::trusted(&merged, self.columns))
     }
 

@@ -48,7 +48,7 @@ pub struct ResyncArgs {
 /// Runs `rhei resync`: a running replicator copies the table again; without one this process does.
 pub async fn resync(session: Invocation, args: ResyncArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
-    match crate::control::ask(&path, &format!("resync {}", args.table)).await {
+    match crate::control::request(&path, &format!("resync {}", args.table)).await {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => Err(CliError::Failed(error.to_owned())),
             None => {
@@ -71,7 +71,7 @@ pub async fn pause(session: Invocation, is_paused: bool) -> Result<ExitCode, Cli
     let path = session.target()?.path;
     let question = if is_paused { "pause" } else { "resume" };
 
-    if crate::control::ask(&path, question).await.is_none() {
+    if crate::control::request(&path, question).await.is_none() {
         return Err(CliError::Failed(format!(
             "no replicator of {} is running\nhint: start one with `rhei run`",
             path.display()

@@ -154,11 +154,11 @@ async fn check_server(
     findings: &mut Findings,
 ) -> Result<(), CliError> {
     let server = catalog::server(client).await?;
-    match slot::judge_server(&server) {
+    match slot::check_server(&server) {
         Ok(()) => {
             findings.ok("server", format!("PostgreSQL {}, wal_level = logical", server.version))
         }
-        Err(error) => from_error(findings, "server", &error.to_string()),
+        Err(error) => explain(findings, "server", &error.to_string()),
     }
 
     if server.is_superuser || server.can_replicate {
@@ -225,7 +225,7 @@ async fn check_publication(
         Some(info) => {
             match slot::judge_publication(&info) {
                 Ok(()) => findings.ok("publication", format!("{} is there", quoted(names))),
-                Err(error) => from_error(findings, "publication", &error.to_string()),
+                Err(error) => explain(findings, "publication", &error.to_string()),
             }
 
             check_column_lists(client, names, findings).await?;
@@ -233,7 +233,7 @@ async fn check_publication(
         }
         None if names.len() > 1 => {
             let error = slot::SlotError::PublicationMissing { names: names.clone() };
-            from_error(findings, "publication", &error.to_string());
+            explain(findings, "publication", &error.to_string());
             return Ok(Vec::new());
         }
         None => {
@@ -274,7 +274,7 @@ async fn check_column_lists(
 ) -> Result<(), CliError> {
     for table in catalog::conflicting_column_lists(client, publications).await? {
         if let Err(error) = slot::judge_column_lists(&[table], publications) {
-            from_error(findings, "publication", &error.to_string());
+            explain(findings, "publication", &error.to_string());
         }
     }
     Ok(())
@@ -428,7 +428,7 @@ async fn check_plans(
         let spec = match plan(table, &types, options) {
             Ok(spec) => spec,
             Err(error) => {
-                from_error(findings, &subject, &error.to_string());
+                explain(findings, &subject, &error.to_string());
                 continue;
             }
         };
@@ -471,7 +471,7 @@ fn check_target(session: &Invocation, findings: &mut Findings) {
         return;
     }
 
-    match DuckDb::look(&target.path) {
+    match DuckDb::read_state(&target.path) {
         Ok(Some((state, _))) => {
             findings.ok(
                 "target",
@@ -482,12 +482,12 @@ fn check_target(session: &Invocation, findings: &mut Findings) {
             "target",
             format!("{} is a DuckDB file that rhei has not written to", target.path.display()),
         ),
-        Err(error) => from_error(findings, "target", &error.to_string()),
+        Err(error) => explain(findings, "target", &error.to_string()),
     }
 }
 
 /// Adds a finding of an error; the hint of the error is the fix.
-fn from_error(findings: &mut Findings, subject: &str, text: &str) {
+fn explain(findings: &mut Findings, subject: &str, text: &str) {
     let what = text.lines().next().unwrap_or_default();
     let mend = text.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap_or_default();
     findings.add(Level::Error, subject, what, mend);

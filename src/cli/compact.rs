@@ -32,13 +32,15 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
     let path = target.path.clone();
     let is_quiet = session.is_quiet;
 
-    let compacted = match shown(&path, is_quiet, control::ask(&path, "compact")).await {
+    let compacted = match with_size_display(&path, is_quiet, control::request(&path, "compact"))
+        .await
+    {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => return Err(CliError::Failed(error.to_owned())),
             None => answer,
         },
         None => {
-            if DuckDb::look(&path)?.is_none() {
+            if DuckDb::read_state(&path)?.is_none() {
                 return Err(CliError::Failed(format!(
                     "{} is not a copy that rhei made",
                     path.display()
@@ -46,7 +48,7 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
             }
 
             let work = tokio::task::spawn_blocking(move || DuckDb::open(&target)?.compact());
-            let compacted = shown(&path, is_quiet, work)
+            let compacted = with_size_display(&path, is_quiet, work)
                 .await
                 .map_err(|lost| EngineError::lost("compacting", lost))??;
             serde_json::to_value(compacted)
@@ -64,16 +66,16 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
 
 /// Waits for the work, and shows how much of the new file is written: on a terminal at once,
 /// otherwise by a line now and then.
-async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) -> R {
-    const GLANCE: Duration = Duration::from_millis(200);
-    const PAUSE: Duration = Duration::from_secs(10);
+async fn with_size_display<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) -> R {
+    const POLL_INTERVAL: Duration = Duration::from_millis(200);
+    const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
     let mut work = std::pin::pin!(work);
     let bar = if is_quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
 
     let mut last_line = Instant::now();
     loop {
-        if let Ok(done) = tokio::time::timeout(GLANCE, &mut work).await {
+        if let Ok(done) = tokio::time::timeout(POLL_INTERVAL, &mut work).await {
             bar.finish_and_clear();
             return done;
         }
@@ -87,9 +89,14 @@ async fn shown<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) ->
         ));
 
         bar.tick();
-        if bar.is_hidden() && last_line.elapsed() >= PAUSE {
+        if bar.is_hidden() && last_line.elapsed() >= LOG_INTERVAL {
             last_line = Instant::now();
-            tracing::info!(written_bytes = written, old_bytes = old, "compacting");
+            tracing::info!(
+                event = "compaction_progress",
+                written_bytes = written,
+                old_bytes = old,
+                "compacting"
+            );
         }
     }
 }

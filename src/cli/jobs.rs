@@ -23,14 +23,14 @@ pub struct JobsArgs {
 pub async fn run(session: Invocation, args: JobsArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
 
-    let jobs = match control::ask(&path, "jobs").await {
+    let jobs = match control::request(&path, "jobs").await {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => {
                 return Err(CliError::Failed(format!("the running replicator answered: {error}")));
             }
             None => answer,
         },
-        None => serde_json::to_value(DuckDb::look_at_jobs(&path)?)
+        None => serde_json::to_value(DuckDb::read_jobs(&path)?)
             .map_err(|error| CliError::Failed(format!("jobs cannot be shown: {error}")))?,
     };
 

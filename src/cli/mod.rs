@@ -278,7 +278,10 @@ fn stop_on_signal() -> CancellationToken {
                 std::process::exit(130);
             }
 
-            tracing::info!("stopping after the open cycle; a second signal stops at once");
+            tracing::info!(
+                event = "stop_requested",
+                "stopping after the open cycle; a second signal stops at once"
+            );
             stopping.cancel();
         }
     });

@@ -20,7 +20,7 @@ pub struct Progress {
 }
 
 /// The time between two lines about the same work.
-const PAUSE: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Progress {
     /// Starts listening. The sending end goes into the pipeline's options.
@@ -130,6 +130,7 @@ impl Display {
         match event {
             Event::WaitingForTransactions { what } => {
                 tracing::info!(
+                    event = "waiting_for_transactions",
                     "waiting for transactions at the source that are still open: {what}"
                 );
             }
@@ -138,7 +139,7 @@ impl Display {
             }
             Event::CopyProgress => match &mut self.bars {
                 Some(bars) => bars.show(&self.copy_progress),
-                None if self.last_line.elapsed() >= PAUSE => {
+                None if self.last_line.elapsed() >= LOG_INTERVAL => {
                     self.last_line = Instant::now();
                     log_copies(&self.copy_progress);
                 }
@@ -148,14 +149,17 @@ impl Display {
                 if let Some(bars) = &mut self.bars {
                     bars.show(&self.copy_progress);
                 }
-                tracing::info!(table, rows, "copied");
+                tracing::info!(event = "table_copied", table, rows, "copied");
             }
-            Event::WentLive { table } => tracing::info!(table, "live"),
-            Event::AllLive => tracing::info!("all tables are live"),
-            Event::CopyFailed { table, reason } => tracing::error!(table, reason, "not copied"),
+            Event::WentLive { table } => tracing::info!(event = "table_live", table, "live"),
+            Event::AllLive => tracing::info!(event = "all_live", "all tables are live"),
+            Event::CopyFailed { table, reason } => {
+                tracing::error!(event = "copy_failed", table, reason, "not copied")
+            }
             Event::Nulled { table, nulled } => {
                 let (column, values, first) = (nulled.column, nulled.values, nulled.first);
                 tracing::warn!(
+                    event = "values_nulled",
                     table,
                     column,
                     values,
@@ -163,7 +167,11 @@ impl Display {
                     "values that DuckDB has no room for were stored as NULL"
                 );
             }
-            Event::Streaming { checkpoint } => tracing::info!(%checkpoint, "following the source"),
+            Event::Streaming { checkpoint } => tracing::info!(
+                event = "streaming",
+                %checkpoint,
+                "following the source"
+            ),
             Event::Cycle(report) => self.applied.add(&report),
         }
     }
@@ -176,7 +184,15 @@ fn log_copies(copy_progress: &CopyProgress) {
     let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
     let (rows, of_about) = (total.rows, total.estimated_rows);
 
-    tracing::info!(tables = tables.len(), rows, of_about, mb_per_second, seconds_left, "copying");
+    tracing::info!(
+        event = "copy_progress",
+        tables = tables.len(),
+        rows,
+        of_about,
+        mb_per_second,
+        seconds_left,
+        "copying"
+    );
 }
 
 /// What cycles have applied since the last line about them.
@@ -193,12 +209,19 @@ impl Applied {
         self.transactions += report.source_transactions;
         self.changes += report.inserted + report.updated + report.deleted;
 
-        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= PAUSE);
+        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LOG_INTERVAL);
         if self.transactions > 0 && is_due {
             let Self { transactions, changes, .. } = std::mem::take(self);
             self.last_line = Some(Instant::now());
             let (checkpoint, lag_bytes) = (report.checkpoint, report.lag_bytes);
-            tracing::info!(transactions, changes, %checkpoint, lag_bytes, "applied");
+            tracing::info!(
+                event = "changes_applied",
+                transactions,
+                changes,
+                %checkpoint,
+                lag_bytes,
+                "applied"
+            );
         }
     }
 }

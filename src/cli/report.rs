@@ -11,7 +11,7 @@ const USAGE: u8 = 2;
 
 /// Prints an error and returns the exit code.
 pub fn failed(error: &CliError) -> ExitCode {
-    eprintln!("{}", rendered(error));
+    eprintln!("{}", render(error));
     ExitCode::from(match error {
         CliError::Config(_) => USAGE,
         CliError::Engine(_) | CliError::Failed(_) => FAILED,
@@ -20,7 +20,7 @@ pub fn failed(error: &CliError) -> ExitCode {
 
 /// Returns the text of an error: the error itself, the causes that add something, and the hints
 /// last.
-pub fn rendered(error: &dyn Error) -> String {
+pub fn render(error: &dyn Error) -> String {
     let mut details: Vec<String> = Vec::new();
     let mut hints: Vec<String> = Vec::new();
     let mut primary = String::new();
@@ -67,6 +67,6 @@ mod tests {
     #[test]
     fn an_error_is_primary_detail_and_hint() {
         let error = CliError::Failed("a is b\ndetail: c\nhint: d".to_owned());
-        assert_eq!(rendered(&error), "error: a is b\ndetail: c\nhint: d");
+        assert_eq!(render(&error), "error: a is b\ndetail: c\nhint: d");
     }
 }

@@ -26,7 +26,7 @@ pub struct StatusArgs {
 pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
 
-    let mut status = match control::ask(&path, "status").await {
+    let mut status = match control::request(&path, "status").await {
         Some(answer) => {
             if let Some(error) = answer["error"].as_str() {
                 return Err(CliError::Failed(format!("the running replicator answered: {error}")));
@@ -37,7 +37,7 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
             answer
         }
         None => {
-            let (state, space) = DuckDb::look(&path)?.ok_or_else(|| {
+            let (state, space) = DuckDb::read_state(&path)?.ok_or_else(|| {
                 CliError::Failed(format!("{} is not a copy that rhei made", path.display()))
             })?;
 

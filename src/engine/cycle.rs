@@ -159,7 +159,7 @@ impl OpenCycle {
             limits: BatchLimits {
                 linger: options.linger,
                 until: options.until,
-                hurry: options.hurry,
+                request_keepalives: options.request_keepalives,
                 ..limits.clone()
             },
             reading: Duration::ZERO,
@@ -178,7 +178,7 @@ pub struct CycleOptions {
     /// The cycle does not wait for what lies behind this position.
     pub until: Option<Lsn>,
     /// Ask the source again and again how far its WAL has come.
-    pub hurry: bool,
+    pub request_keepalives: bool,
     /// Save the reached position even when nothing changed and no time has passed.
     pub save_idle: bool,
 }
@@ -193,8 +193,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             max_bytes: context.options.memory_limit_bytes / 8,
             linger: Duration::ZERO,
             until: None,
-            any: false,
-            hurry: false,
+            stop_after_one: false,
+            request_keepalives: false,
         };
 
         Self {
@@ -259,11 +259,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
         let limits = BatchLimits { linger: Duration::MAX, ..self.limits.clone() };
         tokio::select! {
-            full = self.consumer.gather(&limits) => return Ok(full?),
+            full = self.consumer.fill(&limits) => return Ok(full?),
             () = tokio::time::sleep_until(not_before) => {}
         }
 
-        Ok(self.consumer.gather(&BatchLimits { any: true, ..limits }).await?)
+        Ok(self.consumer.fill(&BatchLimits { stop_after_one: true, ..limits }).await?)
     }
 
     /// Runs one cycle: takes a batch, applies it with its checkpoint, and acknowledges it. A source
@@ -619,7 +619,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let applied = tokio::select! {
             biased;
             applied = &mut applying => applied,
-            read = self.consumer.gather(&meanwhile), if may_read => {
+            read = self.consumer.fill(&meanwhile), if may_read => {
                 self.broken = read.err();
                 applying.await
             }
@@ -712,14 +712,22 @@ pub(super) fn log_failures(failed: &[TableFailure]) {
         match remedy {
             Remedy::CopyAgain => {
                 tracing::warn!(
+                    event = "table_diverged",
                     %table,
                     reason,
                     "a change cannot be applied; copying the table again"
                 )
             }
-            Remedy::CopyAltered => tracing::info!("table {table} is copied again: {reason}"),
+            Remedy::CopyAltered => {
+                tracing::info!(event = "table_recopied", %table, reason, "copying the table again")
+            }
             Remedy::Operator | Remedy::AllowNulls => {
-                tracing::error!(%table, reason, "table paused")
+                tracing::error!(
+                    event = "table_paused",
+                    %table,
+                    reason,
+                    "table paused"
+                )
             }
         }
     }

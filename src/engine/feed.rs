@@ -89,8 +89,8 @@ impl Feed {
             max_bytes: options.memory_limit_bytes / 8,
             linger: options.interval,
             until: None,
-            any: false,
-            hurry: false,
+            stop_after_one: false,
+            request_keepalives: false,
         };
 
         let consumer = PgConsumer::start(&options.source, stream).await?;

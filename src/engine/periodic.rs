@@ -21,32 +21,36 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
 ) {
-    const CALM: Duration = Duration::from_secs(5);
+    const QUIET_PERIOD: Duration = Duration::from_secs(5);
     const RETENTION: Duration = Duration::from_secs(3600);
 
     let (tidied, its_writer) = (context.clone(), writer.clone());
-    supervisor.every("file checkpoint", Duration::from_secs(1), move || {
+    supervisor.spawn_periodic("file checkpoint", Duration::from_secs(1), move || {
         let (context, writer) = (tidied.clone(), its_writer.clone());
         async move {
-            if context.activity.take_idle(CALM) { tidy(&context, &writer).await } else { Ok(()) }
+            if context.activity.take_idle(QUIET_PERIOD) {
+                checkpoint_file(&context, &writer).await
+            } else {
+                Ok(())
+            }
         }
     });
 
     let pruner = writer.clone();
-    supervisor.every("retention of jobs", RETENTION, move || {
+    supervisor.spawn_periodic("retention of jobs", RETENTION, move || {
         let writer = pruner.clone();
         async move { writer.call(|target| target.prune()).await.map(|_| ()) }
     });
 
     let (watched, level) = (context.clone(), Arc::new(AtomicU32::new(0)));
-    supervisor.every("lag watch", context.options.supervision.lag_interval, move || {
+    supervisor.spawn_periodic("lag watch", context.options.supervision.lag_interval, move || {
         let (context, level) = (watched.clone(), Arc::clone(&level));
         async move { watch_lag(&context, &level).await }
     });
 }
 
 /// Writes DuckDB's log into the file while nothing else happens.
-pub(super) async fn tidy<T: OlapEngine + 'static>(
+pub(super) async fn checkpoint_file<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
 ) -> Result<(), EngineError> {
@@ -72,6 +76,7 @@ pub(super) async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<()
 
     if now > level.swap(now, Ordering::Relaxed) {
         tracing::warn!(
+            event = "slot_holds_wal",
             slot = context.options.slot,
             held_bytes,
             "the slot holds much WAL at the source, which waits for this copy"
@@ -80,6 +85,7 @@ pub(super) async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<()
 
     if slot.wal_status.as_deref() == Some("unreserved") {
         tracing::error!(
+            event = "wal_about_to_be_lost",
             slot = context.options.slot,
             held_bytes,
             "the source is about to throw away WAL that this copy needs (max_slot_wal_keep_size)"

@@ -20,7 +20,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
         for (oid, reason) in &copies {
             let table = catalogs.spec(*oid).map(|spec| spec.source.to_string()).unwrap_or_default();
-            tracing::info!("table {table} is copied again: {reason}");
+            tracing::info!(event = "table_recopied", %table, reason, "copying the table again");
         }
 
         let abandoned: Vec<(u32, Option<Pause>)> =
@@ -34,7 +34,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub(super) fn wait_for_copy(&mut self, oid: u32) {
         self.copying.remove(&oid);
         self.catching_up.remove(&oid);
-        self.consumer.assembler().unfollow(oid);
+        self.consumer.assembler().untrack(oid);
         if let Some(catalogs) = &mut self.catalogs {
             catalogs.forget(oid);
         }

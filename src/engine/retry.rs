@@ -112,12 +112,12 @@ impl RetryState {
     ) -> NextSession {
         match end {
             Ok(SessionEnd::Resync(tables)) => {
-                tracing::info!(?tables, "copying again, as asked");
+                tracing::info!(event = "resync_requested", ?tables, "copying again, as asked");
                 self.recopy = Recopy::Tables(tables);
                 NextSession::AtOnce
             }
             Ok(SessionEnd::Reattach(reason)) => {
-                tracing::info!(reason, "attaching to the source again");
+                tracing::info!(event = "reattaching", reason, "attaching to the source again");
                 self.after_reattach(run.lasted)
             }
             Ok(SessionEnd::Done | SessionEnd::Stopped) => NextSession::Stop,
@@ -125,7 +125,7 @@ impl RetryState {
             Err(EngineError::Setup(reason))
                 if self.has_streamed && matches!(self.recopy, Recopy::Tables(_)) =>
             {
-                tracing::error!(reason, "not copied again");
+                tracing::error!(event = "resync_refused", reason, "not copied again");
                 self.recopy = Recopy::None;
                 NextSession::AtOnce
             }
@@ -151,6 +151,7 @@ impl RetryState {
         if self.empty_logged_at.is_none_or(|at| at.elapsed() >= EMPTY_LOG_INTERVAL) {
             self.empty_logged_at = Some(Instant::now());
             tracing::warn!(
+                event = "publication_empty",
                 publications = self.publications,
                 "waiting for the first table: the publication holds none that [source] tables and \
                  exclude choose"
@@ -169,7 +170,10 @@ impl RetryState {
             Policy::Outage | Policy::Disk if self.has_streamed => {}
             Policy::Restart if self.restarts.take() => {}
             Policy::Restart => {
-                tracing::error!("too many bugs in too short a time; rhei stops");
+                tracing::error!(
+                    event = "restart_budget_spent",
+                    "too many bugs in too short a time; rhei stops"
+                );
                 return NextSession::Fail(error);
             }
             Policy::Outage | Policy::Disk | Policy::Table | Policy::Operator => {
@@ -194,6 +198,7 @@ impl RetryState {
         self.pause = (self.pause * 2).min(MAX_PAUSE);
 
         tracing::warn!(
+            event = "session_failed",
             error = error_chain(&error),
             failures = self.failures,
             retry_in_ms = pause.as_millis() as u64,
@@ -207,6 +212,7 @@ impl RetryState {
 
         if left_alone.is_some() {
             tracing::error!(
+                event = "stream_standstill",
                 position = %run.position,
                 "the source ends the stream at the same position again and again, and is left \
                  alone for longer and longer: its log says whether it crashes over what comes next \
@@ -402,12 +408,12 @@ mod tests {
         for (name, error, must_reopen) in [
             ("closed", closed(), false),
             ("full disk", full(), true),
-            ("slip", refused("XX000"), false),
+            ("server bug", refused("XX000"), false),
         ] {
             let mut state = state();
             end(&mut state, Err(error), AT_ONCE);
             assert_eq!(state.must_reopen, must_reopen, "{name}");
-            assert_eq!(state.no_streaming_in_progress, name == "slip", "{name}");
+            assert_eq!(state.no_streaming_in_progress, name == "server bug", "{name}");
         }
     }
 }

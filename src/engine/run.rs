@@ -40,14 +40,18 @@ pub async fn run<T: OlapEngine + 'static>(
     copies.shutdown().await;
 
     for task in supervisor.shutdown().await {
-        tracing::warn!(task, "did not finish in time, and was given up");
+        tracing::warn!(event = "task_given_up", task, "did not finish in time, and was given up");
     }
 
     ended?;
     match writer.call(|target| target.checkpoint_file(Compaction::Skip)).await {
         // The changes stay in the log, and are written into the file by the next checkpoint.
         Err(error) if policy(&error) == Policy::Disk => {
-            tracing::warn!(error = error_chain(&error), "file checkpoint put off");
+            tracing::warn!(
+                event = "file_checkpoint_postponed",
+                error = error_chain(&error),
+                "file checkpoint put off"
+            );
             Ok(())
         }
         tidied => tidied,

@@ -52,11 +52,17 @@ pub(super) async fn stream<T: OlapEngine + 'static>(
 ) -> Result<SyncEngine<PgConsumer, T>, EngineError> {
     let others = attached.in_error.iter().map(|(oid, ..)| *oid);
     let others = others
-        .chain(attached.to_copy.iter().copied().filter(|oid| !attached.copying.contains_key(oid)))
+        .chain(
+            attached
+                .pending_copies
+                .iter()
+                .copied()
+                .filter(|oid| !attached.copying.contains_key(oid)),
+        )
         .collect();
 
-    copies.want(attached.to_copy);
-    copies.use_first(attached.first);
+    copies.want(attached.pending_copies);
+    copies.use_first(attached.snapshot_slot);
 
     let checkpoint = attached.pipeline.checkpoint;
     let stream = StreamOptions {
@@ -90,18 +96,21 @@ pub(super) async fn stream<T: OlapEngine + 'static>(
 /// tables and was rolled back: the catalog rows that the decoding needs may be gone. PostgreSQL
 /// does not decode such transactions at all when it sends whole transactions only.
 pub(super) fn wants_whole_from_now_on(error: &EngineError) -> bool {
-    let is_slip = match error {
+    let is_server_bug = match error {
         EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
             message.code == "XX000"
         }
         _ => false,
     };
 
-    if is_slip {
-        tracing::warn!("asking the source for whole transactions only, from now on");
+    if is_server_bug {
+        tracing::warn!(
+            event = "whole_transactions_only",
+            "asking the source for whole transactions only, from now on"
+        );
     }
 
-    is_slip
+    is_server_bug
 }
 
 /// Returns the folder of the target, where there is room for what the target will hold.
@@ -133,7 +142,9 @@ pub(super) async fn session<T: OlapEngine + 'static>(
 ) -> Result<SessionEnd, EngineError> {
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(SessionEnd::Stopped),
-        attached = attach(context, writer, options.recopy, |oid| copies.is_active(oid)) => attached?,
+        attached = attach(context, writer, options.recopy, |oid| copies.is_active(oid)) => {
+            attached?
+        }
     };
 
     let mut engine =
@@ -146,6 +157,7 @@ pub(super) async fn session<T: OlapEngine + 'static>(
     let end = end?;
     if end == SessionEnd::Stopped {
         tracing::info!(
+            event = "stopping",
             checkpoint = %engine.checkpoint().lsn,
             "stopping: checkpoint saved, acknowledging"
         );
@@ -255,7 +267,7 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
             }
         }
 
-        if let SchemaStep::Reattach(reason) = engine.settle().await? {
+        if let SchemaStep::Reattach(reason) = engine.apply_pending().await? {
             return Ok(SessionEnd::Reattach(reason));
         }
 
@@ -326,8 +338,9 @@ async fn run_cycle<T: OlapEngine + 'static>(
     // checkpoint: the server is asked how far its WAL has come, and the position that it answers is
     // saved.
     let is_reaching = engine.is_reaching();
-    let hurry = is_reaching || engine.is_looking() || engine.is_settling();
-    let options = CycleOptions { hurry, save_idle: is_reaching, ..CycleOptions::default() };
+    let request_keepalives = is_reaching || engine.is_looking() || engine.is_settling();
+    let options =
+        CycleOptions { request_keepalives, save_idle: is_reaching, ..CycleOptions::default() };
 
     let Cycle { report, next } = engine.sync_once(options, stop).await?;
     if next == NextStep::Stop {
@@ -357,10 +370,9 @@ mod tests {
         type IsExpected = fn(Reaction) -> bool;
         let table: Vec<(SessionInput, IsExpected)> = vec![
             (SessionInput::Stop, |reaction| matches!(reaction, Reaction::End(SessionEnd::Stopped))),
-            (
-                SessionInput::Command(Command::Resync(orders)),
-                |reaction| matches!(reaction, Reaction::End(SessionEnd::Resync(tables)) if tables.len() == 1),
-            ),
+            (SessionInput::Command(Command::Resync(orders)), |reaction| {
+                matches!(reaction, Reaction::End(SessionEnd::Resync(_)))
+            }),
             (SessionInput::Command(Command::Pause(true)), |reaction| {
                 matches!(reaction, Reaction::PauseCopies(true))
             }),

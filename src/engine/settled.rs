@@ -54,7 +54,7 @@ enum Doubt {
     /// The time at which the server was asked which of the transactions wait for synchronous
     /// standbys, long after the flush, and those that may wait. The others become visible soon, or
     /// have no commit record before the position.
-    Asked { at: Instant, waiting: BTreeSet<u32> },
+    RelationAnswer { at: Instant, waiting: BTreeSet<u32> },
 }
 
 impl Began {
@@ -104,15 +104,15 @@ impl Began {
                 return Ok(());
             }
             Doubt::Flushed(since) if is_long_ago(*since) => {}
-            Doubt::Asked { at, waiting } if is_long_ago(*at) => {
+            Doubt::RelationAnswer { at, waiting } if is_long_ago(*at) => {
                 self.unseen.retain(|xid| waiting.contains(xid))
             }
-            Doubt::Flushed(_) | Doubt::Asked { .. } => return Ok(()),
+            Doubt::Flushed(_) | Doubt::RelationAnswer { .. } => return Ok(()),
         }
 
         if !self.unseen.is_empty() {
             let waiting = catalogs.awaiting_standbys(&self.unseen).await?;
-            self.doubt = Doubt::Asked { at: Instant::now(), waiting };
+            self.doubt = Doubt::RelationAnswer { at: Instant::now(), waiting };
         }
 
         Ok(())

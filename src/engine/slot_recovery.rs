@@ -38,6 +38,7 @@ pub async fn recover<T: OlapEngine + 'static>(
             }
 
             tracing::warn!(
+                event = "slot_lost",
                 found = found.join("; "),
                 slot = context.options.slot,
                 "this copy cannot go on with its slot: every table is copied again with a new one, \
@@ -53,6 +54,7 @@ pub async fn recover<T: OlapEngine + 'static>(
             match is_slot_unreadable(context, &message.code).await {
                 true => {
                     tracing::warn!(
+                        event = "slot_unreadable",
                         error = %message.message,
                         slot = context.options.slot,
                         "the slot cannot be read"

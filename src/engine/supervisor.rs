@@ -70,7 +70,7 @@ impl Supervisor {
 
     /// Runs `work` at once and then every `interval`; a turn that is missed because the turn before
     /// took long is left out. `name` says what the work is, and of which table if it concerns one.
-    pub fn every<W, F>(&mut self, name: impl Into<String>, interval: Duration, mut work: W)
+    pub fn spawn_periodic<W, F>(&mut self, name: impl Into<String>, interval: Duration, mut work: W)
     where
         W: FnMut() -> F + Send + 'static,
         F: Future<Output = Result<(), EngineError>> + Send,
@@ -102,6 +102,7 @@ impl Supervisor {
                     && let Some(error) = &error
                 {
                     tracing::warn!(
+                        event = "task_failed",
                         task = task_name,
                         error,
                         "failed; it is tried again when its time comes"
@@ -187,7 +188,7 @@ mod tests {
 
             for (at, count) in counts.iter().enumerate() {
                 let count = Arc::clone(count);
-                supervisor.every(format!("task {at}"), SHORT, move || {
+                supervisor.spawn_periodic(format!("task {at}"), SHORT, move || {
                     count.fetch_add(1, Ordering::SeqCst);
                     async move {
                         match at {
@@ -213,11 +214,11 @@ mod tests {
             let mut supervisor = Supervisor::new(Duration::from_millis(20));
 
             let begun = Arc::clone(&began);
-            supervisor.every("endless", SHORT, move || {
+            supervisor.spawn_periodic("endless", SHORT, move || {
                 begun.fetch_add(1, Ordering::SeqCst);
                 std::future::pending()
             });
-            supervisor.every("quick", SHORT, || async { Ok(()) });
+            supervisor.spawn_periodic("quick", SHORT, || async { Ok(()) });
 
             until(&began, 1).await;
             assert_eq!(supervisor.shutdown().await, ["endless"]);

@@ -53,7 +53,11 @@ pub async fn sync(
 
     let report = ended?;
     if !report.is_stopped {
-        tracing::info!(position = %report.reached, "caught up");
+        tracing::info!(
+            event = "caught_up",
+            position = %report.reached,
+            "caught up"
+        );
     }
 
     // What a copy has just written needs no compaction: only its last row groups are small.
@@ -111,7 +115,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
         match session {
             Ok(SyncSession::Again) => {}
             Ok(SyncSession::Ended(SessionEnd::Reattach(reason))) => {
-                tracing::info!(reason, "attaching to the source again");
+                tracing::info!(event = "reattaching", reason, "attaching to the source again");
             }
             Ok(SyncSession::Ended(end)) => {
                 state.report.is_stopped = end == SessionEnd::Stopped;
@@ -144,7 +148,11 @@ async fn sync_session<T: OlapEngine + 'static>(
         Ok(attached) => attached,
         Err(error) if policy(&error) == Policy::Passing => {
             let Some(pause) = state.pause_after_break() else { return Err(error) };
-            tracing::warn!(error = error_chain(&error), "asking the source's catalogs again");
+            tracing::warn!(
+                event = "catalogs_asked_again",
+                error = error_chain(&error),
+                "asking the source's catalogs again"
+            );
             return Ok(again_after(pause, stop).await);
         }
         Err(error) => return Err(error),
@@ -169,6 +177,7 @@ async fn sync_session<T: OlapEngine + 'static>(
             let Some(pause) = state.pause_after_break() else { return Err(error) };
             state.no_streaming_in_progress |= wants_whole_from_now_on(&error);
             tracing::warn!(
+                event = "sync_interrupted",
                 error = error_chain(&error),
                 "the stream broke; going on from the checkpoint"
             );
@@ -264,6 +273,7 @@ async fn catch_up<T: OlapEngine + 'static>(
                 }
                 Err(LockNotAvailable) => {
                     tracing::warn!(
+                        event = "catalogs_locked",
                         "waiting for a lock that another session holds on a published table, to \
                          read its shape"
                     )
@@ -273,7 +283,7 @@ async fn catch_up<T: OlapEngine + 'static>(
             continue;
         }
 
-        match engine.settle().await? {
+        match engine.apply_pending().await? {
             SchemaStep::Reattach(reason) => return Ok(SessionEnd::Reattach(reason)),
             SchemaStep::Done if !engine.has_to_copy() => return Ok(SessionEnd::Done),
             SchemaStep::Done => {
@@ -302,7 +312,7 @@ async fn reach_goal<T: OlapEngine + 'static>(
         let options = CycleOptions {
             linger: Duration::from_millis(500),
             until: Some(report.reached),
-            hurry: true,
+            request_keepalives: true,
             // Only the last position needs to be saved.
             save_idle: decoded >= report.reached,
         };
@@ -383,7 +393,7 @@ async fn finish_copies<T: OlapEngine + 'static>(
         let options = CycleOptions {
             linger: if is_waiting { Duration::ZERO } else { Duration::from_millis(100) },
             until: Some(engine.copies_reach()),
-            hurry: !is_waiting,
+            request_keepalives: !is_waiting,
             save_idle: !is_waiting,
         };
 
@@ -408,6 +418,6 @@ async fn finish_copies<T: OlapEngine + 'static>(
 async fn wal_position(context: &Context) -> Result<Lsn, EngineError> {
     let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
-    crate::source::slot::judge_server(&server)?;
+    crate::source::slot::check_server(&server)?;
     Ok(reachable_target(catalog::wal_insert_lsn(&sql).await?))
 }

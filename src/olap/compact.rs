@@ -142,7 +142,7 @@ fn coarse_columns(
 }
 
 /// Returns everything else in the database, one text for each kind.
-fn others(connection: &Connection, database: &str) -> Result<Vec<String>, TargetError> {
+fn other_objects(connection: &Connection, database: &str) -> Result<Vec<String>, TargetError> {
     const KINDS: [(&str, &str); 8] = [
         (
             "columns",
@@ -277,7 +277,9 @@ impl DuckDb {
         ))?;
 
         let (old, new) = (contents(connection, names::CATALOG)?, contents(connection, NEXT)?);
-        if old != new || others(connection, names::CATALOG)? != others(connection, NEXT)? {
+        if old != new
+            || other_objects(connection, names::CATALOG)? != other_objects(connection, NEXT)?
+        {
             let differs =
                 old.iter().zip(&new).find(|(old, new)| old != new).map(|(old, _)| old.0.clone());
             let what = differs.unwrap_or_else(|| "what else is in the file".to_owned());

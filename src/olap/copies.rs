@@ -77,7 +77,7 @@ impl CopyTarget for DuckDb {
         self.reading(|connection| jobs::done(connection, oid, copy_lsn))
     }
 
-    fn open_keys(
+    fn keys_with_unchanged_toast(
         &mut self,
         table: &TableSpec,
         most: usize,
@@ -85,7 +85,7 @@ impl CopyTarget for DuckDb {
         if !self.tables()?.has_pending(table.oid) {
             return Ok(Vec::new());
         }
-        pending::open_keys(&self.connection, table, most)
+        pending::keys_with_unchanged_toast(&self.connection, table, most)
     }
 
     fn fill_open(
@@ -208,7 +208,7 @@ impl DuckDb {
         let (changed, mut unchanged): (Vec<_>, Vec<_>) =
             tables.iter().partition(|table| stored.has_pending(table.oid));
 
-        let kept = pending::kept_rows(&self.connection, changed.iter().map(|table| table.oid))?;
+        let kept = pending::resumed_rows(&self.connection, changed.iter().map(|table| table.oid))?;
         let (due, emptied): (Vec<_>, Vec<_>) =
             changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
         unchanged.extend(emptied.into_iter().map(|(table, _)| table));

@@ -184,7 +184,7 @@ impl DuckDb {
 
     /// Opens the file again after it was closed; the settings of the DuckDB instance stay.
     pub(super) fn reattach(&mut self) -> Result<(), TargetError> {
-        const PATIENCE: Duration = Duration::from_secs(3);
+        const TIMEOUT: Duration = Duration::from_secs(3);
         let since = Instant::now();
 
         loop {
@@ -192,7 +192,7 @@ impl DuckDb {
                 Ok(()) => break,
                 // The process that had the file open is still closing it, or another one just read
                 // it.
-                Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(jobs::CONFLICT_PAUSE),
+                Err(_) if since.elapsed() < TIMEOUT => std::thread::sleep(jobs::CONFLICT_PAUSE),
                 Err(error) => {
                     return Err(TargetError::Closed {
                         path: self.path.clone(),
@@ -218,7 +218,7 @@ impl DuckDb {
     }
 
     /// Reads the state that a file holds, without writing to the file; for `status`.
-    pub fn look(path: &Path) -> Result<Option<(StoredState, Space)>, TargetError> {
+    pub fn read_state(path: &Path) -> Result<Option<(StoredState, Space)>, TargetError> {
         if !path.is_file() {
             return Err(TargetError::NoFile { path: path.to_owned() });
         }
@@ -229,7 +229,7 @@ impl DuckDb {
     }
 
     /// Reads the jobs in a file, without writing to the file; for `jobs`.
-    pub fn look_at_jobs(path: &Path) -> Result<Vec<StoredJob>, TargetError> {
+    pub fn read_jobs(path: &Path) -> Result<Vec<StoredJob>, TargetError> {
         if !path.is_file() {
             return Err(TargetError::NoFile { path: path.to_owned() });
         }
@@ -486,7 +486,7 @@ impl ApplyTarget for DuckDb {
             self.roll_back()?;
         }
 
-        self.tuning.expect(batch);
+        self.tuning.before_apply(batch);
         self.tune()?;
         if self.parts.is_none() {
             let live = batch
@@ -514,7 +514,7 @@ impl ApplyTarget for DuckDb {
             })?
         };
 
-        self.tuning.took(since.elapsed());
+        self.tuning.after_apply(since.elapsed());
         if batch.is_part {
             return Ok(applied);
         }

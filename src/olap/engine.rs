@@ -67,7 +67,7 @@ pub trait CopyTarget: Send {
 
     /// Returns at most `most` keys of rows that changed while the table was copied and that have
     /// values which only the source knows.
-    fn open_keys(
+    fn keys_with_unchanged_toast(
         &mut self,
         table: &TableSpec,
         most: usize,
@@ -184,7 +184,7 @@ pub trait CopyLoader: Send + 'static {
 
     /// Records that a job could not be done, this time (`pending`) or for good (`failed`,
     /// `cancelled`).
-    fn give_up(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError>;
+    fn fail_job(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError>;
 }
 
 /// How much of the space of deleted rows a file checkpoint reclaims as well.

@@ -65,7 +65,7 @@ impl Loader {
     }
 
     /// Runs `work` in a transaction, and again when the writer was changing the same row.
-    fn patiently<R>(
+    fn retry_conflicts<R>(
         &self,
         work: impl Fn(&Connection) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
@@ -81,7 +81,7 @@ impl Loader {
 
 impl CopyLoader for Loader {
     fn begin(&self, job: u64) -> Result<bool, TargetError> {
-        self.patiently(|connection| {
+        self.retry_conflicts(|connection| {
             if is_cancelled(connection, job)? {
                 return Ok(false);
             }
@@ -187,8 +187,8 @@ impl CopyLoader for Loader {
         loaded
     }
 
-    fn give_up(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {
-        self.patiently(|connection| {
+    fn fail_job(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {
+        self.retry_conflicts(|connection| {
             if is_cancelled(connection, job)? {
                 return Ok(());
             }

@@ -1,9 +1,9 @@
 //! Brings `_rhei` of a file that an older rhei wrote into the layout of this one.
 //!
-//! `schemas/state.sql` is the layout of a new file. Each file of `schemas/migrations` leads from one
-//! format to the next one, and their sum leads to the same layout, column by column. A migration
-//! only adds: it holds ALTERs, and no DELETE or UPDATE before them, since DuckDB refuses the COMMIT
-//! of an ALTER after a DELETE in one transaction.
+//! `schemas/state.sql` is the layout of a new file. Each file of `schemas/migrations` leads from
+//! one format to the next one, and their sum leads to the same layout, column by column. A
+//! migration only adds: it holds ALTERs, and no DELETE or UPDATE before them, since DuckDB refuses
+//! the COMMIT of an ALTER after a DELETE in one transaction.
 
 use duckdb::{Connection, params};
 

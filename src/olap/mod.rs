@@ -7,7 +7,8 @@
 //! place), `reshape` alters tables. `names` is the only place that quotes the target's identifiers,
 //! `tuning` sets DuckDB for its present work, `compact` rewrites the file, `new_file` makes one,
 //! `migrations` brings the state of an older file to this version; `state`, `tables`, `jobs` and
-//! `pending` (changes of tables that are still being copied) are the only places that touch `_rhei`.
+//! `pending` (changes of tables that are still being copied) are the only places that touch
+//! `_rhei`.
 
 pub mod apply;
 mod arrow_scan;

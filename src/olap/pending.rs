@@ -79,7 +79,7 @@ pub(super) fn create_statement(spec: &TableSpec) -> String {
 }
 
 /// Returns the number of pending changes of each of these tables, which all have such a table.
-pub(super) fn kept_rows(
+pub(super) fn resumed_rows(
     connection: &Connection,
     tables: impl Iterator<Item = u32>,
 ) -> Result<Vec<u64>, TargetError> {
@@ -323,7 +323,7 @@ fn capture_deletes(
     batches: &[RecordBatch],
 ) -> Result<(), TargetError> {
     stage::stage(connection, &stage::stage_columns(spec, spec.key_columns(), ""), batches)?;
-    forget_staged(connection, spec)?;
+    delete_staged_keys(connection, spec)?;
 
     let keys: Vec<String> =
         key(spec).map(|(at, _)| format!("{} AS c{at}", staged(spec, at, ""))).collect();
@@ -345,7 +345,7 @@ fn capture_inserts(
     batches: &[RecordBatch],
 ) -> Result<(), TargetError> {
     stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), batches)?;
-    forget_staged(connection, spec)?;
+    delete_staged_keys(connection, spec)?;
 
     let values: Vec<String> =
         all(spec).into_iter().map(|at| format!("{} AS c{at}", staged(spec, at, ""))).collect();
@@ -374,7 +374,7 @@ fn capture_patched(connection: &Connection, spec: &TableSpec) -> Result<(), Targ
 }
 
 /// Removes the pending changes of the keys that are staged.
-fn forget_staged(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
+fn delete_staged_keys(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     connection.execute_batch(&format!(
         "DELETE FROM {} p USING {STAGE} s WHERE {matched}",
@@ -445,7 +445,7 @@ pub(super) fn open_rows(connection: &Connection, spec: &TableSpec) -> Result<u64
 
 /// Returns the keys of rows that have open values, as text that PostgreSQL reads, in the order of
 /// the key columns.
-pub(super) fn open_keys(
+pub(super) fn keys_with_unchanged_toast(
     connection: &Connection,
     spec: &TableSpec,
     most: usize,

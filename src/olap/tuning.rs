@@ -99,7 +99,7 @@ pub(super) struct Tuning {
     /// When [`Self::look`] last checked whether compacting is worth the work although rows are
     /// wide; and the answer.
     looked_at: Option<Instant>,
-    is_worth_it: bool,
+    should_compact: bool,
     /// In bytes: [`MAX_UNSPILLABLE_PART`] of DuckDB's memory limit, except in tests.
     most_unspillable: u64,
 }
@@ -123,13 +123,13 @@ impl Tuning {
             is_wide: false,
             written: BTreeSet::new(),
             looked_at: None,
-            is_worth_it: false,
+            should_compact: false,
             most_unspillable: memory_limit(connection)? / MAX_UNSPILLABLE_PART,
         })
     }
 
     /// Takes notice of a batch before it is applied.
-    pub(super) fn expect(&mut self, batch: &ChangeBatch) {
+    pub(super) fn before_apply(&mut self, batch: &ChangeBatch) {
         let changed = |changes: &TableChanges| {
             let counts = changes.counts;
             counts.inserted + counts.updated + counts.deleted
@@ -173,13 +173,13 @@ impl Tuning {
     }
 
     /// Takes notice of the time that the last batch, or a part of it, took.
-    pub(super) fn took(&mut self, took: Duration) {
+    pub(super) fn after_apply(&mut self, took: Duration) {
         self.is_slow = took > SLOW || self.is_slow && took * self.most_threads * 2 > SLOW;
     }
 
     fn compacted_if_allowed(&mut self) {
         if self.vacuum_tasks.is_some_and(|tasks| tasks > 0) {
-            (self.looked_at, self.is_worth_it) = (Some(Instant::now()), false);
+            (self.looked_at, self.should_compact) = (Some(Instant::now()), false);
         }
     }
 
@@ -197,7 +197,7 @@ impl Tuning {
 
         self.set_vacuum_tasks(
             connection,
-            if self.is_wide && !self.is_worth_it { 0 } else { VACUUM_TASKS },
+            if self.is_wide && !self.should_compact { 0 } else { VACUUM_TASKS },
         )?;
 
         let is_hurried = self.hurried_at.is_some_and(|at| at.elapsed() < HURRY);
@@ -245,7 +245,7 @@ impl Tuning {
         // (docs/traps.md, DuckDB).
         let tasks = match compaction {
             Compaction::Skip => 0,
-            _ if self.is_wide && !self.is_worth_it => 0,
+            _ if self.is_wide && !self.should_compact => 0,
             Compaction::Incremental => VACUUM_TASKS,
             Compaction::For { changed_rows } => tasks_for(changed_rows),
         };
@@ -297,17 +297,17 @@ impl Tuning {
 
     /// Checks the tables that got rows. An error of DuckDB in this check is no reason to stop.
     fn look(&mut self, connection: &Connection) {
-        let mut is_worth_it = false;
+        let mut should_compact = false;
         for table in std::mem::take(&mut self.written) {
             match is_worth_compacting(connection, &table) {
-                Ok(is) => is_worth_it |= is,
+                Ok(is) => should_compact |= is,
                 Err(error) => tracing::debug!(%table, %error, "its row groups were not counted"),
             }
         }
 
         // A positive answer of an earlier check stays until DuckDB compacts.
-        (self.looked_at, self.is_worth_it) =
-            (Some(Instant::now()), self.is_worth_it || is_worth_it);
+        (self.looked_at, self.should_compact) =
+            (Some(Instant::now()), self.should_compact || should_compact);
     }
 }
 
@@ -501,7 +501,7 @@ mod tests {
         for name in ["a\"b", "gone"] {
             target.tuning.written.insert(QualifiedName::new("main", name));
             target.tuning.look(&target.connection);
-            assert!(!target.tuning.is_worth_it);
+            assert!(!target.tuning.should_compact);
         }
     }
 
@@ -533,7 +533,7 @@ mod tests {
         bed.target.tuning.looked_at = None;
         bed.insert(10, 4000);
         assert!(bed.row_groups() < SPARE_ROW_GROUPS);
-        assert!(!bed.target.tuning.is_worth_it);
+        assert!(!bed.target.tuning.should_compact);
     }
 
     /// New rows of small tables count for DuckDB's limit until the file is written, and no limit

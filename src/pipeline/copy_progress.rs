@@ -27,7 +27,7 @@ struct TableProgress {
     began: Instant,
     estimated_rows: u64,
     /// Rows of an earlier round.
-    kept_rows: u64,
+    resumed_rows: u64,
     rows: u64,
     bytes: u64,
     chunks: usize,
@@ -76,13 +76,13 @@ impl CopyProgress {
 
     /// Records that the copy of a table begins, or goes on with rows that an earlier round has
     /// copied.
-    pub fn begin(&self, spec: &TableSpec, estimated_rows: u64, chunks: usize, kept_rows: u64) {
+    pub fn begin(&self, spec: &TableSpec, estimated_rows: u64, chunks: usize, resumed_rows: u64) {
         let (table, began) = (spec.source.to_string(), Instant::now());
         let copying = TableProgress {
             table,
             began,
             estimated_rows,
-            kept_rows,
+            resumed_rows,
             rows: 0,
             bytes: 0,
             chunks,
@@ -118,7 +118,7 @@ impl CopyProgress {
                 table: String::new(),
                 began: first,
                 estimated_rows: 0,
-                kept_rows: 0,
+                resumed_rows: 0,
                 rows: 0,
                 bytes: 0,
                 chunks: 0,
@@ -126,8 +126,8 @@ impl CopyProgress {
             },
             |total, copying| TableProgress {
                 estimated_rows: total.estimated_rows
-                    + copying.estimated_rows.max(copying.kept_rows + copying.rows),
-                kept_rows: total.kept_rows + copying.kept_rows,
+                    + copying.estimated_rows.max(copying.resumed_rows + copying.rows),
+                resumed_rows: total.resumed_rows + copying.resumed_rows,
                 rows: total.rows + copying.rows,
                 bytes: total.bytes + copying.bytes,
                 chunks: total.chunks + copying.chunks,
@@ -145,7 +145,7 @@ impl CopyProgress {
 impl TableProgress {
     fn progress(&self) -> Figures {
         let seconds = self.began.elapsed().as_secs_f64();
-        let rows = self.kept_rows + self.rows;
+        let rows = self.resumed_rows + self.rows;
         let left = self.estimated_rows.saturating_sub(rows) as f64;
         Figures {
             rows,

@@ -42,8 +42,10 @@ impl LeftOut {
             };
 
             tracing::info!(
+                event = "changes_left_out",
                 relation = name,
-                "changes of a relation are left out of the copy: {why}"
+                reason = why,
+                "changes of a relation are left out of the copy"
             );
             Entry { reason, changes: 0 }
         });

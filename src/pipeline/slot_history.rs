@@ -15,11 +15,11 @@ const WINDOW: Duration = Duration::from_secs(3600);
 /// How often every table was copied again because a slot was lost, and what the server said.
 #[derive(Debug, Clone, Default)]
 pub struct SlotHistory {
-    memory: Arc<Mutex<Memory>>,
+    memory: Arc<Mutex<SlotFindings>>,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(crate) struct SlotFindings {
     resyncs: VecDeque<Instant>,
     /// The server said that WAL is gone which the slot should have kept.
     pub(crate) has_no_wal: bool,
@@ -46,7 +46,7 @@ impl SlotHistory {
         is_allowed
     }
 
-    pub(crate) fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+    pub(crate) fn memory(&self) -> std::sync::MutexGuard<'_, SlotFindings> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -234,7 +234,7 @@ fn field(bytes: &[u8]) -> Result<Option<FieldAndRest<'_>>, CopyError> {
 
 /// Returns ` (row id=7)`, with which the operator finds the row.
 fn row_text(table: &TableSpec, fields: &[u8]) -> String {
-    const LONGEST: usize = 60;
+    const MAX_CHARS: usize = 60;
     let mut parts = Vec::new();
     let mut rest = fields;
 
@@ -252,7 +252,11 @@ fn row_text(table: &TableSpec, fields: &[u8]) -> String {
             Err(_) => "?".to_owned(),
         };
 
-        parts.push(format!("{}={}", column.name, shown.chars().take(LONGEST).collect::<String>()));
+        parts.push(format!(
+            "{}={}",
+            column.name,
+            shown.chars().take(MAX_CHARS).collect::<String>()
+        ));
     }
 
     if parts.is_empty() { String::new() } else { format!(" (row {})", parts.join(", ")) }

@@ -50,10 +50,10 @@ pub struct BatchLimits {
     /// The consumer waits no longer than for this LSN: a batch that has reached it is delivered.
     pub until: Option<Lsn>,
     /// The consumer waits for no more than one whole source transaction.
-    pub any: bool,
+    pub stop_after_one: bool,
     /// The consumer asks the server for its position at short intervals, so that it notices the end
     /// of the WAL at once.
-    pub hurry: bool,
+    pub request_keepalives: bool,
 }
 
 /// A position at which the stream has to wait for another task: the consumer takes up no source
@@ -113,7 +113,7 @@ pub trait CdcConsumer: Send {
     ///
     /// # Errors
     /// The errors of [`Self::next_batch`].
-    fn gather(
+    fn fill(
         &mut self,
         limits: &BatchLimits,
     ) -> impl Future<Output = Result<(), SourceError>> + Send;

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How often a hurried reader asks the server for its position.
-const HURRY: Duration = Duration::from_millis(20);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The consumer reads this many messages before other tasks get a turn.
 const YIELD_EVERY: u32 = 2048;
@@ -106,7 +106,7 @@ impl PgConsumer {
             reader,
             feedback,
             assembler: Assembler::new(options.checkpoint, options.tables)
-                .asking()
+                .with_schema_checks()
                 .believing(options.ddl_secret),
             held: None,
             spool: Spool::new(options.spool_folder),
@@ -135,7 +135,7 @@ impl PgConsumer {
             StreamMessage::Data { payload } => {
                 if let Some(commit) = StreamCommit::decode(payload)? {
                     if let Some(stop_at) = hold.filter(|stop_at| commit.commit_lsn >= *stop_at) {
-                        self.assembler.reached(stop_at);
+                        self.assembler.advance_to(stop_at);
                         self.held = Some(message);
                         return Ok(true);
                     }
@@ -155,7 +155,7 @@ impl PgConsumer {
                 if let (Message::Begin { commit_lsn, .. }, Some(stop_at)) = (&decoded, hold)
                     && *commit_lsn >= stop_at
                 {
-                    self.assembler.reached(stop_at);
+                    self.assembler.advance_to(stop_at);
                     self.held = Some(message);
                     return Ok(true);
                 }
@@ -169,11 +169,11 @@ impl PgConsumer {
 
                 if self.assembler.is_between_transactions() && !self.spool.is_open() {
                     if let Some(stop_at) = hold.filter(|stop_at| wal_end >= stop_at) {
-                        self.assembler.reached(stop_at);
+                        self.assembler.advance_to(stop_at);
                         self.held = Some(message);
                         return Ok(true);
                     }
-                    self.assembler.reached(*wal_end);
+                    self.assembler.advance_to(*wal_end);
                 }
                 Ok(false)
             }
@@ -212,7 +212,7 @@ impl PgConsumer {
     /// batch ends at a source commit.
     fn may_end_batch(&self, limits: &BatchLimits, started: Instant) -> bool {
         let is_there = limits.until.is_some_and(|until| self.assembler.end_lsn() >= until)
-            || limits.any && self.assembler.pending_transactions() > 0;
+            || limits.stop_after_one && self.assembler.pending_transactions() > 0;
         let is_over = is_there || started.elapsed() >= limits.linger;
         self.assembler.is_between_transactions() && (is_over || self.reply_requested)
     }
@@ -224,7 +224,11 @@ impl PgConsumer {
         started: Instant,
     ) -> Result<Option<StreamMessage>, SourceError> {
         let left = limits.linger.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
-        let wait = left.min(if limits.hurry { HURRY } else { Duration::from_secs(1) });
+        let wait = left.min(if limits.request_keepalives {
+            KEEPALIVE_INTERVAL
+        } else {
+            Duration::from_secs(1)
+        });
 
         match tokio::time::timeout(wait, self.reader.next()).await {
             Err(_) => Ok(None),
@@ -249,26 +253,31 @@ fn check_notice(notice: &ServerMessage) -> Result<(), SourceError> {
     if notice.code == "55000" {
         return Err(SourceError::PublicationSkipped { message: notice.message.clone() });
     }
-    tracing::warn!(code = notice.code, "the source says: {}", notice.message);
+    tracing::warn!(
+        event = "source_notice",
+        code = notice.code,
+        "the source says: {}",
+        notice.message
+    );
     Ok(())
 }
 
 impl CdcConsumer for PgConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
-        self.gather(limits).await?;
-        Ok(match self.assembler.question() {
+        self.fill(limits).await?;
+        Ok(match self.assembler.schema_query() {
             Some(question) => Delivery::SchemaQuery(question.clone()),
             None => Delivery::Batch(self.batch()),
         })
     }
 
-    async fn gather(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {
+    async fn fill(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {
         let started = Instant::now();
-        if self.assembler.question().is_some() || self.assembler.must_end_batch() {
+        if self.assembler.schema_query().is_some() || self.assembler.must_end_batch() {
             return Ok(());
         }
 
-        self.assembler.go_on();
+        self.assembler.continue_after_change();
 
         if let Some(held) = self.held.take()
             && self.take(held)?
@@ -285,7 +294,7 @@ impl CdcConsumer for PgConsumer {
                 tokio::task::yield_now().await;
             }
 
-            if self.assembler.question().is_some()
+            if self.assembler.schema_query().is_some()
                 || self.assembler.is_due(limits.max_rows, limits.max_bytes)
             {
                 return Ok(());
@@ -298,7 +307,7 @@ impl CdcConsumer for PgConsumer {
             let message = match self.reader.try_next()? {
                 Some(message) => message,
                 None => {
-                    if limits.hurry {
+                    if limits.request_keepalives {
                         self.feedback.request_reply();
                     }
                     if self.may_end_batch(limits, started) {

@@ -47,7 +47,7 @@ impl RecordedConsumer {
 
 impl CdcConsumer for RecordedConsumer {
     async fn next_batch(&mut self, limits: &BatchLimits) -> Result<Delivery, SourceError> {
-        self.gather(limits).await?;
+        self.fill(limits).await?;
 
         // A transaction that is incomplete at the end of the recording leaves no trace.
         let is_something_left = self.assembler.is_due(limits.max_rows, limits.max_bytes)
@@ -61,7 +61,7 @@ impl CdcConsumer for RecordedConsumer {
         })
     }
 
-    async fn gather(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {
+    async fn fill(&mut self, limits: &BatchLimits) -> Result<(), SourceError> {
         while let Some(bytes) = self.messages.get(self.next) {
             if self.assembler.is_due(limits.max_rows, limits.max_bytes) {
                 break;

@@ -153,7 +153,7 @@ impl SlotError {
     }
 }
 
-pub fn judge_server(server: &ServerInfo) -> Result<(), SlotError> {
+pub fn check_server(server: &ServerInfo) -> Result<(), SlotError> {
     if server.version_num < 140_000 {
         return Err(SlotError::TooOld { version: server.version.clone() });
     }
@@ -206,7 +206,7 @@ pub fn judge_column_lists(
 }
 
 /// Refuses a publication of the same name with another oid: it was dropped in between (trap 41).
-pub fn judge_fingerprint(known: &str, found: &str) -> Result<(), SlotError> {
+pub fn check_fingerprint(known: &str, found: &str) -> Result<(), SlotError> {
     let publications = |text: &str| {
         text.lines()
             .filter(|line| line.starts_with("publication "))
@@ -230,7 +230,7 @@ pub struct Cluster<'a> {
 }
 
 /// Refuses another cluster and another database (trap 35).
-pub fn judge_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), SlotError> {
+pub fn check_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), SlotError> {
     if known.system_id != found.system_id {
         return Err(SlotError::OtherCluster {
             known: known.system_id.to_owned(),
@@ -278,7 +278,7 @@ pub fn judge_timeline(
 }
 
 /// Verifies that the slot still has all changes that this copy needs (traps 2, 4, 32-34).
-pub fn judge_slot(
+pub fn check_slot(
     found: Option<&SlotInfo>,
     slot: &str,
     database: &str,
@@ -365,7 +365,7 @@ mod tests {
     }
 
     fn judged(found: Option<&SlotInfo>, checkpoint: u64, flush: u64) -> Result<(), SlotError> {
-        judge_slot(found, "rhei", "shop", Lsn(checkpoint), Lsn(flush))
+        check_slot(found, "rhei", "shop", Lsn(checkpoint), Lsn(flush))
     }
 
     /// Traps 2, 4, 32, 33.
@@ -412,9 +412,9 @@ mod tests {
     #[test]
     fn a_remade_publication_and_a_changed_table_are_told_apart() {
         let before = "publication 7\ntable 10 1:500\ntable 11 2:500\n";
-        assert!(judge_fingerprint(before, "publication 8\ntable 10 1:500\n").is_err());
+        assert!(check_fingerprint(before, "publication 8\ntable 10 1:500\n").is_err());
         let after = "publication 7\ntable 10 1:501\ntable 11 2:500\n";
-        assert!(judge_fingerprint(before, after).is_ok());
+        assert!(check_fingerprint(before, after).is_ok());
     }
 
     #[test]

@@ -18,10 +18,10 @@ const MEMORY_BYTES: usize = 256 << 10;
 /// The bytes of all transactions that stay in memory: above this limit, the spool writes all of
 /// them to disk.
 const ALL_MEMORY_BYTES: usize = 64 << 20;
-/// The limit for the notes of all transactions, which cannot be written to disk: the subtransaction
-/// of each piece, the subtransactions that were rolled back, and relations. A note is 16 bytes for
-/// each subtransaction.
-const NOTES_BYTES: usize = 1 << 30;
+/// The limit for the metadata of all transactions, which cannot be written to disk: the
+/// subtransaction of each segment, the subtransactions that were rolled back, and relations. The
+/// metadata takes 16 bytes for each subtransaction.
+const MAX_METADATA_BYTES: usize = 1 << 30;
 
 /// The spool cannot keep a transaction, or the stream of it is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -50,27 +50,27 @@ pub struct Spool {
     /// The transaction whose messages arrive now.
     open: Option<u32>,
     transactions: BTreeMap<u32, Transaction>,
-    /// The sum of the tails of all transactions, in bytes.
-    tails: usize,
-    /// The sum of the notes of all transactions, in bytes.
-    notes: usize,
-    tails_limit: usize,
-    notes_limit: usize,
+    /// The bytes of messages that all transactions hold in memory.
+    buffered_bytes: usize,
+    /// The bytes of metadata that all transactions hold in memory.
+    metadata_bytes: usize,
+    buffer_limit: usize,
+    metadata_limit: usize,
 }
 
 #[derive(Default)]
 struct Transaction {
-    /// The subtransaction of each piece, and where the piece ends. Each piece begins where the one
-    /// before it ends.
-    pieces: Vec<(u32, u64)>,
+    /// The subtransaction of each segment, and where the segment ends. Each segment begins where
+    /// the one before it ends.
+    segments: Vec<(u32, u64)>,
     aborted: HashSet<u32>,
     file: Option<File>,
     in_file: u64,
     tail: Vec<u8>,
     /// The relations that the server has described in other transactions since this one began.
     described: BTreeMap<u32, Vec<u8>>,
-    /// The bytes of all notes that stay in memory whatever their size.
-    notes: usize,
+    /// The bytes of metadata, which stay in memory whatever their size.
+    metadata_bytes: usize,
 }
 
 /// How [`Spool::take`] handled a message.
@@ -89,10 +89,10 @@ impl Spool {
             folder,
             open: None,
             transactions: BTreeMap::new(),
-            tails: 0,
-            notes: 0,
-            tails_limit: ALL_MEMORY_BYTES,
-            notes_limit: NOTES_BYTES,
+            buffered_bytes: 0,
+            metadata_bytes: 0,
+            buffer_limit: ALL_MEMORY_BYTES,
+            metadata_limit: MAX_METADATA_BYTES,
         }
     }
 
@@ -116,7 +116,7 @@ impl Spool {
             (_, Some(Streamed::Abort { xid, subxid })) if xid == subxid => drop(self.remove(xid)),
             (_, Some(Streamed::Abort { xid, subxid })) => self.change(xid, |transaction| {
                 if transaction.aborted.insert(subxid) {
-                    transaction.notes += size_of::<(u32, u64)>();
+                    transaction.metadata_bytes += size_of::<(u32, u64)>();
                 }
             })?,
             (None, None) => {
@@ -161,9 +161,9 @@ impl Spool {
 
         for xid in others {
             self.change(xid, |transaction| {
-                transaction.notes += size_of::<Vec<u8>>() + message.len();
+                transaction.metadata_bytes += size_of::<Vec<u8>>() + message.len();
                 if let Some(older) = transaction.described.insert(oid, message.to_vec()) {
-                    transaction.notes -= size_of::<Vec<u8>>() + older.len();
+                    transaction.metadata_bytes -= size_of::<Vec<u8>>() + older.len();
                 }
             })?;
         }
@@ -177,23 +177,23 @@ impl Spool {
         change: impl FnOnce(&mut Transaction),
     ) -> Result<(), SpoolError> {
         let transaction = self.transactions.entry(xid).or_insert_with(|| {
-            self.notes += size_of::<Transaction>();
-            Transaction { notes: size_of::<Transaction>(), ..Transaction::default() }
+            self.metadata_bytes += size_of::<Transaction>();
+            Transaction { metadata_bytes: size_of::<Transaction>(), ..Transaction::default() }
         });
 
-        let (tail, notes) = (transaction.tail.len(), transaction.notes);
+        let (tail, metadata_bytes) = (transaction.tail.len(), transaction.metadata_bytes);
         change(transaction);
 
-        self.tails = self.tails - tail + transaction.tail.len();
-        self.notes = self.notes - notes + transaction.notes;
+        self.buffered_bytes = self.buffered_bytes - tail + transaction.tail.len();
+        self.metadata_bytes = self.metadata_bytes - metadata_bytes + transaction.metadata_bytes;
 
-        let limit = self.notes_limit;
-        if self.notes > limit { Err(SpoolError::TooMany { limit }) } else { Ok(()) }
+        let limit = self.metadata_limit;
+        if self.metadata_bytes > limit { Err(SpoolError::TooMany { limit }) } else { Ok(()) }
     }
 
     /// Writes out the messages that are too large for memory, of this transaction or of all.
     fn make_room(&mut self, xid: u32) -> io::Result<()> {
-        let is_full = self.tails >= self.tails_limit;
+        let is_full = self.buffered_bytes >= self.buffer_limit;
         let folder = &self.folder;
 
         for transaction in self
@@ -204,7 +204,7 @@ impl Spool {
             let tail = transaction.tail.len();
             if tail >= MEMORY_BYTES || is_full && tail > 0 {
                 transaction.write_out(folder)?;
-                self.tails -= tail;
+                self.buffered_bytes -= tail;
                 if is_full {
                     transaction.tail.shrink_to_fit();
                 }
@@ -215,8 +215,8 @@ impl Spool {
 
     fn remove(&mut self, xid: u32) -> Option<Transaction> {
         let transaction = self.transactions.remove(&xid)?;
-        self.tails -= transaction.tail.len();
-        self.notes -= transaction.notes;
+        self.buffered_bytes -= transaction.tail.len();
+        self.metadata_bytes -= transaction.metadata_bytes;
         Some(transaction)
     }
 
@@ -240,11 +240,11 @@ impl Transaction {
 
         let end = self.in_file + self.tail.len() as u64;
 
-        match self.pieces.last_mut() {
+        match self.segments.last_mut() {
             Some((last, last_end)) if *last == subxid => *last_end = end,
             _ => {
-                self.pieces.push((subxid, end));
-                self.notes += size_of::<(u32, u64)>();
+                self.segments.push((subxid, end));
+                self.metadata_bytes += size_of::<(u32, u64)>();
             }
         }
     }
@@ -268,8 +268,8 @@ impl Transaction {
             file.seek(SeekFrom::Start(0))?;
         }
 
-        let mut pieces = self.pieces;
-        pieces.reverse();
+        let mut segments = self.segments;
+        segments.reverse();
 
         Ok(Replay {
             commit,
@@ -278,7 +278,7 @@ impl Transaction {
             buffer: Vec::new(),
             at: 0,
             position: 0,
-            pieces,
+            segments,
             aborted: self.aborted,
             described: self.described,
             again: Vec::new(),
@@ -296,8 +296,8 @@ pub struct Replay {
     buffer: Vec<u8>,
     at: usize,
     position: u64,
-    /// The pieces in reverse order: the next piece is the last element.
-    pieces: Vec<(u32, u64)>,
+    /// The segments in reverse order: the next segment is the last element.
+    segments: Vec<(u32, u64)>,
     aborted: HashSet<u32>,
     described: BTreeMap<u32, Vec<u8>>,
     again: Vec<Vec<u8>>,
@@ -360,9 +360,9 @@ impl Replay {
 
     /// Returns the next message, or none at the end.
     pub fn next_message(&mut self) -> io::Result<Option<&[u8]>> {
-        while let Some(&(subxid, end)) = self.pieces.last() {
+        while let Some(&(subxid, end)) = self.segments.last() {
             if self.position >= end {
-                self.pieces.pop();
+                self.segments.pop();
                 continue;
             }
 
@@ -535,14 +535,17 @@ mod tests {
     fn many_transactions_in_progress_stay_within_memory_together() {
         const LIMIT: usize = 1_000_000;
         let long = "x".repeat(30_000);
-        let mut spool = Spool { tails_limit: LIMIT, ..spool(&[]) };
+        let mut spool = Spool { buffer_limit: LIMIT, ..spool(&[]) };
         for xid in 1..=100 {
             for message in [start(xid), insert(xid, &format!("{xid} {long}")), b"E".to_vec()] {
                 spool.take(&message).unwrap();
             }
             let in_memory: usize =
                 spool.transactions.values().map(|transaction| transaction.tail.capacity()).sum();
-            assert!(spool.tails < LIMIT && in_memory < 2 * LIMIT, "{in_memory} bytes after {xid}");
+            assert!(
+                spool.buffered_bytes < LIMIT && in_memory < 2 * LIMIT,
+                "{in_memory} bytes after {xid}"
+            );
         }
         for xid in [1, 70, 100] {
             assert_eq!(read(spool.commit(&commit(xid)).unwrap()).0, [format!("I{xid} {long}")]);
@@ -558,7 +561,7 @@ mod tests {
             |number| vec![relation(None, number, "described")],
         ];
         for next in hostile {
-            let mut spool = Spool { notes_limit: 10_000, ..spool(&[start(7), b"E".to_vec()]) };
+            let mut spool = Spool { metadata_limit: 10_000, ..spool(&[start(7), b"E".to_vec()]) };
             let refused = (1000..2000)
                 .find_map(|number| next(number).iter().find_map(|it| spool.take(it).err()));
             assert!(matches!(refused, Some(SpoolError::TooMany { limit: 10_000 })), "{refused:?}");
@@ -567,9 +570,9 @@ mod tests {
         for number in 0..100 {
             spool.take(&insert(number, "piece")).unwrap();
         }
-        assert!(spool.notes >= 1600, "{}", spool.notes);
+        assert!(spool.metadata_bytes >= 1600, "{}", spool.metadata_bytes);
         spool.take(&abort(7, 7)).unwrap();
-        assert_eq!((spool.notes, spool.tails), (0, 0));
+        assert_eq!((spool.metadata_bytes, spool.buffered_bytes), (0, 0));
     }
 
     #[test]

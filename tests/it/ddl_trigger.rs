@@ -134,7 +134,7 @@ fn an_event_trigger_that_others_control_is_an_error_and_is_not_listened_to() {
             "{before}: {}",
             synced.stderr
         );
-        assert!(synced.stderr.contains("is copied again"), "{before}: {}", synced.stderr);
+        assert!(synced.stderr.contains("copying the table again"), "{before}: {}", synced.stderr);
         following.assert_same(&["public.t"]);
         db.execute(after);
     }
@@ -170,7 +170,12 @@ fn a_typed_table_is_described_when_its_type_changes() {
         following.wait_until_in_step();
         let ended = running.stop(SOON);
         ended.assert_code(0);
-        assert_eq!(ended.stderr.contains("is copied again"), !with_trigger, "{}", ended.stderr);
+        assert_eq!(
+            ended.stderr.contains("copying the table again"),
+            !with_trigger,
+            "{}",
+            ended.stderr
+        );
         if with_trigger {
             following.assert_same(&["public.t"]);
         }
@@ -254,7 +259,12 @@ fn a_role_that_may_not_read_the_secret_is_told_what_to_grant() {
         db.execute(changes);
         let synced = rhei.run_ok(["sync"]);
         assert_eq!(synced.stderr.contains("not listened to"), !may_read, "{}", synced.stderr);
-        assert_eq!(synced.stderr.contains("is copied again"), !may_read, "{}", synced.stderr);
+        assert_eq!(
+            synced.stderr.contains("copying the table again"),
+            !may_read,
+            "{}",
+            synced.stderr
+        );
         following.assert_same(&["public.t"]);
         db.execute(&grant);
     }

@@ -315,7 +315,7 @@ fn a_type_that_prints_old_rows_otherwise_is_copied_and_one_that_does_not_is_alte
         match is_copied {
             true => drop(run.wait_for_log_after(
                 mark,
-                &format!("public.t{number} is copied again"),
+                &format!("copying the table again table=public.t{number} "),
                 SOON,
             )),
             false => {
@@ -331,7 +331,7 @@ fn a_type_that_prints_old_rows_otherwise_is_copied_and_one_that_does_not_is_alte
     });
     let copied = run.logs();
     for (number, (from, to, _, is_copied)) in cases.iter().enumerate() {
-        let is_said = copied.contains(&format!("public.t{number} is copied again"));
+        let is_said = copied.contains(&format!("copying the table again table=public.t{number} "));
         assert_eq!(is_said, *is_copied, "{from} to {to}\n{copied}");
     }
     run.stop(SOON).assert_code(0);

@@ -21,6 +21,7 @@ mod formats;
 mod histories;
 mod lifecycle;
 mod locks;
+mod log_events;
 mod migrations;
 mod pgbench_runs;
 mod pipeline;

@@ -64,7 +64,7 @@ fn row_filters_hold_for_the_copy_and_for_the_stream() {
     );
     following.db.execute("INSERT INTO t VALUES (200, 'even'), (201, 'odd')");
     let output = following.sync();
-    assert!(output.stderr.contains("public.t is copied again"), "{}", output.stderr);
+    assert!(output.stderr.contains("copying the table again table=public.t"), "{}", output.stderr);
     assert_rows(
         &following,
         "SELECT id::text, v FROM t WHERE id > 10 AND v <> 'hidden' AND id % 2 = 0 ORDER BY 1",
@@ -298,7 +298,7 @@ fn edits_of_a_publication_are_noticed_by_a_run() {
         (
             "ALTER PUBLICATION rhei DROP TABLE back; INSERT INTO back VALUES (1); ALTER \
              PUBLICATION rhei ADD TABLE back",
-            "table public.back is copied again",
+            "copying the table again table=public.back",
         ),
         ("ALTER PUBLICATION rhei DROP TABLE leaves", "leaves is no longer published"),
     ];
@@ -306,7 +306,7 @@ fn edits_of_a_publication_are_noticed_by_a_run() {
         edits.push((
             "BEGIN; ALTER PUBLICATION rhei DROP TABLE joins; ALTER PUBLICATION rhei ADD TABLE \
              joins WHERE (id > 0); COMMIT",
-            "table public.joins is copied again",
+            "copying the table again table=public.joins",
         ));
     }
     for (sql, said) in edits {
@@ -564,7 +564,7 @@ fn a_table_that_left_while_it_waited_for_its_copy_is_copied_when_it_comes_back()
     following.rhei.run_ok(["pause"]);
     let mark = running.log_mark();
     following.db.execute("ALTER TABLE t ALTER n TYPE int USING n * 100");
-    running.wait_for_log_after(mark, "public.t is copied again", SOON);
+    running.wait_for_log_after(mark, "copying the table again table=public.t", SOON);
     following.db.execute("ALTER PUBLICATION rhei DROP TABLE t");
     following.rhei.run_ok(["resume"]);
     following.wait_settled(&mut running);

@@ -260,8 +260,8 @@ async fn replayed(max_rows: u64, max_bytes: usize, live: When) -> Vec<Vec<Option
             max_bytes,
             linger: std::time::Duration::ZERO,
             until: None,
-            any: false,
-            hurry: false,
+            stop_after_one: false,
+            request_keepalives: false,
         };
         let mut delivery = consumer.next_batch(&limits).await.unwrap();
         // Parts of a transaction are for one target transaction, which a stop in between would take
@@ -429,8 +429,8 @@ async fn a_table_that_is_truncated_in_a_part_of_a_large_transaction_keeps_its_un
         max_bytes,
         linger: std::time::Duration::ZERO,
         until: None,
-        any: false,
-        hurry: false,
+        stop_after_one: false,
+        request_keepalives: false,
     };
     let mut parts = 0;
     loop {
@@ -474,8 +474,8 @@ async fn the_end_of_a_transaction_whose_beginning_was_taken_back_is_refused() {
         max_bytes: 1,
         linger: std::time::Duration::ZERO,
         until: None,
-        any: false,
-        hurry: false,
+        stop_after_one: false,
+        request_keepalives: false,
     };
     let mut was_part = false;
     loop {

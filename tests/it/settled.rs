@@ -96,7 +96,7 @@ fn nothing_is_settled_while_a_table_waits_for_its_copy() {
     following.rhei.run_ok(["pause"]);
     following.db.execute("ALTER TABLE t ALTER v TYPE int USING 7");
     let rewritten_at = following.db.wal_lsn();
-    running.wait_for_log("public.t is copied again", SOON);
+    running.wait_for_log("copying the table again table=public.t", SOON);
     std::thread::sleep(Duration::from_secs(1));
     assert!(settled() < wal_bytes(&rewritten_at), "settled although a table waits for its copy");
     following.rhei.run_ok(["resume"]);

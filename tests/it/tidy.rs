@@ -193,6 +193,43 @@ fn no_function_is_longer_than_70_lines() {
     assert_eq!(long, listed, "functions over {MAX_FUNCTION_LINES} lines, and the list of them");
 }
 
+/// Names that were given up for those of the field: for each of them there is a plainer one in use.
+#[rustfmt::skip]
+const RETIRED_NAMES: [&str; 95] = [
+    "Told", "hold_first", "Closing", "FirstSlot", "Board", "kept_rows", "lost_loader",
+    "on_thread", "patiently", "News", "begin_anew", "ANEW", "RACES", "start_over",
+    "or_everything", "IN_A_ROW", "BREAKS", "STEADY", "CALM", "begin_rounds", "panic_text",
+    "Catalogs", "Looked", "Settling", "Verdict", "judge_slot", "judge_server", "SlotLost",
+    "could_not_read", "pause_and_read_again", "is_worth_a_commit", "copy_it", "with_causes",
+    "in_time", "wants_whole", "Asked", "LONGEST_QUESTION", "gather", "hurry", "TURN", "is_clean",
+    "read_back", "PINNED", "UNTIMED", "OURS", "goes_elsewhere", "in_its_encoding", "begin_moment",
+    "end_moment", "break_moment", "knows_details", "only_element", "SlotKeep", "until_ready",
+    "Taken", "tails", "go_on", "Reshape", "ValueNowhere", "KeyTaken", "note_shapes", "give_way",
+    "set_ours", "be_attached", "attach_again", "keep_for_later", "close_open_values",
+    "forget_staged", "bring_into_shape", "set_aside", "bring_back", "write_anew", "Lent",
+    "FEWEST", "MOST", "LONGEST", "LARGEST", "DEEPEST", "PATIENCE", "GLANCE", "PAUSE", "rendered",
+    "HURRIED_ROWS", "CALM_THRESHOLD", "is_worth_it", "open_keys", "Watermark", "Member",
+    "blockers", "Followed", "is_calm_after", "no_tables", "unplanned", "arrival", "Question",
+];
+
+#[test]
+fn no_retired_name_comes_back() {
+    for (file, text) in sources(&root().join("src")) {
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for (at, line) in code.enumerate() {
+            let mut words = line.split(|sign: char| !sign.is_alphanumeric() && sign != '_');
+            let retired = words.find(|word| {
+                RETIRED_NAMES.iter().any(|name| {
+                    // A retired constant was called by a superlative and a unit.
+                    let is_prefix = name.len() > 3 && name.chars().all(char::is_uppercase);
+                    word == name || is_prefix && word.starts_with(&format!("{name}_"))
+                })
+            });
+            assert!(retired.is_none(), "{file}, line {at} of its code: {retired:?} is retired");
+        }
+    }
+}
+
 /// Only `cli` prints, only `main` and `cli` decide how the process ends.
 #[test]
 fn only_the_command_line_prints() {

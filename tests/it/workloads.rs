@@ -125,7 +125,8 @@ fn follow(name: &str) {
                 // rewritten.
                 if before.get(&table).is_some_and(|file| after.get(&table) == Some(file)) {
                     not_needed += 1;
-                    let (logs, said) = (running.logs(), format!("table {table} is copied again: "));
+                    let (logs, said) =
+                        (running.logs(), format!("copying the table again table={table} reason="));
                     let reason = logs.rsplit_once(&said).and_then(|(_, rest)| rest.lines().next());
                     println!(
                         "{name}: {step}: {table} was copied and had no need to be: {}",

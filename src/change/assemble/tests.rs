@@ -110,13 +110,13 @@ fn relations_without_end_are_refused() {
 fn an_old_shape_that_is_described_again_before_the_copy_is_no_question() {
     for (copy_lsn, is_question) in [(100, false), (50, true)] {
         let copied = TableSpec { copy_lsn: Lsn(copy_lsn), ..(*table()).clone() };
-        let mut assembler = Assembler::new(Lsn(10), [Arc::new(copied)]).asking();
+        let mut assembler = Assembler::new(Lsn(10), [Arc::new(copied)]).with_schema_checks();
         let (commit_lsn, end_lsn) = (Lsn(50), Lsn(51));
         assembler.push(Message::Begin { commit_lsn, commit_time_us: 0, xid: 7 }).unwrap();
         assembler.push(Message::Commit { commit_lsn, end_lsn, commit_time_us: 0 }).unwrap();
         let mut older = relation(7);
         older.columns[1].name = "older".to_owned();
         assembler.push(Message::Relation(older)).unwrap();
-        assert_eq!(assembler.question().is_some(), is_question, "copied at {copy_lsn}");
+        assert_eq!(assembler.schema_query().is_some(), is_question, "copied at {copy_lsn}");
     }
 }

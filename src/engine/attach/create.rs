@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Attached, Recopy, SLOT_BUSY, Source, pending, publication, ready, save};
+use super::{Attached, Recopy, SLOT_BUSY, Source, load_attached, pending, publication, save};
 use crate::{
     Checkpoint, Lsn,
     backfill::{SlotWithSnapshot, create_slot},
@@ -44,6 +44,7 @@ pub(super) async fn create<T: OlapEngine + 'static>(
 
     if matches!(again, Recopy::All | Recopy::AllOfSameCluster) && before.is_some() {
         tracing::warn!(
+            event = "starting_over",
             "starting over: every table is copied again; the old copies stay readable until then"
         );
     }
@@ -70,8 +71,8 @@ pub(super) async fn create<T: OlapEngine + 'static>(
     let first = SlotWithSnapshot { replication: source.replication, created };
     let to_copy = tables.into_iter().map(|table| table.oid).collect();
 
-    let attached = ready(context, &source.sql, writer, to_copy).await?;
-    Ok(Attached { first: Some(first), ..attached })
+    let attached = load_attached(context, &source.sql, writer, to_copy).await?;
+    Ok(Attached { snapshot_slot: Some(first), ..attached })
 }
 
 /// Drops the slot that an earlier start of this pipeline made. `before` is the pipeline of the
@@ -108,7 +109,11 @@ async fn drop_earlier_slot(
             continue;
         }
 
-        tracing::info!(slot = context.options.slot, "dropping the slot of an earlier start");
+        tracing::info!(
+            event = "stale_slot_dropped",
+            slot = context.options.slot,
+            "dropping the slot of an earlier start"
+        );
         source.replication.drop_slot(&context.options.slot).await?;
     }
 

@@ -62,9 +62,9 @@ pub struct Attached {
     /// and those whose shadows hold every chunk.
     pub catching_up: BTreeMap<u32, Arc<TableSpec>>,
     /// Tables that need a copy which no task is making.
-    pub to_copy: BTreeSet<u32>,
+    pub pending_copies: BTreeSet<u32>,
     /// The slot, when it was just made.
-    pub first: Option<SlotWithSnapshot>,
+    pub snapshot_slot: Option<SlotWithSnapshot>,
     /// Paused tables (oid, name) with their reasons.
     pub in_error: Vec<(u32, QualifiedName, String)>,
     /// By table: the last transaction whose TRUNCATE was applied since the fingerprint of the table
@@ -132,6 +132,7 @@ pub async fn attach<T: OlapEngine + 'static>(
             {
                 source.replication.make_failover(&context.options.slot).await?;
                 tracing::info!(
+                    event = "failover_slot_enabled",
                     slot = context.options.slot,
                     "standbys may keep the slot from now on"
                 );
@@ -157,7 +158,7 @@ pub(super) async fn connect(context: &Context) -> Result<Source, EngineError> {
     let sql = connect_sql(&context.options.source, "control").await?;
 
     let server = catalog::server(&sql).await?;
-    slot::judge_server(&server)?;
+    slot::check_server(&server)?;
 
     let mut replication = ReplicationClient::connect(&context.options.source, "control").await?;
     let identity = replication.identify_system().await?;
@@ -186,9 +187,14 @@ pub(super) async fn publication(
         }
 
         let what = "creating the publication waits for a table that another session has locked";
-        patiently(what, slot::create_publication(sql, name, &chosen)).await?;
+        warn_when_stalled(what, slot::create_publication(sql, name, &chosen)).await?;
         reached("publication.created");
-        tracing::info!(publication = name, tables = chosen.len(), "publication created");
+        tracing::info!(
+            event = "publication_created",
+            publication = name,
+            tables = chosen.len(),
+            "publication created"
+        );
     }
 
     let Some(info) = catalog::publication(sql, &context.options.publications).await? else {
@@ -250,7 +256,7 @@ pub(super) async fn verify(
     loop {
         let found = catalog::slot(&source.sql, &context.options.slot).await?;
 
-        match slot::judge_slot(
+        match slot::check_slot(
             found.as_ref(),
             &context.options.slot,
             &source.server.database,
@@ -282,7 +288,7 @@ pub(super) fn verify_cluster(source: &Source, pipeline: &Pipeline) -> Result<(),
         database_oid: pipeline.database_oid,
     };
 
-    slot::judge_cluster(&known, &found)
+    slot::check_cluster(&known, &found)
 }
 
 pub(super) fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName>) -> StoredTable {
@@ -290,12 +296,14 @@ pub(super) fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName
 }
 
 /// Waits for `work`, and logs now and then what it waits for.
-pub(super) async fn patiently<F: Future>(what: &str, work: F) -> F::Output {
+pub(super) async fn warn_when_stalled<F: Future>(what: &str, work: F) -> F::Output {
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             done = &mut work => return done,
-            () = tokio::time::sleep(Duration::from_secs(3)) => tracing::warn!("{what}"),
+            () = tokio::time::sleep(Duration::from_secs(3)) => {
+                tracing::warn!(event = "waiting", "{what}")
+            }
         }
     }
 }
@@ -321,7 +329,13 @@ pub(super) async fn rename<T: OlapEngine + 'static>(
             continue;
         }
 
-        tracing::info!(from = %stored.source, to = %table.name, target = %target, "table renamed");
+        tracing::info!(
+            event = "table_renamed",
+            from = %stored.source,
+            to = %table.name,
+            target = %target,
+            "table renamed"
+        );
         let from = std::mem::replace(&mut stored.target, target.clone());
         stored.source = table.name.clone();
         moves.push((from, stored.clone()));
@@ -352,7 +366,8 @@ pub(super) async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, Engine
     };
 
     tracing::warn!(
-        why,
+        event = "ddl_trigger_ignored",
+        reason = why,
         "the event trigger rhei_ddl is not listened to; `rhei check` says what mends it"
     );
 
@@ -360,7 +375,7 @@ pub(super) async fn ddl_secret(sql: &SqlClient) -> Result<Option<Secret>, Engine
 }
 
 /// Reads back the tables that are to be followed.
-pub(super) async fn ready<T: OlapEngine + 'static>(
+pub(super) async fn load_attached<T: OlapEngine + 'static>(
     context: &Context,
     sql: &SqlClient,
     writer: &Writer<T>,
@@ -378,8 +393,8 @@ pub(super) async fn ready<T: OlapEngine + 'static>(
         tables: Vec::new(),
         copying: BTreeMap::new(),
         catching_up: BTreeMap::new(),
-        to_copy,
-        first: None,
+        pending_copies: to_copy,
+        snapshot_slot: None,
         in_error: Vec::new(),
         truncated: BTreeMap::new(),
         ddl_secret: ddl_secret(sql).await?,
@@ -401,7 +416,12 @@ pub(super) async fn ready<T: OlapEngine + 'static>(
             }
             TableState::Live => attached.tables.push(spec()),
             TableState::Error(Pause { reason, .. }) => {
-                tracing::warn!(table = %stored.source, reason, "paused");
+                tracing::warn!(
+                    event = "table_paused",
+                    table = %stored.source,
+                    reason,
+                    "paused"
+                );
                 attached.in_error.push((stored.oid, stored.source.clone(), reason.clone()));
             }
             TableState::Pending

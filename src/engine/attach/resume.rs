@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Attached, Recopy, Source, judge_column_lists, patiently, pending, ready, rename, save,
+    Attached, Recopy, Source, judge_column_lists, load_attached, pending, rename, save,
+    warn_when_stalled,
 };
 use crate::{
     change::Remedy,
@@ -51,7 +52,7 @@ pub(super) async fn resume<T: OlapEngine + 'static>(
     pipeline.publication_fingerprint = fingerprint;
 
     reconciled.write(writer, &pipeline, &wanted, stored).await?;
-    ready(context, &source.sql, writer, reconciled.to_copy).await
+    load_attached(context, &source.sql, writer, reconciled.to_copy).await
 }
 
 /// The tables of the publications that the settings choose, read from one state of the catalogs.
@@ -80,12 +81,12 @@ async fn read_published(
     };
 
     slot::judge_publication(&info)?;
-    slot::judge_fingerprint(known, &info.fingerprint)?;
+    slot::check_fingerprint(known, &info.fingerprint)?;
     judge_column_lists(context, sql).await?;
 
     // A row filter takes a lock on its table, to be printed; no other step here does.
     let what = "reading a row filter waits for a published table that another session has locked";
-    let tables = patiently(what, wanted_tables(&context.options, sql)).await?;
+    let tables = warn_when_stalled(what, wanted_tables(&context.options, sql)).await?;
 
     let types = types_of(sql, &tables).await?;
     catalog::end_snapshot(sql).await?;
@@ -238,6 +239,7 @@ impl Reconciled {
     ) -> Result<(), EngineError> {
         for table in self.gone.iter().filter_map(|oid| stored.get(oid)) {
             tracing::warn!(
+                event = "table_unpublished",
                 table = %table.source,
                 "no longer published; its copy is kept as it is"
             );

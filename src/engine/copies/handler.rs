@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{CopyScheduler, RoundUpdate};
 use crate::{
     Lsn,
-    backfill::{self, CopyEvent, CopyOutcome, Planned},
+    backfill::{self, CopyEvent, CopyOutcome, TableCopyPlan},
     change::{Pause, TableSpec},
     checkpoint::reachable_target,
     engine::{CycleOptions, NextStep, SyncEngine},
@@ -125,7 +125,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn reach_snapshot(
         &mut self,
         lsn: Lsn,
-        tables: &[Planned],
+        tables: &[TableCopyPlan],
         stop: &CancellationToken,
         cycles: &mut Vec<CycleReport>,
     ) -> Result<ControlFlow<Option<String>>, EngineError> {
@@ -134,7 +134,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         {
             let linger = Duration::from_millis(20);
             let until = Some(reachable_target(lsn));
-            let options = CycleOptions { linger, until, hurry: true, save_idle: true };
+            let options = CycleOptions { linger, until, request_keepalives: true, save_idle: true };
             let cycle = self.sync_once(options, stop).await?;
 
             cycles.push(cycle.report);
@@ -233,7 +233,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// the old name behind without an owner.
     async fn renamed_since_attach(
         &mut self,
-        tables: &[Planned],
+        tables: &[TableCopyPlan],
     ) -> Result<Option<String>, EngineError> {
         let Some(state) = self.target.call(|target| target.state()).await? else { return Ok(None) };
 
@@ -254,7 +254,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             owners.get(&lower(target)).is_some_and(|owner| *owner != oid)
         };
 
-        let is_renamed = |table: &&Planned| {
+        let is_renamed = |table: &&TableCopyPlan| {
             let (oid, target) = (table.spec.oid, &table.spec.target);
             names.get(&oid).is_some_and(|name| *name != target) || is_of_another(oid, target)
         };
@@ -269,7 +269,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn start_capturing(
         &mut self,
         since: Lsn,
-        tables: &[Planned],
+        tables: &[TableCopyPlan],
         refused: Vec<StoredTable>,
         holder: &SqlClient,
         copies: &mut CopyScheduler<T>,
@@ -315,7 +315,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn admit_tables(
         &mut self,
         since: Lsn,
-        tables: &[Planned],
+        tables: &[TableCopyPlan],
         holder: &SqlClient,
     ) -> Result<Admitted, EngineError> {
         let mut admitted = Admitted::default();
@@ -339,7 +339,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn admission(
         &mut self,
         since: Lsn,
-        table: &Planned,
+        table: &TableCopyPlan,
         holder: &SqlClient,
     ) -> Result<Admission, EngineError> {
         let oid = table.spec.oid;
@@ -378,7 +378,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     async fn forget_unplanned(
         &mut self,
         asked: BTreeSet<u32>,
-        tables: &[Planned],
+        tables: &[TableCopyPlan],
         refused: &[StoredTable],
     ) -> Result<(), EngineError> {
         let is_planned = |oid: u32| {
@@ -388,11 +388,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
         for oid in asked.into_iter().filter(|oid| !is_planned(*oid)) {
             if let Some(catalogs) = &mut self.catalogs {
-                catalogs.gone(oid);
+                catalogs.table_dropped(oid);
             }
 
             if self.copying.remove(&oid).is_some() {
-                self.consumer.assembler().unfollow(oid);
+                self.consumer.assembler().untrack(oid);
                 self.target.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
             }
         }
@@ -413,7 +413,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Follows a table whose copy has begun in the target, and keeps its changes from now on.
     fn capture_changes(&mut self, spec: &Arc<TableSpec>) {
         self.paused.remove(&spec.oid);
-        self.consumer.assembler().follow(Arc::clone(spec));
+        self.consumer.assembler().track(Arc::clone(spec));
         if let Some(catalogs) = &mut self.catalogs {
             catalogs.adopted(spec);
         }
@@ -432,7 +432,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Fetches the values that kept changes leave open, some rows at a time. The stream waits in
     /// the meantime.
-    async fn fill_open(&self, table: &Planned, holder: &SqlClient) -> Result<Filled, EngineError> {
+    async fn fill_open(
+        &self,
+        table: &TableCopyPlan,
+        holder: &SqlClient,
+    ) -> Result<Filled, EngineError> {
         // Copying the table again is quicker when it has more open keys than this.
         const MAX_KEYS: usize = 100_000;
         const MIN_AT_ONCE: usize = 16;
@@ -441,7 +445,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let (mut filled, mut at_once) = (0, MIN_AT_ONCE);
         loop {
             let spec = Arc::clone(&table.spec);
-            let keys = self.target.call(move |target| target.open_keys(&spec, at_once)).await?;
+            let keys = self
+                .target
+                .call(move |target| target.keys_with_unchanged_toast(&spec, at_once))
+                .await?;
             if keys.is_empty() {
                 return Ok(Filled::All);
             }
@@ -486,7 +493,12 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         copies: &mut CopyScheduler<T>,
         why: &str,
     ) -> Result<(), EngineError> {
-        tracing::info!(table = %spec.source, why, "restarting the copy of the table");
+        tracing::info!(
+            event = "copy_restarted",
+            table = %spec.source,
+            reason = why,
+            "restarting the copy of the table"
+        );
         if copies.restart_copy(spec.oid) {
             return self.give_up_copy(spec, None).await;
         }
@@ -530,7 +542,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     fn unfollow(&mut self, oid: u32) {
         self.copying.remove(&oid);
         self.catching_up.remove(&oid);
-        self.consumer.assembler().unfollow(oid);
+        self.consumer.assembler().untrack(oid);
         if let Some(catalogs) = &mut self.catalogs {
             catalogs.forget(oid);
         }

@@ -30,7 +30,7 @@ use crate::{
 const FIRST_TRAIL: Duration = Duration::from_millis(200);
 const MAX_TRAIL: Duration = Duration::from_secs(20);
 /// A round begins when the stream has found no other table to copy for this time,
-const CALM_BEFORE_ROUND: Duration = Duration::from_secs(1);
+const QUIET_BEFORE_ROUND: Duration = Duration::from_secs(1);
 /// and after this time at the latest.
 const MAX_WAIT_FOR_CALM: Duration = Duration::from_secs(10);
 /// How long the scheduler waits before it asks about locked tables again. It names them in the log
@@ -41,7 +41,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A failure of a round that has run for this time does not count with the failure of the round
 /// before.
-const CALM: Duration = Duration::from_secs(60);
+const QUIET_PERIOD: Duration = Duration::from_secs(60);
 /// How often the copy of one table is restarted because its rows did not fit or the table changed.
 const MAX_COPY_RESTARTS: u32 = 10;
 
@@ -76,7 +76,7 @@ pub struct CopyScheduler<T> {
 
 struct Running {
     task: JoinHandle<Result<(), EngineError>>,
-    told: mpsc::Receiver<CopyEvent>,
+    events: mpsc::Receiver<CopyEvent>,
     stop: CancellationToken,
     /// The tables for which the round was begun.
     asked: BTreeSet<u32>,
@@ -165,9 +165,14 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
     pub fn pause(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
         self.context.copy_progress.set_paused(is_paused);
-        tracing::info!("{}", if is_paused { "copies are paused" } else { "copies go on" });
 
-        if let (true, Some(running)) = (is_paused, &self.running) {
+        if !is_paused {
+            tracing::info!(event = "copies_continued", "copies go on");
+            return;
+        }
+
+        tracing::info!(event = "copies_paused", "copies are paused");
+        if let Some(running) = &self.running {
             running.stop.cancel();
         }
     }
@@ -227,6 +232,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             self.said_locked = Some(Instant::now());
             let names: Vec<String> = tables.values().take(10).map(ToString::to_string).collect();
             tracing::warn!(
+                event = "tables_locked",
                 tables = names.join(", "),
                 count = tables.len(),
                 "tables wait for their copy: other sessions at the source have locked them"
@@ -241,7 +247,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             self.hold.set(first.created.consistent_point);
         }
 
-        let (tell, told) = mpsc::channel(16);
+        let (event_tx, events) = mpsc::channel(16);
         let stop = CancellationToken::new();
         let round = CopyRound {
             wanted: Some(self.wanted.clone()),
@@ -249,7 +255,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             trail: trail_after(self.races),
             is_plain: false,
             hold: self.hold.clone(),
-            told: tell,
+            event_tx,
             stop: stop.clone(),
         };
 
@@ -258,7 +264,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
 
         self.running = Some(Running {
             task,
-            told,
+            events,
             stop,
             asked: self.wanted.clone(),
             tables: BTreeSet::new(),
@@ -286,7 +292,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
                 continue;
             };
 
-            match running.told.recv().await {
+            match running.events.recv().await {
                 Some(CopyEvent::Locked(tables)) => {
                     self.locked(&tables);
                     continue;
@@ -295,7 +301,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
                     running.asked.retain(|oid| !tables.contains(oid));
                     continue;
                 }
-                Some(told) => return Ok(RoundUpdate::Event(told)),
+                Some(event) => return Ok(RoundUpdate::Event(event)),
                 None => {}
             }
 
@@ -315,6 +321,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
 
                 let retry_in_ms = pause.as_millis() as u64;
                 tracing::warn!(
+                    event = "copies_interrupted",
                     error = error_chain(&error),
                     retry_in_ms,
                     "a copy broke off; it goes on where it was"
@@ -341,13 +348,16 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
     pub async fn shutdown(&mut self) {
         let Some(mut running) = self.running.take() else { return };
         running.stop.cancel();
-        drop(running.told);
+        drop(running.events);
 
         if tokio::time::timeout(self.context.options.supervision.grace, &mut running.task)
             .await
             .is_err()
         {
-            tracing::warn!("chunks that were being copied are given up; they are copied again");
+            tracing::warn!(
+                event = "chunks_given_up",
+                "chunks that were being copied are given up; they are copied again"
+            );
             running.task.abort();
             // The tasks of the round are gone; a call to DuckDB that has begun comes to its end by
             // itself.
@@ -366,7 +376,7 @@ fn trail_after(races: u32) -> Option<Duration> {
 /// Returns when the next round begins if another table was found `now`, and the first one at
 /// `wanted_since`.
 fn calm_at(now: Instant, wanted_since: Instant) -> Instant {
-    (now + CALM_BEFORE_ROUND).min(wanted_since + MAX_WAIT_FOR_CALM)
+    (now + QUIET_BEFORE_ROUND).min(wanted_since + MAX_WAIT_FOR_CALM)
 }
 
 /// The failures of rounds, and how many of them are borne.
@@ -386,7 +396,7 @@ impl RoundFailures {
     /// Counts the failure of a round that has lasted this long. Returns the pause before the next
     /// round, or `None` when no other round is to follow.
     fn count(&mut self, policy: Policy, lasted: Duration) -> Option<Duration> {
-        if lasted > CALM {
+        if lasted > QUIET_PERIOD {
             self.in_a_row = 0;
         }
 
@@ -499,7 +509,7 @@ mod tests {
             (
                 "a round as long as the limit",
                 2,
-                &[outage, (Policy::Outage, CALM)],
+                &[outage, (Policy::Outage, QUIET_PERIOD)],
                 &[Some(1000), Some(2000)],
             ),
             ("bugs are borne twice", 10, &[bug; 3], &[Some(1000), Some(2000), None]),

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     enum_labels::{LabelCheck, label_checks},
-    judge::{Policy, ShapeChange, Truncated, judge, new_leaves},
+    judge::{Policy, ShapeChange, Truncated, classify, new_leaves},
 };
 use crate::{
     Lsn,
@@ -65,7 +65,7 @@ pub enum Place {
 
 /// The answer to a question.
 #[derive(Debug)]
-pub enum Asked {
+pub enum RelationAnswer {
     Judged(ShapeChange),
     /// A published table is locked: ask again.
     Locked,
@@ -200,7 +200,7 @@ impl CatalogWatch {
 
     /// Forgets a table that was not published when the copy that it waited for was to begin. If the
     /// table is published by now, the next look finds it new.
-    pub fn gone(&mut self, oid: u32) {
+    pub fn table_dropped(&mut self, oid: u32) {
         if self.others.remove(&oid) {
             self.settled = None;
         }
@@ -244,7 +244,7 @@ impl CatalogWatch {
         let Some(now) = tables.first() else { return Ok(true) };
         let settings = table_settings(&self.context.options, &now.name);
 
-        let verdict = judge(&spec, now, None, &types, self.policy(&settings, oid, None));
+        let verdict = classify(&spec, now, None, &types, self.policy(&settings, oid, None));
         let has_no_doubt = checked_labels(&spec, now, &types).is_ok_and(|checks| checks.is_empty());
 
         Ok(matches!(verdict, ShapeChange::Recopy(_)) || !has_no_doubt)
@@ -304,20 +304,23 @@ impl CatalogWatch {
     }
 
     /// Judges a relation that the stream describes.
-    pub async fn relation(&mut self, question: &SchemaQuery) -> Result<Asked, EngineError> {
+    pub async fn relation(
+        &mut self,
+        question: &SchemaQuery,
+    ) -> Result<RelationAnswer, EngineError> {
         let oid = question.relation.oid;
         // The rows of a paused table are dropped in any shape.
         let Some(spec) = self.specs.get(&oid).cloned() else {
-            return Ok(Asked::Judged(ShapeChange::None));
+            return Ok(RelationAnswer::Judged(ShapeChange::None));
         };
 
         if self.unanswered >= ONE_BY_ONE {
             self.unanswered = 0;
-            self.seen = self.see().await?;
+            self.seen = self.refresh_cache().await?;
         }
 
         if let Some(verdict) = self.judge_by_cache(&spec, question) {
-            return Ok(Asked::Judged(verdict));
+            return Ok(RelationAnswer::Judged(verdict));
         }
 
         self.judge_by_catalogs(&spec, question).await
@@ -350,7 +353,7 @@ impl CatalogWatch {
 
         let settings = table_settings(&self.context.options, &now.name);
         let verdict =
-            judge(spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
+            classify(spec, now, Some(question), &seen.types, self.policy(&settings, oid, None));
 
         if let (ShapeChange::None, None, Some(seen)) =
             (&verdict, &question.description, &mut self.seen)
@@ -368,12 +371,12 @@ impl CatalogWatch {
         &mut self,
         spec: &Arc<TableSpec>,
         question: &SchemaQuery,
-    ) -> Result<Asked, EngineError> {
+    ) -> Result<RelationAnswer, EngineError> {
         let oid = question.relation.oid;
         let xids = catalog::begin_snapshot(&self.sql).await?;
         if !xids.sees(question.xid) {
             catalog::abort_snapshot(&self.sql).await?;
-            return Ok(Asked::NotVisible);
+            return Ok(RelationAnswer::NotVisible);
         }
 
         self.unanswered += 1;
@@ -383,7 +386,7 @@ impl CatalogWatch {
             {
                 Err(error) if error.is_locked() => {
                     catalog::abort_snapshot(&self.sql).await?;
-                    return Ok(Asked::Locked);
+                    return Ok(RelationAnswer::Locked);
                 }
                 tables => tables?,
             };
@@ -393,13 +396,13 @@ impl CatalogWatch {
         catalog::end_snapshot(&self.sql).await?;
 
         if !self.measure_attached(&mut tables).await?.is_empty() {
-            return Ok(Asked::Locked);
+            return Ok(RelationAnswer::Locked);
         }
 
         let Some(now) = tables.pop() else {
             // The table is gone by now. Rows that the stream still brings of the table either fit,
             // or need not be kept.
-            return Ok(Asked::Judged(if fits(spec, &question.relation) {
+            return Ok(RelationAnswer::Judged(if fits(spec, &question.relation) {
                 ShapeChange::None
             } else {
                 ShapeChange::Recopy("it changed, and is no longer published".to_owned())
@@ -407,8 +410,9 @@ impl CatalogWatch {
         };
 
         let settings = table_settings(&self.context.options, &now.name);
-        let verdict = judge(spec, &now, Some(question), &types, self.policy(&settings, oid, None));
-        Ok(Asked::Judged(verdict))
+        let verdict =
+            classify(spec, &now, Some(question), &types, self.policy(&settings, oid, None));
+        Ok(RelationAnswer::Judged(verdict))
     }
 
     /// Reads the types of all columns of these tables, and of those that are followed.
@@ -433,7 +437,7 @@ impl CatalogWatch {
     }
 
     /// Reads all published tables. Returns `None` when a published table is locked.
-    async fn see(&self) -> Result<Option<CatalogCache>, EngineError> {
+    async fn refresh_cache(&self) -> Result<Option<CatalogCache>, EngineError> {
         let before = catalog::wal_insert_lsn(&self.sql).await?;
         let xids = catalog::begin_snapshot(&self.sql).await?;
 
@@ -509,7 +513,7 @@ impl CatalogWatch {
         Ok(unmeasured)
     }
 
-    /// Returns how [`judge`] decides about a table. `seen` is the snapshot in which the catalogs
+    /// Returns how [`classify`] decides about a table. `seen` is the snapshot in which the catalogs
     /// were read.
     fn policy<'a>(
         &self,
@@ -568,7 +572,7 @@ impl CatalogWatch {
         };
 
         slot::judge_publication(&publication)?;
-        slot::judge_fingerprint(&self.publication, &publication.fingerprint)?;
+        slot::check_fingerprint(&self.publication, &publication.fingerprint)?;
 
         if let Some(settled) = &mut self.settled
             && settled.signature == signature(&tables)
@@ -583,7 +587,7 @@ impl CatalogWatch {
 
     /// Returns the changes that a look leads to, once everything before the look has been applied.
     /// The shapes of tables for which `is_skipped` returns true are left for another look.
-    pub fn settle(
+    pub fn apply_pending(
         &mut self,
         look: CatalogSnapshot,
         is_skipped: impl Fn(u32) -> bool,
@@ -619,7 +623,7 @@ impl CatalogWatch {
                 }
             }
 
-            match judge(
+            match classify(
                 spec,
                 table,
                 None,

@@ -8,7 +8,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Asked, CatalogCheck, CatalogSnapshot, CatalogWatch, ShapeChange};
+use super::{CatalogCheck, CatalogSnapshot, CatalogWatch, RelationAnswer, ShapeChange};
 use crate::{
     Lsn,
     change::{
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LockNotAvailable;
 
-/// The result of [`SyncEngine::settle`].
+/// The result of [`SyncEngine::apply_pending`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SchemaStep {
     /// The stream has not passed the look yet.
@@ -78,6 +78,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             ShapeChange::None | ShapeChange::MetadataOnly(_) => SchemaResolution::Same,
             ShapeChange::Alter(change) => {
                 tracing::info!(
+                    event = "table_altered",
                     table = %change.after.source,
                     "the table has another shape from here on"
                 );
@@ -96,9 +97,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     }
 
     /// Looks at the catalogs for what the stream never mentions. Returns the position that the
-    /// stream has to reach before [`Self::settle`] can act upon the look, or `None` when nothing
-    /// has changed since the last look. Returns `Err(LockNotAvailable)` when a published table is
-    /// locked, so that the look has to come later.
+    /// stream has to reach before [`Self::apply_pending`] can act upon the look, or `None` when
+    /// nothing has changed since the last look. Returns `Err(LockNotAvailable)` when a published
+    /// table is locked, so that the look has to come later.
     pub async fn look(&mut self) -> Result<Result<Option<Lsn>, LockNotAvailable>, EngineError> {
         if let (None, Some(catalogs)) = (&self.look, &mut self.catalogs) {
             match with_deadline(catalogs.look()).await? {
@@ -145,7 +146,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
     /// Acts upon the last look once the stream has passed it. The shapes that the look found are in
     /// the batch of the next cycle.
-    pub async fn settle(&mut self) -> Result<SchemaStep, EngineError> {
+    pub async fn apply_pending(&mut self) -> Result<SchemaStep, EngineError> {
         let position = self.consumer.position();
         let passed = position.decoded.max(self.checkpoint.lsn);
         let is_passed = |look: &mut CatalogSnapshot| look.at <= passed;
@@ -156,7 +157,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let Some(look) = self.look.take_if(is_passed) else { return Ok(SchemaStep::Waiting) };
 
         // Tables that are being copied are compared with the catalogs when their copies are done.
-        let mut settled = catalogs.settle(look, |oid| {
+        let mut settled = catalogs.apply_pending(look, |oid| {
             self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid)
         });
 
@@ -176,7 +177,11 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.has_shapes = has_shapes;
 
         for reshape in settled.schema_changes {
-            tracing::info!(table = %reshape.after.source, "the table has another shape");
+            tracing::info!(
+                event = "table_altered",
+                table = %reshape.after.source,
+                "the table has another shape"
+            );
             catalogs.adopted(&reshape.after);
             self.consumer.assembler().reshape(reshape);
         }
@@ -207,11 +212,11 @@ async fn ask_until_known(
 
     loop {
         match with_deadline(catalogs.relation(question)).await? {
-            Asked::Judged(change) => return Ok(change),
-            Asked::Locked => warn_of_lock(&question.relation, &mut has_warned),
+            RelationAnswer::Judged(change) => return Ok(change),
+            RelationAnswer::Locked => warn_of_lock(&question.relation, &mut has_warned),
             // The commit waits for the acknowledgement of rhei, and the acknowledgement waits for
             // this answer. A copy needs no answer from the catalogs.
-            Asked::NotVisible
+            RelationAnswer::NotVisible
                 if since.elapsed() >= MAX_INVISIBLE
                     && with_deadline(catalogs.is_synchronous_standby()).await? =>
             {
@@ -221,7 +226,7 @@ async fn ask_until_known(
                         .to_owned(),
                 ));
             }
-            Asked::NotVisible => {
+            RelationAnswer::NotVisible => {
                 if since.elapsed() >= INVISIBLE_WARNING {
                     warn_of_invisible(&question.relation, &mut has_warned);
                 }
@@ -234,6 +239,7 @@ async fn ask_until_known(
 fn warn_of_lock(relation: &Relation, has_warned: &mut bool) {
     if !std::mem::replace(has_warned, true) {
         tracing::warn!(
+            event = "waiting_for_lock",
             table = %relation.name,
             "waiting for a lock that another session holds on a published table, to read its shape"
         );
@@ -243,6 +249,7 @@ fn warn_of_lock(relation: &Relation, has_warned: &mut bool) {
 fn warn_of_invisible(relation: &Relation, has_warned: &mut bool) {
     if !std::mem::replace(has_warned, true) {
         tracing::warn!(
+            event = "waiting_for_visibility",
             table = %relation.name,
             "waiting for a transaction of the source that is not visible there yet, as while a \
              standby in synchronous_standby_names has not answered"

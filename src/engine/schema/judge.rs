@@ -25,7 +25,7 @@ pub enum ShapeChange {
     Recopy(String),
 }
 
-/// How [`judge`] decides.
+/// How [`classify`] decides.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Policy<'a> {
     pub settings: &'a TableSettings,
@@ -48,7 +48,7 @@ pub(super) struct Truncated {
 
 /// Judges a table that is followed as `spec` by what the catalogs say `now`, and by what the stream
 /// says, if there is a question from the stream.
-pub(super) fn judge(
+pub(super) fn classify(
     spec: &Arc<TableSpec>,
     now: &SourceTable,
     question: Option<&SchemaQuery>,
@@ -328,7 +328,7 @@ fn compare(
 /// Returns how a table is published otherwise than before: changes of the table in the meantime may
 /// not have come.
 fn is_published_otherwise(known: &Fingerprint, found: &Fingerprint) -> Option<&'static str> {
-    if (&known.listed, &known.schema) != (&found.listed, &found.schema) {
+    if (&known.publication_rows, &known.schema) != (&found.publication_rows, &found.schema) {
         return Some("it left its publication and came back, or is published in another way");
     }
 
@@ -399,7 +399,7 @@ fn file_change(now: &SourceTable, truncated: Option<Truncated>) -> Option<&'stat
     let is_explained =
         truncated.is_some_and(|truncated| truncated.is_unseen || is_its_file(truncated));
 
-    (now.fingerprint.listed.is_empty() && !is_explained)
+    (now.fingerprint.publication_rows.is_empty() && !is_explained)
         .then_some("its file was replaced, as by SET UNLOGGED and SET LOGGED")
 }
 

@@ -3,11 +3,11 @@
 //!
 //! The wire describes a relation by names and types (trap 64); only the catalogs know which column
 //! is which, what older rows hold and whether the table was rewritten, and the catalogs speak of
-//! now, not of then. So `judge` answers `Alter` only where both agree, and `Recopy` wherever a
+//! now, not of then. So `classify` answers `Alter` only where both agree, and `Recopy` wherever a
 //! change could have happened in the meantime: a copy is always exact. Every relation of the stream
 //! is judged before its rows are read on ([`CatalogWatch::relation`]); changes that the wire never
 //! mentions are found by a look at the catalogs now and then ([`CatalogWatch::look`]), and judged
-//! once the stream has passed that look ([`CatalogWatch::settle`]).
+//! once the stream has passed that look ([`CatalogWatch::apply_pending`]).
 
 pub mod catalog_watch;
 mod described;
@@ -17,6 +17,6 @@ mod judge;
 #[cfg(test)]
 pub(in crate::engine) mod samples;
 
-pub use catalog_watch::{Asked, CatalogCheck, CatalogSnapshot, CatalogWatch, Place};
+pub use catalog_watch::{CatalogCheck, CatalogSnapshot, CatalogWatch, Place, RelationAnswer};
 pub use handler::{LockNotAvailable, SchemaStep};
 pub use judge::ShapeChange;

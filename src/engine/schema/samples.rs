@@ -90,7 +90,7 @@ pub(in crate::engine) fn orders() -> SourceTable {
         key_index: 16405,
         labels: BTreeMap::from([(SAD, label("sad")), (OK, label("ok"))]),
         composites: BTreeMap::from([(PAIR_CLASS, fields)]),
-        listed: "16500 600".to_owned(),
+        publication_rows: "16500 600".to_owned(),
         publications: "16499 600".to_owned(),
         ..Fingerprint::default()
     };

@@ -143,7 +143,7 @@ impl Naming {
     }
 
     /// Returns `OID:XMIN` of the rows that name the table or a root of it.
-    pub fn listed(&self, table: u32) -> String {
+    pub fn publication_rows(&self, table: u32) -> String {
         text(
             self.with_ancestors(table)
                 .filter_map(|oid| self.by_table.get(&oid))

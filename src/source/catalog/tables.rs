@@ -71,7 +71,8 @@ pub struct Fingerprint {
     /// The rows of pg_publication_rel that name the table or a root of it. A table that left its
     /// publication and came back has another row (trap 41). A table that is named cannot be made
     /// UNLOGGED for a while; see `judge`.
-    pub listed: String,
+    #[serde(rename = "listed")]
+    pub publication_rows: String,
     /// The rows of pg_publication_namespace that name its schema (`FOR TABLES IN SCHEMA`).
     pub schema: String,
     /// Oid and `xmin` of the publications that publish the table. Options that were changed and
@@ -82,7 +83,7 @@ pub struct Fingerprint {
 /// How publications bring a table: changes that were made before this was so are not in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
-    listed: String,
+    publication_rows: String,
     schema: String,
     publications: String,
 }
@@ -91,7 +92,7 @@ impl Membership {
     /// Returns whether publications bring the table by its schema, or with all tables, and not by
     /// its name.
     pub fn is_by_rule(&self) -> bool {
-        self.listed.is_empty()
+        self.publication_rows.is_empty()
     }
 }
 
@@ -99,7 +100,7 @@ impl Fingerprint {
     /// Returns how publications bring the table.
     pub fn membership(&self) -> Membership {
         Membership {
-            listed: self.listed.clone(),
+            publication_rows: self.publication_rows.clone(),
             schema: self.schema.clone(),
             publications: self.publications.clone(),
         }
@@ -398,7 +399,7 @@ impl TableParts {
             labels: types.labels,
             composites: types.composites,
             row_filter: member.row_filter.clone(),
-            listed: self.naming.listed(member.oid),
+            publication_rows: self.naming.publication_rows(member.oid),
             schema: self.naming.schema(member.oid),
             publications: member.publications(),
         })

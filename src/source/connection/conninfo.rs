@@ -171,6 +171,7 @@ pub(super) fn password_from(file: &Path, config: &tokio_postgres::Config) -> Opt
     let data = std::fs::metadata(file).ok()?;
     if std::os::unix::fs::MetadataExt::mode(&data) & 0o077 != 0 {
         tracing::warn!(
+            event = "password_file_ignored",
             file = %file.display(),
             "password file ignored: others can read it; chmod 600 mends that"
         );

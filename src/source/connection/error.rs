@@ -65,14 +65,14 @@ impl ConnectError {
     }
 }
 
-pub(in crate::source) fn explain(
+pub(in crate::source) fn from_error(
     error: &tokio_postgres::Error,
     source: &SourceOptions,
     address: &str,
 ) -> ConnectError {
     let address = address.to_owned();
     if let Some(server) = error.as_db_error() {
-        return refusal(server.code().code(), server.message(), source, address);
+        return from_sqlstate(server.code().code(), server.message(), source, address);
     }
 
     let detail = crate::error::error_chain(error);
@@ -87,7 +87,7 @@ pub(in crate::source) fn explain(
 }
 
 /// Translates the SQLSTATE of a refused session into an error.
-pub(in crate::source) fn refusal(
+pub(in crate::source) fn from_sqlstate(
     code: &str,
     message: &str,
     source: &SourceOptions,

@@ -408,7 +408,7 @@ fn may_leave_host(config: &tokio_postgres::Config) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::connection::error::refusal;
+    use crate::source::connection::error::from_sqlstate;
 
     #[test]
     fn the_password_is_never_printed() {
@@ -423,7 +423,7 @@ mod tests {
     #[test]
     fn a_refusal_that_passes_by_itself_is_told_from_one_that_lasts() {
         let options = SourceOptions::parse("postgresql://u@h/d", &Environment::default()).unwrap();
-        let refused = |code| refusal(code, "why", &options, "h:5432".to_owned());
+        let refused = |code| from_sqlstate(code, "why", &options, "h:5432".to_owned());
         for code in ["53300", "57P03", "57014", "40P01", "XX000", "58030", "08006", "55P03"] {
             assert!(refused(code).is_transient(), "{code}");
         }

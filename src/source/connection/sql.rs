@@ -4,7 +4,7 @@ use tokio_postgres::config::TargetSessionAttrs;
 
 use super::{
     ConnectError, SourceOptions,
-    error::explain,
+    error::from_error,
     options::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, TCP_USER_TIMEOUT},
     tls,
 };
@@ -96,7 +96,7 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
                 after: source.connect_timeout(),
             });
         }
-        Ok(connected) => connected.map_err(|error| explain(&error, source, &address()))?,
+        Ok(connected) => connected.map_err(|error| from_error(&error, source, &address()))?,
     };
 
     let connection = tokio::spawn(async move {
@@ -113,6 +113,6 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
     }
     pins.push_str(DISABLE_TRANSACTION_TIMEOUT);
 
-    client.batch_execute(&pins).await.map_err(|error| explain(&error, source, &address()))?;
+    client.batch_execute(&pins).await.map_err(|error| from_error(&error, source, &address()))?;
     Ok(client)
 }

@@ -16,7 +16,7 @@ use postgres_protocol::{
 use tokio_postgres::config::ChannelBinding;
 
 use super::{Frame, ReplicationClient, WireError, frame::HEADER_BYTES};
-use crate::source::connection::{ConnectError, SourceOptions, error::refusal};
+use crate::source::connection::{ConnectError, SourceOptions, error::from_sqlstate};
 
 impl ReplicationClient {
     /// Answers what the server asks for until the server takes commands. `binding` is the hash of
@@ -217,7 +217,8 @@ impl<'a> Authentication<'a> {
     fn refused(&self, error: WireError) -> WireError {
         match error {
             WireError::Server(message) => {
-                refusal(&message.code, &message.message, self.source, self.address.clone()).into()
+                from_sqlstate(&message.code, &message.message, self.source, self.address.clone())
+                    .into()
             }
             other => other,
         }

@@ -103,7 +103,7 @@ impl ReplicationClient {
                 {
                     standby.get_or_insert(client);
                 }
-                Ok(Ok(client)) => return client.in_its_encoding().await,
+                Ok(Ok(client)) => return client.set_client_encoding().await,
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => {
                     let (address, after) = (address.to_string(), source.connect_timeout());
@@ -113,14 +113,14 @@ impl ReplicationClient {
         }
 
         match standby {
-            Some(client) => client.in_its_encoding().await,
+            Some(client) => client.set_client_encoding().await,
             None => Err(last.unwrap_or_else(|| ConnectError::NoSource.into())),
         }
     }
 
     /// Sets the client encoding to SQL_ASCII for a database in SQL_ASCII: the server cannot convert
     /// its text, and invalid bytes would block the slot (trap 74).
-    async fn in_its_encoding(mut self) -> Result<Self, WireError> {
+    async fn set_client_encoding(mut self) -> Result<Self, WireError> {
         if self.parameters.get("server_encoding").is_some_and(|encoding| encoding == "SQL_ASCII") {
             self.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
         }

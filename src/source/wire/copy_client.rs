@@ -86,7 +86,7 @@ impl CopyClient {
     ///
     /// # Errors
     /// Also the errors of `each`; the session cannot be used again after an error.
-    pub async fn copied<E: From<WireError>>(
+    pub async fn next_rows<E: From<WireError>>(
         &mut self,
         mut each: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<bool, E> {

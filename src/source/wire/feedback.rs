@@ -160,6 +160,7 @@ async fn write_statuses(
         if began.elapsed() > SLOW {
             let seconds = began.elapsed().as_secs_f64();
             tracing::warn!(
+                event = "acknowledgement_slow",
                 %lsn,
                 seconds,
                 "an acknowledgement took long to send; the source keeps its WAL until it has it"

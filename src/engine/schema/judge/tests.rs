@@ -35,7 +35,7 @@ const OTHER_FILE: &str = "copy: its file was replaced, as by SET UNLOGGED and SE
 /// A table that is published with all others.
 fn with_all() -> SourceTable {
     let mut table = orders();
-    table.fingerprint.listed.clear();
+    table.fingerprint.publication_rows.clear();
     table
 }
 
@@ -196,7 +196,7 @@ fn check(before: fn() -> SourceTable, cases: &[(&str, Change, &str)]) {
     for (name, change, expected) in cases {
         let (before, mut now) = (before(), before());
         change(&mut now);
-        let verdict = judge(&followed(&before), &now, None, &types(), policy(&settings));
+        let verdict = classify(&followed(&before), &now, None, &types(), policy(&settings));
         assert_eq!(told(&verdict), *expected, "{name}");
     }
 }

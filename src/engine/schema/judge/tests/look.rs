@@ -260,14 +260,14 @@ fn a_look_finds_another_way_of_publishing_and_another_file() {
             ),
             (
                 "it left its publication for a while",
-                |table| table.fingerprint.listed = "16501 900".to_owned(),
+                |table| table.fingerprint.publication_rows = "16501 900".to_owned(),
                 REPUBLISHED,
             ),
             (
                 "a column list",
                 |table| {
                     table.columns.pop();
-                    table.fingerprint.listed = "16500 900".to_owned();
+                    table.fingerprint.publication_rows = "16500 900".to_owned();
                 },
                 REPUBLISHED,
             ),
@@ -294,7 +294,11 @@ fn a_look_finds_another_way_of_publishing_and_another_file() {
         &[
             ("nothing", nothing, "same"),
             ("VACUUM FULL", refile, OTHER_FILE),
-            ("ADD TABLE", |table| table.fingerprint.listed = "16500 900".to_owned(), REPUBLISHED),
+            (
+                "ADD TABLE",
+                |table| table.fingerprint.publication_rows = "16500 900".to_owned(),
+                REPUBLISHED,
+            ),
         ],
     );
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How [`judge`] decides: a name, the policy, the table before, what happened, the verdict.
+/// How [`classify`] decides: a name, the policy, the table before, what happened, the verdict.
 type PolicyCase = (&'static str, fn(&mut Policy<'_>), fn() -> SourceTable, Change, &'static str);
 
 #[track_caller]
@@ -15,7 +15,7 @@ fn check_policies(cases: &[PolicyCase]) {
         let mut policy = policy(&settings);
         change_policy(&mut policy);
 
-        let verdict = judge(&followed(&before), &now, None, &types(), policy);
+        let verdict = classify(&followed(&before), &now, None, &types(), policy);
         assert_eq!(told(&verdict), *expected, "{name}");
     }
 }
@@ -169,7 +169,7 @@ fn columns_that_the_settings_name_have_to_be_there() {
     for (name, change, expected) in cases {
         let mut now = orders();
         change(&mut now);
-        let verdict = judge(&spec, &now, None, &types(), policy(&settings));
+        let verdict = classify(&spec, &now, None, &types(), policy(&settings));
         assert_eq!(told(&verdict), *expected, "{name}");
     }
 }
@@ -178,6 +178,6 @@ fn columns_that_the_settings_name_have_to_be_there() {
 fn a_table_whose_copy_left_no_fingerprint_is_copied() {
     let spec = TableSpec { fingerprint: String::new(), ..(*followed(&orders())).clone() };
     let settings = TableSettings::default();
-    let verdict = judge(&Arc::new(spec), &orders(), None, &types(), policy(&settings));
+    let verdict = classify(&Arc::new(spec), &orders(), None, &types(), policy(&settings));
     assert_eq!(told(&verdict), "copy: nothing is known of its last copy");
 }

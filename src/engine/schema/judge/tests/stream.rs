@@ -60,7 +60,7 @@ fn check_stream(cases: &[StreamCase]) {
         let mut question = question(&then);
         ask(&mut question, &then);
         let spec = followed(&orders());
-        let verdict = judge(&spec, &now, Some(&question), &types(), policy(&settings));
+        let verdict = classify(&spec, &now, Some(&question), &types(), policy(&settings));
         assert_eq!(told(&verdict), *expected, "{name}");
     }
 }
@@ -259,7 +259,7 @@ fn what_came_after_the_place_of_the_stream_is_left_to_the_next_look() {
     now.fingerprint.key_index = 16999;
 
     let (spec, settings) = (followed(&before), TableSettings::default());
-    let verdict = judge(&spec, &now, Some(&question(&then)), &types(), policy(&settings));
+    let verdict = classify(&spec, &now, Some(&question(&then)), &types(), policy(&settings));
     let ShapeChange::Alter(change) = &verdict else { panic!("{}", told(&verdict)) };
 
     let noted: Fingerprint = serde_json::from_str(&change.after.fingerprint).unwrap();
