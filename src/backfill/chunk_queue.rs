@@ -139,3 +139,24 @@ pub(super) const MIN_BATCH_BYTES: usize = 1 << 20;
 
 /// Record batches of one worker: one is read while the other is loaded.
 pub(super) const BATCHES_HELD: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_batches_together_are_half_of_the_memory() {
+        const MIB: usize = 1 << 20;
+        let cases = [
+            (256 * MIB, 4, 16 * MIB),
+            (1024 * MIB, 4, MAX_BATCH_BYTES),
+            (16 * MIB, 16, MIN_BATCH_BYTES),
+            (32 * MIB, 0, 16 * MIB),
+        ];
+
+        for (memory_limit, workers, expected) in cases {
+            let found = batch_bytes(memory_limit, workers);
+            assert_eq!(found, expected, "{memory_limit} bytes for {workers} workers");
+        }
+    }
+}

@@ -152,6 +152,26 @@ mod tests {
         assert_eq!(missing_ranges(&[range(0, None)], 500, 100), []);
     }
 
+    #[test]
+    fn missing_pages_are_cut_by_size_and_leave_no_sliver() {
+        let cases = [
+            // The last range takes up to a quarter of the size more.
+            (vec![], 225, vec![range(0, Some(100)), range(100, None)]),
+            (vec![], 226, vec![range(0, Some(100)), range(100, Some(200)), range(200, None)]),
+            (vec![range(120, None)], 500, vec![range(0, Some(120))]),
+            (vec![range(0, Some(126))], 126, vec![range(126, None)]),
+            (
+                vec![range(300, Some(400)), range(0, Some(100))],
+                500,
+                vec![range(100, Some(200)), range(200, Some(300)), range(400, None)],
+            ),
+        ];
+
+        for (done, pages, expected) in cases {
+            assert_eq!(missing_ranges(&done, pages, 100), expected, "{done:?} of {pages} pages");
+        }
+    }
+
     proptest! {
         /// Whatever was done before, the rest holds every other page once, and is open at the end.
         #[test]
