@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::tidy::{root, sources};
+use crate::following::Following;
 
 /// One call of `tracing::info!`, `warn!` or `error!`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,4 +156,22 @@ fn every_log_line_has_a_stable_name_and_is_listed_in_docs_logs() {
         return;
     }
     assert_eq!(table, listed(&events), "docs/logs.md is not as the code: run with RHEI_BLESS=1");
+}
+
+#[test]
+fn json_lines_carry_their_names_and_text_lines_do_without() {
+    let following = Following::new("log_formats");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+
+    let json = following.rhei.run_ok(["sync", "--log-format", "json"]);
+    let lines: Vec<serde_json::Value> =
+        json.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let names: Vec<&str> =
+        lines.iter().map(|line| line["fields"]["event"].as_str().unwrap()).collect();
+    assert!(names.contains(&"table_copied") && names.contains(&"caught_up"), "{names:?}");
+
+    following.db.execute("INSERT INTO t VALUES (2)");
+    let text = following.sync();
+    let line = text.stderr.lines().find(|line| line.contains("INFO applied")).unwrap();
+    assert!(line.contains("transactions=1") && !line.contains("event"), "{line}");
 }

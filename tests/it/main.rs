@@ -19,6 +19,7 @@ mod failover;
 mod following;
 mod formats;
 mod histories;
+mod library;
 mod lifecycle;
 mod locks;
 mod log_events;
