@@ -117,7 +117,6 @@ type Waiting = Arc<Mutex<VecDeque<RecordBatch>>>;
 pub struct BatchView {
     connection: ffi::duckdb_connection,
     name: String,
-    schema: SchemaRef,
     waiting: Waiting,
     /// The stream of this view, which refers to it by its address.
     stream: *mut FFI_ArrowArrayStream,
@@ -145,8 +144,7 @@ impl BatchView {
         let mut connection: ffi::duckdb_connection = ptr::null_mut();
         // SAFETY: the database is open.
         let connected = unsafe { ffi::duckdb_connect(database.raw, &mut connection) };
-        let view =
-            Self { connection, name, schema, waiting, stream, _database: Arc::clone(database) };
+        let view = Self { connection, name, waiting, stream, _database: Arc::clone(database) };
 
         if connected != ffi::DuckDBSuccess {
             return Err(RawError("no connection".to_owned()));
@@ -169,11 +167,6 @@ impl BatchView {
     /// Returns the full name of the view.
     pub fn name(&self) -> String {
         format!("memory.main.{}", self.name)
-    }
-
-    /// Returns the schema of the batches.
-    pub fn schema(&self) -> &SchemaRef {
-        &self.schema
     }
 
     /// Puts batches into the view: the next scan returns the rows of these batches, once.

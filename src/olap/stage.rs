@@ -1,9 +1,12 @@
 //! Brings rows to DuckDB: views that DuckDB reads in place, and staging tables.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::UInt64Array, compute::take_record_batch, datatypes::DataType, record_batch::RecordBatch,
+    array::UInt64Array,
+    compute::take_record_batch,
+    datatypes::{DataType, Fields, SchemaRef},
+    record_batch::RecordBatch,
 };
 use duckdb::Connection;
 
@@ -20,13 +23,14 @@ use crate::change::{
 /// leaves no staging table behind.
 pub(super) const STAGE: &str = "_rhei_stage";
 
-/// The views through which DuckDB reads batches in place, by table. A view is made before a
+/// The views through which DuckDB reads batches in place, by the shape of the rows: tables of the
+/// same shape take turns with one view, as in a schema for each tenant. A view is made before a
 /// transaction begins, since the transaction sees the in-memory database as it was when it first
 /// read from there. The views are kept, since making one takes as long as applying a few rows.
 #[derive(Default)]
-pub(super) struct StagingViews(BTreeMap<(u32, Rows), BatchView>);
+pub(super) struct StagingViews(HashMap<(Fields, Rows), BatchView>);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Rows {
     Inserts,
     Keys,
@@ -36,24 +40,14 @@ impl StagingViews {
     /// Views are small, but tables that come and go would leave many views behind.
     const MAX: usize = 4096;
 
-    /// Makes the views that a batch uses.
+    /// Makes the views that a batch uses. With more shapes than [`Self::MAX`], the rows of the last
+    /// ones are staged.
     pub(super) fn prepare<'a>(
         &mut self,
         database: &Arc<Database>,
         changes: impl Iterator<Item = &'a TableChanges>,
     ) -> Result<(), TargetError> {
-        let changes: Vec<&TableChanges> = changes.collect();
-        let is_new =
-            |changes: &&&TableChanges| !self.0.contains_key(&(changes.table.oid, Rows::Inserts));
-
-        // With more tables than this, the rows of the other tables are staged; existing views are
-        // still used.
-        let mut room = Self::MAX.saturating_sub(self.0.len());
-        if changes.iter().filter(is_new).count() > room && changes.len() <= Self::MAX / 2 {
-            self.0.clear();
-            room = Self::MAX;
-        }
-
+        let mut shapes: HashMap<(Fields, Rows), SchemaRef> = HashMap::new();
         for changes in changes {
             let keys = match &changes.deletes {
                 Deletes::ByKey(keys) => keys.as_slice(),
@@ -62,23 +56,23 @@ impl StagingViews {
 
             for (rows, batches) in [(Rows::Inserts, changes.inserts.as_slice()), (Rows::Keys, keys)]
             {
-                if let Some(first) = batches.first()
-                    && self.get(&changes.table, rows, first).is_none()
-                    && room > 0
-                {
-                    room -= 1;
-                    self.0.insert(
-                        (changes.table.oid, rows),
-                        BatchView::new(database, first.schema())?,
-                    );
+                if let Some(first) = batches.first() {
+                    shapes.entry(key(rows, first)).or_insert_with(|| first.schema());
                 }
             }
         }
-        Ok(())
-    }
 
-    fn get(&self, spec: &TableSpec, rows: Rows, batch: &RecordBatch) -> Option<&BatchView> {
-        self.0.get(&(spec.oid, rows)).filter(|view| view.schema() == batch.schema_ref())
+        shapes.retain(|shape, _| !self.0.contains_key(shape));
+        let mut room = Self::MAX.saturating_sub(self.0.len());
+        if shapes.len() > room {
+            self.0.clear();
+            room = Self::MAX;
+        }
+
+        for (shape, schema) in shapes.into_iter().take(room) {
+            self.0.insert(shape, BatchView::new(database, schema)?);
+        }
+        Ok(())
     }
 
     /// Calls `run` with the name under which DuckDB reads the rows. A table that first appears in a
@@ -90,7 +84,7 @@ impl StagingViews {
         batches: &[RecordBatch],
         run: impl FnOnce(&str) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
-        if let Some(view) = batches.first().and_then(|first| self.get(spec, rows, first)) {
+        if let Some(view) = batches.first().and_then(|first| self.0.get(&key(rows, first))) {
             view.put(batches.iter().cloned());
             return run(&view.name());
         }
@@ -106,6 +100,12 @@ impl StagingViews {
         connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
         Ok(done)
     }
+}
+
+/// Returns what rows of one shape have in common. The metadata of a schema is not in it: batches of
+/// changes have none.
+fn key(rows: Rows, batch: &RecordBatch) -> (Fields, Rows) {
+    (batch.schema_ref().fields().clone(), rows)
 }
 
 pub(super) fn total(batches: &[RecordBatch]) -> u64 {
