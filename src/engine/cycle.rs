@@ -44,6 +44,7 @@ const LATE_CYCLE: Duration = Duration::from_millis(300);
 
 /// Applies the batches that a consumer yields. One cycle is one target transaction.
 pub struct SyncEngine<C, T> {
+    /// Reads the stream of the source; between two cycles it may be asked for its position.
     pub consumer: C,
     pub(super) target: Writer<T>,
     pub(super) ddl_lock: DdlLock,
@@ -113,7 +114,9 @@ impl Effects {
 /// One cycle: what it did, and what follows from it.
 #[derive(Debug, Clone)]
 pub struct Cycle {
+    /// The counts of the cycle, the checkpoint after it, and the lag.
     pub report: CycleReport,
+    /// What the session does next.
     pub next: NextStep,
 }
 
@@ -184,6 +187,8 @@ pub struct CycleOptions {
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
+    /// Makes an engine that goes on from `checkpoint`, from which `consumer` reads. It has neither
+    /// copies nor a reader of the catalogs until they are added.
     pub fn new(consumer: C, target: Writer<T>, checkpoint: Checkpoint, context: &Context) -> Self {
         let limits = BatchLimits {
             max_rows: context.options.max_batch_rows,
@@ -239,6 +244,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self
     }
 
+    /// Returns the checkpoint of the last target commit.
     pub fn checkpoint(&self) -> Checkpoint {
         self.checkpoint
     }
@@ -732,3 +738,8 @@ pub(super) fn log_failures(failed: &[TableFailure]) {
         }
     }
 }
+
+#[cfg(test)]
+mod memory_target;
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// out only if the reason is known. Returns a reason to attach again when one of the relations
     /// is a table to copy, or a part of one.
     pub(super) async fn place_untracked(&mut self) -> Result<Option<String>, EngineError> {
-        let untracked = self.consumer.assembler().take_untracked();
+        let untracked = self.consumer.take_untracked();
 
         let Some(catalogs) = self.catalogs.as_mut().filter(|_| !untracked.is_empty()) else {
             return Ok(None);
@@ -31,7 +31,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let relations: Vec<&Relation> =
             untracked.iter().map(|untracked| &untracked.relation).collect();
         let Some(places) = with_deadline(catalogs.places(&relations)).await? else {
-            self.consumer.assembler().put_back_untracked(untracked);
+            self.consumer.put_back_untracked(untracked);
             return Ok(None);
         };
 

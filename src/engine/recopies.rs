@@ -34,7 +34,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     pub(super) fn wait_for_copy(&mut self, oid: u32) {
         self.copying.remove(&oid);
         self.catching_up.remove(&oid);
-        self.consumer.assembler().untrack(oid);
+        self.consumer.untrack(oid);
         if let Some(catalogs) = &mut self.catalogs {
             catalogs.forget(oid);
         }

@@ -31,7 +31,11 @@ use std::{
 
 use crate::{
     Lsn,
-    change::{ChangeBatch, assemble::Assembler, followed::SchemaQuery},
+    change::{
+        ChangeBatch, SchemaChange, TableSpec,
+        assemble::Assembler,
+        followed::{SchemaQuery, SchemaResolution, Untracked},
+    },
     checkpoint::DurableLsn,
 };
 
@@ -69,14 +73,17 @@ impl Default for LsnBarrier {
 }
 
 impl LsnBarrier {
+    /// Holds the stream at `lsn`, whatever the position before was.
     pub fn set(&self, lsn: Lsn) {
         self.0.store(lsn.0, Ordering::Release);
     }
 
+    /// Lets the stream go on.
     pub fn release(&self) {
         self.0.store(u64::MAX, Ordering::Release);
     }
 
+    /// Returns the position at which the stream is held; `None` while it is free.
     pub fn get(&self) -> Option<Lsn> {
         Some(Lsn(self.0.load(Ordering::Acquire))).filter(|lsn| lsn.0 < u64::MAX)
     }
@@ -85,8 +92,11 @@ impl LsnBarrier {
 /// What a consumer returns.
 #[derive(Debug)]
 pub enum Delivery {
+    /// Whole source transactions or a part of a large one; or an idle batch, which only brings a
+    /// position.
     Batch(ChangeBatch),
-    /// The stream describes a relation: the consumer reads no further before [`Assembler::answer`].
+    /// The stream describes a relation: the consumer reads no further before
+    /// [`CdcConsumer::answer`].
     SchemaQuery(SchemaQuery),
     /// The stream has ended for good (a recorded stream that was read to its end).
     Ended,
@@ -118,15 +128,51 @@ pub trait CdcConsumer: Send {
         limits: &BatchLimits,
     ) -> impl Future<Output = Result<(), SourceError>> + Send;
 
-    /// Returns the assembler of the messages that were read. It receives answers and new shapes,
-    /// and the tables to follow or to follow no longer.
-    fn assembler(&mut self) -> &mut Assembler;
-
     /// Tells the source which LSN is durable, without waiting.
     fn acknowledge(&self, durable: DurableLsn);
 
     /// Returns the rungs of the lag ladder that lie on the side of the source.
     fn position(&self) -> SourcePosition;
+
+    /// Returns what the consumer knows of tables and relations. The methods below work on it.
+    #[doc(hidden)]
+    fn assembler(&mut self) -> &mut Assembler;
+
+    /// Answers the question of [`Delivery::SchemaQuery`]; the consumer reads on after that.
+    fn answer(&mut self, resolution: SchemaResolution) {
+        self.assembler().answer(resolution);
+    }
+
+    /// Takes rows of a table in another shape from here on. The next batch holds the change.
+    fn change_shape(&mut self, change: SchemaChange) {
+        self.assembler().reshape(change);
+    }
+
+    /// Takes the rows of a table from here on.
+    fn track(&mut self, table: Arc<TableSpec>) {
+        self.assembler().track(table);
+    }
+
+    /// Takes no more rows of a table.
+    fn untrack(&mut self, oid: u32) {
+        self.assembler().untrack(oid);
+    }
+
+    /// Returns whether a change of the table in a source transaction with `commit_lsn >= since` may
+    /// have passed.
+    fn may_have_missed(&mut self, oid: u32, since: Lsn) -> bool {
+        self.assembler().may_have_missed(oid, since)
+    }
+
+    /// Takes the relations whose changes were passed over since the last call.
+    fn take_untracked(&mut self) -> Vec<Untracked> {
+        self.assembler().take_untracked()
+    }
+
+    /// Gives back relations whose meaning could not be found out yet.
+    fn put_back_untracked(&mut self, untracked: Vec<Untracked>) {
+        self.assembler().put_back_untracked(untracked);
+    }
 }
 
 /// The position of the stream, from which the lag is computed.

@@ -343,7 +343,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         holder: &SqlClient,
     ) -> Result<Admission, EngineError> {
         let oid = table.spec.oid;
-        if self.consumer.assembler().may_have_missed(oid, since) {
+        if self.consumer.may_have_missed(oid, since) {
             return Ok(Admission::TooLate);
         }
 
@@ -392,7 +392,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
 
             if self.copying.remove(&oid).is_some() {
-                self.consumer.assembler().untrack(oid);
+                self.consumer.untrack(oid);
                 self.target.call(move |target| target.abandon_copies(&[(oid, None)])).await?;
             }
         }
@@ -413,7 +413,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Follows a table whose copy has begun in the target, and keeps its changes from now on.
     fn capture_changes(&mut self, spec: &Arc<TableSpec>) {
         self.paused.remove(&spec.oid);
-        self.consumer.assembler().track(Arc::clone(spec));
+        self.consumer.track(Arc::clone(spec));
         if let Some(catalogs) = &mut self.catalogs {
             catalogs.adopted(spec);
         }
@@ -542,7 +542,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     fn unfollow(&mut self, oid: u32) {
         self.copying.remove(&oid);
         self.catching_up.remove(&oid);
-        self.consumer.assembler().untrack(oid);
+        self.consumer.untrack(oid);
         if let Some(catalogs) = &mut self.catalogs {
             catalogs.forget(oid);
         }

@@ -55,7 +55,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         stop: &CancellationToken,
     ) -> Result<(), EngineError> {
         let Some(catalogs) = &mut self.catalogs else {
-            self.consumer.assembler().answer(SchemaResolution::Same);
+            self.consumer.answer(SchemaResolution::Same);
             return Ok(());
         };
 
@@ -92,7 +92,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             ShapeChange::Recopy(reason) => SchemaResolution::Copy(reason),
         };
 
-        self.consumer.assembler().answer(resolution);
+        self.consumer.answer(resolution);
         Ok(())
     }
 
@@ -183,7 +183,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 "the table has another shape"
             );
             catalogs.adopted(&reshape.after);
-            self.consumer.assembler().reshape(reshape);
+            self.consumer.change_shape(reshape);
         }
 
         let noted: Vec<Arc<TableSpec>> = settled.noted.into_iter().map(Arc::new).collect();
