@@ -15,6 +15,8 @@
 //!    server keeps all that we still need, and a slot that is ahead of the checkpoint proves that
 //!    this copy is older than the slot (trap 2).
 
+#![deny(missing_docs)]
+
 use crate::Lsn;
 
 /// The position of the target.
@@ -39,6 +41,7 @@ impl DurableLsn {
         Self(lsn)
     }
 
+    /// Returns the position itself, without the proof that it is durable.
     pub fn lsn(self) -> Lsn {
         self.0
     }

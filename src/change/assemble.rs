@@ -5,7 +5,7 @@
 //! `copy_lsn` of each table (trap 15), and by the tables that are paused.
 //!
 //! A Relation message tells neither how columns correspond to older ones nor which values older
-//! rows hold (traps 63-67), so each message is a question ([`Assembler::question`]) to a caller
+//! rows hold (traps 63-67), so each message is a question ([`Assembler::schema_query`]) to a caller
 //! that can read the catalogs, and the assembler reads no further before the [`SchemaResolution`].
 //! Without such a caller (a recorded stream), a relation that looks the same is the same, and one
 //! that looks different pauses its table.

@@ -65,9 +65,13 @@ impl ChangeBatch {
 /// where possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableFailure {
+    /// The oid of the table at the source.
     pub oid: u32,
+    /// The name of the table at the source.
     pub table: QualifiedName,
+    /// The cause, often with the command that brings the table back, as text for the operator.
     pub reason: String,
+    /// How the table is brought back: it decides whether the table is paused or copied again.
     pub remedy: Remedy,
 }
 
@@ -113,6 +117,7 @@ impl Pause {
 /// lacks from the target, delete, insert.
 #[derive(Debug, Clone)]
 pub struct TableChanges {
+    /// The shape of all rows of this entry: the last one that the table has in the batch.
     pub table: Arc<TableSpec>,
     /// The transaction of the last TRUNCATE in the batch. The truncate deletes every row that the
     /// table had before the batch; there are no `deletes` and no `patch` then.
@@ -143,7 +148,9 @@ impl TableChanges {
 /// The values of one column that became NULL because the target cannot represent them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nulled {
+    /// The name of the column at the source.
     pub column: String,
+    /// The number of these values, in one batch or in one copy of the table.
     pub values: u64,
     /// The first of these values, and its row.
     pub first: String,
@@ -207,9 +214,13 @@ impl Patch {
 /// The row changes of the source before they were reduced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RowCounts {
+    /// The number of rows that the source inserted.
     pub inserted: u64,
+    /// The number of rows that the source updated; a row counts once for each of its updates.
     pub updated: u64,
+    /// The number of rows that the source deleted, without those that a TRUNCATE removed.
     pub deleted: u64,
+    /// The number of TRUNCATEs; one that names several tables counts once for each of them.
     pub truncates: u64,
 }
 

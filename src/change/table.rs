@@ -1,5 +1,7 @@
 //! The shape of a table as rhei applies it.
 
+#![deny(missing_docs)]
+
 use std::sync::Arc;
 
 use super::xids::XidSnapshot;
@@ -25,12 +27,17 @@ pub enum Key {
 /// A table as rhei copies and applies it, at one epoch.
 #[derive(Debug, Clone)]
 pub struct TableSpec {
+    /// The oid of the table at the source, by which the stream names the table.
     pub oid: u32,
+    /// The name of the table at the source.
     pub source: QualifiedName,
+    /// The name of the table in DuckDB.
     pub target: QualifiedName,
     /// The version of the shape, raised by each Relation message that differs.
     pub epoch: u32,
+    /// The replica identity of the table at the source, from which `key` follows.
     pub replica_identity: ReplicaIdentity,
+    /// How UPDATE and DELETE find their rows in the target.
     pub key: Key,
     /// The copied columns, in the order of the source's `attnum`.
     pub columns: Vec<ColumnSpec>,
@@ -67,12 +74,17 @@ impl TableSpec {
 pub struct ColumnSpec {
     /// The name at the source.
     pub name: String,
+    /// The number of the column in `pg_attribute`, from 1; a dropped column leaves a gap.
     pub attnum: i16,
+    /// The oid of the column's type in `pg_type` of the source.
     pub type_oid: u32,
+    /// The type modifier, such as the length of a varchar; -1 when the column has none.
     pub typmod: i32,
+    /// Whether the column is NOT NULL at the source.
     pub not_null: bool,
     /// The name in DuckDB.
     pub target_name: String,
+    /// How the column's values are decoded, and the column's type in DuckDB.
     pub mapping: Mapping,
 }
 
@@ -90,7 +102,9 @@ impl TableSpec {
 /// without reading the source.
 #[derive(Debug, Clone)]
 pub struct SchemaChange {
+    /// The shape in which the rows are stored until now.
     pub before: Arc<TableSpec>,
+    /// The shape in which the table continues.
     pub after: Arc<TableSpec>,
     /// For each column of `after`, the origin of the values of older rows. Columns of `before` that
     /// do not occur are dropped.

@@ -27,19 +27,43 @@ pub use settings::{
 /// A setting that cannot be understood. The exit code is 2.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// The settings file cannot be read as text, or is missing although `--config` names it.
     #[error(
         "cannot read {path}: {reason}\nhint: --config names the settings file; `rhei init` writes \
          one"
     )]
-    Read { path: String, reason: String },
+    Read {
+        /// The path of the settings file.
+        path: String,
+        /// The error of the operating system.
+        reason: String,
+    },
+    /// A key is unknown, or its value is malformed or refused. A refused value may come from the
+    /// environment or a flag as well as from the file.
     #[error("invalid setting in {path}{place}: {reason}")]
-    Invalid { path: String, place: String, reason: String },
+    Invalid {
+        /// The path of the settings file: `rhei.toml` unless `--config` names another one.
+        path: String,
+        /// The line and the key, as `, line 3, sync.interval`; empty when `reason` names the key.
+        place: String,
+        /// What is wrong, with the nearest known key as a hint when a key is unknown.
+        reason: String,
+    },
+    /// A variable of the environment, or the URL of the source, cannot be understood.
     #[error("invalid {variable}: {reason}")]
-    Environment { variable: String, reason: String },
+    Environment {
+        /// The name of the variable, as `RHEI_SYNC_INTERVAL`, or `source URL`.
+        variable: String,
+        /// What is wrong with the value. The text never holds a password.
+        reason: String,
+    },
+    /// The command needs a DuckDB file, and neither a flag, the environment nor the file names one.
     #[error(
         "no target given\nhint: use --target PATH, RHEI_TARGET_PATH, or [target] path in rhei.toml"
     )]
     NoTarget,
+    /// The command needs a source, and neither a setting nor libpq's environment (`PGHOST`,
+    /// `PGSERVICE`) names one.
     #[error(
         "no source given\nhint: use --source URL, RHEI_SOURCE_URL, or [source] url in rhei.toml"
     )]
@@ -52,6 +76,7 @@ pub enum ConfigError {
 pub struct Secret(String);
 
 impl Secret {
+    /// Takes a text that `Debug` does not show.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -158,27 +183,54 @@ from_text!(ByteSize, "a size like \"512MB\" or \"1GiB\"", "512MB");
 /// The settings, resolved and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The libpq URL or `key=value` string of the source; `None` leaves it to the environment of
+    /// libpq.
     pub source_url: Option<Secret>,
+    /// The names of the publications, which are followed as one; default `rhei` alone.
     pub publications: Vec<String>,
+    /// The name of the replication slot at the source; default `rhei`.
     pub slot: String,
+    /// What happens when the slot can no longer serve the copy; default [`OnSlotLost::Stop`].
     pub on_slot_lost: OnSlotLost,
+    /// Whether standbys keep the slot too (PostgreSQL 17 and newer); default `false`.
     pub failover_slot: bool,
+    /// The patterns of the tables to follow; an empty list means all tables of the publications.
     pub tables: Vec<TablePattern>,
+    /// The patterns of tables that are left out although `tables` chooses them.
     pub exclude: Vec<TablePattern>,
+    /// The path of the DuckDB file; `None` when no setting names one.
     pub target_path: Option<PathBuf>,
+    /// The memory that DuckDB may use; `None` means DuckDB's default, 80 % of the machine's memory.
     pub duckdb_memory_limit: Option<ByteSize>,
+    /// The most threads that DuckDB may use; `None` means all cores.
     pub threads: Option<u32>,
+    /// The time between the beginnings of two cycles of `rhei run` that keeps up; default 1 s.
     pub interval: Duration,
+    /// The row changes after which a batch ends at the next source commit; default 100,000.
     pub max_batch_rows: u64,
+    /// The memory of rhei's own buffers, beside that of DuckDB; default 512 MB.
     pub memory_limit: ByteSize,
+    /// What happens to a value that DuckDB has no room for; default [`OnUnrepresentable::Error`].
     pub on_unrepresentable: OnUnrepresentable,
+    /// Whether a rewrite that widened a number (int to bigint) is taken for a plain cast, so that
+    /// the table is not copied again; default `false`.
     pub trust_widening: bool,
+    /// The time between looks at the source's catalogs for what the stream never mentions; default
+    /// 10 s.
     pub catalog_interval: Duration,
+    /// The number of connections that copy at the same time; default 2.
     pub workers: usize,
+    /// The bytes per second that all workers together take from the source at most; `None` means no
+    /// limit.
     pub rate_limit: Option<ByteSize>,
+    /// The size at the source of the chunks of a copy; `None` means 16 to 128 MiB, by the size of
+    /// the table.
     pub chunk_size: Option<ByteSize>,
+    /// How long a copy may hold its snapshot before the log warns about it; default 1 h.
     pub snapshot_warning: Duration,
+    /// The restarts, the grace period and the watch over the slot's WAL.
     pub supervision: Supervision,
+    /// The settings of single tables, by the `schema.table` name at the source.
     pub table_settings: BTreeMap<String, TableSection>,
 }
 
@@ -187,7 +239,9 @@ pub struct Config {
 pub struct Inputs {
     /// The path of `--config`; without that flag `rhei.toml` is read if it exists.
     pub file: Option<PathBuf>,
+    /// The value of `--source`, which overrides the environment and the file.
     pub source: Option<Secret>,
+    /// The value of `--target`, which overrides the environment and the file.
     pub target: Option<PathBuf>,
     /// The variables `RHEI_*` of the environment.
     pub environment: BTreeMap<String, String>,

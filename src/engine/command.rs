@@ -1,5 +1,7 @@
 //! What a running replicator is asked to do.
 
+#![deny(missing_docs)]
+
 use crate::pgoutput::QualifiedName;
 /// What the running session is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! The changes of a source without a copy of it, for programs that do something else with them.
 
+#![deny(missing_docs)]
+
 use std::{collections::HashMap, sync::Arc};
 
 use super::{attach, session::spool_folder};
@@ -120,7 +122,7 @@ impl Feed {
                 }
                 Delivery::SchemaQuery(question) => {
                     let answer = self.resolution(&question);
-                    self.consumer.assembler().answer(answer);
+                    self.consumer.answer(answer);
                 }
                 Delivery::Ended => return Err(SourceError::StreamEnded.into()),
             }

@@ -1,20 +1,32 @@
 //! What `sync` did.
 
+#![deny(missing_docs)]
+
 use crate::{Lsn, pipeline::CycleReport};
 /// What `sync` did.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct SyncReport {
+    /// The number of source transactions, including those that changed no followed table.
     pub source_transactions: u64,
+    /// The number of rows that the source inserted, before changes were reduced to their net
+    /// effect. The rows that copies loaded do not count.
     pub inserted: u64,
+    /// The number of rows that the source updated, counted in the same way.
     pub updated: u64,
+    /// The number of rows that the source deleted, counted in the same way.
     pub deleted: u64,
+    /// The number of TRUNCATEs of followed tables.
     pub truncated: u64,
+    /// The number of cycles, including those that had nothing to apply.
     pub cycles: u64,
+    /// The checkpoint at the end; 0/0 when `sync` was stopped before it had attached.
     pub checkpoint: Lsn,
     /// The position of the source's WAL that was to be reached.
     pub reached: Lsn,
     /// Tables that are paused, with their reasons.
     pub in_error: Vec<(String, String)>,
+    /// Whether the caller stopped `sync` before it had caught up; another `sync` goes on from
+    /// there.
     pub is_stopped: bool,
 }
 

@@ -1,5 +1,7 @@
 //! The interface between rhei and a target, and the data that crosses it.
 
+#![deny(missing_docs)]
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use arrow::record_batch::RecordBatch;
@@ -190,11 +192,13 @@ pub trait CopyLoader: Send + 'static {
 /// How much of the space of deleted rows a file checkpoint reclaims as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compaction {
+    /// Compacts no row group.
     Skip,
     /// Compacts some row groups; the commit that does it stays short.
     Incremental,
     /// Compacts as many row groups as this number of updated and deleted rows leaves work for.
     For {
+        /// The number of rows that the source updated and deleted, and that the target has applied.
         changed_rows: u64,
     },
 }
@@ -202,12 +206,14 @@ pub enum Compaction {
 /// A copy that begins, or that is resumed.
 #[derive(Debug, Clone)]
 pub struct NewCopy {
+    /// The shape of the table; its `copy_lsn` is the LSN of the snapshot.
     pub spec: Arc<TableSpec>,
     /// The shadow of the copy, and the changes that the copy kept, stay.
     pub is_resumed: bool,
     /// The names in DuckDB of the columns whose values are long: DuckDB compresses these in another
     /// way.
     pub long_columns: BTreeSet<String>,
+    /// One job per chunk; a resumed copy has jobs only for chunks that are not in its shadow.
     pub jobs: Vec<NewJob>,
 }
 
@@ -220,8 +226,9 @@ pub type RowStream =
 pub struct Applied {
     /// The new checkpoint, which is now durable; after a part, the checkpoint before it.
     pub durable: DurableLsn,
-    /// The rows deleted from and inserted into target tables, including those of earlier parts.
+    /// The rows deleted from target tables, including those of earlier parts.
     pub deleted_rows: u64,
+    /// The rows inserted into target tables, including those of earlier parts.
     pub inserted_rows: u64,
     /// The rows of `_rhei.cycles` that retention dropped.
     pub pruned: u64,

@@ -1,5 +1,7 @@
 //! The errors of the target.
 
+#![deny(missing_docs)]
+
 use std::path::PathBuf;
 
 use super::arrow_scan;
@@ -12,76 +14,196 @@ use crate::{
 /// Any error of the target. After an error of `apply` the transaction is rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
+    /// DuckDB refused a statement. The text names the cause when it is the disk, the memory or a
+    /// damaged file, and then what to do.
     #[error("{}", refused(.0))]
     Query(#[from] ::duckdb::Error),
+    /// The path of the target leads to a folder.
     #[error("target {} is a folder\nhint: name a file in it with --target", .path.display())]
-    IsFolder { path: PathBuf },
+    IsFolder {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+    },
+    /// The folder in which a new file would be made does not exist.
     #[error("cannot make target {}: there is no folder {}\nhint: make the folder \
              first", .path.display(), .folder.display())]
-    NoFolder { path: PathBuf, folder: PathBuf },
+    NoFolder {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+        /// The folder that is missing.
+        folder: PathBuf,
+    },
+    /// A command that only reads found no file, and does not make one.
     #[error("there is no target {}\nhint: `rhei sync` makes it; --target names another \
              one", .path.display())]
-    NoFile { path: PathBuf },
+    NoFile {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+    },
+    /// Another process has the file open, and has to end first.
     #[error("target {} is in use by process {holder}\ndetail: One process at a time may write a \
              DuckDB file, and nobody may read it meanwhile.\nhint: stop that process, or name \
              another file with --target", .path.display())]
-    Locked { path: PathBuf, holder: String },
+    Locked {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+        /// The id of that process, or `unknown`.
+        holder: String,
+    },
+    /// DuckDB does not read the file as a database.
     #[error("target {} is not a DuckDB database\nhint: name another file with --target; this one \
              was not touched", .path.display())]
-    NotADatabase { path: PathBuf },
+    NotADatabase {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+    },
+    /// The file or its write-ahead log is damaged. A backup of both, or a new copy, replaces them.
     #[error("target {}, or the log sibling it, is damaged; neither was touched\nhint: restore both \
              from a backup; or move them away, drop the slot (SELECT \
              pg_drop_replication_slot('..')) and copy again with `rhei sync`", .path.display())]
-    Damaged { path: PathBuf, source: ::duckdb::Error },
+    Damaged {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+        /// The error of DuckDB.
+        source: ::duckdb::Error,
+    },
+    /// Permissions or a read-only file system forbid to write the file or its folder.
     #[error("target {} cannot be written\nhint: check the permissions of the file and its \
              folder", .path.display())]
-    NotWritable { path: PathBuf },
+    NotWritable {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+    },
+    /// DuckDB did not start with its settings, or did not take Arrow data.
     #[error(transparent)]
     Raw(#[from] arrow_scan::RawError),
+    /// DuckDB did not open the file, for a reason that no other variant names.
     #[error("cannot open target {}", .path.display())]
-    Open { path: PathBuf, source: ::duckdb::Error },
+    Open {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+        /// The error of DuckDB.
+        source: ::duckdb::Error,
+    },
+    /// The state in `_rhei` has a newer format; the rhei that wrote it, or a newer one, reads it.
     #[error(
         "the copy was written by rhei {written_by} in format {found}, and this rhei knows formats \
          up to {known}\nhint: use that version or a newer one"
     )]
-    NewerFormat { found: i32, written_by: String, known: i32 },
+    NewerFormat {
+        /// The format of the file.
+        found: i32,
+        /// The version of the rhei that wrote the state last.
+        written_by: String,
+        /// The newest format that this rhei knows.
+        known: i32,
+    },
+    /// The state in `_rhei` has an older format, which a command that only reads does not migrate.
     #[error(
         "the copy was written by rhei {written_by} in format {found}, and this rhei reads format \
          {known}\nhint: the next `rhei sync` or `rhei run` brings the copy to format {known} and \
          goes on with it"
     )]
-    NotMigrated { found: i32, written_by: String, known: i32 },
+    NotMigrated {
+        /// The format of the file.
+        found: i32,
+        /// The version of the rhei that wrote the state last.
+        written_by: String,
+        /// The format that this rhei reads and writes.
+        known: i32,
+    },
+    /// The state in `_rhei` has a format that is too old to be migrated: a new copy is needed.
     #[error(
         "the copy was written by rhei {written_by} in format {found}, which this rhei no longer \
          reads\nhint: name a new file with --target, and drop the old one with its slot"
     )]
-    OlderFormat { found: i32, written_by: String },
+    OlderFormat {
+        /// The format of the file.
+        found: i32,
+        /// The version of the rhei that wrote the state last.
+        written_by: String,
+    },
+    /// The state in `_rhei` holds what no rhei writes, or a call does not fit it.
     #[error(
         "the copy's state makes no sense: {reason}\nhint: copy again with `rhei backfill --force`"
     )]
-    Corrupt { reason: String },
+    Corrupt {
+        /// What makes no sense.
+        reason: String,
+    },
+    /// A copy would take the name of a table that rhei did not make; that table is not touched.
     #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy \
              another name with `target` in its [tables.\"..\"] section, or another \
              file", .path.display())]
-    ForeignTable { table: String, path: PathBuf },
+    ForeignTable {
+        /// The name of the table in DuckDB.
+        table: String,
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+    },
+    /// A batch ends before the stored checkpoint: its changes are in the target already.
     #[error("the checkpoint would go back from {from} to {to}")]
-    Backwards { from: Lsn, to: Lsn },
+    Backwards {
+        /// The checkpoint that is stored.
+        from: Lsn,
+        /// The checkpoint that came with the batch.
+        to: Lsn,
+    },
+    /// A statement found another number of rows than the stream or a copy calls for. The table is
+    /// copied again, or paused for the operator to look at.
     #[error("the copy differs from the source: {expected} {what}, {found} found")]
-    Diverged { what: &'static str, expected: u64, found: u64 },
+    Diverged {
+        /// Which rows were counted, as `rows to delete`.
+        what: &'static str,
+        /// The number of rows that the stream or the copy calls for.
+        expected: u64,
+        /// The number of rows that the statement found.
+        found: u64,
+    },
+    /// The file was closed to be opened again or compacted, and could not be opened. A later call
+    /// tries again.
     #[error("target {} is closed, and cannot be opened again", .path.display())]
-    Closed { path: PathBuf, source: Box<TargetError> },
+    Closed {
+        /// The path of the target, as the settings name it.
+        path: PathBuf,
+        /// Why the file could not be opened.
+        source: Box<TargetError>,
+    },
+    /// A compaction was refused because of copies or a large transaction, or the new file came out
+    /// different. The old file is as it was.
     #[error("the file was not compacted: {reason}")]
-    NotCompacted { reason: String },
+    NotCompacted {
+        /// The reason, with a hint when a later attempt may succeed.
+        reason: String,
+    },
+    /// A step of a compaction failed. The old file is as it was.
     #[error("the file could not be compacted, and is as it was")]
-    CompactionFailed { source: Box<TargetError> },
+    CompactionFailed {
+        /// The error of that step.
+        source: Box<TargetError>,
+    },
+    /// The file system refused an operation that rhei made without DuckDB.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// The job of a chunk was cancelled, so no row of the chunk was loaded.
     #[error("the work was cancelled")]
     Cancelled,
+    /// The rows to write could not be read or decoded; none of them was written.
     #[error("the rows to load broke off")]
-    Rows { source: Box<dyn std::error::Error + Send + Sync> },
+    Rows {
+        /// The error of the rows: a [`ValueError`] when a value is the cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An error that concerns one table only, so that the other tables can go on.
     #[error("table {table} cannot be applied")]
-    Table { oid: u32, table: String, source: Box<TargetError> },
+    Table {
+        /// The oid of the table at the source.
+        oid: u32,
+        /// The name of the table at the source.
+        table: String,
+        /// The error itself.
+        source: Box<TargetError>,
+    },
 }
 
 /// Returns whether an error is of one of these kinds. DuckDB names the kind of an error before the

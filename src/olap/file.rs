@@ -1,5 +1,7 @@
 //! Opens the file, and names the folder where DuckDB spills.
 
+#![deny(missing_docs)]
+
 use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -14,6 +16,7 @@ use super::{TargetError, arrow_scan::Database, compact, error::is_damage, names,
 /// The path of the copy, and the resources that DuckDB may use.
 #[derive(Debug, Clone, Default)]
 pub struct TargetOptions {
+    /// The path of the DuckDB file. Its folder has to exist; the file is made when it is missing.
     pub path: PathBuf,
     /// A size in DuckDB's notation; the default of DuckDB is 80 % of the machine's memory.
     pub duckdb_memory_limit: Option<String>,

@@ -1,5 +1,7 @@
 //! The pipeline and its tables as `_rhei` keeps them.
 
+#![deny(missing_docs)]
+
 use std::sync::Arc;
 
 use crate::{
@@ -12,23 +14,32 @@ use crate::{
 /// The content of `_rhei`.
 #[derive(Debug, Clone)]
 pub struct StoredState {
+    /// The source of the copy, and how far the copy is.
     pub pipeline: Pipeline,
+    /// All tables that the copy knows, including dropped ones, in the order of their source names.
     pub tables: Vec<StoredTable>,
 }
 
 /// The one row of the pipeline: the source that this file is a copy of, and how far the copy is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pipeline {
+    /// The name of the replication slot at the source; empty for a plain copy.
     pub slot: String,
+    /// The names of the publications when the slot was made; empty for a plain copy.
     pub publications: Vec<String>,
     /// An opaque text that changes when the publication does (trap 41).
     pub publication_fingerprint: String,
     /// The value of `IDENTIFY_SYSTEM.systemid`.
     pub system_id: String,
+    /// The name of the database at the source.
     pub database: String,
+    /// The oid of that database: another database of the same name has another oid.
     pub database_oid: u32,
+    /// The timeline of the source when rhei attached last; 0 for a plain copy.
     pub timeline: u32,
+    /// How far the setup of the pipeline has come, which says whose the slot is.
     pub phase: Phase,
+    /// The position that the copy has reached; 0/0 before the slot exists, and for a plain copy.
     pub checkpoint: Checkpoint,
 }
 
@@ -47,20 +58,29 @@ pub enum Phase {
 /// A table in `_rhei.tables` with its rows of `_rhei.columns`.
 #[derive(Debug, Clone)]
 pub struct StoredTable {
+    /// The oid of the table at the source.
     pub oid: u32,
+    /// The name of the table at the source.
     pub source: QualifiedName,
+    /// The name of the table in DuckDB.
     pub target: QualifiedName,
+    /// How far the copy of the table is.
     pub state: TableState,
+    /// See [`TableSpec::copy_lsn`]; 0/0 until the table is copied for the first time.
     pub copy_lsn: Lsn,
     /// See [`TableSpec::copy_xids`].
     pub copy_xids: Option<Arc<XidSnapshot>>,
+    /// See [`TableSpec::epoch`].
     pub epoch: u32,
+    /// The replica identity of the table at the source.
     pub replica_identity: crate::pgoutput::ReplicaIdentity,
     /// `WholeRow` and `AppendOnly` tables have no key columns; this tells them apart.
     pub whole_row_key: bool,
     /// An opaque text of what the catalogs state about the table apart from its columns.
     pub fingerprint: String,
+    /// The copied columns, in the order of their `attnum`; empty until the table is copied.
     pub columns: Vec<StoredColumn>,
+    /// The names of the source's columns that the settings leave out.
     pub excluded: Vec<String>,
     /// The number of rows that the last copy loaded.
     pub copied_rows: u64,
@@ -70,16 +90,24 @@ pub struct StoredTable {
     pub truncated_by: Option<u32>,
 }
 
+/// A copied column, as a row of `_rhei.columns`; see [`ColumnSpec`](crate::change::ColumnSpec).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredColumn {
+    /// The number of the column in `pg_attribute`, from 1.
     pub attnum: i16,
+    /// The name of the column at the source.
     pub name: String,
+    /// The oid of the column's type at the source.
     pub type_oid: u32,
+    /// The type modifier of the column; -1 when it has none.
     pub typmod: i32,
+    /// Whether the column is NOT NULL at the source.
     pub not_null: bool,
     /// The position in the key, from 0; None when the column is not a key column.
     pub key_position: Option<u32>,
+    /// The name of the column in DuckDB.
     pub target_name: String,
+    /// How the column's values are decoded, and the column's type in DuckDB.
     pub mapping: Mapping,
 }
 

@@ -1,15 +1,20 @@
 //! A table as a Relation message of the stream describes it.
 
+#![deny(missing_docs)]
+
 use std::fmt;
 
 /// A schema (namespace) and a name, exactly as PostgreSQL spells them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QualifiedName {
+    /// The schema of the table, without quotes.
     pub schema: String,
+    /// The name of the table within its schema, without quotes.
     pub name: String,
 }
 
 impl QualifiedName {
+    /// Makes a name of its parts, which are neither unquoted nor folded to lower case.
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
         Self { schema: schema.into(), name: name.into() }
     }
@@ -25,9 +30,13 @@ impl fmt::Display for QualifiedName {
 /// The part of the old row that the source logs at UPDATE and DELETE (`pg_class.relreplident`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicaIdentity {
+    /// The columns of the primary key; no column when the table has no primary key.
     Default,
+    /// No column: the source refuses to update or delete rows of the table while it is published.
     Nothing,
+    /// All columns.
     Full,
+    /// The columns of the unique index that REPLICA IDENTITY USING INDEX names.
     Index,
 }
 
@@ -43,6 +52,7 @@ impl ReplicaIdentity {
         }
     }
 
+    /// Returns the byte that [`Self::from_code`] reads.
     pub fn code(self) -> u8 {
         match self {
             Self::Default => b'd',
@@ -57,16 +67,24 @@ impl ReplicaIdentity {
 /// no attnum, no NOT NULL, no default (trap 64).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation {
+    /// The oid of the table at the source, by which its row changes name it.
     pub oid: u32,
+    /// The name of the table at this position of the stream.
     pub name: QualifiedName,
+    /// The replica identity of the table at this position of the stream.
     pub replica_identity: ReplicaIdentity,
+    /// The columns that are published, in the order in which tuples hold their values.
     pub columns: Vec<RelationColumn>,
 }
 
+/// A column as a Relation message describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelationColumn {
+    /// The name of the column at the source.
     pub name: String,
+    /// The oid of the column's type at the source.
     pub type_oid: u32,
+    /// The type modifier, such as the length of a varchar; -1 when the column has none.
     pub typmod: i32,
     /// Whether the column is part of the replica identity. With REPLICA IDENTITY FULL every column
     /// is (trap 49).

@@ -1,5 +1,7 @@
 //! What the parts of a running pipeline share.
 
+#![deny(missing_docs)]
+
 use std::sync::Arc;
 
 use tokio::sync::{RwLock, mpsc::UnboundedSender};
@@ -17,6 +19,7 @@ pub type DdlLock = Arc<RwLock<()>>;
 /// state.
 #[derive(Debug, Clone)]
 pub struct Context {
+    /// The settings, which stay the same while the pipeline runs.
     pub options: Arc<Options>,
     /// A task that changes the shape of tables, or the file itself, waits for cycles, and cycles
     /// wait for the task.

@@ -1,5 +1,7 @@
 //! The settings of a pipeline.
 
+#![deny(missing_docs)]
+
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use schemars::JsonSchema;
@@ -10,24 +12,39 @@ use crate::{olap::TargetOptions, pgoutput::QualifiedName, source::connection::So
 /// The part of the settings that a pipeline needs.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The address of the source and the credentials for it.
     pub source: SourceOptions,
+    /// The DuckDB file, and the resources that DuckDB may use.
     pub target: TargetOptions,
+    /// The names of the publications, which are followed as one.
     pub publications: Vec<String>,
+    /// The name of the replication slot at the source.
     pub slot: String,
     /// Whether standbys keep the slot too (PostgreSQL 17 and newer).
     pub failover_slot: bool,
+    /// What happens when the slot can no longer serve the copy.
     pub on_slot_lost: OnSlotLost,
+    /// The patterns of the tables to follow; an empty list means all tables of the publications.
     pub tables: Vec<TablePattern>,
+    /// The patterns of tables that are left out although `tables` chooses them.
     pub exclude: Vec<TablePattern>,
+    /// The settings of single tables, by the `schema.table` name at the source.
     pub table_settings: BTreeMap<String, TableSettings>,
+    /// The time between the beginnings of two cycles of a run that keeps up; for a feed, how long
+    /// changes are collected for a batch.
     pub interval: Duration,
+    /// The row changes after which a batch ends at the next source commit.
     pub max_batch_rows: u64,
+    /// The memory of rhei's own buffers, beside that of DuckDB.
     pub memory_limit_bytes: usize,
     /// `[sync] on_unrepresentable = "null"`.
     pub null_unrepresentable: bool,
+    /// Whether a rewrite that widened a number (int to bigint) is taken for a plain cast, so that
+    /// the table is not copied again.
     pub trust_widening: bool,
     /// How often a session looks at the catalogs.
     pub catalog_interval: Duration,
+    /// The number of connections that copy at the same time.
     pub workers: usize,
     /// The most bytes a second that all copy workers together take from the source.
     pub rate_limit_bytes: Option<u64>,
@@ -35,6 +52,7 @@ pub struct Options {
     pub chunk_bytes: Option<u64>,
     /// How long a snapshot may be held before the log warns about it.
     pub snapshot_warning: Duration,
+    /// The restarts, the grace period and the watch over the slot's WAL.
     pub supervision: Supervision,
 }
 
@@ -42,13 +60,22 @@ pub struct Options {
 pub mod defaults {
     use std::time::Duration;
 
+    /// The default of [`Options::publications`](super::Options::publications), which holds this
+    /// name alone.
     pub const PUBLICATION: &str = "rhei";
+    /// The default of [`Options::slot`](super::Options::slot).
     pub const SLOT: &str = "rhei";
+    /// The default of [`Options::interval`](super::Options::interval).
     pub const INTERVAL: Duration = Duration::from_secs(1);
+    /// The default of [`Options::max_batch_rows`](super::Options::max_batch_rows).
     pub const MAX_BATCH_ROWS: u64 = 100_000;
+    /// The default of [`Options::memory_limit_bytes`](super::Options::memory_limit_bytes).
     pub const MEMORY_LIMIT_BYTES: usize = 512_000_000;
+    /// The default of [`Options::catalog_interval`](super::Options::catalog_interval).
     pub const CATALOG_INTERVAL: Duration = Duration::from_secs(10);
+    /// The default of [`Options::workers`](super::Options::workers).
     pub const WORKERS: usize = 2;
+    /// The default of [`Options::snapshot_warning`](super::Options::snapshot_warning).
     pub const SNAPSHOT_WARNING: Duration = Duration::from_secs(3600);
 }
 
@@ -89,6 +116,7 @@ pub struct TablePattern {
 }
 
 impl TablePattern {
+    /// Returns whether the schema and the name both match, letter case included.
     pub fn matches(&self, table: &QualifiedName) -> bool {
         matches_part(&self.schema, &table.schema) && matches_part(&self.name, &table.name)
     }
@@ -157,6 +185,7 @@ impl FromStr for OnSlotLost {
 /// for those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
+    /// The number of restarts; 0 means that the first bug ends rhei.
     pub max: u32,
     /// None: the budget holds for the whole life of the work.
     pub within: Option<Duration>,
@@ -191,6 +220,8 @@ impl Default for Supervision {
 pub struct TableSettings {
     /// Name in the target, as `schema.table` or `table`.
     pub target: Option<QualifiedName>,
+    /// The names of the source's columns that are not copied. A column of the key cannot be left
+    /// out.
     pub exclude_columns: Vec<String>,
     /// The DuckDB type of a column, by the name of the column.
     pub column_types: BTreeMap<String, String>,

@@ -1,5 +1,7 @@
 //! The target of a pipeline, used by one caller at a time.
 
+#![deny(missing_docs)]
+
 use std::{
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
@@ -18,6 +20,7 @@ impl<T> Clone for Writer<T> {
 }
 
 impl<T: OlapEngine + 'static> Writer<T> {
+    /// Takes over a target. Clones of the writer share it, and their calls wait for each other.
     pub fn new(target: T) -> Self {
         Self(Arc::new(Mutex::new(target)))
     }

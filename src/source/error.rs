@@ -1,5 +1,7 @@
 //! All errors at the source.
 
+#![deny(missing_docs)]
+
 use tokio_postgres::error::SqlState;
 
 use super::{catalog, connection, copy_binary, recording, slot, spool, wire};
@@ -7,32 +9,49 @@ use super::{catalog, connection, copy_binary, recording, slot, spool, wire};
 /// Any error at the source.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// No server was reached, or the server did not let rhei in.
     #[error(transparent)]
     Connect(#[from] connection::ConnectError),
+    /// The replication connection broke or brought invalid frames, or the server refused there.
     #[error(transparent)]
     Wire(#[from] wire::WireError),
+    /// A message of the stream is no valid pgoutput message.
     #[error(transparent)]
     Pgoutput(#[from] crate::pgoutput::message::DecodeError),
+    /// The messages of the stream do not form transactions, or take too much memory.
     #[error(transparent)]
     Assemble(#[from] crate::change::assemble::AssembleError),
+    /// The rows of a COPY are invalid, or hold a value that rhei cannot store.
     #[error(transparent)]
     Copy(#[from] copy_binary::CopyError),
+    /// Source and copy do not fit together, or the source is not set up; the text has the remedy.
     #[error(transparent)]
     Slot(#[from] slot::SlotError),
+    /// The catalogs did not answer, or answered in a form that rhei does not know.
     #[error(transparent)]
     Catalog(#[from] catalog::CatalogError),
+    /// A query other than to the catalogs failed; without an SQLSTATE the connection is the cause.
     #[error("the source refused a query")]
     Query(#[from] tokio_postgres::Error),
+    /// A transaction that has not ended cannot be kept, or its stream is invalid.
     #[error(transparent)]
     Spool(#[from] spool::SpoolError),
+    /// A recorded stream cannot be read.
     #[error(transparent)]
     Recorded(#[from] recording::RecordedError),
+    /// A publication is missing at the source, which skips its changes from here on. Only a new
+    /// copy brings them.
     #[error(
         "the source skips changes: {message}\ndetail: A publication of this pipeline is missing at \
          the source, so changes may be lost from here on.\nhint: restore the publication, then \
          copy again with `rhei backfill --force`"
     )]
-    PublicationSkipped { message: String },
+    PublicationSkipped {
+        /// The warning of the server, in the server's language.
+        message: String,
+    },
+    /// The address leads to another server than the one that was verified. The next session
+    /// verifies the server that answers then.
     #[error(
         "another server answers than the one that was verified before (timeline {}, was \
          {timeline}; system identifier {}, was {system_id})\n\
@@ -40,7 +59,15 @@ pub enum SourceError {
          hint: after a failover rhei goes on by itself once all of them lead to the new \
          primary", .found.timeline, .found.system_id
     )]
-    AnotherServer { system_id: String, timeline: u32, found: wire::IdentifySystem },
+    AnotherServer {
+        /// The system identifier of the server that was verified.
+        system_id: String,
+        /// The timeline of the server that was verified.
+        timeline: u32,
+        /// What the server that answered says of itself.
+        found: wire::IdentifySystem,
+    },
+    /// The server ended the stream in good order, as it does when it shuts down.
     #[error("the source ended the stream")]
     StreamEnded,
 }

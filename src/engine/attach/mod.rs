@@ -54,6 +54,7 @@ pub(super) const SLOT_BUSY: Duration = Duration::from_secs(10);
 
 /// A pipeline that is ready to stream.
 pub struct Attached {
+    /// The pipeline as the file stores it; the stream begins at its checkpoint.
     pub pipeline: Pipeline,
     /// Tables to follow, those that are being copied included.
     pub tables: Vec<Arc<TableSpec>>,
@@ -78,6 +79,7 @@ pub struct Attached {
 /// Which tables to copy although their copies are good.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Recopy {
+    /// Good copies stay as they are; only tables without one are copied.
     #[default]
     None,
     /// These tables, by name.

@@ -2,6 +2,8 @@
 //! `pg_service.conf`, hosts, timeouts, and SQL sessions whose settings are pinned. The replication
 //! socket (`wire`) uses the same options.
 
+#![deny(missing_docs)]
+
 use std::{
     collections::HashMap,
     fmt,
@@ -25,6 +27,7 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// Takes the variables of this process whose names begin with `PG`, and its home folder.
     pub fn from_process() -> Self {
         let is_ours = |name: &str| name.starts_with("PG");
         let variables = std::env::vars_os()
@@ -34,12 +37,14 @@ impl Environment {
         Self { variables, home: std::env::var_os("HOME").map(PathBuf::from) }
     }
 
+    /// Sets a variable, such as `PGHOST`; an empty value counts as none.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.variables.insert(name.to_owned(), value.to_owned());
         self
     }
 
+    /// Sets the folder in which `.pgpass` and `.pg_service.conf` are looked for.
     #[must_use]
     pub fn with_home(mut self, home: &Path) -> Self {
         self.home = Some(home.to_owned());
@@ -176,10 +181,12 @@ impl SourceOptions {
         text
     }
 
+    /// Returns the name of the role that connects.
     pub fn user(&self) -> &str {
         self.config.get_user().unwrap_or_default()
     }
 
+    /// Returns the name of the database: that of the role when no setting names another one.
     pub fn database(&self) -> &str {
         self.config.get_dbname().unwrap_or_default()
     }
