@@ -30,7 +30,10 @@ mod plain;
 mod plan;
 mod ranges;
 mod round;
+#[cfg(test)]
+mod samples;
 mod snapshot;
+mod standing;
 mod worker;
 
 pub use event::{CopyEvent, CopyOutcome, TableCopyPlan};
@@ -38,3 +41,4 @@ pub use fetch::{fetch_rows, is_fetchable};
 pub use plain::plain_copy;
 pub use round::{CopyRound, run};
 pub use snapshot::{SlotWithSnapshot, create_slot};
+pub use standing::{Standing, stand};

@@ -23,7 +23,7 @@ use crate::{
     olap::{OlapEngine, StoredTable},
     pipeline::{Context, EngineError, Event, Writer},
     source::{
-        LsnBarrier,
+        BarrierClaim, LsnBarrier,
         catalog::{self, Fingerprint, Membership, SourceTable},
         connection::{SqlClient, connect_sql},
     },
@@ -58,15 +58,6 @@ pub struct CopyRound {
     pub stop: CancellationToken,
 }
 
-/// Releases the stream however the round ends.
-struct ReleaseOnDrop(LsnBarrier);
-
-impl Drop for ReleaseOnDrop {
-    fn drop(&mut self) {
-        self.0.release();
-    }
-}
-
 /// Takes a snapshot and copies tables under it.
 ///
 /// # Errors
@@ -77,20 +68,19 @@ pub async fn run<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     mut round: CopyRound,
 ) -> Result<(), EngineError> {
-    let release = ReleaseOnDrop(round.hold.clone());
     let stop = round.stop.clone();
 
-    let prepared = tokio::select! {
+    let (claim, prepared) = tokio::select! {
         // Making a slot may wait for hours.
         () = stop.cancelled() => return Ok(()),
-        prepared = round.prepare(context, writer) => prepared?,
+        prepared = round.claim_and_prepare(context, writer) => prepared?,
     };
     let Some(Prepared { control, snapshot, tables, refused }) = prepared else { return Ok(()) };
 
     let Some(tables) = adopt(&round.event_tx, &snapshot, tables, refused).await else {
         return Ok(());
     };
-    drop(release);
+    drop(claim);
     if tables.is_empty() {
         return Ok(());
     }
@@ -122,6 +112,16 @@ struct Prepared {
 }
 
 impl CopyRound {
+    /// Holds the stream at the snapshot until the claim that is returned is dropped.
+    async fn claim_and_prepare<T: OlapEngine + 'static>(
+        &mut self,
+        context: &Context,
+        writer: &Writer<T>,
+    ) -> Result<(BarrierClaim, Option<Prepared>), EngineError> {
+        let claim = self.hold.claim().await;
+        Ok((claim, self.prepare(context, writer).await?))
+    }
+
     /// Takes the snapshot and plans the tables. None: other sessions have locked all tables that
     /// are wanted.
     async fn prepare<T: OlapEngine + 'static>(

@@ -337,7 +337,8 @@ async fn run_cycle<T: OlapEngine + 'static>(
     // A look at the catalogs waits for the stream to pass it, and a copied table waits for the
     // checkpoint: the server is asked how far its WAL has come, and the position that it answers is
     // saved.
-    let is_reaching = engine.is_reaching();
+    let is_reaching =
+        engine.is_reaching() || context.wanted_checkpoint.is_after(engine.checkpoint().lsn);
     let request_keepalives = is_reaching || engine.is_looking() || engine.is_settling();
     let options =
         CycleOptions { request_keepalives, save_idle: is_reaching, ..CycleOptions::default() };

@@ -181,7 +181,7 @@ impl DuckDb {
         }
         if !self.copying.is_empty() || self.has_loaders() {
             return Err(refused(
-                "tables are being copied\nhint: try again when `rhei status` shows them live"
+                "tables are being copied, or the copy is being read\nhint: try again in a while"
                     .to_owned(),
             ));
         }

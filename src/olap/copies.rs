@@ -177,10 +177,9 @@ impl CopyTarget for DuckDb {
 
     fn loader(&mut self) -> Result<Loader, TargetError> {
         self.ensure_attached()?;
-        let connection = self.connection.try_clone()?;
-        connection.execute_batch(&format!("USE {}", names::CATALOG))?;
+        let connection = self.new_connection()?;
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        Ok(Loader::new(connection, Arc::clone(&self.database), Arc::clone(&self.loaders)))
+        Ok(Loader::new(connection, Arc::clone(&self.database), self.alive()))
     }
 
     fn prune(&mut self) -> Result<u64, TargetError> {

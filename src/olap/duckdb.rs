@@ -51,8 +51,8 @@ pub struct DuckDb {
     is_open: bool,
     /// The file was closed and could not be opened again yet.
     is_detached: bool,
-    /// Each loader that is alive holds one more reference to this.
-    pub(super) loaders: Arc<()>,
+    /// Each loader and each reader that is alive holds one more reference to this.
+    loaders: Arc<()>,
 }
 
 impl DuckDb {
@@ -169,7 +169,7 @@ impl DuckDb {
         self.parts.is_some()
     }
 
-    /// Returns whether a loader is loading chunks, which holds the file open until the loader ends.
+    /// Returns whether a loader or a reader holds the file open until it ends.
     pub(super) fn has_loaders(&self) -> bool {
         Arc::strong_count(&self.loaders) > 1
     }
@@ -355,9 +355,19 @@ impl DuckDb {
             return read(&self.connection);
         }
 
-        let other = self.connection.try_clone()?;
-        other.execute_batch(&format!("USE {}", names::CATALOG))?;
-        read(&other)
+        read(&self.new_connection()?)
+    }
+
+    /// Returns another connection to the file.
+    pub(super) fn new_connection(&self) -> Result<Connection, TargetError> {
+        let connection = self.connection.try_clone()?;
+        connection.execute_batch(&format!("USE {}", names::CATALOG))?;
+        Ok(connection)
+    }
+
+    /// Returns a token that shows, while it lives, that somebody beside the writer uses the file.
+    pub(super) fn alive(&self) -> Arc<()> {
+        Arc::clone(&self.loaders)
     }
 
     /// Fails for a table of that name that rhei did not make: the table is the work of a user.

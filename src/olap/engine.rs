@@ -19,9 +19,12 @@ use crate::{
 ///
 /// Data and checkpoint reach the target through one call, so changes cannot be written without the
 /// position that they reach. Each call is one transaction: it happens completely or not at all.
-pub trait OlapEngine: TargetState + CopyTarget + ApplyTarget + FileMaintenance {}
+pub trait OlapEngine:
+    TargetState + CopyTarget + ApplyTarget + ReadTarget + FileMaintenance
+{
+}
 
-impl<T: TargetState + CopyTarget + ApplyTarget + FileMaintenance> OlapEngine for T {}
+impl<T: TargetState + CopyTarget + ApplyTarget + ReadTarget + FileMaintenance> OlapEngine for T {}
 
 /// The state that the target stores: the pipeline and its tables.
 pub trait TargetState: Send {
@@ -134,6 +137,31 @@ pub trait ApplyTarget: Send {
         columns: &[usize],
         allowed: &[String],
     ) -> Result<bool, TargetError>;
+}
+
+/// Reads what the target holds, beside the writer.
+pub trait ReadTarget: Send {
+    /// Reads through a connection of its own.
+    type Reader: TargetReader;
+
+    /// Returns readers that all see the target as it is now, between two transactions of the
+    /// writer, and its checkpoint; `None` if rhei never wrote to the file.
+    fn readers(
+        &mut self,
+        count: usize,
+    ) -> Result<Option<(Checkpoint, Vec<Self::Reader>)>, TargetError>;
+}
+
+/// A reader that sees the target at one checkpoint for as long as the reader lives. The writer goes
+/// on; the file is not rewritten meanwhile.
+pub trait TargetReader: Send + 'static {
+    /// Runs a query in the target's SQL, and calls `each` with its rows as they come. An error of
+    /// `each` ends the query.
+    fn select(
+        &mut self,
+        sql: &str,
+        each: &mut dyn FnMut(RecordBatch) -> Result<(), TargetError>,
+    ) -> Result<(), TargetError>;
 }
 
 /// The maintenance of the file that holds the target's tables.

@@ -2,9 +2,9 @@
 //!
 //! `engine` is the interface that rhei needs of a target, `stored` the state that a target keeps of
 //! the pipeline and its tables, `error` the errors. `file` opens and locks the file, `duckdb` holds
-//! the one writer, `copies` begins, merges and ends copies and `loader` loads them, `apply` turns a
-//! change batch into statements: `stage` brings the rows (`arrow_scan` has DuckDB read Arrow in
-//! place), `reshape` alters tables. `names` is the only place that quotes the target's identifiers,
+//! the one writer, `reader` reads beside it, `copies` begins, merges and ends copies and `loader`
+//! loads them, `apply` turns a change batch into statements: `stage` brings the rows (`arrow_scan`
+//! has DuckDB read Arrow in place), `reshape` alters tables. `names` is the only place that quotes the target's identifiers,
 //! `tuning` sets DuckDB for its present work, `compact` rewrites the file, `new_file` makes one,
 //! `migrations` brings the state of an older file to this version; `state`, `tables`, `jobs` and
 //! `pending` (changes of tables that are still being copied) are the only places that touch
@@ -24,6 +24,7 @@ mod migrations;
 pub mod names;
 mod new_file;
 mod pending;
+mod reader;
 pub mod reshape;
 mod stage;
 pub mod state;
@@ -36,7 +37,7 @@ pub use self::{
     duckdb::DuckDb,
     engine::{
         Applied, ApplyTarget, Compaction, CopyLoader, CopyTarget, FileMaintenance, NewCopy,
-        OlapEngine, RowStream, TargetState,
+        OlapEngine, ReadTarget, RowStream, TargetReader, TargetState,
     },
     error::TargetError,
     file::TargetOptions,

@@ -2,7 +2,10 @@
 
 #![deny(missing_docs)]
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use tokio::sync::{RwLock, mpsc::UnboundedSender};
 
@@ -10,6 +13,7 @@ use super::{
     Event, Options, activity::IdleTimer, copy_progress::CopyProgress, latency::Latency,
     left_out::LeftOut, recopies::Recopies, settled::SettledLsn, slot_history::SlotHistory,
 };
+use crate::{Lsn, source::LsnBarrier};
 
 /// The lock that cycles take for reading, and that every task which changes the shape of tables or
 /// rewrites the file takes for writing.
@@ -38,6 +42,10 @@ pub struct Context {
     pub recopies: Recopies,
     /// The position up to which everything is in the copy, also what the stream never mentions.
     pub settled: SettledLsn,
+    /// Where the stream is held while another task reads the source and the copy at one LSN.
+    pub barrier: LsnBarrier,
+    /// The LSN that the checkpoint has to reach although the stream brings no change.
+    pub wanted_checkpoint: WantedCheckpoint,
     /// Receives the events of the pipeline; a display draws them.
     pub events: UnboundedSender<Event>,
 }
@@ -56,7 +64,25 @@ impl Context {
             left_out: LeftOut::default(),
             recopies: Recopies::default(),
             settled: SettledLsn::default(),
+            barrier: LsnBarrier::default(),
+            wanted_checkpoint: WantedCheckpoint::default(),
             events,
         }
+    }
+}
+
+/// An LSN up to which a task waits for the checkpoint: an idle position there is saved at once.
+#[derive(Debug, Clone, Default)]
+pub struct WantedCheckpoint(Arc<AtomicU64>);
+
+impl WantedCheckpoint {
+    /// Asks for a checkpoint at `lsn`; an LSN of zero asks for none.
+    pub fn set(&self, lsn: Lsn) {
+        self.0.store(lsn.0, Ordering::Release);
+    }
+
+    /// Returns whether a task waits for a later checkpoint than this one.
+    pub fn is_after(&self, checkpoint: Lsn) -> bool {
+        self.0.load(Ordering::Acquire) > checkpoint.0
     }
 }

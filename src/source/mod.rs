@@ -29,6 +29,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
 use crate::{
     Lsn,
     change::{
@@ -64,28 +66,50 @@ pub struct BatchLimits {
 /// transaction with `commit_lsn >= hold`. A batch that was cut there, or an idle one, has
 /// `end_lsn = hold` once the stream is known to be past it.
 #[derive(Debug, Clone)]
-pub struct LsnBarrier(Arc<AtomicU64>);
+pub struct LsnBarrier {
+    lsn: Arc<AtomicU64>,
+    claim: Arc<Mutex<()>>,
+}
 
 impl Default for LsnBarrier {
     fn default() -> Self {
-        Self(Arc::new(AtomicU64::new(u64::MAX)))
+        Self { lsn: Arc::new(AtomicU64::new(u64::MAX)), claim: Arc::default() }
     }
 }
 
 impl LsnBarrier {
+    /// Waits until no other task holds the stream. The stream is released when the claim is
+    /// dropped, however the task ends.
+    pub async fn claim(&self) -> BarrierClaim {
+        let guard = Arc::clone(&self.claim).lock_owned().await;
+        BarrierClaim { barrier: self.clone(), _guard: guard }
+    }
+
     /// Holds the stream at `lsn`, whatever the position before was.
     pub fn set(&self, lsn: Lsn) {
-        self.0.store(lsn.0, Ordering::Release);
+        self.lsn.store(lsn.0, Ordering::Release);
     }
 
     /// Lets the stream go on.
     pub fn release(&self) {
-        self.0.store(u64::MAX, Ordering::Release);
+        self.lsn.store(u64::MAX, Ordering::Release);
     }
 
     /// Returns the position at which the stream is held; `None` while it is free.
     pub fn get(&self) -> Option<Lsn> {
-        Some(Lsn(self.0.load(Ordering::Acquire))).filter(|lsn| lsn.0 < u64::MAX)
+        Some(Lsn(self.lsn.load(Ordering::Acquire))).filter(|lsn| lsn.0 < u64::MAX)
+    }
+}
+
+/// The right of one task to hold the stream at a barrier.
+pub struct BarrierClaim {
+    barrier: LsnBarrier,
+    _guard: OwnedMutexGuard<()>,
+}
+
+impl Drop for BarrierClaim {
+    fn drop(&mut self) {
+        self.barrier.release();
     }
 }
 

@@ -33,6 +33,7 @@ mod rows;
 mod schema_changes;
 mod security;
 mod settled;
+mod standing;
 mod storm;
 mod supervision;
 mod tidy;

@@ -92,7 +92,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         Self {
             context: context.clone(),
             writer: writer.clone(),
-            hold: LsnBarrier::default(),
+            hold: context.barrier.clone(),
             wanted: BTreeSet::new(),
             first: None,
             running: None,

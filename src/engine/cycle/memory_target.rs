@@ -17,7 +17,8 @@ use crate::{
         Applied, Compacted, Compaction, NewJob, Pipeline, Space, StoredJob, StoredState,
         StoredTable, TargetError,
         engine::{
-            ApplyTarget, CopyLoader, CopyTarget, FileMaintenance, NewCopy, RowStream, TargetState,
+            ApplyTarget, CopyLoader, CopyTarget, FileMaintenance, NewCopy, ReadTarget, RowStream,
+            TargetReader, TargetState,
         },
     },
     pgoutput::QualifiedName,
@@ -187,6 +188,30 @@ impl CopyTarget for MemoryTarget {
 
     fn prune(&mut self) -> Result<u64, TargetError> {
         Ok(0)
+    }
+}
+
+impl ReadTarget for MemoryTarget {
+    type Reader = NoReader;
+
+    fn readers(
+        &mut self,
+        _count: usize,
+    ) -> Result<Option<(Checkpoint, Vec<NoReader>)>, TargetError> {
+        Ok(None)
+    }
+}
+
+/// Reads nothing.
+pub(super) struct NoReader;
+
+impl TargetReader for NoReader {
+    fn select(
+        &mut self,
+        _sql: &str,
+        _each: &mut dyn FnMut(RecordBatch) -> Result<(), TargetError>,
+    ) -> Result<(), TargetError> {
+        Ok(())
     }
 }
 

@@ -1,0 +1,94 @@
+//! The source and the copy at one LSN: a snapshot of the source, and readers of the copy that see
+//! exactly the transactions that the snapshot sees. The stream stands there for a moment only.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::snapshot::Snapshot;
+use crate::{
+    Lsn,
+    checkpoint::reachable_target,
+    olap::{OlapEngine, ReadTarget},
+    pipeline::{Context, EngineError, Writer},
+    source::connection::connect_sql,
+};
+
+/// How far the stream stays behind the source while the slot of the first snapshot is made; twice as
+/// far for each further one.
+const FIRST_TRAIL: Duration = Duration::from_millis(250);
+
+/// The stream passed this number of snapshots in a row before they were there.
+const MAX_TRIES: u32 = 6;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long the stream may take to reach the snapshot.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Both sides at one LSN, for as long as this value lives.
+pub struct Standing<R> {
+    /// Both sides hold every transaction with `commit_lsn` before this, and no other.
+    pub lsn: Lsn,
+    pub snapshot: Snapshot,
+    pub readers: Vec<R>,
+}
+
+/// Brings the copy to the LSN of a new snapshot of the source, and makes `readers` readers of it
+/// there. A session has to follow the stream meanwhile. Making the snapshot waits for all
+/// transactions that are open at the source (trap 12); the caller may drop the future at any time.
+///
+/// # Errors
+/// The source or the target broke, or the stream did not come to the snapshot in time.
+pub async fn stand<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    readers: usize,
+) -> Result<Standing<<T as ReadTarget>::Reader>, EngineError> {
+    let control = connect_sql(&context.options.source, "standing").await?;
+
+    for attempt in 0..MAX_TRIES {
+        let claim = context.barrier.claim().await;
+        let trail = FIRST_TRAIL * 2_u32.pow(attempt);
+        let snapshot =
+            Snapshot::of_temporary_slot(context, &control, &context.barrier, Some(trail)).await?;
+
+        let standing = reach(context, writer, snapshot, readers).await;
+        context.wanted_checkpoint.set(Lsn::ZERO);
+        drop(claim);
+
+        if let Some(standing) = standing? {
+            return Ok(standing);
+        }
+    }
+
+    Err(EngineError::Busy)
+}
+
+/// Waits until the checkpoint is at the snapshot. `None`: the stream had passed it already.
+async fn reach<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    snapshot: Snapshot,
+    count: usize,
+) -> Result<Option<Standing<<T as ReadTarget>::Reader>>, EngineError> {
+    let lsn = snapshot.lsn;
+    let goal = reachable_target(lsn);
+    context.wanted_checkpoint.set(goal);
+
+    let since = Instant::now();
+    loop {
+        let seen = writer.call(|target| target.readers(1)).await?;
+        match seen.map(|(checkpoint, _)| checkpoint.lsn) {
+            None => return Err(EngineError::Setup("the copy has no state yet".to_owned())),
+            Some(checkpoint) if checkpoint > lsn => return Ok(None),
+            Some(checkpoint) if checkpoint >= goal => break,
+            Some(_) if since.elapsed() >= TIMEOUT => return Err(EngineError::Busy),
+            Some(_) => tokio::time::sleep(POLL_INTERVAL).await,
+        }
+    }
+
+    // The stream is still held, so all readers see the same checkpoint.
+    let readers = writer.call(move |target| target.readers(count)).await?;
+    Ok(readers.map(|(_, readers)| Standing { lsn, snapshot, readers }))
+}
