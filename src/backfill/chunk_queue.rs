@@ -45,19 +45,23 @@ impl SharedRound {
         let mut queue = self.queue.lock().await;
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
 
-        let now = Instant::now();
-        let is_free = |chunks: &Vec<ChunkJob>| {
-            let until = |chunk: &ChunkJob| {
-                state.tables.get(chunk.table).and_then(|table| table.locked_until)
-            };
-            chunks.iter().filter_map(until).all(|until| until <= now)
-        };
+        take_free(&mut queue, &state, Instant::now())
+    }
+}
 
-        match queue.iter().position(is_free) {
-            Some(at) => queue.remove(at).map_or(Next::None, Next::Chunks),
-            None if queue.is_empty() => Next::None,
-            None => Next::AllLocked,
-        }
+/// Takes the first bundle from the queue whose tables are not locked.
+fn take_free(queue: &mut VecDeque<Vec<ChunkJob>>, progress: &RoundProgress, now: Instant) -> Next {
+    let is_free = |chunks: &Vec<ChunkJob>| {
+        let until = |chunk: &ChunkJob| {
+            progress.tables.get(chunk.table).and_then(|table| table.locked_until)
+        };
+        chunks.iter().filter_map(until).all(|until| until <= now)
+    };
+
+    match queue.iter().position(is_free) {
+        Some(at) => queue.remove(at).map_or(Next::None, Next::Chunks),
+        None if queue.is_empty() => Next::None,
+        None => Next::AllLocked,
     }
 }
 
@@ -111,8 +115,7 @@ impl RateLimiter {
         let mut free_at = self.free_at.lock().await;
 
         let now = tokio::time::Instant::now();
-        *free_at =
-            (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
+        *free_at = self.paid_at(*free_at, now, bytes);
         let until = *free_at;
         drop(free_at);
 
@@ -120,6 +123,16 @@ impl RateLimiter {
         if until.duration_since(now) > Duration::from_millis(20) {
             tokio::time::sleep_until(until).await;
         }
+    }
+
+    /// Returns when these bytes are paid for, if all bytes before them are paid for at `free_at`.
+    fn paid_at(
+        &self,
+        free_at: tokio::time::Instant,
+        now: tokio::time::Instant,
+        bytes: usize,
+    ) -> tokio::time::Instant {
+        free_at.max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second)
     }
 }
 
@@ -158,5 +171,73 @@ mod tests {
             let found = batch_bytes(memory_limit, workers);
             assert_eq!(found, expected, "{memory_limit} bytes for {workers} workers");
         }
+    }
+
+    fn chunk(table: usize, job: u64) -> ChunkJob {
+        ChunkJob { table, query: String::new(), job }
+    }
+
+    /// Takes from a queue of bundles, given as tables and jobs, while the tables with these numbers
+    /// are locked until `until`. Returns the jobs, or what there is instead.
+    fn take(
+        queue: &[&[(usize, u64)]],
+        locked: &[usize],
+        until: Instant,
+        now: Instant,
+    ) -> Result<Vec<u64>, &'static str> {
+        let bundle =
+            |jobs: &&[(usize, u64)]| jobs.iter().map(|&(at, job)| chunk(at, job)).collect();
+        let mut queue = queue.iter().map(bundle).collect();
+
+        let mut progress = RoundProgress::new(vec![1; 3]);
+        locked.iter().for_each(|&at| progress.tables[at].locked_until = Some(until));
+
+        match take_free(&mut queue, &progress, now) {
+            Next::Chunks(chunks) => Ok(chunks.iter().map(|chunk| chunk.job).collect()),
+            Next::AllLocked => Err("all are locked"),
+            Next::None => Err("none is left"),
+        }
+    }
+
+    #[test]
+    fn chunks_of_locked_tables_are_passed_over() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let queue: &[&[(usize, u64)]] = &[&[(0, 1)], &[(0, 2), (1, 3)], &[(2, 4)]];
+
+        for (locked, expected) in [
+            (&[][..], Ok(vec![1])),
+            (&[1], Ok(vec![1])),
+            // The second bundle has a chunk of the locked table.
+            (&[0], Ok(vec![4])),
+            (&[0, 2], Err("all are locked")),
+        ] {
+            assert_eq!(take(queue, locked, later, now), expected, "locked are {locked:?}");
+        }
+        assert_eq!(take(&[], &[], later, now), Err("none is left"));
+    }
+
+    #[test]
+    fn a_locked_table_is_tried_again_when_its_time_has_come() {
+        let (now, queue): (Instant, &[&[(usize, u64)]]) = (Instant::now(), &[&[(0, 1)]]);
+        let moment = Duration::from_millis(1);
+        assert_eq!(take(queue, &[0], now + moment, now), Err("all are locked"));
+        assert_eq!(take(queue, &[0], now, now), Ok(vec![1]));
+    }
+
+    #[test]
+    fn bytes_are_paid_for_one_after_the_other_and_idle_time_is_not_saved_up() {
+        let now = tokio::time::Instant::now();
+        let (second, limiter) = (Duration::from_secs(1), RateLimiter::new(1000));
+
+        for (name, free_at, bytes, expected) in [
+            ("nothing is owed", now, 1000, now + second),
+            ("half of the bytes", now, 500, now + second / 2),
+            ("other bytes are owed", now + second, 1000, now + 2 * second),
+        ] {
+            assert_eq!(limiter.paid_at(free_at, now, bytes), expected, "{name}");
+        }
+        let long_after = now + 10 * second;
+        assert_eq!(limiter.paid_at(now, long_after, 1000), long_after + second);
     }
 }

@@ -146,3 +146,123 @@ impl Iterator for LoadRows {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use arrow::datatypes::Schema;
+
+    use super::*;
+    use crate::{
+        backfill::samples::{planned, table},
+        olap::engine::RowStream,
+        source::wire::WireError,
+    };
+
+    /// Counts the batches of a chunk, and fails when they do.
+    struct Counting {
+        is_cancelled: bool,
+    }
+
+    impl CopyLoader for Counting {
+        fn begin(&self, _: u64) -> Result<bool, TargetError> {
+            Ok(true)
+        }
+
+        fn is_cancelled(&self, _: u64) -> Result<bool, TargetError> {
+            Ok(self.is_cancelled)
+        }
+
+        fn load(
+            &mut self,
+            _: &Arc<TableSpec>,
+            _: u64,
+            rows: RowStream,
+        ) -> Result<u64, TargetError> {
+            let mut count = 0;
+            for batch in rows {
+                batch.map_err(|error| TargetError::saying(&error.to_string()))?;
+                count += 1;
+            }
+            Ok(count)
+        }
+
+        fn load_all(
+            &mut self,
+            _: &[(Arc<TableSpec>, u64, Vec<RecordBatch>)],
+            _: Duration,
+        ) -> Result<(), TargetError> {
+            Ok(())
+        }
+
+        fn fail_job(&self, _: u64, _: &str, _: &str) -> Result<(), TargetError> {
+            Ok(())
+        }
+    }
+
+    fn loaded(rows: LoadRows, is_cancelled: bool) -> Loaded {
+        rows.load(&mut Counting { is_cancelled }, &Arc::new(planned(&table(1))), 1)
+    }
+
+    fn batch() -> LoadItem {
+        LoadItem::Rows(RecordBatch::new_empty(Arc::new(Schema::empty())))
+    }
+
+    fn wait<F: Future>(work: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn a_chunk_whose_reader_was_stopped_is_not_whole() {
+        let (batches, rows) = load_pipe();
+        batches.send.blocking_send(batch()).unwrap_or_default();
+        drop(batches);
+
+        let Loaded::TargetFailed(error) = loaded(rows, false) else { panic!("it was loaded") };
+        assert!(error_chain(&error).contains("the copy was stopped"), "{}", error_chain(&error));
+    }
+
+    #[test]
+    fn a_chunk_is_loaded_once_its_end_has_come() {
+        let (batches, rows) = load_pipe();
+        wait(batches.finish());
+        assert!(matches!(loaded(rows, false), Loaded::Rows(0)));
+    }
+
+    #[test]
+    fn an_error_of_the_source_is_told_before_what_the_load_made_of_it() {
+        for is_cancelled in [false, true] {
+            let (batches, rows) = load_pipe();
+            wait(batches.fail(WireError::Closed.into()));
+            let ended = loaded(rows, is_cancelled);
+            let is_told =
+                matches!(ended, Loaded::SourceFailed(SourceError::Wire(WireError::Closed)));
+            assert!(is_told, "cancelled: {is_cancelled}");
+        }
+    }
+
+    #[test]
+    fn a_load_that_failed_because_its_job_is_not_wanted_is_no_error() {
+        let (batches, rows) = load_pipe();
+        drop(batches);
+        assert!(matches!(loaded(rows, true), Loaded::Cancelled));
+    }
+
+    #[test]
+    fn room_for_another_batch_is_made_when_the_one_before_is_loaded() {
+        let (batches, mut rows) = load_pipe();
+        wait(async {
+            batches.room.acquire().await.map(tokio::sync::SemaphorePermit::forget).unwrap();
+            batches.send.send(batch()).await.unwrap_or_default();
+        });
+
+        assert!(rows.next().is_some_and(|batch| batch.is_ok()));
+        assert_eq!(batches.room.available_permits(), 0, "the batch is being loaded");
+
+        let room = Arc::clone(&batches.room);
+        wait(batches.finish());
+        assert!(rows.next().is_none());
+        assert_eq!(room.available_permits(), 1, "the batch is loaded");
+    }
+}

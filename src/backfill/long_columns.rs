@@ -104,3 +104,29 @@ pub(super) async fn find_long_columns(
 
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backfill::samples::{column, planned, table},
+        source::catalog::SourceTable,
+    };
+
+    #[test]
+    fn texts_documents_and_bytes_may_be_long() {
+        for (name, type_oid, expected) in [
+            ("text", 25, true),
+            ("varchar", 1043, true),
+            ("bytea", 17, true),
+            ("jsonb", 3802, true),
+            ("int8", 20, false),
+            ("uuid", 2950, false),
+            ("timestamp", 1114, false),
+        ] {
+            let columns = vec![column(1, "id", 23), column(2, "c", type_oid)];
+            let spec = planned(&SourceTable { columns, ..table(1) });
+            assert_eq!(may_be_long(&spec.columns[1]), expected, "{name}");
+        }
+    }
+}

@@ -40,5 +40,5 @@ pub use event::{CopyEvent, CopyOutcome, TableCopyPlan};
 pub use fetch::{fetch_rows, is_fetchable};
 pub use plain::plain_copy;
 pub use round::{CopyRound, run};
-pub use snapshot::{SlotWithSnapshot, create_slot};
+pub use snapshot::{SlotWithSnapshot, create_slot, release_locks, watch_locks};
 pub use standing::{Standing, stand};

@@ -18,7 +18,7 @@ use crate::{
     olap::{OlapEngine, StoredTable, TableState},
     pgoutput::QualifiedName,
     pipeline::{
-        Context, EngineError, Event, Writer,
+        Context, EngineError, Event, Options, Writer,
         tables::{
             self, PlanOptions,
             plan::TablePlanError,
@@ -167,7 +167,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
 
     let planner = Planner { context, writer, snapshot, measured, is_plain, types, stored, targets };
     chosen.retain(|table| !planner.is_loaded(table));
-    planner.put_in_order(&mut chosen);
+    put_in_order(&context.options, &mut chosen);
 
     let (mut planned, mut refused) = (Vec::new(), Vec::new());
     for (at, table) in chosen.into_iter().enumerate() {
@@ -223,14 +223,6 @@ impl<T: OlapEngine + 'static> Planner<'_, T> {
         let is_whole =
             |stored: &StoredTable| stored.has_shadow && stored.state == TableState::CatchingUp;
         !self.is_plain && self.stored.get(&table.oid).is_some_and(is_whole)
-    }
-
-    /// Puts tables with a higher priority first, and small tables before large ones.
-    fn put_in_order(&self, tables: &mut [SourceTable]) {
-        tables.sort_by_key(|table| {
-            let priority = table_settings(&self.context.options, &table.name).copy_priority;
-            (std::cmp::Reverse(priority), table.pages())
-        });
     }
 
     /// Returns the table as it was planned when it was copied last.
@@ -321,6 +313,14 @@ impl<T: OlapEngine + 'static> Planner<'_, T> {
             snapshot: self.snapshot.lsn,
         }
     }
+}
+
+/// Puts tables with a higher priority first, and small tables before large ones.
+fn put_in_order(options: &Options, tables: &mut [SourceTable]) {
+    tables.sort_by_key(|table| {
+        let priority = table_settings(options, &table.name).copy_priority;
+        (std::cmp::Reverse(priority), table.pages())
+    });
 }
 
 /// The chunks that are in the shadow of a table.
@@ -418,6 +418,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::{
+        backfill::samples::{self, leaf, options, planned, table},
+        change::Remedy,
+        pgoutput::ReplicaIdentity,
+        pipeline::options::TableSettings,
+        source::catalog::{CompositeFields, EnumLabel},
+    };
 
     #[test]
     fn done_chunks_are_read_by_leaf_and_counted_in_rows() {
@@ -443,5 +450,179 @@ mod tests {
         let unreadable = DoneChunks::of_jobs(vec![(json!({"leaf": 7}), 1)]).map(|_| ());
         let error = unreadable.unwrap_err().to_string();
         assert_eq!(error, "a job makes no sense: missing field `table`");
+    }
+
+    fn oids(oids: &[u32]) -> BTreeSet<u32> {
+        oids.iter().copied().collect()
+    }
+
+    #[test]
+    fn tables_go_by_their_priority_and_then_the_small_ones_first() {
+        let with_pages = |oid, pages| SourceTable { leaves: vec![leaf(oid, pages)], ..table(oid) };
+        let mut options = options();
+        for (name, copy_priority) in [("public.t3", 5), ("public.t4", -1)] {
+            let settings = TableSettings { copy_priority, ..TableSettings::default() };
+            options.table_settings.insert(name.to_owned(), settings);
+        }
+
+        let mut tables =
+            vec![with_pages(4, 1), with_pages(1, 500), with_pages(2, 20), with_pages(3, 9000)];
+        put_in_order(&options, &mut tables);
+        assert_eq!(tables.iter().map(|table| table.oid).collect::<Vec<_>>(), [3, 2, 1, 4]);
+    }
+
+    #[test]
+    fn a_round_ends_at_once_only_when_all_tables_that_it_names_are_locked() {
+        let locked = [1, 2].map(|oid| (oid, QualifiedName::new("public", format!("t{oid}"))));
+        let measured = Measured { locked: BTreeMap::from(locked), ..Measured::default() };
+
+        for (wanted, expected) in [
+            (Some(oids(&[1])), true),
+            (Some(oids(&[1, 2])), true),
+            (Some(oids(&[1, 3])), false),
+            (None, false),
+        ] {
+            assert_eq!(measured.locks_all(wanted.as_ref()), expected, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn only_columns_that_zstd_is_for_are_long() {
+        let spec = planned(&table(1));
+        let of = |numbers: &[i16]| {
+            let long_columns = HashMap::from([(1, numbers.to_vec())]);
+            Measured { long_columns, ..Measured::default() }.long_columns_of(&spec)
+        };
+        // The first column is an integer.
+        assert_eq!(of(&[1, 2]), BTreeSet::from(["note".to_owned()]));
+        assert_eq!(of(&[1]), BTreeSet::new());
+    }
+
+    /// A name, and what has changed of the table since the earlier try.
+    type Resumed = (&'static str, fn(&mut TableSpec));
+
+    #[test]
+    fn an_earlier_try_goes_on_only_while_the_table_is_the_same() {
+        let spec = planned(&table(1));
+        let stored =
+            StoredTable { has_shadow: true, ..StoredTable::of(&spec, TableState::Copying) };
+        assert!(is_resumable(&stored, &spec, &spec));
+
+        let cases: &[Resumed] = &[
+            ("it has a column less", |now| drop(now.columns.pop())),
+            ("a column has another number", |now| now.columns[1].attnum = 3),
+            ("a column has another name", |now| now.columns[1].name = "text".to_owned()),
+            ("a column has another type", |now| now.columns[1].type_oid = 1043),
+            ("a column has another length", |now| now.columns[1].typmod = 14),
+            ("a column is kept otherwise", |now| {
+                now.columns[1].mapping = now.columns[0].mapping.clone()
+            }),
+            ("a column has another name in the target", |now| {
+                now.columns[1].target_name = "text".to_owned()
+            }),
+            ("it has another key", |now| now.key = Key::Columns(vec![1])),
+            ("it has no key", |now| now.key = Key::WholeRow),
+            ("it has another replica identity", |now| now.replica_identity = ReplicaIdentity::Full),
+            ("it has another target", |now| now.target = QualifiedName::new("main", "t1")),
+            ("it has another name", |now| now.source = QualifiedName::new("public", "t2")),
+            ("a column is left out", |now| now.excluded.push("secret".to_owned())),
+            ("it has other files", |now| now.fingerprint = "{}".to_owned()),
+        ];
+        for (name, change) in cases {
+            let mut now = spec.clone();
+            change(&mut now);
+            assert!(!is_resumable(&stored, &spec, &now), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_try_goes_on_only_while_its_shadow_is_being_filled() {
+        let spec = planned(&table(1));
+        let pause = Pause { reason: String::new(), remedy: Remedy::Operator };
+
+        for (state, has_shadow, expected) in [
+            (TableState::Copying, true, true),
+            (TableState::Resync, true, true),
+            (TableState::Copying, false, false),
+            (TableState::CatchingUp, true, false),
+            (TableState::Live, true, false),
+            (TableState::Pending, true, false),
+            (TableState::Dropped, true, false),
+            (TableState::Error(pause), true, false),
+        ] {
+            let stored = StoredTable { has_shadow, ..StoredTable::of(&spec, state) };
+            let found = is_resumable(&stored, &spec, &spec);
+            assert_eq!(found, expected, "{:?}, shadow: {has_shadow}", stored.state);
+        }
+    }
+
+    #[test]
+    fn rows_without_a_key_are_never_resumed() {
+        for key in [Key::WholeRow, Key::AppendOnly] {
+            let spec = TableSpec { key, ..planned(&table(1)) };
+            let stored = StoredTable::of(&spec, TableState::Copying);
+            let stored = StoredTable { has_shadow: true, ..stored };
+            assert!(!is_resumable(&stored, &spec, &spec), "{:?}", spec.key);
+        }
+    }
+
+    /// A name, and what has changed of the table since the snapshot.
+    type Altered = (&'static str, fn(&mut SourceTable));
+
+    #[test]
+    fn rows_that_were_read_mean_nothing_once_the_table_was_altered() {
+        let then = table(1);
+        assert!(is_same(&then, &table(1)));
+
+        let cases: &[Altered] = &[
+            ("renamed", |now| now.name = QualifiedName::new("public", "t2")),
+            ("a column was added", |now| now.columns.push(samples::column(3, "n", 23))),
+            ("a column was renamed", |now| now.columns[1].name = "text".to_owned()),
+            ("a column has another type", |now| now.columns[1].type_oid = 1043),
+            ("a column has another length", |now| now.columns[1].typmod = 14),
+            ("a column is generated", |now| now.columns[1].is_generated = true),
+            ("a column was altered and altered back", |now| {
+                now.fingerprint.attributes.insert(2, 701);
+            }),
+            ("a column of a partition was altered", |now| {
+                now.fingerprint.leaf_attributes = "1".to_owned()
+            }),
+            ("rewritten", |now| now.fingerprint.files = BTreeMap::from([(1, 2)])),
+            ("attached again", |now| drop(now.fingerprint.inherits.insert(1, "2".to_owned()))),
+            ("published anew", |now| now.fingerprint.publication_rows = "1 1".to_owned()),
+            ("published with its schema", |now| now.fingerprint.schema = "1 1".to_owned()),
+            ("the publication was altered", |now| {
+                now.fingerprint.publications = "16499 601".to_owned()
+            }),
+            ("a composite was altered", |now| {
+                let fields = CompositeFields { fields: "1 a".to_owned(), is_original: true };
+                now.fingerprint.composites.insert(9, fields);
+            }),
+        ];
+        for (name, change) in cases {
+            let mut now = table(1);
+            change(&mut now);
+            assert!(!is_same(&then, &now), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_new_label_changes_no_row_and_a_renamed_one_does() {
+        let with = |labels: &[(u32, &str)]| {
+            let mut table = table(1);
+            table.fingerprint.labels = labels
+                .iter()
+                .map(|&(oid, name)| {
+                    let name = name.to_owned();
+                    (oid, EnumLabel { type_oid: 9, name, xmin: 700, is_original: true })
+                })
+                .collect();
+            table
+        };
+
+        let then = with(&[(1, "sad")]);
+        assert!(is_same(&then, &with(&[(1, "sad"), (2, "ok")])));
+        assert!(is_same(&then, &with(&[])));
+        assert!(!is_same(&then, &with(&[(1, "blue")])));
     }
 }

@@ -141,6 +141,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        backfill::samples::{context, leaf, options, planned, table},
+        pipeline::Options,
+    };
 
     fn range(first: u64, next: Option<u64>) -> Pages {
         Pages { first, next }
@@ -202,6 +206,59 @@ mod tests {
                 prop_assert!(next.is_none_or(|next| next > pages.first));
             }
             prop_assert_eq!(next, None);
+        }
+    }
+
+    /// Returns the ranges of a table of two partitions, of which each has these pages.
+    fn ranges_of(pages: u64, workers: usize, chunk_bytes: Option<u64>) -> Vec<Range> {
+        let table = SourceTable { leaves: vec![leaf(7, pages), leaf(8, pages)], ..table(1) };
+        let context = context(Options { workers, chunk_bytes, ..options() });
+        ranges(&table, &planned(&table), &BTreeMap::new(), &context)
+    }
+
+    #[test]
+    fn a_chunk_reads_its_pages_of_one_partition_and_the_rows_that_the_filter_lets_through() {
+        let table = SourceTable {
+            leaves: vec![leaf(7, 300), leaf(8, 0)],
+            row_filter: Some("id > 1 OR note IS NULL".to_owned()),
+            ..table(1)
+        };
+        let context = context(Options { chunk_bytes: Some(100 * PAGE_BYTES), ..options() });
+        let done = BTreeMap::from([(7, vec![range(100, Some(200))])]);
+
+        let found: Vec<String> = ranges(&table, &planned(&table), &done, &context)
+            .into_iter()
+            .map(|range| range.query)
+            .collect();
+
+        let query = |from: &str, pages: &str| {
+            format!(
+                "COPY (SELECT \"id\", \"note\" FROM ONLY \"public\".\"{from}\" WHERE \
+                 {pages}(id > 1 OR note IS NULL)) TO STDOUT (FORMAT binary)"
+            )
+        };
+        assert_eq!(
+            found,
+            [
+                query("t7", "ctid < '(100,0)' AND "),
+                query("t7", "ctid >= '(200,0)' AND "),
+                query("t8", ""),
+            ]
+        );
+    }
+
+    #[test]
+    fn chunks_are_cut_by_the_settings_or_so_that_each_worker_gets_several() {
+        for (name, pages, workers, chunk_bytes, expected) in [
+            ("a chunk has 16 MiB at least", 3000, 8, None, Some(2048)),
+            ("four chunks for each worker", 20_000, 2, None, Some(5000)),
+            ("a chunk has 128 MiB at most", 1_000_000, 1, None, Some(16_384)),
+            ("the settings say how much", 20_000, 2, Some(100 * PAGE_BYTES), Some(100)),
+            ("a chunk has a page at least", 20_000, 2, Some(1), Some(1)),
+            ("a small partition is one chunk", 100, 2, None, None),
+        ] {
+            let first = ranges_of(pages, workers, chunk_bytes).first().map(|range| range.pages);
+            assert_eq!(first, Some(range(0, expected)), "{name}");
         }
     }
 }

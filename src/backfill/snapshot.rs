@@ -85,14 +85,12 @@ impl Snapshot {
         hold: &LsnBarrier,
         trail: Option<Duration>,
     ) -> Result<Self, EngineError> {
-        // Slot names have 63 bytes at most.
-        let prefix = context.options.slot.get(..40).unwrap_or(&context.options.slot);
         // The slot has a new name each time: a walsender that still waits to make the last slot
         // keeps the name of that slot for a while.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
 
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{prefix}_copy_{}_{number}", std::process::id());
+        let name = temporary_slot_name(&context.options.slot, std::process::id(), number);
 
         let mut replication = ReplicationClient::connect(&context.options.source, "copy").await?;
         let creation = create_slot(context, control, &mut replication, &name, SlotKind::Temporary);
@@ -148,11 +146,30 @@ impl Snapshot {
         Ok(Self { lsn, xids: Some(Arc::new(xids)), since, ids, holders })
     }
 
+    /// Connects another session that sees the snapshot.
+    ///
+    /// # Errors
+    /// The source cannot be reached.
+    pub async fn session(
+        &self,
+        context: &Context,
+        purpose: &str,
+    ) -> Result<SqlClient, EngineError> {
+        import(context, &self.ids[0], purpose).await
+    }
+
     /// Returns a session that sees the snapshot, for questions to the catalogs: plan and rows are
     /// of one moment.
     pub fn holder(&self) -> Arc<SqlClient> {
         Arc::clone(&self.holders[0])
     }
+}
+
+/// Returns the name of a slot beside the slot of the pipeline.
+fn temporary_slot_name(slot: &str, process: u32, number: u32) -> String {
+    // Slot names have 63 bytes at most.
+    let prefix = slot.get(..40).unwrap_or(slot);
+    format!("{prefix}_copy_{process}_{number}")
 }
 
 /// Lets two sessions hold an exported snapshot. Returns the ids under which they export it in turn.
@@ -208,13 +225,19 @@ async fn stay_behind(control: &SqlClient, hold: &LsnBarrier, trail: Duration) ->
             Err(error) => return error.into(),
         }
 
-        while ends.get(1).is_some_and(|(read_at, _)| read_at.elapsed() >= trail) {
-            ends.pop_front();
-        }
-
-        hold.set(ends.front().map_or(Lsn(1), |(_, end)| *end));
+        hold.set(end_before(&mut ends, Instant::now(), trail));
         tokio::time::sleep(STEP).await;
     }
+}
+
+/// Returns where the source's WAL ended `trail` ago, as far as that is known, and forgets where it
+/// ended before that.
+fn end_before(ends: &mut VecDeque<(Instant, Lsn)>, now: Instant, trail: Duration) -> Lsn {
+    while ends.get(1).is_some_and(|(read_at, _)| now.duration_since(*read_at) >= trail) {
+        ends.pop_front();
+    }
+
+    ends.front().map_or(Lsn(1), |(_, end)| *end)
 }
 
 /// Connects a session that copies under the snapshot.
@@ -274,4 +297,42 @@ pub async fn release_locks(holder: &SqlClient) -> Result<(), EngineError> {
     Ok(holder
         .batch_execute("ROLLBACK TO SAVEPOINT rhei_locks; RELEASE SAVEPOINT rhei_locks")
         .await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stream_stands_where_the_wal_ended_a_while_ago() {
+        let (begin, millis) = (Instant::now(), Duration::from_millis);
+        let read = |after: u64, end: u64| (begin + millis(after), Lsn(end));
+        let mut ends = VecDeque::from([read(0, 10), read(50, 20), read(100, 30)]);
+
+        for (now, end, left) in [
+            // No position is old enough, and the oldest one that is known has to do.
+            (100, 10, 3),
+            (249, 10, 3),
+            (250, 20, 2),
+            (299, 20, 2),
+            (300, 30, 1),
+            (9000, 30, 1),
+        ] {
+            assert_eq!(
+                end_before(&mut ends, begin + millis(now), millis(200)),
+                Lsn(end),
+                "{now} ms"
+            );
+            assert_eq!(ends.len(), left, "{now} ms");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_temporary_slot_fits_and_is_another_one_each_time() {
+        assert_eq!(temporary_slot_name("shop", 4711, 0), "shop_copy_4711_0");
+        assert_eq!(temporary_slot_name("shop", 4711, 1), "shop_copy_4711_1");
+
+        let longest = temporary_slot_name(&"s".repeat(63), 4_194_304, 99_999);
+        assert!(longest.len() <= 63 && longest.ends_with("_copy_4194304_99999"), "{longest}");
+    }
 }

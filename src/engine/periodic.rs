@@ -71,8 +71,7 @@ pub(super) async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<()
     let Some(slot) = catalog::slot(&sql, &context.options.slot).await? else { return Ok(()) };
 
     let held_bytes = slot.held_bytes.unwrap_or_default();
-    let times = held_bytes / context.options.supervision.lag_warning_bytes.max(1);
-    let now = u64::BITS - times.leading_zeros();
+    let now = lag_level(held_bytes, context.options.supervision.lag_warning_bytes);
 
     if now > level.swap(now, Ordering::Relaxed) {
         tracing::warn!(
@@ -93,4 +92,37 @@ pub(super) async fn watch_lag(context: &Context, level: &AtomicU32) -> Result<()
     }
 
     Ok(())
+}
+
+/// Returns how often the WAL that the slot holds has doubled since it reached `warning_bytes`, from
+/// 1; 0 below that.
+fn lag_level(held_bytes: u64, warning_bytes: u64) -> u32 {
+    let times = held_bytes / warning_bytes.max(1);
+    u64::BITS - times.leading_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_wal_comes_to_another_level_each_time_that_it_doubles() {
+        for (held, warning, level) in [
+            (0, 100, 0),
+            (99, 100, 0),
+            (100, 100, 1),
+            (199, 100, 1),
+            (200, 100, 2),
+            (399, 100, 2),
+            (400, 100, 3),
+            (u64::MAX, 1, 64),
+        ] {
+            assert_eq!(lag_level(held, warning), level, "{held} of {warning} bytes");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_no_bytes_warns_from_the_first_byte_on() {
+        assert_eq!([0, 1, 2].map(|held_bytes| lag_level(held_bytes, 0)), [0, 1, 2]);
+    }
 }

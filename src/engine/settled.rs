@@ -89,34 +89,58 @@ impl Began {
         later: &Self,
         catalogs: &CatalogWatch,
     ) -> Result<(), EngineError> {
+        match self.question_after(later) {
+            Some(Question::HasFlushed) => {
+                if catalogs.has_flushed(self.at).await? {
+                    self.doubt = Doubt::Flushed(Instant::now());
+                }
+            }
+            Some(Question::AwaitingStandbys) => {
+                let waiting = catalogs.awaiting_standbys(&self.unseen).await?;
+                self.doubt = Doubt::RelationAnswer { at: Instant::now(), waiting };
+            }
+            None => {}
+        }
+
+        Ok(())
+    }
+
+    /// Gives up the transactions that a later look saw, or that have no commit record before the
+    /// position. Returns what is to be asked about the others, if it is time to ask.
+    fn question_after(&mut self, later: &Self) -> Option<Question> {
         self.unseen.retain(|xid| !later.snapshot.sees(*xid));
         if self.unseen.is_empty() {
-            return Ok(());
+            return None;
         }
 
         let is_long_ago = |then: Instant| later.read_at.duration_since(then) >= VISIBLE_AFTER_FLUSH;
 
         match &self.doubt {
-            Doubt::Unflushed => {
-                if catalogs.has_flushed(self.at).await? {
-                    self.doubt = Doubt::Flushed(Instant::now());
-                }
-                return Ok(());
-            }
+            Doubt::Unflushed => return Some(Question::HasFlushed),
             Doubt::Flushed(since) if is_long_ago(*since) => {}
             Doubt::RelationAnswer { at, waiting } if is_long_ago(*at) => {
                 self.unseen.retain(|xid| waiting.contains(xid))
             }
-            Doubt::Flushed(_) | Doubt::RelationAnswer { .. } => return Ok(()),
+            Doubt::Flushed(_) | Doubt::RelationAnswer { .. } => return None,
         }
 
-        if !self.unseen.is_empty() {
-            let waiting = catalogs.awaiting_standbys(&self.unseen).await?;
-            self.doubt = Doubt::RelationAnswer { at: Instant::now(), waiting };
-        }
-
-        Ok(())
+        (!self.unseen.is_empty()).then_some(Question::AwaitingStandbys)
     }
+
+    /// Returns whether the stream, which has passed `passed`, has had long enough to come as far as
+    /// the position, `age` after the position was read.
+    fn is_patience_over(&self, passed: Lsn, age: Duration) -> bool {
+        self.reach > passed && age >= self.patience
+    }
+}
+
+/// A question to the server about transactions that stay invisible.
+#[derive(Debug, PartialEq, Eq)]
+enum Question {
+    /// Whether all WAL before the position is flushed.
+    HasFlushed,
+    /// Which of the transactions wait for synchronous standbys.
+    AwaitingStandbys,
 }
 
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
@@ -151,7 +175,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
 
         let age = looked.read_at.elapsed();
-        if looked.reach > passed && age >= looked.patience {
+        if looked.is_patience_over(passed, age) {
             looked.reach = catalogs.flushed(looked.reach, age).await?;
             looked.patience = age * 2;
         }
@@ -162,5 +186,93 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         }
 
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = VISIBLE_AFTER_FLUSH;
+
+    fn began(at: u64, xids: &[u32], snapshot: &str) -> Began {
+        let snapshot = XidSnapshot::parse(snapshot).unwrap();
+        Began::new(Lsn(at), Instant::now(), xids.iter().copied().collect(), snapshot)
+    }
+
+    fn unseen(began: &Began) -> Vec<u32> {
+        began.unseen.iter().copied().collect()
+    }
+
+    /// Returns a later look that still does not see transaction 100, this long after `then`.
+    fn look_after(then: Instant, wait: Duration) -> Began {
+        Began { read_at: then + wait, ..began(1, &[], "100:101:100") }
+    }
+
+    #[test]
+    fn a_position_waits_only_for_transactions_that_the_look_missed() {
+        let began = began(1, &[98, 100, 101, 105], "100:103:100,101");
+        assert_eq!(unseen(&began), [100, 101, 105]);
+    }
+
+    #[test]
+    fn nothing_is_asked_once_a_later_look_sees_every_transaction() {
+        let mut began = began(1, &[100, 101], "100:102:100,101");
+        let one_left = self::began(1, &[], "101:103:101");
+        assert_eq!(began.question_after(&one_left), Some(Question::HasFlushed));
+        assert_eq!(unseen(&began), [101]);
+
+        let none_left = self::began(1, &[], "103:103:");
+        assert_eq!(began.question_after(&none_left), None);
+        assert!(unseen(&began).is_empty());
+    }
+
+    #[test]
+    fn standbys_are_asked_about_a_full_second_after_the_flush() {
+        let flushed = Instant::now();
+        for (wait, expected) in [
+            (Duration::ZERO, None),
+            (SECOND - Duration::from_millis(1), None),
+            (SECOND, Some(Question::AwaitingStandbys)),
+        ] {
+            let began = began(1, &[100], "100:101:100");
+            let mut began = Began { doubt: Doubt::Flushed(flushed), ..began };
+            let asked = began.question_after(&look_after(flushed, wait));
+            assert_eq!(asked, expected, "{wait:?} after the flush");
+            assert_eq!(unseen(&began), [100], "{wait:?} after the flush");
+        }
+    }
+
+    #[test]
+    fn transactions_that_wait_for_no_standby_are_given_up_a_second_after_the_answer() {
+        let at = Instant::now();
+        for (name, waiting, wait, left, expected) in [
+            ("just answered", vec![], Duration::ZERO, vec![100], None),
+            ("none waits", vec![], SECOND, vec![], None),
+            ("another one waits", vec![7], SECOND, vec![], None),
+            ("it waits", vec![100], SECOND, vec![100], Some(Question::AwaitingStandbys)),
+        ] {
+            let waiting = waiting.into_iter().collect();
+            let doubt = Doubt::RelationAnswer { at, waiting };
+            let mut began = Began { doubt, ..began(1, &[100], "100:101:100") };
+            assert_eq!(began.question_after(&look_after(at, wait)), expected, "{name}");
+            assert_eq!(unseen(&began), left, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_server_is_asked_how_far_the_stream_can_come_when_the_stream_stays_behind() {
+        let began = began(10_000, &[], "1:1:");
+        let millis = Duration::from_millis;
+
+        for (name, passed, age, expected) in [
+            ("it has just begun", 9000, millis(0), false),
+            ("it may still come", 9000, millis(99), false),
+            ("it had its time", 9000, millis(100), true),
+            ("it is there", 10_000, millis(100), false),
+            ("it is past the position", 11_000, millis(5000), false),
+        ] {
+            assert_eq!(began.is_patience_over(Lsn(passed), age), expected, "{name}");
+        }
     }
 }

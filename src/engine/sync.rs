@@ -60,13 +60,16 @@ pub async fn sync(
         );
     }
 
-    // What a copy has just written needs no compaction: only its last row groups are small.
-    let changed_rows = report.updated + report.deleted;
-    let compaction =
-        if changed_rows > 0 { Compaction::For { changed_rows } } else { Compaction::Skip };
-
+    let compaction = compaction_after(&report);
     writer.call(move |target| target.checkpoint_file(compaction)).await?;
     Ok(report)
+}
+
+/// Returns how much the file is compacted at the end. What a copy has just written needs no
+/// compaction: only its last row groups are small.
+fn compaction_after(report: &SyncReport) -> Compaction {
+    let changed_rows = report.updated + report.deleted;
+    if changed_rows > 0 { Compaction::For { changed_rows } } else { Compaction::Skip }
 }
 
 /// How one session of `sync` ended.
@@ -309,13 +312,7 @@ async fn reach_goal<T: OlapEngine + 'static>(
 ) -> Result<Option<SessionEnd>, EngineError> {
     while engine.checkpoint().lsn < report.reached || engine.has_shapes() {
         let decoded = engine.consumer.position().decoded;
-        let options = CycleOptions {
-            linger: Duration::from_millis(500),
-            until: Some(report.reached),
-            request_keepalives: true,
-            // Only the last position needs to be saved.
-            save_idle: decoded >= report.reached,
-        };
+        let options = cycle_towards(report.reached, decoded);
 
         let Cycle { report: cycle, next } = engine.sync_once(options, stop).await?;
         add_cycle(report, context, &cycle, &next);
@@ -329,6 +326,17 @@ async fn reach_goal<T: OlapEngine + 'static>(
     }
 
     Ok(None)
+}
+
+/// Returns how a cycle is run whose stream is to reach `goal`, and has decoded this much.
+fn cycle_towards(goal: Lsn, decoded: Lsn) -> CycleOptions {
+    CycleOptions {
+        linger: Duration::from_millis(500),
+        until: Some(goal),
+        request_keepalives: true,
+        // Only the last position needs to be saved.
+        save_idle: decoded >= goal,
+    }
 }
 
 /// Reports a cycle, and counts what it brought unless it was stopped.
@@ -390,12 +398,7 @@ async fn finish_copies<T: OlapEngine + 'static>(
             }
         }
 
-        let options = CycleOptions {
-            linger: if is_waiting { Duration::ZERO } else { Duration::from_millis(100) },
-            until: Some(engine.copies_reach()),
-            request_keepalives: !is_waiting,
-            save_idle: !is_waiting,
-        };
+        let options = cycle_beside_copies(engine.copies_reach(), is_waiting);
 
         loop {
             let Cycle { report: cycle, next } = engine.sync_once(options, stop).await?;
@@ -414,10 +417,120 @@ async fn finish_copies<T: OlapEngine + 'static>(
     Ok(None)
 }
 
+/// Returns how a cycle is run while copies have to be merged at `reach`. When a copy is waited for
+/// (`is_waiting`), the stream only takes what has come; else the stream has to come to `reach`.
+fn cycle_beside_copies(reach: Lsn, is_waiting: bool) -> CycleOptions {
+    CycleOptions {
+        linger: if is_waiting { Duration::ZERO } else { Duration::from_millis(100) },
+        until: Some(reach),
+        request_keepalives: !is_waiting,
+        save_idle: !is_waiting,
+    }
+}
+
 /// Returns the end of the source's WAL, as far as a slot can follow it.
 async fn wal_position(context: &Context) -> Result<Lsn, EngineError> {
     let sql = connect_sql(&context.options.source, "control").await?;
     let server = catalog::server(&sql).await?;
     crate::source::slot::check_server(&server)?;
     Ok(reachable_target(catalog::wal_insert_lsn(&sql).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        olap::TargetOptions,
+        pipeline::Options,
+        source::{
+            SourceError,
+            connection::{Environment, SourceOptions},
+            wire::WireError,
+        },
+    };
+
+    #[test]
+    fn three_breaks_are_waited_for_longer_each_time_and_the_fourth_ends_the_command() {
+        let mut state = SyncState::default();
+        let pauses: Vec<Option<u128>> =
+            (0..5).map(|_| state.pause_after_break().map(|pause| pause.as_millis())).collect();
+        assert_eq!(pauses, [Some(500), Some(1000), Some(1500), None, None]);
+    }
+
+    #[test]
+    fn a_session_ends_when_the_operator_or_a_new_shape_says_so() {
+        let reason = || "a table came".to_owned();
+        for (next, expected) in [
+            (NextStep::Wait, None),
+            (NextStep::Continue, None),
+            (NextStep::EndOfStream, None),
+            (NextStep::Stop, Some(SessionEnd::Stopped)),
+            (NextStep::Reattach(reason()), Some(SessionEnd::Reattach(reason()))),
+        ] {
+            let name = format!("{next:?}");
+            assert_eq!(end_of(next), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stream_is_begun_again_after_an_outage_or_a_bug_only() {
+        let wire = |error: WireError| EngineError::Source(SourceError::Wire(error));
+        for (error, expected) in [
+            (wire(WireError::Closed), true),
+            (wire(WireError::Silent(Duration::from_secs(1))), true),
+            (EngineError::Bug { what: "a task", why: "it is gone".to_owned() }, true),
+            (EngineError::SnapshotLost, true),
+            (wire(WireError::BadLength(-1)), false),
+            (changed_again_and_again(), false),
+        ] {
+            assert_eq!(may_heal(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cycle_that_was_stopped_is_reported_and_not_counted() {
+        let source =
+            SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
+        let options = Options::new(source.unwrap(), TargetOptions::default());
+        let (events, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let context = Context::new(options, events);
+        let cycle = CycleReport { inserted: 2, ..CycleReport::default() };
+
+        for (next, inserted) in
+            [(NextStep::Stop, 0), (NextStep::Wait, 2), (NextStep::Reattach(String::new()), 2)]
+        {
+            let mut report = SyncReport::default();
+            add_cycle(&mut report, &context, &cycle, &next);
+            assert_eq!(report.inserted, inserted, "{next:?}");
+            assert!(matches!(seen.try_recv(), Ok(Event::Cycle(_))), "{next:?}");
+        }
+    }
+
+    #[test]
+    fn only_rows_that_were_changed_or_deleted_call_for_compaction() {
+        for (inserted, updated, deleted, expected) in [
+            (1000, 0, 0, Compaction::Skip),
+            (0, 2, 0, Compaction::For { changed_rows: 2 }),
+            (1000, 2, 3, Compaction::For { changed_rows: 5 }),
+        ] {
+            let report = SyncReport { inserted, updated, deleted, ..SyncReport::default() };
+            assert_eq!(compaction_after(&report), expected, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn on_the_way_to_a_goal_only_the_last_position_is_saved() {
+        let saves = |decoded| cycle_towards(Lsn(100), Lsn(decoded)).save_idle;
+        assert_eq!([0, 99, 100, 101].map(saves), [false, false, true, true]);
+    }
+
+    #[test]
+    fn the_stream_hurries_only_when_no_copy_is_waited_for() {
+        let waiting = cycle_beside_copies(Lsn(7), true);
+        assert!(waiting.linger.is_zero() && !waiting.request_keepalives && !waiting.save_idle);
+
+        let behind = cycle_beside_copies(Lsn(7), false);
+        assert!(!behind.linger.is_zero() && behind.request_keepalives && behind.save_idle);
+        assert_eq!([waiting.until, behind.until], [Some(Lsn(7)); 2]);
+    }
 }

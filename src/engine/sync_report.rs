@@ -45,3 +45,52 @@ impl SyncReport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        change::{Remedy, TableFailure},
+        pgoutput::QualifiedName,
+    };
+
+    #[test]
+    fn the_cycles_of_a_sync_add_up_and_the_last_one_says_how_far_it_came() {
+        let cycle = |checkpoint| CycleReport {
+            source_transactions: 1,
+            inserted: 2,
+            updated: 3,
+            deleted: 4,
+            truncated: 5,
+            checkpoint: Lsn(checkpoint),
+            ..CycleReport::default()
+        };
+
+        let mut report = SyncReport::default();
+        report.add(&cycle(10));
+        report.add(&cycle(20));
+
+        let changes = (report.inserted, report.updated, report.deleted, report.truncated);
+        assert_eq!(changes, (4, 6, 8, 10));
+        let reached = (report.cycles, report.source_transactions, report.checkpoint);
+        assert_eq!(reached, (2, 2, Lsn(20)));
+    }
+
+    #[test]
+    fn a_table_that_is_copied_again_is_not_in_error() {
+        for (remedy, is_in_error) in [
+            (Remedy::Operator, true),
+            (Remedy::AllowNulls, true),
+            (Remedy::CopyAgain, false),
+            (Remedy::CopyAltered, false),
+        ] {
+            let (table, reason) = (QualifiedName::new("public", "t"), "no room".to_owned());
+            let paused = vec![TableFailure { oid: 1, table, reason, remedy }];
+            let mut report = SyncReport::default();
+            report.add(&CycleReport { paused, ..CycleReport::default() });
+
+            let expected = is_in_error.then(|| ("public.t".to_owned(), "no room".to_owned()));
+            assert_eq!(report.in_error, Vec::from_iter(expected), "{remedy:?}");
+        }
+    }
+}

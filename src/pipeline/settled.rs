@@ -21,3 +21,19 @@ impl SettledLsn {
         Some(Lsn(self.0.load(Ordering::Relaxed))).filter(|lsn| *lsn > Lsn::ZERO)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settled_position_never_falls_and_is_none_at_first() {
+        let settled = SettledLsn::default();
+        assert_eq!(settled.get(), None);
+
+        for (raised_to, expected) in [(0, None), (5, Some(5)), (3, Some(5)), (8, Some(8))] {
+            settled.clone().raise(Lsn(raised_to));
+            assert_eq!(settled.get(), expected.map(Lsn), "raised to {raised_to}");
+        }
+    }
+}

@@ -42,7 +42,7 @@ pub(super) async fn create<T: OlapEngine + 'static>(
 
     drop_earlier_slot(context, &mut source, before.as_ref().map(|state| &state.pipeline)).await?;
 
-    if matches!(again, Recopy::All | Recopy::AllOfSameCluster) && before.is_some() {
+    if again.is_of_all() && before.is_some() {
         tracing::warn!(
             event = "starting_over",
             "starting over: every table is copied again; the old copies stay readable until then"
@@ -82,12 +82,7 @@ async fn drop_earlier_slot(
     source: &mut Source,
     before: Option<&Pipeline>,
 ) -> Result<(), EngineError> {
-    // A slot of that name in another cluster belongs to another user.
-    let is_ours = before.is_some_and(|pipeline| {
-        pipeline.slot == context.options.slot
-            && pipeline.system_id == source.identity.system_id
-            && pipeline.phase != Phase::PlainCopy
-    });
+    let is_ours = is_ours(before, &context.options.slot, &source.identity.system_id);
 
     let waiting_since = tokio::time::Instant::now();
     while let Some(found) = catalog::slot(&source.sql, &context.options.slot).await? {
@@ -118,6 +113,16 @@ async fn drop_earlier_slot(
     }
 
     Ok(())
+}
+
+/// Returns whether the pipeline of the file may have made this slot. A slot of that name in another
+/// cluster belongs to another user.
+fn is_ours(before: Option<&Pipeline>, slot: &str, system_id: &str) -> bool {
+    before.is_some_and(|pipeline| {
+        pipeline.slot == slot
+            && pipeline.system_id == system_id
+            && pipeline.phase != Phase::PlainCopy
+    })
 }
 
 /// Returns the pipeline whose slot is about to be made.
@@ -168,4 +173,50 @@ fn new_rows(context: &Context, tables: &[SourceTable], known: &BTreeSet<u32>) ->
         .filter(|table| !known.contains(&table.oid))
         .map(|table| pending(table, &targets))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::pipeline, *};
+    use crate::{
+        engine::schema::samples::orders,
+        olap::TargetOptions,
+        pgoutput::QualifiedName,
+        pipeline::Options,
+        source::connection::{Environment, SourceOptions},
+    };
+
+    #[test]
+    fn only_the_slot_that_this_file_has_asked_for_may_be_dropped() {
+        let of = |phase| Pipeline { phase, ..pipeline() };
+
+        for (name, before, slot, system_id, expected) in [
+            ("a new file", None, "rhei", "71", false),
+            ("an intent that a crash left", Some(of(Phase::Creating)), "rhei", "71", true),
+            ("a live copy", Some(of(Phase::Running)), "rhei", "71", true),
+            ("another slot", Some(of(Phase::Running)), "other", "71", false),
+            ("another cluster", Some(of(Phase::Running)), "rhei", "72", false),
+            ("a plain copy", Some(of(Phase::PlainCopy)), "rhei", "71", false),
+        ] {
+            assert_eq!(is_ours(before.as_ref(), slot, system_id), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn rows_are_made_for_tables_that_the_file_does_not_hold() {
+        let source =
+            SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
+        let options = Options::new(source.unwrap(), TargetOptions::default());
+        let context = Context::new(options, tokio::sync::mpsc::unbounded_channel().0);
+
+        let table = |oid: u32| SourceTable {
+            oid,
+            name: QualifiedName::new("public", format!("t{oid}")),
+            ..orders()
+        };
+        let rows = new_rows(&context, &[table(1), table(2), table(3)], &BTreeSet::from([2]));
+
+        let found: Vec<_> = rows.iter().map(|row| (row.oid, row.state.clone())).collect();
+        assert_eq!(found, [(1, TableState::Pending), (3, TableState::Pending)]);
+    }
 }

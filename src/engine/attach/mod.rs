@@ -96,6 +96,11 @@ impl Recopy {
     pub fn widen(self, found: Self) -> Self {
         if found == Self::None { self } else { found }
     }
+
+    /// Returns whether all tables are to be copied, with a new slot.
+    fn is_of_all(&self) -> bool {
+        matches!(self, Self::All | Self::AllOfSameCluster)
+    }
 }
 
 /// The source, seen through two connections.
@@ -121,10 +126,7 @@ pub async fn attach<T: OlapEngine + 'static>(
     let stored = writer.call(|target| target.state()).await?;
 
     match stored {
-        Some(state)
-            if state.pipeline.phase == Phase::Running
-                && !matches!(again, Recopy::All | Recopy::AllOfSameCluster) =>
-        {
+        Some(state) if state.pipeline.phase == Phase::Running && !again.is_of_all() => {
             verify(context, &source, &state.pipeline).await?;
 
             let mut source = source;
@@ -144,8 +146,8 @@ pub async fn attach<T: OlapEngine + 'static>(
         }
         stored => {
             let before = stored.as_ref().map(|state| &state.pipeline);
-            if let Some(before) = before.filter(|before| before.phase != Phase::PlainCopy)
-                && *again != Recopy::All
+            if let Some(before) =
+                before.filter(|before| has_to_stay_with_cluster(before.phase, again))
             {
                 verify_cluster(&source, before)?;
                 slot::judge_age(before.timeline, source.identity.timeline)?;
@@ -154,6 +156,13 @@ pub async fn attach<T: OlapEngine + 'static>(
             create(context, source, writer, stored, again).await
         }
     }
+}
+
+/// Returns whether a new slot may be made only in the cluster that the file is a copy of. A plain
+/// copy belongs to no cluster, and an operator who wants all tables again has looked at the
+/// cluster.
+fn has_to_stay_with_cluster(before: Phase, again: &Recopy) -> bool {
+    before != Phase::PlainCopy && *again != Recopy::All
 }
 
 pub(super) async fn connect(context: &Context) -> Result<Source, EngineError> {
@@ -317,6 +326,17 @@ pub(super) async fn rename<T: OlapEngine + 'static>(
     published: &[SourceTable],
     by_oid: &mut BTreeMap<u32, StoredTable>,
 ) -> Result<(), EngineError> {
+    let moves = renamed(targets, published, by_oid);
+    if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
+}
+
+/// Puts the new names into `by_oid`. Returns the old names in the target, with the tables that had
+/// them.
+fn renamed(
+    targets: &BTreeMap<u32, QualifiedName>,
+    published: &[SourceTable],
+    by_oid: &mut BTreeMap<u32, StoredTable>,
+) -> Vec<(QualifiedName, StoredTable)> {
     let mut moves = Vec::new();
 
     for table in published {
@@ -343,7 +363,7 @@ pub(super) async fn rename<T: OlapEngine + 'static>(
         moves.push((from, stored.clone()));
     }
 
-    if moves.is_empty() { Ok(()) } else { writer.call(move |target| target.rename(&moves)).await }
+    moves
 }
 
 pub(super) async fn save<T: OlapEngine + 'static>(
@@ -403,20 +423,28 @@ pub(super) async fn load_attached<T: OlapEngine + 'static>(
     };
 
     for stored in &state.tables {
-        attached.truncated.extend(stored.truncated_by.map(|xid| (stored.oid, xid)));
+        attached.take_up(stored, context.options.null_unrepresentable);
+    }
 
-        let spec = || Arc::new(tables::from_stored(stored, context.options.null_unrepresentable));
+    Ok(attached)
+}
+
+impl Attached {
+    /// Follows a table of the file, or reports it as paused, as its state says.
+    fn take_up(&mut self, stored: &StoredTable, null_unrepresentable: bool) {
+        self.truncated.extend(stored.truncated_by.map(|xid| (stored.oid, xid)));
+
+        let spec = || Arc::new(tables::from_stored(stored, null_unrepresentable));
         match &stored.state {
             _ if stored.has_shadow => {
                 let spec = spec();
                 let is_whole = stored.state == TableState::CatchingUp;
-                let copies =
-                    if is_whole { &mut attached.catching_up } else { &mut attached.copying };
+                let copies = if is_whole { &mut self.catching_up } else { &mut self.copying };
 
                 copies.insert(stored.oid, Arc::clone(&spec));
-                attached.tables.push(spec);
+                self.tables.push(spec);
             }
-            TableState::Live => attached.tables.push(spec()),
+            TableState::Live => self.tables.push(spec()),
             TableState::Error(Pause { reason, .. }) => {
                 tracing::warn!(
                     event = "table_paused",
@@ -424,7 +452,7 @@ pub(super) async fn load_attached<T: OlapEngine + 'static>(
                     reason,
                     "paused"
                 );
-                attached.in_error.push((stored.oid, stored.source.clone(), reason.clone()));
+                self.in_error.push((stored.oid, stored.source.clone(), reason.clone()));
             }
             TableState::Pending
             | TableState::Copying
@@ -433,6 +461,7 @@ pub(super) async fn load_attached<T: OlapEngine + 'static>(
             | TableState::Dropped => {}
         }
     }
-
-    Ok(attached)
 }
+
+#[cfg(test)]
+mod tests;

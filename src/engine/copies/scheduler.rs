@@ -435,7 +435,15 @@ impl CopyRestarts {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+    use tokio::runtime::Runtime;
+
     use super::*;
+    use crate::{
+        olap::{DuckDb, TargetOptions},
+        pipeline::Options,
+        source::connection::{Environment, SourceOptions},
+    };
 
     const SHORT: Duration = Duration::from_secs(1);
     const LONG: Duration = Duration::from_secs(61);
@@ -550,5 +558,148 @@ mod tests {
         // The copy has come to its end.
         restarts.forget(1);
         assert!(restarts.take(1));
+    }
+
+    fn oids(oids: &[u32]) -> BTreeSet<u32> {
+        oids.iter().copied().collect()
+    }
+
+    /// A scheduler without a server, and what it needs for as long as it lives.
+    struct Bench {
+        copies: CopyScheduler<DuckDb>,
+        runtime: Runtime,
+        _folder: TempDir,
+    }
+
+    impl Bench {
+        fn new(wanted: &[u32]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("shop.duckdb");
+            let target = TargetOptions { path, ..TargetOptions::default() };
+            let writer = Writer::new(DuckDb::open(&target).unwrap());
+
+            let url = "postgres://rhei@localhost/shop";
+            let source = SourceOptions::parse(url, &Environment::default()).unwrap();
+            let context = Context::new(Options::new(source, target), mpsc::unbounded_channel().0);
+
+            let mut copies = CopyScheduler::new(&context, &writer, 3);
+            copies.want(oids(wanted));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            Self { copies, runtime, _folder: folder }
+        }
+
+        /// Begins a round for all tables that are wanted, which never does anything.
+        fn begin(&mut self) -> CancellationToken {
+            let stop = CancellationToken::new();
+            self.copies.running = Some(Running {
+                task: self.runtime.spawn(std::future::pending()),
+                events: mpsc::channel(1).1,
+                stop: stop.clone(),
+                asked: self.copies.wanted.clone(),
+                tables: BTreeSet::new(),
+                began: Instant::now(),
+            });
+            stop
+        }
+    }
+
+    #[test]
+    fn a_planned_round_leaves_the_tables_for_which_it_came_too_late() {
+        let mut bench = Bench::new(&[1, 2, 3]);
+        bench.begin();
+        // The third table needs no copy any more, and the fourth one comes while the round begins.
+        bench.copies.want([4]);
+        bench.copies.planned(&oids(&[1]), &oids(&[2]));
+
+        assert_eq!(bench.copies.wanted, oids(&[2, 4]));
+        let active: Vec<bool> = (1..=4).map(|oid| bench.copies.is_active(oid)).collect();
+        assert_eq!(active, [true, false, false, false]);
+    }
+
+    #[test]
+    fn rounds_that_come_too_late_count_only_in_a_row() {
+        let mut bench = Bench::new(&[1, 2]);
+        let mut races = Vec::new();
+        for too_late in [&[2][..], &[2], &[], &[2]] {
+            bench.begin();
+            bench.copies.planned(&oids(&[1]), &oids(too_late));
+            races.push(bench.copies.races);
+        }
+        assert_eq!(races, [1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn locked_tables_stay_wanted_and_the_next_round_waits_a_moment() {
+        let mut bench = Bench::new(&[1, 2]);
+        bench.begin();
+        let before = Instant::now();
+        bench.copies.locked(&BTreeMap::from([(2, QualifiedName::new("public", "t2"))]));
+        bench.copies.planned(&oids(&[1]), &oids(&[]));
+
+        assert_eq!(bench.copies.wanted, oids(&[2]));
+        assert!(bench.copies.not_before.is_some_and(|at| at >= before + LOCKED_PAUSE));
+    }
+
+    #[test]
+    fn copies_that_are_paused_are_idle_once_the_round_has_ended() {
+        let mut bench = Bench::new(&[1]);
+        assert!(!bench.copies.is_idle(), "a table waits");
+        let stop = bench.begin();
+
+        bench.copies.pause(true);
+        assert!(stop.is_cancelled() && !bench.copies.is_idle(), "the round has to end");
+        bench.copies.running = None;
+        assert!(bench.copies.is_idle() && !bench.copies.has_all(), "the table still waits");
+
+        bench.copies.pause(false);
+        assert!(!bench.copies.is_idle(), "copies go on");
+    }
+
+    #[test]
+    fn all_is_copied_when_the_last_table_of_the_round_is_done() {
+        let mut bench = Bench::new(&[1, 2]);
+        bench.begin();
+        bench.copies.planned(&oids(&[1, 2]), &oids(&[]));
+
+        bench.copies.done(1, &CopyOutcome::Done);
+        assert!(!bench.copies.has_all() && bench.copies.is_active(2));
+        bench.copies.done(2, &CopyOutcome::Changed);
+        assert!(bench.copies.has_all() && !bench.copies.is_idle(), "the round still has to end");
+    }
+
+    #[test]
+    fn only_a_copy_that_succeeds_makes_up_for_earlier_failures() {
+        let mut bench = Bench::new(&[1, 2]);
+        bench.copies.failures.in_a_row = 2;
+        bench.copies.done(1, &CopyOutcome::Changed);
+        assert_eq!(bench.copies.failures.in_a_row, 2);
+        bench.copies.done(2, &CopyOutcome::Done);
+        assert_eq!(bench.copies.failures.in_a_row, 0);
+    }
+
+    #[test]
+    fn a_copy_that_was_restarted_too_often_is_not_wanted_any_more() {
+        let mut bench = Bench::new(&[]);
+        for _ in 0..MAX_COPY_RESTARTS {
+            assert!(bench.copies.restart_copy(1));
+        }
+        assert_eq!(std::mem::take(&mut bench.copies.wanted), oids(&[1]));
+        assert!(!bench.copies.restart_copy(1));
+        assert!(bench.copies.wanted.is_empty());
+    }
+
+    #[test]
+    fn tables_of_one_migration_put_off_the_round_and_no_table_does_not() {
+        let mut bench = Bench::new(&[]);
+        bench.copies.want_soon(oids(&[]));
+        assert_eq!(bench.copies.not_before, None);
+
+        bench.copies.want_soon(oids(&[1]));
+        let (first, since) = (bench.copies.not_before, bench.copies.wanted_since);
+        assert_eq!(first, Some(since + QUIET_BEFORE_ROUND));
+
+        bench.copies.want_soon(oids(&[2]));
+        assert!(bench.copies.not_before >= first);
+        assert_eq!((bench.copies.wanted_since, bench.copies.wanted), (since, oids(&[1, 2])));
     }
 }
