@@ -9,13 +9,13 @@ use super::snapshot::Snapshot;
 use crate::{
     Lsn,
     checkpoint::reachable_target,
-    olap::{OlapEngine, ReadTarget},
+    olap::{OlapEngine, ReadTarget, StoredTable, TargetError},
     pipeline::{Context, EngineError, Writer},
     source::connection::connect_sql,
 };
 
-/// How far the stream stays behind the source while the slot of the first snapshot is made; twice as
-/// far for each further one.
+/// How far the stream stays behind the source while the slot of the first snapshot is made; twice
+/// as far for each further one.
 const FIRST_TRAIL: Duration = Duration::from_millis(250);
 
 /// The stream passed this number of snapshots in a row before they were there.
@@ -32,6 +32,8 @@ pub struct Standing<R> {
     pub lsn: Lsn,
     pub snapshot: Snapshot,
     pub readers: Vec<R>,
+    /// The tables as the copy has them there.
+    pub tables: Vec<StoredTable>,
 }
 
 /// Brings the copy to the LSN of a new snapshot of the source, and makes `readers` readers of it
@@ -79,7 +81,7 @@ async fn reach<T: OlapEngine + 'static>(
     let since = Instant::now();
     loop {
         let seen = writer.call(|target| target.readers(1)).await?;
-        match seen.map(|(checkpoint, _)| checkpoint.lsn) {
+        match seen.map(|seen| seen.checkpoint.lsn) {
             None => return Err(EngineError::Setup("the copy has no state yet".to_owned())),
             Some(checkpoint) if checkpoint > lsn => return Ok(None),
             Some(checkpoint) if checkpoint >= goal => break,
@@ -89,6 +91,9 @@ async fn reach<T: OlapEngine + 'static>(
     }
 
     // The stream is still held, so all readers see the same checkpoint.
-    let readers = writer.call(move |target| target.readers(count)).await?;
-    Ok(readers.map(|(_, readers)| Standing { lsn, snapshot, readers }))
+    let seen =
+        move |target: &mut T| Ok::<_, TargetError>((target.readers(count)?, target.state()?));
+    let (readers, state) = writer.call(seen).await?;
+    let tables = state.map(|state| state.tables).unwrap_or_default();
+    Ok(readers.map(|seen| Standing { lsn, snapshot, readers: seen.readers, tables }))
 }

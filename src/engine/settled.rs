@@ -54,7 +54,7 @@ enum Doubt {
     /// The time at which the server was asked which of the transactions wait for synchronous
     /// standbys, long after the flush, and those that may wait. The others become visible soon, or
     /// have no commit record before the position.
-    RelationAnswer { at: Instant, waiting: BTreeSet<u32> },
+    Answered { at: Instant, waiting: BTreeSet<u32> },
 }
 
 impl Began {
@@ -91,13 +91,14 @@ impl Began {
     ) -> Result<(), EngineError> {
         match self.question_after(later) {
             Some(Question::HasFlushed) => {
-                if catalogs.has_flushed(self.at).await? {
+                let has_flushed = catalogs.has_flushed(self.at).await?;
+                if has_flushed {
                     self.doubt = Doubt::Flushed(Instant::now());
                 }
             }
             Some(Question::AwaitingStandbys) => {
                 let waiting = catalogs.awaiting_standbys(&self.unseen).await?;
-                self.doubt = Doubt::RelationAnswer { at: Instant::now(), waiting };
+                self.doubt = Doubt::Answered { at: Instant::now(), waiting };
             }
             None => {}
         }
@@ -118,10 +119,10 @@ impl Began {
         match &self.doubt {
             Doubt::Unflushed => return Some(Question::HasFlushed),
             Doubt::Flushed(since) if is_long_ago(*since) => {}
-            Doubt::RelationAnswer { at, waiting } if is_long_ago(*at) => {
+            Doubt::Answered { at, waiting } if is_long_ago(*at) => {
                 self.unseen.retain(|xid| waiting.contains(xid))
             }
-            Doubt::Flushed(_) | Doubt::RelationAnswer { .. } => return None,
+            Doubt::Flushed(_) | Doubt::Answered { .. } => return None,
         }
 
         (!self.unseen.is_empty()).then_some(Question::AwaitingStandbys)
@@ -253,7 +254,7 @@ mod tests {
             ("it waits", vec![100], SECOND, vec![100], Some(Question::AwaitingStandbys)),
         ] {
             let waiting = waiting.into_iter().collect();
-            let doubt = Doubt::RelationAnswer { at, waiting };
+            let doubt = Doubt::Answered { at, waiting };
             let mut began = Began { doubt, ..began(1, &[100], "100:101:100") };
             assert_eq!(began.question_after(&look_after(at, wait)), expected, "{name}");
             assert_eq!(unseen(&began), left, "{name}");

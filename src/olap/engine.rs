@@ -146,10 +146,15 @@ pub trait ReadTarget: Send {
 
     /// Returns readers that all see the target as it is now, between two transactions of the
     /// writer, and its checkpoint; `None` if rhei never wrote to the file.
-    fn readers(
-        &mut self,
-        count: usize,
-    ) -> Result<Option<(Checkpoint, Vec<Self::Reader>)>, TargetError>;
+    fn readers(&mut self, count: usize) -> Result<Option<Readers<Self::Reader>>, TargetError>;
+}
+
+/// Readers that see the target at one checkpoint.
+pub struct Readers<R> {
+    /// The checkpoint that the target had when the readers were made.
+    pub checkpoint: Checkpoint,
+    /// The readers.
+    pub readers: Vec<R>,
 }
 
 /// A reader that sees the target at one checkpoint for as long as the reader lives. The writer goes

@@ -37,7 +37,7 @@ pub use self::{
     duckdb::DuckDb,
     engine::{
         Applied, ApplyTarget, Compaction, CopyLoader, CopyTarget, FileMaintenance, NewCopy,
-        OlapEngine, ReadTarget, RowStream, TargetReader, TargetState,
+        OlapEngine, ReadTarget, Readers, RowStream, TargetReader, TargetState,
     },
     error::TargetError,
     file::TargetOptions,

@@ -6,8 +6,8 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use arrow::record_batch::RecordBatch;
 use duckdb::Connection;
 
-use super::{DuckDb, ReadTarget, TargetError, TargetReader, state};
-use crate::{Checkpoint, error::panic_message};
+use super::{DuckDb, ReadTarget, Readers, TargetError, TargetReader, state};
+use crate::error::panic_message;
 
 /// A connection of its own with an open transaction. A file is neither reopened nor rewritten while
 /// a reader lives.
@@ -20,7 +20,7 @@ pub struct Reader {
 impl ReadTarget for DuckDb {
     type Reader = Reader;
 
-    fn readers(&mut self, count: usize) -> Result<Option<(Checkpoint, Vec<Reader>)>, TargetError> {
+    fn readers(&mut self, count: usize) -> Result<Option<Readers<Reader>>, TargetError> {
         self.ensure_attached()?;
 
         let mut readers = Vec::with_capacity(count);
@@ -34,7 +34,7 @@ impl ReadTarget for DuckDb {
             readers.push(Reader { connection, _alive: self.alive() });
         }
 
-        Ok(seen.map(|checkpoint| (checkpoint, readers)))
+        Ok(seen.map(|checkpoint| Readers { checkpoint, readers }))
     }
 }
 

@@ -17,8 +17,8 @@ use crate::{
         Applied, Compacted, Compaction, NewJob, Pipeline, Space, StoredJob, StoredState,
         StoredTable, TargetError,
         engine::{
-            ApplyTarget, CopyLoader, CopyTarget, FileMaintenance, NewCopy, ReadTarget, RowStream,
-            TargetReader, TargetState,
+            ApplyTarget, CopyLoader, CopyTarget, FileMaintenance, NewCopy, ReadTarget, Readers,
+            RowStream, TargetReader, TargetState,
         },
     },
     pgoutput::QualifiedName,
@@ -194,10 +194,7 @@ impl CopyTarget for MemoryTarget {
 impl ReadTarget for MemoryTarget {
     type Reader = NoReader;
 
-    fn readers(
-        &mut self,
-        _count: usize,
-    ) -> Result<Option<(Checkpoint, Vec<NoReader>)>, TargetError> {
+    fn readers(&mut self, _count: usize) -> Result<Option<Readers<NoReader>>, TargetError> {
         Ok(None)
     }
 }
