@@ -92,9 +92,13 @@ pub enum Recopy {
 }
 
 impl Recopy {
-    /// Returns `found`, or this request when `found` asks for no copy.
+    /// Returns the request that copies more: what an operator asked for outlasts what was found
+    /// meanwhile.
     pub fn widen(self, found: Self) -> Self {
-        if found == Self::None { self } else { found }
+        match (&self, &found) {
+            (_, Self::None) | (Self::All, _) | (Self::AllOfSameCluster, Self::Tables(_)) => self,
+            _ => found,
+        }
     }
 
     /// Returns whether all tables are to be copied, with a new slot.

@@ -32,7 +32,7 @@ fn stored(oid: u32, state: TableState) -> StoredTable {
 }
 
 #[test]
-fn what_was_found_last_takes_the_place_of_what_was_asked_unless_it_asks_for_nothing() {
+fn a_request_for_copies_is_widened_and_never_narrowed() {
     let one = || Recopy::Tables(vec![name("t1")]);
     for (asked, found, expected) in [
         (Recopy::None, Recopy::None, Recopy::None),
@@ -40,6 +40,10 @@ fn what_was_found_last_takes_the_place_of_what_was_asked_unless_it_asks_for_noth
         (Recopy::All, Recopy::None, Recopy::All),
         (Recopy::None, Recopy::AllOfSameCluster, Recopy::AllOfSameCluster),
         (one(), Recopy::AllOfSameCluster, Recopy::AllOfSameCluster),
+        (Recopy::All, Recopy::AllOfSameCluster, Recopy::All),
+        (Recopy::AllOfSameCluster, Recopy::All, Recopy::All),
+        (Recopy::All, one(), Recopy::All),
+        (Recopy::AllOfSameCluster, one(), Recopy::AllOfSameCluster),
     ] {
         let case = format!("{asked:?} and {found:?}");
         assert_eq!(asked.widen(found), expected, "{case}");

@@ -180,9 +180,10 @@ pub(super) fn password_from(file: &Path, config: &tokio_postgres::Config) -> Opt
 
     let text = std::fs::read_to_string(file).ok()?;
 
-    let host = match config.get_hosts().first()? {
-        Host::Tcp(host) => host.clone(),
-        Host::Unix(_) => "localhost".to_owned(),
+    let host = match (config.get_hosts().first(), config.get_hostaddrs().first()) {
+        (Some(Host::Tcp(host)), _) => host.clone(),
+        (Some(Host::Unix(_)), _) => "localhost".to_owned(),
+        (None, address) => address?.to_string(),
     };
     let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
     let wanted = [host.as_str(), &port, config.get_dbname()?, config.get_user()?];
@@ -209,4 +210,31 @@ pub(super) fn password_fields(line: &str) -> Vec<String> {
         }
     }
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_password_file_is_asked_for_the_host_or_for_its_address_without_one() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"db:5432:shop:rhei:by name\n10.0.0.1:5432:shop:rhei:by address\n").unwrap();
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(file.path(), private).unwrap();
+
+        for (settings, expected) in [
+            ("host=db user=rhei dbname=shop", Some("by name")),
+            ("hostaddr=10.0.0.1 user=rhei dbname=shop", Some("by address")),
+            ("host=db hostaddr=10.0.0.1 user=rhei dbname=shop", Some("by name")),
+            ("hostaddr=10.0.0.2 user=rhei dbname=shop", None),
+            ("host=db user=other dbname=shop", None),
+        ] {
+            let config: tokio_postgres::Config = settings.parse().unwrap();
+            let found = password_from(file.path(), &config);
+            assert_eq!(found.as_deref(), expected, "{settings}");
+        }
+    }
 }
