@@ -11,7 +11,7 @@ use crate::{
     checkpoint::reachable_target,
     olap::{OlapEngine, ReadTarget, StoredTable, TargetError},
     pipeline::{Context, EngineError, Writer},
-    source::connection::connect_sql,
+    source::{catalog, connection::connect_sql},
 };
 
 /// How far the stream stays behind the source while the slot of the first snapshot is made; twice
@@ -22,6 +22,9 @@ const FIRST_TRAIL: Duration = Duration::from_millis(250);
 const MAX_TRIES: u32 = 6;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long making a snapshot may wait for transactions that are open at the source.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the stream may take to reach the snapshot.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -52,8 +55,12 @@ pub async fn stand<T: OlapEngine + 'static>(
     for attempt in 0..MAX_TRIES {
         let claim = context.barrier.claim().await;
         let trail = FIRST_TRAIL * 2_u32.pow(attempt);
-        let snapshot =
-            Snapshot::of_temporary_slot(context, &control, &context.barrier, Some(trail)).await?;
+        let making = Snapshot::of_temporary_slot(context, &control, &context.barrier, Some(trail));
+        // Copies cannot begin meanwhile.
+        let Ok(snapshot) = tokio::time::timeout(SNAPSHOT_TIMEOUT, making).await else {
+            return Err(still_open(&catalog::open_transactions(&control).await?));
+        };
+        let snapshot = snapshot?;
 
         let standing = reach(context, writer, snapshot, readers).await;
         context.wanted_checkpoint.set(Lsn::ZERO);
@@ -65,6 +72,15 @@ pub async fn stand<T: OlapEngine + 'static>(
     }
 
     Err(EngineError::Busy)
+}
+
+fn still_open(transactions: &[String]) -> EngineError {
+    EngineError::Setup(format!(
+        "no snapshot of the source could be made within {} s\ndetail: Transactions are open there: \
+         {}.\nhint: try again when they have ended",
+        SNAPSHOT_TIMEOUT.as_secs(),
+        transactions.join("; ")
+    ))
 }
 
 /// Waits until the checkpoint is at the snapshot. `None`: the stream had passed it already.
