@@ -90,13 +90,13 @@ impl Began {
         catalogs: &CatalogWatch,
     ) -> Result<(), EngineError> {
         match self.question_after(later) {
-            Some(Question::HasFlushed) => {
+            Some(NextQuestion::HasFlushed) => {
                 let has_flushed = catalogs.has_flushed(self.at).await?;
                 if has_flushed {
                     self.doubt = Doubt::Flushed(Instant::now());
                 }
             }
-            Some(Question::AwaitingStandbys) => {
+            Some(NextQuestion::AwaitingStandbys) => {
                 let waiting = catalogs.awaiting_standbys(&self.unseen).await?;
                 self.doubt = Doubt::Answered { at: Instant::now(), waiting };
             }
@@ -108,7 +108,7 @@ impl Began {
 
     /// Gives up the transactions that a later look saw, or that have no commit record before the
     /// position. Returns what is to be asked about the others, if it is time to ask.
-    fn question_after(&mut self, later: &Self) -> Option<Question> {
+    fn question_after(&mut self, later: &Self) -> Option<NextQuestion> {
         self.unseen.retain(|xid| !later.snapshot.sees(*xid));
         if self.unseen.is_empty() {
             return None;
@@ -117,7 +117,7 @@ impl Began {
         let is_long_ago = |then: Instant| later.read_at.duration_since(then) >= VISIBLE_AFTER_FLUSH;
 
         match &self.doubt {
-            Doubt::Unflushed => return Some(Question::HasFlushed),
+            Doubt::Unflushed => return Some(NextQuestion::HasFlushed),
             Doubt::Flushed(since) if is_long_ago(*since) => {}
             Doubt::Answered { at, waiting } if is_long_ago(*at) => {
                 self.unseen.retain(|xid| waiting.contains(xid))
@@ -125,7 +125,7 @@ impl Began {
             Doubt::Flushed(_) | Doubt::Answered { .. } => return None,
         }
 
-        (!self.unseen.is_empty()).then_some(Question::AwaitingStandbys)
+        (!self.unseen.is_empty()).then_some(NextQuestion::AwaitingStandbys)
     }
 
     /// Returns whether the stream, which has passed `passed`, has had long enough to come as far as
@@ -137,7 +137,7 @@ impl Began {
 
 /// A question to the server about transactions that stay invisible.
 #[derive(Debug, PartialEq, Eq)]
-enum Question {
+enum NextQuestion {
     /// Whether all WAL before the position is flushed.
     HasFlushed,
     /// Which of the transactions wait for synchronous standbys.
@@ -220,7 +220,7 @@ mod tests {
     fn nothing_is_asked_once_a_later_look_sees_every_transaction() {
         let mut began = began(1, &[100, 101], "100:102:100,101");
         let one_left = self::began(1, &[], "101:103:101");
-        assert_eq!(began.question_after(&one_left), Some(Question::HasFlushed));
+        assert_eq!(began.question_after(&one_left), Some(NextQuestion::HasFlushed));
         assert_eq!(unseen(&began), [101]);
 
         let none_left = self::began(1, &[], "103:103:");
@@ -234,7 +234,7 @@ mod tests {
         for (wait, expected) in [
             (Duration::ZERO, None),
             (SECOND - Duration::from_millis(1), None),
-            (SECOND, Some(Question::AwaitingStandbys)),
+            (SECOND, Some(NextQuestion::AwaitingStandbys)),
         ] {
             let began = began(1, &[100], "100:101:100");
             let mut began = Began { doubt: Doubt::Flushed(flushed), ..began };
@@ -251,7 +251,7 @@ mod tests {
             ("just answered", vec![], Duration::ZERO, vec![100], None),
             ("none waits", vec![], SECOND, vec![], None),
             ("another one waits", vec![7], SECOND, vec![], None),
-            ("it waits", vec![100], SECOND, vec![100], Some(Question::AwaitingStandbys)),
+            ("it waits", vec![100], SECOND, vec![100], Some(NextQuestion::AwaitingStandbys)),
         ] {
             let waiting = waiting.into_iter().collect();
             let doubt = Doubt::Answered { at, waiting };

@@ -31,9 +31,9 @@ pub async fn recover<T: OlapEngine + 'static>(
     let may_resync = || context.slot_lost.may_resync(Instant::now());
 
     match judge(&error, context.options.on_slot_lost, may_resync) {
-        Verdict::End => Err(error),
-        Verdict::TooOften { found } => Err(too_often(&found)),
-        Verdict::StartOver { found } => {
+        SlotVerdict::End => Err(error),
+        SlotVerdict::TooOften { found } => Err(too_often(&found)),
+        SlotVerdict::StartOver { found } => {
             tracing::warn!(
                 event = "slot_lost",
                 found = found.join("; "),
@@ -47,7 +47,7 @@ pub async fn recover<T: OlapEngine + 'static>(
             copies.reset().await;
             Ok(Recopy::AllOfSameCluster)
         }
-        Verdict::AskCatalogs { suspicion, message } => {
+        SlotVerdict::AskCatalogs { suspicion, message } => {
             match is_slot_unreadable(context, suspicion).await {
                 true => {
                     tracing::warn!(
@@ -66,7 +66,7 @@ pub async fn recover<T: OlapEngine + 'static>(
 
 /// What follows from the error that ended a session.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict<'a> {
+enum SlotVerdict<'a> {
     /// The error is not about the slot, or the settings leave a lost slot to the operator.
     End,
     /// The slot is lost, and starting over has not helped: what was found, in lines without hints.
@@ -92,11 +92,11 @@ fn judge<'a>(
     error: &'a EngineError,
     on_slot_lost: OnSlotLost,
     may_resync: impl FnOnce() -> bool,
-) -> Verdict<'a> {
+) -> SlotVerdict<'a> {
     match error {
         EngineError::Source(SourceError::Slot(found)) if found.is_lost() => {
             if on_slot_lost == OnSlotLost::Stop {
-                return Verdict::End;
+                return SlotVerdict::End;
             }
 
             let found = found.to_string();
@@ -106,15 +106,21 @@ fn judge<'a>(
                 .map(str::to_owned)
                 .collect();
 
-            if may_resync() { Verdict::StartOver { found } } else { Verdict::TooOften { found } }
+            if may_resync() {
+                SlotVerdict::StartOver { found }
+            } else {
+                SlotVerdict::TooOften { found }
+            }
         }
         EngineError::Source(SourceError::Wire(WireError::Server(message))) => {
             match suspicion_of(&message.code) {
-                Some(suspicion) => Verdict::AskCatalogs { suspicion, message: &message.message },
-                None => Verdict::End,
+                Some(suspicion) => {
+                    SlotVerdict::AskCatalogs { suspicion, message: &message.message }
+                }
+                None => SlotVerdict::End,
             }
         }
-        _ => Verdict::End,
+        _ => SlotVerdict::End,
     }
 }
 
@@ -187,12 +193,12 @@ mod tests {
         EngineError::Source(WireError::Server(message).into())
     }
 
-    fn named(verdict: &Verdict<'_>) -> &'static str {
+    fn named(verdict: &SlotVerdict<'_>) -> &'static str {
         match verdict {
-            Verdict::End => "end",
-            Verdict::TooOften { .. } => "too often",
-            Verdict::StartOver { .. } => "start over",
-            Verdict::AskCatalogs { .. } => "ask",
+            SlotVerdict::End => "end",
+            SlotVerdict::TooOften { .. } => "too often",
+            SlotVerdict::StartOver { .. } => "start over",
+            SlotVerdict::AskCatalogs { .. } => "ask",
         }
     }
 
@@ -259,7 +265,7 @@ mod tests {
                 .to_owned(),
         ];
         let verdict = judge(&error, OnSlotLost::Resync, || true);
-        assert_eq!(verdict, Verdict::StartOver { found });
+        assert_eq!(verdict, SlotVerdict::StartOver { found });
     }
 
     #[test]
@@ -273,9 +279,8 @@ mod tests {
             ("57P01", None),
             ("", None),
         ] {
-            let expected = suspicion.map_or(Verdict::End, |suspicion| Verdict::AskCatalogs {
-                suspicion,
-                message: "no",
+            let expected = suspicion.map_or(SlotVerdict::End, |suspicion| {
+                SlotVerdict::AskCatalogs { suspicion, message: "no" }
             });
             let (error, may_resync) = (refusal(code), || unreachable!("nothing is lost yet"));
             assert_eq!(judge(&error, OnSlotLost::Resync, may_resync), expected, "{code}");
