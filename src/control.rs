@@ -24,6 +24,7 @@ use crate::{
         Context, EngineError, Writer, copy_progress::CopyProgress, latency::Latency,
         left_out::LeftOut, settled::SettledLsn,
     },
+    verify,
 };
 
 /// Returns the path of the socket on which the replicator of a file listens.
@@ -172,8 +173,8 @@ async fn soon<R: Send + 'static>(
     tokio::time::timeout(WRITER_PATIENCE, asked).await.ok()?.ok()
 }
 
-/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact` or `resync SCHEMA.TABLE`, and
-/// answers it.
+/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact`, `verify JSON` or
+/// `resync SCHEMA.TABLE`, and answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     context: Context,
@@ -206,6 +207,7 @@ async fn serve<T: OlapEngine + 'static>(
             let _shape = context.ddl_lock.write().await;
             writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
         }
+        ("verify", request) => verified(&context, &writer, request).await,
         ("resync", table) => resync(table, &writer, &ask, &last).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
@@ -232,6 +234,18 @@ async fn status<T: OlapEngine + 'static>(
 
     last.remember(&status, state);
     Ok(status)
+}
+
+/// Compares the copy with the source while the stream goes on.
+async fn verified<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    request: &str,
+) -> Result<Value, EngineError> {
+    match serde_json::from_str(request) {
+        Ok(request) => Ok(json!(verify::verify(context, writer, &request).await?)),
+        Err(error) => Ok(json!({ "error": format!("the request makes no sense: {error}") })),
+    }
 }
 
 /// Asks the session to copy a table again.

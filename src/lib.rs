@@ -30,6 +30,8 @@ mod engine;
 
 mod backfill;
 
+mod verify;
+
 mod pipeline;
 
 mod olap;
@@ -79,6 +81,9 @@ pub mod internals {
     }
     pub mod backfill {
         pub use crate::backfill::*;
+    }
+    pub mod verify {
+        pub use crate::verify::*;
     }
     pub mod pipeline {
         pub use crate::pipeline::*;

@@ -12,6 +12,7 @@ mod report;
 mod run;
 mod status;
 mod sync;
+mod verify;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -119,6 +120,12 @@ enum Command {
         after_help = "Examples:\n  rhei compact\n  rhei compact --json | jq .after.file_bytes"
     )]
     Compact(compact::CompactArgs),
+    /// Prove that the copy is equal to its source, also while a replicator runs; 3 if it is not
+    #[command(
+        after_help = "Examples:\n  rhei verify\n  rhei verify --table public.orders --values\n  \
+                      rhei verify --json | jq '.tables[] | select(.verdict != \"equal\")'"
+    )]
+    Verify(verify::VerifyArgs),
     /// Write a commented rhei.toml from what is found at the source
     #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop \
                       --target shop.duckdb")]
@@ -362,6 +369,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Resume => Box::pin(backfill::pause(session, false)).await,
         Command::Jobs(args) => Box::pin(jobs::run(session, args)).await,
         Command::Compact(args) => Box::pin(compact::run(session, args)).await,
+        Command::Verify(args) => Box::pin(verify::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
     }

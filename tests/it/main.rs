@@ -40,4 +40,6 @@ mod tidy;
 mod type_pairs;
 mod values;
 mod variants;
+mod verify;
+mod verify_hash;
 mod workloads;

@@ -1,0 +1,158 @@
+//! `rhei verify`: proves that the copy is equal to its source.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{CliError, Invocation};
+use crate::{
+    control, engine,
+    olap::DuckDb,
+    pipeline::{EngineError, Writer},
+    verify::{self, ColumnDifference, Report, Request, RowVerdict, TableReport, TableVerdict},
+};
+
+/// The exit code when the copy differs from its source.
+const DIFFERENT: u8 = 3;
+
+/// The text shows at most this number of rows of a table.
+const MAX_SHOWN: usize = 20;
+
+/// Flags of `rhei verify`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct VerifyArgs {
+    /// Compare this table only, as schema.table; may be given several times
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// Show the values that differ
+    #[arg(long)]
+    pub values: bool,
+    /// For scripts
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command. A running replicator verifies beside its stream; otherwise this process brings
+/// the copy up to date and verifies it.
+pub async fn run(session: Invocation, args: VerifyArgs) -> Result<ExitCode, CliError> {
+    let path = session.target()?.path;
+    let request = Request { tables: args.table, shows_values: args.values };
+
+    let question = serde_json::to_string(&request).map_err(unreadable)?;
+    let report = match control::request(&path, &format!("verify {question}")).await {
+        Some(answer) => match answer["error"].as_str() {
+            Some(error) => return Err(CliError::Failed(error.to_owned())),
+            None => serde_json::from_value(answer).map_err(unreadable)?,
+        },
+        None => alone(session, &request).await?,
+    };
+
+    if args.json {
+        println!("{}", serde_json::to_string(&report).map_err(unreadable)?);
+    } else {
+        print_text(&report);
+    }
+
+    Ok(if report.has_differences() {
+        ExitCode::from(DIFFERENT)
+    } else if report.is_incomplete() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn unreadable(error: serde_json::Error) -> CliError {
+    CliError::Failed(format!("the report cannot be read: {error}"))
+}
+
+/// Verifies a copy that no replicator holds: this process follows the source meanwhile.
+async fn alone(session: Invocation, request: &Request) -> Result<Report, CliError> {
+    let path = session.target()?.path;
+    if DuckDb::read_state(&path)?.is_none() {
+        return Err(CliError::Failed(format!("{} is not a copy that rhei made", path.display())));
+    }
+
+    let (context, progress) = session.context()?;
+    let asked_to_stop = session.stop_on_signal();
+    let writer = Writer::new(DuckDb::open(&context.options.target)?);
+
+    let stop = CancellationToken::new();
+    let (_commands, commands) = mpsc::unbounded_channel();
+    let (of_run, writer_of_run, stop_of_run) = (context.clone(), writer.clone(), stop.clone());
+    let mut following =
+        tokio::spawn(
+            async move { engine::run(&of_run, &writer_of_run, commands, &stop_of_run).await },
+        );
+
+    let verified = tokio::select! {
+        report = verify::verify(&context, &writer, request) => Some(report),
+        () = asked_to_stop.cancelled() => None,
+        // It ends by itself only with an error.
+        ended = &mut following => {
+            ended.map_err(|lost| EngineError::lost("following the source", lost))??;
+            return Err(stopped());
+        }
+    };
+
+    stop.cancel();
+    following.await.map_err(|lost| EngineError::lost("following the source", lost))??;
+    drop(writer);
+    drop(context);
+    progress.finish().await;
+    Ok(verified.ok_or_else(stopped)??)
+}
+
+fn stopped() -> CliError {
+    CliError::Failed("stopped before the copy was verified".to_owned())
+}
+
+fn print_text(report: &Report) {
+    for table in &report.tables {
+        println!("{}", line(table));
+        for difference in table.differences.iter().take(MAX_SHOWN) {
+            let kind = match difference.kind {
+                RowVerdict::Missing => "missing in the copy",
+                RowVerdict::Extra => "only in the copy",
+                RowVerdict::Different => "different",
+            };
+            let columns: Vec<String> = difference.columns.iter().map(column).collect();
+            println!("  {kind}: {} {}", difference.key, columns.join(", "));
+        }
+        if table.differences.len() > MAX_SHOWN {
+            println!("  and {} more", table.differences.len() - MAX_SHOWN);
+        }
+        for (column, reason) in &table.not_compared {
+            println!("  column {column} was not compared: {reason}");
+        }
+    }
+
+    println!("compared at {} in {:.1} s", report.lsn, report.seconds);
+}
+
+fn line(table: &TableReport) -> String {
+    let reason = table.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    match table.verdict {
+        TableVerdict::Equal => format!("{}: equal, {} rows", table.table, table.source_rows),
+        TableVerdict::NotVerified => format!("{}: not verified{reason}", table.table),
+        TableVerdict::Different => format!(
+            "{}: DIFFERENT{reason}: {} rows at the source, {} in the copy; {} missing, {} extra, \
+             {} different",
+            table.table,
+            table.source_rows,
+            table.copy_rows,
+            table.missing,
+            table.extra,
+            table.different
+        ),
+    }
+}
+
+fn column(difference: &ColumnDifference) -> String {
+    match (&difference.source, &difference.copy) {
+        (Some(source), Some(copy)) => format!("{}: {source} | {copy}", difference.column),
+        _ => difference.column.clone(),
+    }
+}

@@ -1,0 +1,228 @@
+//! `rhei verify`: finds what was changed in a copy behind rhei's back, and nothing else.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use duckdb::Connection;
+use serde_json::Value;
+
+use crate::{bed::Output, following::Following};
+
+const SOON: Duration = Duration::from_secs(60);
+
+const SCHEMA: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+     CREATE TABLE t (
+         id bigint PRIMARY KEY, flag boolean, small int, name text NOT NULL, fixed char(6),
+         price numeric(10, 2), free numeric, f float8, moment timestamptz, day date, span interval,
+         doc jsonb, tags text[], feeling mood, body bytea, who uuid);
+     INSERT INTO t SELECT i, i % 2 = 0, i % 7, 'name ' || i, 'ab', i * 1.25, '1.50', i * 0.5,
+         timestamptz '2024-01-01 00:00:00Z' + i * interval '1 second', date '2024-01-01' + i % 300,
+         interval '1 mon', jsonb_build_object('n', i), ARRAY['a', 'b' || i], 'ok',
+         decode(md5(i::text), 'hex'), md5(i::text)::uuid
+     FROM generate_series(1, 20000) i;
+     CREATE TABLE keyless (a int, b text); ALTER TABLE keyless REPLICA IDENTITY FULL;
+     INSERT INTO keyless SELECT i % 100, 'v' FROM generate_series(1, 1000) i;
+     CREATE TABLE untouched (id int PRIMARY KEY, v text);
+     INSERT INTO untouched SELECT i, 'v' FROM generate_series(1, 5000) i";
+
+fn report(output: &Output) -> Value {
+    serde_json::from_str(&output.stdout).unwrap()
+}
+
+fn table<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let mut tables = report["tables"].as_array().unwrap().iter();
+    tables.find(|table| table["table"] == name).unwrap()
+}
+
+/// `kind key: columns` of each row that differs.
+fn rows(table: &Value) -> Vec<String> {
+    let of = |row: &Value| {
+        let columns = row["columns"].as_array().into_iter().flatten();
+        let columns: Vec<&str> = columns.map(|it| it["column"].as_str().unwrap()).collect();
+        format!(
+            "{} {}: {}",
+            row["kind"].as_str().unwrap(),
+            row["key"].as_str().unwrap(),
+            columns.join(" ")
+        )
+    };
+    let mut rows: Vec<String> = table["differences"].as_array().unwrap().iter().map(of).collect();
+    rows.sort();
+    rows
+}
+
+fn in_copy(following: &Following, sql: &str) {
+    Connection::open(following.copy()).unwrap().execute_batch(sql).unwrap();
+}
+
+#[test]
+fn an_equal_copy_is_found_equal_and_each_planted_difference_is_found_by_key_and_column() {
+    let following = Following::new("verify_planted");
+    following.db.execute(SCHEMA);
+    following.sync();
+
+    let equal = following.rhei.run_ok(["verify", "--json"]);
+    let found = report(&equal);
+    assert!(
+        found["tables"].as_array().unwrap().iter().all(|it| it["verdict"] == "equal"),
+        "{found}"
+    );
+    assert_eq!(table(&found, "public.t")["source_rows"], 20000);
+
+    let planted = [
+        ("DELETE FROM t WHERE id = 1", "missing id=1: "),
+        ("INSERT INTO t SELECT * REPLACE (99999 AS id) FROM t WHERE id = 2", "extra id=99999: "),
+        ("UPDATE t SET small = small # 1 WHERE id = 3", "different id=3: small"),
+        ("UPDATE t SET name = '' WHERE id = 4", "different id=4: name"),
+        ("UPDATE t SET flag = NULL WHERE id = 5", "different id=5: flag"),
+        ("UPDATE t SET name = name || ' ' WHERE id = 6", "different id=6: name"),
+        ("UPDATE t SET price = price + 0.01 WHERE id = 7", "different id=7: price"),
+        ("UPDATE t SET free = '1.500' WHERE id = 8", "different id=8: free"),
+        (
+            "UPDATE t SET moment = moment + INTERVAL 1 MICROSECOND WHERE id = 9",
+            "different id=9: moment",
+        ),
+        // An UPDATE would keep the old value, which DuckDB takes for equal.
+        (
+            "CREATE TEMP TABLE kept AS SELECT * REPLACE (INTERVAL '30 days' AS span) FROM t WHERE \
+             id = 10; DELETE FROM t WHERE id = 10; INSERT INTO t SELECT * FROM kept",
+            "different id=10: span",
+        ),
+        ("UPDATE t SET doc = '{\"n\": 12}' WHERE id = 11", "different id=11: doc"),
+        ("UPDATE t SET tags = ['a'] WHERE id = 12", "different id=12: tags"),
+        ("UPDATE t SET feeling = 'sad' WHERE id = 13", "different id=13: feeling"),
+        ("UPDATE t SET body = '\\x00'::BLOB WHERE id = 14", "different id=14: body"),
+        ("UPDATE t SET fixed = 'ab' WHERE id = 15", "different id=15: fixed"),
+        ("UPDATE t SET day = day + 1 WHERE id = 16", "different id=16: day"),
+        ("UPDATE t SET f = f + 1e-9 WHERE id = 17", "different id=17: f"),
+        ("UPDATE t SET who = uuid() WHERE id = 18", "different id=18: who"),
+    ];
+    for (sql, _) in &planted {
+        in_copy(
+            &following,
+            &sql.replace(" t ", " public.t ").replace("small # 1", "xor(small, 1)"),
+        );
+    }
+    // Two values are swapped between rows: the sum of the column stays the same.
+    in_copy(
+        &following,
+        "UPDATE public.t SET price = CASE id WHEN 20 THEN 21 * 1.25 ELSE 20 * 1.25 END WHERE id IN \
+         (20, 21); DELETE FROM public.keyless WHERE a = 7 AND rowid = (SELECT min(rowid) FROM \
+         public.keyless WHERE a = 7)",
+    );
+
+    let output = following.rhei.run(["verify", "--json"]);
+    output.assert_code(3);
+    let found = report(&output);
+
+    let mut expected: Vec<String> =
+        planted.iter().map(|(_, expected)| (*expected).to_owned()).collect();
+    expected.extend(["different id=20: price".to_owned(), "different id=21: price".to_owned()]);
+    expected.sort();
+    assert_eq!(rows(table(&found, "public.t")), expected);
+    assert_eq!(table(&found, "public.keyless")["missing"], 1);
+    assert_eq!(table(&found, "public.untouched")["verdict"], "equal");
+    assert!(!output.stdout.contains("name 4"), "no values unless asked: {}", output.stdout);
+
+    let shown = following.rhei.run(["verify", "--table", "public.t", "--values"]);
+    shown.assert_code(3);
+    assert!(shown.stdout.contains("price: 25.00 | 26.25"), "{}", shown.stdout);
+}
+
+#[test]
+fn a_copy_that_is_written_all_the_time_is_found_equal_each_time() {
+    let following = Following::new("verify_live");
+    following.db.execute(SCHEMA);
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (session, stop) = (following.db.session(), Arc::clone(&is_over));
+    let loading = std::thread::spawn(move || {
+        let mut number = 0;
+        while !stop.load(Ordering::Relaxed) {
+            number += 1;
+            session.execute(&format!(
+                "BEGIN; UPDATE t SET small = small + 1, name = 'new {number}' WHERE id = {number}; \
+                 DELETE FROM t WHERE id = {number} % 9000 + 100; INSERT INTO keyless VALUES ({number}, \
+                 'x'); DELETE FROM keyless WHERE a = {number} - 3; COMMIT"
+            ));
+        }
+    });
+
+    for _ in 0..10 {
+        let output = following.rhei.run(["verify", "--json"]);
+        output.assert_code(0);
+    }
+
+    is_over.store(true, Ordering::Relaxed);
+    loading.join().unwrap();
+    following.wait_settled(&mut running);
+    running.stop(SOON).assert_code(0);
+
+    in_copy(&following, "UPDATE public.t SET small = small + 1 WHERE id = 19999");
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    let output = following.rhei.run(["verify", "--json"]);
+    output.assert_code(3);
+    let found = report(&output);
+    assert_eq!(rows(table(&found, "public.t")), ["different id=19999: small"]);
+    running.stop(SOON).assert_code(0);
+}
+
+#[test]
+fn a_table_that_is_paused_or_unknown_is_not_called_equal() {
+    let following = Following::new("verify_paused");
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY, v numeric(50, 2))");
+    following.sync();
+    in_copy(
+        &following,
+        "UPDATE _rhei.tables SET state = 'error', error = 'a test', remedy = 'operator'",
+    );
+
+    let output = following.rhei.run(["verify", "--json"]);
+    output.assert_code(1);
+    let found = report(&output);
+    assert_eq!(table(&found, "public.t")["verdict"], "not_verified");
+
+    let unknown = following.rhei.run(["verify", "--table", "public.nothing"]);
+    unknown.assert_code(1);
+    assert!(unknown.stderr.contains("no table public.nothing"), "{}", unknown.stderr);
+}
+
+#[test]
+fn partitions_row_filters_and_excluded_columns_are_honoured() {
+    let following = Following::new("verify_shapes");
+    if crate::bed::Cluster::shared().major() < 15 {
+        return;
+    }
+    following.db.execute(
+        "CREATE TABLE root (id int, region text, v text, secret text, PRIMARY KEY (id, region))
+             PARTITION BY LIST (region);
+         CREATE TABLE east PARTITION OF root FOR VALUES IN ('east');
+         CREATE TABLE west PARTITION OF root FOR VALUES IN ('west');
+         INSERT INTO root SELECT i, CASE WHEN i % 2 = 0 THEN 'east' ELSE 'west' END, 'v', 's'
+             FROM generate_series(1, 1000) i;
+         CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child () INHERITS (parent);
+         INSERT INTO parent VALUES (1); INSERT INTO child VALUES (2);
+         CREATE TABLE filtered (id int PRIMARY KEY, v int);
+         INSERT INTO filtered SELECT i, i FROM generate_series(1, 100) i;
+         CREATE PUBLICATION rhei FOR TABLE root (id, region, v), ONLY parent, filtered WHERE (id > 50)
+             WITH (publish_via_partition_root = true)",
+    );
+    following.sync();
+
+    let output = following.rhei.run(["verify", "--json"]);
+    output.assert_code(0);
+    let found = report(&output);
+    let counts: Vec<u64> = ["public.root", "public.parent", "public.filtered"]
+        .iter()
+        .map(|name| table(&found, name)["source_rows"].as_u64().unwrap())
+        .collect();
+    assert_eq!(counts, [1000, 1, 50]);
+}
