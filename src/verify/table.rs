@@ -5,9 +5,10 @@
 //! way whatever its key is. The row hash binds the cells to each other: two values that were
 //! swapped between rows are found. The rows of a table without a key are their own keys.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::record_batch::RecordBatch;
+use futures_util::TryStreamExt;
 
 use super::{
     HashSum, SourceTypes, TableRule,
@@ -27,11 +28,14 @@ use crate::{
 
 /// The rows that a bucket has on average.
 const BUCKET_ROWS: u64 = 4096;
+
+/// The copy may hold fewer rows than the source, so even an empty table is cut into some buckets.
+const MIN_BUCKETS: u64 = 1 << 10;
 const MAX_BUCKETS: u64 = 1 << 16;
 
-/// At most this number of buckets that differ are read row by row; the table is then too different
-/// for a list of its rows to be of use.
-const MAX_READ_BUCKETS: usize = 64;
+/// At most this number of rows of buckets that differ are compared, 16 bytes for each in memory;
+/// the table is then too different for a list of its rows to be of use.
+const MAX_READ_ROWS: u64 = 4_000_000;
 
 /// At most this number of rows that differ are described.
 const MAX_DESCRIBED: usize = 100;
@@ -68,10 +72,10 @@ impl<'a> Comparison<'a> {
         let Some(source) = relation_at_source(sql, spec.oid).await? else { return Ok(None) };
 
         let row = TableRule::new(spec, types);
-        let key = match spec.key_columns() {
-            [] => row.clone(),
-            columns => TableRule::of_columns(spec, columns, types),
-        };
+        let key = TableRule::of_columns(spec, spec.key_columns(), types);
+        // A key whose columns have no common form tells no rows apart.
+        let is_key = !spec.key_columns().is_empty() && key.undecidable().next().is_none();
+        let key = if is_key { key } else { row.clone() };
         Ok(Some(Self { sql, spec, types, row, key, source, row_filter, shows_values }))
     }
 
@@ -88,38 +92,31 @@ impl<'a> Comparison<'a> {
             .collect();
 
         let rows = self.count_copy(reader)?;
-        let buckets = (rows / BUCKET_ROWS).clamp(1, MAX_BUCKETS).next_power_of_two();
+        let buckets = (rows / BUCKET_ROWS).clamp(MIN_BUCKETS, MAX_BUCKETS).next_power_of_two();
 
-        let of_source = self.source_sums(buckets).await?;
-        let of_copy = self.copy_sums(reader, buckets)?;
+        // The source computes its sums while those of the copy are computed here.
+        let (of_source, of_copy) =
+            tokio::join!(self.source_sums(buckets), async { self.copy_sums(reader, buckets) });
+        let (of_source, of_copy) = (of_source?, of_copy?);
         report.source_rows = of_source.values().map(|sum| sum.count).sum();
         report.copy_rows = of_copy.values().map(|sum| sum.count).sum();
 
-        let differing: Vec<u64> = of_source
-            .keys()
-            .chain(of_copy.keys())
-            .copied()
-            .collect::<BTreeSet<u64>>()
-            .into_iter()
-            .filter(|bucket| of_source.get(bucket) != of_copy.get(bucket))
-            .collect();
-        if differing.is_empty() {
+        let (differing, read) = differing_buckets(&of_source, &of_copy);
+        if differing == 0 {
             return Ok(report);
         }
 
         report.verdict = TableVerdict::Different;
-        if differing.len() > MAX_READ_BUCKETS {
+        if read.len() < differing {
             report.reason = Some(format!(
-                "{} of {buckets} parts of the table differ; the rows of the first \
-                 {MAX_READ_BUCKETS} were read",
-                differing.len()
+                "{differing} of {buckets} parts of the table differ; the rows of {} were compared",
+                read.len()
             ));
         }
 
-        let read: BTreeSet<u64> = differing.into_iter().take(MAX_READ_BUCKETS).collect();
         let of_source = self.source_rows(buckets, &read).await?;
         let of_copy = self.copy_rows(reader, buckets, &read)?;
-        let found = differing_rows(&of_source, &of_copy);
+        let found = differing_rows(of_source, of_copy);
 
         for (_, kind) in &found {
             match kind {
@@ -241,11 +238,22 @@ impl<'a> Comparison<'a> {
             array(read.iter().map(|bucket| bucket.cast_signed()))
         );
 
-        let hashes = |row: &tokio_postgres::Row| -> Result<RowHashes, tokio_postgres::Error> {
-            let (key, hash): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-            Ok((key.cast_unsigned(), hash.cast_unsigned()))
+        watch_locks(self.sql).await?;
+        let read = async {
+            let no_parameters: [i64; 0] = [];
+            let mut rows = std::pin::pin!(self.sql.query_raw(&query, no_parameters).await?);
+
+            let mut hashes = Vec::new();
+            while let Some(row) = rows.try_next().await? {
+                let (key, hash): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+                hashes.push((key.cast_unsigned(), hash.cast_unsigned()));
+            }
+            Ok::<_, tokio_postgres::Error>(hashes)
         };
-        Ok(self.query(&query).await?.iter().map(hashes).collect::<Result<_, _>>()?)
+
+        let hashes = read.await;
+        release_locks(self.sql).await?;
+        Ok(hashes?)
     }
 
     fn copy_rows<R: TargetReader>(
@@ -464,35 +472,59 @@ async fn relation_at_source(sql: &SqlClient, oid: u32) -> Result<Option<String>,
     Ok(Some(format!("{only}{}.{}", quote_identifier(&schema), quote_identifier(&name))))
 }
 
-/// Returns the rows that differ, by the hash of their key. Of a table without a key equal rows are
-/// counted.
-fn differing_rows(source: &[RowHashes], copy: &[RowHashes]) -> Vec<(u64, RowVerdict)> {
-    let grouped = |rows: &[RowHashes]| {
-        let mut grouped: HashMap<u64, Vec<u64>> = HashMap::new();
-        rows.iter().for_each(|(key, row)| grouped.entry(*key).or_default().push(*row));
-        grouped.values_mut().for_each(|rows| rows.sort_unstable());
-        grouped
-    };
-    let (source, copy) = (grouped(source), grouped(copy));
+/// Returns how many buckets differ, and those whose rows are compared.
+fn differing_buckets(
+    source: &BTreeMap<u64, HashSum>,
+    copy: &BTreeMap<u64, HashSum>,
+) -> (usize, BTreeSet<u64>) {
+    let all: BTreeSet<u64> = source.keys().chain(copy.keys()).copied().collect();
+    let differing: Vec<u64> =
+        all.into_iter().filter(|bucket| source.get(bucket) != copy.get(bucket)).collect();
 
+    let rows = |side: &BTreeMap<u64, HashSum>, bucket| side.get(bucket).map_or(0, |sum| sum.count);
+    let mut room = MAX_READ_ROWS;
+    let mut read = BTreeSet::new();
+
+    for bucket in &differing {
+        let rows = rows(source, bucket) + rows(copy, bucket);
+        if rows > room && !read.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(rows);
+        read.insert(*bucket);
+    }
+    (differing.len(), read)
+}
+
+/// Returns the rows that differ, by the hash of their key. Rows of the same key, as a table without
+/// a key has them, are counted.
+fn differing_rows(mut source: Vec<RowHashes>, mut copy: Vec<RowHashes>) -> Vec<(u64, RowVerdict)> {
+    source.sort_unstable();
+    copy.sort_unstable();
+
+    let (mut source, mut copy) = (source.as_slice(), copy.as_slice());
     let mut found = Vec::new();
-    for (key, rows) in &source {
-        let in_copy = copy.get(key).map_or(0, Vec::len);
-        for _ in in_copy..rows.len() {
-            found.push((*key, RowVerdict::Missing));
-        }
-        if in_copy == rows.len() && copy.get(key) != Some(rows) {
-            found.push((*key, RowVerdict::Different));
-        }
-    }
-    for (key, rows) in &copy {
-        for _ in source.get(key).map_or(0, Vec::len)..rows.len() {
-            found.push((*key, RowVerdict::Extra));
-        }
-    }
+    while let Some(key) = source.first().into_iter().chain(copy.first()).map(|row| row.0).min() {
+        let (of_source, of_copy) = (take_key(&mut source, key), take_key(&mut copy, key));
 
-    found.sort_unstable();
+        let missing = of_source.len().saturating_sub(of_copy.len());
+        let extra = of_copy.len().saturating_sub(of_source.len());
+        found.extend(std::iter::repeat_n((key, RowVerdict::Missing), missing));
+        found.extend(std::iter::repeat_n((key, RowVerdict::Extra), extra));
+
+        if missing + extra == 0 && of_source != of_copy {
+            found.push((key, RowVerdict::Different));
+        }
+    }
     found
+}
+
+/// Takes the rows of a key from the front of sorted rows.
+fn take_key<'a>(rows: &mut &'a [RowHashes], key: u64) -> &'a [RowHashes] {
+    let count = rows.iter().take_while(|row| row.0 == key).count();
+    let (taken, rest) = rows.split_at(count);
+    *rows = rest;
+    taken
 }
 
 fn array(values: impl Iterator<Item = i64>) -> String {
@@ -512,4 +544,46 @@ fn text_at(texts: &dyn arrow::array::Array, at: usize) -> Option<String> {
     let options = arrow::util::display::FormatOptions::default();
     let formatter = arrow::util::display::ArrayFormatter::try_new(texts, &options).ok()?;
     (!texts.is_null(at)).then(|| formatter.value(at).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_missing_extra_or_different_by_their_keys() {
+        use RowVerdict::{Different, Extra, Missing};
+
+        for (name, source, copy, expected) in [
+            ("equal", vec![(1, 7), (2, 8)], vec![(2, 8), (1, 7)], vec![]),
+            ("one missing", vec![(1, 7), (2, 8)], vec![(1, 7)], vec![(2, Missing)]),
+            ("one extra", vec![(1, 7)], vec![(1, 7), (0, 9)], vec![(0, Extra)]),
+            ("one different", vec![(1, 7)], vec![(1, 8)], vec![(1, Different)]),
+            ("equal rows of one key", vec![(1, 1), (1, 1)], vec![(1, 1), (1, 1)], vec![]),
+            ("one of three equal rows", vec![(1, 1); 3], vec![(1, 1); 2], vec![(1, Missing)]),
+            ("nothing in the copy", vec![(1, 1), (2, 2)], vec![], vec![(1, Missing), (2, Missing)]),
+        ] {
+            assert_eq!(differing_rows(source, copy), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_as_many_rows_are_compared_as_there_is_room_for() {
+        let sum = |count| HashSum { count, sum: 1 };
+        let side = |counts: [u64; 3]| -> BTreeMap<u64, HashSum> {
+            counts.into_iter().enumerate().map(|(at, count)| (at as u64, sum(count))).collect()
+        };
+        let third = MAX_READ_ROWS / 3;
+
+        for (name, source, copy, expected) in [
+            ("equal", [1, 2, 3], [1, 2, 3], (0, vec![])),
+            ("one differs", [1, 2, 3], [1, 2, 4], (1, vec![2])),
+            ("all differ, and fit", [1, 2, 3], [2, 3, 4], (3, vec![0, 1, 2])),
+            ("all differ, two fit", [third; 3], [third / 2; 3], (3, vec![0, 1])),
+            ("one is too large alone", [9 * third; 3], [0; 3], (3, vec![0])),
+        ] {
+            let (differing, read) = differing_buckets(&side(source), &side(copy));
+            assert_eq!((differing, read.into_iter().collect()), expected, "{name}");
+        }
+    }
 }
