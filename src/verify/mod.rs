@@ -70,6 +70,7 @@ pub async fn verify<T: OlapEngine + 'static>(
     let tables = chosen(&standing.tables, request)?;
 
     let sql = standing.snapshot.session(context, "verify").await?;
+    refuse_other_hashes(&sql).await?;
     let is_utf8 = catalog::server(&sql).await?.encoding == "UTF8";
 
     let mut report = Report { lsn: standing.lsn, tables: Vec::new(), seconds: 0.0 };
@@ -84,6 +85,33 @@ pub async fn verify<T: OlapEngine + 'static>(
 
     report.seconds = began.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Refuses a server whose hash functions give other numbers: PostgreSQL does not promise them from
+/// one major version to the next.
+async fn refuse_other_hashes(sql: &SqlClient) -> Result<(), EngineError> {
+    let cells = [
+        lookup3::hash_u32(7),
+        lookup3::hash_i64(8),
+        lookup3::hash_bytes(b"rhei"),
+        lookup3::hash_f64(1.5),
+        lookup3::hash_numeric(125, 1),
+    ];
+    let expected = lookup3::hash_row(cells.into_iter().fold(0, lookup3::combine)).cast_signed();
+
+    let query = "SELECT pg_catalog.hashint4extended(0, pg_catalog.hash_record_extended(\
+                 ROW(7::int4, 8::int8, 'rhei'::text COLLATE \"C\", 1.5::float8, 12.5::numeric), \
+                 0))";
+    let found: i64 = sql.query_one(query, &[]).await?.try_get(0)?;
+    if found == expected {
+        return Ok(());
+    }
+
+    Err(EngineError::Setup(
+        "this server hashes values in another way than the servers that rhei knows\nhint: a newer \
+         rhei may know it"
+            .to_owned(),
+    ))
 }
 
 /// Returns the tables that are asked for, by name.
