@@ -23,7 +23,7 @@ use crate::{
     olap::{OlapEngine, StoredTable},
     pipeline::{Context, EngineError, Event, Writer},
     source::{
-        BarrierClaim, LsnBarrier,
+        LsnBarrier,
         catalog::{self, Fingerprint, Membership, SourceTable},
         connection::{SqlClient, connect_sql},
     },
@@ -70,10 +70,18 @@ pub async fn run<T: OlapEngine + 'static>(
 ) -> Result<(), EngineError> {
     let stop = round.stop.clone();
 
-    let (claim, prepared) = tokio::select! {
+    // The stream may be held already, for the slot of the pipeline itself: a round that is stopped
+    // at once releases it as well.
+    let claim = tokio::select! {
+        biased;
+        claim = round.hold.claim() => claim,
+        () = stop.cancelled() => return Ok(()),
+    };
+
+    let prepared = tokio::select! {
         // Making a slot may wait for hours.
         () = stop.cancelled() => return Ok(()),
-        prepared = round.claim_and_prepare(context, writer) => prepared?,
+        prepared = round.prepare(context, writer) => prepared?,
     };
     let Some(Prepared { control, snapshot, tables, refused }) = prepared else { return Ok(()) };
 
@@ -112,16 +120,6 @@ struct Prepared {
 }
 
 impl CopyRound {
-    /// Holds the stream at the snapshot until the claim that is returned is dropped.
-    async fn claim_and_prepare<T: OlapEngine + 'static>(
-        &mut self,
-        context: &Context,
-        writer: &Writer<T>,
-    ) -> Result<(BarrierClaim, Option<Prepared>), EngineError> {
-        let claim = self.hold.claim().await;
-        Ok((claim, self.prepare(context, writer).await?))
-    }
-
     /// Takes the snapshot and plans the tables. None: other sessions have locked all tables that
     /// are wanted.
     async fn prepare<T: OlapEngine + 'static>(
