@@ -419,7 +419,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        backfill::samples::{self, leaf, options, planned, table},
+        backfill::samples::{self, leaf, planned, table},
         change::Remedy,
         pgoutput::ReplicaIdentity,
         pipeline::options::TableSettings,
@@ -459,7 +459,7 @@ mod tests {
     #[test]
     fn tables_go_by_their_priority_and_then_the_small_ones_first() {
         let with_pages = |oid, pages| SourceTable { leaves: vec![leaf(oid, pages)], ..table(oid) };
-        let mut options = options();
+        let mut options = Options::sample();
         for (name, copy_priority) in [("public.t3", 5), ("public.t4", -1)] {
             let settings = TableSettings { copy_priority, ..TableSettings::default() };
             options.table_settings.insert(name.to_owned(), settings);
@@ -589,7 +589,9 @@ mod tests {
             }),
             ("rewritten", |now| now.fingerprint.files = BTreeMap::from([(1, 2)])),
             ("attached again", |now| drop(now.fingerprint.inherits.insert(1, "2".to_owned()))),
-            ("published anew", |now| now.fingerprint.publication_rows = "1 1".to_owned()),
+            ("dropped from its publication and added again", |now| {
+                now.fingerprint.publication_rows = "1 1".to_owned()
+            }),
             ("published with its schema", |now| now.fingerprint.schema = "1 1".to_owned()),
             ("the publication was altered", |now| {
                 now.fingerprint.publications = "16499 601".to_owned()

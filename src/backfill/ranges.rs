@@ -142,7 +142,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        backfill::samples::{context, leaf, options, planned, table},
+        backfill::samples::{context, leaf, planned, table},
         pipeline::Options,
     };
 
@@ -212,7 +212,7 @@ mod tests {
     /// Returns the ranges of a table of two partitions, of which each has these pages.
     fn ranges_of(pages: u64, workers: usize, chunk_bytes: Option<u64>) -> Vec<Range> {
         let table = SourceTable { leaves: vec![leaf(7, pages), leaf(8, pages)], ..table(1) };
-        let context = context(Options { workers, chunk_bytes, ..options() });
+        let context = context(Options { workers, chunk_bytes, ..Options::sample() });
         ranges(&table, &planned(&table), &BTreeMap::new(), &context)
     }
 
@@ -223,7 +223,7 @@ mod tests {
             row_filter: Some("id > 1 OR note IS NULL".to_owned()),
             ..table(1)
         };
-        let context = context(Options { chunk_bytes: Some(100 * PAGE_BYTES), ..options() });
+        let context = context(Options { chunk_bytes: Some(100 * PAGE_BYTES), ..Options::sample() });
         let done = BTreeMap::from([(7, vec![range(100, Some(200))])]);
 
         let found: Vec<String> = ranges(&table, &planned(&table), &done, &context)

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How many tables one question to the catalogs checks when their copies are done.
-const MAX_TOLD: usize = 500;
+const MAX_REPORTED: usize = 500;
 
 /// The most tables in a bundle. A bundle is small tables, or small partitions, that one message
 /// reads and one transaction loads.
@@ -77,6 +77,11 @@ pub async fn run<T: OlapEngine + 'static>(
         claim = round.hold.claim() => claim,
         () = stop.cancelled() => return Ok(()),
     };
+
+    // The last claim may have released the stream just now.
+    if let Some(first) = &round.first {
+        round.hold.set(first.created.consistent_point);
+    }
 
     let prepared = tokio::select! {
         // Making a slot may wait for hours.
@@ -439,7 +444,7 @@ impl<T: OlapEngine + 'static> Copy<'_, T> {
 
         loop {
             tokio::select! {
-                count = tables_done.recv_many(&mut ended_tables, MAX_TOLD) => {
+                count = tables_done.recv_many(&mut ended_tables, MAX_REPORTED) => {
                     if count == 0 {
                         return Ok(());
                     }

@@ -4,27 +4,18 @@ use std::collections::BTreeMap;
 
 use crate::{
     change::TableSpec,
-    olap::TargetOptions,
     pgoutput::{QualifiedName, ReplicaIdentity},
     pipeline::{
         Context, Options,
         options::TableSettings,
         tables::{self, PlanOptions},
     },
-    source::{
-        catalog::{Fingerprint, LeafTable, SourceColumn, SourceTable},
-        connection::{Environment, SourceOptions},
-    },
+    source::catalog::{Fingerprint, LeafTable, SourceColumn, SourceTable},
     types::TypeCatalog,
 };
 
 pub(super) const INT4: u32 = 23;
 pub(super) const TEXT: u32 = 25;
-
-pub(super) fn options() -> Options {
-    let source = SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
-    Options::new(source.unwrap(), TargetOptions::default())
-}
 
 pub(super) fn context(options: Options) -> Context {
     Context::new(options, tokio::sync::mpsc::unbounded_channel().0)

@@ -63,7 +63,7 @@ pub async fn stand<T: OlapEngine + 'static>(
         let snapshot = snapshot?;
 
         let standing = reach(context, writer, snapshot, readers).await;
-        context.wanted_checkpoint.set(Lsn::ZERO);
+        context.checkpoint.want(Lsn::ZERO);
         drop(claim);
 
         if let Some(standing) = standing? {
@@ -71,7 +71,10 @@ pub async fn stand<T: OlapEngine + 'static>(
         }
     }
 
-    Err(EngineError::Busy)
+    Err(EngineError::Setup(format!(
+        "the stream passed {MAX_TRIES} snapshots of the source in a row before the copy could \
+         stand at one of them\nhint: try again when fewer changes are made"
+    )))
 }
 
 fn still_open(transactions: &[String]) -> EngineError {
@@ -92,24 +95,30 @@ async fn reach<T: OlapEngine + 'static>(
 ) -> Result<Option<Standing<<T as ReadTarget>::Reader>>, EngineError> {
     let lsn = snapshot.lsn;
     let goal = reachable_target(lsn);
-    context.wanted_checkpoint.set(goal);
+    context.checkpoint.want(goal);
 
     let since = Instant::now();
-    loop {
-        let seen = writer.call(|target| target.readers(1)).await?;
-        match seen.map(|seen| seen.checkpoint.lsn) {
-            None => return Err(EngineError::Setup("the copy has no state yet".to_owned())),
-            Some(checkpoint) if checkpoint > lsn => return Ok(None),
-            Some(checkpoint) if checkpoint >= goal => break,
-            Some(_) if since.elapsed() >= TIMEOUT => return Err(EngineError::Busy),
-            Some(_) => tokio::time::sleep(POLL_INTERVAL).await,
+    while context.checkpoint.reached() < goal {
+        if since.elapsed() >= TIMEOUT {
+            return Err(EngineError::Setup(format!(
+                "the stream did not come to the snapshot of the source at {lsn} within {} s\nhint: \
+                 `rhei status` says how far the copy is",
+                TIMEOUT.as_secs()
+            )));
         }
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 
-    // The stream is still held, so all readers see the same checkpoint.
     let seen =
         move |target: &mut T| Ok::<_, TargetError>((target.readers(count)?, target.state()?));
     let (readers, state) = writer.call(seen).await?;
-    let tables = state.map(|state| state.tables).unwrap_or_default();
-    Ok(readers.map(|seen| Standing { lsn, snapshot, readers: seen.readers, tables }))
+    let (Some(seen), Some(state)) = (readers, state) else {
+        return Err(EngineError::Setup("the copy has no state yet".to_owned()));
+    };
+
+    // The readers say for themselves where they stand: a session that began meanwhile may have
+    // moved the barrier.
+    let is_there = goal <= seen.checkpoint.lsn && seen.checkpoint.lsn <= lsn;
+    let readers = seen.readers;
+    Ok(is_there.then_some(Standing { lsn, snapshot, readers, tables: state.tables }))
 }

@@ -223,7 +223,7 @@ async fn check_publication(
 
     let mut tables = match catalog::publication(client, names).await? {
         Some(info) => {
-            match slot::judge_publication(&info) {
+            match slot::check_publication(&info) {
                 Ok(()) => findings.ok("publication", format!("{} is there", quoted(names))),
                 Err(error) => explain(findings, "publication", &error.to_string()),
             }
@@ -273,7 +273,7 @@ async fn check_column_lists(
     findings: &mut Findings,
 ) -> Result<(), CliError> {
     for table in catalog::conflicting_column_lists(client, publications).await? {
-        if let Err(error) = slot::judge_column_lists(&[table], publications) {
+        if let Err(error) = slot::check_column_lists(&[table], publications) {
             explain(findings, "publication", &error.to_string());
         }
     }

@@ -115,7 +115,7 @@ enum Command {
                       select(.error)'"
     )]
     Jobs(jobs::JobsArgs),
-    /// Write the file anew without what deletes left behind, also while a replicator runs
+    /// Rewrite the file without deleted rows and free space, also while a replicator runs
     #[command(
         after_help = "Examples:\n  rhei compact\n  rhei compact --json | jq .after.file_bytes"
     )]

@@ -272,7 +272,7 @@ impl Config {
         Ok(Self::resolve(settings))
     }
 
-    /// Fills in the defaults of the settings that nobody chose.
+    /// Fills in the default of each setting that the file, the environment and the flags leave out.
     fn resolve(settings: Settings) -> Self {
         let Settings { source, target, sync, backfill, supervisor, tables } = settings;
         let span_or = |span: Option<Span>, default| span.map_or(default, |span| span.0);

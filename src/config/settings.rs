@@ -155,7 +155,7 @@ pub struct SupervisorSettings {
 }
 
 impl SupervisorSettings {
-    /// Fills in the defaults of the settings that nobody chose.
+    /// Fills in the default of each setting that the section leaves out.
     pub(super) fn resolve(self) -> Supervision {
         let defaults = Supervision::default();
         Supervision {

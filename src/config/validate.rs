@@ -47,7 +47,7 @@ impl Settings {
     }
 }
 
-/// Returns whether a size that somebody chose has at least this number of bytes. Every default has.
+/// Returns whether a size that the settings name has at least this number of bytes; a default does.
 fn is_at_least(size: Option<ByteSize>, bytes: usize) -> bool {
     size.is_none_or(|size| size.0 >= bytes)
 }

@@ -732,7 +732,7 @@ pub(super) fn log_failures(failed: &[TableFailure]) {
                     event = "table_paused",
                     %table,
                     reason,
-                    "table paused"
+                    "the table is paused"
                 )
             }
         }

@@ -112,7 +112,11 @@ impl RetryState {
     ) -> NextSession {
         match end {
             Ok(SessionEnd::Resync(tables)) => {
-                tracing::info!(event = "resync_requested", ?tables, "copying again, as asked");
+                tracing::info!(
+                    event = "resync_requested",
+                    ?tables,
+                    "copying the tables again, as asked"
+                );
                 self.recopy = Recopy::Tables(tables);
                 NextSession::AtOnce
             }
@@ -125,7 +129,11 @@ impl RetryState {
             Err(EngineError::Setup(reason))
                 if self.has_streamed && matches!(self.recopy, Recopy::Tables(_)) =>
             {
-                tracing::error!(event = "resync_refused", reason, "not copied again");
+                tracing::error!(
+                    event = "resync_refused",
+                    reason,
+                    "the tables are not copied again"
+                );
                 self.recopy = Recopy::None;
                 NextSession::AtOnce
             }
@@ -228,12 +236,11 @@ impl RetryState {
 mod tests {
     use super::*;
     use crate::{
-        olap::{TargetError, TargetOptions},
+        olap::TargetError,
         pgoutput::QualifiedName,
         pipeline::options::Budget,
         source::{
             SourceError,
-            connection::{Environment, SourceOptions},
             wire::{ServerMessage, WireError},
         },
     };
@@ -244,11 +251,7 @@ mod tests {
     const LONG: SessionRun = SessionRun { lasted: Duration::from_secs(60), ..AT_ONCE };
 
     fn state() -> RetryState {
-        let source =
-            SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
-        let target =
-            TargetOptions { path: "shop.duckdb".into(), duckdb_memory_limit: None, threads: None };
-        RetryState::new(&Options::new(source.unwrap(), target))
+        RetryState::new(&Options::sample())
     }
 
     fn closed() -> EngineError {

@@ -40,7 +40,11 @@ pub async fn run<T: OlapEngine + 'static>(
     copies.shutdown().await;
 
     for task in supervisor.shutdown().await {
-        tracing::warn!(event = "task_given_up", task, "did not finish in time, and was given up");
+        tracing::warn!(
+            event = "task_given_up",
+            task,
+            "a task did not finish within the grace period, and was given up"
+        );
     }
 
     ended?;

@@ -338,12 +338,13 @@ async fn run_cycle<T: OlapEngine + 'static>(
     // checkpoint: the server is asked how far its WAL has come, and the position that it answers is
     // saved.
     let is_reaching =
-        engine.is_reaching() || context.wanted_checkpoint.is_after(engine.checkpoint().lsn);
+        engine.is_reaching() || context.checkpoint.is_wanted_after(engine.checkpoint().lsn);
     let request_keepalives = is_reaching || engine.is_looking() || engine.is_settling();
     let options =
         CycleOptions { request_keepalives, save_idle: is_reaching, ..CycleOptions::default() };
 
     let Cycle { report, next } = engine.sync_once(options, stop).await?;
+    context.checkpoint.set_reached(engine.checkpoint().lsn);
     if next == NextStep::Stop {
         return Ok(next);
     }
@@ -372,7 +373,8 @@ mod tests {
         let table: Vec<(SessionInput, IsExpected)> = vec![
             (SessionInput::Stop, |reaction| matches!(reaction, Reaction::End(SessionEnd::Stopped))),
             (SessionInput::Command(Command::Resync(orders)), |reaction| {
-                matches!(reaction, Reaction::End(SessionEnd::Resync(_)))
+                let Reaction::End(SessionEnd::Resync(tables)) = reaction else { return false };
+                tables.iter().all(|table| table.name == "orders")
             }),
             (SessionInput::Command(Command::Pause(true)), |reaction| {
                 matches!(reaction, Reaction::PauseCopies(true))

@@ -105,7 +105,7 @@ impl Supervisor {
                         event = "task_failed",
                         task = task_name,
                         error,
-                        "failed; it is tried again when its time comes"
+                        "a periodic task failed; it runs again at its next turn"
                     );
                 }
 

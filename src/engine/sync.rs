@@ -23,7 +23,7 @@ use crate::{
         Context, CycleReport, EngineError, Event, Writer,
         error_policy::{Policy, policy},
     },
-    source::{CdcConsumer, catalog, connection::connect_sql, pg_consumer::PgConsumer},
+    source::{CdcConsumer, SourceError, catalog, connection::connect_sql, pg_consumer::PgConsumer},
 };
 
 /// How often `sync` attaches before it gives up: `sync` attaches again each time it finds a table
@@ -78,6 +78,8 @@ enum SyncSession {
     Ended(SessionEnd),
     /// Another session goes on from the checkpoint.
     Again,
+    /// The goal is reached, and the connection broke before the source had the acknowledgement.
+    NotAcknowledged(SourceError),
 }
 
 /// What `sync` remembers from one session for the next one.
@@ -117,6 +119,7 @@ async fn sync_sessions<T: OlapEngine + 'static>(
 
         match session {
             Ok(SyncSession::Again) => {}
+            Ok(SyncSession::NotAcknowledged(error)) => return Err(error.into()),
             Ok(SyncSession::Ended(SessionEnd::Reattach(reason))) => {
                 tracing::info!(event = "reattaching", reason, "attaching to the source again");
             }
@@ -189,8 +192,10 @@ async fn sync_session<T: OlapEngine + 'static>(
         Err(error) => return Err(error),
     };
 
-    engine.into_consumer().shutdown().await?;
-    Ok(SyncSession::Ended(end))
+    Ok(match engine.into_consumer().shutdown().await {
+        Ok(()) => SyncSession::Ended(end),
+        Err(error) => SyncSession::NotAcknowledged(error),
+    })
 }
 
 async fn again_after(pause: Duration, stop: &CancellationToken) -> SyncSession {
@@ -440,13 +445,8 @@ async fn wal_position(context: &Context) -> Result<Lsn, EngineError> {
 mod tests {
     use super::*;
     use crate::{
-        olap::TargetOptions,
         pipeline::Options,
-        source::{
-            SourceError,
-            connection::{Environment, SourceOptions},
-            wire::WireError,
-        },
+        source::{SourceError, wire::WireError},
     };
 
     #[test]
@@ -489,9 +489,7 @@ mod tests {
 
     #[test]
     fn a_cycle_that_was_stopped_is_reported_and_not_counted() {
-        let source =
-            SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
-        let options = Options::new(source.unwrap(), TargetOptions::default());
+        let options = Options::sample();
         let (events, mut seen) = tokio::sync::mpsc::unbounded_channel();
         let context = Context::new(options, events);
         let cycle = CycleReport { inserted: 2, ..CycleReport::default() };

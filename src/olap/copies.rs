@@ -207,7 +207,7 @@ impl DuckDb {
         let (changed, mut unchanged): (Vec<_>, Vec<_>) =
             tables.iter().partition(|table| stored.has_pending(table.oid));
 
-        let kept = pending::resumed_rows(&self.connection, changed.iter().map(|table| table.oid))?;
+        let kept = pending::pending_rows(&self.connection, changed.iter().map(|table| table.oid))?;
         let (due, emptied): (Vec<_>, Vec<_>) =
             changed.into_iter().zip(kept).partition(|(_, kept)| *kept > 0);
         unchanged.extend(emptied.into_iter().map(|(table, _)| table));

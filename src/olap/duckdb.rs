@@ -365,7 +365,7 @@ impl DuckDb {
         Ok(connection)
     }
 
-    /// Returns a token that shows, while it lives, that somebody beside the writer uses the file.
+    /// Returns a token; while it lives, a loader or a reader uses the file beside the writer.
     pub(super) fn alive(&self) -> Arc<()> {
         Arc::clone(&self.loaders)
     }

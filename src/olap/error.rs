@@ -42,8 +42,8 @@ pub enum TargetError {
     },
     /// Another process has the file open, and has to end first.
     #[error("target {} is in use by process {holder}\ndetail: One process at a time may write a \
-             DuckDB file, and nobody may read it meanwhile.\nhint: stop that process, or name \
-             another file with --target", .path.display())]
+             DuckDB file, and no other process may read it meanwhile.\nhint: stop that process, or \
+             name another file with --target", .path.display())]
     Locked {
         /// The path of the target, as the settings name it.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum TargetError {
         path: PathBuf,
     },
     /// The file or its write-ahead log is damaged. A backup of both, or a new copy, replaces them.
-    #[error("target {}, or the log sibling it, is damaged; neither was touched\nhint: restore both \
+    #[error("target {}, or the log beside it, is damaged; neither was touched\nhint: restore both \
              from a backup; or move them away, drop the slot (SELECT \
              pg_drop_replication_slot('..')) and copy again with `rhei sync`", .path.display())]
     Damaged {

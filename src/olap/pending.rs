@@ -79,7 +79,7 @@ pub(super) fn create_statement(spec: &TableSpec) -> String {
 }
 
 /// Returns the number of pending changes of each of these tables, which all have such a table.
-pub(super) fn resumed_rows(
+pub(super) fn pending_rows(
     connection: &Connection,
     tables: impl Iterator<Item = u32>,
 ) -> Result<Vec<u64>, TargetError> {
@@ -232,7 +232,8 @@ struct PatchedRows<'a> {
 
 impl PatchedRows<'_> {
     /// Returns the query for the rows, in the columns of the table of pending changes. The column
-    /// `lost` marks the rows whose unchanged values nobody has.
+    /// `lost` marks the rows whose unchanged values are neither in the shadow nor among the kept
+    /// changes.
     fn select(&self) -> String {
         let spec = self.spec;
         let columns = spec.columns.iter().enumerate();

@@ -37,11 +37,8 @@ pub(super) enum Rows {
 }
 
 impl StagingViews {
-    /// Views are small, but tables that come and go would leave many views behind.
-    const MAX: usize = 4096;
-
-    /// Makes the views that a batch uses. With more shapes than [`Self::MAX`], the rows of the last
-    /// ones are staged.
+    /// Makes the views that a batch uses. Where there is no room for the view of a shape, the rows
+    /// of that shape are staged.
     pub(super) fn prepare<'a>(
         &mut self,
         database: &Arc<Database>,
@@ -62,15 +59,15 @@ impl StagingViews {
             }
         }
 
-        shapes.retain(|shape, _| !self.0.contains_key(shape));
-        let mut room = Self::MAX.saturating_sub(self.0.len());
-        if shapes.len() > room {
+        let missing = shapes.keys().filter(|shape| !self.0.contains_key(*shape)).count();
+        if must_begin_again(self.0.len(), missing, shapes.len()) {
             self.0.clear();
-            room = Self::MAX;
         }
 
-        for (shape, schema) in shapes.into_iter().take(room) {
-            self.0.insert(shape, BatchView::new(database, schema)?);
+        for (shape, schema) in shapes {
+            if self.0.len() < MAX_VIEWS && !self.0.contains_key(&shape) {
+                self.0.insert(shape, BatchView::new(database, schema)?);
+            }
         }
         Ok(())
     }
@@ -100,6 +97,16 @@ impl StagingViews {
         connection.execute_batch(&format!("DROP TABLE {STAGE}"))?;
         Ok(done)
     }
+}
+
+/// Views are small, but shapes that come and go would leave many views behind.
+const MAX_VIEWS: usize = 4096;
+
+/// Returns whether all views are dropped, since they leave too little room for the shapes of a
+/// batch. A batch that takes most of the room by itself drops none: the next batch of the same
+/// tables would drop them again.
+fn must_begin_again(views: usize, missing: usize, shapes: usize) -> bool {
+    missing > MAX_VIEWS.saturating_sub(views) && shapes <= MAX_VIEWS / 2
 }
 
 /// Returns what rows of one shape have in common. The metadata of a schema is not in it: batches of
@@ -243,4 +250,22 @@ pub(super) fn append(
         appender.append_record_batch(cut)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_are_dropped_for_others_and_never_for_those_of_the_same_batch() {
+        for (name, views, missing, shapes, expected) in [
+            ("there is room", 100, 50, 80, false),
+            ("nothing is missing", MAX_VIEWS, 0, MAX_VIEWS, false),
+            ("other tables have taken the room", MAX_VIEWS, 10, 20, true),
+            ("exactly as much room as is missing", MAX_VIEWS - 10, 10, 20, false),
+            ("a batch that is larger than the room", MAX_VIEWS, 2000, MAX_VIEWS + 2000, false),
+        ] {
+            assert_eq!(must_begin_again(views, missing, shapes), expected, "{name}");
+        }
+    }
 }

@@ -44,8 +44,8 @@ pub struct Context {
     pub settled: SettledLsn,
     /// Where the stream is held while another task reads the source and the copy at one LSN.
     pub barrier: LsnBarrier,
-    /// The LSN that the checkpoint has to reach although the stream brings no change.
-    pub wanted_checkpoint: WantedCheckpoint,
+    /// How far the checkpoint is, and how far a task wants it although the stream brings no change.
+    pub checkpoint: CheckpointWatch,
     /// Receives the events of the pipeline; a display draws them.
     pub events: UnboundedSender<Event>,
 }
@@ -65,24 +65,38 @@ impl Context {
             recopies: Recopies::default(),
             settled: SettledLsn::default(),
             barrier: LsnBarrier::default(),
-            wanted_checkpoint: WantedCheckpoint::default(),
+            checkpoint: CheckpointWatch::default(),
             events,
         }
     }
 }
 
-/// An LSN up to which a task waits for the checkpoint: an idle position there is saved at once.
+/// The checkpoint of a running session, for tasks that wait for it. An idle position that a task
+/// wants is saved at once.
 #[derive(Debug, Clone, Default)]
-pub struct WantedCheckpoint(Arc<AtomicU64>);
+pub struct CheckpointWatch {
+    reached: Arc<AtomicU64>,
+    wanted: Arc<AtomicU64>,
+}
 
-impl WantedCheckpoint {
+impl CheckpointWatch {
     /// Asks for a checkpoint at `lsn`; an LSN of zero asks for none.
-    pub fn set(&self, lsn: Lsn) {
-        self.0.store(lsn.0, Ordering::Release);
+    pub fn want(&self, lsn: Lsn) {
+        self.wanted.store(lsn.0, Ordering::Release);
     }
 
     /// Returns whether a task waits for a later checkpoint than this one.
-    pub fn is_after(&self, checkpoint: Lsn) -> bool {
-        self.0.load(Ordering::Acquire) > checkpoint.0
+    pub fn is_wanted_after(&self, checkpoint: Lsn) -> bool {
+        self.wanted.load(Ordering::Acquire) > checkpoint.0
+    }
+
+    /// Records the checkpoint after a cycle.
+    pub fn set_reached(&self, checkpoint: Lsn) {
+        self.reached.store(checkpoint.0, Ordering::Release);
+    }
+
+    /// Returns the checkpoint after the last cycle; zero before the first one.
+    pub fn reached(&self) -> Lsn {
+        Lsn(self.reached.load(Ordering::Acquire))
     }
 }

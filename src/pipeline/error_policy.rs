@@ -89,7 +89,7 @@ pub fn of_source(error: &SourceError) -> Policy {
         SourceError::Slot(_)
         | SourceError::Spool(_)
         | SourceError::Copy(_)
-        | SourceError::Catalog(CatalogError::SchemaResolution { .. })
+        | SourceError::Catalog(CatalogError::UnexpectedAnswer { .. })
         | SourceError::Pgoutput(_)
         | SourceError::Assemble(_)
         | SourceError::Recorded(_)
@@ -210,7 +210,7 @@ mod tests {
                 Policy::Disk,
             ),
             (
-                SourceError::Catalog(CatalogError::SchemaResolution {
+                SourceError::Catalog(CatalogError::UnexpectedAnswer {
                     what: "an LSN",
                     found: "?".to_owned(),
                 })

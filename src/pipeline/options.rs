@@ -56,7 +56,7 @@ pub struct Options {
     pub supervision: Supervision,
 }
 
-/// The settings that nobody chose.
+/// The values of settings that are left out.
 pub mod defaults {
     use std::time::Duration;
 
@@ -105,6 +105,16 @@ impl Options {
             snapshot_warning: defaults::SNAPSHOT_WARNING,
             supervision: Supervision::default(),
         }
+    }
+}
+
+#[cfg(test)]
+impl Options {
+    /// Settings with every default, for tests that connect to no server.
+    pub(crate) fn sample() -> Self {
+        let url = "postgres://rhei@localhost/shop";
+        let source = SourceOptions::parse(url, &crate::source::connection::Environment::default());
+        Self::new(source.unwrap(), TargetOptions::new("shop.duckdb"))
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// How often a hurried reader asks the server for its position.
+/// How often the consumer asks the server for its position when keepalives are requested.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The consumer reads this many messages before other tasks get a turn.

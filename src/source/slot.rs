@@ -167,7 +167,7 @@ pub fn check_server(server: &ServerInfo) -> Result<(), SlotError> {
     Ok(())
 }
 
-pub fn judge_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotError> {
+pub fn check_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotError> {
     if is_wanted && server.version_num < 170_000 {
         return Err(SlotError::NoFailover { version: server.version.clone() });
     }
@@ -175,7 +175,7 @@ pub fn judge_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotEr
 }
 
 /// Refuses an operation that is not published: the copy would differ silently (trap 42).
-pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
+pub fn check_publication(info: &PublicationInfo) -> Result<(), SlotError> {
     let operations = [
         (info.insert, "insert"),
         (info.update, "update"),
@@ -194,7 +194,7 @@ pub fn judge_publication(info: &PublicationInfo) -> Result<(), SlotError> {
 }
 
 /// Refuses `tables` that two of the publications publish with different columns (trap 19).
-pub fn judge_column_lists(
+pub fn check_column_lists(
     tables: &[QualifiedName],
     publications: &[String],
 ) -> Result<(), SlotError> {
@@ -250,13 +250,13 @@ pub fn check_cluster(known: &Cluster<'_>, found: &Cluster<'_>) -> Result<(), Slo
 
 /// Refuses an old primary: timelines only grow, so a server on a lower timeline is an old primary,
 /// and its slots do not matter to this pipeline.
-pub fn judge_age(known: u32, timeline: u32) -> Result<(), SlotError> {
+pub fn check_age(known: u32, timeline: u32) -> Result<(), SlotError> {
     if timeline < known { Err(SlotError::OldPrimary { known, timeline }) } else { Ok(()) }
 }
 
 /// Verifies that the copy's timeline is an ancestor that the server left no earlier than the
 /// checkpoint (trap 36). `history` holds lines of `timeline`, switch LSN and reason.
-pub fn judge_timeline(
+pub fn check_timeline(
     known: u32,
     checkpoint: Lsn,
     timeline: u32,
@@ -400,12 +400,12 @@ mod tests {
     fn a_timeline_that_branched_off_before_the_checkpoint_is_refused() {
         let history = "1\t0/1103CDC0\tno recovery target specified\n\n2\t0/20000000\tno recovery \
                        target specified\n";
-        assert!(judge_timeline(1, Lsn(0x1103_CDC0), 3, history).is_ok());
+        assert!(check_timeline(1, Lsn(0x1103_CDC0), 3, history).is_ok());
         assert!(matches!(
-            judge_timeline(1, Lsn(0x1103_CE70), 3, history),
+            check_timeline(1, Lsn(0x1103_CE70), 3, history),
             Err(SlotError::Diverged { .. })
         ));
-        assert!(matches!(judge_timeline(7, Lsn(1), 3, history), Err(SlotError::Unrelated { .. })));
+        assert!(matches!(check_timeline(7, Lsn(1), 3, history), Err(SlotError::Unrelated { .. })));
     }
 
     /// Trap 41.

@@ -177,7 +177,7 @@ impl<'a> Comparison<'a> {
             let sum: String = row.try_get(2)?;
             let sum = sum
                 .parse()
-                .map_err(|_| CatalogError::SchemaResolution { what: "a sum", found: sum })?;
+                .map_err(|_| CatalogError::UnexpectedAnswer { what: "a sum", found: sum })?;
             let (bucket, count): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
             sums.insert(bucket.cast_unsigned(), HashSum { count: count.cast_unsigned(), sum });
         }

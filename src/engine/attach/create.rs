@@ -30,7 +30,7 @@ pub(super) async fn create<T: OlapEngine + 'static>(
     before: Option<StoredState>,
     again: &Recopy,
 ) -> Result<Attached, EngineError> {
-    slot::judge_failover(context.options.failover_slot, &source.server)?;
+    slot::check_failover(context.options.failover_slot, &source.server)?;
     let keep = if context.options.failover_slot { SlotKind::Failover } else { SlotKind::Permanent };
 
     let info = publication(context, &source.sql).await?;
@@ -178,13 +178,7 @@ fn new_rows(context: &Context, tables: &[SourceTable], known: &BTreeSet<u32>) ->
 #[cfg(test)]
 mod tests {
     use super::{super::tests::pipeline, *};
-    use crate::{
-        engine::schema::samples::orders,
-        olap::TargetOptions,
-        pgoutput::QualifiedName,
-        pipeline::Options,
-        source::connection::{Environment, SourceOptions},
-    };
+    use crate::{engine::schema::samples::orders, pgoutput::QualifiedName, pipeline::Options};
 
     #[test]
     fn only_the_slot_that_this_file_has_asked_for_may_be_dropped() {
@@ -204,9 +198,7 @@ mod tests {
 
     #[test]
     fn rows_are_made_for_tables_that_the_file_does_not_hold() {
-        let source =
-            SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
-        let options = Options::new(source.unwrap(), TargetOptions::default());
+        let options = Options::sample();
         let context = Context::new(options, tokio::sync::mpsc::unbounded_channel().0);
 
         let table = |oid: u32| SourceTable {

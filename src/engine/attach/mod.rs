@@ -134,7 +134,7 @@ pub async fn attach<T: OlapEngine + 'static>(
             verify(context, &source, &state.pipeline).await?;
 
             let mut source = source;
-            slot::judge_failover(context.options.failover_slot, &source.server)?;
+            slot::check_failover(context.options.failover_slot, &source.server)?;
             if context.options.failover_slot
                 && !catalog::is_failover_slot(&source.sql, &context.options.slot).await?
             {
@@ -154,7 +154,7 @@ pub async fn attach<T: OlapEngine + 'static>(
                 before.filter(|before| has_to_stay_with_cluster(before.phase, again))
             {
                 verify_cluster(&source, before)?;
-                slot::judge_age(before.timeline, source.identity.timeline)?;
+                slot::check_age(before.timeline, source.identity.timeline)?;
             }
 
             create(context, source, writer, stored, again).await
@@ -219,19 +219,19 @@ pub(super) async fn publication(
         .into());
     };
 
-    slot::judge_publication(&info)?;
-    judge_column_lists(context, sql).await?;
+    slot::check_publication(&info)?;
+    check_column_lists(context, sql).await?;
     Ok(info)
 }
 
 /// Refuses tables that the publications bring with different columns: the server finds the conflict
 /// only when it decodes a change of such a table, and its slot cannot go on from there (trap 19).
-pub(super) async fn judge_column_lists(
+pub(super) async fn check_column_lists(
     context: &Context,
     sql: &SqlClient,
 ) -> Result<(), EngineError> {
     let tables = catalog::conflicting_column_lists(sql, &context.options.publications).await?;
-    Ok(slot::judge_column_lists(&tables, &context.options.publications)?)
+    Ok(slot::check_column_lists(&tables, &context.options.publications)?)
 }
 
 /// Verifies a file that rhei made against the source: the same cluster, the same history, a slot
@@ -252,7 +252,7 @@ pub(super) async fn verify(
     }
 
     verify_cluster(source, pipeline)?;
-    slot::judge_age(pipeline.timeline, source.identity.timeline)?;
+    slot::check_age(pipeline.timeline, source.identity.timeline)?;
 
     if context.slot_lost.take_has_no_wal() {
         return Err(slot::SlotError::Lost { slot: context.options.slot.clone() }.into());
@@ -264,7 +264,7 @@ pub(super) async fn verify(
     if source.identity.timeline != pipeline.timeline {
         let mut history = ReplicationClient::connect(&context.options.source, "timeline").await?;
         let history = history.timeline_history(source.identity.timeline).await?;
-        slot::judge_timeline(pipeline.timeline, checkpoint, source.identity.timeline, &history)?;
+        slot::check_timeline(pipeline.timeline, checkpoint, source.identity.timeline, &history)?;
     }
 
     let waiting_since = tokio::time::Instant::now();
@@ -454,7 +454,7 @@ impl Attached {
                     event = "table_paused",
                     table = %stored.source,
                     reason,
-                    "paused"
+                    "the table is paused"
                 );
                 self.in_error.push((stored.oid, stored.source.clone(), reason.clone()));
             }

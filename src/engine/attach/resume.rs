@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Attached, Recopy, Source, judge_column_lists, load_attached, pending, rename, save,
+    Attached, Recopy, Source, check_column_lists, load_attached, pending, rename, save,
     warn_when_stalled,
 };
 use crate::{
@@ -80,9 +80,9 @@ async fn read_published(
         .into());
     };
 
-    slot::judge_publication(&info)?;
+    slot::check_publication(&info)?;
     slot::check_fingerprint(known, &info.fingerprint)?;
-    judge_column_lists(context, sql).await?;
+    check_column_lists(context, sql).await?;
 
     // A row filter takes a lock on its table, to be printed; no other step here does.
     let what = "reading a row filter waits for a published table that another session has locked";

@@ -388,7 +388,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
         for oid in asked.into_iter().filter(|oid| !is_planned(*oid)) {
             if let Some(catalogs) = &mut self.catalogs {
-                catalogs.table_dropped(oid);
+                catalogs.not_published(oid);
             }
 
             if self.copying.remove(&oid).is_some() {

@@ -32,7 +32,7 @@ const MAX_TRAIL: Duration = Duration::from_secs(20);
 /// A round begins when the stream has found no other table to copy for this time,
 const QUIET_BEFORE_ROUND: Duration = Duration::from_secs(1);
 /// and after this time at the latest.
-const MAX_WAIT_FOR_CALM: Duration = Duration::from_secs(10);
+const MAX_WAIT_FOR_QUIET: Duration = Duration::from_secs(10);
 /// How long the scheduler waits before it asks about locked tables again. It names them in the log
 /// every minute.
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
@@ -135,7 +135,7 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
         }
 
         self.wanted.extend(oids);
-        self.not_before = self.not_before.max(Some(calm_at(now, self.wanted_since)));
+        self.not_before = self.not_before.max(Some(quiet_at(now, self.wanted_since)));
     }
 
     /// Sets the slot of the pipeline, whose snapshot the next round uses.
@@ -375,8 +375,8 @@ fn trail_after(races: u32) -> Option<Duration> {
 
 /// Returns when the next round begins if another table was found `now`, and the first one at
 /// `wanted_since`.
-fn calm_at(now: Instant, wanted_since: Instant) -> Instant {
-    (now + QUIET_BEFORE_ROUND).min(wanted_since + MAX_WAIT_FOR_CALM)
+fn quiet_at(now: Instant, wanted_since: Instant) -> Instant {
+    (now + QUIET_BEFORE_ROUND).min(wanted_since + MAX_WAIT_FOR_QUIET)
 }
 
 /// The failures of rounds, and how many of them are borne.
@@ -442,7 +442,6 @@ mod tests {
     use crate::{
         olap::{DuckDb, TargetOptions},
         pipeline::Options,
-        source::connection::{Environment, SourceOptions},
     };
 
     const SHORT: Duration = Duration::from_secs(1);
@@ -479,7 +478,7 @@ mod tests {
             ("a table at the end", 10_000, 10_000),
             ("a table while a round runs", 30_000, 10_000),
         ] {
-            let begins = calm_at(since + millis(found_after), since);
+            let begins = quiet_at(since + millis(found_after), since);
             assert_eq!(begins, since + millis(begins_after), "{name}");
         }
     }
@@ -578,9 +577,8 @@ mod tests {
             let target = TargetOptions { path, ..TargetOptions::default() };
             let writer = Writer::new(DuckDb::open(&target).unwrap());
 
-            let url = "postgres://rhei@localhost/shop";
-            let source = SourceOptions::parse(url, &Environment::default()).unwrap();
-            let context = Context::new(Options::new(source, target), mpsc::unbounded_channel().0);
+            let options = Options { target, ..Options::sample() };
+            let context = Context::new(options, mpsc::unbounded_channel().0);
 
             let mut copies = CopyScheduler::new(&context, &writer, 3);
             copies.want(oids(wanted));

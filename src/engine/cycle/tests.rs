@@ -8,12 +8,8 @@ use crate::{
     change::{Deletes, TableChanges, assemble::Assembler},
     checkpoint::DurableLsn,
     engine::schema::samples::{ORDERS, followed, orders},
-    olap::TargetOptions,
     pipeline::Options,
-    source::{
-        SourcePosition,
-        connection::{Environment, SourceOptions},
-    },
+    source::SourcePosition,
 };
 
 /// The oid of a second table.
@@ -64,9 +60,7 @@ struct Bench {
 
 impl Bench {
     fn new(deliveries: impl IntoIterator<Item = ChangeBatch>) -> Self {
-        let source =
-            SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
-        let options = Options::new(source.unwrap(), TargetOptions::new("shop.duckdb"));
+        let options = Options::sample();
         let context = Context::new(options, tokio::sync::mpsc::unbounded_channel().0);
 
         let script = Script {
@@ -352,7 +346,7 @@ async fn a_stream_that_breaks_during_a_batch_ends_the_next_cycle_and_not_this_on
 }
 
 #[tokio::test]
-async fn an_idle_position_is_saved_only_when_somebody_needs_it() {
+async fn an_idle_position_is_saved_when_a_copy_or_the_server_waits_for_it_or_it_is_far_ahead() {
     let saved = |options: CycleOptions, end_lsn: u64, reply_requested: bool| async move {
         let mut bench = Bench::new([batch(end_lsn, &[])]);
         bench.engine.consumer.position.reply_requested = reply_requested;

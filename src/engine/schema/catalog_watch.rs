@@ -200,7 +200,7 @@ impl CatalogWatch {
 
     /// Forgets a table that was not published when the copy that it waited for was to begin. If the
     /// table is published by now, the next look finds it new.
-    pub fn table_dropped(&mut self, oid: u32) {
+    pub fn not_published(&mut self, oid: u32) {
         if self.others.remove(&oid) {
             self.settled = None;
         }
@@ -571,7 +571,7 @@ impl CatalogWatch {
             .into());
         };
 
-        slot::judge_publication(&publication)?;
+        slot::check_publication(&publication)?;
         slot::check_fingerprint(&self.publication, &publication.fingerprint)?;
 
         if let Some(settled) = &mut self.settled
@@ -587,7 +587,7 @@ impl CatalogWatch {
 
     /// Returns the changes that a look leads to, once everything before the look has been applied.
     /// The shapes of tables for which `is_skipped` returns true are left for another look.
-    pub fn apply_pending(
+    pub fn changes_of(
         &mut self,
         look: CatalogSnapshot,
         is_skipped: impl Fn(u32) -> bool,

@@ -157,7 +157,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         let Some(look) = self.look.take_if(is_passed) else { return Ok(SchemaStep::Waiting) };
 
         // Tables that are being copied are compared with the catalogs when their copies are done.
-        let mut settled = catalogs.apply_pending(look, |oid| {
+        let mut settled = catalogs.changes_of(look, |oid| {
             self.copying.contains_key(&oid) || self.catching_up.contains_key(&oid)
         });
 

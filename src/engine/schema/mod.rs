@@ -7,7 +7,7 @@
 //! change could have happened in the meantime: a copy is always exact. Every relation of the stream
 //! is judged before its rows are read on ([`CatalogWatch::relation`]); changes that the wire never
 //! mentions are found by a look at the catalogs now and then ([`CatalogWatch::look`]), and judged
-//! once the stream has passed that look ([`CatalogWatch::apply_pending`]).
+//! once the stream has passed that look ([`CatalogWatch::changes_of`]).
 
 pub mod catalog_watch;
 mod described;

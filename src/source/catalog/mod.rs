@@ -35,7 +35,7 @@ pub enum CatalogError {
     #[error("the source refused a question to its catalogs")]
     Query(#[from] tokio_postgres::Error),
     #[error("the source answered {what} in a form that rhei does not know: {found}")]
-    SchemaResolution { what: &'static str, found: String },
+    UnexpectedAnswer { what: &'static str, found: String },
 }
 
 impl CatalogError {
@@ -61,7 +61,7 @@ pub async fn current_snapshot(client: &Client) -> Result<XidSnapshot, CatalogErr
     let row = client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
     let text: String = row.try_get(0)?;
     XidSnapshot::parse(&text)
-        .ok_or(CatalogError::SchemaResolution { what: "a snapshot", found: text })
+        .ok_or(CatalogError::UnexpectedAnswer { what: "a snapshot", found: text })
 }
 
 /// Rolls back the transaction of a snapshot after a query in it failed.
@@ -153,7 +153,7 @@ async fn lsn(client: &Client, expression: &str) -> Result<Lsn, CatalogError> {
 }
 
 fn parse_lsn(text: String) -> Result<Lsn, CatalogError> {
-    text.parse().map_err(|_| CatalogError::SchemaResolution { what: "an LSN", found: text })
+    text.parse().map_err(|_| CatalogError::UnexpectedAnswer { what: "an LSN", found: text })
 }
 
 /// Returns the end of the written WAL, flushed or not: nothing visible was committed after it.
@@ -209,7 +209,7 @@ pub async fn wal_insert_lsn_and_xids(
     let (lsn, xids): (String, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
 
     let parsed: Option<BTreeSet<u32>> = xids.iter().map(|xid| xid.parse().ok()).collect();
-    let xids = parsed.ok_or_else(|| CatalogError::SchemaResolution {
+    let xids = parsed.ok_or_else(|| CatalogError::UnexpectedAnswer {
         what: "transactions",
         found: xids.join(","),
     })?;

@@ -70,7 +70,7 @@ pub struct Fingerprint {
     pub row_filter: Option<String>,
     /// The rows of pg_publication_rel that name the table or a root of it. A table that left its
     /// publication and came back has another row (trap 41). A table that is named cannot be made
-    /// UNLOGGED for a while; see `judge`.
+    /// UNLOGGED for a while; see `classify`.
     #[serde(rename = "listed")]
     pub publication_rows: String,
     /// The rows of pg_publication_namespace that name its schema (`FOR TABLES IN SCHEMA`).
@@ -408,7 +408,7 @@ impl TableParts {
 
 fn replica_identity(row: &Row) -> Result<ReplicaIdentity, CatalogError> {
     let code = row.try_get::<_, i8>(4)? as u8;
-    ReplicaIdentity::from_code(code).ok_or_else(|| CatalogError::SchemaResolution {
+    ReplicaIdentity::from_code(code).ok_or_else(|| CatalogError::UnexpectedAnswer {
         what: "a replica identity",
         found: char::from(code).to_string(),
     })

@@ -47,8 +47,8 @@ pub enum WireError {
     )]
     Authentication(&'static str),
     #[error(
-        "the source lets us in without having proven that it knows the password\nhint: somebody \
-         else may answer at this address; sslmode=verify-full has the server prove who it is"
+        "the source accepts rhei without having proven that it knows the password\nhint: another \
+         server may answer at this address; sslmode=verify-full has the server prove who it is"
     )]
     Unproven,
 }

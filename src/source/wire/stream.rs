@@ -201,7 +201,7 @@ impl Pump {
         }
     }
 
-    /// Reads and delivers until nobody takes the frames any more.
+    /// Reads frames and delivers them until the consumer is gone.
     async fn pump(&mut self) -> Result<(), WireError> {
         while self.deliver().await? {
             self.watermark.set(if self.is_busy { READ_BYTES } else { 1 });
@@ -211,7 +211,7 @@ impl Pump {
     }
 
     /// Hands the whole frames over if they are many or have waited for [`GATHER`], as soon as the
-    /// queue has room for them. Returns `false` when nobody takes them.
+    /// queue has room for them. Returns `false` when the consumer is gone.
     async fn deliver(&mut self) -> Result<bool, WireError> {
         let is_due = self.since.is_some_and(|since| since.elapsed() >= GATHER);
         let is_much = self.frames.buffered() >= GATHERED_BYTES;

@@ -4,16 +4,8 @@ use super::*;
 use crate::{
     change::Pause,
     engine::schema::samples::{ORDERS, followed, orders, types},
-    olap::TargetOptions,
     pipeline::options::TableSettings,
-    source::connection::{Environment, SourceOptions},
 };
-
-fn options() -> Options {
-    let source = SourceOptions::parse("postgres://rhei@localhost/shop", &Environment::default());
-    let target = TargetOptions { path: "shop.duckdb".into(), ..TargetOptions::default() };
-    Options::new(source.unwrap(), target)
-}
 
 /// Gives the table settings of its own.
 fn set(options: &mut Options, settings: TableSettings) {
@@ -43,7 +35,7 @@ type CopyCase = (&'static str, fn(&mut StoredTable), bool, bool, NextCopy);
 
 #[track_caller]
 fn check(state: TableState, has_shadow: bool, cases: &[CopyCase]) {
-    let (options, table, types) = (options(), orders(), types());
+    let (options, table, types) = (Options::sample(), orders(), types());
     let targets = BTreeMap::from([(ORDERS, table.name.clone())]);
     let before = StoredTable { has_shadow, ..StoredTable::of(&followed(&table), state) };
 
@@ -67,7 +59,7 @@ fn check(state: TableState, has_shadow: bool, cases: &[CopyCase]) {
 }
 
 #[test]
-fn a_copy_without_a_shadow_is_kept_when_it_is_good_and_nobody_asks_for_another() {
+fn a_copy_without_a_shadow_is_kept_when_it_is_good_and_no_other_is_asked_for() {
     let other_name = |stored: &mut StoredTable| stored.source = QualifiedName::new("public", "u");
 
     check(
@@ -187,7 +179,7 @@ fn the_settings_ask_for_another_copy() {
     ];
 
     for (name, change_options, change, expected) in cases {
-        let (mut options, table) = (options(), orders());
+        let (mut options, table) = (Options::sample(), orders());
         change_options(&mut options);
         let mut stored = StoredTable::of(&followed(&table), TableState::Live);
         change(&mut stored);
@@ -205,7 +197,7 @@ fn reconciled(
     asked: &[u32],
     active: &[u32],
 ) -> Reconciled {
-    let (options, types) = (options(), types());
+    let (options, types) = (Options::sample(), types());
     let tables: Vec<SourceTable> = published.iter().map(|&oid| table(oid)).collect();
     let known: BTreeMap<u32, StoredTable> =
         known.into_iter().map(|stored| (stored.oid, stored)).collect();
@@ -324,7 +316,7 @@ fn tables_are_marked_and_only_those_are_saved_that_the_target_has_otherwise() {
 
 #[test]
 fn only_a_published_table_can_be_asked_for() {
-    let (mut options, tables) = (options(), [table(1), table(2)]);
+    let (mut options, tables) = (Options::sample(), [table(1), table(2)]);
     options.publications = vec!["one".to_owned(), "two".to_owned()];
     let asked = |oids: &[u32]| {
         let again = Recopy::Tables(oids.iter().map(|&oid| table(oid).name).collect());
