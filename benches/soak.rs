@@ -113,6 +113,7 @@ fn main() {
     rhei.run_ok(["sync"]);
     let compacted = (mb(rhei.target_path()), group_by_seconds(rhei.target_path()));
     assert_same(&db, rhei.target_path(), &["public.t"]);
+    rhei.run_ok(["verify"]);
     let fresh = rhei.clone().target("fresh.duckdb");
     fresh.run_ok(["backfill", "--no-slot"]);
     let fresh = (mb(fresh.target_path()), group_by_seconds(fresh.target_path()));

@@ -88,3 +88,34 @@ CREATE TABLE IF NOT EXISTS _rhei.jobs (
     finished_at TIMESTAMPTZ,
     pipeline_id UINTEGER NOT NULL DEFAULT 1
 );
+
+-- The results of verifications, one row for each table, newest last; the oldest are pruned.
+CREATE TABLE IF NOT EXISTS _rhei.verifications (
+    finished_at TIMESTAMPTZ NOT NULL,
+    lsn VARCHAR NOT NULL,                       -- both sides were compared as of this position
+    source_schema VARCHAR NOT NULL,
+    source_name VARCHAR NOT NULL,
+    verdict VARCHAR NOT NULL,                   -- equal, different, not_verified
+    reason VARCHAR,
+    part UINTEGER NOT NULL,                     -- of the rows, from 0 on: --sample compares one part at a time
+    parts UINTEGER NOT NULL,
+    source_rows UBIGINT NOT NULL,
+    copy_rows UBIGINT NOT NULL,
+    missing UBIGINT NOT NULL,
+    extra UBIGINT NOT NULL,
+    different UBIGINT NOT NULL,
+    repaired UBIGINT NOT NULL,                  -- rows that were replaced; the verdict is of before
+    seconds DOUBLE NOT NULL,
+    pipeline_id UINTEGER NOT NULL DEFAULT 1
+);
+
+-- Rows that `rhei verify --repair` replaced, as text.
+CREATE TABLE IF NOT EXISTS _rhei.repairs (
+    repaired_at TIMESTAMPTZ NOT NULL,
+    lsn VARCHAR NOT NULL,                       -- the checkpoint at that moment
+    source_schema VARCHAR NOT NULL,
+    source_name VARCHAR NOT NULL,
+    action VARCHAR NOT NULL,                    -- deleted, inserted
+    row_text VARCHAR NOT NULL,
+    pipeline_id UINTEGER NOT NULL DEFAULT 1
+);

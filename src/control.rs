@@ -3,6 +3,7 @@
 //! question (a line) and one answer (a JSON document).
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -11,14 +12,14 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
+    net::{UnixListener, UnixStream, unix::WriteHalf},
     sync::mpsc::UnboundedSender,
 };
 
 use crate::{
     engine::command::Command,
-    olap::{OlapEngine, Phase, Space, StoredState, TableState, TargetError},
+    olap::{OlapEngine, Phase, Space, StoredState, StoredVerification, TableState, TargetError},
     pgoutput::QualifiedName,
     pipeline::{
         Context, EngineError, Writer, copy_progress::CopyProgress, latency::Latency,
@@ -207,7 +208,11 @@ async fn serve<T: OlapEngine + 'static>(
             let _shape = context.ddl_lock.write().await;
             writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
         }
-        ("verify", request) => verified(&context, &writer, request).await,
+        ("verify", request) => tokio::select! {
+            report = Box::pin(verified(&context, &writer, request)) => report,
+            // No client waits for the report any more.
+            () = closed(&write) => return,
+        },
         ("resync", table) => resync(table, &writer, &ask, &last).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
@@ -224,16 +229,27 @@ async fn status<T: OlapEngine + 'static>(
     writer: Writer<T>,
     last: LastStatus,
 ) -> Result<Value, EngineError> {
-    let look = |target: &mut T| Ok::<_, TargetError>((target.state()?, target.space()?));
-    let (state, space) = writer.call(look).await?;
+    let look = |target: &mut T| {
+        Ok::<_, TargetError>((target.state()?, target.space()?, target.verifications()?))
+    };
+    let (state, space, verified) = writer.call(look).await?;
 
     let status = match &state {
-        Some(state) => describe(state, space, &Figures::of(&context)),
+        Some(state) => describe(state, space, &verified, &Figures::of(&context)),
         None => json!({ "error": "nothing was copied yet" }),
     };
 
     last.remember(&status, state);
     Ok(status)
+}
+
+/// Waits until the client has closed its end. A client that only ends its question still waits for
+/// the answer.
+async fn closed(write: &WriteHalf<'_>) {
+    const LOOK: Duration = Duration::from_secs(1);
+    while write.ready(Interest::WRITABLE).await.is_ok_and(|ready| !ready.is_write_closed()) {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Compares the copy with the source while the stream goes on.
@@ -306,7 +322,12 @@ impl Figures {
 }
 
 /// Returns the state of a copy, as `rhei status --json` shows it.
-pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
+pub fn describe(
+    state: &StoredState,
+    space: Space,
+    verified: &[StoredVerification],
+    figures: &Figures,
+) -> Value {
     let Figures { copy_progress, latency, left_out, settled } = figures;
     let pipeline = &state.pipeline;
 
@@ -316,6 +337,8 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
         Phase::PlainCopy => "plain_copy",
     };
 
+    let verified: BTreeMap<&QualifiedName, Value> =
+        verified.iter().map(|result| (&result.table, describe_verification(result))).collect();
     let (copies, total) = copy_progress.progress().unwrap_or_default();
     let tables: Vec<Value> = state
         .tables
@@ -334,6 +357,7 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
                 "copied_rows": table.copied_rows,
                 "copy_lsn": table.copy_lsn,
                 "copy": copies.get(&table.source.to_string()),
+                "verified": verified.get(&table.source),
             })
         })
         .collect();
@@ -353,6 +377,26 @@ pub fn describe(state: &StoredState, space: Space, figures: &Figures) -> Value {
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
         "paused": copy_progress.is_paused(), "commit_to_visible": latency.describe(),
         "commit_pause": latency.describe_pauses(), "file": space, "left_out": left_out.describe(),
+    })
+}
+
+/// Returns the last verification of a table.
+fn describe_verification(result: &StoredVerification) -> Value {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_micros() as i64;
+    let seconds_ago = result.finished_at_us.map(|at| (now - at).max(0) / 1_000_000);
+
+    json!({
+        "verdict": result.verdict,
+        "reason": result.reason,
+        "seconds_ago": seconds_ago,
+        "lsn": result.lsn,
+        "part": result.part,
+        "parts": result.parts,
+        "missing": result.missing,
+        "extra": result.extra,
+        "different": result.different,
+        "repaired": result.repaired,
     })
 }
 

@@ -38,7 +38,7 @@ pub const ALL: [&str; 29] = [
 ];
 
 /// Places that only some files come by.
-pub const OTHERS: [&str; 1] = ["migration.written"];
+pub const OTHERS: [&str; 3] = ["migration.written", "verify.standing", "repair.committing"];
 
 /// Reads what the environment (`FAILPOINTS`) wants to happen where. Once, at the start of the
 /// process.

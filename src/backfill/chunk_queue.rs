@@ -99,19 +99,26 @@ impl RoundProgress {
 }
 
 /// Keeps all workers together under a number of bytes a second.
-pub(super) struct RateLimiter {
+pub struct RateLimiter {
     pub(super) bytes_per_second: f64,
     /// The time at which the bytes that were taken so far are paid for.
     pub(super) free_at: tokio::sync::Mutex<tokio::time::Instant>,
 }
 
 impl RateLimiter {
+    /// Returns a limiter for this number of bytes a second.
     pub fn new(bytes_per_second: u64) -> Self {
         let free_at = tokio::sync::Mutex::new(tokio::time::Instant::now());
         Self { bytes_per_second: bytes_per_second as f64, free_at }
     }
 
-    pub(super) async fn take(&self, bytes: usize) {
+    /// Returns the number of bytes that may be taken in a second.
+    pub fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second as u64
+    }
+
+    /// Takes a number of bytes, and waits until all bytes that were taken are paid for.
+    pub async fn take(&self, bytes: usize) {
         let mut free_at = self.free_at.lock().await;
 
         let now = tokio::time::Instant::now();

@@ -38,21 +38,19 @@ pub async fn fetch_rows(
         .batch_execute(&format!("SET LOCAL lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis()))
         .await?;
 
-    let rows = fetch(holder, spec, is_partitioned, keys).await;
+    let rows = copy_rows(holder, spec, &query(spec, is_partitioned, keys)).await;
 
     // The rollback also clears a refused statement: the transaction goes on.
     release_locks(holder).await?;
     rows
 }
 
-async fn fetch(
+/// Returns the rows that a `COPY (..) TO STDOUT (FORMAT binary)` of all columns of a table reads.
+pub async fn copy_rows(
     holder: &SqlClient,
     spec: &Arc<TableSpec>,
-    is_partitioned: bool,
-    keys: &[Vec<String>],
+    query: &str,
 ) -> Result<Vec<RecordBatch>, EngineError> {
-    let query = query(spec, is_partitioned, keys);
-
     // Arrow counts the bytes of a column in one batch by 31 bits.
     const MAX_BATCH_BYTES: usize = 64 << 20;
     let schema =
@@ -60,7 +58,7 @@ async fn fetch(
 
     let mut batches = Vec::new();
     let mut reader = CopyReader::new(Arc::clone(spec));
-    let mut stream = Box::pin(holder.copy_out(&query).await?);
+    let mut stream = Box::pin(holder.copy_out(query).await?);
 
     while let Some(piece) = stream.next().await {
         reader.push(&piece?).map_err(SourceError::from)?;

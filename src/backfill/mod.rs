@@ -36,9 +36,10 @@ mod snapshot;
 mod standing;
 mod worker;
 
+pub use chunk_queue::RateLimiter;
 pub use event::{CopyEvent, CopyOutcome, TableCopyPlan};
-pub use fetch::{fetch_rows, is_fetchable};
+pub use fetch::{copy_rows, fetch_rows, is_fetchable};
 pub use plain::plain_copy;
 pub use round::{CopyRound, run};
-pub use snapshot::{SlotWithSnapshot, create_slot, release_locks, watch_locks};
-pub use standing::{Standing, stand};
+pub use snapshot::{SlotWithSnapshot, Snapshot, create_slot, release_locks, watch_locks};
+pub use standing::{HeldStanding, Standing, stand, stand_held};

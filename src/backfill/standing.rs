@@ -11,7 +11,7 @@ use crate::{
     checkpoint::reachable_target,
     olap::{OlapEngine, ReadTarget, StoredTable, TargetError},
     pipeline::{Context, EngineError, Writer},
-    source::{catalog, connection::connect_sql},
+    source::{BarrierClaim, catalog, connection::connect_sql},
 };
 
 /// How far the stream stays behind the source while the slot of the first snapshot is made; twice
@@ -39,6 +39,16 @@ pub struct Standing<R> {
     pub tables: Vec<StoredTable>,
 }
 
+/// Both sides at one LSN, where the stream is held for as long as this value lives.
+pub struct HeldStanding<R> {
+    /// Both sides.
+    pub standing: Standing<R>,
+    /// The checkpoint of the copy, which stays the same.
+    pub checkpoint: Lsn,
+    /// Holds the stream until it is dropped.
+    pub claim: BarrierClaim,
+}
+
 /// Brings the copy to the LSN of a new snapshot of the source, and makes `readers` readers of it
 /// there. A session has to follow the stream meanwhile. Making the snapshot waits for all
 /// transactions that are open at the source (trap 12); the caller may drop the future at any time.
@@ -50,6 +60,18 @@ pub async fn stand<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     readers: usize,
 ) -> Result<Standing<<T as ReadTarget>::Reader>, EngineError> {
+    Ok(stand_held(context, writer, readers).await?.standing)
+}
+
+/// Works as [`stand`], and holds the stream there.
+///
+/// # Errors
+/// Those of [`stand`].
+pub async fn stand_held<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    readers: usize,
+) -> Result<HeldStanding<<T as ReadTarget>::Reader>, EngineError> {
     let control = connect_sql(&context.options.source, "standing").await?;
 
     for attempt in 0..MAX_TRIES {
@@ -62,13 +84,13 @@ pub async fn stand<T: OlapEngine + 'static>(
         };
         let snapshot = snapshot?;
 
-        let standing = reach(context, writer, snapshot, readers).await;
+        let reached = reach(context, writer, snapshot, readers).await;
         context.checkpoint.want(Lsn::ZERO);
-        drop(claim);
 
-        if let Some(standing) = standing? {
-            return Ok(standing);
+        if let Some((standing, checkpoint)) = reached? {
+            return Ok(HeldStanding { standing, checkpoint, claim });
         }
+        drop(claim);
     }
 
     Err(EngineError::Setup(format!(
@@ -92,7 +114,7 @@ async fn reach<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     snapshot: Snapshot,
     count: usize,
-) -> Result<Option<Standing<<T as ReadTarget>::Reader>>, EngineError> {
+) -> Result<Option<(Standing<<T as ReadTarget>::Reader>, Lsn)>, EngineError> {
     let lsn = snapshot.lsn;
     let goal = reachable_target(lsn);
     context.checkpoint.want(goal);
@@ -118,7 +140,8 @@ async fn reach<T: OlapEngine + 'static>(
 
     // The readers say for themselves where they stand: a session that began meanwhile may have
     // moved the barrier.
-    let is_there = goal <= seen.checkpoint.lsn && seen.checkpoint.lsn <= lsn;
-    let readers = seen.readers;
-    Ok(is_there.then_some(Standing { lsn, snapshot, readers, tables: state.tables }))
+    let checkpoint = seen.checkpoint.lsn;
+    let is_there = goal <= checkpoint && checkpoint <= lsn;
+    let standing = Standing { lsn, snapshot, readers: seen.readers, tables: state.tables };
+    Ok(is_there.then_some((standing, checkpoint)))
 }

@@ -123,7 +123,8 @@ enum Command {
     /// Prove that the copy is equal to its source, also while a replicator runs; 3 if it is not
     #[command(
         after_help = "Examples:\n  rhei verify\n  rhei verify --table public.orders --values\n  \
-                      rhei verify --json | jq '.tables[] | select(.verdict != \"equal\")'"
+                      rhei verify --json | jq '.tables[] | select(.verdict != \"equal\")'\n  \
+                      rhei verify --repair\n  rhei verify --sample 5% --rate-limit 50MB"
     )]
     Verify(verify::VerifyArgs),
     /// Write a commented rhei.toml from what is found at the source
@@ -251,6 +252,7 @@ impl Invocation {
             chunk_bytes: config.chunk_size.map(|size| size.0 as u64),
             snapshot_warning: config.snapshot_warning,
             supervision: config.supervision,
+            verification: config.verification.clone(),
         };
 
         Ok((Context { copy_progress, ..Context::new(options, events) }, progress))

@@ -41,7 +41,9 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
                 CliError::Failed(format!("{} is not a copy that rhei made", path.display()))
             })?;
 
-            let mut status = control::describe(&state, space, &control::Figures::default());
+            let verified = DuckDb::read_verifications(&path)?;
+            let figures = control::Figures::default();
+            let mut status = control::describe(&state, space, &verified, &figures);
             status["replicator"] = json!("stopped");
             status
         }
@@ -126,7 +128,7 @@ fn print_text(status: &Value) {
 
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["table", "state", "rows copied", "note"]);
+    table.set_header(["table", "state", "rows copied", "verified", "note"]);
 
     for stored in status["tables"].as_array().into_iter().flatten() {
         let note = stored["error"].as_str().unwrap_or_default().to_owned();
@@ -134,6 +136,7 @@ fn print_text(status: &Value) {
             text(&stored["source"]),
             text(&stored["state"]),
             text(&stored["copied_rows"]),
+            verified(&stored["verified"]),
             note,
         ]);
     }
@@ -143,4 +146,24 @@ fn print_text(status: &Value) {
         let reason = text(&left_out["reason"]).replace('_', " ");
         println!("left out     {relation}: {} changes ({reason})", text(&left_out["changes"]));
     }
+}
+
+/// Returns the last verification of a table, as `equal, 3 h ago`.
+fn verified(result: &Value) -> String {
+    let Some(verdict) = result["verdict"].as_str() else { return String::new() };
+    let seconds = result["seconds_ago"].as_u64().unwrap_or_default();
+    let ago = match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    };
+
+    let is_repaired = result["repaired"].as_u64().is_some_and(|rows| rows > 0);
+    let verdict = match verdict {
+        "different" if is_repaired => "repaired".to_owned(),
+        "different" => "DIFFERENT".to_owned(),
+        verdict => verdict.replace('_', " "),
+    };
+    format!("{verdict}, {ago} ago")
 }

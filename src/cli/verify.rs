@@ -1,6 +1,6 @@
 //! `rhei verify`: proves that the copy is equal to its source.
 
-use std::process::ExitCode;
+use std::{collections::BTreeSet, process::ExitCode};
 
 use clap::Args;
 use tokio::sync::mpsc;
@@ -8,10 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Invocation};
 use crate::{
+    config::ByteSize,
     control, engine,
     olap::DuckDb,
-    pipeline::{EngineError, Writer},
-    verify::{self, ColumnDifference, Report, Request, RowVerdict, TableReport, TableVerdict},
+    pipeline::{EngineError, Writer, schedule::Share},
+    verify::{
+        self, ColumnDifference, RepairReport, Report, Request, RowVerdict, TableReport,
+        TableVerdict,
+    },
 };
 
 /// The exit code when the copy differs from its source.
@@ -29,6 +33,15 @@ pub struct VerifyArgs {
     /// Show the values that differ
     #[arg(long)]
     pub values: bool,
+    /// Replace the rows that differ by those of the source, and compare again
+    #[arg(long)]
+    pub repair: bool,
+    /// Compare this share of each table's rows, the next share each time
+    #[arg(long, value_name = "PERCENT")]
+    pub sample: Option<Share>,
+    /// Read at most so many bytes of tables a second at the source
+    #[arg(long, value_name = "BYTES")]
+    pub rate_limit: Option<ByteSize>,
     /// For scripts
     #[arg(long)]
     pub json: bool,
@@ -38,7 +51,13 @@ pub struct VerifyArgs {
 /// the copy up to date and verifies it.
 pub async fn run(session: Invocation, args: VerifyArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
-    let request = Request { tables: args.table, shows_values: args.values };
+    let request = Request {
+        tables: args.table,
+        shows_values: args.values,
+        repairs: args.repair,
+        parts: args.sample.map_or(1, Share::parts),
+        rate_limit_bytes: args.rate_limit.map(|limit| limit.0 as u64),
+    };
 
     let question = serde_json::to_string(&request).map_err(unreadable)?;
     let report = match control::request(&path, &format!("verify {question}")).await {
@@ -127,25 +146,50 @@ fn print_text(report: &Report) {
         for (column, reason) in &table.not_compared {
             println!("  column {column} was not compared: {reason}");
         }
+        if let Some(repair) = &table.repair {
+            println!("  {}", repaired(repair));
+        }
     }
 
-    println!("compared at {} in {:.1} s", report.lsn, report.seconds);
+    let lsns: BTreeSet<&str> = report.tables.iter().map(|table| table.lsn.as_str()).collect();
+    let lsns: Vec<&str> = lsns.into_iter().filter(|lsn| !lsn.is_empty()).collect();
+    if !lsns.is_empty() {
+        println!("compared at {} in {:.1} s", lsns.join(", "), report.seconds);
+    }
 }
 
 fn line(table: &TableReport) -> String {
     let reason = table.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let part = table.part.map(|part| format!(" of part {} of {}", part.number + 1, part.of));
+    let part = part.unwrap_or_default();
     match table.verdict {
-        TableVerdict::Equal => format!("{}: equal, {} rows", table.table, table.source_rows),
+        TableVerdict::Equal => format!("{}: equal, {} rows{part}", table.table, table.source_rows),
         TableVerdict::NotVerified => format!("{}: not verified{reason}", table.table),
         TableVerdict::Different => format!(
-            "{}: DIFFERENT{reason}: {} rows at the source, {} in the copy; {} missing, {} extra, \
-             {} different",
+            "{}: DIFFERENT{reason}: {} rows{part} at the source, {} in the copy; {} missing, {} \
+             extra, {} different",
             table.table,
             table.source_rows,
             table.copy_rows,
             table.missing,
             table.extra,
             table.different
+        ),
+    }
+}
+
+fn repaired(repair: &RepairReport) -> String {
+    let RepairReport { deleted_rows, inserted_rows, .. } = repair;
+    match &repair.reason {
+        Some(reason) => format!("not repaired: {reason}"),
+        None => format!(
+            "repaired: {deleted_rows} rows of the copy were replaced by {inserted_rows} rows of \
+             the source; the table is {} now",
+            match repair.verdict {
+                TableVerdict::Equal => "equal",
+                TableVerdict::Different => "still DIFFERENT",
+                TableVerdict::NotVerified => "not verified",
+            }
         ),
     }
 }

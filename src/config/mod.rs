@@ -17,11 +17,15 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::pipeline::options::{OnSlotLost, Supervision, TablePattern, defaults};
+use crate::pipeline::{
+    options::{OnSlotLost, Supervision, TablePattern, defaults},
+    schedule::{Share, VerificationSchedule, Window},
+};
 
 pub use settings::{
     BackfillSettings, ColumnSection, Often, OnUnrepresentable, Once, Publications, Restart,
     Settings, SourceSettings, SupervisorSettings, SyncSettings, TableSection, TargetSettings,
+    VerifySettings,
 };
 
 /// A setting that cannot be understood. The exit code is 2.
@@ -148,6 +152,9 @@ impl FromStr for Span {
     }
 }
 
+from_text!(Share, "a share like \"5%\"", "5%");
+from_text!(Window, "a time of the day in UTC like \"02:00-05:00\"", "02:00-05:00");
+
 from_text!(Span, "a duration like \"200ms\", \"5s\" or \"1m\"", "1s");
 
 /// A number of bytes, as `512MB`, `1GiB`.
@@ -230,6 +237,8 @@ pub struct Config {
     pub snapshot_warning: Duration,
     /// The restarts, the grace period and the watch over the slot's WAL.
     pub supervision: Supervision,
+    /// When `rhei run` verifies its copy by itself; default: never.
+    pub verification: VerificationSchedule,
     /// The settings of single tables, by the `schema.table` name at the source.
     pub table_settings: BTreeMap<String, TableSection>,
 }
@@ -274,7 +283,7 @@ impl Config {
 
     /// Fills in the default of each setting that the file, the environment and the flags leave out.
     fn resolve(settings: Settings) -> Self {
-        let Settings { source, target, sync, backfill, supervisor, tables } = settings;
+        let Settings { source, target, sync, backfill, supervisor, verify, tables } = settings;
         let span_or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
 
         Self {
@@ -299,6 +308,7 @@ impl Config {
             chunk_size: backfill.chunk_size,
             snapshot_warning: span_or(backfill.snapshot_warning, defaults::SNAPSHOT_WARNING),
             supervision: supervisor.resolve(),
+            verification: verify.resolve(),
             table_settings: tables,
         }
     }
@@ -439,7 +449,12 @@ fn override_from(
 
     read(environment, "RHEI_SUPERVISOR_GRACE", &mut settings.supervisor.grace)?;
     read(environment, "RHEI_SUPERVISOR_LAG_INTERVAL", &mut settings.supervisor.lag_interval)?;
-    read(environment, "RHEI_SUPERVISOR_LAG_WARNING", &mut settings.supervisor.lag_warning)
+    read(environment, "RHEI_SUPERVISOR_LAG_WARNING", &mut settings.supervisor.lag_warning)?;
+
+    read(environment, "RHEI_VERIFY_INTERVAL", &mut settings.verify.interval)?;
+    read(environment, "RHEI_VERIFY_SAMPLE", &mut settings.verify.sample)?;
+    read(environment, "RHEI_VERIFY_WINDOW", &mut settings.verify.window)?;
+    read(environment, "RHEI_VERIFY_RATE_LIMIT", &mut settings.verify.rate_limit)
 }
 
 /// Returns the JSON Schema of rhei.toml.

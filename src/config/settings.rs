@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ByteSize, FromStr, Secret, Span};
-use crate::pipeline::options::{Budget, OnSlotLost, Supervision, TablePattern, defaults};
+use crate::pipeline::{
+    options::{Budget, OnSlotLost, Supervision, TablePattern, defaults},
+    schedule::{Share, VerificationSchedule, Window},
+};
 
 /// rhei.toml as it is written.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -17,6 +20,7 @@ pub struct Settings {
     pub sync: SyncSettings,
     pub backfill: BackfillSettings,
     pub supervisor: SupervisorSettings,
+    pub verify: VerifySettings,
     /// Per table, by `schema.table`.
     pub tables: BTreeMap<String, TableSection>,
 }
@@ -165,6 +169,32 @@ impl SupervisorSettings {
             lag_warning_bytes: self
                 .lag_warning
                 .map_or(defaults.lag_warning_bytes, |size| size.0 as u64),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifySettings {
+    /// How long after a verification `rhei run` begins the next one by itself. Default: never.
+    pub interval: Option<Span>,
+    /// The share of each table's rows that one of these compares, the next share each time. Default
+    /// "100%".
+    pub sample: Option<Share>,
+    /// The time of the day, in UTC, at which they may begin. Default: any time.
+    pub window: Option<Window>,
+    /// Bytes of tables a second that the source reads for them at most. Default: no limit.
+    pub rate_limit: Option<ByteSize>,
+}
+
+impl VerifySettings {
+    /// Fills in the default of each setting that the section leaves out.
+    pub(super) fn resolve(self) -> VerificationSchedule {
+        VerificationSchedule {
+            interval: self.interval.map(|span| span.0),
+            sample: self.sample.unwrap_or_default(),
+            window: self.window,
+            rate_limit_bytes: self.rate_limit.map(|limit| limit.0 as u64),
         }
     }
 }

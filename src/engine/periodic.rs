@@ -5,14 +5,15 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::supervisor::Supervisor;
 use crate::{
-    olap::{Compaction, OlapEngine},
+    olap::{Compaction, OlapEngine, StoredTable, TableState},
     pipeline::{Context, EngineError, Writer},
     source::{catalog, connection::connect_sql},
+    verify::{Request, verify},
 };
 
 /// Starts the tasks that run periodically beside the sessions, also while the source is away.
@@ -47,6 +48,58 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
         let (context, level) = (watched.clone(), Arc::clone(&level));
         async move { watch_lag(&context, &level).await }
     });
+
+    if let Some(interval) = context.options.verification.interval {
+        let (context, writer) = (context.clone(), writer.clone());
+        let stop = supervisor.stop_token();
+        supervisor.spawn_periodic("verification", VERIFICATION_LOOK.min(interval), move || {
+            let (context, writer, stop) = (context.clone(), writer.clone(), stop.clone());
+            async move {
+                // A stop does not wait for a verification, which may take hours.
+                tokio::select! {
+                    verified = Box::pin(verify_if_due(&context, &writer, interval)) => verified,
+                    () = stop.cancelled() => Ok(()),
+                }
+            }
+        });
+    }
+}
+
+/// How often a run looks whether its next verification is due.
+const VERIFICATION_LOOK: Duration = Duration::from_secs(60);
+
+/// Verifies the copy when the last verification is an interval ago and the time of the day allows
+/// it. A copy that was never verified is verified at once.
+async fn verify_if_due<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+    interval: Duration,
+) -> Result<(), EngineError> {
+    let schedule = &context.options.verification;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if schedule.window.is_some_and(|window| !window.has(now.as_secs())) {
+        return Ok(());
+    }
+
+    let is_live = |table: &StoredTable| table.state == TableState::Live;
+    let state = writer.call(|target| target.state()).await?;
+    if !state.is_some_and(|state| state.tables.iter().any(is_live)) {
+        return Ok(());
+    }
+
+    let results = writer.call(|target| target.verifications()).await?;
+    let last = results.iter().filter_map(|result| result.finished_at_us).max();
+    let next = last.map(|last| Duration::from_micros(last.unsigned_abs()) + interval);
+    if next.is_some_and(|next| now < next) {
+        return Ok(());
+    }
+
+    let request = Request {
+        parts: schedule.sample.parts(),
+        rate_limit_bytes: schedule.rate_limit_bytes,
+        ..Request::default()
+    };
+    verify(context, writer, &request).await.map(|_| ())
 }
 
 /// Writes DuckDB's log into the file while nothing else happens.

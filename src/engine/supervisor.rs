@@ -68,6 +68,11 @@ impl Supervisor {
         Self { stop: CancellationToken::new(), grace, tasks: Vec::new() }
     }
 
+    /// Returns a token that is cancelled when the shutdown begins: long work ends itself by it.
+    pub fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// Runs `work` at once and then every `interval`; a turn that is missed because the turn before
     /// took long is left out. `name` says what the work is, and of which table if it concerns one.
     pub fn spawn_periodic<W, F>(&mut self, name: impl Into<String>, interval: Duration, mut work: W)

@@ -10,8 +10,9 @@ use std::{
 use duckdb::{AccessMode, Connection};
 
 use super::{
-    Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Pipeline, Space, StoredJob,
-    StoredState, StoredTable, TargetError, TargetOptions, TargetState,
+    Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Pipeline, Repair, Repaired,
+    Space, StoredJob, StoredState, StoredTable, StoredVerification, TargetError, TargetOptions,
+    TargetState,
     apply::{self, Progress},
     arrow_scan::Database,
     compact,
@@ -21,6 +22,7 @@ use super::{
     state,
     tables::Tables,
     tuning::Tuning,
+    verifications,
 };
 use crate::{
     Checkpoint, Lsn,
@@ -236,6 +238,14 @@ impl DuckDb {
         let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
         let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
         if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
+    }
+
+    /// Reads the last result of each table that was verified, without writing to the file; for
+    /// `status`.
+    pub fn read_verifications(path: &Path) -> Result<Vec<StoredVerification>, TargetError> {
+        let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
+        let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
+        verifications::last(&connection)
     }
 
     /// Runs `work` in one transaction: all of it or nothing. Runs it again when a loader was
@@ -483,6 +493,20 @@ impl TargetState for DuckDb {
         })?;
         self.refresh()
     }
+
+    fn put_verifications(&mut self, results: &[StoredVerification]) -> Result<(), TargetError> {
+        self.ensure_attached()?;
+        // The writer may have a transaction open for parts of a source transaction.
+        let connection = self.new_connection()?;
+        connection.execute_batch("BEGIN TRANSACTION")?;
+        verifications::put(&connection, results)?;
+        Ok(connection.execute_batch("COMMIT")?)
+    }
+
+    fn verifications(&mut self) -> Result<Vec<StoredVerification>, TargetError> {
+        self.ensure_attached()?;
+        self.reading(verifications::last)
+    }
 }
 
 impl ApplyTarget for DuckDb {
@@ -543,6 +567,10 @@ impl ApplyTarget for DuckDb {
             self.state()?;
         }
         Ok(())
+    }
+
+    fn repair(&mut self, repair: Repair<'_>) -> Result<Option<Repaired>, TargetError> {
+        self.repair_rows(repair)
     }
 
     fn holds_other_values(

@@ -6,7 +6,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use arrow::record_batch::RecordBatch;
 
-use super::{Compacted, NewJob, Pipeline, Space, StoredJob, StoredState, StoredTable, TargetError};
+use super::{
+    Compacted, NewJob, Pipeline, Space, StoredJob, StoredState, StoredTable, StoredVerification,
+    TargetError,
+};
 use crate::{
     Checkpoint, Lsn,
     change::{ChangeBatch, Pause, TableSpec},
@@ -45,6 +48,12 @@ pub trait TargetState: Send {
     /// Renames tables, all at once, from the given name to the target name of their new row, and
     /// replaces their rows.
     fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError>;
+
+    /// Keeps the results of a verification that ended now.
+    fn put_verifications(&mut self, results: &[StoredVerification]) -> Result<(), TargetError>;
+
+    /// Returns the last result of each table that was ever verified.
+    fn verifications(&mut self) -> Result<Vec<StoredVerification>, TargetError>;
 }
 
 /// Copies of tables, which are loaded beside the stream and merged with the changes that came
@@ -129,6 +138,11 @@ pub trait ApplyTarget: Send {
     /// a panic left open.
     fn roll_back(&mut self) -> Result<(), TargetError>;
 
+    /// Deletes rows that differ from the source, appends the rows of the source in their place, and
+    /// keeps a record of both in `_rhei.repairs`. The checkpoint stays. Returns `None`, and does
+    /// nothing, when the target is not at the checkpoint of the repair.
+    fn repair(&mut self, repair: Repair<'_>) -> Result<Option<Repaired>, TargetError>;
+
     /// Returns whether a table has, in any of these columns of text or of lists of text, a value
     /// that is not among `allowed`.
     fn holds_other_values(
@@ -147,6 +161,32 @@ pub trait ReadTarget: Send {
     /// Returns readers that all see the target as it is now, between two transactions of the
     /// writer, and its checkpoint; `None` if rhei never wrote to the file.
     fn readers(&mut self, count: usize) -> Result<Option<Readers<Self::Reader>>, TargetError>;
+}
+
+/// Rows that are replaced.
+pub struct Repair<'a> {
+    /// The checkpoint as of which the new rows are.
+    pub checkpoint: Lsn,
+    /// The shape of the table.
+    pub table: &'a Arc<TableSpec>,
+    /// What `is_wrong` needs of each row, as a list of columns in the target's SQL.
+    pub select: &'a str,
+    /// Returns for each row of a batch whether the row is deleted.
+    pub is_wrong: IsWrong<'a>,
+    /// The rows of the source.
+    pub rows: &'a [RecordBatch],
+}
+
+/// Returns for each row of a batch whether it is deleted.
+pub type IsWrong<'a> = &'a mut dyn FnMut(&RecordBatch) -> Result<Vec<bool>, TargetError>;
+
+/// The rows that a repair replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// The number of rows that were deleted.
+    pub deleted_rows: u64,
+    /// The number of rows that were inserted.
+    pub inserted_rows: u64,
 }
 
 /// Readers that see the target at one checkpoint.

@@ -12,7 +12,7 @@ use crate::failpoint::reached;
 
 /// The version of the layout of `_rhei` that this rhei writes. A newer version is refused, since
 /// its meaning is not known here.
-pub const FORMAT_VERSION: i32 = 7;
+pub const FORMAT_VERSION: i32 = 8;
 
 /// The oldest format that is brought to [`FORMAT_VERSION`].
 pub const OLDEST_FORMAT: i32 = 3;
@@ -23,6 +23,7 @@ const MIGRATIONS: [(i32, &str); (FORMAT_VERSION - OLDEST_FORMAT) as usize] = [
     (5, include_str!("../../schemas/migrations/5_copy_xids.sql")),
     (6, include_str!("../../schemas/migrations/6_truncated_by.sql")),
     (7, include_str!("../../schemas/migrations/7_pipeline_id.sql")),
+    (8, include_str!("../../schemas/migrations/8_verifications.sql")),
 ];
 
 /// Brings an older `_rhei` to [`FORMAT_VERSION`], in one transaction: a crash leaves the old format

@@ -4,11 +4,12 @@
 //! the pipeline and its tables, `error` the errors. `file` opens and locks the file, `duckdb` holds
 //! the one writer, `reader` reads beside it, `copies` begins, merges and ends copies and `loader`
 //! loads them, `apply` turns a change batch into statements: `stage` brings the rows (`arrow_scan`
-//! has DuckDB read Arrow in place), `reshape` alters tables. `names` is the only place that quotes
-//! the target's identifiers, `tuning` sets DuckDB for its present work, `compact` rewrites the
-//! file, `new_file` makes one, `migrations` brings the state of an older file to this version;
-//! `state`, `tables`, `jobs` and `pending` (changes of tables that are still being copied) are the
-//! only places that touch `_rhei`.
+//! has DuckDB read Arrow in place), `reshape` alters tables; `repair` replaces rows that differ
+//! from the source. `names` is the only place that quotes the target's identifiers, `tuning` sets
+//! DuckDB for its present work, `compact` rewrites the file, `new_file` makes one, `migrations`
+//! brings the state of an older file to this version; `state`, `tables`, `jobs`, `verifications`
+//! and `pending` (changes of tables that are still being copied) are the only places that touch
+//! `_rhei`.
 
 pub mod apply;
 mod arrow_scan;
@@ -25,22 +26,26 @@ pub mod names;
 mod new_file;
 mod pending;
 mod reader;
+mod repair;
 pub mod reshape;
 mod stage;
 pub mod state;
 pub mod stored;
 mod tables;
 mod tuning;
+mod verifications;
 
 pub use self::{
     compact::{Compacted, Space},
     duckdb::DuckDb,
     engine::{
         Applied, ApplyTarget, Compaction, CopyLoader, CopyTarget, FileMaintenance, NewCopy,
-        OlapEngine, ReadTarget, Readers, RowStream, TargetReader, TargetState,
+        OlapEngine, ReadTarget, Readers, Repair, Repaired, RowStream, TargetReader, TargetState,
     },
     error::TargetError,
     file::TargetOptions,
     jobs::{NewJob, StoredJob},
-    stored::{Phase, Pipeline, StoredColumn, StoredState, StoredTable, TableState},
+    stored::{
+        Phase, Pipeline, StoredColumn, StoredState, StoredTable, StoredVerification, TableState,
+    },
 };

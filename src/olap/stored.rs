@@ -186,3 +186,36 @@ impl TableState {
         }
     }
 }
+
+/// The result of comparing one table with its source, as `_rhei.verifications` keeps it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredVerification {
+    /// The name at the source.
+    pub table: QualifiedName,
+    /// When the verification ended, in microseconds since 1970; none: it ends now.
+    pub finished_at_us: Option<i64>,
+    /// The LSN at which both sides were compared.
+    pub lsn: String,
+    /// `equal`, `different` or `not_verified`.
+    pub verdict: String,
+    /// Why the table was not compared, or not as a whole.
+    pub reason: Option<String>,
+    /// The number of the part of the rows that was compared, from 0 on.
+    pub part: u32,
+    /// The number of parts.
+    pub parts: u32,
+    /// The compared rows of the source.
+    pub source_rows: u64,
+    /// The compared rows of the copy.
+    pub copy_rows: u64,
+    /// Rows that the copy lacks.
+    pub missing: u64,
+    /// Rows that only the copy has.
+    pub extra: u64,
+    /// Rows of one key that differ in other columns.
+    pub different: u64,
+    /// Rows that were replaced afterwards.
+    pub repaired: u64,
+    /// How long the comparison took.
+    pub seconds: f64,
+}

@@ -16,6 +16,7 @@ pub mod latency;
 pub mod left_out;
 pub mod options;
 pub mod recopies;
+pub mod schedule;
 pub mod settled;
 pub mod slot_history;
 pub mod tables;

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::schedule::VerificationSchedule;
 use crate::{olap::TargetOptions, pgoutput::QualifiedName, source::connection::SourceOptions};
 
 /// The part of the settings that a pipeline needs.
@@ -54,6 +55,8 @@ pub struct Options {
     pub snapshot_warning: Duration,
     /// The restarts, the grace period and the watch over the slot's WAL.
     pub supervision: Supervision,
+    /// When a long run verifies its copy by itself.
+    pub verification: VerificationSchedule,
 }
 
 /// The values of settings that are left out.
@@ -104,6 +107,7 @@ impl Options {
             chunk_bytes: None,
             snapshot_warning: defaults::SNAPSHOT_WARNING,
             supervision: Supervision::default(),
+            verification: VerificationSchedule::default(),
         }
     }
 }

@@ -2,21 +2,49 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Lsn;
+use super::Part;
+use crate::{
+    olap::{Repaired, StoredVerification},
+    pgoutput::QualifiedName,
+};
 
 /// The result of a verification.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// Both sides were compared as of this LSN.
-    pub lsn: Lsn,
     pub tables: Vec<TableReport>,
     pub seconds: f64,
 }
 
 impl Report {
-    /// Returns whether some table differs from its source.
+    /// Returns whether some table differs from its source, also after its repair.
     pub fn has_differences(&self) -> bool {
-        self.tables.iter().any(|table| table.verdict == TableVerdict::Different)
+        self.tables.iter().any(TableReport::is_different)
+    }
+
+    /// Logs the result, with no values in it.
+    pub(super) fn log(&self) {
+        for table in self.tables.iter().filter(|table| table.verdict == TableVerdict::Different) {
+            tracing::error!(
+                event = "verification_found_differences",
+                table = table.table,
+                lsn = table.lsn,
+                missing = table.missing,
+                extra = table.extra,
+                different = table.different,
+                repaired = table.repair.as_ref().is_some_and(RepairReport::is_complete),
+                "the copy of a table differs from its source"
+            );
+        }
+
+        let count = |verdict| self.tables.iter().filter(|table| table.verdict == verdict).count();
+        tracing::info!(
+            event = "verified",
+            equal = count(TableVerdict::Equal),
+            different = count(TableVerdict::Different),
+            not_verified = count(TableVerdict::NotVerified),
+            seconds = self.seconds,
+            "the copy was compared with its source"
+        );
     }
 
     /// Returns whether some table could not be compared.
@@ -35,11 +63,23 @@ pub enum TableVerdict {
     NotVerified,
 }
 
+impl TableVerdict {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Equal => "equal",
+            Self::Different => "different",
+            Self::NotVerified => "not_verified",
+        }
+    }
+}
+
 /// The comparison of one table.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TableReport {
     /// The table's name at the source.
     pub table: String,
+    /// Both sides were compared as of this LSN.
+    pub lsn: String,
     pub verdict: TableVerdict,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -57,12 +97,51 @@ pub struct TableReport {
     /// Columns that were not compared, each with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_compared: Vec<(String, String)>,
+    /// The part of the rows that was compared; none: all rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+    pub seconds: f64,
+    /// What was done about the rows that differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<RepairReport>,
+}
+
+/// The repair of one table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// Rows that were deleted from the copy.
+    pub deleted_rows: u64,
+    /// Rows of the source that were inserted.
+    pub inserted_rows: u64,
+    /// The result of comparing the table again.
+    pub verdict: TableVerdict,
+    /// Why nothing was repaired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl RepairReport {
+    pub(super) fn new(repaired: Repaired) -> Self {
+        let Repaired { deleted_rows, inserted_rows } = repaired;
+        Self { deleted_rows, inserted_rows, verdict: TableVerdict::NotVerified, reason: None }
+    }
+
+    pub(super) fn refused(reason: String) -> Self {
+        let verdict = TableVerdict::NotVerified;
+        Self { deleted_rows: 0, inserted_rows: 0, verdict, reason: Some(reason) }
+    }
+
+    /// Returns whether the table was found equal after its repair.
+    pub fn is_complete(&self) -> bool {
+        self.reason.is_none() && self.verdict == TableVerdict::Equal
+    }
 }
 
 impl TableReport {
     pub(super) fn new(table: String) -> Self {
         Self {
             table,
+            lsn: String::new(),
             verdict: TableVerdict::Equal,
             reason: None,
             source_rows: 0,
@@ -72,6 +151,41 @@ impl TableReport {
             different: 0,
             differences: Vec::new(),
             not_compared: Vec::new(),
+            part: None,
+            seconds: 0.0,
+            repair: None,
+        }
+    }
+
+    /// Returns whether the table differs from its source, also after its repair.
+    pub fn is_different(&self) -> bool {
+        self.verdict == TableVerdict::Different
+            && !self.repair.as_ref().is_some_and(RepairReport::is_complete)
+    }
+
+    /// Returns the number of rows that were replaced, inserted or deleted by the repair.
+    pub fn repaired_rows(&self) -> u64 {
+        self.repair.as_ref().map_or(0, |repair| repair.deleted_rows.max(repair.inserted_rows))
+    }
+
+    /// Returns what the target keeps of the result for the table of this name.
+    pub(super) fn stored(&self, table: QualifiedName) -> StoredVerification {
+        let Part { number, of } = self.part.unwrap_or(Part { number: 0, of: 1 });
+        StoredVerification {
+            table,
+            finished_at_us: None,
+            lsn: self.lsn.clone(),
+            verdict: self.verdict.as_str().to_owned(),
+            reason: self.reason.clone(),
+            part: number,
+            parts: of,
+            source_rows: self.source_rows,
+            copy_rows: self.copy_rows,
+            missing: self.missing,
+            extra: self.extra,
+            different: self.different,
+            repaired: self.repaired_rows(),
+            seconds: self.seconds,
         }
     }
 

@@ -78,6 +78,8 @@ pub(super) enum CellHash {
     Word,
     /// `c, c >> 32`. The hash of `c` alone is the same for -1 and 4294967295.
     Long,
+    /// `c` of type bigint.
+    Folded,
     /// `c, c = 0`. The hash of a zero is that of NULL.
     Float,
     /// `c, c < 0`. The hash of a numeric has no sign.
@@ -121,6 +123,10 @@ pub(super) fn add_column(
         CellHash::Long => {
             let cells = typed::<Int64Array>(array)?.iter();
             add(rows, cells, |cell| [hash_i64(cell), hash_i64(cell >> 32)]);
+        }
+        CellHash::Folded => {
+            let cells = typed::<Int64Array>(array)?.iter();
+            add(rows, cells, |cell| [hash_i64(cell)]);
         }
         CellHash::Float => return add_floats(rows, array),
         CellHash::Numeric => return add_numbers(rows, array),

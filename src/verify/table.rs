@@ -1,29 +1,26 @@
-//! The comparison of one table: sums over buckets of rows, then the rows of the buckets that
-//! differ, then the cells of the rows that differ.
+//! The comparison of one table: a sum over all rows; where it differs sums over buckets of rows,
+//! then the rows of the buckets that differ, then the cells of the rows that differ.
 //!
 //! The hash of a row's key says which bucket the row is in, so both sides cut a table in the same
 //! way whatever its key is. The row hash binds the cells to each other: two values that were
 //! swapped between rows are found. The rows of a table without a key are their own keys.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use arrow::record_batch::RecordBatch;
-use futures_util::TryStreamExt;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
-    HashSum, SourceTypes, TableRule,
+    HashSum,
+    copy_side::in_background,
     report::{ColumnDifference, RowDifference, RowVerdict, TableReport, TableVerdict},
+    shape::Shape,
+    source_side::SourceSide,
 };
 use crate::{
-    backfill::{release_locks, watch_locks},
-    change::{ColumnSpec, TableSpec},
-    olap::{TargetError, TargetReader, names},
+    olap::TargetReader,
     pipeline::EngineError,
-    source::{
-        catalog::CatalogError,
-        connection::SqlClient,
-        quote::{quote_identifier, quote_literal},
-    },
+    source::{SourceError, catalog::CatalogError},
 };
 
 /// The rows that a bucket has on average.
@@ -43,433 +40,221 @@ const MAX_DESCRIBED: usize = 100;
 /// The most columns of which one query asks for a hash and a value.
 const COLUMNS_OF_A_QUERY: usize = 400;
 
-/// One table, compared under one snapshot of the source and one of the copy.
-pub(super) struct Comparison<'a> {
-    sql: &'a SqlClient,
-    spec: &'a TableSpec,
-    types: SourceTypes<'a>,
-    row: TableRule,
-    key: TableRule,
-    /// What the source reads from.
-    source: String,
-    /// The condition of the publication's row filter, or none.
-    row_filter: Option<&'a str>,
-    shows_values: bool,
+/// Why a comparison came to no result.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ComparisonError {
+    /// The table was rewritten or truncated since the snapshot, which sees it as empty now.
+    #[error("the table was rewritten or truncated while it was compared")]
+    Rewritten,
+    #[error(transparent)]
+    Failed(#[from] EngineError),
 }
 
-/// A row by its hashes.
-type RowHashes = (u64, u64);
-
-impl<'a> Comparison<'a> {
-    /// Prepares the comparison. `None`: the source has no such table any more.
-    pub(super) async fn new(
-        sql: &'a SqlClient,
-        spec: &'a TableSpec,
-        types: SourceTypes<'a>,
-        row_filter: Option<&'a str>,
-        shows_values: bool,
-    ) -> Result<Option<Self>, EngineError> {
-        let Some(source) = relation_at_source(sql, spec.oid).await? else { return Ok(None) };
-
-        let row = TableRule::new(spec, types);
-        let key = TableRule::of_columns(spec, spec.key_columns(), types);
-        // A key whose columns have no common form tells no rows apart.
-        let is_key = !spec.key_columns().is_empty() && key.undecidable().next().is_none();
-        let key = if is_key { key } else { row.clone() };
-        Ok(Some(Self { sql, spec, types, row, key, source, row_filter, shows_values }))
-    }
-
-    /// Compares the table.
-    pub(super) async fn run<R: TargetReader>(
-        self,
-        reader: &mut R,
-    ) -> Result<TableReport, EngineError> {
-        let mut report = TableReport::new(self.spec.source.to_string());
-        report.not_compared = self
-            .row
-            .undecidable()
-            .map(|(column, reason)| (column.to_owned(), reason.to_owned()))
-            .collect();
-
-        let rows = self.count_copy(reader)?;
-        let buckets = (rows / BUCKET_ROWS).clamp(MIN_BUCKETS, MAX_BUCKETS).next_power_of_two();
-
-        // The source computes its sums while those of the copy are computed here.
-        let (of_source, of_copy) =
-            tokio::join!(self.source_sums(buckets), async { self.copy_sums(reader, buckets) });
-        let (of_source, of_copy) = (of_source?, of_copy?);
-        report.source_rows = of_source.values().map(|sum| sum.count).sum();
-        report.copy_rows = of_copy.values().map(|sum| sum.count).sum();
-
-        let (differing, read) = differing_buckets(&of_source, &of_copy);
-        if differing == 0 {
-            return Ok(report);
-        }
-
-        report.verdict = TableVerdict::Different;
-        if read.len() < differing {
-            report.reason = Some(format!(
-                "{differing} of {buckets} parts of the table differ; the rows of {} were compared",
-                read.len()
-            ));
-        }
-
-        let of_source = self.source_rows(buckets, &read).await?;
-        let of_copy = self.copy_rows(reader, buckets, &read)?;
-        let found = differing_rows(of_source, of_copy);
-
-        for (_, kind) in &found {
-            match kind {
-                RowVerdict::Missing => report.missing += 1,
-                RowVerdict::Extra => report.extra += 1,
-                RowVerdict::Different => report.different += 1,
-            }
-        }
-
-        report.differences = self.describe(reader, &found).await?;
-        Ok(report)
-    }
-
-    fn count_copy<R: TargetReader>(&self, reader: &mut R) -> Result<u64, TargetError> {
-        let sql = format!("SELECT count(*)::UBIGINT AS n FROM {}", self.target());
-        let mut count = 0;
-        select(reader, &sql, &mut |batch| {
-            let counts = batch.column(0).as_any().downcast_ref::<arrow::array::UInt64Array>();
-            count += counts.map_or(0, |counts| counts.iter().flatten().sum());
-            Ok(())
-        })?;
-        Ok(count)
-    }
-
-    fn target(&self) -> String {
-        names::table(&self.spec.target)
-    }
-
-    /// Returns SQL for the rows of the source that the copy holds and that meet a condition, if one
-    /// is given.
-    fn source_where(&self, condition: &str) -> String {
-        let filter = self.row_filter.map(|filter| format!("({filter})"));
-        let conditions: Vec<&str> = filter
-            .as_deref()
-            .into_iter()
-            .chain(Some(condition))
-            .filter(|it| !it.is_empty())
-            .collect();
-
-        match conditions.as_slice() {
-            [] => self.source.clone(),
-            conditions => format!("{} WHERE {}", self.source, conditions.join(" AND ")),
-        }
-    }
-
-    async fn source_sums(&self, buckets: u64) -> Result<BTreeMap<u64, HashSum>, EngineError> {
-        let query = format!(
-            "SELECT (k & {})::bigint, count(*)::bigint, sum(h)::text FROM (SELECT {} AS k, {} AS \
-             h FROM {}) hashed GROUP BY 1",
-            buckets - 1,
-            self.key.source_hash(),
-            self.row.source_hash(),
-            self.source_where("")
-        );
-
-        let mut sums = BTreeMap::new();
-        for row in self.query(&query).await? {
-            let sum: String = row.try_get(2)?;
-            let sum = sum
-                .parse()
-                .map_err(|_| CatalogError::UnexpectedAnswer { what: "a sum", found: sum })?;
-            let (bucket, count): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-            sums.insert(bucket.cast_unsigned(), HashSum { count: count.cast_unsigned(), sum });
-        }
-        Ok(sums)
-    }
-
-    fn copy_sums<R: TargetReader>(
-        &self,
-        reader: &mut R,
-        buckets: u64,
-    ) -> Result<BTreeMap<u64, HashSum>, TargetError> {
-        let mut sums: BTreeMap<u64, HashSum> = BTreeMap::new();
-        self.each_copied_row(reader, |key, row| {
-            let sum = sums.entry(key & (buckets - 1)).or_default();
-            *sum += HashSum { count: 1, sum: i128::from(row.cast_signed()) };
-        })?;
-        Ok(sums)
-    }
-
-    /// Hashes each row of the copy.
-    fn each_copied_row<R: TargetReader>(
-        &self,
-        reader: &mut R,
-        mut each: impl FnMut(u64, u64),
-    ) -> Result<(), TargetError> {
-        let sql = format!(
-            "SELECT {}, {} FROM {}",
-            self.row.copy_select(),
-            self.key.copy_select(),
-            self.target()
-        );
-        let (row, key) = (&self.row, &self.key);
-        let (mut rows, mut keys) = (Vec::new(), Vec::new());
-
-        select(reader, &sql, &mut |batch| {
-            let width = row.width();
-            let all: Vec<usize> = (0..batch.num_columns()).collect();
-            let (of_row, of_key) = all.split_at(width.min(all.len()));
-            row.hash(&project(&batch, of_row)?, &mut rows).map_err(broken)?;
-            key.hash(&project(&batch, of_key)?, &mut keys).map_err(broken)?;
-
-            keys.iter().zip(&rows).for_each(|(key, row)| each(*key, *row));
-            Ok(())
-        })
-    }
-
-    async fn source_rows(
-        &self,
-        buckets: u64,
-        read: &BTreeSet<u64>,
-    ) -> Result<Vec<RowHashes>, EngineError> {
-        let query = format!(
-            "SELECT k, h FROM (SELECT {} AS k, {} AS h FROM {}) hashed WHERE (k & {}) = ANY ({})",
-            self.key.source_hash(),
-            self.row.source_hash(),
-            self.source_where(""),
-            buckets - 1,
-            array(read.iter().map(|bucket| bucket.cast_signed()))
-        );
-
-        watch_locks(self.sql).await?;
-        let read = async {
-            let no_parameters: [i64; 0] = [];
-            let mut rows = std::pin::pin!(self.sql.query_raw(&query, no_parameters).await?);
-
-            let mut hashes = Vec::new();
-            while let Some(row) = rows.try_next().await? {
-                let (key, hash): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-                hashes.push((key.cast_unsigned(), hash.cast_unsigned()));
-            }
-            Ok::<_, tokio_postgres::Error>(hashes)
-        };
-
-        let hashes = read.await;
-        release_locks(self.sql).await?;
-        Ok(hashes?)
-    }
-
-    fn copy_rows<R: TargetReader>(
-        &self,
-        reader: &mut R,
-        buckets: u64,
-        read: &BTreeSet<u64>,
-    ) -> Result<Vec<RowHashes>, TargetError> {
-        let mut found = Vec::new();
-        self.each_copied_row(reader, |key, row| {
-            if read.contains(&(key & (buckets - 1))) {
-                found.push((key, row));
-            }
-        })?;
-        Ok(found)
-    }
-
-    /// Reads the keys of rows that differ, and which of their columns do.
-    async fn describe<R: TargetReader>(
-        &self,
-        reader: &mut R,
-        found: &[(u64, RowVerdict)],
-    ) -> Result<Vec<RowDifference>, EngineError> {
-        let described: BTreeMap<u64, RowVerdict> =
-            found.iter().take(MAX_DESCRIBED).copied().collect();
-        let wanted: BTreeSet<u64> = described.keys().copied().collect();
-
-        let (mut of_source, mut of_copy) = (BTreeMap::new(), BTreeMap::new());
-        let all: Vec<usize> = (0..self.spec.columns.len()).collect();
-        for columns in all.chunks(COLUMNS_OF_A_QUERY) {
-            self.source_cells(&wanted, columns, &mut of_source).await?;
-            self.copy_cells(reader, &wanted, columns, &mut of_copy)?;
-        }
-
-        let nothing = BTreeMap::new();
-        let mut differences: Vec<RowDifference> = described
-            .iter()
-            .map(|(key, kind)| {
-                let in_source = of_source.get(key).unwrap_or(&nothing);
-                let in_copy = of_copy.get(key).unwrap_or(&nothing);
-                self.difference(*kind, in_source, in_copy)
-            })
-            .collect();
-        differences.sort_by(|one, other| (one.kind, &one.key).cmp(&(other.kind, &other.key)));
-        Ok(differences)
-    }
-
-    fn difference(
-        &self,
-        kind: RowVerdict,
-        in_source: &BTreeMap<usize, Cell>,
-        in_copy: &BTreeMap<usize, Cell>,
-    ) -> RowDifference {
-        let keys = self.spec.key_columns().iter().map(|at| {
-            let cell = in_source.get(at).or_else(|| in_copy.get(at));
-            let value = cell.and_then(|cell| cell.text.as_deref()).unwrap_or("NULL");
-            format!("{}={value}", self.column(*at).map_or("", |column| &column.name))
-        });
-        let key = keys.collect::<Vec<_>>().join(", ");
-
-        let mut columns = Vec::new();
-        if kind == RowVerdict::Different {
-            for (at, source) in in_source {
-                let Some(copy) = in_copy.get(at).filter(|copy| copy.hash != source.hash) else {
-                    continue;
-                };
-                let shown = |cell: &Cell| {
-                    self.shows_values.then(|| cell.text.clone().unwrap_or("NULL".to_owned()))
-                };
-                columns.push(ColumnDifference {
-                    column: self.column(*at).map_or(String::new(), |column| column.name.clone()),
-                    source: shown(source),
-                    copy: shown(copy),
-                });
-            }
-        }
-        RowDifference { kind, key, columns }
-    }
-
-    fn column(&self, at: usize) -> Option<&ColumnSpec> {
-        self.spec.columns.get(at)
-    }
-
-    async fn source_cells(
-        &self,
-        wanted: &BTreeSet<u64>,
-        columns: &[usize],
-        cells: &mut BTreeMap<u64, BTreeMap<usize, Cell>>,
-    ) -> Result<(), EngineError> {
-        let selected: Vec<String> = columns
-            .iter()
-            .filter_map(|&at| {
-                let rule = TableRule::of_columns(self.spec, &[at], self.types);
-                let name = quote_identifier(&self.column(at)?.name);
-                Some(format!("{}, {name}::text", rule.source_hash()))
-            })
-            .collect();
-
-        let key = self.key.source_hash();
-        let is_wanted = array(wanted.iter().map(|key| key.cast_signed()));
-        let query = format!(
-            "SELECT {key}, {} FROM {}",
-            selected.join(", "),
-            self.source_where(&format!("{key} = ANY ({is_wanted})"))
-        );
-
-        for row in self.query(&query).await? {
-            let key: i64 = row.try_get(0)?;
-            let of_row = cells.entry(key.cast_unsigned()).or_default();
-            for (number, at) in columns.iter().enumerate() {
-                let hash: i64 = row.try_get(1 + 2 * number)?;
-                let text = row.try_get(2 + 2 * number)?;
-                of_row.insert(*at, Cell { hash: hash.cast_unsigned(), text });
-            }
-        }
-        Ok(())
-    }
-
-    fn copy_cells<R: TargetReader>(
-        &self,
-        reader: &mut R,
-        wanted: &BTreeSet<u64>,
-        columns: &[usize],
-        cells: &mut BTreeMap<u64, BTreeMap<usize, Cell>>,
-    ) -> Result<(), TargetError> {
-        let rules: Vec<(usize, TableRule)> = columns
-            .iter()
-            .map(|&at| (at, TableRule::of_columns(self.spec, &[at], self.types)))
-            .collect();
-        let selected: Vec<String> = rules
-            .iter()
-            .filter_map(|(at, rule)| {
-                let name = names::quoted(&self.column(*at)?.target_name);
-                Some(format!("{}, {name}::VARCHAR", rule.copy_select()))
-            })
-            .collect();
-
-        let sql = format!(
-            "SELECT {}, {} FROM {}",
-            self.key.copy_select(),
-            selected.join(", "),
-            self.target()
-        );
-
-        let key = &self.key;
-        select(reader, &sql, &mut |batch| {
-            let (mut keys, mut hashes) = (Vec::new(), Vec::new());
-            let mut at = key.width();
-            let of_key: Vec<usize> = (0..at).collect();
-            key.hash(&project(&batch, &of_key)?, &mut keys).map_err(broken)?;
-            let places: Vec<(usize, u64)> = keys
-                .iter()
-                .enumerate()
-                .filter(|(_, key)| wanted.contains(key))
-                .map(|(place, key)| (place, *key))
-                .collect();
-            if places.is_empty() {
-                return Ok(());
-            }
-
-            for (column, rule) in &rules {
-                let of_column: Vec<usize> = (at..at + rule.width()).collect();
-                rule.hash(&project(&batch, &of_column)?, &mut hashes).map_err(broken)?;
-                at += rule.width();
-                let texts = batch.columns().get(at);
-                at += 1;
-
-                for (place, key) in &places {
-                    let hash = hashes.get(*place).copied().unwrap_or_default();
-                    let text = texts.and_then(|texts| text_at(texts.as_ref(), *place));
-                    cells.entry(*key).or_default().insert(*column, Cell { hash, text });
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Asks the source, and gives the locks of the question back.
-    async fn query(&self, query: &str) -> Result<Vec<tokio_postgres::Row>, EngineError> {
-        watch_locks(self.sql).await?;
-        let rows = self.sql.query(query, &[]).await;
-        release_locks(self.sql).await?;
-        Ok(rows?)
+impl From<tokio_postgres::Error> for ComparisonError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Failed(error.into())
     }
 }
 
-/// Runs a query on the copy.
-fn select<R: TargetReader>(
-    reader: &mut R,
-    sql: &str,
-    each: &mut dyn FnMut(RecordBatch) -> Result<(), TargetError>,
-) -> Result<(), TargetError> {
-    tokio::task::block_in_place(|| reader.select(sql, each))
+impl From<CatalogError> for ComparisonError {
+    fn from(error: CatalogError) -> Self {
+        Self::Failed(error.into())
+    }
 }
+
+impl From<ComparisonError> for EngineError {
+    fn from(error: ComparisonError) -> Self {
+        match error {
+            ComparisonError::Failed(error) => error,
+            rewritten @ ComparisonError::Rewritten => Self::Setup(rewritten.to_string()),
+        }
+    }
+}
+
+impl ComparisonError {
+    /// Returns what the source refused. Its session goes on: the table was altered since the
+    /// snapshot, or is locked.
+    pub(super) fn refused(&self) -> Option<&tokio_postgres::Error> {
+        match self {
+            Self::Failed(EngineError::Source(SourceError::Query(error)))
+                if error.as_db_error().is_some() =>
+            {
+                Some(error)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A row by its hashes: that of its key, and that of the row.
+pub(super) type RowHashes = (u64, u64);
+
+/// Values by the hash of their row's key and the index of their column.
+#[derive(Debug, Default)]
+pub(super) struct Cells(BTreeMap<u64, BTreeMap<usize, Cell>>);
 
 /// A value by its hash, and as text.
+#[derive(Debug)]
 struct Cell {
     hash: u64,
     text: Option<String>,
 }
 
-/// Returns SQL for what the source reads a table from, by its name of now. Of a partitioned table
-/// all partitions are read; other children of a table are tables of their own.
-async fn relation_at_source(sql: &SqlClient, oid: u32) -> Result<Option<String>, EngineError> {
-    let row = sql
-        .query_opt(
-            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p' FROM pg_catalog.pg_class c \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-            &[&oid],
-        )
-        .await?;
-    let Some(row) = row else { return Ok(None) };
+impl Cells {
+    pub(super) fn add(&mut self, key: u64, column: usize, hash: u64, text: Option<String>) {
+        self.0.entry(key).or_default().insert(column, Cell { hash, text });
+    }
 
-    let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    let only = if row.try_get(2)? { "" } else { "ONLY " };
-    Ok(Some(format!("{only}{}.{}", quote_identifier(&schema), quote_identifier(&name))))
+    fn extend(&mut self, other: Self) {
+        for (key, cells) in other.0 {
+            self.0.entry(key).or_default().extend(cells);
+        }
+    }
+}
+
+/// What a comparison found.
+pub(super) struct Compared<R> {
+    pub(super) report: TableReport,
+    /// The hashes of the keys of all rows that were found to differ.
+    pub(super) keys: BTreeSet<u64>,
+    /// Whether rows of further buckets differ.
+    pub(super) has_more: bool,
+    pub(super) reader: R,
+}
+
+/// Compares a table.
+pub(super) async fn compare<R: TargetReader>(
+    source: &SourceSide<'_>,
+    shape: &Arc<Shape>,
+    reader: R,
+    shows_values: bool,
+) -> Result<Compared<R>, ComparisonError> {
+    let mut report = TableReport::new(shape.spec.source.to_string());
+    let undecidable = shape.row.undecidable();
+    report.not_compared =
+        undecidable.map(|(column, reason)| (column.to_owned(), reason.to_owned())).collect();
+
+    let its = Arc::clone(shape);
+    let (of_source, of_copy) =
+        tokio::join!(source.total(), in_background(reader, move |copy| copy.total(&its)));
+    let (of_source, (reader, of_copy)) = (of_source?, of_copy?);
+    report.source_rows = of_source.count;
+    report.copy_rows = of_copy.count;
+
+    if of_source == of_copy {
+        return Ok(Compared { report, keys: BTreeSet::new(), has_more: false, reader });
+    }
+
+    let rows = of_source.count.max(of_copy.count);
+    let buckets = (rows / BUCKET_ROWS).clamp(MIN_BUCKETS, MAX_BUCKETS).next_power_of_two();
+
+    let its = Arc::clone(shape);
+    let (of_source, of_copy) = tokio::join!(
+        source.sums(buckets),
+        in_background(reader, move |copy| copy.sums(&its, buckets))
+    );
+    let (of_source, (reader, of_copy)) = (of_source?, of_copy?);
+
+    let (differing, read) = differing_buckets(&of_source, &of_copy);
+    let mut compared = Compared { report, keys: BTreeSet::new(), has_more: false, reader };
+    compared.report.verdict = TableVerdict::Different;
+    if read.len() < differing {
+        compared.has_more = true;
+        compared.report.reason = Some(format!(
+            "{differing} of {buckets} parts of the table differ; the rows of {} were compared",
+            read.len()
+        ));
+    }
+
+    let (its, of_copy) = (Arc::clone(shape), read.clone());
+    let (of_source, of_copy) = tokio::join!(
+        source.rows(buckets, &read),
+        in_background(compared.reader, move |copy| copy.rows(&its, buckets, &of_copy))
+    );
+    let (of_source, (reader, of_copy)) = (of_source?, of_copy?);
+    let found = differing_rows(of_source, of_copy);
+
+    for (key, kind) in &found {
+        compared.keys.insert(*key);
+        match kind {
+            RowVerdict::Missing => compared.report.missing += 1,
+            RowVerdict::Extra => compared.report.extra += 1,
+            RowVerdict::Different => compared.report.different += 1,
+        }
+    }
+
+    let (reader, differences) = describe(source, shape, reader, &found, shows_values).await?;
+    compared.report.differences = differences;
+    compared.reader = reader;
+    Ok(compared)
+}
+
+/// Reads the keys of rows that differ, and which of their columns do.
+async fn describe<R: TargetReader>(
+    source: &SourceSide<'_>,
+    shape: &Arc<Shape>,
+    mut reader: R,
+    found: &[(u64, RowVerdict)],
+    shows_values: bool,
+) -> Result<(R, Vec<RowDifference>), ComparisonError> {
+    let described: BTreeMap<u64, RowVerdict> = found.iter().take(MAX_DESCRIBED).copied().collect();
+    let wanted: BTreeSet<u64> = described.keys().copied().collect();
+
+    let (mut of_source, mut of_copy) = (Cells::default(), Cells::default());
+    let all: Vec<usize> = (0..shape.spec.columns.len()).collect();
+    for columns in all.chunks(COLUMNS_OF_A_QUERY) {
+        source.cells(&wanted, columns, &mut of_source).await?;
+
+        let (its, keys, columns) = (Arc::clone(shape), wanted.clone(), columns.to_vec());
+        let read = in_background(reader, move |copy| copy.cells(&its, &keys, &columns)).await?;
+        of_copy.extend(read.1);
+        reader = read.0;
+    }
+
+    let nothing = BTreeMap::new();
+    let mut differences: Vec<RowDifference> = described
+        .iter()
+        .map(|(key, kind)| {
+            let in_source = of_source.0.get(key).unwrap_or(&nothing);
+            let in_copy = of_copy.0.get(key).unwrap_or(&nothing);
+            difference(shape, *kind, (in_source, in_copy), shows_values)
+        })
+        .collect();
+    differences.sort_by(|one, other| (one.kind, &one.key).cmp(&(other.kind, &other.key)));
+    Ok((reader, differences))
+}
+
+fn difference(
+    shape: &Shape,
+    kind: RowVerdict,
+    (in_source, in_copy): (&BTreeMap<usize, Cell>, &BTreeMap<usize, Cell>),
+    shows_values: bool,
+) -> RowDifference {
+    let name = |at| shape.column(at).map_or("", |column| column.name.as_str());
+    let keys = shape.spec.key_columns().iter().map(|at| {
+        let cell = in_source.get(at).or_else(|| in_copy.get(at));
+        let value = cell.and_then(|cell| cell.text.as_deref()).unwrap_or("NULL");
+        format!("{}={value}", name(*at))
+    });
+    let key = keys.collect::<Vec<_>>().join(", ");
+
+    let mut columns = Vec::new();
+    if kind == RowVerdict::Different {
+        let shown = |cell: &Cell| {
+            shows_values.then(|| cell.text.clone().unwrap_or_else(|| "NULL".to_owned()))
+        };
+        for (at, source) in in_source {
+            let Some(copy) = in_copy.get(at).filter(|copy| copy.hash != source.hash) else {
+                continue;
+            };
+            columns.push(ColumnDifference {
+                column: name(*at).to_owned(),
+                source: shown(source),
+                copy: shown(copy),
+            });
+        }
+    }
+    RowDifference { kind, key, columns }
 }
 
 /// Returns how many buckets differ, and those whose rows are compared.
@@ -525,25 +310,6 @@ fn take_key<'a>(rows: &mut &'a [RowHashes], key: u64) -> &'a [RowHashes] {
     let (taken, rest) = rows.split_at(count);
     *rows = rest;
     taken
-}
-
-fn array(values: impl Iterator<Item = i64>) -> String {
-    let values: Vec<String> = values.map(|value| value.to_string()).collect();
-    format!("{}::bigint[]", quote_literal(&format!("{{{}}}", values.join(","))))
-}
-
-fn project(batch: &RecordBatch, columns: &[usize]) -> Result<RecordBatch, TargetError> {
-    batch.project(columns).map_err(|error| TargetError::Rows { source: Box::new(error) })
-}
-
-fn broken(error: super::HashError) -> TargetError {
-    TargetError::Rows { source: Box::new(error) }
-}
-
-fn text_at(texts: &dyn arrow::array::Array, at: usize) -> Option<String> {
-    let options = arrow::util::display::FormatOptions::default();
-    let formatter = arrow::util::display::ArrayFormatter::try_new(texts, &options).ok()?;
-    (!texts.is_null(at)).then(|| formatter.value(at).to_string())
 }
 
 #[cfg(test)]

@@ -86,6 +86,7 @@ impl Story {
             .execute("CREATE TABLE unpublished AS SELECT generate_series(1, 1000) AS i");
         story.until_done(&["sync"]);
         story.following.assert_same(&TABLES);
+        story.following.rhei.run_ok(["verify"]);
         let states =
             query_copy(story.following.copy(), "SELECT DISTINCT state::VARCHAR FROM _rhei.tables");
         assert_eq!(states, [[Some("live".to_owned())]], "{deaths:?}");

@@ -11,7 +11,10 @@ use std::{
 use duckdb::Connection;
 use serde_json::Value;
 
-use crate::{bed::Output, following::Following};
+use crate::{
+    bed::{Output, wait_until},
+    following::Following,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -132,6 +135,240 @@ fn an_equal_copy_is_found_equal_and_each_planted_difference_is_found_by_key_and_
     let shown = following.rhei.run(["verify", "--table", "public.t", "--values"]);
     shown.assert_code(3);
     assert!(shown.stdout.contains("price: 25.00 | 26.25"), "{}", shown.stdout);
+}
+
+/// Differences of each kind in both tables, and how many rows they are in.
+const PLANTED: &str = "DELETE FROM public.t WHERE id = 1;
+    INSERT INTO public.t SELECT * REPLACE (99999 AS id) FROM public.t WHERE id = 2;
+    UPDATE public.t SET name = 'wrong' WHERE id IN (3, 4, 19000);
+    CREATE TEMP TABLE kept AS SELECT * REPLACE (INTERVAL '30 days' AS span) FROM public.t
+        WHERE id = 10; DELETE FROM public.t WHERE id = 10; INSERT INTO public.t SELECT * FROM kept;
+    DELETE FROM public.keyless WHERE a = 7 AND rowid = (SELECT min(rowid) FROM public.keyless
+        WHERE a = 7);
+    INSERT INTO public.keyless VALUES (5, 'v'), (500, 'x');";
+
+#[test]
+fn a_repair_mends_the_rows_that_differ_while_the_stream_goes_on_and_keeps_what_was_wrong() {
+    let following = Following::new("verify_repair");
+    following.db.execute(SCHEMA);
+    following.sync();
+    in_copy(&following, PLANTED);
+
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (session, stop) = (following.db.session(), Arc::clone(&is_over));
+    let loading = std::thread::spawn(move || {
+        let mut number = 100;
+        while !stop.load(Ordering::Relaxed) {
+            number += 1;
+            session.execute(&format!(
+                "UPDATE t SET small = small + 1 WHERE id = {number}; INSERT INTO keyless VALUES \
+                 ({number}, 'x'); DELETE FROM keyless WHERE a = {number} - 3 AND b = 'x'"
+            ));
+        }
+    });
+
+    let output = following.rhei.run(["verify", "--repair", "--json"]);
+    output.assert_code(0);
+    let found = report(&output);
+    let repair = |name: &str| table(&found, name)["repair"].clone();
+    let counts =
+        |name: &str| (repair(name)["deleted_rows"].clone(), repair(name)["inserted_rows"].clone());
+    assert_eq!(table(&found, "public.t")["verdict"], "different");
+    assert_eq!(repair("public.t")["verdict"], "equal", "{found}");
+    assert_eq!(counts("public.t"), (5.into(), 5.into()), "{found}");
+    assert_eq!(repair("public.keyless")["verdict"], "equal", "{found}");
+    assert_eq!(table(&found, "public.untouched")["repair"], Value::Null);
+
+    // The changes that come now find the rows as the source had them.
+    following.db.execute(
+        "UPDATE t SET small = 0 WHERE id IN (1, 3, 10); DELETE FROM t WHERE id = 19000; \
+         INSERT INTO t (id, name) VALUES (99999, 'ours'); DELETE FROM keyless WHERE a IN (5, 7)",
+    );
+    is_over.store(true, Ordering::Relaxed);
+    loading.join().unwrap();
+    following.wait_settled(&mut running);
+    let stopped = running.stop(SOON);
+    stopped.assert_code(0);
+    assert!(!stopped.stderr.contains("restarting the copy"), "{}", stopped.stderr);
+
+    following.assert_same(&["public.t", "public.keyless", "public.untouched"]);
+    let copy = Connection::open(following.copy()).unwrap();
+    let kept: String = copy
+        .query_row(
+            "SELECT string_agg(action || ' ' || n, ', ' ORDER BY action) FROM (SELECT action, \
+             count(*) AS n FROM _rhei.repairs WHERE source_name = 't' GROUP BY ALL)",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(kept, "deleted 5, inserted 5");
+    let verdicts: String = copy
+        .query_row(
+            "SELECT string_agg(concat_ws(' ', source_name, verdict, repaired), ', ' ORDER BY \
+             source_name) FROM _rhei.verifications WHERE source_name <> 'keyless'",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(verdicts, "t different 5, untouched equal 0");
+}
+
+#[test]
+fn a_crash_in_the_middle_of_a_repair_leaves_the_copy_as_it_was() {
+    let following = Following::new("verify_repair_crash");
+    following.db.execute(SCHEMA);
+    following.sync();
+    in_copy(&following, PLANTED);
+
+    let rhei = following.rhei.clone().env("FAILPOINTS", "repair.committing=return");
+    let crashed = rhei.run(["verify", "--repair", "--table", "public.t"]);
+    assert_ne!(crashed.code(), Some(0));
+
+    let output = following.rhei.run(["verify", "--json"]);
+    output.assert_code(3);
+    assert_eq!(table(&report(&output), "public.t")["different"], 4);
+    following.rhei.run_ok(["verify", "--repair"]);
+    following.rhei.run_ok(["verify"]);
+}
+
+#[test]
+fn a_table_that_is_rewritten_or_truncated_while_it_is_compared_is_never_called_different() {
+    let following = Following::new("verify_rewritten");
+    following.db.execute(SCHEMA);
+    let rhei = following.rhei.clone().env("FAILPOINTS", "verify.standing=sleep(1500)");
+    let mut running = rhei.spawn(["run"]);
+    running.wait_for_log("all tables are live", SOON);
+
+    for change in [
+        "VACUUM FULL t",
+        "ALTER TABLE t ALTER small TYPE bigint",
+        "TRUNCATE untouched",
+        "ALTER TABLE t ADD extra int DEFAULT 7; ALTER TABLE keyless RENAME b TO c",
+    ] {
+        let asking = following.rhei.clone();
+        let verifying = std::thread::spawn(move || asking.run(["verify", "--json"]));
+        wait_until(SOON, "a session stands at a snapshot", || {
+            following.db.value(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = \
+                 'rhei/verify' AND state = 'idle in transaction' AND datname = current_database()",
+            ) == "t"
+        });
+        following.db.execute(change);
+
+        let found = report(&verifying.join().unwrap());
+        for table in found["tables"].as_array().unwrap() {
+            assert_ne!(table["verdict"], "different", "{change}: {found}");
+        }
+    }
+
+    following.wait_settled(&mut running);
+    running.stop(SOON).assert_code(0);
+    following.rhei.run_ok(["verify"]);
+}
+
+#[test]
+fn keys_of_each_type_have_one_hash_on_both_sides() {
+    let following = Following::new("verify_keys");
+    let numbers = "-1, 0, 1, 32767, -32768";
+    let keys = [
+        ("smallint", format!("unnest(ARRAY[{numbers}]::smallint[])")),
+        ("int", format!("unnest(ARRAY[{numbers}, 2147483647, -2147483648]::int[])")),
+        (
+            "bigint",
+            format!(
+                "unnest(ARRAY[{numbers}, 4294967295, 9223372036854775807, -4294967296]::int8[])"
+            ),
+        ),
+        ("oid", "unnest(ARRAY[0, 4294967295]::oid[])".to_owned()),
+        ("uuid", "unnest(ARRAY[gen_random_uuid(), gen_random_uuid()])".to_owned()),
+        ("text", "unnest(ARRAY['', 'ä€𝄞', 'a', repeat('x', 1000)])".to_owned()),
+        ("varchar(20)", "unnest(ARRAY['', 'b ', 'é']::varchar[])".to_owned()),
+        ("char(4)", "unnest(ARRAY['a', 'ab']::char(4)[])".to_owned()),
+        ("positive", "unnest(ARRAY[1, 70000]::positive[])".to_owned()),
+        ("word", "unnest(ARRAY['one', 'two']::word[])".to_owned()),
+        ("numeric(20, 2)", "unnest(ARRAY[0.5, -0.5]::numeric[])".to_owned()),
+        ("timestamptz", "unnest(ARRAY['infinity', now()]::timestamptz[])".to_owned()),
+        ("bytea", "unnest(ARRAY['', '\\x00ff']::bytea[])".to_owned()),
+    ];
+    following.db.execute(
+        "CREATE DOMAIN positive AS int CHECK (value > 0); CREATE DOMAIN word AS varchar(9)",
+    );
+    for (number, (kind, values)) in keys.iter().enumerate() {
+        following.db.execute(&format!(
+            "CREATE TABLE k{number} (id {kind} PRIMARY KEY, v int);
+             INSERT INTO k{number} SELECT id, 1 FROM {values} AS id"
+        ));
+    }
+    following.sync();
+
+    let found = report(following.rhei.run_ok(["verify", "--json"]).assert_code(0));
+    assert_eq!(found["tables"].as_array().unwrap().len(), keys.len());
+    in_copy(&following, "UPDATE public.k2 SET v = 2 WHERE id = 4294967295");
+    let found = report(following.rhei.run(["verify", "--json"]).assert_code(3));
+    assert_eq!(table(&found, "public.k2")["differences"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_verification_ends_when_its_client_goes_away() {
+    let following = Following::new("verify_client");
+    following.db.execute(SCHEMA);
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+
+    let client = following.rhei.spawn(["verify", "--rate-limit", "100KB", "--table", "public.t"]);
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rhei/verify' \
+                    AND datname = current_database()";
+    wait_until(SOON, "the verification has begun", || following.db.value(sessions) != "0");
+    client.kill9();
+    wait_until(SOON, "the verification has ended", || following.db.value(sessions) == "0");
+    running.stop(SOON).assert_code(0);
+}
+
+#[test]
+fn samples_take_turns_until_every_row_was_compared() {
+    let following = Following::new("verify_sample");
+    following.db.execute(SCHEMA);
+    following.sync();
+    in_copy(&following, "UPDATE public.t SET small = 99 WHERE id = 777");
+
+    let mut compared = 0;
+    let mut differing = Vec::new();
+    for turn in 0..4 {
+        let output = following.rhei.run(["verify", "--sample", "25%", "--json"]);
+        let found = report(&output);
+        let t = table(&found, "public.t");
+        assert_eq!(t["part"]["number"], turn);
+        compared += t["source_rows"].as_u64().unwrap();
+        differing.extend(rows(t));
+        assert_eq!(output.code(), Some(if t["verdict"] == "equal" { 0 } else { 3 }));
+    }
+    assert_eq!(compared, 20000);
+    assert_eq!(differing, ["different id=777: small"]);
+}
+
+#[test]
+fn a_run_verifies_by_itself_and_says_what_it_found() {
+    let following = Following::new("verify_scheduled");
+    following.db.execute(SCHEMA);
+    following.sync();
+    in_copy(&following, "UPDATE public.t SET small = 99 WHERE id = 777");
+
+    let rhei = following
+        .rhei
+        .clone()
+        .env("RHEI_VERIFY_INTERVAL", "1s")
+        .env("RHEI_VERIFY_RATE_LIMIT", "1GB");
+    let mut running = rhei.spawn(["run"]);
+    running.wait_for_log("the copy of a table differs from its source", SOON);
+    assert!(!running.logs().contains("777"), "no values: {}", running.logs());
+
+    let status = rhei.status().unwrap();
+    let mut tables = status["tables"].as_array().unwrap().iter();
+    let t = tables.find(|table| table["source"] == "public.t").unwrap();
+    assert_eq!(t["verified"]["verdict"], "different", "{status}");
+    running.stop(SOON).assert_code(0);
 }
 
 #[test]

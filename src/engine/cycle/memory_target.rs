@@ -15,10 +15,10 @@ use crate::{
     checkpoint::DurableLsn,
     olap::{
         Applied, Compacted, Compaction, NewJob, Pipeline, Space, StoredJob, StoredState,
-        StoredTable, TargetError,
+        StoredTable, StoredVerification, TargetError,
         engine::{
             ApplyTarget, CopyLoader, CopyTarget, FileMaintenance, NewCopy, ReadTarget, Readers,
-            RowStream, TargetReader, TargetState,
+            Repair, Repaired, RowStream, TargetReader, TargetState,
         },
     },
     pgoutput::QualifiedName,
@@ -93,6 +93,10 @@ impl ApplyTarget for MemoryTarget {
         Ok(())
     }
 
+    fn repair(&mut self, _: Repair<'_>) -> Result<Option<Repaired>, TargetError> {
+        Ok(None)
+    }
+
     fn holds_other_values(
         &mut self,
         _table: &TableSpec,
@@ -122,6 +126,14 @@ impl TargetState for MemoryTarget {
 
     fn rename(&mut self, _: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError> {
         Ok(())
+    }
+
+    fn put_verifications(&mut self, _: &[StoredVerification]) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    fn verifications(&mut self) -> Result<Vec<StoredVerification>, TargetError> {
+        Ok(Vec::new())
     }
 }
 

@@ -1,6 +1,7 @@
 //! All queries on the source's catalogs, for PostgreSQL 14 to 18. The queries run with
 //! `search_path = pg_catalog`, so the server prints schema-qualified names.
 
+mod files;
 mod publication;
 mod slot;
 mod tables;
@@ -18,6 +19,7 @@ use crate::{
     pgoutput::{QualifiedName, ReplicaIdentity},
 };
 
+pub use self::files::{TableFile, files_of, pages_of};
 pub use self::publication::{
     PublicationInfo, ancestors, conflicting_column_lists, publication, published_names,
 };

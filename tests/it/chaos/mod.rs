@@ -281,6 +281,7 @@ impl Chaos {
             "the copy differs from the source:\n{}",
             differences.join("\n")
         );
+        self.rhei.run_ok(["verify"]);
         self.judge();
         assert!(self.exits.is_empty(), "`rhei run` ended by itself:\n{}", self.exits.join("\n"));
     }

@@ -245,6 +245,7 @@ impl History {
             }
         }
         self.settle();
+        self.verify();
         if self.chance(50) {
             self.kill()
         } else {
@@ -383,6 +384,21 @@ impl History {
             );
             self.rhei.run_ok(["backfill", "--force"]);
         }
+    }
+
+    /// The program's own proof has to agree with the oracle.
+    #[track_caller]
+    fn verify(&self) {
+        let verified = self.rhei.run(["verify"]);
+        // Making the slot of its snapshot decodes WAL as well.
+        let has_stumbled = verified.code() == Some(1) && verified.stderr.contains(STUMBLE);
+        assert!(
+            verified.code() == Some(0) || has_stumbled,
+            "seed {}: {}\n{}",
+            self.seed,
+            verified.stdout,
+            verified.stderr
+        );
     }
 
     /// What is published, and what the copy says is followed, are the same tables with the same

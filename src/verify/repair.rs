@@ -1,0 +1,60 @@
+//! Mends the rows of a table that a verification found to differ.
+//!
+//! The stream is held at a new snapshot of the source while the rows are read there and replaced in
+//! the copy, in one transaction of the target. So a repaired row is as of the checkpoint, as all
+//! other rows are, and the changes that follow find it as the source had it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use arrow::record_batch::RecordBatch;
+
+use super::{copy_side::hash, shape::Shape, source_side::SourceSide, table::ComparisonError};
+use crate::{
+    Lsn,
+    olap::{OlapEngine, Repair, Repaired, TargetError},
+    pipeline::{Context, EngineError, Writer},
+};
+
+/// The most rows of a table that are repaired. Copying the table again is the better way for more.
+pub(super) const MAX_REPAIRED: usize = 100_000;
+
+/// Replaces the rows with these hashes of their keys by those of the source. `None`: the stream was
+/// not held at `checkpoint` any more.
+pub(super) async fn repair<T: OlapEngine + 'static>(
+    (context, writer): (&Context, &Writer<T>),
+    checkpoint: Lsn,
+    source: &SourceSide<'_>,
+    shape: &Arc<Shape>,
+    keys: BTreeSet<u64>,
+) -> Result<Option<Repaired>, ComparisonError> {
+    let rows = source.whole_rows(&keys).await?;
+    let bytes: usize = rows.iter().map(|batch| batch.get_array_memory_size()).sum();
+    if bytes > context.options.memory_limit_bytes {
+        return Err(ComparisonError::Failed(EngineError::Setup(format!(
+            "the rows of {} that differ have {bytes} bytes, which is more than [sync] memory_limit \
+             allows\nhint: copy the table again: rhei resync {0}",
+            shape.spec.source
+        ))));
+    }
+
+    let shape = Arc::clone(shape);
+    let work = move |target: &mut T| {
+        let mut hashes = Vec::new();
+        let mut is_wrong = |batch: &RecordBatch| {
+            let all: Vec<usize> = (0..batch.num_columns()).collect();
+            hash(&shape.key, batch, &all, &mut hashes)?;
+            Ok::<_, TargetError>(hashes.iter().map(|key| keys.contains(key)).collect())
+        };
+
+        target.repair(Repair {
+            checkpoint,
+            table: &shape.spec,
+            select: &shape.key.copy_select(),
+            is_wrong: &mut is_wrong,
+            rows: &rows,
+        })
+    };
+
+    let _shapes = context.ddl_lock.write().await;
+    Ok(writer.call(work).await?)
+}
