@@ -2,10 +2,10 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::supervisor::Supervisor;
@@ -51,13 +51,20 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
 
     if let Some(interval) = context.options.verification.interval {
         let (context, writer) = (context.clone(), writer.clone());
-        let stop = supervisor.stop_token();
+        let (stop, retry) = (supervisor.stop_token(), VerificationRetry::default());
         supervisor.spawn_periodic("verification", VERIFICATION_LOOK.min(interval), move || {
             let (context, writer, stop) = (context.clone(), writer.clone(), stop.clone());
+            let retry = retry.clone();
             async move {
+                if retry.is_too_early() {
+                    return Ok(());
+                }
                 // A stop does not wait for a verification, which may take hours.
                 tokio::select! {
-                    verified = Box::pin(verify_if_due(&context, &writer, interval)) => verified,
+                    verified = Box::pin(verify_if_due(&context, &writer, interval)) => {
+                        retry.ended(verified.is_err());
+                        verified
+                    }
                     () = stop.cancelled() => Ok(()),
                 }
             }
@@ -67,6 +74,24 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
 
 /// How often a run looks whether its next verification is due.
 const VERIFICATION_LOOK: Duration = Duration::from_secs(60);
+
+/// When the last verification failed: making its snapshot may have waited for a transaction that
+/// stays open for hours.
+#[derive(Debug, Clone, Default)]
+struct VerificationRetry(Arc<Mutex<Option<Instant>>>);
+
+impl VerificationRetry {
+    fn is_too_early(&self) -> bool {
+        const RETRY_AFTER: Duration = Duration::from_secs(900);
+        let failed_at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failed_at.is_some_and(|at| at.elapsed() < RETRY_AFTER)
+    }
+
+    fn ended(&self, has_failed: bool) {
+        let mut failed_at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *failed_at = has_failed.then(Instant::now);
+    }
+}
 
 /// Verifies the copy when the last verification is an interval ago and the time of the day allows
 /// it. A copy that was never verified is verified at once.

@@ -2,7 +2,7 @@
 
 #![deny(missing_docs)]
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use arrow::record_batch::RecordBatch;
 
@@ -140,7 +140,7 @@ pub trait ApplyTarget: Send {
 
     /// Deletes rows that differ from the source, appends the rows of the source in their place, and
     /// keeps a record of both in `_rhei.repairs`. The checkpoint stays. Returns `None`, and does
-    /// nothing, when the target is not at the checkpoint of the repair.
+    /// nothing, when the target is at another checkpoint than the repair.
     fn repair(&mut self, repair: Repair<'_>) -> Result<Option<Repaired>, TargetError>;
 
     /// Returns whether a table has, in any of these columns of text or of lists of text, a value
@@ -165,8 +165,9 @@ pub trait ReadTarget: Send {
 
 /// Rows that are replaced.
 pub struct Repair<'a> {
-    /// The checkpoint as of which the new rows are.
-    pub checkpoint: Lsn,
+    /// The new rows are as of every checkpoint in this range: the source committed nothing between
+    /// its ends.
+    pub checkpoints: RangeInclusive<Lsn>,
     /// The shape of the table.
     pub table: &'a Arc<TableSpec>,
     /// What `is_wrong` needs of each row, as a list of columns in the target's SQL.

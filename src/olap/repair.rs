@@ -28,11 +28,14 @@ impl DuckDb {
         repair: Repair<'_>,
     ) -> Result<Option<Repaired>, TargetError> {
         self.ensure_attached()?;
-        let Repair { checkpoint, table, select, is_wrong, rows } = repair;
+        let Repair { checkpoints, table, select, is_wrong, rows } = repair;
 
+        let checkpoint = self.pipeline.as_ref().map(|pipeline| pipeline.checkpoint.lsn);
+        let Some(checkpoint) = checkpoint.filter(|lsn| checkpoints.contains(lsn)) else {
+            return Ok(None);
+        };
         // Parts of a transaction that is open are as of a later position.
-        let stands = self.pipeline.as_ref().map(|pipeline| pipeline.checkpoint.lsn);
-        if self.has_open_parts() || stands != Some(checkpoint) {
+        if self.has_open_parts() {
             return Ok(None);
         }
 

@@ -378,7 +378,7 @@ impl<T: OlapEngine + 'static> Run<'_, T> {
             // The stream is held until the claim is dropped.
             let held = stand_held(self.context, self.writer, 1).await?;
             let HeldStanding { standing, checkpoint, claim: _claim } = held;
-            let Standing { snapshot, tables, .. } = standing;
+            let Standing { lsn, snapshot, tables, .. } = standing;
 
             let stored = tables.iter().find(|table| table.oid == outcome.oid);
             let Some(stored) = stored.filter(|stored| not_comparable(stored).is_none()) else {
@@ -393,7 +393,7 @@ impl<T: OlapEngine + 'static> Run<'_, T> {
             let source = self.source_side(&sessions, &prepared);
             let mended = repair::repair(
                 (self.context, self.writer),
-                checkpoint,
+                checkpoint..=lsn,
                 &source,
                 &prepared.shape,
                 outcome.keys.clone(),

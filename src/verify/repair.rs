@@ -4,7 +4,7 @@
 //! the copy, in one transaction of the target. So a repaired row is as of the checkpoint, as all
 //! other rows are, and the changes that follow find it as the source had it.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 
@@ -19,10 +19,10 @@ use crate::{
 pub(super) const MAX_REPAIRED: usize = 100_000;
 
 /// Replaces the rows with these hashes of their keys by those of the source. `None`: the stream was
-/// not held at `checkpoint` any more.
+/// not held in that range any more.
 pub(super) async fn repair<T: OlapEngine + 'static>(
     (context, writer): (&Context, &Writer<T>),
-    checkpoint: Lsn,
+    checkpoints: RangeInclusive<Lsn>,
     source: &SourceSide<'_>,
     shape: &Arc<Shape>,
     keys: BTreeSet<u64>,
@@ -47,7 +47,7 @@ pub(super) async fn repair<T: OlapEngine + 'static>(
         };
 
         target.repair(Repair {
-            checkpoint,
+            checkpoints,
             table: &shape.spec,
             select: &shape.key.copy_select(),
             is_wrong: &mut is_wrong,
