@@ -106,8 +106,9 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Returns a limiter for this number of bytes a second.
+    /// Returns a limiter for this number of bytes a second, at least one.
     pub fn new(bytes_per_second: u64) -> Self {
+        let bytes_per_second = bytes_per_second.max(1);
         let free_at = tokio::sync::Mutex::new(tokio::time::Instant::now());
         Self { bytes_per_second: bytes_per_second as f64, free_at }
     }

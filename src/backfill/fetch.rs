@@ -38,7 +38,8 @@ pub async fn fetch_rows(
         .batch_execute(&format!("SET LOCAL lock_timeout = '{}ms'", LOCK_PATIENCE.as_millis()))
         .await?;
 
-    let rows = copy_rows(holder, spec, &query(spec, is_partitioned, keys)).await;
+    let query = query(spec, is_partitioned, keys);
+    let rows = copy_rows(holder, spec, &query, usize::MAX).await;
 
     // The rollback also clears a refused statement: the transaction goes on.
     release_locks(holder).await?;
@@ -46,10 +47,14 @@ pub async fn fetch_rows(
 }
 
 /// Returns the rows that a `COPY (..) TO STDOUT (FORMAT binary)` of all columns of a table reads.
+///
+/// # Errors
+/// [`EngineError::Setup`]: the rows have more than `max_bytes`.
 pub async fn copy_rows(
     holder: &SqlClient,
     spec: &Arc<TableSpec>,
     query: &str,
+    max_bytes: usize,
 ) -> Result<Vec<RecordBatch>, EngineError> {
     // Arrow counts the bytes of a column in one batch by 31 bits.
     const MAX_BATCH_BYTES: usize = 64 << 20;
@@ -60,8 +65,19 @@ pub async fn copy_rows(
     let mut reader = CopyReader::new(Arc::clone(spec));
     let mut stream = Box::pin(holder.copy_out(query).await?);
 
+    let mut bytes = 0;
     while let Some(piece) = stream.next().await {
-        reader.push(&piece?).map_err(SourceError::from)?;
+        let piece = piece?;
+        bytes += piece.len();
+        if bytes > max_bytes {
+            return Err(EngineError::Setup(format!(
+                "the rows of {} that have to be read have more than {max_bytes} bytes, which is \
+                 all that [sync] memory_limit allows",
+                spec.source
+            )));
+        }
+
+        reader.push(&piece).map_err(SourceError::from)?;
         if reader.buffered_bytes() >= MAX_BATCH_BYTES {
             batches.push(reader.take_batch(&schema).map_err(SourceError::from)?);
         }

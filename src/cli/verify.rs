@@ -21,6 +21,9 @@ use crate::{
 /// The exit code when the copy differs from its source.
 const DIFFERENT: u8 = 3;
 
+/// A slower limit would have a small table take hours.
+const MIN_RATE_LIMIT: usize = 100_000;
+
 /// The text shows at most this number of rows of a table.
 const MAX_SHOWN: usize = 20;
 
@@ -39,12 +42,17 @@ pub struct VerifyArgs {
     /// Compare this share of each table's rows, the next share each time
     #[arg(long, value_name = "PERCENT")]
     pub sample: Option<Share>,
-    /// Read at most so many bytes of tables a second at the source
-    #[arg(long, value_name = "BYTES")]
+    /// The most bytes of tables that the source reads in a second, as 50MB
+    #[arg(long, value_name = "SIZE", value_parser = rate_limit)]
     pub rate_limit: Option<ByteSize>,
     /// For scripts
     #[arg(long)]
     pub json: bool,
+}
+
+fn rate_limit(text: &str) -> Result<ByteSize, String> {
+    let limit: ByteSize = text.parse()?;
+    if limit.0 < MIN_RATE_LIMIT { Err("it has to be at least 100KB".to_owned()) } else { Ok(limit) }
 }
 
 /// Runs the command. A running replicator verifies beside its stream; otherwise this process brings

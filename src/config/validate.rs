@@ -6,7 +6,7 @@ impl Settings {
     /// Returns an error that names the first key whose value is refused, and says what the value
     /// has to be.
     pub(super) fn validate(&self) -> Result<(), String> {
-        let Self { source, target, sync, backfill, .. } = self;
+        let Self { source, target, sync, backfill, verify, .. } = self;
         let checks = [
             ("sync.max_batch_rows", sync.max_batch_rows != Some(0), "must be at least 1"),
             ("backfill.workers", backfill.workers != Some(0), "must be at least 1"),
@@ -19,6 +19,11 @@ impl Settings {
                 "backfill.chunk_size",
                 is_at_least(backfill.chunk_size, 1_000_000),
                 "must be at least 1MB",
+            ),
+            (
+                "verify.rate_limit",
+                is_at_least(verify.rate_limit, 100_000),
+                "must be at least 100KB",
             ),
             ("target.threads", target.threads != Some(0), "must be at least 1"),
             (
@@ -86,6 +91,7 @@ mod tests {
             ("[backfill]\nworkers = 0", "backfill.workers must be at least 1"),
             ("[backfill]\nrate_limit = \"99kB\"", "backfill.rate_limit must be at least 100KB"),
             ("[backfill]\nchunk_size = \"999kB\"", "backfill.chunk_size must be at least 1MB"),
+            ("[verify]\nrate_limit = \"99kB\"", "verify.rate_limit must be at least 100KB"),
             ("[target]\nthreads = 0", "target.threads must be at least 1"),
             ("[source]\npublication = \"\"", "source.publication must name a publication"),
             ("[source]\npublication = []", "source.publication must name a publication"),
@@ -108,7 +114,7 @@ mod tests {
         let smallest = "[sync]\nmax_batch_rows = 1\nmemory_limit = \"64kB\"\n\
                         [backfill]\nworkers = 1\nrate_limit = \"100kB\"\nchunk_size = \"1MB\"\n\
                         [target]\nthreads = 1\n[source]\nslot = \"_\"\npublication = [\"a\"]\n\
-                        [tables.\"a.b\"]";
+                        [verify]\nrate_limit = \"100kB\"\n[tables.\"a.b\"]";
 
         assert_eq!(validated(smallest), Ok(()));
         assert_eq!(validated(""), Ok(()));

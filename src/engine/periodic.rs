@@ -1,6 +1,7 @@
 //! The tasks that a long run repeats beside its sessions.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -10,7 +11,8 @@ use std::{
 
 use super::supervisor::Supervisor;
 use crate::{
-    olap::{Compaction, OlapEngine, StoredTable, TableState},
+    olap::{Compaction, OlapEngine, StoredTable, StoredVerification, TableState},
+    pgoutput::QualifiedName,
     pipeline::{Context, EngineError, Writer},
     source::{catalog, connection::connect_sql},
     verify::{Request, verify},
@@ -106,16 +108,9 @@ async fn verify_if_due<T: OlapEngine + 'static>(
         return Ok(());
     }
 
-    let is_live = |table: &StoredTable| table.state == TableState::Live;
-    let state = writer.call(|target| target.state()).await?;
-    if !state.is_some_and(|state| state.tables.iter().any(is_live)) {
-        return Ok(());
-    }
-
+    let Some(state) = writer.call(|target| target.state()).await? else { return Ok(()) };
     let results = writer.call(|target| target.verifications()).await?;
-    let last = results.iter().filter_map(|result| result.finished_at_us).max();
-    let next = last.map(|last| Duration::from_micros(last.unsigned_abs()) + interval);
-    if next.is_some_and(|next| now < next) {
+    if !is_due(&state.tables, &results, now, interval) {
         return Ok(());
     }
 
@@ -125,6 +120,29 @@ async fn verify_if_due<T: OlapEngine + 'static>(
         ..Request::default()
     };
     verify(context, writer, &request).await.map(|_| ())
+}
+
+/// Returns whether some live table was verified an interval ago or earlier, or none was ever
+/// verified. A table that was added since waits for the turn of the others, and a verification of
+/// one table by hand does not postpone that turn.
+fn is_due(
+    tables: &[StoredTable],
+    results: &[StoredVerification],
+    now: Duration,
+    interval: Duration,
+) -> bool {
+    let live: BTreeSet<&QualifiedName> = tables
+        .iter()
+        .filter(|table| table.state == TableState::Live)
+        .map(|table| &table.source)
+        .collect();
+    let of_live = results.iter().filter(|result| live.contains(&result.table));
+    let oldest = of_live.filter_map(|result| result.finished_at_us).min();
+
+    match oldest {
+        Some(at) => now >= Duration::from_micros(at.unsigned_abs()) + interval,
+        None => !live.is_empty(),
+    }
 }
 
 /// Writes DuckDB's log into the file while nothing else happens.
@@ -182,6 +200,7 @@ fn lag_level(held_bytes: u64, warning_bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::schema::samples::{followed, orders};
 
     #[test]
     fn held_wal_comes_to_another_level_each_time_that_it_doubles() {
@@ -202,5 +221,55 @@ mod tests {
     #[test]
     fn a_limit_of_no_bytes_warns_from_the_first_byte_on() {
         assert_eq!([0, 1, 2].map(|held_bytes| lag_level(held_bytes, 0)), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_verification_is_due_an_interval_after_the_oldest_result_of_a_live_table() {
+        let table = |name: &str, state| StoredTable {
+            source: QualifiedName::new("public", name),
+            ..StoredTable::of(&followed(&orders()), state)
+        };
+        let result = |name: &str, seconds: i64| StoredVerification {
+            table: QualifiedName::new("public", name),
+            finished_at_us: Some(seconds * 1_000_000),
+            lsn: "0/1".to_owned(),
+            verdict: "equal".to_owned(),
+            reason: None,
+            part: 0,
+            parts: 1,
+            source_rows: 1,
+            copy_rows: 1,
+            missing: 0,
+            extra: 0,
+            different: 0,
+            repaired: 0,
+            seconds: 0.1,
+        };
+        let [a, b] = ["a", "b"].map(|name| table(name, TableState::Live));
+        let gone = table("gone", TableState::Dropped);
+        let copying = table("a", TableState::Copying);
+
+        for (name, tables, results, expected) in [
+            ("no table is live", vec![copying], vec![], false),
+            ("none was ever verified", vec![a.clone()], vec![], true),
+            ("not yet", vec![a.clone()], vec![result("a", 901)], false),
+            ("an interval ago", vec![a.clone()], vec![result("a", 900)], true),
+            (
+                "one by hand",
+                vec![a.clone(), b.clone()],
+                vec![result("a", 900), result("b", 999)],
+                true,
+            ),
+            ("a new table", vec![a.clone(), b], vec![result("a", 950)], false),
+            (
+                "an old result of a dropped table",
+                vec![a, gone],
+                vec![result("gone", 1), result("a", 950)],
+                false,
+            ),
+        ] {
+            let (now, interval) = (Duration::from_secs(1000), Duration::from_secs(100));
+            assert_eq!(is_due(&tables, &results, now, interval), expected, "{name}");
+        }
     }
 }

@@ -507,6 +507,11 @@ impl TargetState for DuckDb {
         self.ensure_attached()?;
         self.reading(verifications::last)
     }
+
+    fn last_parts(&mut self, parts: u32) -> Result<Vec<(QualifiedName, u32)>, TargetError> {
+        self.ensure_attached()?;
+        self.reading(|connection| verifications::last_parts(connection, parts))
+    }
 }
 
 impl ApplyTarget for DuckDb {

@@ -54,6 +54,9 @@ pub trait TargetState: Send {
 
     /// Returns the last result of each table that was ever verified.
     fn verifications(&mut self) -> Result<Vec<StoredVerification>, TargetError>;
+
+    /// Returns which of `parts` parts was compared last, of each table of which one was.
+    fn last_parts(&mut self, parts: u32) -> Result<Vec<(QualifiedName, u32)>, TargetError>;
 }
 
 /// Copies of tables, which are loaded beside the stream and merged with the changes that came

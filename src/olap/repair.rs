@@ -1,7 +1,7 @@
 //! Replaces rows that differ from the source. DuckDB's UPDATE would keep a value that DuckDB takes
 //! for equal to the new one (1 month and 30 days), so rows are deleted and inserted.
 
-use std::panic::AssertUnwindSafe;
+use std::{cell::RefCell, panic::AssertUnwindSafe};
 
 use arrow::{
     array::{Array, Int64Array},
@@ -39,9 +39,12 @@ impl DuckDb {
             return Ok(None);
         }
 
-        // A row keeps its rowid until a file checkpoint, which this writer makes.
-        let wrong = self.reading(|connection| wrong_rows(connection, table, select, is_wrong))?;
+        // A file checkpoint may give rows other rowids, but not under a transaction that has read
+        // the table.
+        let is_wrong = RefCell::new(is_wrong);
         let repaired = self.transaction(|target| {
+            let wrong =
+                wrong_rows(&target.connection, table, select, &mut **is_wrong.borrow_mut())?;
             let repaired = replace(&target.connection, table, (&wrong, rows), checkpoint)?;
             reached("repair.committing");
             Ok(repaired)

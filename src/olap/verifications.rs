@@ -79,3 +79,70 @@ pub(super) fn last(connection: &Connection) -> Result<Vec<StoredVerification>, T
     }
     Ok(last)
 }
+
+/// Returns which of `parts` parts was compared last, of each table of which one was. Results of
+/// other numbers of parts, or of a table that could not be compared, do not count.
+pub(super) fn last_parts(
+    connection: &Connection,
+    parts: u32,
+) -> Result<Vec<(QualifiedName, u32)>, TargetError> {
+    let mut statement = connection.prepare(
+        "SELECT source_schema, source_name, arg_max(part, finished_at) FROM _rhei.verifications \
+         WHERE parts = ? AND verdict <> 'not_verified' GROUP BY ALL",
+    )?;
+
+    let mut rows = statement.query([parts])?;
+    let mut last = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (schema, name): (String, String) = (row.get(0)?, row.get(1)?);
+        last.push((QualifiedName::new(&schema, &name), row.get(2)?));
+    }
+    Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::state, *};
+
+    fn result(verdict: &str, part: u32, parts: u32) -> StoredVerification {
+        StoredVerification {
+            table: QualifiedName::new("public", "t"),
+            finished_at_us: None,
+            lsn: "0/1".to_owned(),
+            verdict: verdict.to_owned(),
+            reason: None,
+            part,
+            parts,
+            source_rows: 1,
+            copy_rows: 1,
+            missing: 0,
+            extra: 0,
+            different: 0,
+            repaired: 0,
+            seconds: 0.1,
+        }
+    }
+
+    #[test]
+    fn neither_a_whole_verification_nor_a_failed_one_disturbs_the_turns_of_the_parts() {
+        let connection = Connection::open_in_memory().unwrap();
+        state::create(&connection).unwrap();
+        assert!(last_parts(&connection, 4).unwrap().is_empty());
+
+        for stored in [
+            result("equal", 0, 4),
+            result("different", 1, 4),
+            result("equal", 0, 1),
+            result("equal", 6, 7),
+            result("not_verified", 0, 1),
+            result("not_verified", 3, 4),
+        ] {
+            put(&connection, &[stored]).unwrap();
+        }
+
+        let table = QualifiedName::new("public", "t");
+        assert_eq!(last_parts(&connection, 4).unwrap(), [(table.clone(), 1)]);
+        assert_eq!(last_parts(&connection, 7).unwrap(), [(table, 6)]);
+        assert_eq!(last(&connection).unwrap()[0].verdict, "not_verified");
+    }
+}

@@ -20,7 +20,7 @@ pub struct VerificationSchedule {
     pub rate_limit_bytes: Option<u64>,
 }
 
-/// A share of the rows of a table: one of so many equal parts.
+/// The share of a table's rows that one verification compares: one of a number of equal parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share(u32);
 

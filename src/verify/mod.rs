@@ -133,9 +133,8 @@ async fn next_parts<T: OlapEngine + 'static>(
         return Ok(BTreeMap::new());
     }
 
-    let last: Vec<StoredVerification> = writer.call(|target| target.verifications()).await?;
-    let same = last.into_iter().filter(|row| row.parts == parts);
-    Ok(same.map(|row| (row.table.to_string(), (row.part + 1) % parts)).collect())
+    let last = writer.call(move |target| target.last_parts(parts)).await?;
+    Ok(last.into_iter().map(|(table, part)| (table.to_string(), (part + 1) % parts)).collect())
 }
 
 /// One verification.
@@ -402,6 +401,13 @@ impl<T: OlapEngine + 'static> Run<'_, T> {
                 Ok(Some(repaired)) => return Ok(RepairReport::new(repaired)),
                 // The next try stands elsewhere.
                 Ok(None) | Err(ComparisonError::Rewritten) => {}
+                // The rows are too large.
+                Err(ComparisonError::Failed(EngineError::Setup(reason))) => {
+                    return Ok(RepairReport::refused(format!(
+                        "{reason}: copy the table again with `rhei resync {}`",
+                        outcome.report.table
+                    )));
+                }
                 Err(error) => match error.refused() {
                     Some(refused) => return Ok(RepairReport::refused(error_chain(refused))),
                     None => return Err(error.into()),

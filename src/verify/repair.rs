@@ -12,7 +12,7 @@ use super::{copy_side::hash, shape::Shape, source_side::SourceSide, table::Compa
 use crate::{
     Lsn,
     olap::{OlapEngine, Repair, Repaired, TargetError},
-    pipeline::{Context, EngineError, Writer},
+    pipeline::{Context, Writer},
 };
 
 /// The most rows of a table that are repaired. Copying the table again is the better way for more.
@@ -27,15 +27,7 @@ pub(super) async fn repair<T: OlapEngine + 'static>(
     shape: &Arc<Shape>,
     keys: BTreeSet<u64>,
 ) -> Result<Option<Repaired>, ComparisonError> {
-    let rows = source.whole_rows(&keys).await?;
-    let bytes: usize = rows.iter().map(|batch| batch.get_array_memory_size()).sum();
-    if bytes > context.options.memory_limit_bytes {
-        return Err(ComparisonError::Failed(EngineError::Setup(format!(
-            "the rows of {} that differ have {bytes} bytes, which is more than [sync] memory_limit \
-             allows\nhint: copy the table again: rhei resync {0}",
-            shape.spec.source
-        ))));
-    }
+    let rows = source.whole_rows(&keys, context.options.memory_limit_bytes).await?;
 
     let shape = Arc::clone(shape);
     let work = move |target: &mut T| {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -34,8 +34,8 @@ const MAX_PIECE_PAGES: u64 = 16 << 10;
 const MIN_PIECE_PAGES: u64 = 128;
 const PAGE_BYTES: u64 = 8192;
 
-/// While the stream changed rows within this time, a session pauses after each piece, so many times
-/// as long as the piece took.
+/// A session rests after each piece while the stream has changed rows within the time `BUSY`, as
+/// long as reading `PIECES_OF_REST` such pieces would take.
 const BUSY: Duration = Duration::from_secs(1);
 const PIECES_OF_REST: u32 = 3;
 
@@ -92,12 +92,25 @@ impl SourceSide<'_> {
             // The snapshot sees no row on a page that the file got later.
             let size = self.piece_pages();
             let pieces = (MIN_PIECE_PAGES..pages).step_by(size as usize);
+            let has_failed = AtomicBool::new(false);
+            let pieces = pieces.take_while(|_| !has_failed.load(Ordering::Relaxed));
             let mut pieces = futures_util::stream::iter(pieces)
                 .map(|first| self.piece_sums(bucket, file, first, size))
                 .buffer_unordered(self.sessions.count());
-            while let Some((of_piece, _)) = pieces.try_next().await? {
-                add_all(of_piece);
+
+            // Pieces that have begun are read to their ends also after an error: a piece that is
+            // dropped would leave its locks, or a failed transaction, in its session.
+            let mut result = Ok(());
+            while let Some(piece) = pieces.next().await {
+                match piece {
+                    Ok((sums, _)) => add_all(sums),
+                    Err(error) => {
+                        has_failed.store(true, Ordering::Relaxed);
+                        result = result.and(Err(error));
+                    }
+                }
             }
+            result?;
         }
         Ok(())
     }
@@ -120,8 +133,13 @@ impl SourceSide<'_> {
             if is_grouped { " GROUP BY 1" } else { "" }
         );
 
+        // The session stays in use while the limit or the stream has it wait, so that other pieces
+        // wait too.
+        let sql = self.sessions.take().await;
         let began = Instant::now();
-        let (rows, pages) = self.query(file, &query).await?;
+        let (rows, pages) = query_file(&sql, file, &query).await?;
+        let took = began.elapsed();
+
         if let Some(limiter) = self.limiter {
             let read = count.min(pages.saturating_sub(first));
             limiter.take((read * PAGE_BYTES) as usize).await;
@@ -129,7 +147,7 @@ impl SourceSide<'_> {
 
         // The stream goes first: it needs the cores of both sides.
         if self.activity.is_busy(BUSY) {
-            tokio::time::sleep(began.elapsed() * PIECES_OF_REST).await;
+            tokio::time::sleep(took * PIECES_OF_REST).await;
         }
 
         let sums: Result<_, _> = rows.iter().map(bucket_sum).collect();
@@ -183,7 +201,8 @@ impl SourceSide<'_> {
                 self.rows_of(file, None, Some(&self.is_wanted(wanted)))
             );
 
-            for row in self.query(file, &query).await?.0 {
+            let sql = self.sessions.take().await;
+            for row in query_file(&sql, file, &query).await?.0 {
                 let key: i64 = row.try_get(0)?;
                 for (number, at) in columns.iter().enumerate() {
                     let hash: i64 = row.try_get(1 + 2 * number)?;
@@ -196,9 +215,13 @@ impl SourceSide<'_> {
     }
 
     /// Returns the rows with these hashes of their keys, as a copy of the table would read them.
+    ///
+    /// # Errors
+    /// [`EngineError::Setup`]: the rows have more than `max_bytes`.
     pub(super) async fn whole_rows(
         &self,
         wanted: &BTreeSet<u64>,
+        mut max_bytes: usize,
     ) -> Result<Vec<RecordBatch>, ComparisonError> {
         let columns: Vec<String> = self
             .shape
@@ -218,8 +241,11 @@ impl SourceSide<'_> {
 
             let sql = self.sessions.take().await;
             watch_locks(&sql).await?;
-            let rows = copy_rows(&sql, &Arc::clone(&self.shape.spec), &query).await;
-            batches.extend(release(&sql, file, rows).await?.0);
+            let rows = copy_rows(&sql, &self.shape.spec, &query, max_bytes).await;
+            let rows = release(&sql, file, rows).await?.0;
+            let bytes = |batch: &RecordBatch| batch.get_array_memory_size();
+            max_bytes = max_bytes.saturating_sub(rows.iter().map(bytes).sum());
+            batches.extend(rows);
         }
         Ok(batches)
     }
@@ -256,19 +282,18 @@ impl SourceSide<'_> {
         let allowed = self.limiter.map(|limiter| limiter.bytes_per_second() / PAGE_BYTES);
         allowed.map_or(MAX_PIECE_PAGES, |pages| pages.clamp(MIN_PIECE_PAGES, MAX_PIECE_PAGES))
     }
+}
 
-    /// Reads from a file, and gives the locks of the query back. Returns also the pages that the
-    /// file has now.
-    async fn query(
-        &self,
-        file: &TableFile,
-        query: &str,
-    ) -> Result<(Vec<Row>, u64), ComparisonError> {
-        let sql = self.sessions.take().await;
-        watch_locks(&sql).await?;
-        let rows = sql.query(query, &[]).await;
-        release(&sql, file, rows).await
-    }
+/// Reads from a file, and gives the locks of the query back. Returns also the pages that the file
+/// has now.
+async fn query_file(
+    sql: &SqlClient,
+    file: &TableFile,
+    query: &str,
+) -> Result<(Vec<Row>, u64), ComparisonError> {
+    watch_locks(sql).await?;
+    let rows = sql.query(query, &[]).await;
+    release(sql, file, rows).await
 }
 
 /// Adds the hashes of the rows that a query returns.

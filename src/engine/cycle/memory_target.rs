@@ -135,6 +135,10 @@ impl TargetState for MemoryTarget {
     fn verifications(&mut self) -> Result<Vec<StoredVerification>, TargetError> {
         Ok(Vec::new())
     }
+
+    fn last_parts(&mut self, _: u32) -> Result<Vec<(QualifiedName, u32)>, TargetError> {
+        Ok(Vec::new())
+    }
 }
 
 impl CopyTarget for MemoryTarget {
