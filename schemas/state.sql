@@ -104,7 +104,7 @@ CREATE TABLE IF NOT EXISTS _rhei.verifications (
     missing UBIGINT NOT NULL,
     extra UBIGINT NOT NULL,
     different UBIGINT NOT NULL,
-    repaired UBIGINT NOT NULL,                  -- rows that were replaced; the verdict is of before
+    repaired UBIGINT NOT NULL,                  -- rows that a repair replaced, after which the table was equal; the verdict is that of before
     seconds DOUBLE NOT NULL,
     pipeline_id UINTEGER NOT NULL DEFAULT 1
 );

@@ -178,12 +178,12 @@ impl SupervisorSettings {
 pub struct VerifySettings {
     /// How long after a verification `rhei run` begins the next one by itself. Default: never.
     pub interval: Option<Span>,
-    /// The share of each table's rows that one of these compares, the next share each time. Default
-    /// "100%".
+    /// The share of each table's rows that one such verification compares, the next share each
+    /// time. Default "100%".
     pub sample: Option<Share>,
-    /// The time of the day, in UTC, at which they may begin. Default: any time.
+    /// The time of the day, in UTC, at which such a verification may begin. Default: any time.
     pub window: Option<Window>,
-    /// Bytes of tables a second that the source reads for them at most. Default: no limit.
+    /// The most bytes of tables that the source reads for it in a second. Default: no limit.
     pub rate_limit: Option<ByteSize>,
 }
 

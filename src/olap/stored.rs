@@ -214,7 +214,7 @@ pub struct StoredVerification {
     pub extra: u64,
     /// Rows of one key that differ in other columns.
     pub different: u64,
-    /// Rows that were replaced afterwards.
+    /// Rows that a repair replaced, after which the table was found equal.
     pub repaired: u64,
     /// How long the comparison took.
     pub seconds: f64,

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_one_of_so_many_equal_parts_and_not_smaller_than_asked() {
+    fn a_share_is_one_of_equal_parts_and_not_smaller_than_asked() {
         for (text, parts) in [("100%", 1), ("50 %", 2), ("5", 20), ("30%", 3), ("0.1%", 1000)] {
             assert_eq!(text.parse::<Share>().unwrap().parts(), parts, "{text}");
         }

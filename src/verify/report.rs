@@ -163,9 +163,11 @@ impl TableReport {
             && !self.repair.as_ref().is_some_and(RepairReport::is_complete)
     }
 
-    /// Returns the number of rows that were replaced, inserted or deleted by the repair.
+    /// Returns the number of rows that a repair replaced, inserted or deleted, after which the
+    /// table was found equal.
     pub fn repaired_rows(&self) -> u64 {
-        self.repair.as_ref().map_or(0, |repair| repair.deleted_rows.max(repair.inserted_rows))
+        let complete = self.repair.as_ref().filter(|repair| repair.is_complete());
+        complete.map_or(0, |repair| repair.deleted_rows.max(repair.inserted_rows))
     }
 
     /// Returns what the target keeps of the result for the table of this name.
