@@ -11,6 +11,15 @@ use crate::{
     source::CdcConsumer,
 };
 
+/// Reports a table of the copy that is not published any more.
+pub(super) fn warn_unpublished(table: &QualifiedName) {
+    tracing::warn!(
+        event = "table_unpublished",
+        %table,
+        "no longer published; its copy is kept as it is"
+    );
+}
+
 impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
     /// Returns whether the copy of a table is known to hold what was committed at `commit_lsn`.
     fn is_in_copy(&self, oid: u32, commit_lsn: Lsn) -> bool {

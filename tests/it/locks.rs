@@ -344,3 +344,28 @@ fn a_table_is_copied_and_goes_live_while_other_transactions_stay_open() {
     tables.extend(["public.locked".to_owned(), "public.other".to_owned()]);
     following.assert_same(&tables.iter().map(String::as_str).collect::<Vec<_>>());
 }
+
+/// Such a table was said to wait for its copy for ever.
+#[test]
+fn a_table_that_is_dropped_before_its_copy_begins_is_dropped_in_the_copy_too() {
+    let following = Following::new("dropped_before");
+    following.db.execute(
+        "CREATE TABLE stays (id int PRIMARY KEY);
+         CREATE PUBLICATION rhei FOR ALL TABLES",
+    );
+    following.sync();
+
+    following.db.execute("CREATE TABLE brief (id int PRIMARY KEY)");
+    let lock = lock(&following, "brief");
+    let mut running = following.rhei.spawn(["run"]);
+    running.wait_for_log("wait for their copy", SOON);
+
+    lock.0.execute("DROP TABLE brief; COMMIT");
+    following.rhei.wait_settled(&mut running, &following.db.wal_lsn(), SOON);
+    let status = following.rhei.status().unwrap();
+    let tables = status["tables"].as_array().unwrap();
+    let brief = tables.iter().find(|table| table["source"] == "public.brief").unwrap();
+    assert_eq!(brief["state"], "dropped", "{status:#}");
+    following.rhei.run_ok(["verify"]);
+    running.stop(SOON).assert_code(0);
+}

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     change::Remedy,
+    engine::left_out::warn_unpublished,
     olap::{OlapEngine, Pipeline, StoredColumn, StoredTable, TableState},
     pgoutput::QualifiedName,
     pipeline::{
@@ -238,11 +239,7 @@ impl Reconciled {
         mut stored: BTreeMap<u32, StoredTable>,
     ) -> Result<(), EngineError> {
         for table in self.gone.iter().filter_map(|oid| stored.get(oid)) {
-            tracing::warn!(
-                event = "table_unpublished",
-                table = %table.source,
-                "no longer published; its copy is kept as it is"
-            );
+            warn_unpublished(&table.source);
         }
 
         for &oid in &self.abandoned {

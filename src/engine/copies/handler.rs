@@ -18,7 +18,7 @@ use crate::{
     backfill::{self, CopyEvent, CopyOutcome, TableCopyPlan},
     change::{Pause, TableSpec},
     checkpoint::reachable_target,
-    engine::{CycleOptions, NextStep, SyncEngine},
+    engine::{CycleOptions, NextStep, SyncEngine, left_out::warn_unpublished},
     error::error_chain,
     failpoint::reached,
     olap::{OlapEngine, StoredTable, TableState, TargetError},
@@ -372,9 +372,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         Ok(Admission::TooLate)
     }
 
-    /// Forgets the tables that were asked for and that the round did not plan. Such a table is gone
-    /// from the source or its publication, as the next look at the catalogs says; no task is
-    /// copying it.
+    /// Forgets the tables that were asked for and that the round did not plan: such a table is gone
+    /// from the source or its publication, and no task is copying it. A table that the stream still
+    /// follows is left to the next look at the catalogs, which finds it gone.
     async fn forget_unplanned(
         &mut self,
         asked: BTreeSet<u32>,
@@ -385,10 +385,17 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             tables.iter().any(|table| table.spec.oid == oid)
                 || refused.iter().any(|row| row.oid == oid)
         };
+        let unplanned: BTreeSet<u32> = asked.into_iter().filter(|oid| !is_planned(*oid)).collect();
+        if unplanned.is_empty() {
+            return Ok(());
+        }
 
-        for oid in asked.into_iter().filter(|oid| !is_planned(*oid)) {
-            if let Some(catalogs) = &mut self.catalogs {
-                catalogs.not_published(oid);
+        let mut gone = BTreeSet::new();
+        for oid in unplanned {
+            if let Some(catalogs) = &mut self.catalogs
+                && catalogs.not_published(oid)
+            {
+                gone.insert(oid);
             }
 
             if self.copying.remove(&oid).is_some() {
@@ -397,6 +404,26 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             }
         }
 
+        self.mark_dropped(&gone).await
+    }
+
+    /// Records that these tables are gone, so that nobody waits for their copies. A table that is
+    /// published again is new to the next look.
+    async fn mark_dropped(&mut self, gone: &BTreeSet<u32>) -> Result<(), EngineError> {
+        let Some(state) = self.target.call(|target| target.state()).await? else { return Ok(()) };
+
+        let is_gone = |stored: &StoredTable| {
+            gone.contains(&stored.oid) && stored.state != TableState::Dropped
+        };
+        let mut rows: Vec<StoredTable> = state.tables.into_iter().filter(is_gone).collect();
+        for row in &mut rows {
+            (row.state, row.has_shadow) = (TableState::Dropped, false);
+            warn_unpublished(&row.source);
+        }
+
+        if !rows.is_empty() {
+            self.target.call(move |target| target.put_tables(&rows)).await?;
+        }
         Ok(())
     }
 

@@ -199,11 +199,13 @@ impl CatalogWatch {
     }
 
     /// Forgets a table that was not published when the copy that it waited for was to begin. If the
-    /// table is published by now, the next look finds it new.
-    pub fn not_published(&mut self, oid: u32) {
+    /// table is published by now, the next look finds it new. Returns `false` for a table that is
+    /// followed, which the next look finds gone.
+    pub fn not_published(&mut self, oid: u32) -> bool {
         if self.others.remove(&oid) {
             self.settled = None;
         }
+        !self.specs.contains_key(&oid)
     }
 
     /// Follows the table in this shape from now on.

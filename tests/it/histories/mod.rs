@@ -394,10 +394,11 @@ impl History {
         let has_stumbled = verified.code() == Some(1) && verified.stderr.contains(STUMBLE);
         assert!(
             verified.code() == Some(0) || has_stumbled,
-            "seed {}: {}\n{}",
+            "seed {}: {}\n{}{}",
             self.seed,
             verified.stdout,
-            verified.stderr
+            verified.stderr,
+            self.rhei.run(["status"]).stdout
         );
     }
 
