@@ -21,6 +21,7 @@ use crate::{
     olap::{Applied, OlapEngine, TargetError},
     pipeline::{
         Context, CycleReport, DdlLock, EngineError, Event, Writer,
+        activity::IdleTimer,
         copy_progress::CopyProgress,
         latency::Latency,
         left_out::LeftOut,
@@ -73,6 +74,8 @@ pub struct SyncEngine<C, T> {
     pub(super) looked: Option<settled::Began>,
     pub(super) has_shapes: bool,
     pub(super) copy_progress: CopyProgress,
+    /// Shows those who read beside the stream that it is busy.
+    activity: IdleTimer,
     pub(super) latency: Latency,
     pub(super) left_out: LeftOut,
     pub(super) recopies: Recopies,
@@ -220,6 +223,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             looked: None,
             has_shapes: false,
             copy_progress: context.copy_progress.clone(),
+            activity: context.activity.clone(),
             latency: context.latency.clone(),
             left_out: context.left_out.clone(),
             recopies: context.recopies.clone(),
@@ -337,6 +341,9 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             let is_part = batch.is_part;
             open.commit_times_us.append(&mut batch.commit_times_us);
 
+            if !batch.tables.is_empty() {
+                self.activity.touch();
+            }
             match self.apply(batch, open.commit_times_us.last().copied()).await? {
                 Outcome::Applied(applied, batch) => {
                     open.effects.add(batch);

@@ -12,6 +12,7 @@ pub mod datetime;
 mod error;
 mod mapping;
 pub mod numeric;
+pub mod pg_print;
 mod text;
 mod variant;
 

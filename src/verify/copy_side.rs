@@ -12,31 +12,32 @@ use tokio_util::sync::CancellationToken;
 use super::{
     HashSum, TableRule,
     shape::Shape,
+    source_side::BUSY,
     table::{Cells, RowHashes},
 };
 use crate::{
     olap::{TargetError, TargetReader, names},
-    pipeline::EngineError,
+    pipeline::{EngineError, activity::IdleTimer},
 };
 
-/// The niceness of a thread that reads the copy: the stream goes first.
+/// The niceness of a thread that reads the copy while the stream changes rows: the stream goes
+/// first.
 const NICENESS: i32 = 10;
 
-/// Runs `work` over a reader in a thread of low priority, and returns the reader too. Dropping the
+/// Runs `work` over a reader in a thread of its own, and returns the reader too. Dropping the
 /// future ends the work at its next batch.
 pub(super) async fn in_background<R: TargetReader, X: Send + 'static>(
     reader: R,
+    activity: &IdleTimer,
     work: impl FnOnce(&mut CopySide<R>) -> Result<X, TargetError> + Send + 'static,
 ) -> Result<(R, X), EngineError> {
     let stop = CancellationToken::new();
     let _dropped = stop.clone().drop_guard();
-    let mut side = CopySide { reader, stop };
+    let mut side = CopySide { reader, stop, activity: activity.clone(), gives_way: false };
 
     let working = tokio::task::spawn_blocking(move || {
         // A thread of its own, since the priority of a thread cannot be raised again.
         let thread = std::thread::spawn(move || {
-            // Without the right to do so the work goes on as it is.
-            let _ = rustix::process::setpriority_process(None, NICENESS);
             let done = work(&mut side);
             done.map(|done| (side.reader, done))
         });
@@ -54,6 +55,10 @@ pub(super) async fn in_background<R: TargetReader, X: Send + 'static>(
 pub(super) struct CopySide<R> {
     reader: R,
     stop: CancellationToken,
+    /// When the stream last changed rows.
+    activity: IdleTimer,
+    /// The thread has a low priority by now.
+    gives_way: bool,
 }
 
 impl<R: TargetReader> CopySide<R> {
@@ -191,10 +196,15 @@ impl<R: TargetReader> CopySide<R> {
         sql: &str,
         each: &mut dyn FnMut(RecordBatch) -> Result<(), TargetError>,
     ) -> Result<(), TargetError> {
-        let stop = &self.stop;
-        self.reader.select(sql, &mut |batch| {
+        let Self { reader, stop, activity, gives_way } = self;
+        reader.select(sql, &mut |batch| {
             if stop.is_cancelled() {
                 return Err(TargetError::Cancelled);
+            }
+            if !*gives_way && activity.is_busy(BUSY) {
+                *gives_way = true;
+                // Without the right to do so the work goes on as it is.
+                let _ = rustix::process::setpriority_process(None, NICENESS);
             }
             each(batch)
         })

@@ -330,7 +330,7 @@ impl Column<'_> {
             DataType::Date32 => native(itself, stored, CellHash::Date),
             DataType::Timestamp(..) => native(itself, stored, CellHash::Timestamp),
             DataType::Time64(_) => native(itself, stored, CellHash::Time),
-            DataType::FixedSizeBinary(_) => native(itself, as_varchar(&stored), CellHash::Uuid),
+            DataType::FixedSizeBinary(_) => native(itself, stored, CellHash::Uuid),
             DataType::Binary => native(itself, stored, CellHash::Bytes),
             DataType::Struct(_) if self.target_type() == "INTERVAL" => {
                 native(sent("interval_send"), interval_parts(&stored), CellHash::Interval)

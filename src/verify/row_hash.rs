@@ -9,9 +9,9 @@ use std::ops::AddAssign;
 
 use arrow::{
     array::{
-        Array, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array, Float64Array,
-        Int16Array, Int32Array, Int64Array, StringArray, StructArray, Time64MicrosecondArray,
-        TimestampMicrosecondArray, UInt32Array, UInt64Array,
+        Array, BinaryArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
+        Float64Array, Int8Array, Int16Array, Int32Array, Int64Array, StringArray, StructArray,
+        Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
     },
     datatypes::DataType,
 };
@@ -72,7 +72,7 @@ impl AddAssign for HashSum {
 /// where `c` is the column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CellHash {
-    /// `c` of type boolean.
+    /// `c` of type boolean. A reader gets a byte for it.
     Bool,
     /// `c` of a type of 16 or 32 bits.
     Word,
@@ -98,7 +98,7 @@ pub(super) enum CellHash {
     TimeTz,
     /// `interval_send(c)`. The hash of `c` is the same for 30 days and a month.
     Interval,
-    /// `c` of type uuid. The copy is selected as text.
+    /// `c` of type uuid.
     Uuid,
     /// `c` of type text or bytea.
     Bytes,
@@ -116,8 +116,8 @@ pub(super) fn add_column(
 ) -> Result<(), CellError> {
     match hash {
         CellHash::Bool => {
-            let cells = typed::<BooleanArray>(array)?.iter();
-            add(rows, cells, |cell| [hash_u32(cell.into())]);
+            let cells = typed::<Int8Array>(array)?.iter();
+            add(rows, cells, |cell| [hash_u32((cell != 0).into())]);
         }
         CellHash::Word => return add_words(rows, array),
         CellHash::Long => {
@@ -156,8 +156,8 @@ pub(super) fn add_column(
         }
         CellHash::Interval => return add_intervals(rows, array),
         CellHash::Uuid => {
-            let cells = typed::<StringArray>(array)?.iter();
-            return try_add(rows, cells, |cell| Ok(hash_bytes(&uuid(cell)?)));
+            let cells = typed::<FixedSizeBinaryArray>(array)?.iter();
+            add(rows, cells, |cell| [hash_bytes(cell)]);
         }
         CellHash::Bytes => return add_bytes(rows, array),
         CellHash::Array { delimiter } => {
@@ -326,40 +326,6 @@ fn pg_timestamp(micros: i64) -> i64 {
     }
 }
 
-/// Returns the bytes of a uuid's text, `00112233-4455-6677-8899-aabbccddeeff`.
-fn uuid(text: &str) -> Result<[u8; 16], CellError> {
-    /// Where the two digits of each byte are.
-    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
-    let wrong = CellError::Value { expected: "uuid" };
-    let Ok(text) = <&[u8; 36]>::try_from(text.as_bytes()) else { return Err(wrong) };
-
-    let sign = |place: usize| text.get(place).copied().unwrap_or_default();
-    let digit = |place| HEX.get(usize::from(sign(place))).copied().unwrap_or(NO_DIGIT);
-
-    let mut bytes = [0; 16];
-    let mut is_wrong = [8, 13, 18, 23].into_iter().any(|place| sign(place) != b'-');
-    for (byte, place) in bytes.iter_mut().zip(PLACES) {
-        let (high, low) = (digit(place), digit(place + 1));
-        is_wrong |= high == NO_DIGIT || low == NO_DIGIT;
-        *byte = high << 4 | low & 0x0F;
-    }
-    if is_wrong { Err(wrong) } else { Ok(bytes) }
-}
-
-const NO_DIGIT: u8 = u8::MAX;
-
-/// The value of each hexadecimal digit.
-const HEX: [u8; 256] = {
-    let mut values = [NO_DIGIT; 256];
-    let mut value = 0;
-    while value < 16 {
-        values[b"0123456789abcdef"[value as usize] as usize] = value;
-        values[b"0123456789ABCDEF"[value as usize] as usize] = value;
-        value += 1;
-    }
-    values
-};
-
 /// Returns the bytes of `timetz_send` (`utils/adt/date.c`) for DuckDB's text, `12:00:00.5-03:30`:
 /// microseconds, and seconds west of Greenwich.
 fn timetz(text: &str) -> Result<[u8; 12], CellError> {
@@ -416,18 +382,10 @@ mod tests {
 
     #[test]
     fn a_uuid_hashes_by_its_bytes() {
-        let text = "00112233-4455-6677-8899-aabbccddeeff";
+        let bytes: [u8; 16] = std::array::from_fn(|at| 0x11 * at as u8);
+        let uuids = FixedSizeBinaryArray::try_from_iter([bytes].into_iter()).unwrap();
         let expected = [4_462_459_420_613_485_749];
-        assert_eq!(hashes(Arc::new(StringArray::from(vec![text])), CellHash::Uuid), expected);
-        for text in [
-            "",
-            "00112233-4455-6677-8899-aabbccddeef",
-            "00112233-4455-6677-8899-aabbccddeeffa",
-            "g0112233-4455-6677-8899-aabbccddeeff",
-            "001122334455-6677-8899-aabbccddeeff--",
-        ] {
-            assert!(uuid(text).is_err(), "{text}");
-        }
+        assert_eq!(hashes(Arc::new(uuids), CellHash::Uuid), expected);
     }
 
     #[test]

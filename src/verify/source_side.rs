@@ -28,16 +28,16 @@ use crate::{
     },
 };
 
-/// The pages of 8 KiB that one query reads: at most 128 MiB, so that the lock on a table is held
-/// for about a second, and not less than 1 MiB.
-const MAX_PIECE_PAGES: u64 = 16 << 10;
+/// The pages of 8 KiB that one query reads: at most 32 MiB, so that the lock on a table is held
+/// for about a fifth of a second, and not less than 1 MiB.
+const MAX_PIECE_PAGES: u64 = 4 << 10;
 const MIN_PIECE_PAGES: u64 = 128;
 const PAGE_BYTES: u64 = 8192;
 
 /// A session rests after each piece while the stream has changed rows within the time `BUSY`, as
 /// long as reading `PIECES_OF_REST` such pieces would take.
-const BUSY: Duration = Duration::from_secs(1);
-const PIECES_OF_REST: u32 = 3;
+pub(super) const BUSY: Duration = Duration::from_secs(1);
+const PIECES_OF_REST: u32 = 6;
 
 /// The bucket of all rows.
 const NO_BUCKET: &str = "0";

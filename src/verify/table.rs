@@ -135,8 +135,10 @@ pub(super) async fn compare<R: TargetReader>(
         undecidable.map(|(column, reason)| (column.to_owned(), reason.to_owned())).collect();
 
     let its = Arc::clone(shape);
-    let (of_source, of_copy) =
-        tokio::join!(source.total(), in_background(reader, move |copy| copy.total(&its)));
+    let (of_source, of_copy) = tokio::join!(
+        source.total(),
+        in_background(reader, source.activity, move |copy| copy.total(&its))
+    );
     let (of_source, (reader, of_copy)) = (of_source?, of_copy?);
     report.source_rows = of_source.count;
     report.copy_rows = of_copy.count;
@@ -151,7 +153,7 @@ pub(super) async fn compare<R: TargetReader>(
     let its = Arc::clone(shape);
     let (of_source, of_copy) = tokio::join!(
         source.sums(buckets),
-        in_background(reader, move |copy| copy.sums(&its, buckets))
+        in_background(reader, source.activity, move |copy| copy.sums(&its, buckets))
     );
     let (of_source, (reader, of_copy)) = (of_source?, of_copy?);
 
@@ -169,7 +171,8 @@ pub(super) async fn compare<R: TargetReader>(
     let (its, of_copy) = (Arc::clone(shape), read.clone());
     let (of_source, of_copy) = tokio::join!(
         source.rows(buckets, &read),
-        in_background(compared.reader, move |copy| copy.rows(&its, buckets, &of_copy))
+        in_background(compared.reader, source.activity, move |copy| copy
+            .rows(&its, buckets, &of_copy))
     );
     let (of_source, (reader, of_copy)) = (of_source?, of_copy?);
     let found = differing_rows(of_source, of_copy);
@@ -206,7 +209,9 @@ async fn describe<R: TargetReader>(
         source.cells(&wanted, columns, &mut of_source).await?;
 
         let (its, keys, columns) = (Arc::clone(shape), wanted.clone(), columns.to_vec());
-        let read = in_background(reader, move |copy| copy.cells(&its, &keys, &columns)).await?;
+        let read =
+            in_background(reader, source.activity, move |copy| copy.cells(&its, &keys, &columns))
+                .await?;
         of_copy.extend(read.1);
         reader = read.0;
     }

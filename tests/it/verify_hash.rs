@@ -68,12 +68,12 @@ impl Source {
     }
 }
 
-/// The file of a copy, in a session whose settings must not matter.
+/// The file of a copy, in a session of the settings of a reader, whose others must not matter.
 fn open(file: &Path, is_writable: bool) -> Connection {
     let copy = Connection::open_in_memory().unwrap();
     let mode = if is_writable { "" } else { "(READ_ONLY)" };
     copy.execute_batch(&format!(
-        "SET GLOBAL TimeZone = 'America/New_York'; ATTACH '{}' AS {} {mode}",
+        "SET GLOBAL TimeZone = 'America/New_York'; SET arrow_lossless_conversion = true; ATTACH '{}' AS {} {mode}",
         file.display(),
         names::CATALOG
     ))
