@@ -28,6 +28,8 @@ mod control;
 
 mod engine;
 
+mod serve;
+
 mod backfill;
 
 mod verify;

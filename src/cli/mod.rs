@@ -143,6 +143,8 @@ pub enum CliError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Engine(#[from] crate::pipeline::EngineError),
+    #[error(transparent)]
+    Serve(#[from] crate::serve::ServeError),
     #[error("{0}")]
     Failed(String),
 }

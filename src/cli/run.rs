@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tokio::sync::mpsc;
 
 use super::{CliError, Invocation};
-use crate::{control::Control, engine, olap::DuckDb, pipeline::Writer};
+use crate::{control::Control, engine, olap::DuckDb, pipeline::Writer, serve::Endpoint};
 
 /// Runs the command.
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
@@ -16,10 +16,22 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     // process.
     let writer = Writer::new(DuckDb::open(&context.options.target)?);
 
+    let endpoint = match session.config.serve.clone() {
+        Some(options) => {
+            let file = writer.call(|target: &mut DuckDb| target.share()).await?;
+            Some(Endpoint::start(file, options).await?)
+        }
+        None => None,
+    };
+
     let (command, commands) = mpsc::unbounded_channel();
     let control = Control::listen(&context, writer.clone(), command);
 
     let ended = engine::run(&context, &writer, commands, &stop).await;
+
+    if let Some(endpoint) = endpoint {
+        endpoint.stop().await;
+    }
 
     drop((control, writer));
     drop(context);

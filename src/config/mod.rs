@@ -21,6 +21,7 @@ use crate::pipeline::{
     options::{OnSlotLost, Supervision, TablePattern, defaults},
     schedule::{Share, VerificationSchedule, Window},
 };
+use crate::serve::{Listen, ServeOptions};
 
 pub use settings::{
     BackfillSettings, ColumnSection, Often, OnUnrepresentable, Once, Publications, Restart,
@@ -155,6 +156,8 @@ impl FromStr for Span {
 from_text!(Share, "a share like \"5%\"", "5%");
 from_text!(Window, "a time of the day in UTC like \"02:00-05:00\"", "02:00-05:00");
 
+from_text!(Listen, "an address like \"127.0.0.1:5439\" or a folder", "127.0.0.1:5439");
+
 from_text!(Span, "a duration like \"200ms\", \"5s\" or \"1m\"", "1s");
 
 /// A number of bytes, as `512MB`, `1GiB`.
@@ -239,6 +242,8 @@ pub struct Config {
     pub supervision: Supervision,
     /// When `rhei run` verifies its copy by itself; default: never.
     pub verification: VerificationSchedule,
+    /// How readers are served; default: not at all.
+    pub serve: Option<ServeOptions>,
     /// The settings of single tables, by the `schema.table` name at the source.
     pub table_settings: BTreeMap<String, TableSection>,
 }
@@ -283,7 +288,8 @@ impl Config {
 
     /// Fills in the default of each setting that the file, the environment and the flags leave out.
     fn resolve(settings: Settings) -> Self {
-        let Settings { source, target, sync, backfill, supervisor, verify, tables } = settings;
+        let Settings { source, target, sync, backfill, supervisor, verify, serve, tables } =
+            settings;
         let span_or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
 
         Self {
@@ -309,6 +315,7 @@ impl Config {
             snapshot_warning: span_or(backfill.snapshot_warning, defaults::SNAPSHOT_WARNING),
             supervision: supervisor.resolve(),
             verification: verify.resolve(),
+            serve: serve.resolve(),
             table_settings: tables,
         }
     }
@@ -454,7 +461,20 @@ fn override_from(
     read(environment, "RHEI_VERIFY_INTERVAL", &mut settings.verify.interval)?;
     read(environment, "RHEI_VERIFY_SAMPLE", &mut settings.verify.sample)?;
     read(environment, "RHEI_VERIFY_WINDOW", &mut settings.verify.window)?;
-    read(environment, "RHEI_VERIFY_RATE_LIMIT", &mut settings.verify.rate_limit)
+    read(environment, "RHEI_VERIFY_RATE_LIMIT", &mut settings.verify.rate_limit)?;
+
+    read(environment, "RHEI_SERVE_LISTEN", &mut settings.serve.listen)?;
+    read(environment, "RHEI_SERVE_TLS_CERT", &mut settings.serve.tls_cert)?;
+    read(environment, "RHEI_SERVE_TLS_KEY", &mut settings.serve.tls_key)?;
+    read(environment, "RHEI_SERVE_MAX_CONNECTIONS", &mut settings.serve.max_connections)?;
+    read(environment, "RHEI_SERVE_MAX_STATEMENTS", &mut settings.serve.max_statements)?;
+    read(environment, "RHEI_SERVE_STATEMENT_TIMEOUT", &mut settings.serve.statement_timeout)?;
+    read(
+        environment,
+        "RHEI_SERVE_IDLE_IN_TRANSACTION_TIMEOUT",
+        &mut settings.serve.idle_in_transaction_timeout,
+    )?;
+    read(environment, "RHEI_SERVE_NICE", &mut settings.serve.nice)
 }
 
 /// Returns the JSON Schema of rhei.toml.

@@ -1,14 +1,17 @@
 //! rhei.toml as it is written.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, num::NonZero, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ByteSize, FromStr, Secret, Span};
-use crate::pipeline::{
-    options::{Budget, OnSlotLost, Supervision, TablePattern, defaults},
-    schedule::{Share, VerificationSchedule, Window},
+use crate::{
+    pipeline::{
+        options::{Budget, OnSlotLost, Supervision, TablePattern, defaults},
+        schedule::{Share, VerificationSchedule, Window},
+    },
+    serve::{Listen, ServeOptions, Users},
 };
 
 /// rhei.toml as it is written.
@@ -21,6 +24,7 @@ pub struct Settings {
     pub backfill: BackfillSettings,
     pub supervisor: SupervisorSettings,
     pub verify: VerifySettings,
+    pub serve: ServeSettings,
     /// Per table, by `schema.table`.
     pub tables: BTreeMap<String, TableSection>,
 }
@@ -196,6 +200,54 @@ impl VerifySettings {
             window: self.window,
             rate_limit_bytes: self.rate_limit.map(|limit| limit.0 as u64),
         }
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServeSettings {
+    /// Where `rhei run` lets readers connect with PostgreSQL's protocol: an address, or a folder
+    /// for a unix socket. Default: nowhere.
+    pub listen: Option<Listen>,
+    /// Users and their passwords. Default: everybody who reaches the address, which has to be a
+    /// loopback address then.
+    pub users: BTreeMap<String, Secret>,
+    /// The certificate of TLS, and its key, as PEM files.
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    /// Connections at the same time. Default 50.
+    pub max_connections: Option<usize>,
+    /// Statements that run at the same time; others wait. Default: one less than there are cores.
+    pub max_statements: Option<usize>,
+    /// How long a statement may work. Default "60s".
+    pub statement_timeout: Option<Span>,
+    /// How long a transaction may stay open while nothing runs in it. Default "60s".
+    pub idle_in_transaction_timeout: Option<Span>,
+    /// The niceness of the threads that read, 0 to 19. Default 10.
+    pub nice: Option<u8>,
+}
+
+impl ServeSettings {
+    /// Fills in the default of each setting that the section leaves out. Returns `None` when
+    /// readers are not served.
+    pub(super) fn resolve(self) -> Option<ServeOptions> {
+        const TIMEOUT: Duration = Duration::from_secs(60);
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let users =
+            self.users.iter().map(|(user, password)| (user.clone(), password.expose().to_owned()));
+
+        Some(ServeOptions {
+            listen: self.listen?,
+            users: Users::new(users.collect()),
+            tls: self.tls_cert.zip(self.tls_key),
+            max_connections: self.max_connections.unwrap_or(50),
+            max_statements: self.max_statements.unwrap_or(cores.saturating_sub(1)).max(1),
+            statement_timeout: Some(self.statement_timeout.map_or(TIMEOUT, |span| span.0)),
+            idle_in_transaction_timeout: Some(
+                self.idle_in_transaction_timeout.map_or(TIMEOUT, |span| span.0),
+            ),
+            nice: self.nice.unwrap_or(10).into(),
+        })
     }
 }
 

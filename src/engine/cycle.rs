@@ -341,9 +341,6 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             let is_part = batch.is_part;
             open.commit_times_us.append(&mut batch.commit_times_us);
 
-            if !batch.tables.is_empty() {
-                self.activity.touch();
-            }
             match self.apply(batch, open.commit_times_us.last().copied()).await? {
                 Outcome::Applied(applied, batch) => {
                     open.effects.add(batch);
@@ -563,6 +560,10 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         batch: ChangeBatch,
         commit_time_us: Option<i64>,
     ) -> Result<Outcome, EngineError> {
+        if !batch.tables.is_empty() {
+            self.activity.touch();
+        }
+
         let checkpoint = Checkpoint {
             lsn: batch.end_lsn.max(self.checkpoint.lsn),
             commit_time_us: commit_time_us.or(self.checkpoint.commit_time_us),

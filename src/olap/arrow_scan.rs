@@ -1,5 +1,5 @@
 //! Record batches that DuckDB reads in place, through the Arrow stream of its C API. All unsafe
-//! code of rhei is in this module, except for a socket option in `source::stream`.
+//! code of rhei is in this module and in `session`, except for a socket option in `source::stream`.
 //!
 //! The duckdb crate copies each value of a record batch into DuckDB's vectors with a call of its
 //! own. DuckDB's own scan of an Arrow stream takes fixed-width columns as they are and points to
@@ -92,6 +92,11 @@ impl Database {
 
             Err(RawError(text))
         }
+    }
+
+    /// Returns the handle. It is valid for as long as the database lives.
+    pub(super) fn raw(&self) -> ffi::duckdb_database {
+        self.raw
     }
 
     /// Opens a connection. The database must outlive the connection.

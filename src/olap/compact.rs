@@ -60,6 +60,11 @@ pub(super) fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
 
+/// Returns the path of the new file that is written for `path`.
+pub(super) fn next_of(path: &Path) -> PathBuf {
+    sibling(path, NEW_FILE)
+}
+
 pub(super) fn sibling(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
@@ -231,7 +236,11 @@ impl DuckDb {
     /// Closes the file, renames the new file, and opens it. The log belongs to the old file: it is
     /// written into that file before, and does not exist any more at the rename.
     fn put_in_place(&mut self, next: &Path, path: &Path) -> Result<(), TargetError> {
-        self.connection.execute_batch("CHECKPOINT")?;
+        self.keep_readers_out()?;
+        if let Err(error) = self.connection.execute_batch("CHECKPOINT") {
+            self.gate.open();
+            return Err(error.into());
+        }
         if let Err(error) = self.detach() {
             self.reattach()?;
             return Err(error);

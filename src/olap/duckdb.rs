@@ -17,6 +17,7 @@ use super::{
     arrow_scan::Database,
     compact,
     file::{attach, open, remove_stale_spill},
+    gate::Gate,
     jobs, migrations, names, new_file, pending,
     stage::StagingViews,
     state,
@@ -55,6 +56,8 @@ pub struct DuckDb {
     is_detached: bool,
     /// Each loader and each reader that is alive holds one more reference to this.
     loaders: Arc<()>,
+    /// The way of readers who write their own SQL to the file.
+    pub(super) gate: Arc<Gate>,
 }
 
 impl DuckDb {
@@ -104,6 +107,7 @@ impl DuckDb {
             is_open: false,
             is_detached: false,
             loaders: Arc::default(),
+            gate: Arc::default(),
         };
 
         opened.state()?;
@@ -176,6 +180,12 @@ impl DuckDb {
         Arc::strong_count(&self.loaders) > 1
     }
 
+    /// Waits until nobody reads the file in a session, and lets nobody in until
+    /// [`Self::reattach`]. Readers who stay are ended.
+    pub(super) fn keep_readers_out(&self) -> Result<(), TargetError> {
+        if self.gate.close() { Ok(()) } else { Err(TargetError::ReaderStays) }
+    }
+
     /// Closes the file. Every method but [`Self::reattach`] fails until the file is open again.
     pub(super) fn detach(&mut self) -> Result<(), TargetError> {
         self.is_detached = true;
@@ -206,6 +216,7 @@ impl DuckDb {
 
         self.is_detached = false;
         self.tables = None;
+        self.gate.open();
         self.state().map(|_| ())
     }
 
@@ -213,6 +224,7 @@ impl DuckDb {
     /// memory that stands in for a closed file.
     pub(super) fn ensure_attached(&mut self) -> Result<(), TargetError> {
         if self.is_detached {
+            self.keep_readers_out()?;
             self.detach()?;
             self.reattach()?;
         }
@@ -221,30 +233,21 @@ impl DuckDb {
 
     /// Reads the state that a file holds, without writing to the file; for `status`.
     pub fn read_state(path: &Path) -> Result<Option<(StoredState, Space)>, TargetError> {
-        if !path.is_file() {
-            return Err(TargetError::NoFile { path: path.to_owned() });
-        }
-        let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
-        let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
+        let (_database, connection) = reader_of(&TargetOptions::new(path))?;
         let Some(state) = state::read(&connection)? else { return Ok(None) };
         Ok(Some((state, compact::space(&connection, path)?)))
     }
 
     /// Reads the jobs in a file, without writing to the file; for `jobs`.
     pub fn read_jobs(path: &Path) -> Result<Vec<StoredJob>, TargetError> {
-        if !path.is_file() {
-            return Err(TargetError::NoFile { path: path.to_owned() });
-        }
-        let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
-        let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
+        let (_database, connection) = reader_of(&TargetOptions::new(path))?;
         if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
     }
 
     /// Reads the last result of each table that was verified, without writing to the file; for
     /// `status`.
     pub fn read_verifications(path: &Path) -> Result<Vec<StoredVerification>, TargetError> {
-        let options = TargetOptions { path: path.to_owned(), ..TargetOptions::default() };
-        let (_database, connection) = open(&options, AccessMode::ReadOnly)?;
+        let (_database, connection) = reader_of(&TargetOptions::new(path))?;
         verifications::last(&connection)
     }
 
@@ -390,6 +393,16 @@ impl DuckDb {
         }
         Ok(())
     }
+}
+
+/// Opens a file for reading only.
+pub(super) fn reader_of(
+    options: &TargetOptions,
+) -> Result<(Arc<Database>, Connection), TargetError> {
+    if !options.path.is_file() {
+        return Err(TargetError::NoFile { path: options.path.clone() });
+    }
+    open(options, AccessMode::ReadOnly)
 }
 
 impl TargetState for DuckDb {
@@ -618,6 +631,7 @@ impl ApplyTarget for DuckDb {
 impl FileMaintenance for DuckDb {
     fn reopen(&mut self) -> Result<(), TargetError> {
         self.roll_back_quietly();
+        self.keep_readers_out()?;
         self.detach()?;
         self.reattach()
     }

@@ -188,6 +188,9 @@ pub enum TargetError {
     /// The job of a chunk was cancelled, so no row of the chunk was loaded.
     #[error("the work was cancelled")]
     Cancelled,
+    /// The file cannot be closed, since a reader of it does not end.
+    #[error("a reader of the copy does not end\nhint: end its session, and try again")]
+    ReaderStays,
     /// The rows to write could not be read or decoded; none of them was written.
     #[error("the rows to load broke off")]
     Rows {

@@ -2,7 +2,8 @@
 //!
 //! `engine` is the interface that rhei needs of a target, `stored` the state that a target keeps of
 //! the pipeline and its tables, `error` the errors. `file` opens and locks the file, `duckdb` holds
-//! the one writer, `reader` reads beside it, `copies` begins, merges and ends copies and `loader`
+//! the one writer, `reader` reads beside it, `shared` has sessions for readers who write their own
+//! SQL (`session`) and `gate` keeps them out while the file is closed, `copies` begins, merges and ends copies and `loader`
 //! loads them, `apply` turns a change batch into statements: `stage` brings the rows (`arrow_scan`
 //! has DuckDB read Arrow in place), `reshape` alters tables; `repair` replaces rows that differ
 //! from the source. `names` is the only place that quotes the target's identifiers, `tuning` sets
@@ -19,6 +20,7 @@ pub mod duckdb;
 pub mod engine;
 pub mod error;
 mod file;
+mod gate;
 pub mod jobs;
 mod loader;
 mod migrations;
@@ -28,6 +30,8 @@ mod pending;
 mod reader;
 mod repair;
 pub mod reshape;
+mod session;
+mod shared;
 mod stage;
 pub mod state;
 pub mod stored;
@@ -44,7 +48,13 @@ pub use self::{
     },
     error::TargetError,
     file::TargetOptions,
+    gate::{Gate, Pass},
     jobs::{NewJob, StoredJob},
+    session::{
+        Bytes, Cells, Chunk, Column, ErrorKind, Interrupter, Interval, Rows, SessionConnection,
+        SqlType, Statement, StatementError, Value,
+    },
+    shared::SharedFile,
     stored::{
         Phase, Pipeline, StoredColumn, StoredState, StoredTable, StoredVerification, TableState,
     },

@@ -32,6 +32,7 @@ mod refusals;
 mod rows;
 mod schema_changes;
 mod security;
+mod serve;
 mod settled;
 mod standing;
 mod storm;

@@ -1,0 +1,100 @@
+//! What ends a statement from outside: a client that cancels it, its timeout, the end of the
+//! session, a file that has to be closed.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::error::SqlError;
+use crate::olap::Interrupter;
+
+/// The statement that a session runs, for those who may end it.
+pub struct Control {
+    interrupter: Interrupter,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    is_running: bool,
+    /// The time that the statement still has; it stands while the statement waits for its client.
+    left: Option<Duration>,
+    since: Option<Instant>,
+    ended: Option<SqlError>,
+    /// Since when a transaction is open and nothing runs.
+    idle_since: Option<Instant>,
+}
+
+impl Control {
+    pub fn new(interrupter: Interrupter) -> Self {
+        Self { interrupter, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that a statement begins, which may run for this time.
+    pub fn begin(&self, within: Option<Duration>) {
+        let since = Some(Instant::now());
+        *self.lock() =
+            State { is_running: true, left: within, since, ended: None, idle_since: None };
+    }
+
+    /// Records that the statement waits for its client.
+    pub fn pause(&self) {
+        let mut state = self.lock();
+        if let Some(since) = state.since.take() {
+            let used = since.elapsed();
+            state.left = state.left.map(|left| left.saturating_sub(used));
+        }
+    }
+
+    /// Records that the statement goes on.
+    pub fn resume(&self) {
+        self.lock().since = Some(Instant::now());
+    }
+
+    /// Records that the statement is over. Returns the reason if it was ended.
+    pub fn finish(&self, is_in_transaction: bool) -> Option<SqlError> {
+        let mut state = self.lock();
+        let ended = state.ended.take();
+        *state = State { idle_since: is_in_transaction.then(Instant::now), ..State::default() };
+        ended
+    }
+
+    /// Ends the statement that runs, if one does.
+    pub fn end(&self, reason: SqlError) {
+        let mut state = self.lock();
+        if state.is_running {
+            state.ended.get_or_insert(reason);
+            self.interrupter.interrupt();
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.lock().ended.is_some()
+    }
+
+    /// Ends the statement when its time is over. Called now and then, since DuckDB does not notice
+    /// an interrupt just before it begins a step. Returns for how long the session has been idle
+    /// in a transaction.
+    pub fn tick(&self) -> Option<Duration> {
+        let mut state = self.lock();
+        let is_late = match (state.left, state.since) {
+            (Some(left), Some(since)) => since.elapsed() > left,
+            _ => false,
+        };
+        if state.is_running && is_late {
+            state.ended.get_or_insert_with(|| {
+                SqlError::new("57014", "canceling statement due to statement timeout")
+                    .hint("rhei.toml, [serve] statement_timeout, sets the limit")
+            });
+        }
+        if state.is_running && state.ended.is_some() {
+            self.interrupter.interrupt();
+        }
+        state.idle_since.map(|since| since.elapsed())
+    }
+}

@@ -1,0 +1,317 @@
+//! Which statements a reader may run: one SELECT that names only what is known to be harmless.
+//!
+//! DuckDB serialises a SELECT, and only a SELECT, as JSON. Each table and each function in it has
+//! to be allowed: `functions_allowed.txt` holds the functions, and a test holds it to DuckDB's own
+//! list. What is not allowed writes, reaches outside of the file, changes settings, runs text as
+//! SQL (which hides names from this check), or takes memory or time that no limit sees.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::{catalog, error::SqlError};
+use crate::olap::names;
+
+/// The functions that anybody may call, one in a line.
+const ALLOWED: &str = include_str!("functions_allowed.txt");
+
+/// The functions that may stand for a table. None of them reads a file, or takes the name of a table
+/// as text.
+const TABLE_FUNCTIONS: [&str; 18] = [
+    "duckdb_columns",
+    "duckdb_constraints",
+    "duckdb_functions",
+    "duckdb_indexes",
+    "duckdb_keywords",
+    "duckdb_schemas",
+    "duckdb_sequences",
+    "duckdb_tables",
+    "duckdb_types",
+    "duckdb_views",
+    "generate_series",
+    "icu_calendar_names",
+    "json_each",
+    "json_tree",
+    "pg_timezone_names",
+    "pragma_version",
+    "range",
+    "unnest",
+];
+
+/// Databases of this process that are no business of readers.
+const HIDDEN: [&str; 4] = ["memory", "temp", "system", "rhei_next"];
+
+/// The longest text that a function of padding or repetition makes: DuckDB makes it in one step,
+/// which nothing can end.
+const MAX_PADDING: u64 = 10_000;
+
+/// Decides what readers may run.
+pub struct Guard {
+    functions: HashSet<String>,
+}
+
+impl Guard {
+    /// `ours` are the functions of [`catalog::DATABASE`].
+    pub fn new(ours: &HashSet<String>) -> Self {
+        let allowed = ALLOWED.lines().filter(|line| !line.is_empty());
+        // What DuckDB's binder knows without a function of the name.
+        let allowed = allowed.chain(["unnest"]).map(str::to_owned);
+        Self { functions: allowed.chain(ours.iter().cloned()).collect() }
+    }
+
+    /// Checks a statement that DuckDB has serialised. `exists` tells whether the copy has a table
+    /// of this name.
+    ///
+    /// # Errors
+    /// The statement is no SELECT, or it names something that is not allowed.
+    pub fn check(&self, json: &str, exists: &dyn Fn(&str) -> bool) -> Result<(), SqlError> {
+        let refused = |code, message: &str| Err(SqlError::new(code, message));
+        let Ok(tree) = serde_json::from_str::<Value>(json) else {
+            return refused("54001", "the statement is nested too deeply");
+        };
+
+        if tree["error"] == true {
+            let message = tree["error_message"].as_str().unwrap_or_default();
+            return match tree["error_type"].as_str() {
+                Some("not implemented") => refused(
+                    "25006",
+                    "this copy is read-only: only SELECT, and one statement at a time",
+                ),
+                _ => refused("42601", message),
+            };
+        }
+        if tree["statements"].as_array().is_none_or(|statements| statements.len() != 1) {
+            return refused("42601", "one statement at a time");
+        }
+        self.walk(&tree, exists)
+    }
+
+    fn walk(&self, node: &Value, exists: &dyn Fn(&str) -> bool) -> Result<(), SqlError> {
+        match node {
+            Value::Object(fields) => {
+                let text = |name: &str| fields.get(name).and_then(Value::as_str);
+                match text("type") {
+                    // A table by its name, also that of DESCRIBE and SHOW.
+                    Some("BASE_TABLE" | "SHOW_REF") => table(node, exists)?,
+                    Some("TABLE_FUNCTION") => {
+                        return self.table_function(fields, exists);
+                    }
+                    _ => {}
+                }
+                if let Some(name) = text("function_name") {
+                    self.function(name, node)?;
+                }
+                fields.values().try_for_each(|field| self.walk(field, exists))
+            }
+            Value::Array(items) => items.iter().try_for_each(|item| self.walk(item, exists)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks a function in the place of a table, and what it is called with.
+    fn table_function(
+        &self,
+        fields: &serde_json::Map<String, Value>,
+        exists: &dyn Fn(&str) -> bool,
+    ) -> Result<(), SqlError> {
+        let function = fields.get("function").unwrap_or(&Value::Null);
+        let name = function["function_name"].as_str().unwrap_or_default().to_lowercase();
+        let is_plain = ["schema", "catalog"]
+            .iter()
+            .all(|part| ["", "main"].contains(&function[*part].as_str().unwrap_or_default()));
+        if !is_plain || !TABLE_FUNCTIONS.contains(&name.as_str()) {
+            return Err(SqlError::new(
+                "42501",
+                format!("table function {name} is not for readers"),
+            ));
+        }
+
+        let others = fields.iter().filter(|(name, _)| *name != "function");
+        let mut inside: Vec<&Value> = others.map(|(_, field)| field).collect();
+        if let Value::Object(call) = function {
+            inside.extend(call.iter().filter(|(name, _)| *name != "function_name").map(|(_, v)| v));
+        }
+        inside.into_iter().try_for_each(|field| self.walk(field, exists))
+    }
+
+    fn function(&self, name: &str, node: &Value) -> Result<(), SqlError> {
+        let lower = name.to_lowercase();
+        let refused = |message: String| Err(SqlError::new("42501", message));
+
+        let schema = node["schema"].as_str().unwrap_or_default();
+        let catalog = node["catalog"].as_str().unwrap_or_default();
+        let is_ours = [schema, catalog].contains(&catalog::DATABASE);
+        if !(is_ours || [schema, catalog].iter().all(|part| ["", "main"].contains(part))) {
+            return refused(format!("function {schema}.{name} is not for readers"));
+        }
+        if !self.functions.contains(&lower) {
+            return refused(format!("function {name} is not for readers"));
+        }
+
+        let is_bounded = match lower.as_str() {
+            "lpad" | "rpad" | "repeat" => is_small_number(&node["children"][1]),
+            "format" | "printf" => is_plain_format(&node["children"][0]),
+            _ => true,
+        };
+        if is_bounded {
+            return Ok(());
+        }
+        refused(format!(
+            "function {name} needs a constant of at most {MAX_PADDING} here: what it makes in one \
+             step cannot be ended"
+        ))
+    }
+}
+
+/// Checks a table that a statement names.
+fn table(node: &Value, exists: &dyn Fn(&str) -> bool) -> Result<(), SqlError> {
+    let part = |name: &str| node[name].as_str().unwrap_or_default().to_lowercase();
+    let (catalog, schema, name) = (part("catalog_name"), part("schema_name"), part("table_name"));
+
+    let is_known = ["", names::CATALOG, catalog::DATABASE].contains(&catalog.as_str());
+    if !is_known || HIDDEN.contains(&schema.as_str()) {
+        let message = format!("{catalog}.{schema}.{name} is no table of the copy");
+        return Err(SqlError::new("42501", message.trim_start_matches('.')));
+    }
+
+    // DuckDB takes such a name for a file, if it is none of a table.
+    let is_file_like = name.contains(['.', '/', '\\', '*', '?', ':']);
+    if is_file_like && !exists(&name) {
+        return Err(SqlError::new("42P01", format!("relation \"{name}\" does not exist")));
+    }
+    Ok(())
+}
+
+fn is_small_number(node: &Value) -> bool {
+    let value = &node["value"]["value"];
+    node["class"] == "CONSTANT" && value.as_u64().is_some_and(|value| value <= MAX_PADDING)
+}
+
+/// A format whose widths have at most four digits.
+fn is_plain_format(node: &Value) -> bool {
+    let Some(format) = node["value"]["value"].as_str() else { return false };
+    let mut digits = 0;
+    node["class"] == "CONSTANT"
+        && format.chars().all(|sign| {
+            digits = if sign.is_ascii_digit() { digits + 1 } else { 0 };
+            digits <= 4 && sign != '*'
+        })
+        // A width that is a value, as in `{:{}}`.
+        && !format.contains(":{")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Functions that readers may not call. Each changes something, waits, tells of settings, runs
+    /// text as SQL, or makes in one step as much as it is told to.
+    const REFUSED: [&str; 18] = [
+        "array_resize",
+        "bitstring",
+        "current_query",
+        "current_setting",
+        "currval",
+        "generate_series",
+        "getvariable",
+        "json_deserialize_sql",
+        "json_serialize_plan",
+        "json_serialize_sql",
+        "list_resize",
+        "nextval",
+        "parse_duckdb_log_message",
+        "pg_sleep",
+        "range",
+        "setseed",
+        "sleep_ms",
+        "write_log",
+    ];
+
+    fn column(sql: &str) -> Vec<String> {
+        let connection = duckdb::Connection::open_in_memory().unwrap();
+        let mut statement = connection.prepare(sql).unwrap();
+        let rows = statement.query_map([], |row| row.get(0)).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn every_function_of_duckdb_is_allowed_or_refused() {
+        let all = column(
+            "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type IN \
+             ('scalar', 'aggregate', 'macro')",
+        );
+        let guard = Guard::new(&HashSet::new());
+        let is_unknown = |name: &&String| {
+            let is_refused = REFUSED.contains(&name.as_str()) || name.starts_with("__internal");
+            guard.functions.contains(*name) == is_refused
+        };
+        let unknown: Vec<_> = all.iter().filter(is_unknown).collect();
+        assert!(unknown.is_empty(), "neither allowed nor refused, or both: {unknown:?}");
+    }
+
+    fn judged(sql: &str) -> Result<(), String> {
+        let literal = sql.replace('\'', "''");
+        let json = column(&format!("SELECT json_serialize_sql('{literal}'::VARCHAR)::VARCHAR"));
+        let guard = Guard::new(&["pg_get_expr".to_owned()].into());
+        guard.check(&json[0], &|name| name == "a.b").map_err(|error| error.code.to_owned())
+    }
+
+    #[test]
+    fn selects_of_known_names_pass() {
+        for sql in [
+            "SELECT count(*), sum(x + 1) FROM public.t WHERE y LIKE 'a%' GROUP BY ALL",
+            "WITH q AS (SELECT 1 AS x) SELECT * FROM q",
+            "SELECT lpad('x', 10, '0'), repeat('x', 3), format('{:05d}', 1)",
+            "SELECT * FROM generate_series(1, 3) s(s), unnest([1, 2])",
+            "SELECT _pg.pg_get_expr(1, 2)",
+            "SELECT * FROM _pg.pg_class",
+            "SELECT * FROM rhei_target.public.t",
+            "SELECT * FROM \"a.b\"",
+            "DESCRIBE public.t",
+            "SELECT x::INTEGER, [y, z], {'a': 1}, CASE WHEN a THEN b END FROM t",
+            "SELECT row_number() OVER (PARTITION BY a ORDER BY b) FROM t",
+        ] {
+            assert_eq!(judged(sql), Ok(()), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_reaches_further_is_refused() {
+        for sql in [
+            "SELECT * FROM read_csv('/etc/passwd')",
+            "SELECT * FROM '/etc/passwd'",
+            "SELECT * FROM 'x.parquet'",
+            "SELECT * FROM query('SELECT 1')",
+            "SELECT * FROM query_table('t')",
+            "SELECT * FROM memory.main.rhei_rows_0",
+            "SELECT * FROM memory.rhei_rows_0",
+            "SELECT * FROM system.main.duckdb_settings",
+            "SELECT * FROM duckdb_settings()",
+            "SELECT * FROM histogram('t', 'x')",
+            "SELECT nextval('s')",
+            "SELECT repeat('x', 4000000000)",
+            "SELECT repeat('x', n) FROM t",
+            "SELECT lpad('x', 1000000000, 'y')",
+            "SELECT format('{:1000000000}', 1)",
+            "SELECT format('{:{}}', 'x', 1000000000)",
+            "SELECT printf('%*d', 1000000000, 1)",
+            "SELECT range(100000000000)",
+            "SELECT (SELECT 1 FROM range(pg_sleep(1)))",
+            "SELECT list_transform([1], x -> sleep_ms(x))",
+            "SELECT sum(x) FILTER (WHERE sleep_ms(1) IS NULL) FROM t",
+            "SELECT x FROM t ORDER BY sleep_ms(1)",
+            "SELECT x FROM t LIMIT sleep_ms(1)",
+            "SELECT * FROM t JOIN u ON sleep_ms(1) IS NULL",
+            "WITH q AS MATERIALIZED (SELECT sleep_ms(1)) SELECT 1",
+            "SELECT system.main.sleep_ms(1)",
+            "INSERT INTO t VALUES (1)",
+            "CREATE TABLE x AS SELECT 1",
+            "SELECT 1; SELECT 2",
+            "COPY t TO 'x'",
+            "SUMMARIZE read_csv('x')",
+            "SELEC 1",
+        ] {
+            assert!(judged(sql).is_err(), "{sql}");
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! The protocol, by the `pgwire` crate: each message becomes a call of the session.
+
+use std::{fmt::Debug, sync::Arc};
+
+use async_trait::async_trait;
+use futures_util::{Sink, SinkExt, StreamExt, stream};
+use pgwire::{
+    api::{
+        ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type,
+        cancel::CancelHandler,
+        copy::send_copy_out_response,
+        portal::{Format, Portal, PortalExecutionState},
+        query::{
+            ExtendedQueryHandler, SimpleQueryHandler, send_describe_response,
+            send_execution_response, send_partial_query_response,
+        },
+        results::{
+            CopyResponse, DescribePortalResponse, FieldFormat, FieldInfo, QueryResponse, Response,
+            Tag,
+        },
+        stmt::QueryParser,
+        store::{Entry, PortalStore},
+    },
+    error::{PgWireError, PgWireResult},
+    messages::{
+        PgWireBackendMessage,
+        cancel::CancelRequest,
+        copy::CopyData,
+        data::DataRow,
+        extendedquery::{Describe, Execute, Sync as PgSync, TARGET_TYPE_BYTE_PORTAL},
+        response::{EmptyQueryResponse, ReadyForQuery, TransactionStatus},
+    },
+};
+
+use super::{
+    Shared,
+    error::SqlError,
+    params, pg_type,
+    reader::Field,
+    session::{Answer, Prepared, Session},
+    startup::Startup,
+    tokens::{statements, tokens},
+};
+
+/// The handlers of all connections.
+pub struct Handlers {
+    pub shared: Arc<Shared>,
+    pub startup: Arc<Startup>,
+}
+
+/// Does what messages ask for.
+pub struct Queries;
+
+/// Prepares statements.
+pub struct Parser;
+
+fn session_of<C: ClientInfo>(client: &C) -> PgWireResult<Arc<Session>> {
+    client.session_extensions().get::<Session>().ok_or_else(|| SqlError::lost().into())
+}
+
+/// A transaction that has failed takes nothing but its end.
+fn check_state<C: ClientInfo>(client: &C, prepared: &Prepared) -> Result<(), SqlError> {
+    let has_failed = client.transaction_status() == TransactionStatus::Error;
+    if has_failed && !matches!(prepared, Prepared::End { .. }) {
+        return Err(failed_transaction());
+    }
+    Ok(())
+}
+
+fn failed_transaction() -> SqlError {
+    SqlError::new(
+        "25P02",
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+}
+
+fn field_info(field: &Field, format: FieldFormat) -> FieldInfo {
+    FieldInfo::new(field.name.clone(), None, None, field.of.clone(), format)
+        .with_type_modifier(field.typmod)
+        .with_type_size(pg_type::size(&field.of))
+}
+
+fn schema(fields: &[Field], format: &Format) -> Vec<FieldInfo> {
+    let info = |(at, field)| field_info(field, format.format_for(at));
+    fields.iter().enumerate().map(info).collect()
+}
+
+/// The one column of SHOW.
+fn shown(name: &str) -> Vec<Field> {
+    vec![Field { name: name.to_owned(), of: Type::TEXT, typmod: -1 }]
+}
+
+fn response(answer: Answer, format: &Format, has_failed: bool) -> Response {
+    let row = |row: bytes::BytesMut, columns: usize| {
+        DataRow::new(row, i16::try_from(columns).unwrap_or(i16::MAX))
+    };
+    match answer {
+        Answer::Rows { fields, rows, tag } => {
+            let columns = fields.len();
+            let rows = rows
+                .into_stream()
+                .map(move |next| next.map(|bytes| row(bytes, columns)).map_err(PgWireError::from));
+            let mut response = QueryResponse::new(Arc::new(schema(&fields, format)), rows);
+            response.set_command_tag(tag);
+            Response::Query(response)
+        }
+        Answer::Fetched { fields, rows, tag } => {
+            let columns = fields.len();
+            let rows = stream::iter(rows.into_iter().map(move |bytes| Ok(row(bytes, columns))));
+            // A cursor gives text, whatever a client asks of FETCH.
+            let infos = schema(&fields, &Format::UnifiedText);
+            let mut response = QueryResponse::new(Arc::new(infos), rows);
+            response.set_command_tag(tag);
+            Response::Query(response)
+        }
+        Answer::Copy { columns, is_binary, rows } => {
+            let rows = rows.into_stream().map(|next| {
+                next.map(|bytes| CopyData::new(bytes.freeze())).map_err(PgWireError::from)
+            });
+            Response::CopyOut(CopyResponse::new(i8::from(is_binary), columns, rows))
+        }
+        Answer::Value { name, value } => {
+            let mut bytes = bytes::BytesMut::new();
+            bytes.extend_from_slice(&(value.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(value.as_bytes());
+            let infos = schema(&shown(&name), format);
+            let rows = stream::iter([Ok(row(bytes, 1))]);
+            let mut response = QueryResponse::new(Arc::new(infos), rows);
+            response.set_command_tag("SHOW");
+            Response::Query(response)
+        }
+        Answer::Began => Response::TransactionStart(Tag::new("BEGIN")),
+        Answer::Ended(_) if has_failed => Response::TransactionEnd(Tag::new("ROLLBACK")),
+        Answer::Ended(tag) => Response::TransactionEnd(Tag::new(tag)),
+        Answer::Done { tag, rows } => {
+            let tag = Tag::new(tag);
+            Response::Execution(match rows {
+                Some(rows) => tag.with_rows(rows),
+                None => tag,
+            })
+        }
+    }
+}
+
+#[async_trait]
+impl SimpleQueryHandler for Queries {
+    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let session = session_of(client)?;
+        let mut responses: Vec<Response> = Vec::new();
+        for statement in statements(tokens(query)) {
+            // What earlier statements gave is sent also when a later one fails.
+            let answered = answer_simple(client, &session, statement).await;
+            match answered {
+                Ok(response) => responses.push(response),
+                Err(error) if responses.is_empty() => return Err(error.into()),
+                Err(error) => {
+                    let PgWireError::UserError(info) = error.into() else { break };
+                    responses.push(Response::Error(info));
+                    break;
+                }
+            }
+        }
+        if responses.is_empty() {
+            responses.push(Response::EmptyQuery);
+        }
+        Ok(responses)
+    }
+}
+
+async fn answer_simple<C: ClientInfo>(
+    client: &C,
+    session: &Session,
+    statement: Vec<super::tokens::Token>,
+) -> Result<Response, SqlError> {
+    let has_failed = client.transaction_status() == TransactionStatus::Error;
+    if has_failed && !ends_transaction(&statement) {
+        return Err(failed_transaction());
+    }
+    let prepared = session.prepare(statement, Vec::new()).await?;
+    let columns = match &prepared {
+        Prepared::Query(query) => query.fields.len(),
+        _ => 0,
+    };
+    let answer = session.run(&prepared, Vec::new(), vec![false; columns]).await?;
+    Ok(response(answer, &Format::UnifiedText, has_failed))
+}
+
+fn ends_transaction(statement: &[super::tokens::Token]) -> bool {
+    let is = |word: &str| statement.first().is_some_and(|token| token.is(word));
+    ["commit", "end", "rollback", "abort"].into_iter().any(is)
+}
+
+#[async_trait]
+impl QueryParser for Parser {
+    type Statement = Arc<Prepared>;
+
+    async fn parse_sql<C>(
+        &self,
+        client: &C,
+        sql: &str,
+        types: &[Option<Type>],
+    ) -> PgWireResult<Option<Self::Statement>>
+    where
+        C: ClientInfo + Unpin + Send + Sync,
+    {
+        let mut all = statements(tokens(sql));
+        if all.len() > 1 {
+            let message = "cannot insert multiple commands into a prepared statement";
+            return Err(SqlError::new("42601", message).into());
+        }
+        let Some(statement) = all.pop() else { return Ok(None) };
+        if client.transaction_status() == TransactionStatus::Error && !ends_transaction(&statement)
+        {
+            return Err(failed_transaction().into());
+        }
+        let prepared = session_of(client)?.prepare(statement, types.to_vec()).await?;
+        Ok(Some(Arc::new(prepared)))
+    }
+
+    fn get_parameter_types(&self, statement: &Self::Statement) -> PgWireResult<Vec<Type>> {
+        Ok(match &**statement {
+            Prepared::Query(query)
+            | Prepared::CopyOut { query, .. }
+            | Prepared::Declare { query, .. } => query.parameters.clone(),
+            _ => Vec::new(),
+        })
+    }
+
+    fn get_result_schema(
+        &self,
+        statement: &Self::Statement,
+        format: Option<&Format>,
+    ) -> PgWireResult<Vec<FieldInfo>> {
+        let format = format.unwrap_or(&Format::UnifiedText);
+        Ok(match &**statement {
+            Prepared::Query(query) => schema(&query.fields, format),
+            Prepared::Fetch { fields, moves_only: false, .. } => {
+                schema(fields, &Format::UnifiedText)
+            }
+            Prepared::Show { name, .. } => schema(&shown(name), format),
+            _ => Vec::new(),
+        })
+    }
+}
+
+#[async_trait]
+impl ExtendedQueryHandler for Queries {
+    type Statement = Arc<Prepared>;
+    type QueryParser = Parser;
+
+    fn query_parser(&self) -> Arc<Parser> {
+        Arc::new(Parser)
+    }
+
+    /// Describes also a cursor that SQL declared, which clients take for a portal.
+    async fn on_describe<C>(&self, client: &mut C, message: Describe) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        if let Some(name) = message.name.as_deref()
+            && message.target_type == TARGET_TYPE_BYTE_PORTAL
+            && client.portal_store().get_portal(name).is_none()
+            && let Ok(fields) = session_of(client)?.cursor_fields(name)
+        {
+            let described = DescribePortalResponse::new(schema(&fields, &Format::UnifiedText));
+            return send_describe_response(client, &described).await;
+        }
+        self._on_describe(client, message).await
+    }
+
+    /// Sends rows as they come: the crate's own way gathers all of them first.
+    async fn on_execute<C>(&self, client: &mut C, message: Execute) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        if !matches!(client.state(), PgWireConnectionState::ReadyForQuery) {
+            return Err(PgWireError::NotReadyForQuery);
+        }
+        client.set_state(PgWireConnectionState::QueryInProgress);
+        let name = message.name.as_deref().unwrap_or(DEFAULT_NAME);
+        let max_rows = usize::try_from(message.max_rows).unwrap_or(0);
+
+        match client.portal_store().get_portal(name) {
+            None => return Err(PgWireError::PortalNotFound(name.to_owned())),
+            Some(Entry::Empty) => {
+                client
+                    .feed(PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new()))
+                    .await?;
+            }
+            Some(Entry::Value(portal)) => self.execute(client, &portal, max_rows).await?,
+        }
+        client.set_state(PgWireConnectionState::ReadyForQuery);
+        Ok(())
+    }
+
+    /// Portals live as long as their transaction, so that one outside of any ends here.
+    async fn on_sync<C>(&self, client: &mut C, _message: PgSync) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let status = client.transaction_status();
+        if status == TransactionStatus::Idle {
+            client.portal_store().clear_portals();
+        } else {
+            client.portal_store().rm_portal(DEFAULT_NAME);
+        }
+        client.send(PgWireBackendMessage::ReadyForQuery(ReadyForQuery::new(status))).await?;
+        Ok(())
+    }
+
+    async fn do_query<C>(
+        &self,
+        client: &mut C,
+        portal: &Portal<Self::Statement>,
+        _max_rows: usize,
+    ) -> PgWireResult<Response>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let prepared = &portal.statement.statement;
+        check_state(client, prepared)?;
+
+        let parameters = Parser.get_parameter_types(prepared)?;
+        let columns = match &**prepared {
+            Prepared::Query(query) => query.fields.len(),
+            _ => 0,
+        };
+        let binary = formats(&portal.result_column_format, columns)?;
+        let values = values(portal, &parameters)?;
+
+        let has_failed = client.transaction_status() == TransactionStatus::Error;
+        let answer = session_of(client)?.run(prepared, values, binary).await?;
+        Ok(response(answer, &portal.result_column_format, has_failed))
+    }
+}
+
+impl Queries {
+    /// Runs a portal, or goes on with it.
+    async fn execute<C>(
+        &self,
+        client: &mut C,
+        portal: &Portal<Arc<Prepared>>,
+        max_rows: usize,
+    ) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Arc<Prepared>>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let state = portal.state();
+        let mut state = state.lock().await;
+        if matches!(*state, PortalExecutionState::Initial) {
+            let status = client.transaction_status();
+            match ExtendedQueryHandler::do_query(self, client, portal, max_rows).await? {
+                Response::Query(rows) => *state = PortalExecutionState::Suspended(rows),
+                Response::CopyOut(rows) => return send_copy_out_response(client, rows).await,
+                Response::TransactionStart(tag) => {
+                    send_execution_response(client, tag).await?;
+                    client.set_transaction_status(status.to_in_transaction_state());
+                    return Ok(());
+                }
+                Response::TransactionEnd(tag) => {
+                    send_execution_response(client, tag).await?;
+                    client.set_transaction_status(status.to_idle_state());
+                    return Ok(());
+                }
+                Response::Execution(tag) => return send_execution_response(client, tag).await,
+                _ => return Err(SqlError::new("XX000", "an answer without a form").into()),
+            }
+        }
+
+        let is_open = match &mut *state {
+            PortalExecutionState::Suspended(rows) => {
+                send_partial_query_response(client, rows, max_rows).await?
+            }
+            _ => {
+                send_execution_response(client, Tag::new("SELECT").with_rows(0)).await?;
+                false
+            }
+        };
+        if !is_open {
+            *state = PortalExecutionState::Finished;
+        }
+        Ok(())
+    }
+}
+
+/// Returns which columns a client wants in binary.
+fn formats(format: &Format, columns: usize) -> Result<Vec<bool>, SqlError> {
+    if let Format::Individual(codes) = format
+        && codes.len() != columns
+    {
+        let message = format!(
+            "bind message has {} result formats but query has {columns} columns",
+            codes.len()
+        );
+        return Err(SqlError::new("08P01", message));
+    }
+    Ok((0..columns).map(|at| format.is_binary(at)).collect())
+}
+
+fn values(
+    portal: &Portal<Arc<Prepared>>,
+    types: &[Type],
+) -> Result<Vec<crate::olap::Value>, SqlError> {
+    let given = portal.parameters.len();
+    if given != types.len() {
+        let message = format!(
+            "bind message supplies {given} parameters, but statement requires {}",
+            types.len()
+        );
+        return Err(SqlError::new("08P01", message));
+    }
+    if let Format::Individual(codes) = &portal.parameter_format
+        && codes.len() != given
+    {
+        return Err(SqlError::new("08P01", "bind message has another number of parameter formats"));
+    }
+
+    let value = |(at, of): (usize, &Type)| {
+        let bytes = portal.parameters.get(at).and_then(Option::as_deref);
+        params::value(of, bytes, portal.parameter_format.is_binary(at))
+    };
+    types.iter().enumerate().map(value).collect()
+}
+
+#[async_trait]
+impl CancelHandler for Handlers {
+    async fn on_cancel_request(&self, request: CancelRequest) {
+        self.shared.cancel(request.pid, &request.secret_key);
+    }
+}

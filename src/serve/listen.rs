@@ -1,0 +1,334 @@
+//! Accepts connections, and serves each until it ends.
+
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{SinkExt, StreamExt};
+use pgwire::{
+    api::{ClientInfo, DefaultClient, NoopHandler, PgWireConnectionState},
+    error::{ErrorInfo, PgWireError},
+    messages::{PgWireBackendMessage, PgWireFrontendMessage},
+    tokio::{
+        TlsAcceptor,
+        server::{
+            MaybeTls, PgWireMessageServerCodec, negotiate_tls, process_error, process_message,
+        },
+    },
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::{codec::Framed, sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Closed, Listen, ServeOptions, Shared,
+    error::SqlError,
+    handlers::{Handlers, Queries},
+    session::{Prepared, Session},
+    startup::Startup,
+    stopping,
+};
+use crate::olap::SharedFile;
+
+/// How long a client may take to say who it is.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection may take to end once it has to.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often statements and sessions are looked at whose time may be over.
+const TICK: Duration = Duration::from_millis(50);
+
+/// An endpoint that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {address}")]
+    Bind { address: String, source: std::io::Error },
+    #[error("{} cannot be used for TLS: {reason}", .path.display())]
+    Tls { path: PathBuf, reason: String },
+    /// Whoever reaches the address could read everything.
+    #[error(
+        "readers from other machines need a password and TLS, and {address} is not a loopback \
+         address\nhint: set [serve.users], tls_cert and tls_key, or listen on 127.0.0.1"
+    )]
+    NotSafe { address: SocketAddr },
+}
+
+/// Serves readers until it is stopped.
+pub struct Endpoint {
+    stop: CancellationToken,
+    connections: TaskTracker,
+    tasks: [JoinHandle<()>; 2],
+    socket: Option<PathBuf>,
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(listener) => Socket::Tcp(listener.accept().await?.0),
+            Self::Unix(listener) => Socket::Unix(listener.accept().await?.0),
+        })
+    }
+}
+
+impl Endpoint {
+    /// Begins to serve.
+    ///
+    /// # Errors
+    /// The address cannot be used, or is not safe as it is set up.
+    pub async fn start(file: SharedFile, options: ServeOptions) -> Result<Self, ServeError> {
+        let tls = options.tls.as_ref().map(|(certificate, key)| acceptor(certificate, key));
+        let (tls, certificate) = tls.transpose()?.unzip();
+        if let Listen::Tcp(address) = &options.listen
+            && !address.ip().is_loopback()
+            && (options.users.is_empty() || tls.is_none())
+        {
+            return Err(ServeError::NotSafe { address: *address });
+        }
+
+        let (listener, address, socket) = bind(&options.listen).await?;
+        let slots = Arc::new(Semaphore::new(options.max_connections));
+        let shared = Shared::new(file, options);
+        let startup = Startup::new(&shared, certificate.as_deref()).map_err(|error| {
+            let path = shared.options.tls.as_ref().map(|(path, _)| path.clone());
+            ServeError::Tls { path: path.unwrap_or_default(), reason: error.to_string() }
+        })?;
+        let handlers =
+            Arc::new(Handlers { shared: Arc::clone(&shared), startup: Arc::new(startup) });
+
+        let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
+        let accepting = accept(
+            listener,
+            Serving { handlers, tls, slots, stop: stop.clone(), connections: connections.clone() },
+        );
+        let ticking = async move {
+            loop {
+                sleep(TICK).await;
+                shared.tick();
+            }
+        };
+        let tasks = [tokio::spawn(accepting), tokio::spawn(ticking)];
+        tracing::info!(event = "serving", %address, "readers can connect");
+        Ok(Self { stop, connections, tasks, socket })
+    }
+
+    /// Ends all connections.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks[0].abort();
+        self.connections.close();
+        // Threads that read end with their statements.
+        let _ = timeout(2 * CLOSE_TIMEOUT, self.connections.wait()).await;
+        self.tasks[1].abort();
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+async fn bind(listen: &Listen) -> Result<(Listener, String, Option<PathBuf>), ServeError> {
+    match listen {
+        Listen::Tcp(address) => {
+            let bound = TcpListener::bind(address).await;
+            let failed = |source| ServeError::Bind { address: address.to_string(), source };
+            let listener = bound.map_err(failed)?;
+            let bound = listener.local_addr().map_err(failed)?.to_string();
+            Ok((Listener::Tcp(listener), bound, None))
+        }
+        Listen::Unix { folder, port } => {
+            let path = folder.join(format!(".s.PGSQL.{port}"));
+            let failed = |source| ServeError::Bind { address: path.display().to_string(), source };
+            // Left over from a crash, unless somebody answers there.
+            if UnixStream::connect(&path).await.is_ok() {
+                return Err(failed(ErrorKind::AddrInUse.into()));
+            }
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).map_err(failed)?;
+            Ok((Listener::Unix(listener), path.display().to_string(), Some(path.clone())))
+        }
+    }
+}
+
+/// Reads certificate and key. Returns the certificate's text too.
+fn acceptor(certificate: &Path, key: &Path) -> Result<(TlsAcceptor, Vec<u8>), ServeError> {
+    let failed = |path: &Path, reason: String| ServeError::Tls { path: path.to_owned(), reason };
+    let text =
+        std::fs::read(certificate).map_err(|error| failed(certificate, error.to_string()))?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| failed(certificate, error.to_string()))?;
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
+
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|config| config.with_no_client_auth().with_single_cert(chain, private))
+        .map_err(|error| failed(certificate, error.to_string()))?;
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    Ok((TlsAcceptor::from(Arc::new(config)), text))
+}
+
+/// What a connection needs.
+#[derive(Clone)]
+struct Serving {
+    handlers: Arc<Handlers>,
+    tls: Option<TlsAcceptor>,
+    slots: Arc<Semaphore>,
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+async fn accept(listener: Listener, serving: Serving) {
+    loop {
+        let socket = match listener.accept().await {
+            Ok(socket) => socket,
+            Err(error) => {
+                // As when there are no more files: the next one may be possible in a moment.
+                tracing::warn!(event = "accept_failed", %error, "a reader could not connect");
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let serving = serving.clone();
+        let tracker = serving.connections.clone();
+        tracker.spawn(async move { serving.serve(socket).await });
+    }
+}
+
+type Client = Framed<MaybeTls, PgWireMessageServerCodec<Arc<Prepared>>>;
+
+impl Serving {
+    async fn serve(self, socket: Socket) {
+        let negotiated = timeout(STARTUP_TIMEOUT, async {
+            match socket {
+                Socket::Tcp(socket) => negotiate_tls(socket, self.tls.clone()).await,
+                Socket::Unix(socket) => Ok(Some(on_unix(socket))),
+            }
+        });
+        let Ok(Ok(Some(mut client))) = negotiated.await else { return };
+
+        // A connection that only cancels needs no slot.
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok();
+        let (mut pid, mut closed) = (None, Closed::default());
+        let stop = self.stop.clone();
+        let served = self.messages(&mut client, slot, &mut pid, &mut closed);
+
+        let reason = tokio::select! {
+            _ = served => None,
+            () = stop.cancelled() => Some(stopping()),
+        };
+        let session = pid.and_then(|pid| self.handlers.shared.sessions().remove(&pid));
+        if let Some(session) = &session {
+            session.control.end(stopping());
+        }
+        if let Some(reason) = reason {
+            say(&mut client, reason).await;
+        }
+    }
+
+    /// Acts on the messages of a client until the connection ends.
+    async fn messages(
+        &self,
+        client: &mut Client,
+        slot: Option<OwnedSemaphorePermit>,
+        pid: &mut Option<i32>,
+        closed: &mut Closed,
+    ) {
+        let shared = &self.handlers.shared;
+        loop {
+            let is_starting = matches!(
+                client.state(),
+                PgWireConnectionState::AwaitingStartup
+                    | PgWireConnectionState::AuthenticationInProgress
+            );
+            let patience = if is_starting { STARTUP_TIMEOUT } else { Duration::MAX };
+            let message = tokio::select! {
+                message = client.next() => message,
+                () = closed.token.cancelled() => return say(client, closed.reason()).await,
+                () = sleep(patience) => return,
+            };
+            let Some(Ok(message)) = message else { return };
+
+            let is_cancel = matches!(message, PgWireFrontendMessage::CancelRequest(_));
+            if matches!(message, PgWireFrontendMessage::Terminate(_)) {
+                return;
+            }
+            if is_starting && !is_cancel && slot.is_none() {
+                let full = SqlError::fatal("53300", "sorry, too many clients already")
+                    .hint("rhei.toml, [serve] max_connections, sets the limit");
+                return say(client, full).await;
+            }
+
+            let is_extended = message.is_extended_query();
+            let done = dispatch(message, client, &self.handlers).await;
+            if is_cancel {
+                return;
+            }
+            if let Err(error) = done {
+                let is_fatal = error.is_fatal() || is_starting;
+                tracing::debug!(%error, "a reader got an error");
+                if process_error(client, error, is_extended).await.is_err() || is_fatal {
+                    return;
+                }
+            }
+
+            if is_starting && client.session_extensions().get::<Session>().is_some() {
+                let (own, _) = client.pid_and_secret_key();
+                *pid = Some(own);
+                if let Some(session) = shared.sessions().get(&own) {
+                    *closed = session.closed.clone();
+                }
+            }
+        }
+    }
+}
+
+async fn dispatch(
+    message: PgWireFrontendMessage,
+    client: &mut Client,
+    handlers: &Arc<Handlers>,
+) -> Result<(), PgWireError> {
+    process_message(
+        message,
+        client,
+        Arc::clone(&handlers.startup),
+        Arc::new(Queries),
+        Arc::new(Queries),
+        Arc::new(NoopHandler),
+        Arc::clone(handlers),
+    )
+    .await
+}
+
+fn on_unix(socket: UnixStream) -> Client {
+    let client = DefaultClient::new(SocketAddr::from(([127, 0, 0, 1], 0)), false);
+    let mut client = Framed::new(MaybeTls::Unix(socket), PgWireMessageServerCodec::new(client));
+    client.set_state(PgWireConnectionState::AwaitingStartup);
+    client
+}
+
+/// Sends a last error.
+async fn say(client: &mut Client, reason: SqlError) {
+    let info: ErrorInfo = PgWireError::from(reason).into();
+    let sent = client.send(PgWireBackendMessage::ErrorResponse(info.into()));
+    // A client that does not read does not learn the reason.
+    let _ = timeout(CLOSE_TIMEOUT, sent).await;
+}

@@ -1,0 +1,537 @@
+//! The thread of a session, which alone uses its connection to DuckDB. It has a low priority, so
+//! that readers never starve the replicator.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use pgwire::api::Type;
+use tokio::sync::oneshot;
+
+use super::{
+    Shared,
+    control::Control,
+    copy_out,
+    encode::{put_field, text},
+    error::SqlError,
+    pg_type,
+    rewrite::rewrite,
+    rows::{Pushed, RowQueue},
+    tokens::{Kind, Token, text as text_of},
+    turns::Turn,
+};
+use crate::olap::{
+    Cells, Chunk, Column, Pass, SessionConnection, SqlType, Statement, StatementError, Value, names,
+};
+
+/// How long a statement waits for a file that is closed.
+const CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client may leave rows unread before its statement ends: it holds up upkeep.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+type Job = Box<dyn FnOnce(&mut Reading) + Send>;
+
+/// The thread, as the session uses it.
+pub struct Reader {
+    jobs: mpsc::Sender<Job>,
+    pub control: Arc<Control>,
+}
+
+impl Reader {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// DuckDB opens no connection, or the copy is not ready.
+    pub fn start(shared: &Arc<Shared>) -> Result<Self, SqlError> {
+        let connection = shared.file.connect()?;
+        let control = Arc::new(Control::new(connection.interrupter()));
+        let (jobs, waiting) = mpsc::channel::<Job>();
+
+        let mut reading = Reading {
+            shared: Arc::clone(shared),
+            connection,
+            control: Arc::clone(&control),
+            jobs: jobs.clone(),
+            transaction: Transaction::None,
+            serialise: None,
+        };
+
+        let nice = shared.options.nice;
+        std::thread::Builder::new()
+            .name("rhei-reader".to_owned())
+            .spawn(move || {
+                // Without the right to do so the thread works as it is.
+                let _ = rustix::process::setpriority_process(None, nice);
+                while let Ok(job) = waiting.recv() {
+                    job(&mut reading);
+                }
+            })
+            .map_err(|error| SqlError::fatal("53000", format!("no thread: {error}")))?;
+        Ok(Self { jobs, control })
+    }
+
+    /// Has the thread do some work, after what it does now.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Reading) -> Result<R, SqlError> + Send + 'static,
+    ) -> Result<R, SqlError> {
+        let (reply, done) = oneshot::channel();
+        self.start_job(move |reading| {
+            // Nobody waits any more when the client went away.
+            let _ = reply.send(work(reading));
+        })?;
+        done.await.map_err(|_| SqlError::lost())?
+    }
+
+    /// Has the thread do some work, without waiting for it.
+    pub fn start_job(
+        &self,
+        work: impl FnOnce(&mut Reading) + Send + 'static,
+    ) -> Result<(), SqlError> {
+        self.jobs.send(Box::new(work)).map_err(|_| SqlError::lost())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.control.end(SqlError::fatal("57P01", "the session has ended"));
+        // A thread lives as long as somebody may send it jobs, and it can send jobs to itself.
+        let _ = self.start_job(|reading| {
+            reading.roll_back();
+            reading.jobs = mpsc::channel().0;
+        });
+    }
+}
+
+/// A statement that is checked, and known by its parameters and columns.
+pub struct Query {
+    statement: Mutex<Statement>,
+    pub parameters: Vec<Type>,
+    pub fields: Vec<Field>,
+}
+
+/// A column of a result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    pub name: String,
+    pub of: Type,
+    pub typmod: i32,
+}
+
+impl Field {
+    fn of((name, sql): &(String, SqlType)) -> Self {
+        let (of, typmod) = pg_type::of_result(sql);
+        Self { name: name.clone(), of, typmod }
+    }
+}
+
+/// What rows are encoded as.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// DataRow, each column in binary or in text.
+    Rows {
+        binary: Vec<bool>,
+    },
+    Copy(super::command::CopyFormat),
+}
+
+/// What the thread works with.
+pub struct Reading {
+    shared: Arc<Shared>,
+    connection: SessionConnection,
+    control: Arc<Control>,
+    jobs: mpsc::Sender<Job>,
+    transaction: Transaction,
+    /// Serialises a statement for the guard.
+    serialise: Option<Statement>,
+}
+
+enum Transaction {
+    None,
+    /// The pass is held for as long as the transaction is open.
+    Open(#[expect(dead_code, reason = "held, not read")] Pass),
+    /// The transaction was ended from outside, for this reason.
+    Lost(SqlError),
+}
+
+impl Reading {
+    /// Sets the connection up. The file has to be open for that.
+    pub fn enter_file(&mut self, search_path: &[String]) -> Result<(), SqlError> {
+        let _pass = self.pass()?;
+        self.shared.catalog.make(&self.connection)?;
+        self.connection.execute("SET TimeZone = 'UTC'")?;
+        self.set_search_path_now(search_path)
+    }
+
+    /// Has names without a schema looked up in these schemas.
+    pub fn set_search_path(&mut self, schemas: &[String]) -> Result<(), SqlError> {
+        let _pass = match &self.transaction {
+            Transaction::Open(_) => None,
+            _ => Some(self.pass()?),
+        };
+        self.set_search_path_now(schemas)
+    }
+
+    fn set_search_path_now(&self, schemas: &[String]) -> Result<(), SqlError> {
+        // As in PostgreSQL, a schema that is not there is passed over.
+        let mut known = self.connection.prepare(
+            "SELECT any_value(schema_name) FROM duckdb_schemas() WHERE database_name = \
+             'rhei_target' AND schema_name = $1",
+        )?;
+        let mut path = Vec::new();
+        for schema in schemas {
+            if first_text(&mut known, &[Value::Text(schema.clone())])?.is_some() {
+                path.push(format!("{}.{}", names::CATALOG, names::quoted(schema)));
+            }
+        }
+        path.push(format!("{}.main", super::catalog::DATABASE));
+
+        let path = names::literal(&path.join(","));
+        Ok(self.connection.execute(&format!("SET search_path = {path}"))?)
+    }
+
+    fn pass(&self) -> Result<Pass, SqlError> {
+        let (control, jobs) = (Arc::clone(&self.control), self.jobs.clone());
+        let reason = || {
+            SqlError::new(
+                "40001",
+                "canceling statement: the copy's file has to be closed for upkeep",
+            )
+            .hint("begin the transaction again")
+        };
+        let end = move || {
+            control.end(reason());
+            let _ = jobs.send(Box::new(move |reading: &mut Reading| reading.lose(reason())));
+        };
+        self.shared.file.gate().enter(CLOSED_TIMEOUT, Box::new(end)).ok_or_else(|| {
+            SqlError::new("57P03", "the copy's file is closed for upkeep: try again in a moment")
+        })
+    }
+
+    /// Ends a transaction from outside.
+    fn lose(&mut self, reason: SqlError) {
+        if matches!(self.transaction, Transaction::Open(_)) {
+            self.roll_back();
+            self.transaction = Transaction::Lost(reason);
+        }
+    }
+
+    /// Begins a transaction, which sees the copy as it is now.
+    pub fn begin(&mut self) -> Result<(), SqlError> {
+        if matches!(self.transaction, Transaction::Open(_)) {
+            return Ok(());
+        }
+        let pass = self.pass()?;
+        self.connection.execute("BEGIN TRANSACTION READ ONLY")?;
+
+        // DuckDB takes the snapshot of a file with the first read from it.
+        let pinned = self.connection.execute("SELECT 1 FROM rhei_target._rhei.pipeline");
+        self.transaction = Transaction::Open(pass);
+        if let Err(error) = pinned {
+            self.roll_back();
+            return Err(error.into());
+        }
+        self.control.finish(true);
+        Ok(())
+    }
+
+    /// Ends the transaction, if there is one. Nothing was written, so it does not matter how.
+    pub fn roll_back(&mut self) {
+        if matches!(self.transaction, Transaction::Open(_)) {
+            // The ROLLBACK fails when an error has ended the transaction already.
+            let _ = self.connection.execute("ROLLBACK");
+        }
+        self.transaction = Transaction::None;
+        self.control.finish(false);
+    }
+
+    /// Checks and prepares a statement. `declared` are the types that the client gave its
+    /// parameters.
+    pub fn prepare(
+        &mut self,
+        statement: Vec<Token>,
+        declared: &[Option<Type>],
+    ) -> Result<Query, SqlError> {
+        let _pass = match &self.transaction {
+            Transaction::Lost(reason) => return Err(reason.clone()),
+            Transaction::Open(_) => None,
+            Transaction::None => Some(self.pass()?),
+        };
+
+        let statement = rewrite(statement, &self.shared.names);
+        let sql = text_of(&statement);
+        self.check(&sql)?;
+
+        let mut prepared = self.connection.prepare(&sql)?;
+        if !prepared.is_select {
+            return Err(SqlError::new("25006", "this copy is read-only"));
+        }
+
+        let parameters = parameter_types(&prepared.parameters, declared);
+        let mut sql = sql;
+        if !parameters.is_empty() {
+            sql = text_of(&with_casts(statement, &parameters));
+            prepared = self.connection.prepare(&sql)?;
+        }
+        if !prepared.columns.iter().all(|(_, of)| of.is_readable()) {
+            prepared = self.connection.prepare(&as_text(&sql, &prepared.columns))?;
+        }
+
+        let fields = prepared.columns.iter().map(Field::of).collect();
+        Ok(Query { statement: Mutex::new(prepared), parameters, fields })
+    }
+
+    /// Has the guard look at a statement.
+    fn check(&mut self, sql: &str) -> Result<(), SqlError> {
+        let serialise = match self.serialise.take() {
+            Some(serialise) => serialise,
+            None => self.connection.prepare("SELECT json_serialize_sql($1::VARCHAR)")?,
+        };
+        let serialise = self.serialise.insert(serialise);
+        let json = first_text(serialise, &[Value::Text(sql.to_owned())])?.unwrap_or_default();
+
+        let exists = |name: &str| {
+            let found = self.connection.prepare(
+                "SELECT any_value(table_name) FROM duckdb_tables() WHERE database_name = \
+                 'rhei_target' AND lower(table_name) = lower($1)",
+            );
+            found
+                .and_then(|mut found| first_text(&mut found, &[Value::Text(name.to_owned())]))
+                .is_ok_and(|found| found.is_some())
+        };
+        self.shared.guard.check(&json, &exists)
+    }
+
+    /// Runs a query to its end. The rows, and how it ended, go into the queue.
+    pub fn run(&mut self, query: &Query, values: &[Value], output: &Output, queue: &RowQueue) {
+        self.control.begin(self.shared.options.statement_timeout);
+        let done = self.run_in_transaction(query, values, output, queue);
+        let is_open = matches!(self.transaction, Transaction::Open(_));
+        let ended = self.control.finish(is_open);
+
+        let done = match (done, ended) {
+            (Err(_), Some(reason)) => Err(reason),
+            (done, _) => done,
+        };
+        // A file that has to be closed waits for this transaction.
+        if let Err(error) = &done
+            && error.code == "40001"
+        {
+            self.lose(error.clone());
+        }
+        queue.finish(done);
+    }
+
+    fn run_in_transaction(
+        &mut self,
+        query: &Query,
+        values: &[Value],
+        output: &Output,
+        queue: &RowQueue,
+    ) -> Result<(), SqlError> {
+        let is_alone = match &self.transaction {
+            Transaction::Lost(reason) => return Err(reason.clone()),
+            Transaction::Open(_) => false,
+            Transaction::None => true,
+        };
+        let control = Arc::clone(&self.control);
+        let ended = || SqlError::new("57014", "canceling statement");
+        let turn = self.shared.turns.take(|| control.is_over()).ok_or_else(ended)?;
+
+        let _pass = if is_alone {
+            let pass = self.pass()?;
+            self.connection.execute("BEGIN TRANSACTION READ ONLY")?;
+            Some(pass)
+        } else {
+            None
+        };
+        if self.control.is_over() {
+            return Err(ended());
+        }
+
+        let done = self.send_rows(query, values, output, queue, turn);
+        if is_alone {
+            // Fails when an error has ended the transaction already; nothing was written.
+            let _ = self.connection.execute("ROLLBACK");
+        }
+        done
+    }
+
+    fn send_rows(
+        &self,
+        query: &Query,
+        values: &[Value],
+        output: &Output,
+        queue: &RowQueue,
+        turn: Turn,
+    ) -> Result<(), SqlError> {
+        let mut turn = Some(turn);
+        let mut statement = query.statement.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows = statement.run(values)?;
+
+        let types = rows.types().to_vec();
+        let is_same = types.len() == query.fields.len()
+            && types
+                .iter()
+                .zip(&query.fields)
+                .all(|(of, field)| pg_type::of_result(of).0 == field.of);
+        if !is_same {
+            return Err(SqlError::new("0A000", "cached plan must not change result type"));
+        }
+
+        let mut encoder = Encoder { output, types: &types, is_first: true, text: String::new() };
+        let folder: &Path = self.shared.file.folder();
+        let mut pushed = queue.push(encoder.head(&query.fields), folder)?;
+        while let Some(chunk) = rows.next_chunk()? {
+            if pushed == Pushed::Full {
+                // Others may run while the client reads.
+                drop(turn.take());
+                self.wait_for_client(queue)?;
+                turn = self.shared.turns.take(|| self.control.is_over());
+            }
+            if pushed == Pushed::Abandoned || self.control.is_over() {
+                return Err(SqlError::new("57014", "canceling statement"));
+            }
+            pushed = queue.push(encoder.rows(&chunk)?, folder)?;
+        }
+        queue.push(encoder.tail(), folder)?;
+        Ok(())
+    }
+
+    fn wait_for_client(&self, queue: &RowQueue) -> Result<(), SqlError> {
+        self.control.pause();
+        let has_room = queue.wait_for_room(UNREAD_TIMEOUT, || self.control.is_over());
+        self.control.resume();
+        if has_room {
+            return Ok(());
+        }
+        Err(SqlError::new("57014", "canceling statement: the client does not read its rows"))
+    }
+}
+
+/// Returns the first value of a statement's first row.
+fn first_text(
+    statement: &mut Statement,
+    values: &[Value],
+) -> Result<Option<String>, StatementError> {
+    let mut rows = statement.run(values)?;
+    let Some(chunk) = rows.next_chunk()? else { return Ok(None) };
+    let columns = chunk.columns();
+    Ok(match columns.first() {
+        Some(column) if !column.is_null(0) => match &column.cells {
+            Cells::Text(values) | Cells::Json(values) => {
+                Some(String::from_utf8_lossy(values.get(0)).into_owned())
+            }
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// Returns the types of parameters: what the client said, else what the statement makes of them,
+/// else text.
+fn parameter_types(inferred: &[SqlType], declared: &[Option<Type>]) -> Vec<Type> {
+    let of = |(at, inferred): (usize, &SqlType)| {
+        let declared = declared.get(at).cloned().flatten();
+        match declared.filter(|of| ![Type::UNKNOWN].contains(of) && of.oid() != 0) {
+            Some(declared) => declared,
+            None => pg_type::of_result(inferred).0,
+        }
+    };
+    inferred.iter().enumerate().map(of).collect()
+}
+
+/// Replaces each parameter by a cast of it.
+fn with_casts(statement: Vec<Token>, parameters: &[Type]) -> Vec<Token> {
+    let cast = |mut token: Token| {
+        let number = token.text.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
+        if let (Kind::Parameter, Some(number)) = (token.kind, number)
+            && let Some(of) = number.checked_sub(1).and_then(|at| parameters.get(at))
+            && let Some(to) = pg_type::cast_of(of)
+        {
+            token.text = format!("CAST(${number} AS {to})");
+        }
+        token
+    };
+    statement.into_iter().map(cast).collect()
+}
+
+/// Returns a statement that gives columns which cannot be read as text.
+fn as_text(sql: &str, columns: &[(String, SqlType)]) -> String {
+    let (mut names, mut selected) = (Vec::new(), Vec::new());
+    for (at, (name, of)) in columns.iter().enumerate() {
+        let column = format!("c{at}");
+        let value =
+            if of.is_readable() { column.clone() } else { format!("CAST({column} AS VARCHAR)") };
+        selected.push(format!("{value} AS {}", names::quoted(name)));
+        names.push(column);
+    }
+    format!("SELECT {} FROM ({sql}) AS _rhei({})", selected.join(", "), names.join(", "))
+}
+
+/// Turns chunks into rows.
+struct Encoder<'a> {
+    output: &'a Output,
+    types: &'a [SqlType],
+    is_first: bool,
+    text: String,
+}
+
+impl Encoder<'_> {
+    /// What comes before the first row, as rows of their own.
+    fn head(&self, fields: &[Field]) -> Vec<BytesMut> {
+        match self.output {
+            Output::Rows { .. } => Vec::new(),
+            Output::Copy(format) => copy_out::head(format, fields),
+        }
+    }
+
+    fn tail(&self) -> Vec<BytesMut> {
+        match self.output {
+            Output::Rows { .. } => Vec::new(),
+            Output::Copy(format) => copy_out::tail(format, self.is_first),
+        }
+    }
+
+    fn rows(&mut self, chunk: &Chunk<'_>) -> Result<Vec<BytesMut>, SqlError> {
+        let columns = chunk.columns();
+        let mut rows = Vec::with_capacity(chunk.rows());
+        let mut buffer = BytesMut::with_capacity(chunk.rows() * 64);
+
+        for at in 0..chunk.rows() {
+            match self.output {
+                Output::Rows { binary } => self.row(binary, &columns, at, &mut buffer)?,
+                Output::Copy(format) => {
+                    let is_first = std::mem::take(&mut self.is_first);
+                    copy_out::row(format, (&columns, self.types), (at, is_first), &mut buffer)?;
+                }
+            }
+            rows.push(buffer.split());
+        }
+        Ok(rows)
+    }
+
+    fn row(
+        &mut self,
+        binary: &[bool],
+        columns: &[Column<'_>],
+        at: usize,
+        to: &mut BytesMut,
+    ) -> Result<(), SqlError> {
+        for ((column, of), &is_binary) in columns.iter().zip(self.types).zip(binary) {
+            if is_binary || column.is_null(at) {
+                put_field(column, of, at, to)?;
+                continue;
+            }
+            self.text.clear();
+            text(column, at, &mut self.text);
+            to.extend_from_slice(&(self.text.len() as u32).to_be_bytes());
+            to.extend_from_slice(self.text.as_bytes());
+        }
+        Ok(())
+    }
+}

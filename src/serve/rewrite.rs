@@ -1,0 +1,403 @@
+//! Brings what clients write of PostgreSQL's catalogs and casts into a form that DuckDB parses.
+//! Nothing else is changed: the dialect is DuckDB's.
+//!
+//! `schemas/pg_catalog.sql` makes the views and macros that these names lead to.
+
+use std::collections::HashSet;
+
+use super::{
+    catalog,
+    tokens::{Kind, Token},
+};
+
+/// Returns the statement in the words of DuckDB. `ours` are the names in [`catalog::DATABASE`].
+pub fn rewrite(statement: Vec<Token>, ours: &HashSet<String>) -> Vec<Token> {
+    let mut rewriter = Rewriter { input: statement, at: 0, output: Vec::new(), ours };
+    while rewriter.at < rewriter.input.len() {
+        if !rewriter.step() {
+            rewriter.take(1);
+        }
+    }
+    rewriter.output
+}
+
+/// Types that are text here: names of objects, and what only PostgreSQL itself reads.
+const TEXT_TYPES: [&str; 14] = [
+    "regclass",
+    "regtype",
+    "regproc",
+    "regprocedure",
+    "regnamespace",
+    "regrole",
+    "regoper",
+    "name",
+    "cstring",
+    "pg_node_tree",
+    "int2vector",
+    "oidvector",
+    "bpchar",
+    "citext",
+];
+
+/// Functions of PostgreSQL that DuckDB has not, or has with another meaning.
+const FUNCTIONS: [&str; 19] = [
+    "version",
+    "current_database",
+    "current_catalog",
+    "set_config",
+    "current_setting",
+    "to_char",
+    "array_upper",
+    "array_lower",
+    "array_remove",
+    "format_type",
+    "obj_description",
+    "col_description",
+    "shobj_description",
+    "quote_ident",
+    "to_regtype",
+    "to_regclass",
+    "json_build_object",
+    "_pg_expandarray",
+    "getdatabaseencoding",
+];
+
+/// Words that may follow a table function without being its alias.
+const NO_ALIAS: [&str; 16] = [
+    "as", "where", "join", "left", "right", "full", "on", "order", "limit", "group", "cross",
+    "inner", "union", "from", "with", "offset",
+];
+
+struct Rewriter<'a> {
+    input: Vec<Token>,
+    at: usize,
+    output: Vec<Token>,
+    ours: &'a HashSet<String>,
+}
+
+impl Rewriter<'_> {
+    fn peek(&self, ahead: usize) -> Option<&Token> {
+        self.input.get(self.at + ahead)
+    }
+
+    fn name(&self, ahead: usize) -> String {
+        self.peek(ahead).and_then(Token::name).unwrap_or_default()
+    }
+
+    fn is_word(&self, ahead: usize, word: &str) -> bool {
+        self.peek(ahead).is_some_and(|token| token.is(word))
+    }
+
+    fn is_sign(&self, ahead: usize, sign: &str) -> bool {
+        self.peek(ahead).is_some_and(|token| token.is_sign(sign))
+    }
+
+    /// Copies tokens to the output.
+    fn take(&mut self, count: usize) {
+        self.output.extend(self.input.iter().skip(self.at).take(count).cloned());
+        self.at += count;
+    }
+
+    fn put(&mut self, kind: Kind, text: impl Into<String>) {
+        self.output.push(Token::new(kind, text));
+    }
+
+    fn follows_dot(&self) -> bool {
+        self.output.last().is_some_and(|token| token.is_sign("."))
+    }
+
+    /// Rewrites what begins here, if anything does.
+    fn step(&mut self) -> bool {
+        self.operator()
+            || self.collation()
+            || self.cast()
+            || self.cast_function()
+            || self.qualified_name()
+            || self.plain_name()
+            || self.series()
+            || self.no_function()
+    }
+
+    /// `typreceive != 0`: names of functions are text here, and `-` says that there is none.
+    fn no_function(&mut self) -> bool {
+        const COLUMNS: [&str; 4] = ["typreceive", "typsend", "typinput", "typoutput"];
+        if !COLUMNS.contains(&self.name(0).as_str()) {
+            return false;
+        }
+        let len = match (self.peek(1), self.peek(2)) {
+            (Some(one), Some(two))
+                if (one.is_sign("!") || one.is_sign("<"))
+                    && (two.is_sign("=") || two.is_sign(">")) =>
+            {
+                3
+            }
+            (Some(one), _) if one.is_sign("=") => 2,
+            _ => return false,
+        };
+        if self.peek(len).is_none_or(|token| token.text != "0") {
+            return false;
+        }
+        self.take(len);
+        self.put(Kind::Text, "'-'");
+        self.at += 1;
+        true
+    }
+
+    /// `OPERATOR(pg_catalog.~)` is `~`.
+    fn operator(&mut self) -> bool {
+        if !(self.is_word(0, "operator") && self.is_sign(1, "(")) {
+            return false;
+        }
+        let start = if self.name(2) == "pg_catalog" { 4 } else { 2 };
+        let Some(len) = (start..).find(|&ahead| self.peek(ahead).is_none_or(|t| t.is_sign(")")))
+        else {
+            return false;
+        };
+
+        let signs: String = (start..len)
+            .filter_map(|ahead| self.peek(ahead).map(|token| token.text.as_str()))
+            .collect();
+        self.put(Kind::Sign, signs);
+        self.at += len + 1;
+        true
+    }
+
+    /// Collations of PostgreSQL's catalogs; the order of text is that of its bytes here.
+    fn collation(&mut self) -> bool {
+        if !self.is_word(0, "collate") {
+            return false;
+        }
+        let (name, len) = if self.is_sign(2, ".") { (self.name(3), 4) } else { (self.name(1), 2) };
+        if !["default", "c", "posix", "ucs_basic"].contains(&name.to_lowercase().as_str()) {
+            return false;
+        }
+        self.at += len;
+        true
+    }
+
+    /// `x::pg_catalog.regclass` and other types that DuckDB has under another name, or not.
+    fn cast(&mut self) -> bool {
+        if !self.is_sign(0, "::") {
+            return false;
+        }
+        let len = if self.name(1) == "pg_catalog" && self.is_sign(2, ".") { 3 } else { 1 };
+        let to = self.name(len);
+
+        if to == "regclass" && self.looks_up_last() {
+            self.at += len + 1;
+            return true;
+        }
+        match self.other_type(len) {
+            Some(other) => {
+                self.take(1);
+                self.put(Kind::Word, other);
+                self.at += len;
+            }
+            None if len == 3 => {
+                self.take(1);
+                self.at += 2;
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// `CAST(x AS regclass)`
+    fn cast_function(&mut self) -> bool {
+        if !self.is_word(0, "as") {
+            return false;
+        }
+        let len = if self.name(1) == "pg_catalog" && self.is_sign(2, ".") { 3 } else { 1 };
+        if !self.is_sign(len + 1, ")") {
+            return false;
+        }
+        let Some(other) = self.other_type(len) else { return false };
+        self.take(1);
+        self.put(Kind::Word, other);
+        self.at += len;
+        true
+    }
+
+    /// Returns the type that stands for the one at a place.
+    fn other_type(&self, ahead: usize) -> Option<&'static str> {
+        let token = self.peek(ahead)?;
+        let name = token.name()?;
+        match name.as_str() {
+            "jsonb" => Some("JSON"),
+            "oid" | "xid" | "cid" => Some("UINTEGER"),
+            "char" if token.kind == Kind::Quoted => Some("VARCHAR"),
+            name if TEXT_TYPES.contains(&name) => Some("VARCHAR"),
+            _ => None,
+        }
+    }
+
+    /// `'public.t'::regclass` and `$1::regclass` are looked up: such a cast gives an oid.
+    fn looks_up_last(&mut self) -> bool {
+        let Some(last) =
+            self.output.pop_if(|last| matches!(last.kind, Kind::Text | Kind::Parameter))
+        else {
+            return false;
+        };
+        self.put(Kind::Word, format!("{}.regclass(", catalog::DATABASE));
+        self.output.push(last);
+        self.output.push(Token { is_spaced: false, ..Token::new(Kind::Sign, ")") });
+        true
+    }
+
+    /// `pg_catalog.x` is ours, or else found without its schema; `information_schema.x` likewise.
+    fn qualified_name(&mut self) -> bool {
+        let schema = self.name(0);
+        if schema == "_rhei" && self.is_sign(1, ".") && self.name(2) == "freshness" {
+            self.put(Kind::Word, format!("{}.freshness", catalog::DATABASE));
+            self.at += 3;
+            return true;
+        }
+        if !["pg_catalog", "information_schema"].contains(&schema.as_str())
+            || !self.is_sign(1, ".")
+            || self.follows_dot()
+        {
+            return false;
+        }
+
+        let name = self.name(2);
+        if schema == "information_schema" {
+            let ours = format!("information_schema_{name}");
+            if self.ours.contains(&ours) {
+                self.put(Kind::Word, format!("{}.{ours}", catalog::DATABASE));
+                self.at += 3;
+                return true;
+            }
+            if !self.ours.contains(&name) {
+                return false;
+            }
+        }
+
+        if self.ours.contains(&name) {
+            self.put(Kind::Word, format!("{}.{name}", catalog::DATABASE));
+            self.at += 3;
+        } else {
+            let is_spaced = self.peek(0).is_some_and(|token| token.is_spaced);
+            self.at += 2;
+            if let Some(name) = self.input.get_mut(self.at) {
+                name.is_spaced = is_spaced;
+            }
+        }
+        true
+    }
+
+    /// Tables and functions of PostgreSQL's catalogs are found without their schema.
+    fn plain_name(&mut self) -> bool {
+        let Some(token) = self.peek(0).filter(|token| token.kind == Kind::Word) else {
+            return false;
+        };
+        let name = token.text.to_lowercase();
+        if self.follows_dot() || self.is_sign(1, ".") || !self.ours.contains(&name) {
+            return false;
+        }
+
+        let is_function = self.is_sign(1, "(");
+        if name == "current_catalog" && !is_function {
+            self.put(Kind::Word, format!("{}.current_database()", catalog::DATABASE));
+            self.at += 1;
+            return true;
+        }
+        if !(name.starts_with("pg_") || is_function && FUNCTIONS.contains(&name.as_str())) {
+            return false;
+        }
+        self.put(Kind::Word, format!("{}.{name}", catalog::DATABASE));
+        self.at += 1;
+        true
+    }
+
+    /// `generate_series(1, 3) s`: the alias names a value in PostgreSQL, a row in DuckDB.
+    fn series(&mut self) -> bool {
+        if !(self.is_word(0, "generate_series") && self.is_sign(1, "(")) {
+            return false;
+        }
+        let mut depth = 0;
+        let end = (1..).find(|&ahead| {
+            let Some(token) = self.peek(ahead) else { return true };
+            depth += i32::from(token.is_sign("(")) - i32::from(token.is_sign(")"));
+            depth == 0
+        });
+        let Some(end) = end.filter(|&end| self.peek(end).is_some()) else { return false };
+
+        let alias = if self.is_word(end + 1, "as") { end + 2 } else { end + 1 };
+        let is_alias = self.peek(alias).is_some_and(|token| {
+            token.name().is_some_and(|name| !NO_ALIAS.contains(&name.as_str()))
+        });
+        if !is_alias || self.is_sign(alias + 1, "(") {
+            return false;
+        }
+
+        // What is inside the parentheses may need rewriting too, so only the alias is doubled.
+        let name = self.peek(alias).cloned();
+        if let Some(name) = name {
+            let at = self.at + alias + 1;
+            self.input.splice(
+                at..at,
+                [
+                    Token { is_spaced: false, ..Token::new(Kind::Sign, "(") },
+                    Token { is_spaced: false, ..name },
+                    Token { is_spaced: false, ..Token::new(Kind::Sign, ")") },
+                ],
+            );
+        }
+        self.take(1);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::tokens::{text, tokens};
+
+    fn rewritten(sql: &str) -> String {
+        let ours = ["pg_class", "pg_get_expr", "version", "information_schema_tables"];
+        text(&rewrite(tokens(sql), &ours.map(str::to_owned).into()))
+    }
+
+    #[test]
+    fn names_of_the_catalogs_lead_to_our_views() {
+        for (sql, expected) in [
+            ("SELECT * FROM pg_catalog.pg_class c", "SELECT * FROM _pg.pg_class c"),
+            ("SELECT pg_class.oid FROM pg_class", "SELECT pg_class.oid FROM _pg.pg_class"),
+            ("SELECT version()", "SELECT _pg.version()"),
+            ("SELECT version FROM t", "SELECT version FROM t"),
+            ("SELECT pg_catalog.lower('A')", "SELECT lower('A')"),
+            ("CASE ELSE pg_catalog.lower('A')", "CASE ELSE lower('A')"),
+            ("FROM information_schema.tables", "FROM _pg.information_schema_tables"),
+            ("FROM information_schema.other", "FROM information_schema.other"),
+            ("SELECT 'pg_catalog.pg_class'", "SELECT 'pg_catalog.pg_class'"),
+        ] {
+            assert_eq!(rewritten(sql), expected);
+        }
+    }
+
+    #[test]
+    fn casts_and_operators_become_those_of_duckdb() {
+        for (sql, expected) in [
+            ("a OPERATOR(pg_catalog.~) 'x'", "a ~ 'x'"),
+            ("x::pg_catalog.text", "x::text"),
+            ("'public.t'::regclass", "_pg.regclass('public.t')"),
+            ("$1::pg_catalog.regclass", "_pg.regclass($1)"),
+            ("c.oid::regclass", "c.oid:: VARCHAR"),
+            ("x::jsonb", "x:: JSON"),
+            ("CAST(x AS regtype)", "CAST(x AS VARCHAR)"),
+            ("x COLLATE pg_catalog.default", "x"),
+            ("x::\"char\"", "x:: VARCHAR"),
+            ("FROM generate_series(1, 3) s", "FROM generate_series(1, 3) s(s)"),
+            ("FROM generate_series(1, 3) WHERE", "FROM generate_series(1, 3) WHERE"),
+        ] {
+            assert_eq!(rewritten(sql), expected);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_statement_is_rewritten_without_a_panic(sql in "[a-z_.:()' $\"1]{0,60}") {
+            let _ = rewritten(&sql);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What clients ask before they show anything.
+
+use std::process::Command;
+
+use super::Served;
+use crate::bed::cluster::bin_dir;
+
+const SETUP: &str =
+    "CREATE TABLE orders (id bigint PRIMARY KEY, \"Customer name\" text NOT NULL, total \
+                     numeric(12,2), placed timestamptz);
+                     CREATE TABLE lines (order_id bigint, line int, tags text[], PRIMARY KEY \
+                     (order_id, line));
+                     INSERT INTO orders VALUES (1, 'a', 1.50, '2024-01-01Z')";
+
+fn psql(served: &Served, command: &str) -> (bool, String) {
+    let output = Command::new(bin_dir().join("psql"))
+        .args(["-X", "-h", served.folder.to_str().unwrap(), "-U", "reader", "-d", "copy"])
+        .args(["-v", "ON_ERROR_STOP=1", "-c", command])
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn the_commands_of_psql_work() {
+    let served = Served::new("serve_psql", SETUP, "");
+    for command in [
+        "\\d",
+        "\\d orders",
+        "\\d+ orders",
+        "\\d lines_pkey",
+        "\\dt",
+        "\\dt+",
+        "\\dn",
+        "\\dn+",
+        "\\df",
+        "\\da",
+        "\\l",
+        "\\l+",
+        "\\du",
+        "\\dx",
+        "\\dv",
+        "\\di",
+        "\\di+",
+        "\\ds",
+        "\\dm",
+        "\\dT",
+        "\\dp",
+        "\\db",
+        "\\dc",
+        "\\dC",
+        "\\dd",
+        "\\dD",
+        "\\des",
+        "\\dew",
+        "\\dF",
+        "\\dg",
+        "\\do",
+        "\\dO",
+        "\\dRp",
+        "\\dRs",
+        "\\dy",
+        "\\z",
+        "\\ddp",
+        "\\drds",
+        "\\dL",
+        "\\dA",
+        "\\dX",
+        "\\dS",
+        "\\conninfo",
+        "\\encoding",
+    ] {
+        let (is_done, text) = psql(&served, command);
+        assert!(is_done, "{command}: {text}");
+    }
+
+    let (_, described) = psql(&served, "\\d orders");
+    for part in [
+        "bigint",
+        "Customer name",
+        "numeric(12,2)",
+        "timestamp with time zone",
+        "\"orders_pkey\" PRIMARY KEY, btree (id)",
+    ] {
+        assert!(described.contains(part), "{part}: {described}");
+    }
+    let (_, tables) = psql(&served, "\\dt");
+    assert!(tables.contains("orders") && tables.contains("lines"), "{tables}");
+    assert!(!tables.contains("_rhei"), "{tables}");
+    served.stop();
+}
+
+/// What psql asks when the tab key is pressed (`tab-complete.c`), and drivers at their start.
+#[test]
+fn questions_of_clients_have_answers() {
+    let served = Served::new("serve_questions", SETUP, "");
+    let session = served.session();
+    for (sql, expected) in [
+        (
+            "SELECT c.relname FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'S', 'v', 'm', \
+             'f', 'p') AND (c.relname) LIKE 'ord%' AND pg_catalog.pg_table_is_visible(c.oid) AND \
+             c.relnamespace <> (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = \
+             'pg_catalog')",
+            "orders",
+        ),
+        ("SELECT count(*) FROM information_schema.columns WHERE table_name = 'orders'", "4"),
+        ("SELECT data_type FROM information_schema.columns WHERE column_name = 'tags'", "ARRAY"),
+        ("SELECT 'public.orders'::regclass::oid > 0", "t"),
+        (
+            "SELECT string_agg(a.attname, ',' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON \
+          a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) WHERE i.indrelid = \
+          'lines'::regclass AND i.indisprimary",
+            "order_id,line",
+        ),
+        ("SELECT current_database() <> ''", "t"),
+        ("SELECT version() LIKE 'PostgreSQL 16%'", "t"),
+        ("SHOW server_version", "16.0"),
+        ("SHOW TRANSACTION ISOLATION LEVEL", "repeatable read"),
+        ("SHOW search_path", "public"),
+        ("SELECT pg_catalog.format_type(1700, 786438)", "numeric(12,2)"),
+        ("SELECT set_config('bytea_output', 'hex', false)", "hex"),
+        ("SELECT pg_is_in_recovery()", "t"),
+    ] {
+        assert_eq!(session.value(sql), expected, "{sql}");
+    }
+    session.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY");
+    session.execute(
+        "SET client_encoding TO 'UTF8'; SET extra_float_digits = 3; RESET ALL; DISCARD ALL",
+    );
+    session.execute(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SAVEPOINT a; ROLLBACK TO a; END",
+    );
+    served.stop();
+}
+
+#[test]
+fn schemas_of_the_search_path_are_looked_up() {
+    let served = Served::new(
+        "serve_path",
+        "CREATE SCHEMA sales; CREATE TABLE sales.t (id int PRIMARY KEY); INSERT INTO sales.t VALUES \
+         (7)",
+        "",
+    );
+    let session = served.session();
+    assert!(session.try_query("SELECT id FROM t").is_err());
+    session.execute("SET search_path TO sales, public");
+    assert_eq!(session.value("SELECT id FROM t"), "7");
+    assert_eq!(session.value("SELECT id FROM rhei_target.sales.t"), "7");
+    served.stop();
+}

@@ -1,0 +1,124 @@
+//! Who may connect, how many, and how long.
+
+use std::time::{Duration, Instant};
+
+use super::{SOON, Served, code};
+use crate::{
+    bed::{Session, wait_until},
+    following::Following,
+};
+
+const TABLE: &str =
+    "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)";
+
+const LONG: &str = "SELECT count(*) FROM range(1000000) a, range(1000000) b";
+
+#[test]
+fn a_statement_ends_at_its_timeout_and_when_its_client_cancels_it() {
+    let served = Served::new("serve_cancel", TABLE, "statement_timeout = \"1s\"");
+    let session = served.session();
+    let error = session.try_query(LONG).unwrap_err();
+    assert_eq!(code(&error), "57014", "{error}");
+    assert!(error.contains("statement timeout"), "{error}");
+    assert_eq!(session.value("SELECT 1"), "1");
+    served.stop();
+
+    let served = Served::new("serve_cancel2", TABLE, "");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (client, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let cancel = client.cancel_token();
+        let since = Instant::now();
+        let (answer, ()) = tokio::join!(client.simple_query(LONG), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        });
+        let error = answer.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "57014");
+        assert!(error.to_string().len() < 500 && since.elapsed() < Duration::from_secs(30));
+        assert!(client.simple_query("SELECT 1").await.is_ok());
+    });
+    served.stop();
+}
+
+#[test]
+fn a_transaction_that_does_nothing_ends_with_its_session() {
+    let served = Served::new("serve_idle", TABLE, "idle_in_transaction_timeout = \"500ms\"");
+    let outside = served.session();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ended = runtime.block_on(async {
+        let (idle, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        let connection = tokio::spawn(connection);
+        idle.batch_execute("BEGIN; SELECT count(*) FROM t").await.unwrap();
+        tokio::time::timeout(SOON, connection).await.unwrap().unwrap()
+    });
+    assert_eq!(ended.unwrap_err().code().unwrap().code(), "25P03");
+    assert_eq!(outside.value("SELECT 1"), "1", "a session outside of a transaction stays");
+    served.stop();
+}
+
+#[test]
+fn more_connections_than_the_limit_are_refused() {
+    let served = Served::new("serve_full", TABLE, "max_connections = 2");
+    let (one, two) = (served.session(), served.session());
+    let error = Session::open(&served.config()).unwrap_err();
+    assert_eq!(code(&error), "53300", "{error}");
+    drop((one, two));
+    wait_until(SOON, "there is room again", || Session::open(&served.config()).is_ok());
+    served.stop();
+}
+
+#[test]
+fn users_prove_their_passwords() {
+    let served = Served::new("serve_users", TABLE, "[serve.users]\nreader = \"right pässword\"");
+    let mut config = served.config();
+    for (user, password) in [("reader", "wrong"), ("nobody", "right pässword")] {
+        let error = Session::open(config.user(user).password(password)).unwrap_err();
+        assert_eq!(code(&error), "28P01", "{error}");
+    }
+    let session = Session::open(config.user("reader").password("right pässword")).unwrap();
+    assert_eq!(session.value("SELECT count(*) FROM t"), "1000");
+    let logs = served.running.logs();
+    assert!(!logs.contains("pässword"), "{logs}");
+    served.stop();
+}
+
+/// Everybody on the network could read the copy, or what is read of it.
+#[test]
+fn an_address_that_others_reach_needs_passwords_and_tls() {
+    let mut following = Following::new("serve_open");
+    following.db.execute(TABLE);
+    following.sync();
+    let slot = following.slot().to_owned();
+    for settings in ["", "[serve.users]\nreader = \"secret\""] {
+        following.rhei = following.rhei.config(&format!(
+            "[source]\nslot = \"{slot}\"\n[serve]\nlisten = \"0.0.0.0:0\"\n{settings}\n"
+        ));
+        let output = following.rhei.run(["run"]);
+        output.assert_code(1);
+        assert!(output.stderr.contains("is not a loopback address"), "{}", output.stderr);
+        assert!(output.stderr.contains("tls_cert"), "{}", output.stderr);
+    }
+}
+
+/// What a client leaves unread stops its statement, and no other.
+#[test]
+fn a_client_that_does_not_read_stops_nobody_else() {
+    let served = Served::new("serve_slow", TABLE, "max_statements = 1");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (slow, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let rows = slow
+            .query_raw("SELECT repeat('x', 1000) FROM range(200000)", Vec::<String>::new())
+            .await
+            .unwrap();
+
+        let (quick, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        assert_eq!(quick.query("SELECT * FROM t", &[]).await.unwrap().len(), 1000);
+        drop(rows);
+    });
+    served.stop();
+}

@@ -1,0 +1,188 @@
+//! The endpoint of readers: what they see, while the replicator writes, is the source at one
+//! commit, in the form that PostgreSQL gives; and they can only read.
+
+mod clients;
+mod forms;
+mod limits;
+mod refused;
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    bed::{Running, Session, wait_until},
+    following::Following,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A replicator that serves its copy on a socket in the folder of its file.
+struct Served {
+    following: Following,
+    running: Running,
+    folder: PathBuf,
+}
+
+impl Served {
+    /// `setup` makes the tables at the source; `settings` are more of the section `[serve]`.
+    fn new(name: &str, setup: &str, settings: &str) -> Self {
+        let mut following = Following::new(name);
+        following.db.execute(setup);
+        let folder = following.folder.path().to_owned();
+        let slot = following.slot().to_owned();
+        following.rhei = following.rhei.config(&format!(
+            "[source]\nslot = \"{slot}\"\n[sync]\ninterval = \"50ms\"\n[serve]\nlisten = \"{}\"\n\
+             {settings}\n",
+            folder.display()
+        ));
+        following.sync();
+        let mut running = following.run();
+        running.wait_for_log("following the source", SOON);
+        Self { following, running, folder }
+    }
+
+    fn config(&self) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(&self.folder).user("reader").dbname("copy");
+        config
+    }
+
+    #[track_caller]
+    fn session(&self) -> Session {
+        Session::open(&self.config()).unwrap()
+    }
+
+    #[track_caller]
+    fn settle(&mut self) {
+        self.following.wait_settled(&mut self.running);
+    }
+
+    #[track_caller]
+    fn stop(self) {
+        self.running.stop(SOON).assert_code(0);
+    }
+}
+
+/// The code of an error, as [`Session`] shows it.
+fn code(error: &str) -> &str {
+    error.rsplit_once(" (").and_then(|(_, rest)| rest.split(')').next()).unwrap_or(error)
+}
+
+/// Money moves between two tables in each transaction, so their sum is always the same.
+#[test]
+fn each_statement_and_each_transaction_sees_the_source_at_one_commit() {
+    let served = Served::new(
+        "serve_torn",
+        "CREATE TABLE a (id int PRIMARY KEY, n bigint); CREATE TABLE b (id int PRIMARY KEY, n \
+         bigint);
+         INSERT INTO a SELECT i, 1000 FROM generate_series(1, 100) i;
+         INSERT INTO b SELECT i, 1000 FROM generate_series(1, 100) i",
+        "",
+    );
+    let end = std::time::Instant::now() + Duration::from_secs(4);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let session = served.following.db.session();
+            let mut number = 0;
+            while std::time::Instant::now() < end {
+                number += 1;
+                session.execute(&format!(
+                    "BEGIN; UPDATE a SET n = n - 1 WHERE id = {0} % 100 + 1; UPDATE b SET n = n + \
+                     1 WHERE id = {0} % 97 + 1; COMMIT",
+                    number
+                ));
+            }
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let session = served.session();
+                let mut seen = std::collections::BTreeSet::new();
+                while std::time::Instant::now() < end {
+                    let sums = "SELECT (SELECT sum(n) FROM a) + (SELECT sum(n) FROM b)";
+                    assert_eq!(session.value(sums), "200000");
+
+                    session.execute("BEGIN");
+                    let one = session.value("SELECT sum(n) FROM a");
+                    let lsn = session.value("SELECT lsn FROM _rhei.freshness");
+                    let other = session.value("SELECT sum(n) FROM b");
+                    assert_eq!(session.value("SELECT lsn FROM _rhei.freshness"), lsn);
+                    session.execute("COMMIT");
+                    let number = |text: &str| text.parse::<i64>().unwrap();
+                    assert_eq!(number(&one) + number(&other), 200_000);
+                    seen.insert(lsn);
+                }
+                assert!(seen.len() > 5, "the copy moved on meanwhile: {seen:?}");
+            });
+        }
+    });
+    served.stop();
+}
+
+#[test]
+fn freshness_names_the_position_and_the_tables_that_are_not_live() {
+    let mut served = Served::new(
+        "serve_fresh",
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "",
+    );
+    served.following.db.execute("INSERT INTO t VALUES (2)");
+    served.settle();
+
+    let session = served.session();
+    let row =
+        session.query("SELECT lsn, age < INTERVAL '1 minute', live, not_live FROM _rhei.freshness");
+    let checkpoint = served.following.rhei.status().unwrap()["checkpoint"]["lsn"].clone();
+    assert_eq!(row[0][1..], [Some("t".to_owned()), Some("1".to_owned()), Some("{}".to_owned())]);
+    assert_eq!(session.value("SHOW rhei_lsn"), checkpoint.as_str().unwrap());
+    served.stop();
+}
+
+/// A compaction closes the file; a reader who stays in a transaction is ended, and can go on.
+#[test]
+fn a_reader_holds_up_a_compaction_for_a_while_only() {
+    let served = Served::new(
+        "serve_compact",
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM \
+         generate_series(1, 1000) i",
+        "",
+    );
+    let (staying, other) = (served.session(), served.session());
+    staying.execute("BEGIN");
+    assert_eq!(staying.value("SELECT count(*) FROM t"), "1000");
+
+    served.following.rhei.run_ok(["compact"]);
+    let error = staying.try_query("SELECT count(*) FROM t").unwrap_err();
+    assert_eq!(code(&error), "40001", "{error}");
+    staying.execute("ROLLBACK");
+    assert_eq!(staying.value("SELECT count(*) FROM t"), "1000");
+    assert_eq!(other.value("SELECT count(*) FROM t"), "1000");
+
+    served.following.db.execute("INSERT INTO t VALUES (0, 'new')");
+    wait_until(SOON, "the stream goes on", || other.value("SELECT count(*) FROM t") == "1001");
+    served.stop();
+}
+
+/// A table is dropped, changed and copied again under an open transaction, which still sees it as
+/// it was.
+#[test]
+fn an_open_transaction_keeps_its_view_while_tables_change_their_shape() {
+    let mut served = Served::new(
+        "serve_shapes",
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'one');
+         CREATE TABLE gone (id int PRIMARY KEY); INSERT INTO gone VALUES (1)",
+        "",
+    );
+    let session = served.session();
+    session.execute("BEGIN");
+    assert_eq!(session.value("SELECT v FROM t"), "one");
+
+    served.following.db.execute(
+        "ALTER TABLE t ADD COLUMN n int DEFAULT 7; UPDATE t SET v = 'two';
+         ALTER TABLE t ALTER COLUMN id TYPE bigint; DROP TABLE gone",
+    );
+    served.settle();
+    assert_eq!(session.value("SELECT v FROM t"), "one");
+    assert_eq!(session.value("SELECT count(*) FROM gone"), "1");
+    session.execute("COMMIT");
+    assert_eq!(session.value("SELECT v || n FROM t"), "two7");
+    served.stop();
+}
