@@ -18,6 +18,8 @@ use tokio::{
 };
 
 use crate::{
+    Lsn,
+    checkpoint::reachable_target,
     engine::command::Command,
     olap::{OlapEngine, Phase, Space, StoredState, StoredVerification, TableState, TargetError},
     pgoutput::QualifiedName,
@@ -174,7 +176,7 @@ async fn soon<R: Send + 'static>(
     tokio::time::timeout(WRITER_PATIENCE, asked).await.ok()?.ok()
 }
 
-/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact`, `verify JSON` or
+/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact`, `verify JSON`, `wait LSN` or
 /// `resync SCHEMA.TABLE`, and answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
@@ -211,6 +213,10 @@ async fn serve<T: OlapEngine + 'static>(
         ("verify", request) => tokio::select! {
             report = Box::pin(verified(&context, &writer, request)) => report,
             // No client waits for the report any more.
+            () = closed(&write) => return,
+        },
+        ("wait", lsn) => tokio::select! {
+            reached = waited(&context, lsn) => reached,
             () = closed(&write) => return,
         },
         ("resync", table) => resync(table, &writer, &ask, &last).await,
@@ -262,6 +268,30 @@ async fn verified<T: OlapEngine + 'static>(
         Ok(request) => Ok(json!(verify::verify(context, writer, &request).await?)),
         Err(error) => Ok(json!({ "error": format!("the request makes no sense: {error}") })),
     }
+}
+
+/// Waits until the checkpoint has reached a position of the source's WAL.
+async fn waited(context: &Context, lsn: &str) -> Result<Value, EngineError> {
+    const STEP: Duration = Duration::from_millis(5);
+    let Ok(lsn) = lsn.parse::<Lsn>() else {
+        return Ok(json!({ "error": format!("\"{lsn}\" is no LSN") }));
+    };
+
+    // Others who wait ask again.
+    struct Wanted<'a>(&'a Context);
+    impl Drop for Wanted<'_> {
+        fn drop(&mut self) {
+            self.0.checkpoint.want(Lsn::ZERO);
+        }
+    }
+
+    let goal = reachable_target(lsn);
+    let _wanted = Wanted(context);
+    while context.checkpoint.reached() < goal {
+        context.checkpoint.want_at_least(goal);
+        tokio::time::sleep(STEP).await;
+    }
+    Ok(json!({ "reached": context.checkpoint.reached().to_string() }))
 }
 
 /// Asks the session to copy a table again.

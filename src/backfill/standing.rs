@@ -129,6 +129,7 @@ async fn reach<T: OlapEngine + 'static>(
             )));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
+        context.checkpoint.want_at_least(goal);
     }
 
     let seen =

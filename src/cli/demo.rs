@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -13,13 +13,15 @@ use std::{
 
 use clap::Args;
 use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, Context};
+use super::{CliError, Context, query};
 use crate::{
     engine::{self, attach::Recopy},
-    olap::{DuckDb, TargetOptions},
+    olap::{DuckDb, SharedFile, TargetOptions},
     pipeline::{EngineError, Event, Options, Writer},
+    serve::{Endpoint, Listen, ServeOptions},
     source::connection::{Environment, SourceOptions, SqlClient, connect_sql},
 };
 
@@ -194,12 +196,13 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
     println!("2. a writer begins, rhei copies and follows");
     let replication = Replication::start(source, &target, &stop);
     replication.follow(args.seconds, &stop).await;
+    replication.ask_live_copy().await?;
     if !replication.finish(&stop).await? {
         println!("stopped");
         return Ok(ExitCode::from(130));
     }
 
-    println!("3. the same questions to both");
+    println!("4. the same questions to both");
     let is_equal = ask_both(&client, &target).await?;
 
     drop(client);
@@ -268,7 +271,8 @@ impl Replication {
         let replicator_stop = stop.child_token();
         let seen = Arc::new(Seen::default());
         let listener = tokio::spawn(listen(heard, Arc::clone(&seen)));
-        let replicator = tokio::spawn(replicate(context.clone(), replicator_stop.clone()));
+        let replicator =
+            tokio::spawn(replicate(context.clone(), Arc::clone(&seen), replicator_stop.clone()));
 
         Self { context, seen, written, writer, writer_stop, replicator, replicator_stop, listener }
     }
@@ -347,6 +351,30 @@ impl Replication {
         );
     }
 
+    /// Asks the copy something while the writer and the replicator go on, as any client would.
+    async fn ask_live_copy(&self) -> Result<(), CliError> {
+        const QUESTION: &str = "SELECT f.lsn, round(extract(epoch FROM f.age) * 1000), (SELECT \
+                                count(*) FROM orders) FROM _rhei.freshness f";
+        let Some(listen) = self.seen.endpoint.get() else { return Ok(()) };
+        println!("3. the copy answers while the writer still writes");
+
+        let client = query::connect(listen, None).await?;
+        let started = Instant::now();
+        for message in client.simple_query(QUESTION).await.map_err(query::failed)? {
+            let SimpleQueryMessage::Row(row) = message else { continue };
+            let cell = |at| row.get(at).unwrap_or("?");
+            println!(
+                "   {} orders as of {}, {} ms after their last commit; answered in {:.1} ms",
+                cell(2),
+                cell(0),
+                cell(1),
+                started.elapsed().as_secs_f64() * 1000.0
+            );
+        }
+        println!("   any client of PostgreSQL could ask: {}", query::psql_line(listen));
+        Ok(())
+    }
+
     /// Ends the writer and brings the copy to where the writer ended. Returns `false` when the user
     /// has stopped the demo.
     async fn finish(self, stop: &CancellationToken) -> Result<bool, CliError> {
@@ -383,6 +411,8 @@ struct Seen {
     lag_bytes: AtomicU64,
     /// The number of tables that are live.
     live: AtomicU64,
+    /// Where readers can connect.
+    endpoint: OnceLock<Listen>,
 }
 
 /// Counts the events of the replicator.
@@ -406,11 +436,38 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<Event>, seen: Arc<Seen>) {
     }
 }
 
-/// Copies and follows the source until `stop`.
-async fn replicate(context: Context, stop: CancellationToken) -> Result<(), EngineError> {
-    let writer = Writer::new(DuckDb::open(&context.options.target)?);
+/// Copies and follows the source until `stop`, and lets readers connect meanwhile.
+async fn replicate(
+    context: Context,
+    seen: Arc<Seen>,
+    stop: CancellationToken,
+) -> Result<(), EngineError> {
+    let mut target = DuckDb::open(&context.options.target)?;
+    let file = target.share()?;
+    let writer = Writer::new(target);
+
+    let endpoint = match serve(&file, 5439).await {
+        Some(endpoint) => Some(endpoint),
+        None => serve(&file, 0).await,
+    };
+    if let Some(endpoint) = &endpoint
+        && let Ok(listen) = endpoint.address().parse()
+    {
+        let _ = seen.endpoint.set(listen);
+    }
+
     let (_command, commands) = mpsc::unbounded_channel();
-    engine::run(&context, &writer, commands, &stop).await
+    let ended = engine::run(&context, &writer, commands, &stop).await;
+    if let Some(endpoint) = endpoint {
+        endpoint.stop().await;
+    }
+    ended
+}
+
+/// Serves readers on a port of this machine; port 0 is any that is free.
+async fn serve(file: &SharedFile, port: u16) -> Option<Endpoint> {
+    let listen = Listen::Tcp(([127, 0, 0, 1], port).into());
+    Endpoint::start(file.clone(), ServeOptions::on(listen)).await.ok()
 }
 
 /// Writes to the source until `stop`, one transaction after the other.

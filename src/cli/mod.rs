@@ -8,11 +8,14 @@ mod init;
 mod jobs;
 mod log;
 mod progress;
+mod query;
 mod report;
 mod run;
+mod serve;
 mod status;
 mod sync;
 mod verify;
+mod wait;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -127,6 +130,21 @@ enum Command {
                       rhei verify --repair\n  rhei verify --sample 5% --rate-limit 50MB"
     )]
     Verify(verify::VerifyArgs),
+    /// Run a statement over the copy, also while a replicator writes it
+    #[command(after_help = "Examples:\n  rhei query 'SELECT count(*) FROM orders'\n  rhei query \
+                      --at-least now --format csv 'FROM orders' > orders.csv\n  rhei query \
+                      --format json 'SELECT * FROM _rhei.freshness' | jq")]
+    Query(query::QueryArgs),
+    /// Wait until the copy has reached a position of the source, to read your own writes
+    #[command(
+        after_help = "Examples:\n  rhei wait --now && rhei query 'SELECT count(*) FROM orders'\n  \
+                      rhei wait --lsn 0/16B3748 --timeout 10s"
+    )]
+    Wait(wait::WaitArgs),
+    /// Let readers connect to a file that no replicator holds, with PostgreSQL's protocol
+    #[command(after_help = "Example:\n  rhei serve --target shop.duckdb & psql -h 127.0.0.1 -p \
+                      5439 -d shop")]
+    Serve,
     /// Write a commented rhei.toml from what is found at the source
     #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop \
                       --target shop.duckdb")]
@@ -374,6 +392,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Jobs(args) => Box::pin(jobs::run(session, args)).await,
         Command::Compact(args) => Box::pin(compact::run(session, args)).await,
         Command::Verify(args) => Box::pin(verify::run(session, args)).await,
+        Command::Query(args) => Box::pin(query::run(session, args)).await,
+        Command::Wait(args) => Box::pin(wait::run(session, args)).await,
+        Command::Serve => Box::pin(serve::run(session)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
     }

@@ -19,7 +19,9 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let endpoint = match session.config.serve.clone() {
         Some(options) => {
             let file = writer.call(|target: &mut DuckDb| target.share()).await?;
-            Some(Endpoint::start(file, options).await?)
+            let endpoint = Endpoint::start(file, options).await?;
+            endpoint.announce();
+            Some(endpoint)
         }
         None => None,
     };

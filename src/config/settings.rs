@@ -1,6 +1,6 @@
 //! rhei.toml as it is written.
 
-use std::{collections::BTreeMap, num::NonZero, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -231,22 +231,23 @@ impl ServeSettings {
     /// Fills in the default of each setting that the section leaves out. Returns `None` when
     /// readers are not served.
     pub(super) fn resolve(self) -> Option<ServeOptions> {
-        const TIMEOUT: Duration = Duration::from_secs(60);
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let users =
-            self.users.iter().map(|(user, password)| (user.clone(), password.expose().to_owned()));
+        let defaults = ServeOptions::on(self.listen?);
+        let users = self.users.iter();
+        let users = users.map(|(user, password)| (user.clone(), password.expose().to_owned()));
+        let timeout = |span: Option<Span>, default| span.map(|span| span.0).or(default);
 
         Some(ServeOptions {
-            listen: self.listen?,
             users: Users::new(users.collect()),
             tls: self.tls_cert.zip(self.tls_key),
-            max_connections: self.max_connections.unwrap_or(50),
-            max_statements: self.max_statements.unwrap_or(cores.saturating_sub(1)).max(1),
-            statement_timeout: Some(self.statement_timeout.map_or(TIMEOUT, |span| span.0)),
-            idle_in_transaction_timeout: Some(
-                self.idle_in_transaction_timeout.map_or(TIMEOUT, |span| span.0),
+            max_connections: self.max_connections.unwrap_or(defaults.max_connections),
+            max_statements: self.max_statements.unwrap_or(defaults.max_statements),
+            statement_timeout: timeout(self.statement_timeout, defaults.statement_timeout),
+            idle_in_transaction_timeout: timeout(
+                self.idle_in_transaction_timeout,
+                defaults.idle_in_transaction_timeout,
             ),
-            nice: self.nice.unwrap_or(10).into(),
+            nice: self.nice.map_or(defaults.nice, i32::from),
+            ..defaults
         })
     }
 }

@@ -2,15 +2,15 @@
 //!
 //! `engine` is the interface that rhei needs of a target, `stored` the state that a target keeps of
 //! the pipeline and its tables, `error` the errors. `file` opens and locks the file, `duckdb` holds
-//! the one writer, `reader` reads beside it, `shared` has sessions for readers who write their own
-//! SQL (`session`) and `gate` keeps them out while the file is closed, `copies` begins, merges and ends copies and `loader`
-//! loads them, `apply` turns a change batch into statements: `stage` brings the rows (`arrow_scan`
-//! has DuckDB read Arrow in place), `reshape` alters tables; `repair` replaces rows that differ
-//! from the source. `names` is the only place that quotes the target's identifiers, `tuning` sets
-//! DuckDB for its present work, `compact` rewrites the file, `new_file` makes one, `migrations`
-//! brings the state of an older file to this version; `state`, `tables`, `jobs`, `verifications`
-//! and `pending` (changes of tables that are still being copied) are the only places that touch
-//! `_rhei`.
+//! the one writer, `reader` reads beside it. `shared` has sessions for readers who write their own
+//! SQL (`session`), and `gate` keeps them out while the file is closed. `copies` begins, merges and
+//! ends copies and `loader` loads them. `apply` turns a change batch into statements: `stage`
+//! brings the rows (`arrow_scan` has DuckDB read Arrow in place), `reshape` alters tables; `repair`
+//! replaces rows that differ from the source. `names` is the only place that quotes the target's
+//! identifiers, `tuning` sets DuckDB for its present work, `compact` rewrites the file, `new_file`
+//! makes one, `migrations` brings the state of an older file to this version; `state`, `tables`,
+//! `jobs`, `verifications` and `pending` (changes of tables that are still being copied) are the
+//! only places that touch `_rhei`.
 
 pub mod apply;
 mod arrow_scan;

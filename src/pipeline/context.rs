@@ -85,6 +85,11 @@ impl CheckpointWatch {
         self.wanted.store(lsn.0, Ordering::Release);
     }
 
+    /// Asks for a checkpoint at `lsn` beside what others ask for.
+    pub fn want_at_least(&self, lsn: Lsn) {
+        self.wanted.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
     /// Returns whether a task waits for a later checkpoint than this one.
     pub fn is_wanted_after(&self, checkpoint: Lsn) -> bool {
         self.wanted.load(Ordering::Acquire) > checkpoint.0

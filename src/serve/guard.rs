@@ -15,8 +15,8 @@ use crate::olap::names;
 /// The functions that anybody may call, one in a line.
 const ALLOWED: &str = include_str!("functions_allowed.txt");
 
-/// The functions that may stand for a table. None of them reads a file, or takes the name of a table
-/// as text.
+/// The functions that may stand for a table. None of them reads a file, or takes the name of a
+/// table as text.
 const TABLE_FUNCTIONS: [&str; 18] = [
     "duckdb_columns",
     "duckdb_constraints",

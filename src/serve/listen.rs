@@ -67,6 +67,7 @@ pub struct Endpoint {
     connections: TaskTracker,
     tasks: [JoinHandle<()>; 2],
     socket: Option<PathBuf>,
+    address: String,
 }
 
 enum Listener {
@@ -125,8 +126,17 @@ impl Endpoint {
             }
         };
         let tasks = [tokio::spawn(accepting), tokio::spawn(ticking)];
-        tracing::info!(event = "serving", %address, "readers can connect");
-        Ok(Self { stop, connections, tasks, socket })
+        Ok(Self { stop, connections, tasks, socket, address })
+    }
+
+    /// Returns the address that clients connect to.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Tells the log where readers can connect.
+    pub fn announce(&self) {
+        tracing::info!(event = "serving", address = self.address, "readers can connect");
     }
 
     /// Ends all connections.
@@ -277,6 +287,12 @@ impl Serving {
                 return say(client, full).await;
             }
 
+            if is_starting && !is_cancel && !client.is_secure() && !is_local(client) {
+                let open = SqlError::fatal("28000", "a connection from another machine needs TLS")
+                    .hint("connect with sslmode=require");
+                return say(client, open).await;
+            }
+
             let is_extended = message.is_extended_query();
             let done = dispatch(message, client, &self.handlers).await;
             if is_cancel {
@@ -316,6 +332,11 @@ async fn dispatch(
         Arc::clone(handlers),
     )
     .await
+}
+
+/// Returns whether a client is on this machine; that of a unix socket has a loopback address too.
+fn is_local(client: &Client) -> bool {
+    client.socket_addr().ip().is_loopback()
 }
 
 fn on_unix(socket: UnixStream) -> Client {

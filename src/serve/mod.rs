@@ -33,6 +33,7 @@ mod turns;
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
+    num::NonZero,
     path::PathBuf,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -90,6 +91,24 @@ pub struct ServeOptions {
     pub idle_in_transaction_timeout: Option<Duration>,
     /// The niceness of the threads that read.
     pub nice: i32,
+}
+
+impl ServeOptions {
+    /// Returns the defaults for an address.
+    pub fn on(listen: Listen) -> Self {
+        const TIMEOUT: Duration = Duration::from_secs(60);
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            listen,
+            users: Users::default(),
+            tls: None,
+            max_connections: 50,
+            max_statements: cores.saturating_sub(1).max(1),
+            statement_timeout: Some(TIMEOUT),
+            idle_in_transaction_timeout: Some(TIMEOUT),
+            nice: 10,
+        }
+    }
 }
 
 /// What all sessions share.

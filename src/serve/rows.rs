@@ -129,7 +129,7 @@ impl RowQueue {
     }
 
     /// Lets the thread read to the end, whatever the client does.
-    pub fn hurry(&self) {
+    pub fn read_to_end(&self) {
         self.lock().is_urgent = true;
         self.has_room.notify_all();
     }
@@ -269,7 +269,7 @@ mod tests {
         assert!(number < 20, "a client that does not read stops the thread");
         assert!(!queue.wait_for_room(Duration::from_millis(1), || false));
 
-        queue.hurry();
+        queue.read_to_end();
         for number in number + 1..200 {
             assert_eq!(queue.push(vec![row(number)], folder.path()).unwrap(), Pushed::Room);
         }

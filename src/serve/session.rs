@@ -150,10 +150,10 @@ impl Session {
     }
 
     /// Frees the reader's thread from a result that its client has not read to the end.
-    fn hurry(&self) {
+    fn free_reader(&self) {
         let result = self.open_now().result.take();
         if let Some(result) = result.filter(|result| !result.has_ended()) {
-            result.hurry();
+            result.read_to_end();
         }
     }
 
@@ -205,7 +205,7 @@ impl Session {
         statement: Vec<Token>,
         declared: Vec<Option<Type>>,
     ) -> Result<Arc<Query>, SqlError> {
-        self.hurry();
+        self.free_reader();
         let work =
             move |reading: &mut super::reader::Reading| reading.prepare(statement, &declared);
         self.reader.call(work).await.map(Arc::new)
@@ -252,7 +252,7 @@ impl Session {
                 Ok(Answer::Value { name: name.clone(), value: value.clone() })
             }
             Prepared::Begin => {
-                self.hurry();
+                self.free_reader();
                 self.reader.call(super::reader::Reading::begin).await?;
                 Ok(Answer::Began)
             }
@@ -276,7 +276,7 @@ impl Session {
         values: Vec<Value>,
         output: Output,
     ) -> Result<RowStream, SqlError> {
-        self.hurry();
+        self.free_reader();
         let queue = RowQueue::new();
         let (query, rows) = (Arc::clone(query), Arc::clone(&queue));
         self.reader.start_job(move |reading| reading.run(&query, &values, &output, &rows))?;
@@ -289,7 +289,7 @@ impl Session {
     /// Ends the transaction, and with it the cursors that are not held.
     async fn end(&self) -> Result<(), SqlError> {
         self.open_now().cursors.retain(|_, cursor| cursor.is_held);
-        self.hurry();
+        self.free_reader();
         self.reader
             .call(|reading| {
                 reading.roll_back();
@@ -339,7 +339,7 @@ impl Session {
     async fn set(&self, name: &str, value: &str) -> Result<Answer, SqlError> {
         if name == "search_path" {
             let schemas = schemas_of(value);
-            self.hurry();
+            self.free_reader();
             self.reader.call(move |reading| reading.set_search_path(&schemas)).await?;
         }
         if name == "client_encoding"

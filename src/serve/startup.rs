@@ -47,6 +47,11 @@ impl Users {
         Self(Arc::new(passwords))
     }
 
+    /// Returns a user, with the password.
+    pub fn first(&self) -> Option<(&str, &str)> {
+        self.0.iter().next().map(|(user, password)| (user.as_str(), password.as_str()))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -385,13 +385,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             tables.iter().any(|table| table.spec.oid == oid)
                 || refused.iter().any(|row| row.oid == oid)
         };
-        let unplanned: BTreeSet<u32> = asked.into_iter().filter(|oid| !is_planned(*oid)).collect();
-        if unplanned.is_empty() {
+        let not_planned: BTreeSet<u32> =
+            asked.into_iter().filter(|oid| !is_planned(*oid)).collect();
+        if not_planned.is_empty() {
             return Ok(());
         }
 
         let mut gone = BTreeSet::new();
-        for oid in unplanned {
+        for oid in not_planned {
             if let Some(catalogs) = &mut self.catalogs
                 && catalogs.not_published(oid)
             {

@@ -2,6 +2,7 @@
 //! commit, in the form that PostgreSQL gives; and they can only read.
 
 mod clients;
+mod commands;
 mod forms;
 mod limits;
 mod refused;
