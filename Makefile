@@ -13,7 +13,7 @@ TEST ?=
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: help setup build test test-matrix chaos demo workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify fuzz fmt lint deny docs clean
+.PHONY: help setup build test test-matrix chaos demo workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ bench-tables: setup ## measure many small tables (RHEI_BENCH_TABLES="100 1000 10
 
 bench-verify: setup ## measure rhei verify against the source's own hash of text, and beside the stream (builds for release)
 	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked $$RHEI_CARGO_FEATURES --bench verify
+
+bench-serve: setup ## measure readers of a copy that is written meanwhile, and what they cost (builds for release)
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked $$RHEI_CARGO_FEATURES --bench serve
+
+clients: setup ## install clients of Python, and hold each against the source
+	@scripts/clients.sh
 
 fuzz: setup ## bad bytes for every reader (RUNS=20000 of each; SECONDS_EACH=10 ends sooner)
 	@RUNS="$(RUNS)" SECONDS_EACH="$(SECONDS_EACH)" scripts/fuzz.sh $(TEST)

@@ -101,7 +101,7 @@ CREATE VIEW _pg.pg_attribute AS
     FROM _pg.keys k;
 
 CREATE VIEW _pg.pg_type AS
-    SELECT oid, 1247::UINTEGER AS tableoid, typname, 11::UINTEGER AS typnamespace, 10::UINTEGER AS typowner, typlen::SMALLINT AS typlen, typlen BETWEEN 1 AND 8 AS typbyval, CASE typcategory WHEN 'P' THEN 'p' ELSE 'b' END AS typtype, typcategory, typname IN ('bool', 'text', 'oid', 'float8', 'timestamptz', 'interval', 'varbit') AS typispreferred, true AS typisdefined, ',' AS typdelim, 0::UINTEGER AS typrelid, CASE typcategory WHEN 'A' THEN 'array_subscript_handler' ELSE '-' END AS typsubscript, CASE WHEN typcategory = 'A' THEN coalesce((SELECT b.oid FROM _pg.types b WHERE b.typarray = t.oid), 0) ELSE 0 END::UINTEGER AS typelem, typarray, CASE typcategory WHEN 'A' THEN 'array_in' ELSE typname || 'in' END AS typinput, CASE typcategory WHEN 'A' THEN 'array_out' ELSE typname || 'out' END AS typoutput, CASE typcategory WHEN 'A' THEN 'array_recv' ELSE typname || 'recv' END AS typreceive, CASE typcategory WHEN 'A' THEN 'array_send' ELSE typname || 'send' END AS typsend, '-' AS typmodin, '-' AS typmodout, '-' AS typanalyze, 'i' AS typalign, 'x' AS typstorage, false AS typnotnull, 0::UINTEGER AS typbasetype, -1 AS typtypmod, 0 AS typndims, CASE typcategory WHEN 'S' THEN 100 ELSE 0 END::UINTEGER AS typcollation, NULL::VARCHAR AS typdefaultbin, NULL::VARCHAR AS typdefault, NULL::VARCHAR[] AS typacl
+    SELECT oid, 1247::UINTEGER AS tableoid, typname, 11::UINTEGER AS typnamespace, 10::UINTEGER AS typowner, typlen::SMALLINT AS typlen, typlen BETWEEN 1 AND 8 AS typbyval, CASE typcategory WHEN 'P' THEN 'p' ELSE 'b' END AS typtype, typcategory, typname IN ('bool', 'text', 'oid', 'float8', 'timestamptz', 'interval', 'varbit') AS typispreferred, true AS typisdefined, ',' AS typdelim, 0::UINTEGER AS typrelid, CASE typcategory WHEN 'A' THEN 'array_subscript_handler' ELSE '-' END AS typsubscript, CASE WHEN typcategory = 'A' THEN coalesce((SELECT b.oid FROM _pg.types b WHERE b.typarray = t.oid), 0) ELSE 0 END::UINTEGER AS typelem, typarray, CASE typcategory WHEN 'A' THEN 'array_in' ELSE typname || CASE WHEN typname IN ('date', 'time', 'timestamp', 'timestamptz', 'timetz', 'interval', 'uuid', 'varbit', 'numeric', 'json', 'jsonb', 'record') THEN '_' ELSE '' END || 'in' END AS typinput, CASE typcategory WHEN 'A' THEN 'array_out' ELSE typname || CASE WHEN typname IN ('date', 'time', 'timestamp', 'timestamptz', 'timetz', 'interval', 'uuid', 'varbit', 'numeric', 'json', 'jsonb', 'record') THEN '_' ELSE '' END || 'out' END AS typoutput, CASE typcategory WHEN 'A' THEN 'array_recv' ELSE typname || CASE WHEN typname IN ('date', 'time', 'timestamp', 'timestamptz', 'timetz', 'interval', 'uuid', 'varbit', 'numeric', 'json', 'jsonb', 'record') THEN '_' ELSE '' END || 'recv' END AS typreceive, CASE typcategory WHEN 'A' THEN 'array_send' ELSE typname || CASE WHEN typname IN ('date', 'time', 'timestamp', 'timestamptz', 'timetz', 'interval', 'uuid', 'varbit', 'numeric', 'json', 'jsonb', 'record') THEN '_' ELSE '' END || 'send' END AS typsend, '-' AS typmodin, '-' AS typmodout, '-' AS typanalyze, 'i' AS typalign, 'x' AS typstorage, false AS typnotnull, 0::UINTEGER AS typbasetype, -1 AS typtypmod, 0 AS typndims, CASE typcategory WHEN 'S' THEN 100 ELSE 0 END::UINTEGER AS typcollation, NULL::VARCHAR AS typdefaultbin, NULL::VARCHAR AS typdefault, NULL::VARCHAR[] AS typacl
     FROM _pg.types t;
 
 CREATE VIEW _pg.pg_index AS
@@ -183,7 +183,7 @@ CREATE VIEW _pg.information_schema_key_column_usage AS SELECT d.database AS cons
 CREATE MACRO _pg.current_database() AS (SELECT zd.database FROM rhei_target._rhei.pipeline zd);
 CREATE MACRO _pg.version() AS 'PostgreSQL 16.0 (rhei, DuckDB ' || (SELECT zv.library_version FROM pragma_version() zv) || ')';
 CREATE MACRO _pg.current_setting(a, b := false) AS (SELECT zs.setting FROM _pg.pg_settings zs WHERE lower(zs.name) = lower(a));
-CREATE MACRO _pg.set_config(a, b, c) AS b;
+CREATE MACRO _pg.set_config(a, b, c) AS CASE WHEN lower(a) = 'search_path' AND b <> '' THEN error('set_config does not set search_path here: use SET') ELSE b END;
 CREATE MACRO _pg.pg_backend_pid() AS 1;
 CREATE MACRO _pg.pg_is_in_recovery() AS true;
 CREATE MACRO _pg.pg_is_wal_replay_paused() AS false;
@@ -246,5 +246,9 @@ CREATE MACRO _pg.has_schema_privilege(a, b, c := '') AS true;
 CREATE MACRO _pg.has_any_column_privilege(a, b, c := '') AS true;
 CREATE MACRO _pg.has_column_privilege(a, b, c, d := '') AS true;
 CREATE MACRO _pg.has_function_privilege(a, b, c := '') AS true;
-CREATE MACRO _pg.to_char(a, b) AS strftime(a, replace(replace(replace(replace(replace(replace(b, 'YYYY', '%Y'), 'MM', '%m'), 'DD', '%d'), 'HH24', '%H'), 'MI', '%M'), 'SS', '%S'));
+CREATE MACRO _pg.to_char(a, b) AS CASE
+    WHEN regexp_full_match(b, '(YYYY|MM|DD|HH24|MI|SS|[-/:., ])*') THEN strftime(a, replace(replace(replace(replace(replace(replace(b, 'YYYY', '%Y'), 'MM', '%m'), 'DD', '%d'), 'HH24', '%H'), 'MI', '%M'), 'SS', '%S'))
+    ELSE error('to_char knows only YYYY, MM, DD, HH24, MI and SS here: use strftime') END;
+CREATE MACRO _pg.pg_advisory_unlock_all() AS NULL::VARCHAR;
+-- For questions about sequences, of which there are none; elsewhere json_object takes its place.
 CREATE MACRO _pg.json_build_object(a, b, c := NULL, d := NULL, e := NULL, f := NULL, g := NULL, h := NULL, i := NULL, j := NULL, k := NULL, l := NULL, m := NULL, n := NULL) AS NULL::JSON;

@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 runs="${RUNS:-20000}"
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(frames pgoutput copy_binary text_values binary_values config)
+[ ${#targets[@]} -gt 0 ] || targets=(frames pgoutput copy_binary text_values binary_values config statements)
 triple="$(rustc -vV | sed -n 's/^host: //p')"
 # A target folder of its own: other flags would have everything built again, here and there in turn.
 export CARGO_TARGET_DIR="$CARGO_TARGET_DIR/fuzz"

@@ -84,6 +84,9 @@ pub mod internals {
     pub mod backfill {
         pub use crate::backfill::*;
     }
+    pub mod serve {
+        pub use crate::serve::*;
+    }
     pub mod verify {
         pub use crate::verify::*;
     }

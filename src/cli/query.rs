@@ -177,7 +177,7 @@ async fn print_table(client: &Client, sql: &str) -> Result<(), CliError> {
 
 async fn print_csv(client: &Client, sql: &str) -> Result<(), CliError> {
     let sql = sql.trim_end_matches([';', ' ', '\n']);
-    let copy = format!("COPY ({sql}) TO STDOUT (FORMAT csv, HEADER)");
+    let copy = format!("COPY ({sql}\n) TO STDOUT (FORMAT csv, HEADER)");
     let lines = client.copy_out(&copy).await.map_err(failed)?;
     let mut lines = std::pin::pin!(lines);
     while let Some(line) = lines.try_next().await.map_err(failed)? {

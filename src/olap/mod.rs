@@ -54,7 +54,7 @@ pub use self::{
         Bytes, Cells, Chunk, Column, ErrorKind, Interrupter, Interval, Rows, SessionConnection,
         SqlType, Statement, StatementError, Value,
     },
-    shared::SharedFile,
+    shared::{SharedFile, empty_session},
     stored::{
         Phase, Pipeline, StoredColumn, StoredState, StoredTable, StoredVerification, TableState,
     },

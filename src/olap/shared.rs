@@ -11,7 +11,7 @@ use super::{
     duckdb::reader_of,
     gate::Gate,
     names,
-    session::{SessionConnection, StatementError},
+    session::{ErrorKind, SessionConnection, StatementError},
 };
 use crate::olap::arrow_scan::Database;
 
@@ -77,6 +77,16 @@ impl SharedFile {
             files.join(", ")
         ))?)
     }
+}
+
+/// Opens a session of an empty database in memory.
+///
+/// # Errors
+/// DuckDB does not start.
+pub fn empty_session() -> Result<SessionConnection, StatementError> {
+    let database = Database::open(&[])
+        .map_err(|error| StatementError { kind: ErrorKind::Other, message: error.to_string() })?;
+    SessionConnection::open(&Arc::new(database))
 }
 
 impl DuckDb {

@@ -18,6 +18,8 @@ pub enum Command {
         value: String,
     },
     Show(String),
+    /// Brings settings back, by the command tag.
+    Reset(&'static str),
     /// A statement that changes nothing here, by its command tag.
     Nothing(&'static str),
     CopyOut {
@@ -105,8 +107,9 @@ impl Command {
             ("savepoint", _) => Ok(Self::Nothing("SAVEPOINT")),
             ("release", _) => Ok(Self::Nothing("RELEASE")),
             ("set", _) => set(&statement),
-            ("reset", _) => Ok(Self::Nothing("RESET")),
-            ("discard", _) => Ok(Self::Nothing("DISCARD ALL")),
+            ("reset", _) => Ok(Self::Reset("RESET")),
+            ("discard", "all") => Ok(Self::Reset("DISCARD ALL")),
+            ("discard", _) => Ok(Self::Nothing("DISCARD")),
             ("deallocate", _) => Ok(Self::Deallocate),
             ("listen" | "unlisten", _) => Ok(Self::Nothing("LISTEN")),
             ("lock", _) => Ok(Self::Nothing("LOCK TABLE")),

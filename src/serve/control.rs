@@ -17,7 +17,10 @@ pub struct Control {
 
 #[derive(Default)]
 struct State {
-    is_running: bool,
+    /// The number of the statement that runs.
+    running: Option<u64>,
+    /// The thread is in a step that must not be interrupted: a transaction begins or ends.
+    is_shielded: bool,
     /// The time that the statement still has; it stands while the statement waits for its client.
     left: Option<Duration>,
     since: Option<Instant>,
@@ -36,10 +39,26 @@ impl Control {
     }
 
     /// Records that a statement begins, which may run for this time.
-    pub fn begin(&self, within: Option<Duration>) {
+    pub fn begin(&self, number: u64, within: Option<Duration>) {
         let since = Some(Instant::now());
-        *self.lock() =
-            State { is_running: true, left: within, since, ended: None, idle_since: None };
+        let running = Some(number);
+        *self.lock() = State { running, left: within, since, ..State::default() };
+    }
+
+    /// Does a step that no interrupt may hit.
+    pub fn shielded<R>(&self, step: impl FnOnce() -> R) -> R {
+        self.lock().is_shielded = true;
+        let done = step();
+        self.lock().is_shielded = false;
+        done
+    }
+
+    /// Records that the client of an open transaction is not idle.
+    pub fn touch(&self) {
+        let mut state = self.lock();
+        if state.idle_since.is_some() {
+            state.idle_since = Some(Instant::now());
+        }
     }
 
     /// Records that the statement waits for its client.
@@ -66,10 +85,21 @@ impl Control {
 
     /// Ends the statement that runs, if one does.
     pub fn end(&self, reason: SqlError) {
+        self.end_if(|_| true, reason);
+    }
+
+    /// Ends the statement of this number, if it runs.
+    pub fn end_statement(&self, number: u64, reason: SqlError) {
+        self.end_if(|running| running == number, reason);
+    }
+
+    fn end_if(&self, is_meant: impl Fn(u64) -> bool, reason: SqlError) {
         let mut state = self.lock();
-        if state.is_running {
+        if state.running.is_some_and(is_meant) {
             state.ended.get_or_insert(reason);
-            self.interrupter.interrupt();
+            if !state.is_shielded {
+                self.interrupter.interrupt();
+            }
         }
     }
 
@@ -86,13 +116,13 @@ impl Control {
             (Some(left), Some(since)) => since.elapsed() > left,
             _ => false,
         };
-        if state.is_running && is_late {
+        if state.running.is_some() && is_late {
             state.ended.get_or_insert_with(|| {
                 SqlError::new("57014", "canceling statement due to statement timeout")
                     .hint("rhei.toml, [serve] statement_timeout, sets the limit")
             });
         }
-        if state.is_running && state.ended.is_some() {
+        if state.running.is_some() && state.ended.is_some() && !state.is_shielded {
             self.interrupter.interrupt();
         }
         state.idle_since.map(|since| since.elapsed())

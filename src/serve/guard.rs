@@ -38,8 +38,31 @@ const TABLE_FUNCTIONS: [&str; 18] = [
     "unnest",
 ];
 
-/// Databases of this process that are no business of readers.
-const HIDDEN: [&str; 4] = ["memory", "temp", "system", "rhei_next"];
+/// Databases and schemas of this process that are no business of readers.
+const HIDDEN: [&str; 5] = ["memory", "temp", "system", "rhei_next", "pg_catalog"];
+
+/// The most that DuckDB has to plan: nothing ends a planning before its time.
+const MAX_JSON_BYTES: usize = 4 << 20;
+const MAX_SET_OPERATIONS: u32 = 300;
+/// Select lists with several stars; each may double the columns of the one before.
+const MAX_DOUBLED_LISTS: u32 = 10;
+
+/// Wildcards of a pattern that mixes those of any length with those of one sign: matching takes
+/// time that grows with the text to the power of their number.
+const MAX_WILDCARDS: usize = 3;
+
+const PATTERN_FUNCTIONS: [&str; 10] = [
+    "~~",
+    "!~~",
+    "~~*",
+    "!~~*",
+    "~~~",
+    "like_escape",
+    "not_like_escape",
+    "ilike_escape",
+    "not_ilike_escape",
+    "glob",
+];
 
 /// The longest text that a function of padding or repetition makes: DuckDB makes it in one step,
 /// which nothing can end.
@@ -66,6 +89,9 @@ impl Guard {
     /// The statement is no SELECT, or it names something that is not allowed.
     pub fn check(&self, json: &str, exists: &dyn Fn(&str) -> bool) -> Result<(), SqlError> {
         let refused = |code, message: &str| Err(SqlError::new(code, message));
+        if json.len() > MAX_JSON_BYTES {
+            return refused("54001", "the statement is too complex");
+        }
         let Ok(tree) = serde_json::from_str::<Value>(json) else {
             return refused("54001", "the statement is nested too deeply");
         };
@@ -82,6 +108,11 @@ impl Guard {
         }
         if tree["statements"].as_array().is_none_or(|statements| statements.len() != 1) {
             return refused("42601", "one statement at a time");
+        }
+        let mut size = Size::default();
+        size.measure(&tree);
+        if size.set_operations > MAX_SET_OPERATIONS || size.doubled_lists > MAX_DOUBLED_LISTS {
+            return refused("54001", "the statement is too complex");
         }
         self.walk(&tree, exists)
     }
@@ -100,6 +131,14 @@ impl Guard {
                 }
                 if let Some(name) = text("function_name") {
                     self.function(name, node)?;
+                }
+                // A state of an aggregate is memory that a reader could write, and making a VARIANT
+                // of text goes as deep as the text says.
+                if node["export_state"] == true || text("id") == Some("VARIANT") {
+                    return Err(SqlError::new(
+                        "42501",
+                        "EXPORT_STATE and VARIANT are not for readers",
+                    ));
                 }
                 fields.values().try_for_each(|field| self.walk(field, exists))
             }
@@ -149,10 +188,17 @@ impl Guard {
         }
 
         let is_bounded = match lower.as_str() {
-            "lpad" | "rpad" | "repeat" => is_small_number(&node["children"][1]),
+            "lpad" | "rpad" => is_small_number(&node["children"][1]),
+            "repeat" => {
+                node["children"][0]["class"] == "CONSTANT" && is_small_number(&node["children"][1])
+            }
             "format" | "printf" => is_plain_format(&node["children"][0]),
             _ => true,
         };
+        if PATTERN_FUNCTIONS.contains(&lower.as_str()) && !is_plain_pattern(&node["children"][1]) {
+            return Err(SqlError::new("42501", "the pattern could take for ever")
+                .hint("use regexp_matches, contains, starts_with or a simpler constant"));
+        }
         if is_bounded {
             return Ok(());
         }
@@ -167,6 +213,11 @@ impl Guard {
 fn table(node: &Value, exists: &dyn Fn(&str) -> bool) -> Result<(), SqlError> {
     let part = |name: &str| node[name].as_str().unwrap_or_default().to_lowercase();
     let (catalog, schema, name) = (part("catalog_name"), part("schema_name"), part("table_name"));
+
+    let is_of_duckdb = name.starts_with("duckdb_") || name.starts_with("pragma_");
+    if is_of_duckdb && !TABLE_FUNCTIONS.contains(&name.as_str()) {
+        return Err(SqlError::new("42501", format!("{name} is not for readers")));
+    }
 
     let is_known = ["", names::CATALOG, catalog::DATABASE].contains(&catalog.as_str());
     if !is_known || HIDDEN.contains(&schema.as_str()) {
@@ -187,17 +238,65 @@ fn is_small_number(node: &Value) -> bool {
     node["class"] == "CONSTANT" && value.as_u64().is_some_and(|value| value <= MAX_PADDING)
 }
 
-/// A format whose widths have at most four digits.
+/// A format whose widths have at most four digits, and are no values, as in `{:{}}`.
 fn is_plain_format(node: &Value) -> bool {
     let Some(format) = node["value"]["value"].as_str() else { return false };
-    let mut digits = 0;
+    let (mut digits, mut depth) = (0, 0);
     node["class"] == "CONSTANT"
         && format.chars().all(|sign| {
             digits = if sign.is_ascii_digit() { digits + 1 } else { 0 };
-            digits <= 4 && sign != '*'
+            depth += i32::from(sign == '{') - i32::from(sign == '}');
+            digits <= 4 && sign != '*' && depth <= 1
         })
-        // A width that is a value, as in `{:{}}`.
-        && !format.contains(":{")
+}
+
+/// A pattern of constants and parameters. The values of parameters are checked when they come
+/// ([`is_plain_text`]).
+fn is_plain_pattern(node: &Value) -> bool {
+    match node["class"].as_str() {
+        Some("CONSTANT") => node["value"]["value"].as_str().is_none_or(is_plain_text),
+        Some("PARAMETER") => true,
+        Some("CAST") => is_plain_pattern(&node["child"]),
+        Some("FUNCTION")
+            if ["||", "concat"].contains(&node["function_name"].as_str().unwrap_or_default()) =>
+        {
+            let parts = node["children"].as_array();
+            parts.is_some_and(|parts| parts.iter().all(is_plain_pattern))
+        }
+        _ => false,
+    }
+}
+
+/// Returns whether a text is matched soon when it is a pattern.
+pub fn is_plain_text(pattern: &str) -> bool {
+    let count = |sign: char| pattern.matches(sign).count();
+    (count('_') == 0 || count('%') <= MAX_WILDCARDS)
+        && (count('?') == 0 || count('*') <= MAX_WILDCARDS)
+}
+
+/// How much there is to plan.
+#[derive(Default)]
+struct Size {
+    set_operations: u32,
+    doubled_lists: u32,
+}
+
+impl Size {
+    fn measure(&mut self, node: &Value) {
+        match node {
+            Value::Object(fields) => {
+                self.set_operations += u32::from(node["type"] == "SET_OPERATION_NODE");
+                let selected = fields.get("select_list").and_then(Value::as_array);
+                let stars = selected.map_or(0, |list| {
+                    list.iter().filter(|column| column["class"] == "STAR").count()
+                });
+                self.doubled_lists += u32::from(stars > 1);
+                fields.values().for_each(|field| self.measure(field));
+            }
+            Value::Array(items) => items.iter().for_each(|item| self.measure(item)),
+            _ => {}
+        }
+    }
 }
 
 #[cfg(test)]
@@ -206,25 +305,42 @@ mod tests {
 
     /// Functions that readers may not call. Each changes something, waits, tells of settings, runs
     /// text as SQL, or makes in one step as much as it is told to.
-    const REFUSED: [&str; 18] = [
+    const REFUSED: [&str; 35] = [
+        "aggregate",
         "array_resize",
         "bitstring",
+        "cast_to_type",
+        "combine",
         "current_query",
         "current_setting",
         "currval",
+        "damerau_levenshtein",
+        "finalize",
+        "from_json",
+        "from_json_strict",
         "generate_series",
         "getvariable",
+        "json_contains",
         "json_deserialize_sql",
+        "json_group_structure",
+        "json_merge_patch",
         "json_serialize_plan",
         "json_serialize_sql",
+        "json_structure",
+        "json_transform",
+        "json_transform_strict",
         "list_resize",
+        "make_type",
         "nextval",
         "parse_duckdb_log_message",
         "pg_sleep",
         "range",
+        "replace_type",
         "setseed",
         "sleep_ms",
-        "write_log",
+        "variant_bytes_to_variant",
+        "variant_normalize",
+        "variant_to_parquet_variant",
     ];
 
     fn column(sql: &str) -> Vec<String> {
@@ -242,7 +358,9 @@ mod tests {
         );
         let guard = Guard::new(&HashSet::new());
         let is_unknown = |name: &&String| {
-            let is_refused = REFUSED.contains(&name.as_str()) || name.starts_with("__internal");
+            let is_refused = REFUSED.contains(&name.as_str())
+                || name.as_str() == "write_log"
+                || name.starts_with("__internal");
             guard.functions.contains(*name) == is_refused
         };
         let unknown: Vec<_> = all.iter().filter(is_unknown).collect();
@@ -259,6 +377,7 @@ mod tests {
     #[test]
     fn selects_of_known_names_pass() {
         for sql in [
+            "SELECT x LIKE '%' || $1 || '%', x ILIKE 'a_%b%', x LIKE 'a%b%c%d%' FROM t",
             "SELECT count(*), sum(x + 1) FROM public.t WHERE y LIKE 'a%' GROUP BY ALL",
             "WITH q AS (SELECT 1 AS x) SELECT * FROM q",
             "SELECT lpad('x', 10, '0'), repeat('x', 3), format('{:05d}', 1)",
@@ -294,6 +413,16 @@ mod tests {
             "SELECT lpad('x', 1000000000, 'y')",
             "SELECT format('{:1000000000}', 1)",
             "SELECT format('{:{}}', 'x', 1000000000)",
+            "SELECT format('{:>{}}', 'x', 1000000000)",
+            "SELECT repeat(repeat('x', 10000), 10000)",
+            "SELECT repeat('a', 300) LIKE '%a_%a_%a_%a_%b'",
+            "SELECT x LIKE y FROM t",
+            "SELECT finalize(first('a') EXPORT_STATE)",
+            "SELECT first('a') EXPORT_STATE",
+            "SELECT json_transform('{}', x) FROM t",
+            "SELECT x::VARIANT FROM t",
+            "SELECT * FROM \"PG_CATALOG\".pg_settings",
+            "SELECT * FROM duckdb_logs",
             "SELECT printf('%*d', 1000000000, 1)",
             "SELECT range(100000000000)",
             "SELECT (SELECT 1 FROM range(pg_sleep(1)))",

@@ -151,6 +151,7 @@ impl SimpleQueryHandler for Queries {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
+        check_length(query)?;
         let session = session_of(client)?;
         let mut responses: Vec<Response> = Vec::new();
         for statement in statements(tokens(query)) {
@@ -173,8 +174,17 @@ impl SimpleQueryHandler for Queries {
     }
 }
 
+/// Each sign of a statement may become a token.
+fn check_length(sql: &str) -> Result<(), SqlError> {
+    const MAX_BYTES: usize = 1 << 20;
+    if sql.len() > MAX_BYTES {
+        return Err(SqlError::new("54000", "a statement has at most a megabyte here"));
+    }
+    Ok(())
+}
+
 async fn answer_simple<C: ClientInfo>(
-    client: &C,
+    client: &mut C,
     session: &Session,
     statement: Vec<super::tokens::Token>,
 ) -> Result<Response, SqlError> {
@@ -188,10 +198,20 @@ async fn answer_simple<C: ClientInfo>(
         _ => 0,
     };
     let answer = session.run(&prepared, Vec::new(), vec![false; columns]).await?;
+    // The next statement of the same message, and an error of this one, depend on it.
+    match &answer {
+        Answer::Began => client.set_transaction_status(TransactionStatus::Transaction),
+        Answer::Ended(_) => client.set_transaction_status(TransactionStatus::Idle),
+        _ => {}
+    }
     Ok(response(answer, &Format::UnifiedText, has_failed))
 }
 
+/// `ROLLBACK TO` does not end a transaction, and there are no savepoints to go back to.
 fn ends_transaction(statement: &[super::tokens::Token]) -> bool {
+    if statement.get(1).is_some_and(|token| token.is("to")) {
+        return false;
+    }
     let is = |word: &str| statement.first().is_some_and(|token| token.is(word));
     ["commit", "end", "rollback", "abort"].into_iter().any(is)
 }
@@ -209,6 +229,7 @@ impl QueryParser for Parser {
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
+        check_length(sql)?;
         let mut all = statements(tokens(sql));
         if all.len() > 1 {
             let message = "cannot insert multiple commands into a prepared statement";
@@ -238,6 +259,7 @@ impl QueryParser for Parser {
         format: Option<&Format>,
     ) -> PgWireResult<Vec<FieldInfo>> {
         let format = format.unwrap_or(&Format::UnifiedText);
+        formats(format, columns_of(statement))?;
         Ok(match &**statement {
             Prepared::Query(query) => schema(&query.fields, format),
             Prepared::Fetch { fields, moves_only: false, .. } => {
@@ -339,11 +361,11 @@ impl ExtendedQueryHandler for Queries {
         check_state(client, prepared)?;
 
         let parameters = Parser.get_parameter_types(prepared)?;
-        let columns = match &**prepared {
-            Prepared::Query(query) => query.fields.len(),
-            _ => 0,
-        };
-        let binary = formats(&portal.result_column_format, columns)?;
+        let binary = formats(&portal.result_column_format, columns_of(prepared))?;
+        if matches!(&**prepared, Prepared::Fetch { .. }) && binary.contains(&true) {
+            let message = "FETCH gives text here: use a portal with a row limit for binary rows";
+            return Err(SqlError::new("0A000", message).into());
+        }
         let values = values(portal, &parameters)?;
 
         let has_failed = client.transaction_status() == TransactionStatus::Error;
@@ -404,10 +426,21 @@ impl Queries {
     }
 }
 
+/// Returns how many columns the answer to a statement has.
+fn columns_of(prepared: &Prepared) -> usize {
+    match prepared {
+        Prepared::Query(query) => query.fields.len(),
+        Prepared::Fetch { fields, moves_only: false, .. } => fields.len(),
+        Prepared::Show { .. } => 1,
+        _ => 0,
+    }
+}
+
 /// Returns which columns a client wants in binary.
 fn formats(format: &Format, columns: usize) -> Result<Vec<bool>, SqlError> {
     if let Format::Individual(codes) = format
         && codes.len() != columns
+        && columns > 0
     {
         let message = format!(
             "bind message has {} result formats but query has {columns} columns",

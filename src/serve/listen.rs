@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{SinkExt, StreamExt};
@@ -33,7 +33,7 @@ use super::{
     Closed, Listen, ServeOptions, Shared,
     error::SqlError,
     handlers::{Handlers, Queries},
-    session::{Prepared, Session},
+    session::Prepared,
     startup::Startup,
     stopping,
 };
@@ -43,6 +43,8 @@ use crate::olap::SharedFile;
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may take to end once it has to.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a stop waits for threads that read.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often statements and sessions are looked at whose time may be over.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -68,6 +70,8 @@ pub struct Endpoint {
     tasks: [JoinHandle<()>; 2],
     socket: Option<PathBuf>,
     address: String,
+    /// Shared with the threads that read.
+    readers: Arc<()>,
 }
 
 enum Listener {
@@ -119,6 +123,7 @@ impl Endpoint {
             listener,
             Serving { handlers, tls, slots, stop: stop.clone(), connections: connections.clone() },
         );
+        let readers = Arc::clone(&shared.readers);
         let ticking = async move {
             loop {
                 sleep(TICK).await;
@@ -126,7 +131,7 @@ impl Endpoint {
             }
         };
         let tasks = [tokio::spawn(accepting), tokio::spawn(ticking)];
-        Ok(Self { stop, connections, tasks, socket, address })
+        Ok(Self { stop, connections, tasks, socket, address, readers })
     }
 
     /// Returns the address that clients connect to.
@@ -147,6 +152,15 @@ impl Endpoint {
         // Threads that read end with their statements.
         let _ = timeout(2 * CLOSE_TIMEOUT, self.connections.wait()).await;
         self.tasks[1].abort();
+        for task in self.tasks {
+            // Both were aborted.
+            let _ = task.await;
+        }
+        // The file must not be opened again while a thread still has it.
+        let since = Instant::now();
+        while Arc::strong_count(&self.readers) > 1 && since.elapsed() < STOP_TIMEOUT {
+            sleep(TICK).await;
+        }
         if let Some(socket) = &self.socket {
             let _ = std::fs::remove_file(socket);
         }
@@ -166,10 +180,13 @@ async fn bind(listen: &Listen) -> Result<(Listener, String, Option<PathBuf>), Se
             let path = folder.join(format!(".s.PGSQL.{port}"));
             let failed = |source| ServeError::Bind { address: path.display().to_string(), source };
             // Left over from a crash, unless somebody answers there.
-            if UnixStream::connect(&path).await.is_ok() {
-                return Err(failed(ErrorKind::AddrInUse.into()));
+            match UnixStream::connect(&path).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    let _ = std::fs::remove_file(&path);
+                }
+                _ => return Err(failed(ErrorKind::AddrInUse.into())),
             }
-            let _ = std::fs::remove_file(&path);
             let listener = UnixListener::bind(&path).map_err(failed)?;
             Ok((Listener::Unix(listener), path.display().to_string(), Some(path.clone())))
         }
@@ -237,18 +254,14 @@ impl Serving {
 
         // A connection that only cancels needs no slot.
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok();
-        let (mut pid, mut closed) = (None, Closed::default());
         let stop = self.stop.clone();
-        let served = self.messages(&mut client, slot, &mut pid, &mut closed);
-
+        let mut registration = Registration { shared: Arc::clone(&self.handlers.shared), pid: 0 };
         let reason = tokio::select! {
-            _ = served => None,
+            () = self.messages(&mut client, slot, &mut registration) => None,
             () = stop.cancelled() => Some(stopping()),
         };
-        let session = pid.and_then(|pid| self.handlers.shared.sessions().remove(&pid));
-        if let Some(session) = &session {
-            session.control.end(stopping());
-        }
+
+        drop(registration);
         if let Some(reason) = reason {
             say(&mut client, reason).await;
         }
@@ -259,9 +272,9 @@ impl Serving {
         &self,
         client: &mut Client,
         slot: Option<OwnedSemaphorePermit>,
-        pid: &mut Option<i32>,
-        closed: &mut Closed,
+        registration: &mut Registration,
     ) {
+        let mut closed = Closed::default();
         let shared = &self.handlers.shared;
         loop {
             let is_starting = matches!(
@@ -294,10 +307,14 @@ impl Serving {
             }
 
             let is_extended = message.is_extended_query();
-            let done = dispatch(message, client, &self.handlers).await;
+            let done = tokio::select! {
+                done = dispatch(message, client, &self.handlers) => done,
+                () = closed.token.cancelled() => return say(client, closed.reason()).await,
+            };
             if is_cancel {
                 return;
             }
+            registration.pid = client.pid_and_secret_key().0;
             if let Err(error) = done {
                 let is_fatal = error.is_fatal() || is_starting;
                 tracing::debug!(%error, "a reader got an error");
@@ -306,13 +323,27 @@ impl Serving {
                 }
             }
 
-            if is_starting && client.session_extensions().get::<Session>().is_some() {
-                let (own, _) = client.pid_and_secret_key();
-                *pid = Some(own);
-                if let Some(session) = shared.sessions().get(&own) {
-                    *closed = session.closed.clone();
+            if is_starting {
+                let (pid, _) = client.pid_and_secret_key();
+                if let Some(session) = shared.sessions().get(&pid) {
+                    closed = session.closed.clone();
                 }
             }
+        }
+    }
+}
+
+/// Forgets the session of a connection, also after a panic.
+struct Registration {
+    shared: Arc<Shared>,
+    pid: i32,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let session = self.shared.sessions().remove(&self.pid);
+        if let Some(session) = session {
+            session.control.end(stopping());
         }
     }
 }

@@ -19,6 +19,7 @@ mod encode;
 mod error;
 mod guard;
 mod handlers;
+mod judge;
 mod listen;
 mod params;
 mod pg_type;
@@ -50,6 +51,7 @@ use self::{
     turns::Turns,
 };
 
+pub use judge::Judge;
 pub use listen::{Endpoint, ServeError};
 pub use startup::Users;
 
@@ -121,6 +123,8 @@ pub struct Shared {
     names: HashSet<String>,
     turns: Arc<Turns>,
     sessions: Mutex<HashMap<i32, Registered>>,
+    /// Each thread of a reader holds one more reference.
+    readers: Arc<()>,
 }
 
 /// A session, for those who may end it.
@@ -163,6 +167,7 @@ impl Shared {
             turns: Turns::new(options.max_statements),
             catalog: Catalog::default(),
             sessions: Mutex::default(),
+            readers: Arc::default(),
             names,
             file,
             options,

@@ -1,6 +1,7 @@
 //! The values of parameters, from the forms that clients send into those that DuckDB takes.
 
 use pgwire::api::Type;
+use tokio_postgres::types::Kind;
 
 use super::error::SqlError;
 use crate::{olap::Value, types::pg_print as print};
@@ -244,7 +245,11 @@ fn list_of_binary(of: &Type, bytes: &[u8]) -> Result<String, SqlError> {
     let dimensions = word(next(4)?)?;
     next(4)?;
     let item_oid = word(next(4)?)?.cast_unsigned();
-    let item_type = Type::from_oid(item_oid).ok_or_else(|| wrong(of))?;
+    // The client's own word for it must not lead to arrays in arrays.
+    let Kind::Array(item_type) = of.kind() else { return Err(wrong(of)) };
+    if item_type.oid() != item_oid {
+        return Err(wrong(of));
+    }
     let mut lengths = Vec::new();
     for _ in 0..dimensions {
         lengths.push(usize::try_from(word(next(4)?)?).map_err(|_| wrong(of))?);
@@ -264,7 +269,7 @@ fn list_of_binary(of: &Type, bytes: &[u8]) -> Result<String, SqlError> {
             items.push("NULL".to_owned());
             continue;
         };
-        let item = match of_binary(&item_type, next(length)?)? {
+        let item = match of_binary(item_type, next(length)?)? {
             Value::Null => "NULL".to_owned(),
             Value::Boolean(value) => value.to_string(),
             Value::BigInt(value) => value.to_string(),

@@ -17,6 +17,7 @@ use super::{
     copy_out,
     encode::{put_field, text},
     error::SqlError,
+    guard::is_plain_text,
     pg_type,
     rewrite::rewrite,
     rows::{Pushed, RowQueue},
@@ -32,6 +33,12 @@ const CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a client may leave rows unread before its statement ends: it holds up upkeep.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The most columns of a result, as in PostgreSQL (`MaxTupleAttributeNumber`).
+const MAX_COLUMNS: usize = 1664;
+
+/// The stack of a thread: some functions of DuckDB go as deep as the text they read.
+const STACK_BYTES: usize = 64 << 20;
 
 type Job = Box<dyn FnOnce(&mut Reading) + Send>;
 
@@ -61,9 +68,12 @@ impl Reader {
         };
 
         let nice = shared.options.nice;
+        let alive = Arc::clone(&shared.readers);
         std::thread::Builder::new()
             .name("rhei-reader".to_owned())
+            .stack_size(STACK_BYTES)
             .spawn(move || {
+                let _alive = alive;
                 // Without the right to do so the thread works as it is.
                 let _ = rustix::process::setpriority_process(None, nice);
                 while let Ok(job) = waiting.recv() {
@@ -110,6 +120,8 @@ impl Drop for Reader {
 /// A statement that is checked, and known by its parameters and columns.
 pub struct Query {
     statement: Mutex<Statement>,
+    /// Values of parameters may be patterns of LIKE.
+    has_pattern: bool,
     pub parameters: Vec<Type>,
     pub fields: Vec<Field>,
 }
@@ -265,6 +277,10 @@ impl Reading {
         let statement = rewrite(statement, &self.shared.names);
         let sql = text_of(&statement);
         self.check(&sql)?;
+        let is_pattern = |token: &Token| {
+            ["like", "ilike", "glob"].iter().any(|word| token.is(word)) || token.text.contains('~')
+        };
+        let has_pattern = statement.iter().any(is_pattern);
 
         let mut prepared = self.connection.prepare(&sql)?;
         if !prepared.is_select {
@@ -281,8 +297,11 @@ impl Reading {
             prepared = self.connection.prepare(&as_text(&sql, &prepared.columns))?;
         }
 
-        let fields = prepared.columns.iter().map(Field::of).collect();
-        Ok(Query { statement: Mutex::new(prepared), parameters, fields })
+        let fields: Vec<Field> = prepared.columns.iter().map(Field::of).collect();
+        if fields.len() > MAX_COLUMNS {
+            return Err(SqlError::new("54011", "a result has at most 1664 columns"));
+        }
+        Ok(Query { statement: Mutex::new(prepared), has_pattern, parameters, fields })
     }
 
     /// Has the guard look at a statement.
@@ -307,8 +326,22 @@ impl Reading {
     }
 
     /// Runs a query to its end. The rows, and how it ended, go into the queue.
-    pub fn run(&mut self, query: &Query, values: &[Value], output: &Output, queue: &RowQueue) {
-        self.control.begin(self.shared.options.statement_timeout);
+    pub fn run(
+        &mut self,
+        query: &Query,
+        (values, within): (&[Value], Option<Duration>),
+        output: &Output,
+        queue: &RowQueue,
+    ) {
+        if queue.is_abandoned() {
+            return queue.finish(Ok(()));
+        }
+        if query.has_pattern && !values.iter().all(is_plain_value) {
+            let refused = SqlError::new("42501", "a pattern in a parameter could take for ever")
+                .hint("use regexp_matches, contains, starts_with or a simpler pattern");
+            return queue.finish(Err(refused));
+        }
+        self.control.begin(queue.number, within);
         let done = self.run_in_transaction(query, values, output, queue);
         let is_open = matches!(self.transaction, Transaction::Open(_));
         let ended = self.control.finish(is_open);
@@ -340,23 +373,26 @@ impl Reading {
         };
         let control = Arc::clone(&self.control);
         let ended = || SqlError::new("57014", "canceling statement");
+        let _pass = if is_alone { Some(self.pass()?) } else { None };
         let turn = self.shared.turns.take(|| control.is_over()).ok_or_else(ended)?;
 
-        let _pass = if is_alone {
-            let pass = self.pass()?;
-            self.connection.execute("BEGIN TRANSACTION READ ONLY")?;
-            Some(pass)
-        } else {
-            None
-        };
-        if self.control.is_over() {
-            return Err(ended());
+        if is_alone {
+            self.control.shielded(|| {
+                let begun = self.connection.execute("BEGIN TRANSACTION READ ONLY");
+                if begun.is_err() {
+                    let _ = self.connection.execute("ROLLBACK");
+                }
+                begun
+            })?;
         }
-
-        let done = self.send_rows(query, values, output, queue, turn);
+        let done = if self.control.is_over() {
+            Err(ended())
+        } else {
+            self.send_rows(query, values, output, queue, turn)
+        };
         if is_alone {
             // Fails when an error has ended the transaction already; nothing was written.
-            let _ = self.connection.execute("ROLLBACK");
+            let _ = self.control.shielded(|| self.connection.execute("ROLLBACK"));
         }
         done
     }
@@ -413,8 +449,12 @@ impl Reading {
     }
 }
 
+fn is_plain_value(value: &Value) -> bool {
+    !matches!(value, Value::Text(text) if !is_plain_text(text))
+}
+
 /// Returns the first value of a statement's first row.
-fn first_text(
+pub fn first_text(
     statement: &mut Statement,
     values: &[Value],
 ) -> Result<Option<String>, StatementError> {

@@ -57,8 +57,8 @@ const FUNCTIONS: [&str; 19] = [
     "quote_ident",
     "to_regtype",
     "to_regclass",
-    "json_build_object",
     "_pg_expandarray",
+    "json_build_object",
     "getdatabaseencoding",
 ];
 
@@ -291,6 +291,15 @@ impl Rewriter<'_> {
             return false;
         };
         let name = token.text.to_lowercase();
+        let is_of_sequences = self.input.iter().any(|token| token.is("pg_sequence"));
+        if ["json_build_object", "jsonb_build_object"].contains(&name.as_str())
+            && self.is_sign(1, "(")
+            && !is_of_sequences
+        {
+            self.put(Kind::Word, "json_object");
+            self.at += 1;
+            return true;
+        }
         if self.follows_dot() || self.is_sign(1, ".") || !self.ours.contains(&name) {
             return false;
         }

@@ -9,7 +9,10 @@ use std::{
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,6 +30,8 @@ const MAX_SPOOLED: u64 = 16 << 30;
 
 /// Rows of one statement, each as the client gets it.
 pub struct RowQueue {
+    /// Tells this statement from others of the process.
+    pub number: u64,
     state: Mutex<State>,
     has_room: Condvar,
     has_rows: Notify,
@@ -56,7 +61,9 @@ pub enum Pushed {
 
 impl RowQueue {
     pub fn new() -> Arc<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
             state: Mutex::default(),
             has_room: Condvar::new(),
             has_rows: Notify::new(),
@@ -142,6 +149,10 @@ impl RowQueue {
         state.bytes = 0;
         self.has_room.notify_all();
         state.end.is_none()
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        self.lock().is_abandoned
     }
 
     pub fn has_ended(&self) -> bool {

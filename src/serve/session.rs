@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -20,11 +21,18 @@ use super::{
 };
 use crate::olap::Value;
 
+/// The most bytes of rows that one FETCH with a number gathers.
+const MAX_FETCHED: usize = 64 << 20;
+
 /// A session of a client.
 pub struct Session {
     reader: Reader,
+    /// The longest time that a statement may work.
+    timeout: Option<Duration>,
     open: Mutex<Open>,
     settings: Mutex<BTreeMap<String, String>>,
+    /// The settings of the startup message.
+    startup: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
@@ -53,6 +61,7 @@ pub enum Prepared {
     End { tag: &'static str },
     Set { name: String, value: String },
     Close(Option<String>),
+    Reset(&'static str),
     Nothing(&'static str),
 }
 
@@ -95,6 +104,13 @@ pub struct RowStream {
 }
 
 impl RowStream {
+    /// Returns a stream without rows.
+    fn empty(control: Arc<Control>) -> Self {
+        let queue = RowQueue::new();
+        queue.finish(Ok(()));
+        Self { queue, control, left: Vec::new().into_iter() }
+    }
+
     async fn next(&mut self) -> Option<Result<BytesMut, SqlError>> {
         loop {
             if let Some(row) = self.left.next() {
@@ -119,7 +135,8 @@ impl RowStream {
 impl Drop for RowStream {
     fn drop(&mut self) {
         if self.queue.abandon() {
-            self.control.end(SqlError::new("57014", "canceling statement"));
+            let reason = SqlError::new("57014", "canceling statement");
+            self.control.end_statement(self.queue.number, reason);
         }
     }
 }
@@ -137,7 +154,14 @@ impl Session {
         let search_path = settings.get("search_path").map_or("public", String::as_str);
         let schemas = schemas_of(search_path);
         reader.call(move |reading| reading.enter_file(&schemas)).await?;
-        Ok(Self { reader, open: Mutex::default(), settings: Mutex::new(settings) })
+        let timeout = shared.options.statement_timeout;
+        Ok(Self {
+            reader,
+            timeout,
+            open: Mutex::default(),
+            settings: Mutex::new(settings.clone()),
+            startup: settings,
+        })
     }
 
     /// Returns what ends a statement of this session.
@@ -195,6 +219,7 @@ impl Session {
             Command::Rollback => Prepared::End { tag: "ROLLBACK" },
             Command::Set { name, value } => Prepared::Set { name, value },
             Command::Close(name) => Prepared::Close(name),
+            Command::Reset(tag) => Prepared::Reset(tag),
             Command::Deallocate => Prepared::Nothing("DEALLOCATE"),
             Command::Nothing(tag) => Prepared::Nothing(tag),
         })
@@ -221,6 +246,7 @@ impl Session {
         values: Vec<Value>,
         binary: Vec<bool>,
     ) -> Result<Answer, SqlError> {
+        self.control().touch();
         match prepared {
             Prepared::Query(query) => {
                 let fields = Arc::new(query.fields.clone());
@@ -233,6 +259,9 @@ impl Session {
                 let rows = self.start(query, values, Output::Copy(format.clone()))?;
                 Ok(Answer::Copy { columns, is_binary, rows })
             }
+            Prepared::Declare { name, .. } if self.open_now().cursors.contains_key(name) => {
+                Err(SqlError::new("42P03", format!("cursor \"{name}\" already exists")))
+            }
             Prepared::Declare { name, query, is_held } => {
                 let binary = vec![false; query.fields.len()];
                 let fields = Arc::new(query.fields.clone());
@@ -240,6 +269,10 @@ impl Session {
                 let cursor = Cursor { rows, fields, is_held: *is_held };
                 self.open_now().cursors.insert(name.clone(), cursor);
                 Ok(Answer::Done { tag: "DECLARE CURSOR", rows: None })
+            }
+            Prepared::Fetch { name, count: Count::All, moves_only: false, fields } => {
+                let rows = self.take_rest(name)?;
+                Ok(Answer::Rows { fields: Arc::clone(fields), rows, tag: "FETCH" })
             }
             Prepared::Fetch { name, count, moves_only, fields } => {
                 let rows = self.fetch(name, *count).await?;
@@ -265,6 +298,10 @@ impl Session {
                 self.close(name.as_deref())?;
                 Ok(Answer::Done { tag: "CLOSE CURSOR", rows: None })
             }
+            Prepared::Reset(tag) => {
+                self.reset().await?;
+                Ok(Answer::Done { tag, rows: None })
+            }
             Prepared::Nothing(tag) => Ok(Answer::Done { tag, rows: None }),
         }
     }
@@ -279,7 +316,11 @@ impl Session {
         self.free_reader();
         let queue = RowQueue::new();
         let (query, rows) = (Arc::clone(query), Arc::clone(&queue));
-        self.reader.start_job(move |reading| reading.run(&query, &values, &output, &rows))?;
+        let within = self.timeout;
+        let within =
+            self.own_timeout().map_or(within, |own| Some(within.map_or(own, |w| w.min(own))));
+        self.reader
+            .start_job(move |reading| reading.run(&query, (&values, within), &output, &rows))?;
 
         self.open_now().result = Some(Arc::clone(&queue));
         let control = Arc::clone(self.control());
@@ -305,6 +346,15 @@ impl Session {
         Ok(Arc::clone(&cursor.fields))
     }
 
+    /// Takes all rows that a cursor still has; the cursor stays at its end.
+    fn take_rest(&self, name: &str) -> Result<RowStream, SqlError> {
+        let control = Arc::clone(self.control());
+        let mut open = self.open_now();
+        let cursor = open.cursors.get_mut(name).ok_or_else(|| no_cursor(name))?;
+        Ok(std::mem::replace(&mut cursor.rows, RowStream::empty(control)))
+    }
+
+    /// Returns the next rows of a cursor, which have to fit in memory.
     async fn fetch(&self, name: &str, count: Count) -> Result<Vec<BytesMut>, SqlError> {
         // The cursor is out of its place while rows are waited for.
         let taken = self.open_now().cursors.remove(name);
@@ -315,11 +365,16 @@ impl Session {
             Count::All => usize::MAX,
         };
 
+        let mut bytes = 0;
         while rows.len() < limit {
-            match cursor.rows.next().await {
-                Some(row) => rows.push(row?),
-                None => break,
+            let Some(row) = cursor.rows.next().await else { break };
+            let row = row?;
+            bytes += row.len();
+            if bytes > MAX_FETCHED {
+                return Err(SqlError::new("54000", "FETCH returns too much: fetch less at a time")
+                    .hint("FETCH ALL has no limit"));
             }
+            rows.push(row);
         }
         self.open_now().cursors.insert(name.to_owned(), cursor);
         Ok(rows)
@@ -333,6 +388,16 @@ impl Session {
                 open.cursors.remove(name).ok_or_else(|| no_cursor(name))?;
             }
         }
+        Ok(())
+    }
+
+    /// Brings the settings back to those of the startup message.
+    async fn reset(&self) -> Result<(), SqlError> {
+        let schemas = schemas_of(self.startup.get("search_path").map_or("public", String::as_str));
+        self.free_reader();
+        self.reader.call(move |reading| reading.set_search_path(&schemas)).await?;
+        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        settings.clone_from(&self.startup);
         Ok(())
     }
 
@@ -350,6 +415,18 @@ impl Session {
         let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         settings.insert(name.to_owned(), value.to_owned());
         Ok(Answer::Done { tag: "SET", rows: None })
+    }
+
+    /// Returns the limit that the client has set with `SET statement_timeout`: milliseconds, or a
+    /// number with a unit.
+    fn own_timeout(&self) -> Option<Duration> {
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = settings.get("statement_timeout")?.replace(' ', "");
+        let limit = match text.parse::<u64>() {
+            Ok(millis) => Duration::from_millis(millis),
+            Err(_) => humantime::parse_duration(&text).ok()?,
+        };
+        (!limit.is_zero()).then_some(limit)
     }
 
     /// Returns a setting as SHOW prints it.

@@ -104,7 +104,7 @@ fn blank_len(rest: &str, first: char) -> usize {
         return first.len_utf8();
     }
     if rest.starts_with("--") {
-        return rest.find('\n').unwrap_or(rest.len());
+        return rest.find(['\n', '\r']).unwrap_or(rest.len());
     }
     if !rest.starts_with("/*") {
         return 0;

@@ -121,6 +121,11 @@ fn questions_of_clients_have_answers() {
         ("SELECT pg_catalog.format_type(1700, 786438)", "numeric(12,2)"),
         ("SELECT set_config('bytea_output', 'hex', false)", "hex"),
         ("SELECT pg_is_in_recovery()", "t"),
+        ("SELECT json_build_object('a', 1, 'b', 'x')", "{\"a\":1,\"b\":\"x\"}"),
+        (
+            "SELECT to_char(TIMESTAMP '2024-02-03 04:05:06', 'YYYY-MM-DD HH24:MI')",
+            "2024-02-03 04:05",
+        ),
     ] {
         assert_eq!(session.value(sql), expected, "{sql}");
     }
@@ -148,4 +153,44 @@ fn schemas_of_the_search_path_are_looked_up() {
     assert_eq!(session.value("SELECT id FROM t"), "7");
     assert_eq!(session.value("SELECT id FROM rhei_target.sales.t"), "7");
     served.stop();
+}
+
+/// The same client asks both, and gets the same: `make clients` installs them, and sets
+/// RHEI_TEST_CLIENTS to their Python.
+#[test]
+fn clients_of_python_get_what_the_source_gives() {
+    let Ok(python) = std::env::var("RHEI_TEST_CLIENTS") else {
+        println!("passed over: RHEI_TEST_CLIENTS is not set");
+        return;
+    };
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let served = Served::new(
+        "serve_python",
+        "CREATE TABLE typed (id int PRIMARY KEY, b boolean, i2 smallint, i4 int, i8 bigint, f4 real, \
+         f8 float8, n numeric(12,2), t text, bs bytea, d date, ts timestamp, tstz timestamptz, u \
+         uuid, iv interval, ia int[], ta text[]);
+         INSERT INTO typed SELECT i, i % 2 = 0, i, i - 5, i * 1000000000::bigint, i * 0.5, i / 3.0, \
+         i * 12.5 / 7, 'text ' || i, decode(md5(i::text), 'hex'), date '2024-01-01' + i, timestamp \
+         '2024-01-01' + i * interval '1 hour', timestamptz '2024-01-01Z' + i * interval '1 minute', \
+         md5(i::text)::uuid, i * interval '1 day 2 hours', ARRAY[i, NULL, -i], ARRAY['a', 'b ' || i, \
+         NULL] FROM generate_series(1, 9) i;
+         UPDATE typed SET n = 12.50, t = 'a \"b\", c', d = '2024-02-29' WHERE id = 7;
+         INSERT INTO typed (id) VALUES (10)",
+        "",
+    );
+    let copy = format!("postgresql://reader@127.0.0.1:{port}/copy");
+    let mut running = served.running;
+    running.stop(super::SOON).assert_code(0);
+    let rhei = served.following.rhei.env("RHEI_SERVE_LISTEN", &format!("127.0.0.1:{port}"));
+    running = rhei.spawn(["run"]);
+    running.wait_for_log("following the source", super::SOON);
+
+    let output = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/clients.py"))
+        .args([&served.following.db.url(), &copy])
+        .output()
+        .unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    running.stop(super::SOON).assert_code(0);
 }

@@ -23,6 +23,14 @@ fn a_statement_ends_at_its_timeout_and_when_its_client_cancels_it() {
     assert_eq!(session.value("SELECT 1"), "1");
     served.stop();
 
+    let served = Served::new("serve_own", TABLE, "");
+    let session = served.session();
+    session.execute("SET statement_timeout = '300ms'");
+    assert_eq!(code(&session.try_query(LONG).unwrap_err()), "57014");
+    session.execute("SET statement_timeout = 0");
+    assert_eq!(session.value("SELECT 1"), "1");
+    served.stop();
+
     let served = Served::new("serve_cancel2", TABLE, "");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

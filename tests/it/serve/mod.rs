@@ -147,6 +147,14 @@ fn a_reader_holds_up_a_compaction_for_a_while_only() {
         "",
     );
     let (staying, other) = (served.session(), served.session());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (client, prepared) = runtime.block_on(async {
+        let (client, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let prepared = client.prepare("SELECT v FROM t WHERE id = $1").await.unwrap();
+        assert_eq!(client.query(&prepared, &[&7]).await.unwrap().len(), 1);
+        (client, prepared)
+    });
     staying.execute("BEGIN");
     assert_eq!(staying.value("SELECT count(*) FROM t"), "1000");
 
@@ -156,6 +164,10 @@ fn a_reader_holds_up_a_compaction_for_a_while_only() {
     staying.execute("ROLLBACK");
     assert_eq!(staying.value("SELECT count(*) FROM t"), "1000");
     assert_eq!(other.value("SELECT count(*) FROM t"), "1000");
+
+    // A statement that was prepared before runs over the new file.
+    let rows = runtime.block_on(client.query(&prepared, &[&7])).unwrap();
+    assert_eq!(rows.len(), 1);
 
     served.following.db.execute("INSERT INTO t VALUES (0, 'new')");
     wait_until(SOON, "the stream goes on", || other.value("SELECT count(*) FROM t") == "1001");
