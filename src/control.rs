@@ -277,7 +277,7 @@ async fn waited(context: &Context, lsn: &str) -> Result<Value, EngineError> {
         return Ok(json!({ "error": format!("\"{lsn}\" is no LSN") }));
     };
 
-    // Others who wait ask again.
+    // Other waiting tasks repeat their request, so this one may be withdrawn.
     struct Wanted<'a>(&'a Context);
     impl Drop for Wanted<'_> {
         fn drop(&mut self) {

@@ -74,7 +74,7 @@ pub struct SyncEngine<C, T> {
     pub(super) looked: Option<settled::Began>,
     pub(super) has_shapes: bool,
     pub(super) copy_progress: CopyProgress,
-    /// Shows those who read beside the stream that it is busy.
+    /// When the stream last had rows to apply; a verification reads slower then.
     activity: IdleTimer,
     pub(super) latency: Latency,
     pub(super) left_out: LeftOut,

@@ -180,8 +180,8 @@ impl DuckDb {
         Arc::strong_count(&self.loaders) > 1
     }
 
-    /// Waits until nobody reads the file in a session, and lets nobody in until
-    /// [`Self::reattach`]. Readers who stay are ended.
+    /// Waits until no session reads the file, and keeps sessions out until [`Self::reattach`]. The
+    /// transactions of sessions that go on reading are ended.
     pub(super) fn keep_readers_out(&self) -> Result<(), TargetError> {
         if self.gate.close() { Ok(()) } else { Err(TargetError::ReaderStays) }
     }

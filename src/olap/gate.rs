@@ -1,7 +1,8 @@
 //! Keeps readers out of the file while it is closed, and ends those that hold it up.
 //!
-//! A file can only be closed when nobody reads it. Readers enter for a statement or a transaction;
-//! who wants to close the file waits a while for them, and then ends them.
+//! DuckDB can close a file only when no connection has a transaction in it. A session enters for a
+//! statement or a transaction. The writer that has to close the file waits a few seconds for the
+//! sessions inside, and then ends their transactions.
 
 use std::{
     collections::BTreeMap,

@@ -112,7 +112,7 @@ fn of_refusal(sqlstate: &str) -> Policy {
 }
 
 fn of_target(error: &TargetError) -> Policy {
-    // A reader who stays ends some time, and the file is opened again then.
+    // The transaction of a reader ends at its timeout, and the file can be opened again then.
     if error.is_of_disk() || matches!(error, TargetError::ReaderStays) {
         Policy::Disk
     } else if error.is_conflict() || error.is_internal() {

@@ -68,6 +68,12 @@ const PATTERN_FUNCTIONS: [&str; 10] = [
 /// which nothing can end.
 const MAX_PADDING: u64 = 10_000;
 
+/// The error for a pattern of LIKE that DuckDB could match for hours, in a step that no interrupt
+/// ends.
+pub const PATTERN_REFUSED: &str = "this pattern of LIKE is refused: with more than three % beside \
+                                   a _, or made from columns, matching it could take hours";
+pub const PATTERN_HINT: &str = "use regexp_matches, contains or starts_with, or a simpler pattern";
+
 /// Decides what readers may run.
 pub struct Guard {
     functions: HashSet<String>,
@@ -137,7 +143,7 @@ impl Guard {
                 if node["export_state"] == true || text("id") == Some("VARIANT") {
                     return Err(SqlError::new(
                         "42501",
-                        "EXPORT_STATE and VARIANT are not for readers",
+                        "permission denied for EXPORT_STATE and casts to VARIANT",
                     ));
                 }
                 fields.values().try_for_each(|field| self.walk(field, exists))
@@ -161,7 +167,7 @@ impl Guard {
         if !is_plain || !TABLE_FUNCTIONS.contains(&name.as_str()) {
             return Err(SqlError::new(
                 "42501",
-                format!("table function {name} is not for readers"),
+                format!("permission denied for table function {name}"),
             ));
         }
 
@@ -181,10 +187,10 @@ impl Guard {
         let catalog = node["catalog"].as_str().unwrap_or_default();
         let is_ours = [schema, catalog].contains(&catalog::DATABASE);
         if !(is_ours || [schema, catalog].iter().all(|part| ["", "main"].contains(part))) {
-            return refused(format!("function {schema}.{name} is not for readers"));
+            return refused(format!("permission denied for function {schema}.{name}"));
         }
         if !self.functions.contains(&lower) {
-            return refused(format!("function {name} is not for readers"));
+            return refused(format!("permission denied for function {name}"));
         }
 
         let is_bounded = match lower.as_str() {
@@ -196,8 +202,7 @@ impl Guard {
             _ => true,
         };
         if PATTERN_FUNCTIONS.contains(&lower.as_str()) && !is_plain_pattern(&node["children"][1]) {
-            return Err(SqlError::new("42501", "the pattern could take for ever")
-                .hint("use regexp_matches, contains, starts_with or a simpler constant"));
+            return Err(SqlError::new("42501", PATTERN_REFUSED).hint(PATTERN_HINT));
         }
         if is_bounded {
             return Ok(());
@@ -216,13 +221,15 @@ fn table(node: &Value, exists: &dyn Fn(&str) -> bool) -> Result<(), SqlError> {
 
     let is_of_duckdb = name.starts_with("duckdb_") || name.starts_with("pragma_");
     if is_of_duckdb && !TABLE_FUNCTIONS.contains(&name.as_str()) {
-        return Err(SqlError::new("42501", format!("{name} is not for readers")));
+        return Err(SqlError::new("42501", format!("permission denied for relation {name}")));
     }
 
     let is_known = ["", names::CATALOG, catalog::DATABASE].contains(&catalog.as_str());
     if !is_known || HIDDEN.contains(&schema.as_str()) {
-        let message = format!("{catalog}.{schema}.{name} is no table of the copy");
-        return Err(SqlError::new("42501", message.trim_start_matches('.')));
+        let parts = [catalog, schema, name].into_iter().filter(|part| !part.is_empty());
+        let relation = parts.collect::<Vec<_>>().join(".");
+        let message = format!("permission denied for relation {relation}");
+        return Err(SqlError::new("42501", message));
     }
 
     // DuckDB takes such a name for a file, if it is none of a table.
@@ -250,18 +257,35 @@ fn is_plain_format(node: &Value) -> bool {
         })
 }
 
-/// A pattern of constants and parameters. The values of parameters are checked when they come
-/// ([`is_plain_text`]).
+/// A pattern that is put together from constants and at most two parameters. The values of
+/// parameters are checked when they come ([`is_plain_text`]).
 fn is_plain_pattern(node: &Value) -> bool {
+    const MAX_PARAMETERS: usize = 2;
+    let (mut constants, mut parameters) = (String::new(), 0);
+    gather_pattern(node, &mut constants, &mut parameters)
+        && is_plain_text(&constants)
+        && parameters <= MAX_PARAMETERS
+}
+
+/// Appends the constants of a pattern, and counts its parameters. Returns `false` when the pattern
+/// is made of anything else.
+fn gather_pattern(node: &Value, constants: &mut String, parameters: &mut usize) -> bool {
     match node["class"].as_str() {
-        Some("CONSTANT") => node["value"]["value"].as_str().is_none_or(is_plain_text),
-        Some("PARAMETER") => true,
-        Some("CAST") => is_plain_pattern(&node["child"]),
+        Some("CONSTANT") => {
+            constants.push_str(node["value"]["value"].as_str().unwrap_or_default());
+            true
+        }
+        Some("PARAMETER") => {
+            *parameters += 1;
+            true
+        }
+        Some("CAST") => gather_pattern(&node["child"], constants, parameters),
         Some("FUNCTION")
             if ["||", "concat"].contains(&node["function_name"].as_str().unwrap_or_default()) =>
         {
-            let parts = node["children"].as_array();
-            parts.is_some_and(|parts| parts.iter().all(is_plain_pattern))
+            let parts = node["children"].as_array().map(Vec::as_slice).unwrap_or_default();
+            !parts.is_empty()
+                && parts.iter().all(|part| gather_pattern(part, constants, parameters))
         }
         _ => false,
     }
@@ -303,8 +327,9 @@ impl Size {
 mod tests {
     use super::*;
 
-    /// Functions that readers may not call. Each changes something, waits, tells of settings, runs
-    /// text as SQL, or makes in one step as much as it is told to.
+    /// Functions that readers may not call. Each changes something, waits, shows settings, runs
+    /// text as SQL, reads memory that a text describes, or allocates in one uninterruptible step
+    /// as much as its argument says.
     const REFUSED: [&str; 35] = [
         "aggregate",
         "array_resize",
@@ -417,6 +442,8 @@ mod tests {
             "SELECT repeat(repeat('x', 10000), 10000)",
             "SELECT repeat('a', 300) LIKE '%a_%a_%a_%a_%b'",
             "SELECT x LIKE y FROM t",
+            "SELECT repeat('a', 300) LIKE '%a_' || '%a_' || '%a_' || '%a_'",
+            "SELECT x LIKE $1 || $2 || $3 FROM t",
             "SELECT finalize(first('a') EXPORT_STATE)",
             "SELECT first('a') EXPORT_STATE",
             "SELECT json_transform('{}', x) FROM t",

@@ -179,7 +179,7 @@ async fn bind(listen: &Listen) -> Result<(Listener, String, Option<PathBuf>), Se
         Listen::Unix { folder, port } => {
             let path = folder.join(format!(".s.PGSQL.{port}"));
             let failed = |source| ServeError::Bind { address: path.display().to_string(), source };
-            // Left over from a crash, unless somebody answers there.
+            // A process that crashed leaves its socket behind, where a connection is refused.
             match UnixStream::connect(&path).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {

@@ -17,7 +17,7 @@ use super::{
     copy_out,
     encode::{put_field, text},
     error::SqlError,
-    guard::is_plain_text,
+    guard::{PATTERN_HINT, PATTERN_REFUSED, is_plain_text},
     pg_type,
     rewrite::rewrite,
     rows::{Pushed, RowQueue},
@@ -337,8 +337,7 @@ impl Reading {
             return queue.finish(Ok(()));
         }
         if query.has_pattern && !values.iter().all(is_plain_value) {
-            let refused = SqlError::new("42501", "a pattern in a parameter could take for ever")
-                .hint("use regexp_matches, contains, starts_with or a simpler pattern");
+            let refused = SqlError::new("42501", PATTERN_REFUSED).hint(PATTERN_HINT);
             return queue.finish(Err(refused));
         }
         self.control.begin(queue.number, within);

@@ -408,8 +408,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         self.mark_dropped(&gone).await
     }
 
-    /// Records that these tables are gone, so that nobody waits for their copies. A table that is
-    /// published again is new to the next look.
+    /// Marks these tables as dropped: no round will copy them. A table that is published again is
+    /// new to the next look at the catalogs.
     async fn mark_dropped(&mut self, gone: &BTreeSet<u32>) -> Result<(), EngineError> {
         let Some(state) = self.target.call(|target| target.state()).await? else { return Ok(()) };
 

@@ -72,7 +72,7 @@ impl SqlType {
     /// Takes over a logical type, and returns what it is.
     ///
     /// # Safety
-    /// `raw` is null, or a logical type that nobody else destroys.
+    /// `raw` is null, or a logical type that only this call destroys.
     pub(super) unsafe fn take(mut raw: ffi::duckdb_logical_type) -> Self {
         if raw.is_null() {
             return Self::Other;
@@ -169,7 +169,7 @@ impl SqlType {
 /// Takes over a text of DuckDB.
 ///
 /// # Safety
-/// `text` is null, or a C string that nobody else frees.
+/// `text` is null, or a C string that only this call frees.
 pub(super) unsafe fn take_text(text: *mut c_char) -> String {
     if text.is_null() {
         return String::new();

@@ -157,7 +157,7 @@ impl SessionConnection {
         Interrupter(Arc::clone(&self.0))
     }
 
-    /// Runs statements whose results nobody reads.
+    /// Runs statements and discards their results.
     pub fn execute(&self, sql: &str) -> Result<(), StatementError> {
         let sql = c_string(sql)?;
         // SAFETY: the connection is alive, and the result is destroyed once.

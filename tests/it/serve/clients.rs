@@ -155,14 +155,12 @@ fn schemas_of_the_search_path_are_looked_up() {
     served.stop();
 }
 
-/// The same client asks both, and gets the same: `make clients` installs them, and sets
-/// RHEI_TEST_CLIENTS to their Python.
+/// Each client asks the source and the copy the same, and gets the same from both.
+/// RHEI_TEST_CLIENTS is the Python that has the clients.
 #[test]
+#[ignore = "needs clients from the package index: make clients"]
 fn clients_of_python_get_what_the_source_gives() {
-    let Ok(python) = std::env::var("RHEI_TEST_CLIENTS") else {
-        println!("passed over: RHEI_TEST_CLIENTS is not set");
-        return;
-    };
+    let python = std::env::var("RHEI_TEST_CLIENTS").unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let served = Served::new(
         "serve_python",
