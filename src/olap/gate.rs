@@ -18,7 +18,7 @@ const STEP: Duration = Duration::from_millis(50);
 /// Ends what a reader does. Called again and again until its pass is dropped.
 type EndReader = Box<dyn Fn() + Send + Sync>;
 
-/// The way to the file.
+/// Counts the sessions that read the file, and keeps them out while the writer has it closed.
 #[derive(Default)]
 pub struct Gate {
     state: Mutex<State>,

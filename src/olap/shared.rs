@@ -29,7 +29,7 @@ impl SharedFile {
         SessionConnection::open(&self.database)
     }
 
-    /// Returns the way to the file.
+    /// Returns the gate that sessions pass before they read the file.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }

@@ -30,8 +30,8 @@ pub fn head(format: &CopyFormat, fields: &[Field]) -> Vec<BytesMut> {
     vec![line]
 }
 
-/// Returns what comes after the last row, where there was none: the protocol's part adds the end of
-/// the binary format itself.
+/// Returns the header of the binary format for a result without rows. (With rows it is sent in
+/// front of the first one, by [`row`]; the `pgwire` crate sends the end of the format.)
 pub fn tail(format: &CopyFormat, is_empty: bool) -> Vec<BytesMut> {
     if format.kind == CopyKind::Binary && is_empty {
         vec![BINARY_HEADER.into()]

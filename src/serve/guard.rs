@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{catalog, error::SqlError};
 use crate::olap::names;
 
-/// The functions that anybody may call, one in a line.
+/// The functions that readers may call, one in a line.
 const ALLOWED: &str = include_str!("functions_allowed.txt");
 
 /// The functions that may stand for a table. None of them reads a file, or takes the name of a
@@ -38,7 +38,7 @@ const TABLE_FUNCTIONS: [&str; 18] = [
     "unnest",
 ];
 
-/// Databases and schemas of this process that are no business of readers.
+/// Databases and schemas of this process that readers may not name.
 const HIDDEN: [&str; 5] = ["memory", "temp", "system", "rhei_next", "pg_catalog"];
 
 /// The most that DuckDB has to plan: nothing ends a planning before its time.

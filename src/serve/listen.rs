@@ -55,7 +55,7 @@ pub enum ServeError {
     Bind { address: String, source: std::io::Error },
     #[error("{} cannot be used for TLS: {reason}", .path.display())]
     Tls { path: PathBuf, reason: String },
-    /// Whoever reaches the address could read everything.
+    /// Other machines can reach the address, and the endpoint asks for no password or has no TLS.
     #[error(
         "readers from other machines need a password and TLS, and {address} is not a loopback \
          address\nhint: set [serve.users], tls_cert and tls_key, or listen on 127.0.0.1"

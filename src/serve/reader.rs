@@ -91,7 +91,7 @@ impl Reader {
     ) -> Result<R, SqlError> {
         let (reply, done) = oneshot::channel();
         self.start_job(move |reading| {
-            // Nobody waits any more when the client went away.
+            // Sending the reply fails when the caller was dropped with its connection.
             let _ = reply.send(work(reading));
         })?;
         done.await.map_err(|_| SqlError::lost())?
@@ -109,7 +109,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.control.end(SqlError::fatal("57P01", "the session has ended"));
-        // A thread lives as long as somebody may send it jobs, and it can send jobs to itself.
+        // The thread ends when all senders of jobs are dropped; it holds one of them itself.
         let _ = self.start_job(|reading| {
             reading.roll_back();
             reading.jobs = mpsc::channel().0;
@@ -521,7 +521,7 @@ struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// What comes before the first row, as rows of their own.
+    /// Returns what the client gets before the first row: the header of COPY, if it has one.
     fn head(&self, fields: &[Field]) -> Vec<BytesMut> {
         match self.output {
             Output::Rows { .. } => Vec::new(),

@@ -43,9 +43,9 @@ struct State {
     bytes: usize,
     spool: Option<Spool>,
     end: Option<Result<(), SqlError>>,
-    /// The session needs its thread: nothing waits for the client any more.
+    /// The session needs its thread, which reads on without waiting for the client.
     is_urgent: bool,
-    /// Nobody wants the rows.
+    /// The client has closed the result, or its connection has ended.
     is_abandoned: bool,
 }
 
@@ -55,7 +55,7 @@ pub enum Pushed {
     Room,
     /// The queue is full: [`RowQueue::wait_for_room`] before the next rows.
     Full,
-    /// Nobody wants more rows.
+    /// The result is abandoned: the thread can stop reading.
     Abandoned,
 }
 
@@ -141,7 +141,7 @@ impl RowQueue {
         self.has_room.notify_all();
     }
 
-    /// Says that nobody wants the rows. Returns whether the thread still reads.
+    /// Discards the rows, and has the thread stop reading. Returns whether it still reads.
     pub fn abandon(&self) -> bool {
         let mut state = self.lock();
         state.is_abandoned = true;
