@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     Lsn,
     checkpoint::reachable_target,
-    engine::command::Command,
+    engine::{command::Command, publication},
     olap::{OlapEngine, Phase, Space, StoredState, StoredVerification, TableState, TargetError},
     pgoutput::QualifiedName,
     pipeline::{
@@ -176,8 +176,8 @@ async fn soon<R: Send + 'static>(
     tokio::time::timeout(WRITER_PATIENCE, asked).await.ok()?.ok()
 }
 
-/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact`, `verify JSON`, `wait LSN` or
-/// `resync SCHEMA.TABLE`, and answers it.
+/// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact`, `verify JSON`,
+/// `publish JSON`, `wait LSN` or `resync SCHEMA.TABLE`, and answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     context: Context,
@@ -210,6 +210,10 @@ async fn serve<T: OlapEngine + 'static>(
             let _shape = context.ddl_lock.write().await;
             writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
         }
+        ("publish", options) => tokio::select! {
+            published = published(&writer, options) => published,
+            () = closed(&write) => return,
+        },
         ("verify", request) => tokio::select! {
             report = Box::pin(verified(&context, &writer, request)) => report,
             // No client waits for the report any more.
@@ -268,6 +272,18 @@ async fn verified<T: OlapEngine + 'static>(
         Ok(request) => Ok(json!(verify::verify(context, writer, &request).await?)),
         Err(error) => Ok(json!({ "error": format!("the request makes no sense: {error}") })),
     }
+}
+
+/// Publishes the copy while the stream goes on.
+async fn published<T: OlapEngine + 'static>(
+    writer: &Writer<T>,
+    options: &str,
+) -> Result<Value, EngineError> {
+    let Ok(options) = serde_json::from_str(options) else {
+        return Ok(json!({ "error": "the request to publish makes no sense" }));
+    };
+    let publisher = writer.call(|target| target.publisher()).await?;
+    Ok(json!(publication::publish(publisher, options, None).await?))
 }
 
 /// Waits until the checkpoint has reached a position of the source's WAL.

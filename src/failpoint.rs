@@ -38,7 +38,13 @@ pub const ALL: [&str; 29] = [
 ];
 
 /// Places that only some files come by.
-pub const OTHERS: [&str; 3] = ["migration.written", "verify.standing", "repair.committing"];
+pub const OTHERS: [&str; 5] = [
+    "migration.written",
+    "verify.standing",
+    "repair.committing",
+    "publish.written",
+    "publish.renamed",
+];
 
 /// Reads what the environment (`FAILPOINTS`) wants to happen where. Once, at the start of the
 /// process.

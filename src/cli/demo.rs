@@ -443,7 +443,7 @@ async fn replicate(
     stop: CancellationToken,
 ) -> Result<(), EngineError> {
     let mut target = DuckDb::open(&context.options.target)?;
-    let file = target.share()?;
+    let file = target.share(None)?;
     let writer = Writer::new(target);
 
     let endpoint = match serve(&file, 5439).await {

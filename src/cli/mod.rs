@@ -8,6 +8,7 @@ mod init;
 mod jobs;
 mod log;
 mod progress;
+mod publish;
 mod query;
 mod report;
 mod run;
@@ -135,6 +136,11 @@ enum Command {
                       --at-least now --format csv 'FROM orders' > orders.csv\n  rhei query \
                       --format json 'SELECT * FROM _rhei.freshness' | jq")]
     Query(query::QueryArgs),
+    /// Write a copy of the copy for tools that want a file, also while a replicator runs
+    #[command(after_help = "Examples:\n  rhei publish --path shop.ro.duckdb\n  rhei publish \
+                      --path shop-parquet --format parquet --keep 2\n  rhei publish --json | jq \
+                      .lsn")]
+    Publish(publish::PublishArgs),
     /// Wait until the copy has reached a position of the source, to read your own writes
     #[command(
         after_help = "Examples:\n  rhei wait --now && rhei query 'SELECT count(*) FROM orders'\n  \
@@ -273,6 +279,7 @@ impl Invocation {
             snapshot_warning: config.snapshot_warning,
             supervision: config.supervision,
             verification: config.verification.clone(),
+            publication: config.publication.clone(),
         };
 
         Ok((Context { copy_progress, ..Context::new(options, events) }, progress))
@@ -393,6 +400,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Compact(args) => Box::pin(compact::run(session, args)).await,
         Command::Verify(args) => Box::pin(verify::run(session, args)).await,
         Command::Query(args) => Box::pin(query::run(session, args)).await,
+        Command::Publish(args) => Box::pin(publish::run(session, args)).await,
         Command::Wait(args) => Box::pin(wait::run(session, args)).await,
         Command::Serve => Box::pin(serve::run(session)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,

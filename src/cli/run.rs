@@ -18,7 +18,9 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
 
     let endpoint = match session.config.serve.clone() {
         Some(options) => {
-            let file = writer.call(|target: &mut DuckDb| target.share()).await?;
+            let publication = session.config.publication.clone().map(|(options, _)| options);
+            let file =
+                writer.call(move |target: &mut DuckDb| target.share(publication.as_ref())).await?;
             let endpoint = Endpoint::start(file, options).await?;
             endpoint.announce();
             Some(endpoint)

@@ -17,6 +17,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
+use crate::olap::PublishOptions;
 use crate::pipeline::{
     options::{OnSlotLost, Supervision, TablePattern, defaults},
     schedule::{Share, VerificationSchedule, Window},
@@ -242,6 +243,8 @@ pub struct Config {
     pub supervision: Supervision,
     /// When `rhei run` verifies its copy by itself; default: never.
     pub verification: VerificationSchedule,
+    /// Where copies for other tools are published, and how often; default: nowhere.
+    pub publication: Option<(PublishOptions, Option<Duration>)>,
     /// How readers are served; default: not at all.
     pub serve: Option<ServeOptions>,
     /// The settings of single tables, by the `schema.table` name at the source.
@@ -288,8 +291,8 @@ impl Config {
 
     /// Fills in the default of each setting that the file, the environment and the flags leave out.
     fn resolve(settings: Settings) -> Self {
-        let Settings { source, target, sync, backfill, supervisor, verify, serve, tables } =
-            settings;
+        let Settings { source, target, sync, backfill, supervisor, verify, .. } = settings;
+        let Settings { serve, publish, tables, .. } = settings;
         let span_or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
 
         Self {
@@ -315,6 +318,7 @@ impl Config {
             snapshot_warning: span_or(backfill.snapshot_warning, defaults::SNAPSHOT_WARNING),
             supervision: supervisor.resolve(),
             verification: verify.resolve(),
+            publication: publish.resolve(),
             serve: serve.resolve(),
             table_settings: tables,
         }
@@ -412,23 +416,6 @@ fn override_from(
     settings: &mut Settings,
     environment: &BTreeMap<String, String>,
 ) -> Result<(), ConfigError> {
-    fn read<T: FromStr>(
-        environment: &BTreeMap<String, String>,
-        variable: &str,
-        place: &mut Option<T>,
-    ) -> Result<(), ConfigError>
-    where
-        T::Err: fmt::Display,
-    {
-        if let Some(text) = environment.get(variable).filter(|text| !text.is_empty()) {
-            *place = Some(text.parse().map_err(|error: T::Err| ConfigError::Environment {
-                variable: variable.to_owned(),
-                reason: error.to_string(),
-            })?);
-        }
-        Ok(())
-    }
-
     if let Some(url) = environment.get("RHEI_SOURCE_URL").filter(|url| !url.is_empty()) {
         settings.source.url = Some(Secret::new(url.clone()));
     }
@@ -463,6 +450,36 @@ fn override_from(
     read(environment, "RHEI_VERIFY_WINDOW", &mut settings.verify.window)?;
     read(environment, "RHEI_VERIFY_RATE_LIMIT", &mut settings.verify.rate_limit)?;
 
+    override_readers(settings, environment)
+}
+
+/// Reads a variable of the environment, if it is set.
+fn read<T: FromStr>(
+    environment: &BTreeMap<String, String>,
+    variable: &str,
+    place: &mut Option<T>,
+) -> Result<(), ConfigError>
+where
+    T::Err: fmt::Display,
+{
+    if let Some(text) = environment.get(variable).filter(|text| !text.is_empty()) {
+        *place = Some(text.parse().map_err(|error: T::Err| ConfigError::Environment {
+            variable: variable.to_owned(),
+            reason: error.to_string(),
+        })?);
+    }
+    Ok(())
+}
+
+/// Works as [`override_from`], for what concerns those who read the copy.
+fn override_readers(
+    settings: &mut Settings,
+    environment: &BTreeMap<String, String>,
+) -> Result<(), ConfigError> {
+    read(environment, "RHEI_PUBLISH_PATH", &mut settings.publish.path)?;
+    read(environment, "RHEI_PUBLISH_INTERVAL", &mut settings.publish.interval)?;
+    read(environment, "RHEI_PUBLISH_KEEP", &mut settings.publish.keep)?;
+
     read(environment, "RHEI_SERVE_LISTEN", &mut settings.serve.listen)?;
     read(environment, "RHEI_SERVE_TLS_CERT", &mut settings.serve.tls_cert)?;
     read(environment, "RHEI_SERVE_TLS_KEY", &mut settings.serve.tls_key)?;
@@ -474,6 +491,8 @@ fn override_from(
         "RHEI_SERVE_IDLE_IN_TRANSACTION_TIMEOUT",
         &mut settings.serve.idle_in_transaction_timeout,
     )?;
+    read(environment, "RHEI_SERVE_TRANSACTION_TIMEOUT", &mut settings.serve.transaction_timeout)?;
+    read(environment, "RHEI_SERVE_SPOOL_LIMIT", &mut settings.serve.spool_limit)?;
     read(environment, "RHEI_SERVE_NICE", &mut settings.serve.nice)
 }
 

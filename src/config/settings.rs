@@ -1,12 +1,13 @@
 //! rhei.toml as it is written.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ByteSize, FromStr, Secret, Span};
 use crate::{
+    olap::{PublishFormat, PublishOptions},
     pipeline::{
         options::{Budget, OnSlotLost, Supervision, TablePattern, defaults},
         schedule::{Share, VerificationSchedule, Window},
@@ -25,6 +26,7 @@ pub struct Settings {
     pub supervisor: SupervisorSettings,
     pub verify: VerifySettings,
     pub serve: ServeSettings,
+    pub publish: PublishSettings,
     /// Per table, by `schema.table`.
     pub tables: BTreeMap<String, TableSection>,
 }
@@ -223,6 +225,11 @@ pub struct ServeSettings {
     pub statement_timeout: Option<Span>,
     /// How long a transaction may stay open while nothing runs in it. Default "60s".
     pub idle_in_transaction_timeout: Option<Span>,
+    /// How long a transaction may stay open, whatever it does. Default "1h".
+    pub transaction_timeout: Option<Span>,
+    /// The room in the folder of the copy for results that wait for their clients, all together.
+    /// Default "4GB".
+    pub spool_limit: Option<ByteSize>,
     /// The niceness of the threads that read, 0 to 19. Default 10.
     pub nice: Option<u8>,
 }
@@ -246,9 +253,35 @@ impl ServeSettings {
                 self.idle_in_transaction_timeout,
                 defaults.idle_in_transaction_timeout,
             ),
+            transaction_timeout: timeout(self.transaction_timeout, defaults.transaction_timeout),
+            spool_limit: self.spool_limit.map_or(defaults.spool_limit, |limit| limit.0 as u64),
             nice: self.nice.map_or(defaults.nice, i32::from),
             ..defaults
         })
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PublishSettings {
+    /// Where copies for other tools are published: a DuckDB file, or a folder of Parquet files.
+    pub path: Option<PathBuf>,
+    /// How often `rhei run` publishes what has changed. Default: only `rhei publish` does.
+    pub interval: Option<Span>,
+    /// How many versions stay, with the newest. Default 1.
+    pub keep: Option<usize>,
+    /// "duckdb" (the default) or "parquet".
+    pub format: Option<PublishFormat>,
+}
+
+impl PublishSettings {
+    pub(super) fn resolve(self) -> Option<(PublishOptions, Option<Duration>)> {
+        let options = PublishOptions {
+            path: self.path?,
+            format: self.format.unwrap_or_default(),
+            keep: self.keep.unwrap_or(1),
+        };
+        Some((options, self.interval.map(|interval| interval.0)))
     }
 }
 

@@ -6,7 +6,7 @@ impl Settings {
     /// Returns an error that names the first key whose value is refused, and says what the value
     /// has to be.
     pub(super) fn validate(&self) -> Result<(), String> {
-        let Self { source, target, sync, backfill, verify, serve, .. } = self;
+        let Self { source, target, sync, backfill, verify, serve, publish, .. } = self;
         let checks = [
             ("sync.max_batch_rows", sync.max_batch_rows != Some(0), "must be at least 1"),
             ("backfill.workers", backfill.workers != Some(0), "must be at least 1"),
@@ -24,6 +24,12 @@ impl Settings {
                 "verify.rate_limit",
                 is_at_least(verify.rate_limit, 100_000),
                 "must be at least 100KB",
+            ),
+            ("publish.keep", publish.keep != Some(0), "must be at least 1"),
+            (
+                "publish.path",
+                publish.path.is_some() || publish.interval.is_none(),
+                "is missing: publish.interval needs it",
             ),
             ("serve.max_connections", serve.max_connections != Some(0), "must be at least 1"),
             ("serve.max_statements", serve.max_statements != Some(0), "must be at least 1"),

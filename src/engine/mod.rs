@@ -15,6 +15,7 @@ pub mod cycle;
 mod feed;
 mod left_out;
 mod periodic;
+pub mod publication;
 mod recopies;
 mod retry;
 mod run;

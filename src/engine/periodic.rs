@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::supervisor::Supervisor;
+use super::{
+    publication::{LastPublished, publish_again},
+    supervisor::Supervisor,
+};
 use crate::{
     olap::{Compaction, OlapEngine, StoredTable, StoredVerification, TableState},
     pgoutput::QualifiedName,
@@ -50,6 +53,22 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
         let (context, level) = (watched.clone(), Arc::clone(&level));
         async move { watch_lag(&context, &level).await }
     });
+
+    if let Some((options, Some(interval))) = context.options.publication.clone() {
+        let (writer, last) = (writer.clone(), LastPublished::default());
+        let stop = supervisor.stop_token();
+        supervisor.spawn_periodic("publication", interval, move || {
+            let (writer, options) = (writer.clone(), options.clone());
+            let (last, stop) = (last.clone(), stop.clone());
+            async move {
+                // A stop does not wait for a publication: the version before stays.
+                tokio::select! {
+                    published = publish_again(&writer, &options, &last) => published,
+                    () = stop.cancelled() => Ok(()),
+                }
+            }
+        });
+    }
 
     if let Some(interval) = context.options.verification.interval {
         let (context, writer) = (context.clone(), writer.clone());

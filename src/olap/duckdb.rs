@@ -10,9 +10,9 @@ use std::{
 use duckdb::{AccessMode, Connection};
 
 use super::{
-    Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Pipeline, Repair, Repaired,
-    Space, StoredJob, StoredState, StoredTable, StoredVerification, TargetError, TargetOptions,
-    TargetState,
+    Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Pipeline, Publisher, Repair,
+    Repaired, Space, StoredJob, StoredState, StoredTable, StoredVerification, TargetError,
+    TargetOptions, TargetState,
     apply::{self, Progress},
     arrow_scan::Database,
     compact,
@@ -678,6 +678,10 @@ impl FileMaintenance for DuckDb {
     fn compact(&mut self) -> Result<Compacted, TargetError> {
         self.ensure_attached()?;
         self.rewrite_file()
+    }
+
+    fn publisher(&mut self) -> Result<Publisher, TargetError> {
+        self.new_publisher()
     }
 }
 

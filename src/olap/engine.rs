@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc, time::Duration}
 use arrow::record_batch::RecordBatch;
 
 use super::{
-    Compacted, NewJob, Pipeline, Space, StoredJob, StoredState, StoredTable, StoredVerification,
-    TargetError,
+    Compacted, NewJob, Pipeline, Publisher, Space, StoredJob, StoredState, StoredTable,
+    StoredVerification, TargetError,
 };
 use crate::{
     Checkpoint, Lsn,
@@ -228,6 +228,9 @@ pub trait FileMaintenance: Send {
     /// Rewrites the file without the space of deleted rows, proves that the new file is equal and
     /// puts it in the place of the old one. Any failure leaves the old file as it was.
     fn compact(&mut self) -> Result<Compacted, TargetError>;
+
+    /// Returns what publishes the copy, beside the writer, as it is at one moment.
+    fn publisher(&mut self) -> Result<Publisher, TargetError>;
 }
 
 /// Loads chunks of copies, through a connection of its own: beside the writer and other loaders.

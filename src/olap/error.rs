@@ -176,6 +176,12 @@ pub enum TargetError {
         /// The reason, with a hint when a later attempt may succeed.
         reason: String,
     },
+    /// No copy was published.
+    #[error("the copy was not published: {reason}")]
+    NotPublished {
+        /// The reason, with a hint.
+        reason: String,
+    },
     /// A step of a compaction failed. The old file is as it was.
     #[error("the file could not be compacted, and is as it was")]
     CompactionFailed {

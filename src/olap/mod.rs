@@ -7,10 +7,10 @@
 //! ends copies and `loader` loads them. `apply` turns a change batch into statements: `stage`
 //! brings the rows (`arrow_scan` has DuckDB read Arrow in place), `reshape` alters tables; `repair`
 //! replaces rows that differ from the source. `names` is the only place that quotes the target's
-//! identifiers, `tuning` sets DuckDB for its present work, `compact` rewrites the file, `new_file`
-//! makes one, `migrations` brings the state of an older file to this version; `state`, `tables`,
-//! `jobs`, `verifications` and `pending` (changes of tables that are still being copied) are the
-//! only places that touch `_rhei`.
+//! identifiers, `tuning` sets DuckDB for its present work, `compact` rewrites the file, `publish`
+//! writes another one for readers, `new_file` makes one, `migrations` brings the state of an older
+//! file to this version; `state`, `tables`, `jobs`, `verifications` and `pending` (changes of
+//! tables that are still being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
 mod arrow_scan;
@@ -27,6 +27,7 @@ mod migrations;
 pub mod names;
 mod new_file;
 mod pending;
+mod publish;
 mod reader;
 mod repair;
 pub mod reshape;
@@ -50,6 +51,7 @@ pub use self::{
     file::TargetOptions,
     gate::{Gate, Pass},
     jobs::{NewJob, StoredJob},
+    publish::{PublishFormat, PublishOptions, Published, Publisher},
     session::{
         Bytes, Cells, Chunk, Column, ErrorKind, Interrupter, Interval, Rows, SessionConnection,
         SqlType, Statement, StatementError, Value,

@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
-    DuckDb, TargetError, TargetOptions, compact,
+    DuckDb, PublishOptions, TargetError, TargetOptions, compact,
     duckdb::reader_of,
     gate::Gate,
-    names,
+    names, publish,
     session::{ErrorKind, SessionConnection, StatementError},
 };
 use crate::olap::arrow_scan::Database;
@@ -49,13 +49,17 @@ impl SharedFile {
     pub fn open_read_only(options: &TargetOptions) -> Result<Self, TargetError> {
         let (database, connection) = reader_of(options)?;
         let shared = Self { database, gate: Arc::default(), path: options.path.clone() };
-        shared.lock_down(&connection)?;
+        shared.lock_down(&connection, (Vec::new(), Vec::new()))?;
         Ok(shared)
     }
 
     /// Refuses statements access to files and settings, for all connections of this process but for
     /// what the writer needs. What is locked cannot be unlocked.
-    fn lock_down(&self, connection: &duckdb::Connection) -> Result<(), TargetError> {
+    fn lock_down(
+        &self,
+        connection: &duckdb::Connection,
+        (files, folders): (Vec<PathBuf>, Vec<PathBuf>),
+    ) -> Result<(), TargetError> {
         // The log of a file, and the two that DuckDB writes while it puts the log into the file.
         const ENDINGS: [&str; 4] = ["", ".wal", ".wal.checkpoint", ".wal.recovery"];
         // What `tuning` sets, and the settings of connections.
@@ -67,14 +71,18 @@ impl SharedFile {
         let files = [self.path.clone(), real]
             .into_iter()
             .flat_map(|path| [path.clone(), compact::next_of(&path)])
+            .chain(files)
             .flat_map(|path| ENDINGS.map(|ending| compact::sibling(&path, ending)));
-        let files: Vec<String> =
-            files.map(|path| names::literal(&path.display().to_string())).collect();
+        let literal = |path: PathBuf| names::literal(&path.display().to_string());
+        let files: Vec<String> = files.map(literal).collect();
+        let folders: Vec<String> = folders.into_iter().map(literal).collect();
 
         Ok(connection.execute_batch(&format!(
-            "SET GLOBAL allowed_paths = [{}]; SET GLOBAL enable_external_access = false; \
-             SET GLOBAL allowed_configs = {SETTINGS}; SET GLOBAL lock_configuration = true;",
-            files.join(", ")
+            "SET GLOBAL allowed_paths = [{}]; SET GLOBAL allowed_directories = [{}]; \
+             SET GLOBAL enable_external_access = false; SET GLOBAL allowed_configs = {SETTINGS}; \
+             SET GLOBAL lock_configuration = true;",
+            files.join(", "),
+            folders.join(", ")
         ))?)
     }
 }
@@ -94,14 +102,18 @@ impl DuckDb {
     ///
     /// # Errors
     /// DuckDB does not take the settings.
-    pub fn share(&mut self) -> Result<SharedFile, TargetError> {
+    pub fn share(
+        &mut self,
+        publication: Option<&PublishOptions>,
+    ) -> Result<SharedFile, TargetError> {
         self.ensure_attached()?;
         let shared = SharedFile {
             database: Arc::clone(&self.database),
             gate: Arc::clone(&self.gate),
             path: self.path().to_owned(),
         };
-        shared.lock_down(&self.connection)?;
+        let written = publication.map(publish::written_paths).transpose()?;
+        shared.lock_down(&self.connection, written.unwrap_or_default())?;
         Ok(shared)
     }
 }

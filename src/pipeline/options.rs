@@ -8,7 +8,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::schedule::VerificationSchedule;
-use crate::{olap::TargetOptions, pgoutput::QualifiedName, source::connection::SourceOptions};
+use crate::{
+    olap::{PublishOptions, TargetOptions},
+    pgoutput::QualifiedName,
+    source::connection::SourceOptions,
+};
 
 /// The part of the settings that a pipeline needs.
 #[derive(Debug, Clone)]
@@ -57,6 +61,8 @@ pub struct Options {
     pub supervision: Supervision,
     /// When a long run verifies its copy by itself.
     pub verification: VerificationSchedule,
+    /// Where copies for other tools are published, and how often; none without an interval.
+    pub publication: Option<(PublishOptions, Option<Duration>)>,
 }
 
 /// The values of settings that are left out.
@@ -108,6 +114,7 @@ impl Options {
             snapshot_warning: defaults::SNAPSHOT_WARNING,
             supervision: Supervision::default(),
             verification: VerificationSchedule::default(),
+            publication: None,
         }
     }
 }

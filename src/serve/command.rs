@@ -2,6 +2,7 @@
 
 use super::{
     error::SqlError,
+    settings::Scope,
     tokens::{Kind, Token, text},
 };
 
@@ -16,6 +17,7 @@ pub enum Command {
     Set {
         name: String,
         value: String,
+        scope: Scope,
     },
     Show(String),
     /// Brings settings back, by the command tag.
@@ -129,6 +131,8 @@ impl Command {
 /// `SET [SESSION | LOCAL] name {TO | =} value`, and the forms of it with words.
 fn set(statement: &[Token]) -> Result<Command, SqlError> {
     let mut rest = statement.get(1..).unwrap_or_default();
+    let is_local = rest.first().is_some_and(|first| first.is("local"));
+    let scope = if is_local { Scope::Transaction } else { Scope::Session };
     while let [first, after @ ..] = rest
         && (first.is("session") || first.is("local"))
     {
@@ -143,7 +147,7 @@ fn set(statement: &[Token]) -> Result<Command, SqlError> {
     }
     if first.is("time") && rest.get(1).is_some_and(|token| token.is("zone")) {
         let value = rest.get(2).map(value_of).unwrap_or_default();
-        return Ok(Command::Set { name: "timezone".to_owned(), value });
+        return Ok(Command::Set { name: "timezone".to_owned(), value, scope });
     }
 
     let name_len = rest.iter().position(|token| token.is_sign("=") || token.is("to"));
@@ -156,7 +160,7 @@ fn set(statement: &[Token]) -> Result<Command, SqlError> {
         .filter(|token| !token.is_sign(","))
         .map(value_of)
         .collect();
-    Ok(Command::Set { name, value: values.join(", ") })
+    Ok(Command::Set { name, value: values.join(", "), scope })
 }
 
 fn value_of(token: &Token) -> String {

@@ -27,6 +27,17 @@ struct State {
     ended: Option<SqlError>,
     /// Since when a transaction is open and nothing runs.
     idle_since: Option<Instant>,
+    /// Since when a transaction is open, also that of a single statement.
+    open_since: Option<Instant>,
+}
+
+/// What a session has been doing, for how long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ages {
+    /// The time since a transaction is open in which nothing runs.
+    pub idle: Option<Duration>,
+    /// The time since a transaction is open.
+    pub open: Option<Duration>,
 }
 
 impl Control {
@@ -40,9 +51,19 @@ impl Control {
 
     /// Records that a statement begins, which may run for this time.
     pub fn begin(&self, number: u64, within: Option<Duration>) {
-        let since = Some(Instant::now());
-        let running = Some(number);
-        *self.lock() = State { running, left: within, since, ..State::default() };
+        let mut state = self.lock();
+        *state = State {
+            running: Some(number),
+            left: within,
+            since: Some(Instant::now()),
+            open_since: state.open_since,
+            ..State::default()
+        };
+    }
+
+    /// Records whether a transaction is open from now on.
+    pub fn set_open(&self, is_open: bool) {
+        self.lock().open_since = is_open.then(Instant::now);
     }
 
     /// Does a step that no interrupt may hit.
@@ -79,7 +100,11 @@ impl Control {
     pub fn finish(&self, is_in_transaction: bool) -> Option<SqlError> {
         let mut state = self.lock();
         let ended = state.ended.take();
-        *state = State { idle_since: is_in_transaction.then(Instant::now), ..State::default() };
+        *state = State {
+            idle_since: is_in_transaction.then(Instant::now),
+            open_since: state.open_since,
+            ..State::default()
+        };
         ended
     }
 
@@ -108,9 +133,8 @@ impl Control {
     }
 
     /// Ends the statement when its time is over. Called now and then, since DuckDB does not notice
-    /// an interrupt just before it begins a step. Returns for how long the session has been idle
-    /// in a transaction.
-    pub fn tick(&self) -> Option<Duration> {
+    /// an interrupt just before it begins a step. Returns what the session has been doing.
+    pub fn tick(&self) -> Ages {
         let mut state = self.lock();
         let is_late = match (state.left, state.since) {
             (Some(left), Some(since)) => since.elapsed() > left,
@@ -125,6 +149,7 @@ impl Control {
         if state.running.is_some() && state.ended.is_some() && !state.is_shielded {
             self.interrupter.interrupt();
         }
-        state.idle_since.map(|since| since.elapsed())
+        let age = |since: Instant| since.elapsed();
+        Ages { idle: state.idle_since.map(age), open: state.open_since.map(age) }
     }
 }

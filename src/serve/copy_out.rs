@@ -13,6 +13,14 @@ use crate::olap::{Column, SqlType};
 /// Signature, flags, and the length of an extension (`BinarySignature` of `commands/copyto.c`).
 const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
+/// The number of columns that no row has, at the end of the binary format.
+const BINARY_END: &[u8] = &(-1_i16).to_be_bytes();
+
+/// Returns how many messages are no rows: the line of names, or the end of the binary format.
+pub fn not_rows(format: &CopyFormat) -> usize {
+    usize::from(format.kind == CopyKind::Binary || format.has_header)
+}
+
 /// Returns the line of names, if it is wanted.
 pub fn head(format: &CopyFormat, fields: &[Field]) -> Vec<BytesMut> {
     if !format.has_header || format.kind == CopyKind::Binary {
@@ -30,14 +38,14 @@ pub fn head(format: &CopyFormat, fields: &[Field]) -> Vec<BytesMut> {
     vec![line]
 }
 
-/// Returns the header of the binary format for a result without rows. (With rows it is sent in
-/// front of the first one, by [`row`]; the `pgwire` crate sends the end of the format.)
+/// Returns the end of the binary format. With rows, [`row`] has sent its header in front of the
+/// first one.
 pub fn tail(format: &CopyFormat, is_empty: bool) -> Vec<BytesMut> {
-    if format.kind == CopyKind::Binary && is_empty {
-        vec![BINARY_HEADER.into()]
-    } else {
-        Vec::new()
+    if format.kind != CopyKind::Binary {
+        return Vec::new();
     }
+    let header = if is_empty { BINARY_HEADER } else { &[] };
+    vec![[header, BINARY_END].concat().as_slice().into()]
 }
 
 /// Appends a row. The header of the binary format comes with the first row: DuckDB's own client

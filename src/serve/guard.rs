@@ -39,7 +39,7 @@ const TABLE_FUNCTIONS: [&str; 18] = [
 ];
 
 /// Databases and schemas of this process that readers may not name.
-const HIDDEN: [&str; 5] = ["memory", "temp", "system", "rhei_next", "pg_catalog"];
+const HIDDEN: [&str; 6] = ["memory", "temp", "system", "rhei_next", "rhei_publish", "pg_catalog"];
 
 /// The most that DuckDB has to plan: nothing ends a planning before its time.
 const MAX_JSON_BYTES: usize = 4 << 20;

@@ -3,21 +3,18 @@
 use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use futures_util::{Sink, SinkExt, StreamExt, stream};
 use pgwire::{
     api::{
         ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type,
         cancel::CancelHandler,
-        copy::send_copy_out_response,
         portal::{Format, Portal, PortalExecutionState},
         query::{
             ExtendedQueryHandler, SimpleQueryHandler, send_describe_response,
-            send_execution_response, send_partial_query_response,
+            send_execution_response, send_partial_query_response, send_query_response,
         },
-        results::{
-            CopyResponse, DescribePortalResponse, FieldFormat, FieldInfo, QueryResponse, Response,
-            Tag,
-        },
+        results::{DescribePortalResponse, FieldFormat, FieldInfo, QueryResponse, Response, Tag},
         stmt::QueryParser,
         store::{Entry, PortalStore},
     },
@@ -25,10 +22,11 @@ use pgwire::{
     messages::{
         PgWireBackendMessage,
         cancel::CancelRequest,
-        copy::CopyData,
+        copy::{CopyData, CopyDone, CopyOutResponse},
         data::DataRow,
         extendedquery::{Describe, Execute, Sync as PgSync, TARGET_TYPE_BYTE_PORTAL},
         response::{EmptyQueryResponse, ReadyForQuery, TransactionStatus},
+        simplequery::Query,
     },
 };
 
@@ -37,7 +35,7 @@ use super::{
     error::SqlError,
     params, pg_type,
     reader::Field,
-    session::{Answer, Prepared, Session},
+    session::{Answer, CopyOut, Prepared, Session},
     startup::Startup,
     tokens::{statements, tokens},
 };
@@ -67,6 +65,12 @@ fn check_state<C: ClientInfo>(client: &C, prepared: &Prepared) -> Result<(), Sql
     Ok(())
 }
 
+/// A transaction that has failed is rolled back, whatever ends it.
+fn as_rollback<'a, C: ClientInfo>(client: &C, prepared: &'a Prepared) -> &'a Prepared {
+    let has_failed = client.transaction_status() == TransactionStatus::Error;
+    if has_failed { &Prepared::End { tag: "ROLLBACK" } } else { prepared }
+}
+
 fn failed_transaction() -> SqlError {
     SqlError::new(
         "25P02",
@@ -90,88 +94,134 @@ fn shown(name: &str) -> Vec<Field> {
     vec![Field { name: name.to_owned(), of: Type::TEXT, typmod: -1 }]
 }
 
-fn response(answer: Answer, format: &Format, has_failed: bool) -> Response {
-    let row = |row: bytes::BytesMut, columns: usize| {
+/// What a client gets for a statement.
+enum Reply {
+    Rows(QueryResponse),
+    Copy(CopyOut),
+    Done(Tag),
+}
+
+/// Returns what a client gets.
+fn reply(answer: Answer, format: &Format) -> Reply {
+    let rows = |fields: &[Field], format: &Format, rows, tag: &str| {
+        let mut response = QueryResponse::new(Arc::new(schema(fields, format)), rows);
+        response.set_command_tag(tag);
+        Reply::Rows(response)
+    };
+    let row = |row: BytesMut, columns: usize| {
         DataRow::new(row, i16::try_from(columns).unwrap_or(i16::MAX))
     };
+
     match answer {
-        Answer::Rows { fields, rows, tag } => {
+        Answer::Rows { fields, rows: stream, tag } => {
             let columns = fields.len();
-            let rows = rows
+            let stream = stream
                 .into_stream()
                 .map(move |next| next.map(|bytes| row(bytes, columns)).map_err(PgWireError::from));
-            let mut response = QueryResponse::new(Arc::new(schema(&fields, format)), rows);
-            response.set_command_tag(tag);
-            Response::Query(response)
+            rows(&fields, format, stream.boxed(), tag)
         }
-        Answer::Fetched { fields, rows, tag } => {
+        Answer::Fetched { fields, rows: fetched, tag } => {
             let columns = fields.len();
-            let rows = stream::iter(rows.into_iter().map(move |bytes| Ok(row(bytes, columns))));
+            let stream =
+                stream::iter(fetched.into_iter().map(move |bytes| Ok(row(bytes, columns))));
             // A cursor gives text, whatever a client asks of FETCH.
-            let infos = schema(&fields, &Format::UnifiedText);
-            let mut response = QueryResponse::new(Arc::new(infos), rows);
-            response.set_command_tag(tag);
-            Response::Query(response)
-        }
-        Answer::Copy { columns, is_binary, rows } => {
-            let rows = rows.into_stream().map(|next| {
-                next.map(|bytes| CopyData::new(bytes.freeze())).map_err(PgWireError::from)
-            });
-            Response::CopyOut(CopyResponse::new(i8::from(is_binary), columns, rows))
+            rows(&fields, &Format::UnifiedText, stream.boxed(), tag)
         }
         Answer::Value { name, value } => {
-            let mut bytes = bytes::BytesMut::new();
+            let mut bytes = BytesMut::new();
             bytes.extend_from_slice(&(value.len() as u32).to_be_bytes());
             bytes.extend_from_slice(value.as_bytes());
-            let infos = schema(&shown(&name), format);
-            let rows = stream::iter([Ok(row(bytes, 1))]);
-            let mut response = QueryResponse::new(Arc::new(infos), rows);
-            response.set_command_tag("SHOW");
-            Response::Query(response)
+            rows(&shown(&name), format, stream::iter([Ok(row(bytes, 1))]).boxed(), "SHOW")
         }
-        Answer::Began => Response::TransactionStart(Tag::new("BEGIN")),
-        Answer::Ended(_) if has_failed => Response::TransactionEnd(Tag::new("ROLLBACK")),
-        Answer::Ended(tag) => Response::TransactionEnd(Tag::new(tag)),
-        Answer::Done { tag, rows } => {
-            let tag = Tag::new(tag);
-            Response::Execution(match rows {
-                Some(rows) => tag.with_rows(rows),
-                None => tag,
-            })
-        }
+        Answer::Copy(copy) => Reply::Copy(copy),
+        Answer::Began => Reply::Done(Tag::new("BEGIN")),
+        Answer::Ended(tag) => Reply::Done(Tag::new(tag)),
+        Answer::Done { tag, rows: None } => Reply::Done(Tag::new(tag)),
+        Answer::Done { tag, rows: Some(rows) } => Reply::Done(Tag::new(tag).with_rows(rows)),
+    }
+}
+
+/// Has later statements, also of the same message, and errors know of a transaction.
+fn note_transaction<C: ClientInfo>(client: &mut C, answer: &Answer) {
+    match answer {
+        Answer::Began => client.set_transaction_status(TransactionStatus::Transaction),
+        Answer::Ended(_) => client.set_transaction_status(TransactionStatus::Idle),
+        _ => {}
     }
 }
 
 #[async_trait]
 impl SimpleQueryHandler for Queries {
-    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    /// Runs the statements of a message one after the other, and sends what each gives before the
+    /// next one begins. (The crate's own way gathers the answers first.)
+    async fn on_query<C>(&self, client: &mut C, query: Query) -> PgWireResult<()>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        check_length(query)?;
+        if !matches!(client.state(), PgWireConnectionState::ReadyForQuery) {
+            return Err(PgWireError::NotReadyForQuery);
+        }
+        check_length(&query.query)?;
+        client.set_state(PgWireConnectionState::QueryInProgress);
+
+        let statements = statements(tokens(&query.query));
+        if statements.is_empty() {
+            let empty = EmptyQueryResponse::new();
+            client.feed(PgWireBackendMessage::EmptyQueryResponse(empty)).await?;
+        }
         let session = session_of(client)?;
-        let mut responses: Vec<Response> = Vec::new();
-        for statement in statements(tokens(query)) {
-            // What earlier statements gave is sent also when a later one fails.
-            let answered = answer_simple(client, &session, statement).await;
-            match answered {
-                Ok(response) => responses.push(response),
-                Err(error) if responses.is_empty() => return Err(error.into()),
-                Err(error) => {
-                    let PgWireError::UserError(info) = error.into() else { break };
-                    responses.push(Response::Error(info));
-                    break;
-                }
+        for statement in statements {
+            match answer_simple(client, &session, statement).await? {
+                Reply::Rows(rows) => send_query_response(client, rows, true).await?,
+                Reply::Copy(copy) => send_copy(client, copy).await?,
+                Reply::Done(tag) => send_execution_response(client, tag).await?,
             }
         }
-        if responses.is_empty() {
-            responses.push(Response::EmptyQuery);
-        }
-        Ok(responses)
+
+        client.set_state(PgWireConnectionState::ReadyForQuery);
+        let status = client.transaction_status();
+        client.send(PgWireBackendMessage::ReadyForQuery(ReadyForQuery::new(status))).await?;
+        Ok(())
     }
+
+    async fn do_query<C>(&self, _client: &mut C, _query: &str) -> PgWireResult<Vec<Response>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        // Only the crate's own `on_query` calls it.
+        Err(SqlError::new("XX000", "a query outside of its message").into())
+    }
+}
+
+/// Sends the rows of a COPY. An error in the middle ends them as it ends those of any statement.
+async fn send_copy<C>(client: &mut C, copy: CopyOut) -> PgWireResult<()>
+where
+    C: Sink<PgWireBackendMessage> + Unpin,
+    C::Error: Debug,
+    PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+{
+    let columns = i16::try_from(copy.columns).unwrap_or(i16::MAX);
+    let formats = vec![i16::from(copy.is_binary); copy.columns];
+    let begun = CopyOutResponse::new(i8::from(copy.is_binary), columns, formats);
+    client.feed(PgWireBackendMessage::CopyOutResponse(begun)).await?;
+
+    let mut messages: usize = 0;
+    let mut data = std::pin::pin!(copy.rows.into_stream());
+    while let Some(next) = data.next().await {
+        messages += 1;
+        let data = CopyData::new(next?.freeze());
+        client.feed(PgWireBackendMessage::CopyData(data)).await?;
+    }
+
+    let rows = messages.saturating_sub(copy.not_rows);
+    client.feed(PgWireBackendMessage::CopyDone(CopyDone::new())).await?;
+    send_execution_response(client, Tag::new("COPY").with_rows(rows)).await
 }
 
 /// Each sign of a statement may become a token.
@@ -187,7 +237,7 @@ async fn answer_simple<C: ClientInfo>(
     client: &mut C,
     session: &Session,
     statement: Vec<super::tokens::Token>,
-) -> Result<Response, SqlError> {
+) -> Result<Reply, SqlError> {
     let has_failed = client.transaction_status() == TransactionStatus::Error;
     if has_failed && !ends_transaction(&statement) {
         return Err(failed_transaction());
@@ -197,14 +247,10 @@ async fn answer_simple<C: ClientInfo>(
         Prepared::Query(query) => query.fields.len(),
         _ => 0,
     };
-    let answer = session.run(&prepared, Vec::new(), vec![false; columns]).await?;
-    // The next statement of the same message, and an error of this one, depend on it.
-    match &answer {
-        Answer::Began => client.set_transaction_status(TransactionStatus::Transaction),
-        Answer::Ended(_) => client.set_transaction_status(TransactionStatus::Idle),
-        _ => {}
-    }
-    Ok(response(answer, &Format::UnifiedText, has_failed))
+    let prepared = as_rollback(client, &prepared);
+    let answer = session.run(prepared, Vec::new(), vec![false; columns]).await?;
+    note_transaction(client, &answer);
+    Ok(reply(answer, &Format::UnifiedText))
 }
 
 /// `ROLLBACK TO` does not end a transaction, and there are no savepoints to go back to.
@@ -347,8 +393,8 @@ impl ExtendedQueryHandler for Queries {
 
     async fn do_query<C>(
         &self,
-        client: &mut C,
-        portal: &Portal<Self::Statement>,
+        _client: &mut C,
+        _portal: &Portal<Self::Statement>,
         _max_rows: usize,
     ) -> PgWireResult<Response>
     where
@@ -357,20 +403,8 @@ impl ExtendedQueryHandler for Queries {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let prepared = &portal.statement.statement;
-        check_state(client, prepared)?;
-
-        let parameters = Parser.get_parameter_types(prepared)?;
-        let binary = formats(&portal.result_column_format, columns_of(prepared))?;
-        if matches!(&**prepared, Prepared::Fetch { .. }) && binary.contains(&true) {
-            let message = "FETCH gives text here: use a portal with a row limit for binary rows";
-            return Err(SqlError::new("0A000", message).into());
-        }
-        let values = values(portal, &parameters)?;
-
-        let has_failed = client.transaction_status() == TransactionStatus::Error;
-        let answer = session_of(client)?.run(prepared, values, binary).await?;
-        Ok(response(answer, &portal.result_column_format, has_failed))
+        // Only the crate's own `on_execute` calls it.
+        Err(SqlError::new("XX000", "a portal outside of its message").into())
     }
 }
 
@@ -391,22 +425,10 @@ impl Queries {
         let state = portal.state();
         let mut state = state.lock().await;
         if matches!(*state, PortalExecutionState::Initial) {
-            let status = client.transaction_status();
-            match ExtendedQueryHandler::do_query(self, client, portal, max_rows).await? {
-                Response::Query(rows) => *state = PortalExecutionState::Suspended(rows),
-                Response::CopyOut(rows) => return send_copy_out_response(client, rows).await,
-                Response::TransactionStart(tag) => {
-                    send_execution_response(client, tag).await?;
-                    client.set_transaction_status(status.to_in_transaction_state());
-                    return Ok(());
-                }
-                Response::TransactionEnd(tag) => {
-                    send_execution_response(client, tag).await?;
-                    client.set_transaction_status(status.to_idle_state());
-                    return Ok(());
-                }
-                Response::Execution(tag) => return send_execution_response(client, tag).await,
-                _ => return Err(SqlError::new("XX000", "an answer without a form").into()),
+            match start(client, portal).await? {
+                Reply::Rows(rows) => *state = PortalExecutionState::Suspended(rows),
+                Reply::Copy(copy) => return send_copy(client, copy).await,
+                Reply::Done(tag) => return send_execution_response(client, tag).await,
             }
         }
 
@@ -424,6 +446,27 @@ impl Queries {
         }
         Ok(())
     }
+}
+
+/// Runs the statement of a portal.
+async fn start<C: ClientInfo>(
+    client: &mut C,
+    portal: &Portal<Arc<Prepared>>,
+) -> PgWireResult<Reply> {
+    let prepared = &portal.statement.statement;
+    check_state(client, prepared)?;
+
+    let parameters = Parser.get_parameter_types(prepared)?;
+    let binary = formats(&portal.result_column_format, columns_of(prepared))?;
+    if matches!(&**prepared, Prepared::Fetch { .. }) && binary.contains(&true) {
+        let message = "FETCH gives text here: use a portal with a row limit for binary rows";
+        return Err(SqlError::new("0A000", message).into());
+    }
+    let values = values(portal, &parameters)?;
+
+    let answer = session_of(client)?.run(as_rollback(client, prepared), values, binary).await?;
+    note_transaction(client, &answer);
+    Ok(reply(answer, &portal.result_column_format))
 }
 
 /// Returns how many columns the answer to a statement has.

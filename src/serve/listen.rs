@@ -1,10 +1,12 @@
 //! Accepts connections, and serves each until it ends.
 
 use std::{
+    future::poll_fn,
     io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -25,7 +27,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{codec::Framed, sync::CancellationToken, task::TaskTracker};
 
@@ -39,8 +41,14 @@ use super::{
 };
 use crate::olap::SharedFile;
 
-/// How long a client may take to say who it is.
+/// How long a client may take to prove who it is, from its first byte on.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest message of a client that has not proven who it is, and of one that has. The crate
+/// takes up to a gigabyte.
+const MAX_STARTUP_BYTES: usize = 64 << 10;
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Sockets beyond two for each connection that is allowed: those of clients that only cancel.
+const SPARE_SOCKETS: usize = 16;
 /// How long a connection may take to end once it has to.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stop waits for threads that read.
@@ -110,6 +118,8 @@ impl Endpoint {
 
         let (listener, address, socket) = bind(&options.listen).await?;
         let slots = Arc::new(Semaphore::new(options.max_connections));
+        let sockets = options.max_connections.saturating_mul(2).saturating_add(SPARE_SOCKETS);
+        let sockets = Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS)));
         let shared = Shared::new(file, options);
         let startup = Startup::new(&shared, certificate.as_deref()).map_err(|error| {
             let path = shared.options.tls.as_ref().map(|(path, _)| path.clone());
@@ -121,7 +131,14 @@ impl Endpoint {
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let accepting = accept(
             listener,
-            Serving { handlers, tls, slots, stop: stop.clone(), connections: connections.clone() },
+            Serving {
+                handlers,
+                tls,
+                slots,
+                sockets,
+                stop: stop.clone(),
+                connections: connections.clone(),
+            },
         );
         let readers = Arc::clone(&shared.readers);
         let ticking = async move {
@@ -218,7 +235,9 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<(TlsAcceptor, Vec<u8>), Se
 struct Serving {
     handlers: Arc<Handlers>,
     tls: Option<TlsAcceptor>,
+    /// Clients that may have a session, and sockets that may be open.
     slots: Arc<Semaphore>,
+    sockets: Arc<Semaphore>,
     stop: CancellationToken,
     connections: TaskTracker,
 }
@@ -234,9 +253,17 @@ async fn accept(listener: Listener, serving: Serving) {
                 continue;
             }
         };
+        // Whoever opens so many has not even said who it is.
+        let Ok(open) = Arc::clone(&serving.sockets).try_acquire_owned() else {
+            tracing::debug!(event = "too_many_sockets", "a socket of a reader was closed at once");
+            continue;
+        };
         let serving = serving.clone();
         let tracker = serving.connections.clone();
-        tracker.spawn(async move { serving.serve(socket).await });
+        tracker.spawn(async move {
+            serving.serve(socket).await;
+            drop(open);
+        });
     }
 }
 
@@ -244,7 +271,8 @@ type Client = Framed<MaybeTls, PgWireMessageServerCodec<Arc<Prepared>>>;
 
 impl Serving {
     async fn serve(self, socket: Socket) {
-        let negotiated = timeout(STARTUP_TIMEOUT, async {
+        let deadline = tokio::time::Instant::now() + STARTUP_TIMEOUT;
+        let negotiated = timeout_at(deadline, async {
             match socket {
                 Socket::Tcp(socket) => negotiate_tls(socket, self.tls.clone()).await,
                 Socket::Unix(socket) => Ok(Some(on_unix(socket))),
@@ -257,7 +285,7 @@ impl Serving {
         let stop = self.stop.clone();
         let mut registration = Registration { shared: Arc::clone(&self.handlers.shared), pid: 0 };
         let reason = tokio::select! {
-            () = self.messages(&mut client, slot, &mut registration) => None,
+            () = self.messages(&mut client, (slot, deadline), &mut registration) => None,
             () = stop.cancelled() => Some(stopping()),
         };
 
@@ -267,11 +295,12 @@ impl Serving {
         }
     }
 
-    /// Acts on the messages of a client until the connection ends.
+    /// Acts on the messages of a client until the connection ends. The client has to have its
+    /// session by the deadline.
     async fn messages(
         &self,
         client: &mut Client,
-        slot: Option<OwnedSemaphorePermit>,
+        (slot, deadline): (Option<OwnedSemaphorePermit>, tokio::time::Instant),
         registration: &mut Registration,
     ) {
         let mut closed = Closed::default();
@@ -282,13 +311,17 @@ impl Serving {
                 PgWireConnectionState::AwaitingStartup
                     | PgWireConnectionState::AuthenticationInProgress
             );
-            let patience = if is_starting { STARTUP_TIMEOUT } else { Duration::MAX };
+            let max_bytes = if is_starting { MAX_STARTUP_BYTES } else { MAX_MESSAGE_BYTES };
             let message = tokio::select! {
-                message = client.next() => message,
+                message = next_message(client, max_bytes) => message,
                 () = closed.token.cancelled() => return say(client, closed.reason()).await,
-                () = sleep(patience) => return,
+                () = sleep_until(deadline), if is_starting => return,
             };
-            let Some(Ok(message)) = message else { return };
+            let message = match message {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(reason) => return say(client, reason).await,
+            };
 
             let is_cancel = matches!(message, PgWireFrontendMessage::CancelRequest(_));
             if matches!(message, PgWireFrontendMessage::Terminate(_)) {
@@ -331,6 +364,23 @@ impl Serving {
             }
         }
     }
+}
+
+/// Returns the next message of a client; `None` when the connection has ended.
+async fn next_message(
+    client: &mut Client,
+    max_bytes: usize,
+) -> Result<Option<PgWireFrontendMessage>, SqlError> {
+    poll_fn(|context| match client.poll_next_unpin(context) {
+        Poll::Ready(Some(Ok(message))) => Poll::Ready(Ok(Some(message))),
+        Poll::Ready(_) => Poll::Ready(Ok(None)),
+        // The rest of the message has not come yet.
+        Poll::Pending if client.read_buffer().len() > max_bytes => Poll::Ready(Err(
+            SqlError::fatal("54000", format!("a message is longer than {max_bytes} bytes")),
+        )),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
 }
 
 /// Forgets the session of a connection, also after a panic.

@@ -27,6 +27,7 @@ mod reader;
 mod rewrite;
 mod rows;
 mod session;
+mod settings;
 mod startup;
 mod tokens;
 mod turns;
@@ -47,8 +48,8 @@ use tokio_util::sync::CancellationToken;
 use crate::olap::SharedFile;
 
 use self::{
-    catalog::Catalog, control::Control, error::SqlError, guard::Guard, session::Session,
-    turns::Turns,
+    catalog::Catalog, control::Control, error::SqlError, guard::Guard, rows::SpoolSpace,
+    session::Session, turns::Turns,
 };
 
 pub use judge::Judge;
@@ -91,6 +92,11 @@ pub struct ServeOptions {
     pub max_statements: usize,
     pub statement_timeout: Option<Duration>,
     pub idle_in_transaction_timeout: Option<Duration>,
+    /// How long a transaction may stay open, whatever it does. An old one keeps DuckDB from writing
+    /// its log into the file, and from freeing rows.
+    pub transaction_timeout: Option<Duration>,
+    /// The room for open results that have to wait for their clients, all together, in bytes.
+    pub spool_limit: u64,
     /// The niceness of the threads that read.
     pub nice: i32,
 }
@@ -108,6 +114,8 @@ impl ServeOptions {
             max_statements: cores.saturating_sub(1).max(1),
             statement_timeout: Some(TIMEOUT),
             idle_in_transaction_timeout: Some(TIMEOUT),
+            transaction_timeout: Some(Duration::from_secs(3600)),
+            spool_limit: 4 << 30,
             nice: 10,
         }
     }
@@ -122,6 +130,7 @@ pub struct Shared {
     /// The names in [`catalog::DATABASE`].
     names: HashSet<String>,
     turns: Arc<Turns>,
+    spools: Arc<SpoolSpace>,
     sessions: Mutex<HashMap<i32, Registered>>,
     /// Each thread of a reader holds one more reference.
     readers: Arc<()>,
@@ -165,6 +174,7 @@ impl Shared {
         Arc::new(Self {
             guard: Guard::new(&names),
             turns: Turns::new(options.max_statements),
+            spools: SpoolSpace::new(file.folder().to_owned(), options.spool_limit),
             catalog: Catalog::default(),
             sessions: Mutex::default(),
             readers: Arc::default(),
@@ -196,15 +206,20 @@ impl Shared {
     /// Ends statements and sessions whose time is over.
     fn tick(&self) {
         for session in self.sessions().values() {
-            let idle = session.control.tick();
-            let limit = self.options.idle_in_transaction_timeout;
-            if let (Some(idle), Some(limit)) = (idle, limit)
-                && idle > limit
-            {
-                session.closed.close(SqlError::fatal(
-                    "25P03",
-                    "terminating connection due to idle-in-transaction timeout",
-                ));
+            let ages = session.control.tick();
+            let is_over = |age: Option<Duration>, limit: Option<Duration>| {
+                age.zip(limit).is_some_and(|(age, limit)| age > limit)
+            };
+            if is_over(ages.idle, self.options.idle_in_transaction_timeout) {
+                let reason = "terminating connection due to idle-in-transaction timeout";
+                session.closed.close(SqlError::fatal("25P03", reason));
+            }
+            if is_over(ages.open, self.options.transaction_timeout) {
+                let reason = "terminating connection due to transaction timeout";
+                session.closed.close(
+                    SqlError::fatal("25P04", reason)
+                        .hint("rhei.toml, [serve] transaction_timeout, sets the limit"),
+                );
             }
         }
     }

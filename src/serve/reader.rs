@@ -2,7 +2,6 @@
 //! that readers never starve the replicator.
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::Duration,
 };
@@ -36,6 +35,9 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The most columns of a result, as in PostgreSQL (`MaxTupleAttributeNumber`).
 const MAX_COLUMNS: usize = 1664;
+
+/// The number of a statement that is prepared; those that run have others.
+const PREPARING: u64 = 0;
 
 /// The stack of a thread: some functions of DuckDB go as deep as the text they read.
 const STACK_BYTES: usize = 64 << 20;
@@ -243,6 +245,7 @@ impl Reading {
         // DuckDB takes the snapshot of a file with the first read from it.
         let pinned = self.connection.execute("SELECT 1 FROM rhei_target._rhei.pipeline");
         self.transaction = Transaction::Open(pass);
+        self.control.set_open(true);
         if let Err(error) = pinned {
             self.roll_back();
             return Err(error.into());
@@ -256,14 +259,65 @@ impl Reading {
         if matches!(self.transaction, Transaction::Open(_)) {
             // The ROLLBACK fails when an error has ended the transaction already.
             let _ = self.connection.execute("ROLLBACK");
+            self.control.set_open(false);
         }
         self.transaction = Transaction::None;
         self.control.finish(false);
     }
 
-    /// Checks and prepares a statement. `declared` are the types that the client gave its
-    /// parameters.
+    /// Does the work of one statement, which may be ended from outside, and may take this time.
+    fn controlled<R>(
+        &mut self,
+        number: u64,
+        within: Option<Duration>,
+        work: impl FnOnce(&mut Self) -> Result<R, SqlError>,
+    ) -> Result<R, SqlError> {
+        self.control.begin(number, within);
+        let done = work(self);
+        let is_open = matches!(self.transaction, Transaction::Open(_));
+        let ended = self.control.finish(is_open);
+
+        let done = match (done, ended) {
+            (Err(_), Some(reason)) => Err(reason),
+            (done, _) => done,
+        };
+        // A file that has to be closed waits for this transaction.
+        if let Err(error) = &done
+            && error.code == "40001"
+        {
+            self.lose(error.clone());
+        }
+        done
+    }
+
+    /// Returns an error when the statement was ended from outside.
+    fn check_ended(&self) -> Result<(), SqlError> {
+        // The reason takes the place of this error.
+        if self.control.is_over() {
+            Err(SqlError::new("57014", "canceling statement"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn take_turn(&self) -> Result<Turn, SqlError> {
+        let turn = self.shared.turns.take(|| self.control.is_over());
+        turn.ok_or_else(|| SqlError::new("57014", "canceling statement"))
+    }
+
+    /// Checks and prepares a statement, within this time. `declared` are the types that the client
+    /// gave its parameters.
     pub fn prepare(
+        &mut self,
+        statement: Vec<Token>,
+        declared: &[Option<Type>],
+        within: Option<Duration>,
+    ) -> Result<Query, SqlError> {
+        let plan = |reading: &mut Self| reading.plan(statement, declared);
+        self.controlled(PREPARING, within, plan)
+    }
+
+    fn plan(
         &mut self,
         statement: Vec<Token>,
         declared: &[Option<Type>],
@@ -273,6 +327,8 @@ impl Reading {
             Transaction::Open(_) => None,
             Transaction::None => Some(self.pass()?),
         };
+        // Planning is work too: some statements take longer to plan than to run.
+        let _turn = self.take_turn()?;
 
         let statement = rewrite(statement, &self.shared.names);
         let sql = text_of(&statement);
@@ -282,6 +338,7 @@ impl Reading {
         };
         let has_pattern = statement.iter().any(is_pattern);
 
+        self.check_ended()?;
         let mut prepared = self.connection.prepare(&sql)?;
         if !prepared.is_select {
             return Err(SqlError::new("25006", "this copy is read-only"));
@@ -291,9 +348,11 @@ impl Reading {
         let mut sql = sql;
         if !parameters.is_empty() {
             sql = text_of(&with_casts(statement, &parameters));
+            self.check_ended()?;
             prepared = self.connection.prepare(&sql)?;
         }
         if !prepared.columns.iter().all(|(_, of)| of.is_readable()) {
+            self.check_ended()?;
             prepared = self.connection.prepare(&as_text(&sql, &prepared.columns))?;
         }
 
@@ -340,22 +399,8 @@ impl Reading {
             let refused = SqlError::new("42501", PATTERN_REFUSED).hint(PATTERN_HINT);
             return queue.finish(Err(refused));
         }
-        self.control.begin(queue.number, within);
-        let done = self.run_in_transaction(query, values, output, queue);
-        let is_open = matches!(self.transaction, Transaction::Open(_));
-        let ended = self.control.finish(is_open);
-
-        let done = match (done, ended) {
-            (Err(_), Some(reason)) => Err(reason),
-            (done, _) => done,
-        };
-        // A file that has to be closed waits for this transaction.
-        if let Err(error) = &done
-            && error.code == "40001"
-        {
-            self.lose(error.clone());
-        }
-        queue.finish(done);
+        let run = |reading: &mut Self| reading.run_in_transaction(query, values, output, queue);
+        queue.finish(self.controlled(queue.number, within, run));
     }
 
     fn run_in_transaction(
@@ -370,10 +415,8 @@ impl Reading {
             Transaction::Open(_) => false,
             Transaction::None => true,
         };
-        let control = Arc::clone(&self.control);
-        let ended = || SqlError::new("57014", "canceling statement");
         let _pass = if is_alone { Some(self.pass()?) } else { None };
-        let turn = self.shared.turns.take(|| control.is_over()).ok_or_else(ended)?;
+        let turn = self.take_turn()?;
 
         if is_alone {
             self.control.shielded(|| {
@@ -383,15 +426,14 @@ impl Reading {
                 }
                 begun
             })?;
+            self.control.set_open(true);
         }
-        let done = if self.control.is_over() {
-            Err(ended())
-        } else {
-            self.send_rows(query, values, output, queue, turn)
-        };
+        let done =
+            self.check_ended().and_then(|()| self.send_rows(query, values, output, queue, turn));
         if is_alone {
             // Fails when an error has ended the transaction already; nothing was written.
             let _ = self.control.shielded(|| self.connection.execute("ROLLBACK"));
+            self.control.set_open(false);
         }
         done
     }
@@ -419,8 +461,7 @@ impl Reading {
         }
 
         let mut encoder = Encoder { output, types: &types, is_first: true, text: String::new() };
-        let folder: &Path = self.shared.file.folder();
-        let mut pushed = queue.push(encoder.head(&query.fields), folder)?;
+        let mut pushed = queue.push(encoder.head(&query.fields))?;
         while let Some(chunk) = rows.next_chunk()? {
             if pushed == Pushed::Full {
                 // Others may run while the client reads.
@@ -431,9 +472,9 @@ impl Reading {
             if pushed == Pushed::Abandoned || self.control.is_over() {
                 return Err(SqlError::new("57014", "canceling statement"));
             }
-            pushed = queue.push(encoder.rows(&chunk)?, folder)?;
+            pushed = queue.push(encoder.rows(&chunk)?)?;
         }
-        queue.push(encoder.tail(), folder)?;
+        queue.push(encoder.tail())?;
         Ok(())
     }
 

@@ -16,7 +16,8 @@ use super::{
     control::Control,
     error::SqlError,
     reader::{Field, Output, Query, Reader},
-    rows::RowQueue,
+    rows::{RowQueue, SpoolSpace},
+    settings::{Scope, Settings},
     tokens::{Token, tokens},
 };
 use crate::olap::Value;
@@ -29,10 +30,9 @@ pub struct Session {
     reader: Reader,
     /// The longest time that a statement may work.
     timeout: Option<Duration>,
+    spools: Arc<SpoolSpace>,
     open: Mutex<Open>,
-    settings: Mutex<BTreeMap<String, String>>,
-    /// The settings of the startup message.
-    startup: BTreeMap<String, String>,
+    settings: Mutex<Settings>,
 }
 
 #[derive(Default)]
@@ -59,7 +59,7 @@ pub enum Prepared {
     Show { name: String, value: String },
     Begin,
     End { tag: &'static str },
-    Set { name: String, value: String },
+    Set { name: String, value: String, scope: Scope },
     Close(Option<String>),
     Reset(&'static str),
     Nothing(&'static str),
@@ -78,11 +78,7 @@ pub enum Answer {
         rows: Vec<BytesMut>,
         tag: &'static str,
     },
-    Copy {
-        columns: usize,
-        is_binary: bool,
-        rows: RowStream,
-    },
+    Copy(CopyOut),
     Value {
         name: String,
         value: String,
@@ -95,6 +91,15 @@ pub enum Answer {
     },
 }
 
+/// The rows of a COPY, a message each.
+pub struct CopyOut {
+    pub columns: usize,
+    pub is_binary: bool,
+    /// How many of the messages are no rows.
+    pub not_rows: usize,
+    pub rows: RowStream,
+}
+
 /// The rows of a statement. Dropping it ends the statement.
 pub struct RowStream {
     queue: Arc<RowQueue>,
@@ -105,8 +110,8 @@ pub struct RowStream {
 
 impl RowStream {
     /// Returns a stream without rows.
-    fn empty(control: Arc<Control>) -> Self {
-        let queue = RowQueue::new();
+    fn empty(control: Arc<Control>, spools: &Arc<SpoolSpace>) -> Self {
+        let queue = RowQueue::new(Arc::clone(spools));
         queue.finish(Ok(()));
         Self { queue, control, left: Vec::new().into_iter() }
     }
@@ -151,22 +156,26 @@ impl Session {
         settings: BTreeMap<String, String>,
     ) -> Result<Self, SqlError> {
         let reader = Reader::start(shared)?;
-        let search_path = settings.get("search_path").map_or("public", String::as_str);
-        let schemas = schemas_of(search_path);
+        let settings = Settings::new(settings);
+        let schemas = settings.search_path();
         reader.call(move |reading| reading.enter_file(&schemas)).await?;
         let timeout = shared.options.statement_timeout;
         Ok(Self {
             reader,
             timeout,
+            spools: Arc::clone(&shared.spools),
             open: Mutex::default(),
-            settings: Mutex::new(settings.clone()),
-            startup: settings,
+            settings: Mutex::new(settings),
         })
     }
 
     /// Returns what ends a statement of this session.
     pub fn control(&self) -> &Arc<Control> {
         &self.reader.control
+    }
+
+    fn settings_now(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_now(&self) -> MutexGuard<'_, Open> {
@@ -211,13 +220,13 @@ impl Session {
                 Prepared::Query(self.prepare_query(query, Vec::new()).await?)
             }
             Command::Show(name) => {
-                let value = self.setting(&name);
+                let value = self.settings_now().shown(&name);
                 Prepared::Show { name, value }
             }
             Command::Begin => Prepared::Begin,
             Command::Commit => Prepared::End { tag: "COMMIT" },
             Command::Rollback => Prepared::End { tag: "ROLLBACK" },
-            Command::Set { name, value } => Prepared::Set { name, value },
+            Command::Set { name, value, scope } => Prepared::Set { name, value, scope },
             Command::Close(name) => Prepared::Close(name),
             Command::Reset(tag) => Prepared::Reset(tag),
             Command::Deallocate => Prepared::Nothing("DEALLOCATE"),
@@ -231,8 +240,10 @@ impl Session {
         declared: Vec<Option<Type>>,
     ) -> Result<Arc<Query>, SqlError> {
         self.free_reader();
-        let work =
-            move |reading: &mut super::reader::Reading| reading.prepare(statement, &declared);
+        let within = self.time_limit();
+        let work = move |reading: &mut super::reader::Reading| {
+            reading.prepare(statement, &declared, within)
+        };
         self.reader.call(work).await.map(Arc::new)
     }
 
@@ -254,20 +265,16 @@ impl Session {
                 Ok(Answer::Rows { fields, rows, tag: "SELECT" })
             }
             Prepared::CopyOut { query, format } => {
-                let (columns, is_binary) =
-                    (query.fields.len(), format.kind == super::command::CopyKind::Binary);
                 let rows = self.start(query, values, Output::Copy(format.clone()))?;
-                Ok(Answer::Copy { columns, is_binary, rows })
-            }
-            Prepared::Declare { name, .. } if self.open_now().cursors.contains_key(name) => {
-                Err(SqlError::new("42P03", format!("cursor \"{name}\" already exists")))
+                Ok(Answer::Copy(CopyOut {
+                    columns: query.fields.len(),
+                    is_binary: format.kind == super::command::CopyKind::Binary,
+                    not_rows: super::copy_out::not_rows(format),
+                    rows,
+                }))
             }
             Prepared::Declare { name, query, is_held } => {
-                let binary = vec![false; query.fields.len()];
-                let fields = Arc::new(query.fields.clone());
-                let rows = self.start(query, values, Output::Rows { binary })?;
-                let cursor = Cursor { rows, fields, is_held: *is_held };
-                self.open_now().cursors.insert(name.clone(), cursor);
+                self.declare(name, query, values, *is_held)?;
                 Ok(Answer::Done { tag: "DECLARE CURSOR", rows: None })
             }
             Prepared::Fetch { name, count: Count::All, moves_only: false, fields } => {
@@ -287,23 +294,44 @@ impl Session {
             Prepared::Begin => {
                 self.free_reader();
                 self.reader.call(super::reader::Reading::begin).await?;
+                self.settings_now().begin();
                 Ok(Answer::Began)
             }
             Prepared::End { tag } => {
-                self.end().await?;
+                self.end(*tag == "COMMIT").await?;
                 Ok(Answer::Ended(tag))
             }
-            Prepared::Set { name, value } => self.set(name, value).await,
+            Prepared::Set { name, value, scope } => {
+                self.set(name, value, *scope).await?;
+                Ok(Answer::Done { tag: "SET", rows: None })
+            }
             Prepared::Close(name) => {
                 self.close(name.as_deref())?;
                 Ok(Answer::Done { tag: "CLOSE CURSOR", rows: None })
             }
             Prepared::Reset(tag) => {
-                self.reset().await?;
+                self.change_settings(Settings::reset).await?;
                 Ok(Answer::Done { tag, rows: None })
             }
             Prepared::Nothing(tag) => Ok(Answer::Done { tag, rows: None }),
         }
+    }
+
+    fn declare(
+        &self,
+        name: &str,
+        query: &Arc<Query>,
+        values: Vec<Value>,
+        is_held: bool,
+    ) -> Result<(), SqlError> {
+        if self.open_now().cursors.contains_key(name) {
+            return Err(SqlError::new("42P03", format!("cursor \"{name}\" already exists")));
+        }
+        let binary = vec![false; query.fields.len()];
+        let fields = Arc::new(query.fields.clone());
+        let rows = self.start(query, values, Output::Rows { binary })?;
+        self.open_now().cursors.insert(name.to_owned(), Cursor { rows, fields, is_held });
+        Ok(())
     }
 
     /// Has the reader's thread run a query.
@@ -314,11 +342,9 @@ impl Session {
         output: Output,
     ) -> Result<RowStream, SqlError> {
         self.free_reader();
-        let queue = RowQueue::new();
+        let queue = RowQueue::new(Arc::clone(&self.spools));
         let (query, rows) = (Arc::clone(query), Arc::clone(&queue));
-        let within = self.timeout;
-        let within =
-            self.own_timeout().map_or(within, |own| Some(within.map_or(own, |w| w.min(own))));
+        let within = self.time_limit();
         self.reader
             .start_job(move |reading| reading.run(&query, (&values, within), &output, &rows))?;
 
@@ -328,7 +354,7 @@ impl Session {
     }
 
     /// Ends the transaction, and with it the cursors that are not held.
-    async fn end(&self) -> Result<(), SqlError> {
+    async fn end(&self, is_commit: bool) -> Result<(), SqlError> {
         self.open_now().cursors.retain(|_, cursor| cursor.is_held);
         self.free_reader();
         self.reader
@@ -336,7 +362,28 @@ impl Session {
                 reading.roll_back();
                 Ok(())
             })
-            .await
+            .await?;
+
+        let change = |settings: &mut Settings| match is_commit {
+            true => settings.commit(),
+            false => settings.roll_back(),
+        };
+        self.change_settings(change).await
+    }
+
+    /// Changes settings, and has DuckDB know of another search path.
+    async fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), SqlError> {
+        let (before, after) = {
+            let mut settings = self.settings_now();
+            let before = settings.search_path();
+            change(&mut settings);
+            (before, settings.search_path())
+        };
+        if before == after {
+            return Ok(());
+        }
+        self.free_reader();
+        self.reader.call(move |reading| reading.set_search_path(&after)).await
     }
 
     /// Returns the columns of a cursor.
@@ -351,7 +398,7 @@ impl Session {
         let control = Arc::clone(self.control());
         let mut open = self.open_now();
         let cursor = open.cursors.get_mut(name).ok_or_else(|| no_cursor(name))?;
-        Ok(std::mem::replace(&mut cursor.rows, RowStream::empty(control)))
+        Ok(std::mem::replace(&mut cursor.rows, RowStream::empty(control, &self.spools)))
     }
 
     /// Returns the next rows of a cursor, which have to fit in memory.
@@ -391,88 +438,21 @@ impl Session {
         Ok(())
     }
 
-    /// Brings the settings back to those of the startup message.
-    async fn reset(&self) -> Result<(), SqlError> {
-        let schemas = schemas_of(self.startup.get("search_path").map_or("public", String::as_str));
-        self.free_reader();
-        self.reader.call(move |reading| reading.set_search_path(&schemas)).await?;
-        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        settings.clone_from(&self.startup);
-        Ok(())
-    }
-
-    async fn set(&self, name: &str, value: &str) -> Result<Answer, SqlError> {
-        if name == "search_path" {
-            let schemas = schemas_of(value);
-            self.free_reader();
-            self.reader.call(move |reading| reading.set_search_path(&schemas)).await?;
-        }
+    async fn set(&self, name: &str, value: &str, scope: Scope) -> Result<(), SqlError> {
         if name == "client_encoding"
             && !["utf8", "utf-8", "unicode"].contains(&value.to_lowercase().as_str())
         {
             return Err(SqlError::new("22023", "the only client_encoding here is UTF8"));
         }
-        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        settings.insert(name.to_owned(), value.to_owned());
-        Ok(Answer::Done { tag: "SET", rows: None })
+        self.change_settings(|settings| settings.set(name, value, scope)).await
     }
 
-    /// Returns the limit that the client has set with `SET statement_timeout`: milliseconds, or a
-    /// number with a unit.
-    fn own_timeout(&self) -> Option<Duration> {
-        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = settings.get("statement_timeout")?.replace(' ', "");
-        let limit = match text.parse::<u64>() {
-            Ok(millis) => Duration::from_millis(millis),
-            Err(_) => humantime::parse_duration(&text).ok()?,
-        };
-        (!limit.is_zero()).then_some(limit)
-    }
-
-    /// Returns a setting as SHOW prints it.
-    fn setting(&self, name: &str) -> String {
-        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        let fixed = FIXED_SETTINGS.iter().find(|(fixed, _)| *fixed == name);
-        match (fixed, settings.get(name)) {
-            (Some((_, value)), _) => (*value).to_owned(),
-            (None, Some(value)) => value.clone(),
-            (None, None) => DEFAULTS
-                .iter()
-                .find(|(default, _)| *default == name)
-                .map_or_else(String::new, |(_, value)| (*value).to_owned()),
-        }
+    /// Returns how long a statement may work.
+    fn time_limit(&self) -> Option<Duration> {
+        self.settings_now().statement_timeout().into_iter().chain(self.timeout).min()
     }
 }
 
 fn no_cursor(name: &str) -> SqlError {
     SqlError::new("34000", format!("cursor \"{name}\" does not exist"))
-}
-
-/// What holds here whatever a client sets: values are printed in UTC, as ISO.
-const FIXED_SETTINGS: [(&str, &str); 8] = [
-    ("timezone", "UTC"),
-    ("datestyle", "ISO, MDY"),
-    ("server_version", super::startup::SERVER_VERSION),
-    ("server_version_num", "160000"),
-    ("transaction_isolation", "repeatable read"),
-    ("transaction_read_only", "on"),
-    ("server_encoding", "UTF8"),
-    ("client_encoding", "UTF8"),
-];
-
-const DEFAULTS: [(&str, &str); 9] = [
-    ("search_path", "public"),
-    ("standard_conforming_strings", "on"),
-    ("max_identifier_length", "63"),
-    ("default_transaction_read_only", "on"),
-    ("default_transaction_isolation", "repeatable read"),
-    ("lc_collate", "C.UTF-8"),
-    ("max_index_keys", "32"),
-    ("statement_timeout", "0"),
-    ("extra_float_digits", "1"),
-];
-
-/// Returns the schemas of a search path.
-fn schemas_of(path: &str) -> Vec<String> {
-    tokens(path).iter().filter_map(Token::name).collect()
 }

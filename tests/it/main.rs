@@ -27,6 +27,7 @@ mod migrations;
 mod pgbench_runs;
 mod pipeline;
 mod publications;
+mod publishing;
 mod recorded;
 mod refusals;
 mod rows;

@@ -14,7 +14,7 @@ use crate::{
     change::{ChangeBatch, Pause, TableSpec},
     checkpoint::DurableLsn,
     olap::{
-        Applied, Compacted, Compaction, NewJob, Pipeline, Space, StoredJob, StoredState,
+        Applied, Compacted, Compaction, NewJob, Pipeline, Publisher, Space, StoredJob, StoredState,
         StoredTable, StoredVerification, TargetError,
         engine::{
             ApplyTarget, CopyLoader, CopyTarget, FileMaintenance, NewCopy, ReadTarget, Readers,
@@ -243,6 +243,10 @@ impl FileMaintenance for MemoryTarget {
 
     fn compact(&mut self) -> Result<Compacted, TargetError> {
         Err(TargetError::NotCompacted { reason: "there is no file".to_owned() })
+    }
+
+    fn publisher(&mut self) -> Result<Publisher, TargetError> {
+        Err(TargetError::NotPublished { reason: "there is no file".to_owned() })
     }
 }
 

@@ -1,6 +1,9 @@
 //! Who may connect, how many, and how long.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
 
 use super::{SOON, Served, code};
 use crate::{
@@ -114,6 +117,105 @@ fn an_address_that_others_reach_needs_passwords_and_tls() {
         assert!(output.stderr.contains("is not a loopback address"), "{}", output.stderr);
         assert!(output.stderr.contains("tls_cert"), "{}", output.stderr);
     }
+}
+
+/// A statement may take longer to plan than to run.
+#[test]
+fn planning_ends_at_the_timeout_too() {
+    let served = Served::new("serve_planning", TABLE, "statement_timeout = \"1s\"");
+    let session = served.session();
+    let tables = (0..60).map(|at| format!("t t{at}")).collect::<Vec<_>>().join(", ");
+    let pairs = (0..60).flat_map(|a| (0..a).map(move |b| format!("t{a}.id = t{b}.id + 1")));
+    let joined = pairs.collect::<Vec<_>>().join(" AND ");
+    let error = session.try_query(&format!("SELECT count(*) FROM {tables} WHERE {joined}"));
+    let error = error.unwrap_err();
+    assert_eq!(code(&error), "57014", "{error}");
+    assert!(error.contains("statement timeout"), "{error}");
+    assert_eq!(session.value("SELECT 1"), "1");
+    served.stop();
+}
+
+/// An old snapshot keeps DuckDB from writing its log into the file.
+#[test]
+fn a_transaction_ends_at_its_greatest_age_whatever_it_does() {
+    let served = Served::new("serve_old", TABLE, "transaction_timeout = \"1s\"");
+    let outside = served.session();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ends = runtime.block_on(async {
+        let (busy, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        let connection = tokio::spawn(connection);
+        busy.batch_execute("BEGIN").await.unwrap();
+        let refused = loop {
+            if let Err(error) = busy.batch_execute("SELECT count(*) FROM t").await {
+                break Some(error);
+            }
+        };
+        let ended = tokio::time::timeout(SOON, connection).await.unwrap().unwrap();
+        [refused, ended.err()]
+    });
+    // The reason comes in the place of rows, or between two statements.
+    let codes = ends.iter().flatten().filter_map(|error| error.code()).map(|code| code.code());
+    assert_eq!(codes.collect::<Vec<_>>(), ["25P04"], "{ends:?}");
+    assert_eq!(outside.value("SELECT 1"), "1");
+    served.stop();
+}
+
+#[test]
+fn an_open_result_that_has_no_room_ends_with_an_error_and_its_session_goes_on() {
+    let served = Served::new("serve_spool", TABLE, "spool_limit = \"1MB\"");
+    let session = served.session();
+    session.execute("BEGIN");
+    session.execute("DECLARE big CURSOR FOR SELECT repeat('x', 1000) FROM range(100000)");
+    session.execute("DECLARE small CURSOR FOR SELECT id FROM t ORDER BY id");
+    assert_eq!(session.value("FETCH 1 FROM small"), "1");
+    let error = session.try_query("FETCH ALL FROM big").unwrap_err();
+    assert_eq!(code(&error), "53400", "{error}");
+    session.execute("ROLLBACK");
+    assert_eq!(session.value("SELECT count(*) FROM t"), "1000");
+    served.stop();
+}
+
+/// Who has not proven anything yet gets neither memory nor more than some sockets.
+#[test]
+fn clients_that_have_not_proven_who_they_are_get_little() {
+    let served = Served::new(
+        "serve_strangers",
+        TABLE,
+        "max_connections = 1\n[serve.users]\nreader = \"secret\"",
+    );
+    let socket = served.folder.join(".s.PGSQL.5432");
+    let connect = || std::os::unix::net::UnixStream::connect(&socket).unwrap();
+
+    let mut stranger = connect();
+    let mut startup = b"\0\0\0\0\0\x03\0\0user\0reader\0database\0copy\0\0".to_vec();
+    let length = startup.len() as u32;
+    startup[..4].copy_from_slice(&length.to_be_bytes());
+    stranger.write_all(&startup).unwrap();
+    let mut answer = [0; 1];
+    stranger.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"R");
+
+    // The head of a message of half a gigabyte, and some of it.
+    stranger.write_all(b"p\x20\0\0\0").unwrap();
+    let chunk = [b'x'; 65536];
+    let mut rest = Vec::new();
+    while stranger.write_all(&chunk).is_ok() {
+        assert!(rest.len() < 1000, "the endpoint takes 64 MB of a stranger");
+        rest.push(());
+    }
+    drop(stranger);
+
+    let mut idle: Vec<_> = (0..40).map(|_| connect()).collect();
+    let is_closed = |stream: &mut std::os::unix::net::UnixStream| {
+        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        matches!(stream.read(&mut [0; 1]), Ok(0))
+    };
+    wait_until(SOON, "some are closed at once", || idle.iter_mut().any(is_closed));
+    drop(idle);
+    let mut config = served.config();
+    config.password("secret");
+    wait_until(SOON, "there is room again", || Session::open(&config).is_ok());
+    served.stop();
 }
 
 /// What a client leaves unread stops its statement, and no other.

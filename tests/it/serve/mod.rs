@@ -9,6 +9,8 @@ mod refused;
 
 use std::{path::PathBuf, time::Duration};
 
+use futures_util::StreamExt;
+
 use crate::{
     bed::{Running, Session, wait_until},
     following::Following,
@@ -197,5 +199,62 @@ fn an_open_transaction_keeps_its_view_while_tables_change_their_shape() {
     assert_eq!(session.value("SELECT count(*) FROM gone"), "1");
     session.execute("COMMIT");
     assert_eq!(session.value("SELECT v || n FROM t"), "two7");
+    served.stop();
+}
+
+#[test]
+fn settings_of_a_transaction_end_with_it() {
+    let served = Served::new(
+        "serve_settings",
+        "CREATE SCHEMA other; CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other.t (id int \
+         PRIMARY KEY); INSERT INTO t VALUES (1); INSERT INTO other.t VALUES (2)",
+        "",
+    );
+    let session = served.session();
+    for (set, end, after) in [
+        ("SET search_path = other", "ROLLBACK", "1"),
+        ("SET LOCAL search_path = other", "COMMIT", "1"),
+        ("SET search_path = other", "COMMIT", "2"),
+    ] {
+        session.execute(&format!("BEGIN; {set}"));
+        assert_eq!(session.value("SELECT id FROM t"), "2");
+        session.execute(end);
+        assert_eq!(session.value("SELECT id FROM t"), after, "{set}, {end}");
+    }
+
+    // A transaction that has failed is rolled back by its COMMIT.
+    session.execute("BEGIN; SET search_path = public");
+    assert!(session.try_query("SELECT nonsense").is_err());
+    session.execute("COMMIT");
+    assert_eq!(session.value("SELECT id FROM t"), "2");
+    served.stop();
+}
+
+#[test]
+fn an_error_in_the_middle_of_a_copy_reaches_the_client_as_it_is() {
+    let served = Served::new("serve_copy_error", "CREATE TABLE t (id int PRIMARY KEY)", "");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (client, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let lines = "COPY (SELECT (i // 1000)::TINYINT, repeat('x', 1000) FROM range(200000) r(i)) \
+                     TO STDOUT";
+        let lines = client.copy_out(lines).await.unwrap();
+        let mut lines = std::pin::pin!(lines);
+        let (mut rows, mut error) = (0, None);
+        while let Some(line) = lines.next().await {
+            match line {
+                Ok(_) => rows += 1,
+                Err(failed) => {
+                    error = Some(failed);
+                    break;
+                }
+            }
+        }
+        assert!(rows > 0, "some rows came before the error");
+        let error = error.unwrap();
+        assert_eq!(error.code().unwrap().code(), "22000", "{error}");
+        assert!(client.simple_query("SELECT 1").await.is_ok());
+    });
     served.stop();
 }
