@@ -1,6 +1,11 @@
 //! `rhei query`: runs a statement over the copy, also while a replicator writes it.
 
-use std::{io::Write, path::Path, process::ExitCode, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
@@ -41,6 +46,8 @@ pub enum Format {
     Csv,
     /// An array with an object for each row
     Json,
+    /// A stream of Arrow's IPC format, for pyarrow, polars, DuckDB
+    Arrow,
 }
 
 /// Runs the command. A running replicator answers on its endpoint; otherwise this process opens the
@@ -122,8 +129,14 @@ pub fn failed(error: tokio_postgres::Error) -> CliError {
 async fn print(client: &Client, args: &QueryArgs) -> Result<(), CliError> {
     match args.format {
         Format::Table => print_table(client, &args.sql).await,
-        Format::Csv => print_csv(client, &args.sql).await,
+        Format::Csv => print_copy(client, &args.sql, "FORMAT csv, HEADER").await,
         Format::Json => print_json(client, &args.sql).await,
+        Format::Arrow if std::io::stdout().is_terminal() => Err(CliError::Failed(
+            "Arrow is not for a terminal\nhint: rhei query --format arrow 'FROM orders' > \
+             orders.arrows"
+                .to_owned(),
+        )),
+        Format::Arrow => print_copy(client, &args.sql, "FORMAT arrow").await,
     }
 }
 
@@ -175,9 +188,9 @@ async fn print_table(client: &Client, sql: &str) -> Result<(), CliError> {
     write(format!("{table}\n").as_bytes()).map(|_| ())
 }
 
-async fn print_csv(client: &Client, sql: &str) -> Result<(), CliError> {
+async fn print_copy(client: &Client, sql: &str, options: &str) -> Result<(), CliError> {
     let sql = sql.trim_end_matches([';', ' ', '\n']);
-    let copy = format!("COPY ({sql}\n) TO STDOUT (FORMAT csv, HEADER)");
+    let copy = format!("COPY ({sql}\n) TO STDOUT ({options})");
     let lines = client.copy_out(&copy).await.map_err(failed)?;
     let mut lines = std::pin::pin!(lines);
     while let Some(line) = lines.try_next().await.map_err(failed)? {

@@ -53,8 +53,8 @@ pub use self::{
     jobs::{NewJob, StoredJob},
     publish::{PublishFormat, PublishOptions, Published, Publisher},
     session::{
-        Bytes, Cells, Chunk, Column, ErrorKind, Interrupter, Interval, Rows, SessionConnection,
-        SqlType, Statement, StatementError, Value,
+        ArrowForm, Bytes, Cells, Chunk, Column, ErrorKind, Interrupter, Interval, Rows,
+        SessionConnection, SqlType, Statement, StatementError, Value,
     },
     shared::{SharedFile, empty_session},
     stored::{

@@ -66,6 +66,8 @@ pub enum CopyKind {
     Text,
     Csv,
     Binary,
+    /// A stream of Arrow's IPC format, which PostgreSQL has not.
+    Arrow,
 }
 
 impl Default for CopyFormat {
@@ -78,7 +80,7 @@ impl CopyFormat {
     fn of(kind: CopyKind) -> Self {
         let (delimiter, null) = match kind {
             CopyKind::Csv => (b',', ""),
-            CopyKind::Text | CopyKind::Binary => (b'\t', "\\N"),
+            CopyKind::Text | CopyKind::Binary | CopyKind::Arrow => (b'\t', "\\N"),
         };
         Self { kind, has_header: false, delimiter, null: null.to_owned(), quote: b'"' }
     }
@@ -236,6 +238,7 @@ fn copy_format(options: &[Token]) -> Result<CopyFormat, SqlError> {
             "text" => kind = CopyKind::Text,
             "csv" => kind = CopyKind::Csv,
             "binary" => kind = CopyKind::Binary,
+            "arrow" => kind = CopyKind::Arrow,
             "header" => {
                 let value = words.peek().map(|token| value_of(token).to_lowercase());
                 let is_value =

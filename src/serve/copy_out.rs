@@ -16,11 +16,6 @@ const BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// The number of columns that no row has, at the end of the binary format.
 const BINARY_END: &[u8] = &(-1_i16).to_be_bytes();
 
-/// Returns how many messages are no rows: the line of names, or the end of the binary format.
-pub fn not_rows(format: &CopyFormat) -> usize {
-    usize::from(format.kind == CopyKind::Binary || format.has_header)
-}
-
 /// Returns the line of names, if it is wanted.
 pub fn head(format: &CopyFormat, fields: &[Field]) -> Vec<BytesMut> {
     if !format.has_header || format.kind == CopyKind::Binary {

@@ -67,6 +67,7 @@ pub fn text(column: &Column<'_>, at: usize, to: &mut String) {
             to.push_str(label(column, at));
         }
         Cells::List(..) | Cells::Array(..) => array_text(column, at, to),
+        Cells::Vector(entries, items) => vector_text(&entries[at], items, to),
         Cells::Struct(fields) => record_text(fields, at, to),
         Cells::Map(..) => json(column, at, to),
         Cells::Null => {}
@@ -129,7 +130,9 @@ pub fn binary(
         Cells::Enum8(..) | Cells::Enum16(..) | Cells::Enum32(..) => {
             to.put_slice(label(column, at).as_bytes());
         }
-        Cells::List(..) | Cells::Array(..) => array_binary(column, of, at, to)?,
+        Cells::List(..) | Cells::Vector(..) | Cells::Array(..) => {
+            array_binary(column, of, at, to)?;
+        }
         Cells::Struct(fields) => record_binary(fields, of, at, to)?,
         Cells::Map(..) => {
             let mut object = String::new();
@@ -284,7 +287,7 @@ fn numeric(is_negative: bool, size: u128, scale: u8, to: &mut BytesMut) {
 /// Returns the items of a list: their column, and where they stand.
 fn items<'a, 'b>(column: &'b Column<'a>, at: usize) -> Option<(&'b Column<'a>, usize, usize)> {
     match &column.cells {
-        Cells::List(entries, items) => {
+        Cells::List(entries, items) | Cells::Vector(entries, items) => {
             let entry = entries[at];
             let start = entry.offset as usize;
             Some((items, start, start + entry.length as usize))
@@ -316,6 +319,15 @@ fn array_text(column: &Column<'_>, at: usize, to: &mut String) {
         }
     }
     to.push('}');
+}
+
+/// Appends numbers as `int2vectorout` prints them.
+fn vector_text(entry: &ffi::duckdb_list_entry, items: &Column<'_>, to: &mut String) {
+    let start = entry.offset as usize;
+    for at in start..start + entry.length as usize {
+        to.push_str(if at > start { " " } else { "" });
+        text(items, at, to);
+    }
 }
 
 /// Appends a STRUCT as `record_out` prints a row.
@@ -375,7 +387,7 @@ fn json(column: &Column<'_>, at: usize, to: &mut String) {
             }
             to.push('}');
         }
-        Cells::List(..) | Cells::Array(..) => {
+        Cells::List(..) | Cells::Vector(..) | Cells::Array(..) => {
             let Some((items, start, end)) = items(column, at) else { return };
             to.push('[');
             for at in start..end {
@@ -474,7 +486,10 @@ fn put_items(
     to: &mut BytesMut,
     has_null: &mut bool,
 ) -> Result<(), EncodeError> {
-    let (SqlType::List(item_type) | SqlType::Array(item_type, _)) = of else { return Ok(()) };
+    let (SqlType::List(item_type) | SqlType::Vector(item_type) | SqlType::Array(item_type, _)) = of
+    else {
+        return Ok(());
+    };
     let Some((items, start, end)) = items(column, at) else { return Ok(()) };
 
     for at in start..end {

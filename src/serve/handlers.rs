@@ -200,7 +200,7 @@ impl SimpleQueryHandler for Queries {
 }
 
 /// Sends the rows of a COPY. An error in the middle ends them as it ends those of any statement.
-async fn send_copy<C>(client: &mut C, copy: CopyOut) -> PgWireResult<()>
+async fn send_copy<C>(client: &mut C, mut copy: CopyOut) -> PgWireResult<()>
 where
     C: Sink<PgWireBackendMessage> + Unpin,
     C::Error: Debug,
@@ -211,15 +211,12 @@ where
     let begun = CopyOutResponse::new(i8::from(copy.is_binary), columns, formats);
     client.feed(PgWireBackendMessage::CopyOutResponse(begun)).await?;
 
-    let mut messages: usize = 0;
-    let mut data = std::pin::pin!(copy.rows.into_stream());
-    while let Some(next) = data.next().await {
-        messages += 1;
+    while let Some(next) = copy.rows.next().await {
         let data = CopyData::new(next?.freeze());
         client.feed(PgWireBackendMessage::CopyData(data)).await?;
     }
 
-    let rows = messages.saturating_sub(copy.not_rows);
+    let rows = usize::try_from(copy.rows.count()).unwrap_or(usize::MAX);
     client.feed(PgWireBackendMessage::CopyDone(CopyDone::new())).await?;
     send_execution_response(client, Tag::new("COPY").with_rows(rows)).await
 }

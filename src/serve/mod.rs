@@ -4,9 +4,9 @@
 //! `session`. A session understands what a statement asks for (`command`, over `tokens`), has
 //! PostgreSQL's catalogs put into DuckDB's words (`rewrite`, `catalog`), lets `guard` decide
 //! whether the statement may run, and has its own thread run it (`reader`). Rows travel through a
-//! bounded queue (`rows`) in the form that the client wants (`encode`, `copy_out`; `pg_type` maps
-//! types, `params` reads parameters). `control` ends statements, and `turns` lets only some run at
-//! once.
+//! bounded queue (`rows`) in the form that the client wants (`output`, by `encode` and `copy_out`;
+//! `pg_type` maps types, `params` reads parameters). `control` ends statements, and `turns` lets
+//! only some run at once. `settings` are those that a client makes.
 //!
 //! Readers cannot write, in four layers: DuckDB's settings (`olap::SharedFile`), transactions that
 //! are READ ONLY, statements that are one SELECT, and names that are known (`guard`).
@@ -21,6 +21,7 @@ mod guard;
 mod handlers;
 mod judge;
 mod listen;
+mod output;
 mod params;
 mod pg_type;
 mod reader;

@@ -38,6 +38,8 @@ pub fn of_result(sql: &SqlType) -> (Type, i32) {
         SqlType::Interval => plain(Type::INTERVAL),
         SqlType::Uuid => plain(Type::UUID),
         SqlType::Struct(_) => plain(Type::RECORD),
+        SqlType::Vector(item) if **item == SqlType::SmallInt => plain(Type::INT2_VECTOR),
+        SqlType::Vector(_) => plain(Type::OID_VECTOR),
         SqlType::List(item) | SqlType::Array(item, _) => plain(array_of(&leaf(item))),
         SqlType::Varchar | SqlType::Enum(_) | SqlType::Unknown | SqlType::Null | SqlType::Other => {
             plain(Type::TEXT)

@@ -2,21 +2,19 @@
 //! that readers never starve the replicator.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering, mpsc},
     time::Duration,
 };
 
-use bytes::BytesMut;
 use pgwire::api::Type;
 use tokio::sync::oneshot;
 
 use super::{
     Shared,
     control::Control,
-    copy_out,
-    encode::{put_field, text},
     error::SqlError,
     guard::{PATTERN_HINT, PATTERN_REFUSED, is_plain_text},
+    output::{Encoder, Output},
     pg_type,
     rewrite::rewrite,
     rows::{Pushed, RowQueue},
@@ -24,7 +22,7 @@ use super::{
     turns::Turn,
 };
 use crate::olap::{
-    Cells, Chunk, Column, Pass, SessionConnection, SqlType, Statement, StatementError, Value, names,
+    Cells, Pass, SessionConnection, SqlType, Statement, StatementError, Value, names,
 };
 
 /// How long a statement waits for a file that is closed.
@@ -143,16 +141,6 @@ impl Field {
     }
 }
 
-/// What rows are encoded as.
-#[derive(Debug, Clone)]
-pub enum Output {
-    /// DataRow, each column in binary or in text.
-    Rows {
-        binary: Vec<bool>,
-    },
-    Copy(super::command::CopyFormat),
-}
-
 /// What the thread works with.
 pub struct Reading {
     shared: Arc<Shared>,
@@ -177,7 +165,8 @@ impl Reading {
     pub fn enter_file(&mut self, search_path: &[String]) -> Result<(), SqlError> {
         let _pass = self.pass()?;
         self.shared.catalog.make(&self.connection)?;
-        self.connection.execute("SET TimeZone = 'UTC'")?;
+        // Arrow is to say what it cannot hold in a type of its own, as of UUID and HUGEINT.
+        self.connection.execute("SET TimeZone = 'UTC'; SET arrow_lossless_conversion = true")?;
         self.set_search_path_now(search_path)
     }
 
@@ -460,7 +449,7 @@ impl Reading {
             return Err(SqlError::new("0A000", "cached plan must not change result type"));
         }
 
-        let mut encoder = Encoder { output, types: &types, is_first: true, text: String::new() };
+        let mut encoder = Encoder::of(output, &types, &query.fields, &mut rows)?;
         let mut pushed = queue.push(encoder.head(&query.fields))?;
         while let Some(chunk) = rows.next_chunk()? {
             if pushed == Pushed::Full {
@@ -473,8 +462,9 @@ impl Reading {
                 return Err(SqlError::new("57014", "canceling statement"));
             }
             pushed = queue.push(encoder.rows(&chunk)?)?;
+            queue.rows.fetch_add(chunk.rows() as u64, Ordering::Relaxed);
         }
-        queue.push(encoder.tail())?;
+        queue.push(encoder.tail()?)?;
         Ok(())
     }
 
@@ -551,67 +541,4 @@ fn as_text(sql: &str, columns: &[(String, SqlType)]) -> String {
         names.push(column);
     }
     format!("SELECT {} FROM ({sql}) AS _rhei({})", selected.join(", "), names.join(", "))
-}
-
-/// Turns chunks into rows.
-struct Encoder<'a> {
-    output: &'a Output,
-    types: &'a [SqlType],
-    is_first: bool,
-    text: String,
-}
-
-impl Encoder<'_> {
-    /// Returns what the client gets before the first row: the header of COPY, if it has one.
-    fn head(&self, fields: &[Field]) -> Vec<BytesMut> {
-        match self.output {
-            Output::Rows { .. } => Vec::new(),
-            Output::Copy(format) => copy_out::head(format, fields),
-        }
-    }
-
-    fn tail(&self) -> Vec<BytesMut> {
-        match self.output {
-            Output::Rows { .. } => Vec::new(),
-            Output::Copy(format) => copy_out::tail(format, self.is_first),
-        }
-    }
-
-    fn rows(&mut self, chunk: &Chunk<'_>) -> Result<Vec<BytesMut>, SqlError> {
-        let columns = chunk.columns();
-        let mut rows = Vec::with_capacity(chunk.rows());
-        let mut buffer = BytesMut::with_capacity(chunk.rows() * 64);
-
-        for at in 0..chunk.rows() {
-            match self.output {
-                Output::Rows { binary } => self.row(binary, &columns, at, &mut buffer)?,
-                Output::Copy(format) => {
-                    let is_first = std::mem::take(&mut self.is_first);
-                    copy_out::row(format, (&columns, self.types), (at, is_first), &mut buffer)?;
-                }
-            }
-            rows.push(buffer.split());
-        }
-        Ok(rows)
-    }
-
-    fn row(
-        &mut self,
-        binary: &[bool],
-        columns: &[Column<'_>],
-        at: usize,
-        to: &mut BytesMut,
-    ) -> Result<(), SqlError> {
-        for ((column, of), &is_binary) in columns.iter().zip(self.types).zip(binary) {
-            if is_binary || column.is_null(at) {
-                put_field(column, of, at, to)?;
-                continue;
-            }
-            self.text.clear();
-            text(column, at, &mut self.text);
-            to.extend_from_slice(&(self.text.len() as u32).to_be_bytes());
-            to.extend_from_slice(self.text.as_bytes());
-        }
-        Ok(())
-    }
 }

@@ -116,6 +116,20 @@ impl Rewriter<'_> {
             || self.plain_name()
             || self.series()
             || self.no_function()
+            || self.vector_item()
+    }
+
+    /// `indkey[0]` is the first item: PostgreSQL counts those of its vectors from 0.
+    fn vector_item(&mut self) -> bool {
+        const VECTORS: [&str; 4] = ["indkey", "indclass", "indcollation", "indoption"];
+        if !VECTORS.contains(&self.name(0).as_str()) || !self.is_sign(1, "[") {
+            return false;
+        }
+        self.take(2);
+        for token in [(Kind::Number, "1"), (Kind::Sign, "+")] {
+            self.put(token.0, token.1);
+        }
+        true
     }
 
     /// `typreceive != 0`: names of functions are text here, and `-` says that there is none.

@@ -51,6 +51,8 @@ impl SpoolSpace {
 pub struct RowQueue {
     /// Tells this statement from others of the process.
     pub number: u64,
+    /// How many rows were handed over.
+    pub rows: AtomicU64,
     space: Arc<SpoolSpace>,
     state: Mutex<State>,
     has_room: Condvar,
@@ -84,6 +86,7 @@ impl RowQueue {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            rows: AtomicU64::new(0),
             space,
             state: Mutex::default(),
             has_room: Condvar::new(),

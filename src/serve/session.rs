@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -12,10 +12,11 @@ use pgwire::api::Type;
 
 use super::{
     Shared,
-    command::{Command, Count},
+    command::{Command, CopyKind, Count},
     control::Control,
     error::SqlError,
-    reader::{Field, Output, Query, Reader},
+    output::Output,
+    reader::{Field, Query, Reader},
     rows::{RowQueue, SpoolSpace},
     settings::{Scope, Settings},
     tokens::{Token, tokens},
@@ -95,8 +96,6 @@ pub enum Answer {
 pub struct CopyOut {
     pub columns: usize,
     pub is_binary: bool,
-    /// How many of the messages are no rows.
-    pub not_rows: usize,
     pub rows: RowStream,
 }
 
@@ -116,7 +115,7 @@ impl RowStream {
         Self { queue, control, left: Vec::new().into_iter() }
     }
 
-    async fn next(&mut self) -> Option<Result<BytesMut, SqlError>> {
+    pub async fn next(&mut self) -> Option<Result<BytesMut, SqlError>> {
         loop {
             if let Some(row) = self.left.next() {
                 return Some(Ok(row));
@@ -126,6 +125,11 @@ impl RowStream {
                 Err(error) => return Some(Err(error)),
             }
         }
+    }
+
+    /// Returns how many rows the thread has handed over.
+    pub fn count(&self) -> u64 {
+        self.queue.rows.load(Ordering::Relaxed)
     }
 
     /// Returns the rows as a stream.
@@ -268,8 +272,7 @@ impl Session {
                 let rows = self.start(query, values, Output::Copy(format.clone()))?;
                 Ok(Answer::Copy(CopyOut {
                     columns: query.fields.len(),
-                    is_binary: format.kind == super::command::CopyKind::Binary,
-                    not_rows: super::copy_out::not_rows(format),
+                    is_binary: matches!(format.kind, CopyKind::Binary | CopyKind::Arrow),
                     rows,
                 }))
             }

@@ -60,6 +60,7 @@ pub enum Cells<'a> {
     Enum16(&'a [u16], &'a [String]),
     Enum32(&'a [u32], &'a [String]),
     List(&'a [ffi::duckdb_list_entry], Box<Column<'a>>),
+    Vector(&'a [ffi::duckdb_list_entry], Box<Column<'a>>),
     Array(usize, Box<Column<'a>>),
     Struct(Vec<Column<'a>>),
     /// Entries of a list, and the keys and values that they are made of.
@@ -102,6 +103,9 @@ impl<'a> Column<'a> {
             let data = Data { raw: ffi::duckdb_vector_get_data(vector), len };
             let cells = match of {
                 SqlType::List(item) => Cells::List(data.slice(), Box::new(items_of(vector, item))),
+                SqlType::Vector(item) => {
+                    Cells::Vector(data.slice(), Box::new(items_of(vector, item)))
+                }
                 SqlType::Array(item, size) => {
                     let child = ffi::duckdb_array_vector_get_child(vector);
                     Cells::Array(*size, Box::new(Self::of(child, len * size, item)))

@@ -45,6 +45,8 @@ pub enum SqlType {
     /// The labels, in their order.
     Enum(Vec<String>),
     List(Box<SqlType>),
+    /// A list that is a vector in PostgreSQL's catalogs.
+    Vector(Box<SqlType>),
     /// A list of a fixed number of items.
     Array(Box<SqlType>, usize),
     Struct(Vec<(String, SqlType)>),
@@ -62,10 +64,24 @@ impl SqlType {
     pub fn is_readable(&self) -> bool {
         match self {
             Self::Unknown | Self::Other => false,
-            Self::List(item) | Self::Array(item, _) => item.is_readable(),
+            Self::List(item) | Self::Vector(item) | Self::Array(item, _) => item.is_readable(),
             Self::Struct(fields) => fields.iter().all(|(_, field)| field.is_readable()),
             Self::Map(key, value) => key.is_readable() && value.is_readable(),
             _ => true,
+        }
+    }
+
+    /// Returns the type of a column of this name. DuckDB has no name for a type of lists, so that
+    /// the columns of `pg_index` are known by their own.
+    pub(super) fn in_column(self, name: &str) -> Self {
+        const VECTORS: [&str; 4] = ["indkey", "indclass", "indcollation", "indoption"];
+        match self {
+            Self::List(item)
+                if VECTORS.contains(&name) && matches!(*item, Self::SmallInt | Self::UInteger) =>
+            {
+                Self::Vector(item)
+            }
+            other => other,
         }
     }
 

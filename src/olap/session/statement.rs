@@ -265,7 +265,9 @@ impl Statement {
             let columns = (0..ffi::duckdb_prepared_statement_column_count(raw)).map(|at| {
                 let name = ffi::duckdb_prepared_statement_column_name(raw, at);
                 let of = ffi::duckdb_prepared_statement_column_logical_type(raw, at);
-                (take_text(name.cast_mut()), SqlType::take(of))
+                let name = take_text(name.cast_mut());
+                let of = SqlType::take(of).in_column(&name);
+                (name, of)
             });
 
             Self {
@@ -303,7 +305,11 @@ impl Statement {
 
             // The types of the parameters' values may have changed those of the columns.
             rows.types = (0..ffi::duckdb_column_count(&mut rows.result))
-                .map(|at| SqlType::take(ffi::duckdb_column_logical_type(&mut rows.result, at)))
+                .map(|at| {
+                    let of = ffi::duckdb_column_logical_type(&mut rows.result, at);
+                    let column = self.columns.get(at as usize);
+                    SqlType::take(of).in_column(column.map_or("", |(name, _)| name))
+                })
                 .collect();
             Ok(rows)
         }
@@ -358,6 +364,10 @@ impl Rows<'_> {
         &self.types
     }
 
+    pub(super) fn raw(&mut self) -> &mut ffi::duckdb_result {
+        &mut self.result
+    }
+
     /// Returns the next rows; `None` after the last ones.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk<'_>>, StatementError> {
         loop {
@@ -410,6 +420,10 @@ pub struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
+    pub(super) fn raw(&self) -> ffi::duckdb_data_chunk {
+        self.chunk.0
+    }
+
     /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.len

@@ -1,6 +1,7 @@
 //! Values and results in the forms of the protocol, held against PostgreSQL itself: the source
 //! answers the same query.
 
+use arrow::{array::Array, ipc::reader::StreamReader, record_batch::RecordBatch};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio_postgres::{Client, Config, NoTls, types::Type};
@@ -320,5 +321,53 @@ fn errors_have_codes_and_end_their_transaction() {
     assert!(session.try_query("SELECT 1").unwrap_err().contains("25P02"));
     session.execute("COMMIT");
     assert_eq!(session.value("SELECT 1"), "1");
+    served.stop();
+}
+
+/// What PostgreSQL's types cannot carry keeps its own type in Arrow.
+#[test]
+fn copy_as_arrow_has_the_types_and_values_of_duckdb() {
+    let served = Served::new(
+        "serve_arrow",
+        "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric(12, 3), at timestamptz, u uuid, l \
+         int[]); INSERT INTO t SELECT i, 'v' || i, i / 8.0, timestamptz 'epoch' + i * interval '1 \
+         us', md5(i::text)::uuid, ARRAY[i, NULL] FROM generate_series(1, 5000) i; INSERT INTO t \
+         (id) VALUES (0)",
+        "",
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let copied = |sql: &str| {
+        let bytes: Vec<u8> = runtime.block_on(async {
+            let (client, connection) =
+                served.config().connect(tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let copy = format!("COPY ({sql}) TO STDOUT (FORMAT arrow)");
+            let data = client.copy_out(&copy).await.unwrap();
+            data.try_fold(Vec::new(), |mut all, more| async move {
+                all.extend_from_slice(&more);
+                Ok(all)
+            })
+            .await
+            .unwrap()
+        });
+        let reader = StreamReader::try_new(std::io::Cursor::new(bytes), None).unwrap();
+        let schema = reader.schema();
+        let batches: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
+        arrow::compute::concat_batches(&schema, &batches).unwrap()
+    };
+
+    let sql =
+        "SELECT *, id::HUGEINT AS h, {'a': id} AS s, INTERVAL '1 day' AS i FROM t ORDER BY id";
+    let batch = copied(sql);
+    assert_eq!(batch.num_rows(), 5001);
+    let types: Vec<String> =
+        batch.schema().fields().iter().map(|field| field.data_type().to_string()).collect();
+    assert_eq!(
+        types[..5],
+        ["Int32", "Utf8", "Decimal128(12, 3)", "Timestamp(µs, \"UTC\")", "FixedSizeBinary(16)"]
+    );
+    assert_eq!(batch.column(1).null_count(), 1);
+    assert_eq!(arrow::util::display::array_value_to_string(batch.column(2), 8).unwrap(), "1.000");
+    assert_eq!(copied("SELECT * FROM t WHERE false").num_rows(), 0);
     served.stop();
 }

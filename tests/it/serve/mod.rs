@@ -258,3 +258,29 @@ fn an_error_in_the_middle_of_a_copy_reaches_the_client_as_it_is() {
     });
     served.stop();
 }
+
+/// psqlODBC reads keys by it: PostgreSQL prints its vectors without braces, and counts from 0.
+#[test]
+fn the_columns_of_a_key_are_a_vector_as_in_the_catalogs_of_postgres() {
+    let served = Served::new(
+        "serve_vectors",
+        "CREATE TABLE t (a int, b text, c int, PRIMARY KEY (a, c)); INSERT INTO t VALUES (1, 'x', 2)",
+        "",
+    );
+    let sql = "SELECT indkey, i.indkey[0], i.indkey[ indnatts - 1 ] FROM pg_catalog.pg_index i \
+               WHERE indrelid = 'public.t'::regclass";
+    let of_source = served.following.db.query(sql);
+    assert_eq!(of_source[0][0].as_deref(), Some("1 3"));
+    assert_eq!(served.session().query(sql), of_source);
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (client, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let prepared = client.prepare("SELECT indkey, indclass FROM pg_index").await.unwrap();
+        let types: Vec<u32> =
+            prepared.columns().iter().map(|column| column.type_().oid()).collect();
+        assert_eq!(types, [22, 30]);
+    });
+    served.stop();
+}
