@@ -100,7 +100,7 @@ impl Bench {
 fn config(folder: &Path, settings: &str) -> String {
     format!(
         "[source]\nslot = \"{SLOT}\"\n[sync]\ninterval = \"100ms\"\n[serve]\nlisten = \"{}\"\n\
-         max_statements = 4\n{settings}\n",
+         {settings}\n",
         folder.display()
     )
 }
@@ -193,8 +193,9 @@ fn alone(bench: &Bench, rows: u64, report: &mut Report) {
     running.stop(SOON).assert_code(0);
 }
 
-/// From a commit until readers can see it, at 1,000 transactions a second beside four readers.
-fn freshness(bench: &Bench, report: &mut Report) {
+/// From a commit until readers can see it, beside four readers: at so many transactions a second,
+/// or as many as the source makes.
+fn freshness(bench: &Bench, rate: Option<u32>, report: &mut Report) {
     let running = bench.run("");
     let (is_over, reads) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -209,8 +210,11 @@ fn freshness(bench: &Bench, report: &mut Report) {
                 }
             });
         }
-        let transactions = Pgbench::start(&bench.db, &Load::seconds(60).clients(4).rate(1000))
-            .wait(Duration::from_secs(3600));
+        let mut load = Load::seconds(60).clients(4);
+        if let Some(rate) = rate {
+            load = load.rate(rate);
+        }
+        let transactions = Pgbench::start(&bench.db, &load).wait(Duration::from_secs(3600));
         is_over.store(true, Ordering::Relaxed);
         let status = bench.rhei.status().unwrap();
         let figures = &status["commit_to_visible"]["since_start"];
@@ -265,18 +269,20 @@ fn main() {
     for nice in [10, 0] {
         let settings = format!("nice = {nice}");
         let (none, _) = bench.caught_up(&settings, 0);
-        report.say(format!("nice {nice:>2}, no reader   {none:>7.2} s"));
-        for readers in [1, 4] {
+        report.say(format!("nice {nice:>2}, no reader                       {none:>7.2} s"));
+        for (readers, at_once) in [(1, 1), (4, 1), (4, 4)] {
+            let settings = format!("{settings}\nmax_statements = {at_once}");
             let (seconds, reads) = bench.caught_up(&settings, readers);
             report.say(format!(
-                "nice {nice:>2}, {readers} readers   {seconds:>7.2} s: {:.2} of the throughput; {:.0} \
-                 reads/s",
+                "nice {nice:>2}, {readers} readers, {at_once} statements at once   {seconds:>7.2} s: \
+                 {:.2} of the throughput; {:.0} reads/s",
                 none / seconds,
                 reads as f64 / seconds
             ));
         }
     }
-    freshness(&bench, &mut report);
+    freshness(&bench, Some(1000), &mut report);
+    freshness(&bench, None, &mut report);
 
     bench.db.query(&format!("SELECT pg_drop_replication_slot('{SLOT}')"));
     report.write("Reading while it runs", &cluster.major().to_string());

@@ -62,11 +62,11 @@ pub fn reached(place: &'static str) {
     fail::fail_point!(place, |_| std::process::abort());
 }
 
-/// Whether DuckDB is to refuse a value of the table here (`return(public.orders)`). What it refuses
-/// by itself is judged before it comes so far, as far as anybody knows.
-pub fn refuses(place: &'static str, table: &impl std::fmt::Display) -> bool {
-    fail::fail_point!(place, |named| named.is_some_and(|named| named == table.to_string()));
+/// Whether DuckDB is to refuse something here: a value of the table (`return(public.orders)`). What
+/// it refuses by itself is judged before it comes so far, as far as anybody knows.
+pub fn refuses(place: &'static str, what: &impl std::fmt::Display) -> bool {
+    fail::fail_point!(place, |named| named.is_some_and(|named| named == what.to_string()));
     // Not read in a plain build.
-    let _ = (place, table);
+    let _ = (place, what);
     false
 }

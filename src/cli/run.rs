@@ -1,17 +1,64 @@
 //! `rhei run`: follows the source until a signal.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Invocation};
-use crate::{control::Control, engine, olap::DuckDb, pipeline::Writer, serve::Endpoint};
+use crate::{
+    control::Control,
+    engine::{self, supervisor::RestartBudget},
+    error::error_chain,
+    olap::DuckDb,
+    pipeline::{Context, EngineError, Writer},
+    serve::Endpoint,
+};
+
+/// How long a DuckDB that is to be started again may take to end.
+const TIME_TO_CLOSE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
     let stop = session.stop_on_signal();
+    let mut restarts = RestartBudget::new(context.options.supervision.restart);
 
+    let ended = loop {
+        let (ended, is_closed) = follow(&session, &context, &stop).await?;
+        match ended {
+            // A bug of DuckDB that one statement met, also one of a reader, ends the whole DuckDB.
+            Err(EngineError::Target(error))
+                if error.is_invalidated() && is_closed && restarts.take() =>
+            {
+                tracing::error!(
+                    event = "duckdb_restarted",
+                    error = error_chain(&error),
+                    "DuckDB met a bug of its own and takes no statement any more: starting it \
+                     again, and going on from the checkpoint"
+                );
+            }
+            ended => break ended,
+        }
+    };
+
+    drop(context);
+    progress.finish().await;
+
+    ended?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the file and follows the source until `stop`. Returns also whether DuckDB is gone
+/// afterwards.
+async fn follow(
+    session: &Invocation,
+    context: &Context,
+    stop: &CancellationToken,
+) -> Result<(Result<(), EngineError>, bool), CliError> {
     // The file is opened once: two DuckDB instances on one file do not lock each other out in one
     // process.
     let writer = Writer::new(DuckDb::open(&context.options.target)?);
@@ -19,9 +66,8 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let endpoint = match session.config.serve.clone() {
         Some(options) => {
             let publication = session.config.publication.clone().map(|(options, _)| options);
-            let file =
-                writer.call(move |target: &mut DuckDb| target.share(publication.as_ref())).await?;
-            let endpoint = Endpoint::start(file, options).await?;
+            let share = move |target: &mut DuckDb| target.share(publication.as_ref());
+            let endpoint = Endpoint::start(writer.call(share).await?, options).await?;
             endpoint.announce();
             Some(endpoint)
         }
@@ -29,18 +75,28 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     };
 
     let (command, commands) = mpsc::unbounded_channel();
-    let control = Control::listen(&context, writer.clone(), command);
+    let control = Control::listen(context, writer.clone(), command);
 
-    let ended = engine::run(&context, &writer, commands, &stop).await;
+    let ended = engine::run(context, &writer, commands, stop).await;
 
-    if let Some(endpoint) = endpoint {
-        endpoint.stop().await;
+    let has_ended = match endpoint {
+        Some(endpoint) => endpoint.stop().await,
+        None => true,
+    };
+    drop(control);
+    Ok((ended, has_ended && is_closed(writer).await))
+}
+
+/// Waits until nothing in this process uses the file any more, and closes it.
+async fn is_closed(writer: Writer<DuckDb>) -> bool {
+    const STEP: Duration = Duration::from_millis(50);
+    let since = Instant::now();
+    while since.elapsed() < TIME_TO_CLOSE {
+        let is_used = writer.call(|target: &mut DuckDb| Ok::<_, EngineError>(target.is_used()));
+        if writer.is_last() && matches!(is_used.await, Ok(false)) {
+            return true;
+        }
+        tokio::time::sleep(STEP).await;
     }
-
-    drop((control, writer));
-    drop(context);
-    progress.finish().await;
-
-    ended?;
-    Ok(ExitCode::SUCCESS)
+    false
 }

@@ -29,7 +29,7 @@ use crate::{
     Checkpoint, Lsn,
     change::{ChangeBatch, TableSpec},
     checkpoint::DurableLsn,
-    failpoint::reached,
+    failpoint::{reached, refuses},
     pgoutput::QualifiedName,
 };
 
@@ -178,6 +178,11 @@ impl DuckDb {
     /// Returns whether a loader or a reader holds the file open until it ends.
     pub(super) fn has_loaders(&self) -> bool {
         Arc::strong_count(&self.loaders) > 1
+    }
+
+    /// Returns whether a connection beside the writer is open.
+    pub fn is_used(&self) -> bool {
+        self.has_loaders()
     }
 
     /// Waits until no session reads the file, and keeps sessions out until [`Self::reattach`]. The
@@ -534,6 +539,12 @@ impl ApplyTarget for DuckDb {
         checkpoint: &Checkpoint,
     ) -> Result<Applied, TargetError> {
         self.ensure_attached()?;
+        if refuses("apply.invalidated", &"now") {
+            return Err(TargetError::saying(
+                "FATAL Error: Failed: database has been invalidated because of a previous fatal \
+                 error. Original error: \"INTERNAL Error: on purpose\"",
+            ));
+        }
         if !batch.continues {
             self.roll_back()?;
         }

@@ -221,6 +221,9 @@ pub(super) fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
     text.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
 }
 
+/// DuckDB's words for a database that takes no statement any more.
+const INVALIDATED: &str = "has been invalidated";
+
 pub(super) fn is_of_disk(text: &str) -> bool {
     // After any failure of a file checkpoint DuckDB answers each statement with the error that the
     // database has been invalidated.
@@ -237,7 +240,7 @@ pub(super) fn is_of_disk(text: &str) -> bool {
         "Could not truncate",
         "Could not sync",
         "FSYNC",
-        "has been invalidated",
+        INVALIDATED,
     ];
     // A COMMIT that cannot be written fails with an error of its transaction.
     is_of_kind(text, &["IO Error", "FATAL Error", "TransactionContext Error"])
@@ -350,6 +353,23 @@ impl TargetError {
         }
     }
 
+    /// Returns whether DuckDB has met a bug of its own, in whatever statement of this process, and
+    /// takes no other one until it is started again.
+    pub fn is_invalidated(&self) -> bool {
+        match self {
+            Self::Query(error) => {
+                let text = error.to_string();
+                is_of_kind(&text, &["FATAL Error"])
+                    && text.contains(INVALIDATED)
+                    && !is_of_disk(&text)
+            }
+            Self::Table { source, .. } | Self::CompactionFailed { source } => {
+                source.is_invalidated()
+            }
+            _ => false,
+        }
+    }
+
     /// Returns whether the copy does not hold the rows that the stream expects in it.
     pub fn is_diverged(&self) -> bool {
         match self {
@@ -371,8 +391,7 @@ impl TargetError {
         }
     }
 
-    /// Makes an error as if DuckDB had refused a statement with this text.
-    #[cfg(test)]
+    /// Makes an error as if DuckDB had refused a statement with this text, for tests.
     pub fn saying(text: &str) -> Self {
         Self::Query(::duckdb::Error::DuckDBFailure(
             ::duckdb::ffi::Error::new(1),

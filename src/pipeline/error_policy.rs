@@ -115,6 +115,9 @@ fn of_target(error: &TargetError) -> Policy {
     // The transaction of a reader ends at its timeout, and the file can be opened again then.
     if error.is_of_disk() || matches!(error, TargetError::ReaderStays) {
         Policy::Disk
+    } else if error.is_invalidated() {
+        // No session of this DuckDB gets any further: whoever runs the pipeline starts another.
+        Policy::Operator
     } else if error.is_conflict() || error.is_internal() {
         Policy::Restart
     } else if error.table().is_some() || error.is_diverged() {
@@ -228,6 +231,13 @@ mod tests {
                 Policy::Restart,
             ),
             (of_duckdb("INTERNAL Error: Attempted to access index 1"), Policy::Restart),
+            (
+                of_duckdb(
+                    "FATAL Error: Failed: database has been invalidated because of a previous \
+                     fatal error. Original error: \"INTERNAL Error: an index\"",
+                ),
+                Policy::Operator,
+            ),
             (of_duckdb("TransactionContext Error: Conflict on update!"), Policy::Restart),
             (of_duckdb("Catalog Error: Table with name t does not exist!"), Policy::Operator),
         ];

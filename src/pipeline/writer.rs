@@ -25,6 +25,11 @@ impl<T: OlapEngine + 'static> Writer<T> {
         Self(Arc::new(Mutex::new(target)))
     }
 
+    /// Returns whether no other clone of this writer is left.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// Runs `work` on a thread that may block. A call that has begun is always finished, even when
     /// the caller does not wait for it.
     pub async fn call<R: Send + 'static, E: Send + 'static>(

@@ -53,7 +53,10 @@ impl From<StatementError> for SqlError {
             ErrorKind::Disk => "58030",
             ErrorKind::Fatal | ErrorKind::Other => "XX000",
         };
-        Self::new(code, error.message)
+        // DuckDB's own functions are of no use to a client.
+        let mut message = error.message;
+        message.truncate(message.find("\n\nStack Trace:").unwrap_or(message.len()));
+        Self::new(code, message)
     }
 }
 

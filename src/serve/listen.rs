@@ -161,8 +161,8 @@ impl Endpoint {
         tracing::info!(event = "serving", address = self.address, "readers can connect");
     }
 
-    /// Ends all connections.
-    pub async fn stop(self) {
+    /// Ends all connections. Returns whether no thread reads any more.
+    pub async fn stop(self) -> bool {
         self.stop.cancel();
         self.tasks[0].abort();
         self.connections.close();
@@ -181,6 +181,7 @@ impl Endpoint {
         if let Some(socket) = &self.socket {
             let _ = std::fs::remove_file(socket);
         }
+        Arc::strong_count(&self.readers) == 1
     }
 }
 

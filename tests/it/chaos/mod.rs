@@ -6,7 +6,7 @@
 //! The plan of faults comes from the seed: `make chaos SECONDS=60 SEED=n`. What it hits, and when,
 //! also depends on the machine, so a seed that failed once may have to be run again and again.
 
-mod faults;
+pub mod faults;
 mod proxy;
 mod reader;
 mod writer;

@@ -56,6 +56,30 @@ fn hostile_statements_are_refused_or_end_and_the_replicator_goes_on() {
     assert_eq!(tables, [[Some("public.kept".to_owned())]]);
 }
 
+/// A bug that is known of DuckDB 1.5.5 (its issue 21890): planning the statement fails.
+#[test]
+fn a_bug_of_duckdb_in_planning_is_an_error_of_its_statement_alone() {
+    let served = Served::new(
+        "serve_plan_bug",
+        "CREATE TABLE kept (id int PRIMARY KEY); INSERT INTO kept VALUES (1)",
+        "",
+    );
+    let session = served.session();
+    let error = session
+        .try_query(
+            "SELECT id FROM kept GROUP BY id HAVING (SELECT count(*) FROM kept k WHERE TRY(kept.id \
+             + kept.id) > 0) > 0",
+        )
+        .unwrap_err();
+    assert_eq!(code(&error), "XX000", "{error}");
+    assert!(!error.contains("Stack Trace"), "{error}");
+    served.following.db.execute("INSERT INTO kept VALUES (2)");
+    wait_until(SOON, "the replicator goes on", || {
+        session.value("SELECT count(*) FROM kept") == "2"
+    });
+    served.stop();
+}
+
 /// Whatever a client writes, also deep inside of itself, gets an error or a result.
 #[test]
 fn statements_that_nest_deeply_or_are_long_get_an_answer() {
