@@ -72,6 +72,12 @@ CREATE VIEW _pg.keys AS
     WHERE t.replica_identity IN ('d', 'i') AND t.state <> 'dropped'
     GROUP BY ALL;
 
+-- The tables of the copy have no constraints of their own; what those of the source have is known.
+CREATE VIEW _pg.not_nulls AS
+    SELECT t.target_schema, t.target_name AS target_table, c.target_name AS target_column, c.not_null
+    FROM rhei_target._rhei.tables t JOIN rhei_target._rhei.columns c ON c.table_oid = t.oid
+    WHERE t.state <> 'dropped';
+
 CREATE VIEW _pg.freshness AS
     SELECT checkpoint_lsn AS lsn, checkpoint_time AS committed_at, now() - checkpoint_time AS age,
         (SELECT count(*) FROM rhei_target._rhei.tables WHERE state = 'live') AS live,
@@ -91,10 +97,11 @@ CREATE VIEW _pg.pg_class AS
     FROM _pg.keys;
 
 CREATE VIEW _pg.pg_attribute AS
-    SELECT r.oid AS attrelid, column_name AS attname, _pg.type_oid(data_type) AS atttypid, -1 AS attstattarget, coalesce(t.typlen, -1)::SMALLINT AS attlen, column_index::SMALLINT AS attnum, CASE WHEN data_type LIKE '%]' THEN 1 ELSE 0 END AS attndims, -1 AS attcacheoff, CASE WHEN data_type LIKE 'DECIMAL(%' AND data_type NOT LIKE '%]' THEN numeric_precision * 65536 + numeric_scale + 4 ELSE -1 END::INTEGER AS atttypmod, false AS attbyval, 'x' AS attstorage, 'i' AS attalign, NOT is_nullable AS attnotnull, false AS atthasdef, false AS atthasmissing, '' AS attidentity, '' AS attgenerated, false AS attisdropped, true AS attislocal, 0 AS attinhcount, CASE t.typcategory WHEN 'S' THEN 100 ELSE 0 END::UINTEGER AS attcollation, '' AS attcompression, NULL::VARCHAR[] AS attacl, NULL::VARCHAR[] AS attoptions, NULL::VARCHAR[] AS attfdwoptions, NULL::VARCHAR AS attmissingval
+    SELECT r.oid AS attrelid, column_name AS attname, _pg.type_oid(data_type) AS atttypid, -1 AS attstattarget, coalesce(t.typlen, -1)::SMALLINT AS attlen, column_index::SMALLINT AS attnum, CASE WHEN data_type LIKE '%]' THEN 1 ELSE 0 END AS attndims, -1 AS attcacheoff, CASE WHEN data_type LIKE 'DECIMAL(%' AND data_type NOT LIKE '%]' THEN numeric_precision * 65536 + numeric_scale + 4 ELSE -1 END::INTEGER AS atttypmod, false AS attbyval, 'x' AS attstorage, 'i' AS attalign, coalesce(n.not_null, NOT is_nullable) AS attnotnull, false AS atthasdef, false AS atthasmissing, '' AS attidentity, '' AS attgenerated, false AS attisdropped, true AS attislocal, 0 AS attinhcount, CASE t.typcategory WHEN 'S' THEN 100 ELSE 0 END::UINTEGER AS attcollation, '' AS attcompression, NULL::VARCHAR[] AS attacl, NULL::VARCHAR[] AS attoptions, NULL::VARCHAR[] AS attfdwoptions, NULL::VARCHAR AS attmissingval
     FROM duckdb_columns() c
     JOIN _pg.relations r ON r.schema_name = c.schema_name AND r.relname = c.table_name
     LEFT JOIN _pg.types t ON t.oid = _pg.type_oid(c.data_type)
+    LEFT JOIN _pg.not_nulls n ON n.target_schema = c.schema_name AND n.target_table = c.table_name AND n.target_column = c.column_name
     WHERE c.database_name = 'rhei_target'
     UNION ALL
     SELECT k.oid, unnest(k.names), 0::UINTEGER, -1, -1::SMALLINT, unnest(range(1, len(k.names) + 1))::SMALLINT, 0, -1, -1, false, 'x', 'i', false, false, false, '', '', false, true, 0, 0::UINTEGER, '', NULL, NULL, NULL, NULL
@@ -127,6 +134,8 @@ CREATE VIEW _pg.pg_auth_members AS SELECT 0::UINTEGER AS oid, 0::UINTEGER AS rol
 CREATE VIEW _pg.pg_description AS SELECT oid AS objoid, 1259::UINTEGER AS classoid, 0 AS objsubid, comment AS description FROM _pg.relations WHERE comment IS NOT NULL;
 CREATE VIEW _pg.pg_shdescription AS SELECT 0::UINTEGER AS objoid, 0::UINTEGER AS classoid, '' AS description WHERE false;
 CREATE VIEW _pg.pg_tables AS SELECT schema_name AS schemaname, relname AS tablename, 'rhei' AS tableowner, NULL::VARCHAR AS "tablespace", oid IN (SELECT relid FROM _pg.keys) AS hasindexes, false AS hasrules, false AS hastriggers, false AS rowsecurity FROM _pg.relations WHERE relkind = 'r';
+CREATE VIEW _pg.pg_stat_all_tables AS SELECT oid AS relid, schema_name AS schemaname, relname, NULL::BIGINT AS seq_scan, NULL::BIGINT AS seq_tup_read, NULL::BIGINT AS idx_scan, NULL::BIGINT AS idx_tup_fetch, NULL::BIGINT AS n_tup_ins, NULL::BIGINT AS n_tup_upd, NULL::BIGINT AS n_tup_del, tuples::BIGINT AS n_live_tup, 0::BIGINT AS n_dead_tup, NULL::TIMESTAMPTZ AS last_vacuum, NULL::TIMESTAMPTZ AS last_autovacuum, NULL::TIMESTAMPTZ AS last_analyze, NULL::TIMESTAMPTZ AS last_autoanalyze FROM _pg.relations WHERE relkind = 'r';
+CREATE VIEW _pg.pg_stat_user_tables AS FROM _pg.pg_stat_all_tables;
 CREATE VIEW _pg.pg_views AS SELECT schema_name AS schemaname, relname AS viewname, 'rhei' AS viewowner, '' AS definition FROM _pg.relations WHERE relkind = 'v';
 CREATE VIEW _pg.pg_matviews AS SELECT '' AS schemaname, '' AS matviewname, '' AS matviewowner, '' AS definition WHERE false;
 CREATE VIEW _pg.pg_settings AS SELECT name, setting, NULL::VARCHAR AS unit, '' AS category, '' AS short_desc, '' AS context, vartype, 'default' AS source, setting AS boot_val, setting AS reset_val FROM (VALUES ('server_version', '16.0', 'string'), ('server_version_num', '160000', 'integer'), ('max_index_keys', '32', 'integer'), ('max_identifier_length', '63', 'integer'), ('standard_conforming_strings', 'on', 'bool'), ('TimeZone', 'UTC', 'string'), ('DateStyle', 'ISO, MDY', 'string'), ('search_path', 'public', 'string'), ('client_encoding', 'UTF8', 'string'), ('server_encoding', 'UTF8', 'string'), ('integer_datetimes', 'on', 'bool'), ('lc_collate', 'C.UTF-8', 'string'), ('lc_ctype', 'C.UTF-8', 'string'), ('lc_monetary', 'C', 'string'), ('transaction_read_only', 'on', 'bool'), ('default_transaction_read_only', 'on', 'bool'), ('transaction_isolation', 'repeatable read', 'string'), ('bytea_output', 'hex', 'string'), ('IntervalStyle', 'postgres', 'string'), ('jit', 'off', 'bool'), ('is_superuser', 'off', 'bool'), ('in_hot_standby', 'on', 'bool'), ('extra_float_digits', '1', 'integer')) t(name, setting, vartype);
@@ -237,8 +246,11 @@ CREATE MACRO _pg.to_regclass(a) AS (SELECT any_value(zr.oid) FROM _pg.relations 
 CREATE MACRO _pg.to_regtype(a) AS (SELECT any_value(zt.oid) FROM _pg.types zt WHERE lower(a) IN (zt.typname, zt.display));
 CREATE MACRO _pg.array_upper(a, d) AS len(a);
 CREATE MACRO _pg.array_lower(a, d) AS 1;
+-- As many as an array may reasonably have: the whole list is made in one step.
+CREATE MACRO _pg.series_of_array(a, b) AS unnest(range(a, least(b, 10000) + 1));
 CREATE MACRO _pg.array_remove(a, b) AS list_filter(a, lambda zx: zx IS DISTINCT FROM b);
 CREATE MACRO _pg._pg_expandarray(a) AS unnest(list_transform(range(1, len(a) + 1), lambda zi: {'x': a[zi], 'n': zi::INTEGER}));
+CREATE MACRO _pg.parse_ident(a) AS list_transform(regexp_extract_all(a, '"([^"]|"")*"|[^".]+'), lambda zx: CASE WHEN zx[1] = '"' THEN replace(zx[2:-2], '""', '"') ELSE lower(zx) END);
 CREATE MACRO _pg.quote_ident(a) AS CASE WHEN regexp_full_match(a, '[a-z_][a-z0-9_]*') THEN a ELSE '"' || replace(a, '"', '""') || '"' END;
 CREATE MACRO _pg.has_database_privilege(a, b, c := '') AS true;
 CREATE MACRO _pg.has_table_privilege(a, b, c := '') AS true;

@@ -16,6 +16,7 @@ use tokio::{
     net::{UnixListener, UnixStream, unix::WriteHalf},
     sync::mpsc::UnboundedSender,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Lsn,
@@ -283,7 +284,7 @@ async fn published<T: OlapEngine + 'static>(
         return Ok(json!({ "error": "the request to publish makes no sense" }));
     };
     let publisher = writer.call(|target| target.publisher()).await?;
-    Ok(json!(publication::publish(publisher, options, None).await?))
+    Ok(json!(publication::publish(publisher, options, None, &CancellationToken::new()).await?))
 }
 
 /// Waits until the checkpoint has reached a position of the source's WAL.

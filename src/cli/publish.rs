@@ -55,8 +55,10 @@ pub async fn run(session: Invocation, args: PublishArgs) -> Result<ExitCode, Cli
             Some(error) => return Err(CliError::Failed(error.to_owned())),
             None => answer,
         },
-        None => serde_json::to_value(publish(Publisher::open(&target)?, options, None).await?)
-            .map_err(|error| CliError::Failed(format!("the result cannot be shown: {error}")))?,
+        None => serde_json::to_value(
+            publish(Publisher::open(&target)?, options, None, &session.stop_on_signal()).await?,
+        )
+        .map_err(|error| CliError::Failed(format!("the result cannot be shown: {error}")))?,
     };
 
     if args.json {

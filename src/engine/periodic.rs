@@ -61,10 +61,9 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
             let (writer, options) = (writer.clone(), options.clone());
             let (last, stop) = (last.clone(), stop.clone());
             async move {
-                // A stop does not wait for a publication: the version before stays.
-                tokio::select! {
-                    published = publish_again(&writer, &options, &last) => published,
-                    () = stop.cancelled() => Ok(()),
+                match publish_again(&writer, &options, &last, &stop).await {
+                    Err(_) if stop.is_cancelled() => Ok(()),
+                    published => published,
                 }
             }
         });

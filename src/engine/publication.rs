@@ -7,6 +7,7 @@ use std::{
 
 use duckdb::InterruptHandle;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     olap::{OlapEngine, PublishOptions, Published, Publisher, TargetError},
@@ -35,6 +36,7 @@ pub(super) async fn publish_again<T: OlapEngine + 'static>(
     writer: &Writer<T>,
     options: &PublishOptions,
     last: &LastPublished,
+    stop: &CancellationToken,
 ) -> Result<(), EngineError> {
     let is_there = writer.call(|target| target.state()).await?.is_some();
     if !is_there {
@@ -42,7 +44,7 @@ pub(super) async fn publish_again<T: OlapEngine + 'static>(
     }
     let publisher = writer.call(|target| target.publisher()).await?;
 
-    if let Some(published) = publish(publisher, options.clone(), last.get()).await? {
+    if let Some(published) = publish(publisher, options.clone(), last.get(), stop).await? {
         tracing::info!(
             event = "published",
             path = %published.path.display(),
@@ -67,7 +69,7 @@ pub(super) async fn publish_again<T: OlapEngine + 'static>(
 }
 
 /// Publishes the copy on a thread of its own. Returns `None` when it is as it was at `last`. A
-/// caller that goes away ends the publication.
+/// stop, or a caller that goes away, ends the publication; the version before stays.
 ///
 /// # Errors
 /// As for [`Publisher::publish`].
@@ -75,6 +77,7 @@ pub async fn publish(
     publisher: Publisher,
     options: PublishOptions,
     last: Option<Published>,
+    stop: &CancellationToken,
 ) -> Result<Option<Published>, EngineError> {
     struct EndOnDrop(Arc<InterruptHandle>);
     impl Drop for EndOnDrop {
@@ -83,8 +86,9 @@ pub async fn publish(
         }
     }
 
-    let _end = EndOnDrop(publisher.interrupt_handle());
-    let (reply, done) = oneshot::channel();
+    const STEP: Duration = Duration::from_millis(50);
+    let end = EndOnDrop(publisher.interrupt_handle());
+    let (reply, mut done) = oneshot::channel();
     std::thread::Builder::new()
         .name("rhei-publish".to_owned())
         .spawn(move || {
@@ -94,8 +98,18 @@ pub async fn publish(
             let _ = reply.send(publisher.publish(&options, last.as_ref()));
         })
         .map_err(TargetError::from)?;
-    let published = done
-        .await
+
+    let published = loop {
+        tokio::select! {
+            published = &mut done => break published,
+            () = stop.cancelled() => {
+                // What is half written is removed; an interrupt between two statements is not seen.
+                end.0.interrupt();
+                tokio::time::sleep(STEP).await;
+            }
+        }
+    };
+    let published = published
         .map_err(|_| EngineError::Bug { what: "publishing", why: "its thread ended".to_owned() })?;
     Ok(published?)
 }

@@ -103,6 +103,13 @@ struct Snapshot {
     not_live: BTreeMap<String, String>,
 }
 
+impl Snapshot {
+    /// Returns whether the copy was like this when it was published, and still is where it was put.
+    fn is_as(&self, published: &Published) -> bool {
+        published.lsn == self.lsn && published.not_live == self.not_live && published.path.exists()
+    }
+}
+
 impl DuckDb {
     /// Returns what publishes the copy beside the writer.
     pub(super) fn new_publisher(&mut self) -> Result<Publisher, TargetError> {
@@ -154,14 +161,18 @@ impl Publisher {
             });
         }
 
+        if last.is_some_and(|last| self.snapshot().is_ok_and(|now| now.is_as(last))) {
+            return Ok(None);
+        }
+
         let next = Next::prepare(&self.connection, &path, options.format)?;
-        let written = self.write(&next, options, last);
-        if !matches!(written, Ok(Some(_))) {
+        let written = self.write(&next, options.keep);
+        if written.is_err() {
             // The transaction may be over already, and the file detached.
             let _ = self.connection.execute_batch("ROLLBACK");
             next.remove(&self.connection);
         }
-        let Some((snapshot, rows)) = written.map_err(refused)? else { return Ok(None) };
+        let (snapshot, rows) = written.map_err(refused)?;
 
         Ok(Some(Published {
             bytes: size_of(&path)?,
@@ -174,35 +185,24 @@ impl Publisher {
         }))
     }
 
-    fn write(
-        &self,
-        next: &Next,
-        options: &PublishOptions,
-        last: Option<&Published>,
-    ) -> Result<Option<(Snapshot, u64)>, TargetError> {
+    fn write(&self, next: &Next, keep: usize) -> Result<(Snapshot, u64), TargetError> {
         self.connection.execute_batch("BEGIN")?;
         let snapshot = self.snapshot()?;
-        let is_same = |last: &Published| {
-            last.lsn == snapshot.lsn && last.not_live == snapshot.not_live && last.path.exists()
-        };
-        if last.is_some_and(is_same) {
-            return Ok(None);
-        }
 
         let rows = match next {
             Next::File { path, next } => {
                 let rows = self.write_file(&snapshot)?;
-                self.put_in_place(path, next, options.keep)?;
+                self.put_in_place(path, next, keep)?;
                 rows
             }
             Next::Folder { path, next } => {
                 let (rows, manifest) = self.write_folder(&snapshot, next)?;
                 self.connection.execute_batch("COMMIT")?;
-                put_folder_in_place(path, next, &snapshot, &manifest, options.keep)?;
+                put_folder_in_place(path, next, &snapshot, &manifest, keep)?;
                 rows
             }
         };
-        Ok(Some((snapshot, rows)))
+        Ok((snapshot, rows))
     }
 
     /// Reads what is in the copy. The snapshot of the transaction is taken by that.

@@ -333,7 +333,7 @@ impl Reading {
             return Err(SqlError::new("25006", "this copy is read-only"));
         }
 
-        let parameters = parameter_types(&prepared.parameters, declared);
+        let parameters = parameter_types(&self.inferred(&prepared, &statement)?, declared);
         let mut sql = sql;
         if !parameters.is_empty() {
             sql = text_of(&with_casts(statement, &parameters));
@@ -350,6 +350,29 @@ impl Reading {
             return Err(SqlError::new("54011", "a result has at most 1664 columns"));
         }
         Ok(Query { statement: Mutex::new(prepared), has_pattern, parameters, fields })
+    }
+
+    /// Returns what a statement makes of its parameters.
+    fn inferred(
+        &self,
+        prepared: &Statement,
+        statement: &[Token],
+    ) -> Result<Vec<SqlType>, SqlError> {
+        let mut inferred = prepared.parameters.clone();
+        let (items, lists) = with_items_for_lists(statement);
+        if lists.is_empty() {
+            return Ok(inferred);
+        }
+
+        self.check_ended()?;
+        let of_items = self.connection.prepare(&text_of(&items))?.parameters;
+        for number in lists {
+            let at = number.wrapping_sub(1);
+            if let (Some(list), Some(item)) = (inferred.get_mut(at), of_items.get(at)) {
+                *list = SqlType::List(Box::new(item.clone()));
+            }
+        }
+        Ok(inferred)
     }
 
     /// Has the guard look at a statement.
@@ -513,6 +536,29 @@ fn parameter_types(inferred: &[SqlType], declared: &[Option<Type>]) -> Vec<Type>
         }
     };
     inferred.iter().enumerate().map(of).collect()
+}
+
+/// Returns a statement with `= $1` in the place of `= ANY($1)`, and the numbers of these
+/// parameters: DuckDB infers the type of one item then, and does not infer that of a list.
+fn with_items_for_lists(statement: &[Token]) -> (Vec<Token>, Vec<usize>) {
+    let (mut items, mut numbers, mut at) = (Vec::new(), Vec::new(), 0);
+    while let Some(token) = statement.get(at) {
+        let is_list = (token.is("any") || token.is("all") || token.is("some"))
+            && statement.get(at + 1).is_some_and(|token| token.is_sign("("))
+            && statement.get(at + 3).is_some_and(|token| token.is_sign(")"));
+        let parameter = statement.get(at + 2).filter(|token| token.kind == Kind::Parameter);
+        let number = parameter.and_then(|token| token.text.strip_prefix('$')?.parse().ok());
+
+        if let (true, Some(number), Some(parameter)) = (is_list, number, parameter) {
+            items.push(Token { is_spaced: true, ..parameter.clone() });
+            numbers.push(number);
+            at += 4;
+        } else {
+            items.push(token.clone());
+            at += 1;
+        }
+    }
+    (items, numbers)
 }
 
 /// Replaces each parameter by a cast of it.

@@ -40,7 +40,7 @@ const TEXT_TYPES: [&str; 14] = [
 ];
 
 /// Functions of PostgreSQL that DuckDB has not, or has with another meaning.
-const FUNCTIONS: [&str; 19] = [
+const FUNCTIONS: [&str; 20] = [
     "version",
     "current_database",
     "current_catalog",
@@ -55,6 +55,7 @@ const FUNCTIONS: [&str; 19] = [
     "col_description",
     "shobj_description",
     "quote_ident",
+    "parse_ident",
     "to_regtype",
     "to_regclass",
     "_pg_expandarray",
@@ -114,6 +115,7 @@ impl Rewriter<'_> {
             || self.cast_function()
             || self.qualified_name()
             || self.plain_name()
+            || self.function_as_table()
             || self.series()
             || self.no_function()
             || self.vector_item()
@@ -332,40 +334,113 @@ impl Rewriter<'_> {
         true
     }
 
-    /// `generate_series(1, 3) s`: the alias names a value in PostgreSQL, a row in DuckDB.
-    fn series(&mut self) -> bool {
-        if !(self.is_word(0, "generate_series") && self.is_sign(1, "(")) {
-            return false;
+    /// Returns the keyword whose list the place is in; none within a call.
+    fn clause(&self) -> Option<&'static str> {
+        const CLAUSES: [&str; 9] =
+            ["select", "from", "join", "where", "on", "having", "by", "lateral", "in"];
+        let mut depth = 0;
+        for token in self.output.iter().rev() {
+            depth += i32::from(token.is_sign(")")) - i32::from(token.is_sign("("));
+            if depth < 0 {
+                return None;
+            }
+            if depth == 0
+                && let Some(clause) = CLAUSES.into_iter().find(|word| token.is(word))
+            {
+                return Some(clause);
+            }
         }
+        None
+    }
+
+    /// Returns how far the parenthesis that ends the call is away, which begins here.
+    fn end_of_call(&self) -> Option<usize> {
         let mut depth = 0;
         let end = (1..).find(|&ahead| {
             let Some(token) = self.peek(ahead) else { return true };
             depth += i32::from(token.is_sign("(")) - i32::from(token.is_sign(")"));
             depth == 0
-        });
-        let Some(end) = end.filter(|&end| self.peek(end).is_some()) else { return false };
+        })?;
+        self.peek(end).is_some().then_some(end)
+    }
 
-        let alias = if self.is_word(end + 1, "as") { end + 2 } else { end + 1 };
-        let is_alias = self.peek(alias).is_some_and(|token| {
-            token.name().is_some_and(|name| !NO_ALIAS.contains(&name.as_str()))
-        });
-        if !is_alias || self.is_sign(alias + 1, "(") {
+    /// Returns the alias behind what ends at a place, and where it is.
+    fn alias_behind(&self, end: usize) -> Option<(usize, Token)> {
+        let at = if self.is_word(end + 1, "as") { end + 2 } else { end + 1 };
+        let alias = self.peek(at)?;
+        let is_alias = alias.name().is_some_and(|name| !NO_ALIAS.contains(&name.as_str()))
+            && !self.is_sign(at + 1, "(");
+        is_alias.then(|| (at, alias.clone()))
+    }
+
+    /// Has an alias name its one column too.
+    fn name_column(&mut self, (ahead, alias): (usize, Token)) {
+        let at = self.at + ahead + 1;
+        let close = |sign| Token { is_spaced: false, ..Token::new(Kind::Sign, sign) };
+        let column = Token { is_spaced: false, ..alias };
+        self.input.splice(at..at, [close("("), column, close(")")]);
+    }
+
+    /// Returns whether a call of `generate_series` begins here that asks as only PostgreSQL is
+    /// asked: for the places of an array.
+    fn is_series_of_array(&self) -> bool {
+        self.is_word(0, "generate_series") && self.is_sign(1, "(") && self.name(2) == "array_lower"
+    }
+
+    /// `FROM string_to_array('a,b', ',') s`: any function may stand for a table in PostgreSQL. So
+    /// may a series whose ends are subqueries here.
+    fn function_as_table(&mut self) -> bool {
+        let is_series = self.is_series_of_array();
+        let is_array = self.name(0) == "string_to_array" && self.is_sign(1, "(");
+        let is_item = self
+            .output
+            .last()
+            .is_some_and(|last| last.is_sign(",") || last.is("from") || last.is("join"));
+        if !is_item || !(is_series || is_array) || !matches!(self.clause(), Some("from" | "join")) {
             return false;
+        }
+        let Some(end) = self.end_of_call() else { return false };
+        let Some(alias) = self.alias_behind(end) else { return false };
+
+        self.name_column(alias);
+        self.put(Kind::Sign, "(");
+        self.put(Kind::Word, "SELECT");
+        let at = self.at + end + 1;
+        self.input.insert(at, Token { is_spaced: false, ..Token::new(Kind::Sign, ")") });
+        if is_series {
+            self.take_series()
+        } else {
+            self.take(1)
+        }
+        true
+    }
+
+    /// Takes the name of a series, of which a select list has a row for each number.
+    fn take_series(&mut self) {
+        self.put(Kind::Word, format!("{}.series_of_array", catalog::DATABASE));
+        self.at += 1;
+    }
+
+    /// `generate_series(1, 3) s`: the alias names a value in PostgreSQL, a row in DuckDB. In a
+    /// select list it is DuckDB's own, which makes a list, unless it begins with a function that
+    /// only PostgreSQL has: drivers want a row for each item of an array then.
+    fn series(&mut self) -> bool {
+        if !(self.is_word(0, "generate_series") && self.is_sign(1, "(")) {
+            return false;
+        }
+        let Some(end) = self.end_of_call() else { return false };
+
+        if self.clause() == Some("select") {
+            let is_of_array = self.is_series_of_array();
+            if is_of_array {
+                self.take_series();
+            }
+            return is_of_array;
         }
 
         // What is inside the parentheses may need rewriting too, so only the alias is doubled.
-        let name = self.peek(alias).cloned();
-        if let Some(name) = name {
-            let at = self.at + alias + 1;
-            self.input.splice(
-                at..at,
-                [
-                    Token { is_spaced: false, ..Token::new(Kind::Sign, "(") },
-                    Token { is_spaced: false, ..name },
-                    Token { is_spaced: false, ..Token::new(Kind::Sign, ")") },
-                ],
-            );
-        }
+        let Some(alias) = self.alias_behind(end) else { return false };
+        self.name_column(alias);
         self.take(1);
         true
     }
@@ -412,6 +487,16 @@ mod tests {
             ("x::\"char\"", "x:: VARCHAR"),
             ("FROM generate_series(1, 3) s", "FROM generate_series(1, 3) s(s)"),
             ("FROM generate_series(1, 3) WHERE", "FROM generate_series(1, 3) WHERE"),
+            (
+                "SELECT s[1] FROM t AS i, string_to_array('a', ',') s",
+                "SELECT s[1] FROM t AS i, ( SELECT string_to_array('a', ',')) s(s)",
+            ),
+            ("SELECT string_to_array('a', ',') s", "SELECT string_to_array('a', ',') s"),
+            ("SELECT a, generate_series(1, 3) AS s", "SELECT a, generate_series(1, 3) AS s"),
+            (
+                "SELECT (b), generate_series(array_lower(k, 1), 3) AS i FROM t",
+                "SELECT (b), _pg.series_of_array(array_lower(k, 1), 3) AS i FROM t",
+            ),
         ] {
             assert_eq!(rewritten(sql), expected);
         }

@@ -2,8 +2,11 @@
 
 use std::process::Command;
 
-use super::Served;
-use crate::bed::cluster::bin_dir;
+use super::{SOON, Served};
+use crate::{
+    bed::{Running, cluster::bin_dir},
+    following::Following,
+};
 
 const SETUP: &str =
     "CREATE TABLE orders (id bigint PRIMARY KEY, \"Customer name\" text NOT NULL, total \
@@ -139,6 +142,30 @@ fn questions_of_clients_have_answers() {
     served.stop();
 }
 
+/// As these tools ask PostgreSQL, which the source is: what it answers, the copy has to answer.
+#[test]
+fn questions_of_tools_are_answered() {
+    let served = Served::new("serve_tools", SETUP, "");
+    let source = served.following.db.session();
+    let copy = served.session();
+    let questions = include_str!("../../../fixtures/questions.sql").lines();
+    let questions: Vec<&str> = questions.filter(|line| !line.starts_with("--")).collect();
+    assert!(questions.len() > 20);
+    for question in questions {
+        let theirs =
+            source.try_query(question).unwrap_or_else(|error| panic!("{question}: {error}"));
+        let ours = copy.try_query(question).unwrap_or_else(|error| panic!("{question}: {error}"));
+        // What there is of the server itself differs; what there is of the tables does not.
+        let is_of_tables = question.contains("orders") || question.contains("n_live_tup");
+        let width = |rows: &Vec<Vec<Option<String>>>| rows.first().map(Vec::len);
+        if is_of_tables {
+            assert_eq!(ours.len(), theirs.len(), "{question}");
+            assert_eq!(width(&ours), width(&theirs), "{question}");
+        }
+    }
+    served.stop();
+}
+
 #[test]
 fn schemas_of_the_search_path_are_looked_up() {
     let served = Served::new(
@@ -155,15 +182,11 @@ fn schemas_of_the_search_path_are_looked_up() {
     served.stop();
 }
 
-/// Each client asks the source and the copy the same, and gets the same from both.
-/// RHEI_TEST_CLIENTS is the Python that has the clients.
-#[test]
-#[ignore = "needs clients from the package index: make clients"]
-fn clients_of_python_get_what_the_source_gives() {
-    let python = std::env::var("RHEI_TEST_CLIENTS").unwrap();
+/// A replicator that listens on a port, with a table of many types; and the URL of its copy.
+fn served_on_a_port(name: &str) -> (Following, Running, String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let served = Served::new(
-        "serve_python",
+        name,
         "CREATE TABLE typed (id int PRIMARY KEY, b boolean, i2 smallint, i4 int, i8 bigint, f4 real, \
          f8 float8, n numeric(12,2), t text, bs bytea, d date, ts timestamp, tstz timestamptz, u \
          uuid, iv interval, ia int[], ta text[]);
@@ -176,19 +199,73 @@ fn clients_of_python_get_what_the_source_gives() {
          INSERT INTO typed (id) VALUES (10)",
         "",
     );
-    let copy = format!("postgresql://reader@127.0.0.1:{port}/copy");
-    let mut running = served.running;
-    running.stop(super::SOON).assert_code(0);
-    let rhei = served.following.rhei.env("RHEI_SERVE_LISTEN", &format!("127.0.0.1:{port}"));
-    running = rhei.spawn(["run"]);
-    running.wait_for_log("following the source", super::SOON);
+    let Served { mut following, mut running, .. } = served;
+    running.stop(SOON).assert_code(0);
+    following.rhei = following.rhei.env("RHEI_SERVE_LISTEN", &format!("127.0.0.1:{port}"));
+    running = following.run();
+    running.wait_for_log("following the source", SOON);
+    (following, running, format!("postgresql://postgres@127.0.0.1:{port}/copy"))
+}
 
+fn client(file: &str) -> String {
+    format!("{}/tests/clients/{file}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Each client asks the source and the copy the same, and gets the same from both.
+/// RHEI_TEST_CLIENTS is the Python that has the clients.
+#[test]
+#[ignore = "needs clients from the package index: make clients"]
+fn clients_of_python_get_what_the_source_gives() {
+    let python = std::env::var("RHEI_TEST_CLIENTS").unwrap();
+    let (following, running, copy) = served_on_a_port("serve_python");
     let output = Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/clients.py"))
-        .args([&served.following.db.url(), &copy])
+        .arg(client("clients.py"))
+        .args([&following.db.url(), &copy])
         .output()
         .unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    running.stop(super::SOON).assert_code(0);
+    running.stop(SOON).assert_code(0);
+}
+
+/// RHEI_TEST_JDBC is the driver's jar, RHEI_TEST_NODE a folder with `pg` and `pg-cursor`, and
+/// RHEI_TEST_ODBC a Python with `pyodbc`; what is not there is named.
+#[test]
+#[ignore = "needs drivers from the package index: make clients"]
+fn clients_of_other_languages_print_the_same_for_source_and_copy() {
+    let (following, running, copy) = served_on_a_port("serve_languages");
+    let jdbc = |url: &str| {
+        let (_, server) = url.split_once('@').unwrap();
+        let server = server.split('?').next().unwrap();
+        format!("jdbc:postgresql://{server}?user=postgres&sslmode=disable")
+    };
+    let run = |name: &str, url: &str, place: &str| match name {
+        "RHEI_TEST_JDBC" => {
+            Command::new("java").args(["-cp", place, &client("Jdbc.java"), &jdbc(url)]).output()
+        }
+        "RHEI_TEST_NODE" => {
+            Command::new("node").env("NODE_PATH", place).args([&client("node.js"), url]).output()
+        }
+        _ => Command::new(place).args([&client("odbc.py"), url]).output(),
+    };
+
+    for name in ["RHEI_TEST_JDBC", "RHEI_TEST_NODE", "RHEI_TEST_ODBC"] {
+        let Ok(place) = std::env::var(name) else {
+            println!("missing  {name}");
+            continue;
+        };
+        let [theirs, ours] = [following.db.url(), copy.clone()].map(|url| {
+            let output = run(name, &url, &place).unwrap();
+            let [printed, wrong] =
+                [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+            assert!(output.status.success(), "{name} {url}: {printed}{wrong}");
+            printed
+        });
+        for (theirs, ours) in theirs.lines().zip(ours.lines()) {
+            assert_eq!(ours, theirs, "{name}");
+        }
+        assert_eq!(theirs.lines().count(), ours.lines().count());
+        println!("ok       {name}: {} answers", ours.lines().count());
+    }
+    running.stop(SOON).assert_code(0);
 }
