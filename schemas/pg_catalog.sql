@@ -247,7 +247,7 @@ CREATE MACRO _pg.to_regtype(a) AS (SELECT any_value(zt.oid) FROM _pg.types zt WH
 CREATE MACRO _pg.array_upper(a, d) AS len(a);
 CREATE MACRO _pg.array_lower(a, d) AS 1;
 -- As many as an array may reasonably have: the whole list is made in one step.
-CREATE MACRO _pg.series_of_array(a, b) AS unnest(range(a, least(b, 10000) + 1));
+CREATE MACRO _pg.series_of_array(a, b) AS unnest(CASE WHEN a IS NULL OR b IS NULL THEN [] ELSE range(greatest(a, 0), least(b, 10000) + 1) END);
 CREATE MACRO _pg.array_remove(a, b) AS list_filter(a, lambda zx: zx IS DISTINCT FROM b);
 CREATE MACRO _pg._pg_expandarray(a) AS unnest(list_transform(range(1, len(a) + 1), lambda zi: {'x': a[zi], 'n': zi::INTEGER}));
 CREATE MACRO _pg.parse_ident(a) AS list_transform(regexp_extract_all(a, '"([^"]|"")*"|[^".]+'), lambda zx: CASE WHEN zx[1] = '"' THEN replace(zx[2:-2], '""', '"') ELSE lower(zx) END);

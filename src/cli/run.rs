@@ -13,13 +13,17 @@ use crate::{
     control::Control,
     engine::{self, supervisor::RestartBudget},
     error::error_chain,
-    olap::DuckDb,
+    olap::{DuckDb, TargetError},
     pipeline::{Context, EngineError, Writer},
     serve::Endpoint,
 };
 
 /// How long a DuckDB that is to be started again may take to end.
 const TIME_TO_CLOSE: Duration = Duration::from_secs(10);
+
+/// What DuckDB answers to each statement after a bug of its own.
+const INVALIDATED: &str = "FATAL Error: database has been invalidated because of a bug in a \
+                           reader's statement. Original error: \"INTERNAL Error\"";
 
 /// Runs the command.
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
@@ -77,7 +81,21 @@ async fn follow(
     let (command, commands) = mpsc::unbounded_channel();
     let control = Control::listen(context, writer.clone(), command);
 
-    let ended = engine::run(context, &writer, commands, stop).await;
+    // With an idle source, nothing but a reader notices that DuckDB is dead.
+    let broken = endpoint.as_ref().map(Endpoint::broken).unwrap_or_default();
+    let stop_here = stop.child_token();
+    let ended = {
+        let mut running = std::pin::pin!(engine::run(context, &writer, commands, &stop_here));
+        tokio::select! {
+            ended = &mut running => ended,
+            () = broken.cancelled() => {
+                stop_here.cancel();
+                // Whatever the rest of the run says, this is why it ended.
+                let _ = running.await;
+                Err(TargetError::saying(INVALIDATED).into())
+            }
+        }
+    };
 
     let has_ended = match endpoint {
         Some(endpoint) => endpoint.stop().await,

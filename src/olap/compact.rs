@@ -184,7 +184,7 @@ impl DuckDb {
                 "a large transaction is being applied\nhint: try again in a while".to_owned(),
             ));
         }
-        if !self.copying.is_empty() || self.has_loaders() {
+        if !self.copying.is_empty() || self.is_used() {
             return Err(refused(
                 "tables are being copied, or the copy is being read\nhint: try again in a while"
                     .to_owned(),

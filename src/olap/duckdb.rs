@@ -19,6 +19,7 @@ use super::{
     file::{attach, open, remove_stale_spill},
     gate::Gate,
     jobs, migrations, names, new_file, pending,
+    publish::Publishers,
     stage::StagingViews,
     state,
     tables::Tables,
@@ -56,6 +57,8 @@ pub struct DuckDb {
     is_detached: bool,
     /// Each loader and each reader that is alive holds one more reference to this.
     loaders: Arc<()>,
+    /// Publications that are under way.
+    pub(super) publishers: Publishers,
     /// The way of readers who write their own SQL to the file.
     pub(super) gate: Arc<Gate>,
 }
@@ -107,6 +110,7 @@ impl DuckDb {
             is_open: false,
             is_detached: false,
             loaders: Arc::default(),
+            publishers: Publishers::default(),
             gate: Arc::default(),
         };
 
@@ -182,12 +186,15 @@ impl DuckDb {
 
     /// Returns whether a connection beside the writer is open.
     pub fn is_used(&self) -> bool {
-        self.has_loaders()
+        self.has_loaders() || self.publishers.are_busy()
     }
 
     /// Waits until no session reads the file, and keeps sessions out until [`Self::reattach`]. The
     /// transactions of sessions that go on reading are ended.
     pub(super) fn keep_readers_out(&self) -> Result<(), TargetError> {
+        if !self.publishers.end() {
+            return Err(TargetError::ReaderStays);
+        }
         if self.gate.close() { Ok(()) } else { Err(TargetError::ReaderStays) }
     }
 

@@ -17,12 +17,12 @@ use crate::{change::TableSpec, failpoint::reached, types::schema_of};
 /// Loads chunks beside the writer and beside other loaders, through a connection of its own. DuckDB
 /// lets several connections append to one table at the same time.
 pub struct Loader {
-    connection: Connection,
-    database: Arc<Database>,
-    /// Shows that this loader is alive.
-    _alive: Arc<()>,
     /// The view of the table that was loaded last.
     view: Option<(Arc<TableSpec>, BatchView)>,
+    connection: Connection,
+    database: Arc<Database>,
+    /// Shows that this loader is alive; dropped last.
+    _alive: Arc<()>,
 }
 
 impl Loader {

@@ -112,7 +112,7 @@ impl DuckDb {
             gate: Arc::clone(&self.gate),
             path: self.path().to_owned(),
         };
-        let written = publication.map(publish::written_paths).transpose()?;
+        let written = publication.map(publish::opened_paths).transpose()?;
         shared.lock_down(&self.connection, written.unwrap_or_default())?;
         Ok(shared)
     }

@@ -20,8 +20,11 @@ pub enum Command {
         scope: Scope,
     },
     Show(String),
-    /// Brings settings back, by the command tag.
-    Reset(&'static str),
+    /// Brings one setting back, or all of them.
+    Reset {
+        name: Option<String>,
+        tag: &'static str,
+    },
     /// A statement that changes nothing here, by its command tag.
     Nothing(&'static str),
     CopyOut {
@@ -111,8 +114,13 @@ impl Command {
             ("savepoint", _) => Ok(Self::Nothing("SAVEPOINT")),
             ("release", _) => Ok(Self::Nothing("RELEASE")),
             ("set", _) => set(&statement),
-            ("reset", _) => Ok(Self::Reset("RESET")),
-            ("discard", "all") => Ok(Self::Reset("DISCARD ALL")),
+            ("reset", name) => Ok(Self::Reset {
+                name: (name != "all")
+                    .then(|| text(statement.get(1..).unwrap_or_default()))
+                    .map(|name| name.to_lowercase()),
+                tag: "RESET",
+            }),
+            ("discard", "all") => Ok(Self::Reset { name: None, tag: "DISCARD ALL" }),
             ("discard", _) => Ok(Self::Nothing("DISCARD")),
             ("deallocate", _) => Ok(Self::Deallocate),
             ("listen" | "unlisten", _) => Ok(Self::Nothing("LISTEN")),
@@ -155,13 +163,21 @@ fn set(statement: &[Token]) -> Result<Command, SqlError> {
     let name_len = rest.iter().position(|token| token.is_sign("=") || token.is("to"));
     let Some(name_len) = name_len else { return Ok(Command::Nothing("SET")) };
     let name = text(rest.get(..name_len).unwrap_or_default()).to_lowercase();
-    let values: Vec<String> = rest
-        .get(name_len + 1..)
-        .unwrap_or_default()
-        .iter()
-        .filter(|token| !token.is_sign(","))
-        .map(value_of)
-        .collect();
+    let given = rest.get(name_len + 1..).unwrap_or_default();
+    if let [value] = given
+        && value.is("default")
+    {
+        return Ok(Command::Reset { name: Some(name), tag: "SET" });
+    }
+
+    // A list of names is read again, so that a name in quotes keeps them.
+    let is_list = name == "search_path";
+    let value = |token: &Token| match token.kind {
+        Kind::Quoted if is_list => token.text.clone(),
+        _ => value_of(token),
+    };
+    let given = given.iter().filter(|token| !token.is_sign(","));
+    let values: Vec<String> = given.map(value).collect();
     Ok(Command::Set { name, value: values.join(", "), scope })
 }
 

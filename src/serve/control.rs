@@ -29,6 +29,17 @@ struct State {
     idle_since: Option<Instant>,
     /// Since when a transaction is open, also that of a single statement.
     open_since: Option<Instant>,
+    is_in_transaction: bool,
+}
+
+/// What a session has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    Nothing,
+    /// The transaction of one statement.
+    Statement,
+    /// A transaction that the client has begun.
+    Transaction,
 }
 
 /// What a session has been doing, for how long.
@@ -57,13 +68,22 @@ impl Control {
             left: within,
             since: Some(Instant::now()),
             open_since: state.open_since,
+            is_in_transaction: state.is_in_transaction,
             ..State::default()
         };
     }
 
-    /// Records whether a transaction is open from now on.
-    pub fn set_open(&self, is_open: bool) {
-        self.lock().open_since = is_open.then(Instant::now);
+    /// Records what is open from now on.
+    pub fn set_open(&self, open: Open) {
+        let mut state = self.lock();
+        state.open_since = (open != Open::Nothing).then(Instant::now);
+        state.is_in_transaction = open == Open::Transaction;
+    }
+
+    /// Returns whether the client has begun a transaction. DuckDB ends the whole of it when a
+    /// statement of it is interrupted.
+    pub fn is_in_transaction(&self) -> bool {
+        self.lock().is_in_transaction
     }
 
     /// Does a step that no interrupt may hit.
@@ -103,6 +123,7 @@ impl Control {
         *state = State {
             idle_since: is_in_transaction.then(Instant::now),
             open_since: state.open_since,
+            is_in_transaction: state.is_in_transaction,
             ..State::default()
         };
         ended

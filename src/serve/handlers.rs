@@ -230,11 +230,14 @@ fn check_length(sql: &str) -> Result<(), SqlError> {
     Ok(())
 }
 
-async fn answer_simple<C: ClientInfo>(
+async fn answer_simple<C: ClientInfo + ClientPortalStore>(
     client: &mut C,
     session: &Session,
     statement: Vec<super::tokens::Token>,
-) -> Result<Reply, SqlError> {
+) -> Result<Reply, SqlError>
+where
+    C::PortalStore: PortalStore,
+{
     let has_failed = client.transaction_status() == TransactionStatus::Error;
     if has_failed && !ends_transaction(&statement) {
         return Err(failed_transaction());
@@ -245,6 +248,7 @@ async fn answer_simple<C: ClientInfo>(
         _ => 0,
     };
     let prepared = as_rollback(client, &prepared);
+    close_portals(client, prepared);
     let answer = session.run(prepared, Vec::new(), vec![false; columns]).await?;
     note_transaction(client, &answer);
     Ok(reply(answer, &Format::UnifiedText))
@@ -445,11 +449,24 @@ impl Queries {
     }
 }
 
+/// Portals end with their transaction: what they still had is not waited for.
+fn close_portals<C: ClientPortalStore>(client: &C, prepared: &Prepared)
+where
+    C::PortalStore: PortalStore,
+{
+    if matches!(prepared, Prepared::End { .. }) {
+        client.portal_store().clear_portals();
+    }
+}
+
 /// Runs the statement of a portal.
-async fn start<C: ClientInfo>(
+async fn start<C: ClientInfo + ClientPortalStore>(
     client: &mut C,
     portal: &Portal<Arc<Prepared>>,
-) -> PgWireResult<Reply> {
+) -> PgWireResult<Reply>
+where
+    C::PortalStore: PortalStore,
+{
     let prepared = &portal.statement.statement;
     check_state(client, prepared)?;
 
@@ -461,7 +478,9 @@ async fn start<C: ClientInfo>(
     }
     let values = values(portal, &parameters)?;
 
-    let answer = session_of(client)?.run(as_rollback(client, prepared), values, binary).await?;
+    let prepared = as_rollback(client, prepared);
+    close_portals(client, prepared);
+    let answer = session_of(client)?.run(prepared, values, binary).await?;
     note_transaction(client, &answer);
     Ok(reply(answer, &portal.result_column_format))
 }

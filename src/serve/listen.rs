@@ -78,6 +78,7 @@ pub struct Endpoint {
     tasks: [JoinHandle<()>; 2],
     socket: Option<PathBuf>,
     address: String,
+    broken: CancellationToken,
     /// Shared with the threads that read.
     readers: Arc<()>,
 }
@@ -141,6 +142,7 @@ impl Endpoint {
             },
         );
         let readers = Arc::clone(&shared.readers);
+        let broken = shared.broken.clone();
         let ticking = async move {
             loop {
                 sleep(TICK).await;
@@ -148,12 +150,18 @@ impl Endpoint {
             }
         };
         let tasks = [tokio::spawn(accepting), tokio::spawn(ticking)];
-        Ok(Self { stop, connections, tasks, socket, address, readers })
+        Ok(Self { stop, connections, tasks, socket, address, broken, readers })
     }
 
     /// Returns the address that clients connect to.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Returns what is cancelled when a reader's statement has met a bug of DuckDB, which takes no
+    /// other one then.
+    pub fn broken(&self) -> CancellationToken {
+        self.broken.clone()
     }
 
     /// Tells the log where readers can connect.
@@ -280,6 +288,10 @@ impl Serving {
             }
         });
         let Ok(Ok(Some(mut client))) = negotiated.await else { return };
+        // What came before TLS began is not from the client that TLS protects (CVE-2021-23214).
+        if client.is_secure() && !client.read_buffer().is_empty() {
+            return;
+        }
 
         // A connection that only cancels needs no slot.
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok();

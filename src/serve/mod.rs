@@ -133,6 +133,8 @@ pub struct Shared {
     turns: Arc<Turns>,
     spools: Arc<SpoolSpace>,
     sessions: Mutex<HashMap<i32, Registered>>,
+    /// DuckDB takes no statement any more.
+    broken: CancellationToken,
     /// Each thread of a reader holds one more reference.
     readers: Arc<()>,
 }
@@ -178,6 +180,7 @@ impl Shared {
             spools: SpoolSpace::new(file.folder().to_owned(), options.spool_limit),
             catalog: Catalog::default(),
             sessions: Mutex::default(),
+            broken: CancellationToken::new(),
             readers: Arc::default(),
             names,
             file,

@@ -51,7 +51,7 @@ pub fn of_result(sql: &SqlType) -> (Type, i32) {
 /// for all dimensions.
 pub fn leaf(item: &SqlType) -> Type {
     match item {
-        SqlType::List(inner) | SqlType::Array(inner, _) => leaf(inner),
+        SqlType::List(inner) | SqlType::Vector(inner) | SqlType::Array(inner, _) => leaf(inner),
         other => of_result(other).0,
     }
 }

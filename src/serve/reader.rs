@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Shared,
-    control::Control,
+    control::{Control, Open},
     error::SqlError,
     guard::{PATTERN_HINT, PATTERN_REFUSED, is_plain_text},
     output::{Encoder, Output},
@@ -22,7 +22,7 @@ use super::{
     turns::Turn,
 };
 use crate::olap::{
-    Cells, Pass, SessionConnection, SqlType, Statement, StatementError, Value, names,
+    Cells, ErrorKind, Pass, SessionConnection, SqlType, Statement, StatementError, Value, names,
 };
 
 /// How long a statement waits for a file that is closed.
@@ -33,6 +33,9 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The most columns of a result, as in PostgreSQL (`MaxTupleAttributeNumber`).
 const MAX_COLUMNS: usize = 1664;
+
+/// The most schemas that names are looked up in.
+const MAX_SCHEMAS: usize = 100;
 
 /// The number of a statement that is prepared; those that run have others.
 const PREPARING: u64 = 0;
@@ -58,7 +61,7 @@ impl Reader {
         let control = Arc::new(Control::new(connection.interrupter()));
         let (jobs, waiting) = mpsc::channel::<Job>();
 
-        let mut reading = Reading {
+        let reading = Reading {
             shared: Arc::clone(shared),
             connection,
             control: Arc::clone(&control),
@@ -74,6 +77,8 @@ impl Reader {
             .stack_size(STACK_BYTES)
             .spawn(move || {
                 let _alive = alive;
+                // Dropped before the sign of life.
+                let mut reading = reading;
                 // Without the right to do so the thread works as it is.
                 let _ = rustix::process::setpriority_process(None, nice);
                 while let Ok(job) = waiting.recv() {
@@ -143,13 +148,14 @@ impl Field {
 
 /// What the thread works with.
 pub struct Reading {
-    shared: Arc<Shared>,
+    /// Serialises a statement for the guard.
+    serialise: Option<Statement>,
+    transaction: Transaction,
     connection: SessionConnection,
     control: Arc<Control>,
     jobs: mpsc::Sender<Job>,
-    transaction: Transaction,
-    /// Serialises a statement for the guard.
-    serialise: Option<Statement>,
+    /// Dropped last: who waits for the threads that read may close the file then.
+    shared: Arc<Shared>,
 }
 
 enum Transaction {
@@ -186,7 +192,7 @@ impl Reading {
              'rhei_target' AND schema_name = $1",
         )?;
         let mut path = Vec::new();
-        for schema in schemas {
+        for schema in schemas.iter().take(MAX_SCHEMAS) {
             if first_text(&mut known, &[Value::Text(schema.clone())])?.is_some() {
                 path.push(format!("{}.{}", names::CATALOG, names::quoted(schema)));
             }
@@ -234,7 +240,7 @@ impl Reading {
         // DuckDB takes the snapshot of a file with the first read from it.
         let pinned = self.connection.execute("SELECT 1 FROM rhei_target._rhei.pipeline");
         self.transaction = Transaction::Open(pass);
-        self.control.set_open(true);
+        self.control.set_open(Open::Transaction);
         if let Err(error) = pinned {
             self.roll_back();
             return Err(error.into());
@@ -248,7 +254,7 @@ impl Reading {
         if matches!(self.transaction, Transaction::Open(_)) {
             // The ROLLBACK fails when an error has ended the transaction already.
             let _ = self.connection.execute("ROLLBACK");
-            self.control.set_open(false);
+            self.control.set_open(Open::Nothing);
         }
         self.transaction = Transaction::None;
         self.control.finish(false);
@@ -275,6 +281,13 @@ impl Reading {
             && error.code == "40001"
         {
             self.lose(error.clone());
+        }
+        // A bug that DuckDB has met while it ran a statement ends it for the whole process.
+        if let Err(error) = &done
+            && error.code == "XX000"
+            && self.connection.execute("SELECT 1").is_err_and(|e| e.kind == ErrorKind::Fatal)
+        {
+            self.shared.broken.cancel();
         }
         done
     }
@@ -311,6 +324,10 @@ impl Reading {
         statement: Vec<Token>,
         declared: &[Option<Type>],
     ) -> Result<Query, SqlError> {
+        let statement = rewrite(statement, &self.shared.names);
+        let sql = text_of(&statement);
+        self.check_ended()?;
+
         let _pass = match &self.transaction {
             Transaction::Lost(reason) => return Err(reason.clone()),
             Transaction::Open(_) => None,
@@ -319,8 +336,6 @@ impl Reading {
         // Planning is work too: some statements take longer to plan than to run.
         let _turn = self.take_turn()?;
 
-        let statement = rewrite(statement, &self.shared.names);
-        let sql = text_of(&statement);
         self.check(&sql)?;
         let is_pattern = |token: &Token| {
             ["like", "ilike", "glob"].iter().any(|word| token.is(word)) || token.text.contains('~')
@@ -438,14 +453,14 @@ impl Reading {
                 }
                 begun
             })?;
-            self.control.set_open(true);
+            self.control.set_open(Open::Statement);
         }
         let done =
             self.check_ended().and_then(|()| self.send_rows(query, values, output, queue, turn));
         if is_alone {
             // Fails when an error has ended the transaction already; nothing was written.
             let _ = self.control.shielded(|| self.connection.execute("ROLLBACK"));
-            self.control.set_open(false);
+            self.control.set_open(Open::Nothing);
         }
         done
     }

@@ -12,7 +12,9 @@ use super::{
 
 /// Returns the statement in the words of DuckDB. `ours` are the names in [`catalog::DATABASE`].
 pub fn rewrite(statement: Vec<Token>, ours: &HashSet<String>) -> Vec<Token> {
-    let mut rewriter = Rewriter { input: statement, at: 0, output: Vec::new(), ours };
+    let is_of_sequences = statement.iter().any(|token| token.is("pg_sequence"));
+    let mut rewriter =
+        Rewriter { input: statement, at: 0, output: Vec::new(), ours, is_of_sequences, calls: 0 };
     while rewriter.at < rewriter.input.len() {
         if !rewriter.step() {
             rewriter.take(1);
@@ -64,9 +66,36 @@ const FUNCTIONS: [&str; 20] = [
 ];
 
 /// Words that may follow a table function without being its alias.
-const NO_ALIAS: [&str; 16] = [
-    "as", "where", "join", "left", "right", "full", "on", "order", "limit", "group", "cross",
-    "inner", "union", "from", "with", "offset",
+const NO_ALIAS: [&str; 29] = [
+    "as",
+    "where",
+    "join",
+    "left",
+    "right",
+    "full",
+    "on",
+    "order",
+    "limit",
+    "group",
+    "cross",
+    "inner",
+    "union",
+    "from",
+    "with",
+    "offset",
+    "except",
+    "intersect",
+    "natural",
+    "asof",
+    "positional",
+    "semi",
+    "anti",
+    "having",
+    "window",
+    "using",
+    "qualify",
+    "tablesample",
+    "fetch",
 ];
 
 struct Rewriter<'a> {
@@ -74,6 +103,10 @@ struct Rewriter<'a> {
     at: usize,
     output: Vec<Token>,
     ours: &'a HashSet<String>,
+    /// The statement asks about sequences, of which there are none.
+    is_of_sequences: bool,
+    /// How many calls were looked at closely.
+    calls: u32,
 }
 
 impl Rewriter<'_> {
@@ -125,6 +158,11 @@ impl Rewriter<'_> {
     fn vector_item(&mut self) -> bool {
         const VECTORS: [&str; 4] = ["indkey", "indclass", "indcollation", "indoption"];
         if !VECTORS.contains(&self.name(0).as_str()) || !self.is_sign(1, "[") {
+            return false;
+        }
+        // A slice is DuckDB's own.
+        let inside = (2..).map_while(|ahead| self.peek(ahead)).take_while(|t| !t.is_sign("]"));
+        if inside.take(100).any(|token| token.is_sign(":")) {
             return false;
         }
         self.take(2);
@@ -307,10 +345,9 @@ impl Rewriter<'_> {
             return false;
         };
         let name = token.text.to_lowercase();
-        let is_of_sequences = self.input.iter().any(|token| token.is("pg_sequence"));
         if ["json_build_object", "jsonb_build_object"].contains(&name.as_str())
             && self.is_sign(1, "(")
-            && !is_of_sequences
+            && !self.is_of_sequences
         {
             self.put(Kind::Word, "json_object");
             self.at += 1;
@@ -339,18 +376,28 @@ impl Rewriter<'_> {
         const CLAUSES: [&str; 9] =
             ["select", "from", "join", "where", "on", "having", "by", "lateral", "in"];
         let mut depth = 0;
-        for token in self.output.iter().rev() {
+        for (at, token) in self.output.iter().enumerate().rev() {
             depth += i32::from(token.is_sign(")")) - i32::from(token.is_sign("("));
             if depth < 0 {
                 return None;
             }
+            // `IS DISTINCT FROM` and `DISTINCT ON` begin no list.
+            let before = at.checked_sub(1).and_then(|at| self.output.get(at));
             if depth == 0
                 && let Some(clause) = CLAUSES.into_iter().find(|word| token.is(word))
+                && !(["from", "on"].contains(&clause) && before.is_some_and(|t| t.is("distinct")))
             {
                 return Some(clause);
             }
         }
         None
+    }
+
+    /// Returns whether one more call may be rewritten: each looks at the whole statement.
+    fn count_call(&mut self) -> bool {
+        const MAX_CALLS: u32 = 100;
+        self.calls += 1;
+        self.calls <= MAX_CALLS
     }
 
     /// Returns how far the parenthesis that ends the call is away, which begins here.
@@ -425,7 +472,7 @@ impl Rewriter<'_> {
     /// select list it is DuckDB's own, which makes a list, unless it begins with a function that
     /// only PostgreSQL has: drivers want a row for each item of an array then.
     fn series(&mut self) -> bool {
-        if !(self.is_word(0, "generate_series") && self.is_sign(1, "(")) {
+        if !(self.is_word(0, "generate_series") && self.is_sign(1, "(") && self.count_call()) {
             return false;
         }
         let Some(end) = self.end_of_call() else { return false };
@@ -491,6 +538,12 @@ mod tests {
                 "SELECT s[1] FROM t AS i, string_to_array('a', ',') s",
                 "SELECT s[1] FROM t AS i, ( SELECT string_to_array('a', ',')) s(s)",
             ),
+            (
+                "SELECT a IS DISTINCT FROM b AS c, string_to_array('a', ',') s",
+                "SELECT a IS DISTINCT FROM b AS c, string_to_array('a', ',') s",
+            ),
+            ("FROM generate_series(1, 3) EXCEPT", "FROM generate_series(1, 3) EXCEPT"),
+            ("SELECT indkey[0], indkey[0:1]", "SELECT indkey[1 + 0], indkey[0:1]"),
             ("SELECT string_to_array('a', ',') s", "SELECT string_to_array('a', ',') s"),
             ("SELECT a, generate_series(1, 3) AS s", "SELECT a, generate_series(1, 3) AS s"),
             (

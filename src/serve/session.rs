@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,6 +23,10 @@ use super::{
 };
 use crate::olap::Value;
 
+/// The most results of a session that its client has not read to the end. Each keeps some rows in
+/// memory.
+const MAX_OPEN_RESULTS: usize = 32;
+
 /// The most bytes of rows that one FETCH with a number gathers.
 const MAX_FETCHED: usize = 64 << 20;
 
@@ -40,7 +44,11 @@ pub struct Session {
 struct Open {
     /// The result that the reader's thread may still be at.
     result: Option<Arc<RowQueue>>,
+    /// Those that their clients have not read to the end, and others.
+    results: Vec<Weak<RowQueue>>,
     cursors: HashMap<String, Cursor>,
+    /// Where DuckDB looks names up.
+    search_path: Vec<String>,
 }
 
 /// A cursor that was declared.
@@ -62,7 +70,7 @@ pub enum Prepared {
     End { tag: &'static str },
     Set { name: String, value: String, scope: Scope },
     Close(Option<String>),
-    Reset(&'static str),
+    Reset { name: Option<String>, tag: &'static str },
     Nothing(&'static str),
 }
 
@@ -143,7 +151,8 @@ impl RowStream {
 
 impl Drop for RowStream {
     fn drop(&mut self) {
-        if self.queue.abandon() {
+        // An interrupt would end the whole transaction: the thread notices at its next rows.
+        if self.queue.abandon() && !self.control.is_in_transaction() {
             let reason = SqlError::new("57014", "canceling statement");
             self.control.end_statement(self.queue.number, reason);
         }
@@ -161,14 +170,15 @@ impl Session {
     ) -> Result<Self, SqlError> {
         let reader = Reader::start(shared)?;
         let settings = Settings::new(settings);
-        let schemas = settings.search_path();
+        let search_path = settings.search_path();
+        let schemas = search_path.clone();
         reader.call(move |reading| reading.enter_file(&schemas)).await?;
         let timeout = shared.options.statement_timeout;
         Ok(Self {
             reader,
             timeout,
             spools: Arc::clone(&shared.spools),
-            open: Mutex::default(),
+            open: Mutex::new(Open { search_path, ..Open::default() }),
             settings: Mutex::new(settings),
         })
     }
@@ -232,7 +242,7 @@ impl Session {
             Command::Rollback => Prepared::End { tag: "ROLLBACK" },
             Command::Set { name, value, scope } => Prepared::Set { name, value, scope },
             Command::Close(name) => Prepared::Close(name),
-            Command::Reset(tag) => Prepared::Reset(tag),
+            Command::Reset { name, tag } => Prepared::Reset { name, tag },
             Command::Deallocate => Prepared::Nothing("DEALLOCATE"),
             Command::Nothing(tag) => Prepared::Nothing(tag),
         })
@@ -243,6 +253,7 @@ impl Session {
         statement: Vec<Token>,
         declared: Vec<Option<Type>>,
     ) -> Result<Arc<Query>, SqlError> {
+        self.bring_path().await?;
         self.free_reader();
         let within = self.time_limit();
         let work = move |reading: &mut super::reader::Reading| {
@@ -280,6 +291,10 @@ impl Session {
                 self.declare(name, query, values, *is_held)?;
                 Ok(Answer::Done { tag: "DECLARE CURSOR", rows: None })
             }
+            Prepared::Fetch { name, fields, .. } if self.cursor_fields(name)? != *fields => {
+                let message = format!("cursor \"{name}\" has other columns by now");
+                Err(SqlError::new("0A000", message))
+            }
             Prepared::Fetch { name, count: Count::All, moves_only: false, fields } => {
                 let rows = self.take_rest(name)?;
                 Ok(Answer::Rows { fields: Arc::clone(fields), rows, tag: "FETCH" })
@@ -312,8 +327,8 @@ impl Session {
                 self.close(name.as_deref())?;
                 Ok(Answer::Done { tag: "CLOSE CURSOR", rows: None })
             }
-            Prepared::Reset(tag) => {
-                self.change_settings(Settings::reset).await?;
+            Prepared::Reset { name, tag } => {
+                self.change_settings(|settings| settings.reset(name.as_deref())).await?;
                 Ok(Answer::Done { tag, rows: None })
             }
             Prepared::Nothing(tag) => Ok(Answer::Done { tag, rows: None }),
@@ -344,6 +359,14 @@ impl Session {
         values: Vec<Value>,
         output: Output,
     ) -> Result<RowStream, SqlError> {
+        {
+            let mut open = self.open_now();
+            open.results.retain(|result| result.strong_count() > 0);
+            if open.results.len() >= MAX_OPEN_RESULTS {
+                return Err(SqlError::new("54000", "too many open cursors and portals")
+                    .hint("close some of them first"));
+            }
+        }
         self.free_reader();
         let queue = RowQueue::new(Arc::clone(&self.spools));
         let (query, rows) = (Arc::clone(query), Arc::clone(&queue));
@@ -351,7 +374,11 @@ impl Session {
         self.reader
             .start_job(move |reading| reading.run(&query, (&values, within), &output, &rows))?;
 
-        self.open_now().result = Some(Arc::clone(&queue));
+        {
+            let mut open = self.open_now();
+            open.result = Some(Arc::clone(&queue));
+            open.results.push(Arc::downgrade(&queue));
+        }
         let control = Arc::clone(self.control());
         Ok(RowStream { queue, control, left: Vec::new().into_iter() })
     }
@@ -367,26 +394,41 @@ impl Session {
             })
             .await?;
 
-        let change = |settings: &mut Settings| match is_commit {
-            true => settings.commit(),
-            false => settings.roll_back(),
-        };
-        self.change_settings(change).await
+        {
+            let mut settings = self.settings_now();
+            if is_commit { settings.commit() } else { settings.roll_back() }
+        }
+        // The transaction has ended either way; the next statement tries again.
+        let _ = self.bring_path().await;
+        Ok(())
     }
 
-    /// Changes settings, and has DuckDB know of another search path.
-    async fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), SqlError> {
-        let (before, after) = {
-            let mut settings = self.settings_now();
-            let before = settings.search_path();
-            change(&mut settings);
-            (before, settings.search_path())
-        };
-        if before == after {
+    /// Has DuckDB look names up where the settings say.
+    async fn bring_path(&self) -> Result<(), SqlError> {
+        let wanted = self.settings_now().search_path();
+        if self.open_now().search_path == wanted {
             return Ok(());
         }
         self.free_reader();
-        self.reader.call(move |reading| reading.set_search_path(&after)).await
+        let schemas = wanted.clone();
+        self.reader.call(move |reading| reading.set_search_path(&schemas)).await?;
+        self.open_now().search_path = wanted;
+        Ok(())
+    }
+
+    /// Changes settings, unless DuckDB does not take them.
+    async fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), SqlError> {
+        let before = {
+            let mut settings = self.settings_now();
+            let before = settings.clone();
+            change(&mut settings);
+            before
+        };
+        let brought = self.bring_path().await;
+        if brought.is_err() {
+            *self.settings_now() = before;
+        }
+        brought
     }
 
     /// Returns the columns of a cursor.

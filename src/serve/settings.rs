@@ -8,7 +8,7 @@ use super::tokens::{Token, tokens};
 type Values = BTreeMap<String, String>;
 
 /// The settings of a session.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// Those of the startup message.
     startup: Values,
@@ -17,7 +17,7 @@ pub struct Settings {
 }
 
 /// What the open transaction may undo.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct InTransaction {
     session_before: Values,
     local: Values,
@@ -50,12 +50,23 @@ impl Settings {
         values.insert(name.to_owned(), value.to_owned());
     }
 
-    /// Brings every setting back to that of the startup message.
-    pub fn reset(&mut self) {
-        self.session.clone_from(&self.startup);
+    /// Brings one setting, or all of them, back to that of the startup message.
+    pub fn reset(&mut self, name: Option<&str>) {
+        let Some(name) = name else {
+            self.session.clone_from(&self.startup);
+            if let Some(transaction) = &mut self.transaction {
+                transaction.local.clear();
+            }
+            return;
+        };
+
         if let Some(transaction) = &mut self.transaction {
-            transaction.local.clear();
+            transaction.local.remove(name);
         }
+        match self.startup.get(name) {
+            Some(value) => self.session.insert(name.to_owned(), value.clone()),
+            None => self.session.remove(name),
+        };
     }
 
     pub fn begin(&mut self) {
@@ -166,7 +177,11 @@ mod tests {
         let mut settings = Settings::new(startup.into());
         settings.set("search_path", "elsewhere", Scope::Session);
         assert_eq!(settings.search_path(), ["elsewhere"]);
-        settings.reset();
+        settings.set("other", "1", Scope::Session);
+        settings.reset(Some("search_path"));
+        assert_eq!(settings.shown("other"), "1");
+        settings.reset(None);
+        assert_eq!(settings.shown("other"), "");
         assert_eq!(settings.search_path(), ["My Schema", "other"]);
     }
 }

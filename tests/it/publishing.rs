@@ -102,7 +102,7 @@ fn each_published_file_is_the_source_at_one_commit_while_the_stream_goes_on() {
         ask(&path, "SELECT lsn FROM _rhei.freshness") == end
     });
     let made = fs::metadata(&path).unwrap().modified().unwrap();
-    let number = |number: u32| following.folder.path().join(format!("ro.{number}.duckdb"));
+    let number = |number: u32| following.folder.path().join(format!("ro.older-{number}.duckdb"));
     assert_eq!([number(1), number(2), number(3)].map(|path| path.exists()), [true, true, false]);
     assert_eq!(ask(&number(1), SUM), "40000000");
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made);
@@ -132,7 +132,7 @@ fn a_death_while_a_file_is_published_leaves_the_one_before() {
     let dies = following.rhei.clone().env("FAILPOINTS", "publish.renamed=return");
     assert_eq!(dies.run(["publish"].iter().chain(&flags).copied()).code(), None);
     assert_eq!(ask(&path, SUM), "40020000");
-    assert_eq!(ask(&following.folder.path().join("ro.1.duckdb"), lsn), first);
+    assert_eq!(ask(&following.folder.path().join("ro.older-1.duckdb"), lsn), first);
 
     published(&following, &flags);
     assert_eq!(ask(&path, SUM), "40020000");
@@ -174,10 +174,119 @@ fn a_published_file_holds_what_the_copy_holds_but_for_tables_that_are_not_live()
 
     let itself = following.rhei.run(["publish", "--path", "copy.duckdb"]);
     itself.assert_code(1);
-    assert!(itself.stderr.contains("is the copy itself"), "{}", itself.stderr);
+    assert!(itself.stderr.contains("of the copy itself"), "{}", itself.stderr);
     let nowhere = following.rhei.run(["publish", "--path", "no/such/ro.duckdb"]);
     nowhere.assert_code(1);
     assert!(nowhere.stderr.contains("there is no folder"), "{}", nowhere.stderr);
+}
+
+/// Foreign keys and generated columns are of tables that users made; rhei makes none.
+#[test]
+fn tables_that_cannot_be_written_like_this_are_left_out_and_named() {
+    let following = Following::new("publish_odd");
+    following.db.execute("CREATE TABLE good (id int PRIMARY KEY); INSERT INTO good VALUES (1)");
+    following.sync();
+    duckdb::Connection::open(following.copy())
+        .unwrap()
+        .execute_batch(
+            "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE c (id int REFERENCES p (id)); CREATE \
+             TABLE g (a int, b int GENERATED ALWAYS AS (a + 1)); INSERT INTO p VALUES (1); INSERT \
+             INTO c VALUES (1); INSERT INTO g VALUES (1)",
+        )
+        .unwrap();
+    let report = published(&following, &["--path", "ro.duckdb"]);
+    assert_eq!(
+        report["not_live"],
+        serde_json::json!({
+            "main.c": "left out: it has a foreign key",
+            "main.g": "left out: it has a generated column",
+        })
+    );
+    let path = following.folder.path().join("ro.duckdb");
+    assert_eq!(ask(&path, "SELECT count(*)::VARCHAR FROM p"), "1");
+    assert_eq!(ask(&path, "SELECT count(*)::VARCHAR FROM public.good"), "1");
+}
+
+/// A path that holds something else is left as it is, and a log that somebody left is in no way.
+#[test]
+fn only_what_rhei_published_is_replaced() {
+    let following = accounts("publish_foreign", "");
+    following.sync();
+    let folder = following.folder.path();
+    let refused = |flags: &[&str]| {
+        let output = following.rhei.run(["publish"].iter().chain(flags).copied());
+        output.assert_code(1);
+        output.stderr.clone()
+    };
+
+    fs::write(folder.join("text.duckdb"), "not a database, but longer than sixteen bytes").unwrap();
+    duckdb::Connection::open(folder.join("mine.duckdb"))
+        .unwrap()
+        .execute_batch("CREATE TABLE t (id int); INSERT INTO t VALUES (7)")
+        .unwrap();
+    for name in ["text.duckdb", "mine.duckdb"] {
+        let said = refused(&["--path", name]);
+        assert!(said.contains("no copy that rhei published"), "{said}");
+    }
+    assert_eq!(ask(&folder.join("mine.duckdb"), "SELECT id::VARCHAR FROM t"), "7");
+    assert!(refused(&["--path", "copy.duckdb.wal"]).contains("of the copy itself"));
+
+    fs::create_dir_all(folder.join("lake/target")).unwrap();
+    fs::write(folder.join("lake/manifest.json"), "{\"nodes\": {}}").unwrap();
+    fs::write(folder.join("lake/target/manifest.json"), "{}").unwrap();
+    let flags = ["--path", "lake", "--format", "parquet"];
+    assert!(refused(&flags).contains("did not write"));
+    fs::remove_file(folder.join("lake/manifest.json")).unwrap();
+    published(&following, &flags);
+    published(&following, &flags);
+    assert_eq!(names_in(&folder.join("lake")).len(), 3, "{:?}", names_in(&folder.join("lake")));
+    assert!(folder.join("lake/target/manifest.json").exists());
+
+    published(&following, &["--path", "ro.duckdb"]);
+    let path = folder.join("ro.duckdb");
+    fs::write(folder.join("ro.duckdb.wal"), "of somebody who wrote into it").unwrap();
+    published(&following, &["--path", "ro.duckdb"]);
+    assert_eq!(ask(&path, SUM), "40000000");
+}
+
+/// A reader's transaction that has looked at the catalogs of all databases.
+#[test]
+fn a_reader_who_looks_at_catalogs_is_in_the_way_of_no_publication() {
+    let following =
+        accounts("publish_catalogs", "[publish]\npath = \"ro.duckdb\"\n[serve]\nlisten = \".\"");
+    let slot = following.slot().to_owned();
+    let mut following = following;
+    let folder = following.folder.path().to_owned();
+    following.rhei = following.rhei.config(&format!(
+        "[source]\nslot = \"{slot}\"\n[publish]\npath = \"ro.duckdb\"\n[serve]\nlisten = \"{}\"\n",
+        folder.display()
+    ));
+    following.sync();
+    let mut running = following.run();
+    running.wait_for_log("following the source", SOON);
+
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(&folder).user("reader").dbname("copy");
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let session = crate::bed::Session::open(&config).unwrap();
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                session.execute("BEGIN");
+                session.value("SELECT count(*) FROM pg_class");
+                session.value("SELECT count(*) FROM duckdb_tables()");
+                session.execute("COMMIT");
+            }
+        });
+        let staying = crate::bed::Session::open(&config).unwrap();
+        for _ in 0..5 {
+            staying.execute("BEGIN; SELECT count(*) FROM duckdb_columns()");
+            assert_eq!(published(&following, &[])["rows"], 40000);
+            staying.execute("COMMIT");
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    running.stop(SOON).assert_code(0);
 }
 
 /// Types that Parquet would change are in the files as text.

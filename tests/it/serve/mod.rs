@@ -387,3 +387,84 @@ fn the_columns_of_a_key_are_a_vector_as_in_the_catalogs_of_postgres() {
     });
     served.stop();
 }
+
+#[test]
+fn a_cursor_that_is_closed_early_and_a_commit_leave_their_transaction_as_it_should_be() {
+    let served = Served::new(
+        "serve_early",
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)",
+        "",
+    );
+    let session = served.session();
+    for _ in 0..20 {
+        session.execute("BEGIN; DECLARE c CURSOR FOR SELECT repeat('x', 1000) FROM range(200000)");
+        session.execute("FETCH 1 FROM c; CLOSE c");
+        assert_eq!(session.value("SELECT count(*) FROM t"), "1000");
+        session.execute("COMMIT");
+    }
+
+    // A portal that is left open is not read to its end.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (mut client, connection) =
+            served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let transaction = client.transaction().await.unwrap();
+        let endless = "SELECT repeat('x', 1000) FROM range(1000000000)";
+        let portal = transaction.bind(endless, &[]).await.unwrap();
+        assert_eq!(transaction.query_portal(&portal, 10).await.unwrap().len(), 10);
+        tokio::time::timeout(SOON / 2, transaction.commit()).await.unwrap().unwrap();
+    });
+    served.stop();
+}
+
+#[test]
+fn open_results_of_a_session_are_limited_and_stale_cursors_are_refused() {
+    let served = Served::new("serve_many", "CREATE TABLE t (id int PRIMARY KEY)", "");
+    let session = served.session();
+    session.execute("BEGIN");
+    let refused = (0..100).find_map(|number| {
+        let sql = format!("DECLARE c{number} CURSOR FOR SELECT * FROM range(1000000)");
+        session.try_query(&sql).err()
+    });
+    assert_eq!(code(&refused.unwrap()), "54000");
+    session.execute("ROLLBACK");
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (client, connection) = served.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN; DECLARE c CURSOR FOR SELECT 1 AS a").await.unwrap();
+        let fetch = client.prepare("FETCH 1 FROM c").await.unwrap();
+        client.batch_execute("CLOSE c; DECLARE c CURSOR FOR SELECT 1 AS a, 2 AS b").await.unwrap();
+        let error = client.query(&fetch, &[]).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "0A000", "{error}");
+    });
+    served.stop();
+}
+
+#[test]
+fn a_search_path_keeps_its_quotes_and_can_be_brought_back() {
+    let served = Served::new(
+        "serve_quotes",
+        "CREATE SCHEMA \"My Schema\"; CREATE TABLE \"My Schema\".t (id int PRIMARY KEY); INSERT INTO \
+         \"My Schema\".t VALUES (2); CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "",
+    );
+    let session = served.session();
+    for back in ["RESET search_path", "SET search_path TO DEFAULT", "RESET ALL", "DISCARD ALL"] {
+        session.execute("SET search_path TO \"My Schema\", public");
+        assert_eq!(session.value("SELECT id FROM t"), "2");
+        session.execute("RESET application_name");
+        assert_eq!(session.value("SELECT id FROM t"), "2");
+        session.execute(back);
+        assert_eq!(session.value("SELECT id FROM t"), "1", "{back}");
+    }
+
+    // The places of an array are as many as it has, however they are asked for.
+    let places = |sql: &str| session.query(sql).len();
+    assert_eq!(places("SELECT generate_series(array_lower([7, 8], 1), array_upper([7, 8], 1))"), 2);
+    assert_eq!(places("SELECT generate_series(array_lower(NULL, 1), array_upper(NULL, 1))"), 0);
+    assert!(places("SELECT generate_series(array_lower([1], 1) - 1000000000, 1)") < 3);
+    served.stop();
+}
