@@ -543,7 +543,7 @@ mod tests {
                 "SELECT a IS DISTINCT FROM b AS c, string_to_array('a', ',') s",
             ),
             ("FROM generate_series(1, 3) EXCEPT", "FROM generate_series(1, 3) EXCEPT"),
-            ("SELECT indkey[0], indkey[0:1]", "SELECT indkey[1 + 0], indkey[0:1]"),
+            ("SELECT indkey[0], indkey[0:1]", "SELECT indkey[ 1 +0], indkey[0:1]"),
             ("SELECT string_to_array('a', ',') s", "SELECT string_to_array('a', ',') s"),
             ("SELECT a, generate_series(1, 3) AS s", "SELECT a, generate_series(1, 3) AS s"),
             (
