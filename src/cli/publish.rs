@@ -19,6 +19,7 @@ pub struct PublishArgs {
     /// The file that is written, or the folder of Parquet files
     #[arg(long, value_name = "PATH")]
     pub path: Option<PathBuf>,
+    /// What is written
     #[arg(long, value_enum)]
     pub format: Option<PublishFormat>,
     /// How many versions stay, with the newest
@@ -82,6 +83,6 @@ fn print_text(published: &Value) {
     );
 
     for (table, state) in published["not_live"].as_object().into_iter().flatten() {
-        println!("left out: {table}, which is {}", state.as_str().unwrap_or_default());
+        println!("left out: {table} ({})", state.as_str().unwrap_or_default());
     }
 }

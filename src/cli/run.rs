@@ -21,10 +21,6 @@ use crate::{
 /// How long a DuckDB that is to be started again may take to end.
 const TIME_TO_CLOSE: Duration = Duration::from_secs(10);
 
-/// What DuckDB answers to each statement after a bug of its own.
-const INVALIDATED: &str = "FATAL Error: database has been invalidated because of a bug in a \
-                           reader's statement. Original error: \"INTERNAL Error\"";
-
 /// Runs the command.
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let (context, progress) = session.context()?;
@@ -34,7 +30,7 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let ended = loop {
         let (ended, is_closed) = follow(&session, &context, &stop).await?;
         match ended {
-            // A bug of DuckDB that one statement met, also one of a reader, ends the whole DuckDB.
+            // After a bug that any statement has met, also one of a reader, DuckDB takes no other.
             Err(EngineError::Target(error))
                 if error.is_invalidated() && is_closed && restarts.take() =>
             {
@@ -56,8 +52,8 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the file and follows the source until `stop`. Returns also whether DuckDB is gone
-/// afterwards.
+/// Opens the file and follows the source until `stop`. Returns also whether DuckDB has ended and
+/// can be started again.
 async fn follow(
     session: &Invocation,
     context: &Context,
@@ -92,7 +88,7 @@ async fn follow(
                 stop_here.cancel();
                 // Whatever the rest of the run says, this is why it ended.
                 let _ = running.await;
-                Err(TargetError::saying(INVALIDATED).into())
+                Err(TargetError::Invalidated.into())
             }
         }
     };
@@ -102,10 +98,15 @@ async fn follow(
         None => true,
     };
     drop(control);
-    Ok((ended, has_ended && is_closed(writer).await))
+
+    // A plain stop does not wait for those who still ask the replicator something.
+    let must_restart = matches!(&ended, Err(EngineError::Target(error)) if error.is_invalidated());
+    let is_closed = must_restart && has_ended && is_closed(writer).await;
+    Ok((ended, is_closed))
 }
 
-/// Waits until nothing in this process uses the file any more, and closes it.
+/// Waits until nothing in this process uses the file any more, and closes it. Returns `false` when
+/// something still does after [`TIME_TO_CLOSE`].
 async fn is_closed(writer: Writer<DuckDb>) -> bool {
     const STEP: Duration = Duration::from_millis(50);
     let since = Instant::now();

@@ -479,6 +479,7 @@ fn override_readers(
     read(environment, "RHEI_PUBLISH_PATH", &mut settings.publish.path)?;
     read(environment, "RHEI_PUBLISH_INTERVAL", &mut settings.publish.interval)?;
     read(environment, "RHEI_PUBLISH_KEEP", &mut settings.publish.keep)?;
+    read(environment, "RHEI_PUBLISH_FORMAT", &mut settings.publish.format)?;
 
     read(environment, "RHEI_SERVE_LISTEN", &mut settings.serve.listen)?;
     read(environment, "RHEI_SERVE_TLS_CERT", &mut settings.serve.tls_cert)?;
@@ -544,7 +545,12 @@ mod tests {
 
     #[test]
     fn the_environment_stands_above_the_file_and_below_the_flags() {
-        let environment = [("RHEI_TARGET_PATH", "env.duckdb"), ("RHEI_SYNC_INTERVAL", "2s")];
+        let environment = [
+            ("RHEI_TARGET_PATH", "env.duckdb"),
+            ("RHEI_SYNC_INTERVAL", "2s"),
+            ("RHEI_PUBLISH_PATH", "lake"),
+            ("RHEI_PUBLISH_FORMAT", "parquet"),
+        ];
         let environment =
             environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let mut inputs =
@@ -553,6 +559,8 @@ mod tests {
         let config = Config::load(&inputs).unwrap();
         assert_eq!(config.target_path, Some("env.duckdb".into()));
         assert_eq!(config.interval, Duration::from_secs(2));
+        let (published, _) = config.publication.unwrap();
+        assert_eq!(published.format, crate::olap::PublishFormat::Parquet);
 
         inputs.target = Some("flag.duckdb".into());
         assert_eq!(Config::load(&inputs).unwrap().target_path, Some("flag.duckdb".into()));

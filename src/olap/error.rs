@@ -182,6 +182,9 @@ pub enum TargetError {
         /// The reason, with a hint.
         reason: String,
     },
+    /// A reader's statement met a bug of DuckDB, which takes no other statement of this process.
+    #[error("a reader's statement met a bug of DuckDB, which takes no other statement since then")]
+    Invalidated,
     /// A step of a compaction failed. The old file is as it was.
     #[error("the file could not be compacted, and is as it was")]
     CompactionFailed {
@@ -357,6 +360,7 @@ impl TargetError {
     /// takes no other one until it is started again.
     pub fn is_invalidated(&self) -> bool {
         match self {
+            Self::Invalidated => true,
             Self::Query(error) => {
                 let text = error.to_string();
                 is_of_kind(&text, &["FATAL Error"])
@@ -391,7 +395,8 @@ impl TargetError {
         }
     }
 
-    /// Makes an error as if DuckDB had refused a statement with this text, for tests.
+    /// Makes an error as if DuckDB had refused a statement with this text: for tests, and for the
+    /// places where a test has DuckDB refuse something.
     pub fn saying(text: &str) -> Self {
         Self::Query(::duckdb::Error::DuckDBFailure(
             ::duckdb::ffi::Error::new(1),

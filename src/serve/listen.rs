@@ -262,7 +262,7 @@ async fn accept(listener: Listener, serving: Serving) {
                 continue;
             }
         };
-        // Whoever opens so many has not even said who it is.
+        // Most of these sockets have no session: their clients have not even sent a user name.
         let Ok(open) = Arc::clone(&serving.sockets).try_acquire_owned() else {
             tracing::debug!(event = "too_many_sockets", "a socket of a reader was closed at once");
             continue;

@@ -77,7 +77,7 @@ impl Reader {
             .stack_size(STACK_BYTES)
             .spawn(move || {
                 let _alive = alive;
-                // Dropped before the sign of life.
+                // Dropped before `_alive`, whose end says that the connection is closed.
                 let mut reading = reading;
                 // Without the right to do so the thread works as it is.
                 let _ = rustix::process::setpriority_process(None, nice);
@@ -154,7 +154,7 @@ pub struct Reading {
     connection: SessionConnection,
     control: Arc<Control>,
     jobs: mpsc::Sender<Job>,
-    /// Dropped last: who waits for the threads that read may close the file then.
+    /// Dropped last, after the connection.
     shared: Arc<Shared>,
 }
 

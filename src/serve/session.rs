@@ -44,7 +44,7 @@ pub struct Session {
 struct Open {
     /// The result that the reader's thread may still be at.
     result: Option<Arc<RowQueue>>,
-    /// Those that their clients have not read to the end, and others.
+    /// All results of the session; one that is read to its end, or closed, is gone.
     results: Vec<Weak<RowQueue>>,
     cursors: HashMap<String, Cursor>,
     /// Where DuckDB looks names up.

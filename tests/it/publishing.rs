@@ -174,7 +174,7 @@ fn a_published_file_holds_what_the_copy_holds_but_for_tables_that_are_not_live()
 
     let itself = following.rhei.run(["publish", "--path", "copy.duckdb"]);
     itself.assert_code(1);
-    assert!(itself.stderr.contains("of the copy itself"), "{}", itself.stderr);
+    assert!(itself.stderr.contains("that of the copy itself"), "{}", itself.stderr);
     let nowhere = following.rhei.run(["publish", "--path", "no/such/ro.duckdb"]);
     nowhere.assert_code(1);
     assert!(nowhere.stderr.contains("there is no folder"), "{}", nowhere.stderr);
@@ -198,8 +198,8 @@ fn tables_that_cannot_be_written_like_this_are_left_out_and_named() {
     assert_eq!(
         report["not_live"],
         serde_json::json!({
-            "main.c": "left out: it has a foreign key",
-            "main.g": "left out: it has a generated column",
+            "main.c": "it has a foreign key",
+            "main.g": "it has a generated column",
         })
     );
     let path = following.folder.path().join("ro.duckdb");
@@ -207,7 +207,7 @@ fn tables_that_cannot_be_written_like_this_are_left_out_and_named() {
     assert_eq!(ask(&path, "SELECT count(*)::VARCHAR FROM public.good"), "1");
 }
 
-/// A path that holds something else is left as it is, and a log that somebody left is in no way.
+/// A path that holds something else is left as it is, and a log that another tool left does no harm.
 #[test]
 fn only_what_rhei_published_is_replaced() {
     let following = accounts("publish_foreign", "");
@@ -229,7 +229,7 @@ fn only_what_rhei_published_is_replaced() {
         assert!(said.contains("no copy that rhei published"), "{said}");
     }
     assert_eq!(ask(&folder.join("mine.duckdb"), "SELECT id::VARCHAR FROM t"), "7");
-    assert!(refused(&["--path", "copy.duckdb.wal"]).contains("of the copy itself"));
+    assert!(refused(&["--path", "copy.duckdb.wal"]).contains("that of the copy itself"));
 
     fs::create_dir_all(folder.join("lake/target")).unwrap();
     fs::write(folder.join("lake/manifest.json"), "{\"nodes\": {}}").unwrap();
@@ -244,7 +244,7 @@ fn only_what_rhei_published_is_replaced() {
 
     published(&following, &["--path", "ro.duckdb"]);
     let path = folder.join("ro.duckdb");
-    fs::write(folder.join("ro.duckdb.wal"), "of somebody who wrote into it").unwrap();
+    fs::write(folder.join("ro.duckdb.wal"), "of a tool that wrote into it").unwrap();
     published(&following, &["--path", "ro.duckdb"]);
     assert_eq!(ask(&path, SUM), "40000000");
 }

@@ -1,8 +1,9 @@
 //! Published copies: files that other tools read while the replicator goes on writing its own.
 //!
-//! Everything is written from one snapshot, under another name, and put in its place by one rename:
-//! whoever opens the path gets a whole copy, as of one position of the source. A file that a reader
-//! has open stays as it is for that reader. `place` says where that is, `parquet` writes folders.
+//! A publication is written from one snapshot, under another name, and put in its place by one
+//! rename: a tool that opens the path gets a whole copy, as of one position of the source, and a
+//! tool that has an older file open keeps that file. `place` guards the path and replaces what is
+//! there, `parquet` writes folders.
 
 mod parquet;
 mod place;
@@ -12,6 +13,7 @@ use std::{
     fs,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -30,9 +32,9 @@ use crate::{Lsn, pgoutput::QualifiedName};
 const NAME: &str = "rhei_publish";
 const BEFORE: &str = "rhei_published";
 
-/// How long a statement that another session stands in the way of is tried again.
+/// How long a statement is tried again that a session which reads the catalogs blocks.
 const RETRY_TIME: Duration = Duration::from_secs(10);
-/// How long a publication may take to end.
+/// How long a publication may take to end after it was interrupted.
 const TIME_TO_END: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(50);
 
@@ -59,6 +61,15 @@ pub enum PublishFormat {
     Parquet,
 }
 
+impl FromStr for PublishFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Self as clap::ValueEnum>::from_str(text, false)
+            .map_err(|_| "expected \"duckdb\" or \"parquet\"".to_owned())
+    }
+}
+
 /// Where a copy is published, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishOptions {
@@ -81,7 +92,7 @@ pub struct Published {
     pub tables: u64,
     /// The rows of these tables.
     pub rows: u64,
-    /// The tables that are not in it, because they are not at that position, and their states.
+    /// The tables that are not in it, each with the reason: its state, if it is not live.
     pub not_live: BTreeMap<String, String>,
     /// The size, in bytes.
     pub bytes: u64,
@@ -108,14 +119,15 @@ impl Publishers {
         publishers.push((Arc::downgrade(&publisher._alive), publisher.interrupt_handle()));
     }
 
-    /// Returns whether there are any.
+    /// Returns whether a publication is under way.
     pub(super) fn are_busy(&self) -> bool {
         let mut publishers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         publishers.retain(|(alive, _)| alive.strong_count() > 0);
         !publishers.is_empty()
     }
 
-    /// Ends them; their versions before stay. Returns `false` when one does not end.
+    /// Interrupts all publications, and waits until their threads have ended. Returns `false` when
+    /// one has not ended in time.
     pub(super) fn end(&self) -> bool {
         let since = Instant::now();
         while self.are_busy() {
@@ -135,13 +147,13 @@ impl Publishers {
 struct Snapshot {
     lsn: Lsn,
     tables: Vec<QualifiedName>,
-    /// Tables that are in the file and are not published.
+    /// Tables of the copy's file that are not published.
     left_out: Vec<QualifiedName>,
     not_live: BTreeMap<String, String>,
 }
 
 impl Snapshot {
-    /// Returns whether the copy was like this when it was published, and still is where it was put.
+    /// Returns whether nothing has changed since `published` was made, and it is still there.
     fn is_as(&self, published: &Published) -> bool {
         published.lsn == self.lsn && published.not_live == self.not_live && published.path.exists()
     }
@@ -253,7 +265,7 @@ impl Publisher {
         Ok((snapshot, rows, bytes))
     }
 
-    /// Tries again what a session that looks at the catalogs at this moment stands in the way of.
+    /// Runs a statement, and tries it again while a session that reads the catalogs blocks it.
     fn retried(&self, sql: &str) -> Result<(), TargetError> {
         let since = Instant::now();
         loop {
@@ -272,8 +284,11 @@ impl Publisher {
         }
     }
 
-    /// Makes the new file, if there is room for it and the one before is of rhei (`is_ours` says
-    /// that this process has written it).
+    /// Makes the new file and attaches it. `is_ours`: this process has published the file that is
+    /// at the path.
+    ///
+    /// # Errors
+    /// Another file is at the path, or the disk has no room.
     fn prepare_file(&self, place: &Place, next: &Path, is_ours: bool) -> Result<(), TargetError> {
         if !is_ours && place.path.exists() {
             self.recognize(&place.path)?;
@@ -286,14 +301,16 @@ impl Publisher {
             && disk.f_bavail.saturating_mul(disk.f_frsize) < wanted
         {
             return Err(refused(format!(
-                "its disk has no room for {wanted} bytes\nhint: make room, or name another folder"
+                "the disk has no room for its {wanted} bytes\nhint: make room, or name another \
+                 folder"
             )));
         }
 
         remove_if_there(next)?;
         remove_if_there(&compact::sibling(next, ".wal"))?;
         let file = names::literal(&next.display().to_string());
-        // A database that is hidden is in the way of no session that looks at all of them.
+        // A session that lists tables or columns opens a transaction in each database that is not
+        // hidden, and CHECKPOINT and DETACH would have to wait for it.
         let attach = format!("ATTACH {file} AS {NAME} (STORAGE_VERSION 'latest', HIDDEN)");
         self.retried(&attach).map_err(plain)
     }
@@ -327,9 +344,7 @@ impl Publisher {
         let lsn = match pipeline.map(|pipeline| pipeline.checkpoint.lsn) {
             Some(lsn) => lsn,
             None => {
-                return Err(TargetError::NotPublished {
-                    reason: "nothing was copied yet\nhint: `rhei sync` copies".to_owned(),
-                });
+                return Err(refused("nothing was copied yet\nhint: run `rhei sync` first"));
             }
         };
 
@@ -361,17 +376,17 @@ impl Publisher {
         Ok(Snapshot { lsn, tables, left_out: left, not_live })
     }
 
-    /// Returns the tables that are not at the position of the others, and those that DuckDB does
-    /// not let be written like this; each with the reason.
+    /// Returns the tables that are not published, each with the reason: its state, if it is not at
+    /// the position of the live tables; or that an INSERT of all its rows and columns would fail.
     fn left_out(&self) -> Result<Vec<(QualifiedName, String)>, TargetError> {
         let mut left_out = self.connection.prepare(&format!(
             "SELECT target_schema, target_name, state FROM _rhei.tables WHERE state <> 'live' \
              UNION ALL \
-             SELECT DISTINCT schema_name, table_name, 'left out: it has a foreign key' \
+             SELECT DISTINCT schema_name, table_name, 'it has a foreign key' \
              FROM duckdb_constraints() \
              WHERE database_name = '{0}' AND constraint_type = 'FOREIGN KEY' \
              UNION ALL \
-             SELECT schema_name, table_name, 'left out: it has a generated column' \
+             SELECT schema_name, table_name, 'it has a generated column' \
              FROM duckdb_tables() \
              WHERE database_name = '{0}' AND contains(sql, ' GENERATED ALWAYS AS(') \
              ORDER BY ALL",
@@ -449,7 +464,8 @@ pub(super) fn opened_paths(
     })
 }
 
-/// DuckDB may be set to open no file but those that it knows since it began.
+/// Returns the error in the words of the settings, when the reason is that DuckDB may open no other
+/// files than those that were listed when readers were let in.
 fn plain(error: TargetError) -> TargetError {
     match error {
         TargetError::Query(error)

@@ -41,7 +41,7 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Whoever opened it in the meantime notices that it is gone.
+        // A publication that has opened the lock in the meantime notices that it is gone.
         let _ = fs::remove_file(&self.lock);
     }
 }
@@ -63,7 +63,10 @@ impl Place {
             |path: &Path| OF_COPY.iter().any(|ending| sibling(&source, ending) == path);
         let written = [path.clone(), sibling(&path, UNFINISHED)];
         if written.iter().any(|path| is_of_copy(path)) {
-            return Err(refused("its path is of the copy itself\nhint: name another file"));
+            return Err(refused(
+                "its path is that of the copy itself, or of a file that belongs to it\nhint: name \
+                 another file",
+            ));
         }
 
         let lock = match options.format {
@@ -111,7 +114,8 @@ impl Place {
             fs::rename(&unfinished, numbered(path, 1))?;
         }
 
-        // The log of somebody who wrote into the file fits no other.
+        // DuckDB opens no file beside the log of another one: a tool that wrote into the version
+        // before may have left its log.
         for ending in LOGS {
             remove_if_there(&sibling(path, ending))?;
         }
@@ -144,7 +148,7 @@ pub(super) fn resolved(path: &Path) -> std::io::Result<PathBuf> {
     }
 }
 
-/// Opens and locks a file, which lasts until the file is removed.
+/// Opens a lock file and locks it, unless another publication has it.
 fn locked(path: &Path) -> Result<File, TargetError> {
     loop {
         let file = File::options().create(true).truncate(false).write(true).open(path)?;
@@ -269,7 +273,7 @@ mod tests {
         let (real, link) = (folder.path().join("real.duckdb"), folder.path().join("ro.duckdb"));
         std::os::unix::fs::symlink("real.duckdb", &link).unwrap();
         fs::write(&real, "0").unwrap();
-        fs::write(folder.path().join("real.duckdb.wal"), "of somebody").unwrap();
+        fs::write(folder.path().join("real.duckdb.wal"), "of another tool").unwrap();
 
         for version in 1..=5 {
             let place = Place::take(&options(&link), Path::new("/none/copy.duckdb")).unwrap();
