@@ -22,11 +22,14 @@ use crate::{
     Lsn,
     checkpoint::reachable_target,
     engine::{command::Command, publication},
-    olap::{OlapEngine, Phase, Space, StoredState, StoredVerification, TableState, TargetError},
+    olap::{
+        OlapEngine, Phase, Space, StoredState, StoredTable, StoredVerification, TableState,
+        TargetError,
+    },
     pgoutput::QualifiedName,
     pipeline::{
         Context, EngineError, Writer, copy_progress::CopyProgress, latency::Latency,
-        left_out::LeftOut, settled::SettledLsn,
+        left_out::LeftOut, new_tables::Unpublished, settled::SettledLsn,
     },
     verify,
 };
@@ -353,6 +356,7 @@ pub struct Figures {
     copy_progress: CopyProgress,
     latency: Latency,
     left_out: LeftOut,
+    unpublished: Unpublished,
     settled: SettledLsn,
 }
 
@@ -363,6 +367,7 @@ impl Figures {
             copy_progress,
             latency,
             left_out: context.left_out.clone(),
+            unpublished: context.unpublished.clone(),
             settled: context.settled.clone(),
         }
     }
@@ -375,7 +380,7 @@ pub fn describe(
     verified: &[StoredVerification],
     figures: &Figures,
 ) -> Value {
-    let Figures { copy_progress, latency, left_out, settled } = figures;
+    let Figures { copy_progress, latency, left_out, unpublished, settled } = figures;
     let pipeline = &state.pipeline;
 
     let phase = match pipeline.phase {
@@ -403,6 +408,7 @@ pub fn describe(
                 "error": error,
                 "copied_rows": table.copied_rows,
                 "copy_lsn": table.copy_lsn,
+                "renamed_columns": renamed_columns(table),
                 "copy": copies.get(&table.source.to_string()),
                 "verified": verified.get(&table.source),
             })
@@ -424,7 +430,14 @@ pub fn describe(
         "tables": tables, "copy": (!copies.is_empty()).then_some(total),
         "paused": copy_progress.is_paused(), "commit_to_visible": latency.describe(),
         "commit_pause": latency.describe_pauses(), "file": space, "left_out": left_out.describe(),
+        "not_published": unpublished.describe(),
     })
+}
+
+/// Returns the columns that have other names in the target, with these names.
+fn renamed_columns(table: &StoredTable) -> BTreeMap<&str, &str> {
+    let columns = table.columns.iter().filter(|column| column.target_name != column.name);
+    columns.map(|column| (column.name.as_str(), column.target_name.as_str())).collect()
 }
 
 /// Returns the last verification of a table.

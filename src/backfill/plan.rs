@@ -23,8 +23,8 @@ use crate::{
             self, PlanOptions,
             plan::TablePlanError,
             selection::{
-                is_wanted, names_of, no_matching_tables, pending_row, table_settings, target_names,
-                types_of,
+                is_wanted, names_of, no_matching_tables, pending_row, retain_wanted,
+                table_settings, target_names, types_of,
             },
         },
     },
@@ -128,7 +128,7 @@ async fn tables_to_copy(
         }
     };
 
-    tables.retain(|table| is_wanted(&context.options, &table.name));
+    retain_wanted(&context.options, &mut tables);
     if tables.is_empty() && wanted.is_none() {
         return Err(no_matching_tables(&context.options));
     }
@@ -174,6 +174,7 @@ pub(super) async fn plan<T: OlapEngine + 'static>(
         let before = planner.before(&table);
         match planner.spec(&table, before.as_ref()) {
             Ok(spec) => {
+                warn_of_other_names(&spec);
                 let earlier = planner.earlier_try(before, &spec).await?;
                 let priority = i32::try_from(at).unwrap_or(i32::MAX);
                 planned.push(planner.planned(table, spec, earlier, priority));
@@ -312,6 +313,26 @@ impl<T: OlapEngine + 'static> Planner<'_, T> {
             done_rows: done.rows,
             snapshot: self.snapshot.lsn,
         }
+    }
+}
+
+/// Says which names of a table differ from those at the source.
+fn warn_of_other_names(spec: &TableSpec) {
+    let columns = spec.columns.iter().filter(|column| column.target_name != column.name);
+    let mut changed: Vec<String> = columns
+        .map(|column| format!("column \"{}\" is \"{}\"", column.name, column.target_name))
+        .collect();
+    if spec.target != spec.source {
+        changed.insert(0, format!("the table is {}", spec.target));
+    }
+
+    if !changed.is_empty() {
+        tracing::warn!(
+            event = "names_differ",
+            table = %spec.source,
+            names = changed.join(", "),
+            "names of the table are others in DuckDB"
+        );
     }
 }
 

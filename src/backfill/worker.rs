@@ -389,9 +389,7 @@ impl<L: CopyLoader> Worker<L> {
                     }
 
                     if is_last {
-                        let table = &spec.source;
-                        let reason =
-                            format!("{why}; then copy it with `rhei backfill --table {table}`");
+                        let reason = format!("{why}; {}", spec.copy_hint());
                         return Ok(Ended::Over(Some(CopyOutcome::Failed(Pause::new(reason)))));
                     }
 
@@ -580,14 +578,17 @@ fn of_source_failure(spec: &TableSpec, error: SourceError) -> Result<Attempt, En
     if error.is_locked() {
         Ok(Attempt::Locked(error))
     } else if error.is_about_values() {
-        let table = &spec.source;
-        let reason =
-            format!("{}; then copy it with `rhei backfill --table {table}`", error_chain(&error));
-
+        let reason = format!("{}; {}", error_chain(&error), spec.copy_hint());
         let remedy = if error.is_unrepresentable() { Remedy::AllowNulls } else { Remedy::Operator };
         Ok(Attempt::Ended(CopyOutcome::Failed(Pause { reason, remedy })))
     } else if is_gone(&error) {
         Ok(Attempt::Ended(CopyOutcome::Changed))
+    } else if is_forbidden(&error) {
+        let reason = format!(
+            "{}; `rhei check` says which right is missing, and the next start copies the table",
+            error_chain(&error)
+        );
+        Ok(Attempt::Ended(CopyOutcome::Failed(Pause { reason, remedy: Remedy::NextStart })))
     } else if matches!(error, SourceError::Wire(WireError::Server(_)))
         || error_policy::of_source(&error).is_waited_for()
     {
@@ -595,6 +596,14 @@ fn of_source_failure(spec: &TableSpec, error: SourceError) -> Result<Attempt, En
     } else {
         Err(error.into())
     }
+}
+
+/// Returns whether the source does not let this role read the table: another attempt changes
+/// nothing.
+fn is_forbidden(error: &SourceError) -> bool {
+    const INSUFFICIENT_PRIVILEGE: &str = "42501";
+    matches!(error, SourceError::Wire(WireError::Server(message))
+        if message.code == INSUFFICIENT_PRIVILEGE)
 }
 
 /// Returns whether the table, or a column of it, is not there any more.
@@ -785,6 +794,7 @@ mod tests {
             Ok(Attempt::Done { .. }) => "done",
             Ok(Attempt::Ended(CopyOutcome::Failed(pause))) => match pause.remedy {
                 Remedy::AllowNulls => "failed, unless NULL is allowed",
+                Remedy::NextStart => "failed, until the next start",
                 _ => "failed",
             },
             Ok(Attempt::Ended(_)) => "changed",
@@ -813,7 +823,7 @@ mod tests {
             (Loaded::TargetFailed(TargetError::saying("INTERNAL Error: index 1")), "error"),
             (of_server("55P03"), "locked"),
             (of_server("42P01"), "changed"),
-            (of_server("42501"), "retry"),
+            (of_server("42501"), "failed, until the next start"),
             (of_source(WireError::Closed), "retry"),
             (of_source(WireError::BadLength(-1)), "error"),
             (of_value(ValueError::NotUtf8), "failed"),

@@ -83,6 +83,8 @@ pub enum Remedy {
     /// The table is paused because of a value that the target cannot represent. The settings may
     /// let NULL replace the value, and then a new copy brings the table back.
     AllowNulls,
+    /// The source refused to let this role read the table. The next start tries again.
+    NextStart,
     /// A new copy brings the table back, and begins at once.
     CopyAgain,
     /// A new copy brings the table back, however often: the source has altered the table so that

@@ -58,6 +58,12 @@ pub struct TableSpec {
 }
 
 impl TableSpec {
+    /// Returns how a table is copied whose copy could not be made, as a part of a sentence.
+    pub fn copy_hint(&self) -> String {
+        let table = &self.source;
+        format!("`rhei backfill --table {table}` copies the table once that is mended")
+    }
+
     /// Returns the remedy for a table that cannot continue, as the end of a sentence.
     pub fn recopy_hint(&self) -> String {
         format!("copy it again with `rhei backfill --table {} --force`", self.source)

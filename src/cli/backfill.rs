@@ -118,5 +118,5 @@ pub async fn run(session: Invocation, args: BackfillArgs) -> Result<ExitCode, Cl
     }
 
     println!("copied");
-    super::report_paused(&in_error)
+    session.report_paused(&in_error)
 }

@@ -4,6 +4,7 @@ mod backfill;
 mod check;
 mod compact;
 mod demo;
+mod drop;
 mod init;
 mod jobs;
 mod log;
@@ -151,6 +152,9 @@ enum Command {
     #[command(after_help = "Example:\n  rhei serve --target shop.duckdb & psql -h 127.0.0.1 -p \
                       5439 -d shop")]
     Serve,
+    /// Remove the slot and the publication that rhei made at the source; says what it would do first
+    #[command(after_help = "Examples:\n  rhei drop\n  rhei drop --yes")]
+    Drop(drop::DropArgs),
     /// Write a commented rhei.toml from what is found at the source
     #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop \
                       --target shop.duckdb")]
@@ -251,22 +255,26 @@ impl Invocation {
 
     /// Makes a pipeline from the settings, and the display of its progress.
     fn context(&self) -> Result<(Context, progress::Progress), CliError> {
-        let config = &self.config;
-        let (source, target) = (self.source()?, self.target()?);
-        let table_settings = self.table_settings();
+        let options = self.options(self.source()?, self.target()?);
         let copy_progress = CopyProgress::default();
         let (events, progress) = progress::Progress::start(self.is_quiet, copy_progress.clone());
+        Ok((Context { copy_progress, ..Context::new(options, events) }, progress))
+    }
 
-        let options = Options {
+    /// Returns the settings of a pipeline between `source` and `target`.
+    fn options(&self, source: SourceOptions, target: TargetOptions) -> Options {
+        let config = &self.config;
+        Options {
             source,
             target,
             publications: config.publications.clone(),
             slot: config.slot.clone(),
             failover_slot: config.failover_slot,
             on_slot_lost: config.on_slot_lost,
+            add_tables: config.add_tables,
             tables: config.tables.clone(),
             exclude: config.exclude.clone(),
-            table_settings,
+            table_settings: self.table_settings(),
             interval: config.interval,
             max_batch_rows: config.max_batch_rows,
             memory_limit_bytes: config.memory_limit.0,
@@ -280,9 +288,38 @@ impl Invocation {
             supervision: config.supervision,
             verification: config.verification.clone(),
             publication: config.publication.clone(),
+        }
+    }
+
+    /// Makes a command fail because of paused tables, after all other work is done. Tables that
+    /// the settings accept as paused are a warning.
+    fn report_paused(&self, paused: &[(String, String)]) -> Result<ExitCode, CliError> {
+        let is_accepted = |table: &str| {
+            let Some((schema, name)) = table.split_once('.') else { return false };
+            let name = QualifiedName::new(schema, name);
+            self.config.accept.iter().any(|pattern| pattern.matches(&name))
         };
 
-        Ok((Context { copy_progress, ..Context::new(options, events) }, progress))
+        let (accepted, new): (Vec<_>, Vec<_>) =
+            paused.iter().partition(|(table, _)| is_accepted(table));
+        for (table, reason) in accepted {
+            tracing::warn!(
+                event = "pause_accepted",
+                table,
+                reason,
+                "the table is paused, which the settings accept"
+            );
+        }
+
+        let Some((first, reason)) = new.first() else { return Ok(ExitCode::SUCCESS) };
+        let others = match new.len() {
+            1 => String::new(),
+            count => format!(" (and {} more; see `rhei status`)", count - 1),
+        };
+        Err(CliError::Failed(format!(
+            "table {first} is paused: {reason}{others}\nhint: [sync] accept names tables that may \
+             stay paused"
+        )))
     }
 
     fn stop_on_signal(&self) -> CancellationToken {
@@ -323,16 +360,6 @@ fn stop_on_signal() -> CancellationToken {
     });
 
     stop
-}
-
-/// Makes a command fail because of paused tables, after all other work is done.
-fn report_paused(paused: &[(String, String)]) -> Result<ExitCode, CliError> {
-    let Some((first, reason)) = paused.first() else { return Ok(ExitCode::SUCCESS) };
-    let others = match paused.len() {
-        1 => String::new(),
-        count => format!(" (and {} more; see `rhei status`)", count - 1),
-    };
-    Err(CliError::Failed(format!("table {first} is paused: {reason}{others}")))
 }
 
 /// Runs the whole program.
@@ -403,6 +430,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Publish(args) => Box::pin(publish::run(session, args)).await,
         Command::Wait(args) => Box::pin(wait::run(session, args)).await,
         Command::Serve => Box::pin(serve::run(session)).await,
+        Command::Drop(args) => Box::pin(drop::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
         Command::Demo(_) => Ok(ExitCode::SUCCESS),
     }

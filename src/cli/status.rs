@@ -131,7 +131,8 @@ fn print_text(status: &Value) {
     table.set_header(["table", "state", "rows copied", "verified", "note"]);
 
     for stored in status["tables"].as_array().into_iter().flatten() {
-        let note = stored["error"].as_str().unwrap_or_default().to_owned();
+        let note = [stored["error"].as_str().map(str::to_owned), other_names(stored)];
+        let note = note.into_iter().flatten().collect::<Vec<_>>().join("; ");
         table.add_row([
             text(&stored["source"]),
             text(&stored["state"]),
@@ -146,6 +147,22 @@ fn print_text(status: &Value) {
         let reason = text(&left_out["reason"]).replace('_', " ");
         println!("left out     {relation}: {} changes ({reason})", text(&left_out["changes"]));
     }
+    for (table, sql) in status["not_published"].as_object().into_iter().flatten() {
+        println!("not copied   {table}: it is not published; {}", text(sql));
+    }
+}
+
+/// Returns the names of a table that differ from those at the source, as a sentence.
+fn other_names(stored: &Value) -> Option<String> {
+    let mut names = Vec::new();
+    if stored["target"] != stored["source"] {
+        names.push(format!("called {} in DuckDB", stored["target"].as_str().unwrap_or_default()));
+    }
+
+    for (column, name) in stored["renamed_columns"].as_object().into_iter().flatten() {
+        names.push(format!("its column {column} is {}", name.as_str().unwrap_or_default()));
+    }
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// Returns the last verification of a table, as `equal, 3 h ago`.

@@ -31,5 +31,5 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
         report.updated,
         report.deleted
     );
-    super::report_paused(&report.in_error)
+    session.report_paused(&report.in_error)
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::olap::PublishOptions;
 use crate::pipeline::{
-    options::{OnSlotLost, Supervision, TablePattern, defaults},
+    options::{AddTables, OnSlotLost, Supervision, TablePattern, defaults},
     schedule::{Share, VerificationSchedule, Window},
 };
 use crate::serve::{Listen, ServeOptions};
@@ -205,6 +205,8 @@ pub struct Config {
     pub on_slot_lost: OnSlotLost,
     /// Whether standbys keep the slot too (PostgreSQL 17 and newer); default `false`.
     pub failover_slot: bool,
+    /// See [`SourceSettings::add_tables`].
+    pub add_tables: AddTables,
     /// The patterns of the tables to follow; an empty list means all tables of the publications.
     pub tables: Vec<TablePattern>,
     /// The patterns of tables that are left out although `tables` chooses them.
@@ -229,6 +231,8 @@ pub struct Config {
     /// The time between looks at the source's catalogs for what the stream never mentions; default
     /// 10 s.
     pub catalog_interval: Duration,
+    /// See [`SyncSettings::accept`].
+    pub accept: Vec<TablePattern>,
     /// The number of connections that copy at the same time; default 2.
     pub workers: usize,
     /// The bytes per second that all workers together take from the source at most; `None` means no
@@ -301,6 +305,7 @@ impl Config {
             slot: source.slot.unwrap_or_else(|| defaults::SLOT.to_owned()),
             on_slot_lost: source.on_slot_lost.unwrap_or_default(),
             failover_slot: source.failover_slot.unwrap_or(false),
+            add_tables: source.add_tables.unwrap_or_default(),
             tables: source.tables,
             exclude: source.exclude,
             target_path: target.path,
@@ -312,6 +317,7 @@ impl Config {
             on_unrepresentable: sync.on_unrepresentable.unwrap_or_default(),
             trust_widening: sync.trust_widening.unwrap_or(false),
             catalog_interval: span_or(sync.catalog_interval, defaults::CATALOG_INTERVAL),
+            accept: sync.accept,
             workers: backfill.workers.unwrap_or(defaults::WORKERS),
             rate_limit: backfill.rate_limit,
             chunk_size: backfill.chunk_size,
@@ -424,6 +430,7 @@ fn override_from(
     read(environment, "RHEI_SOURCE_SLOT", &mut settings.source.slot)?;
     read(environment, "RHEI_SOURCE_ON_SLOT_LOST", &mut settings.source.on_slot_lost)?;
     read(environment, "RHEI_SOURCE_FAILOVER_SLOT", &mut settings.source.failover_slot)?;
+    read(environment, "RHEI_SOURCE_ADD_TABLES", &mut settings.source.add_tables)?;
 
     read(environment, "RHEI_TARGET_PATH", &mut settings.target.path)?;
     read(environment, "RHEI_TARGET_DUCKDB_MEMORY_LIMIT", &mut settings.target.duckdb_memory_limit)?;
@@ -517,7 +524,7 @@ mod tests {
             parsed("[sync]\nintervall = \"1s\"\n"),
             "invalid setting in rhei.toml, line 2, sync.intervall: unknown field `intervall`, \
              expected one of `interval`, `max_batch_rows`, `memory_limit`, `on_unrepresentable`, \
-             `trust_widening`, `catalog_interval`\nhint: did you mean `interval`?"
+             `trust_widening`, `catalog_interval`, `accept`\nhint: did you mean `interval`?"
         );
     }
 

@@ -9,7 +9,7 @@ use super::{ByteSize, FromStr, Secret, Span};
 use crate::{
     olap::{PublishFormat, PublishOptions},
     pipeline::{
-        options::{Budget, OnSlotLost, Supervision, TablePattern, defaults},
+        options::{AddTables, Budget, OnSlotLost, Supervision, TablePattern, defaults},
         schedule::{Share, VerificationSchedule, Window},
     },
     serve::{Listen, ServeOptions, Users},
@@ -44,6 +44,9 @@ pub struct SourceSettings {
     pub on_slot_lost: Option<OnSlotLost>,
     /// Has standbys keep the slot, for failovers (PostgreSQL 17 and newer). Default false.
     pub failover_slot: Option<bool>,
+    /// What happens to a new table that the settings choose, where rhei made the publication:
+    /// "auto" (the default) adds it to the publication if the role may, "warn" only says so.
+    pub add_tables: Option<AddTables>,
     /// Which tables; default: the publication's.
     pub tables: Vec<TablePattern>,
     /// Which of those not.
@@ -134,6 +137,9 @@ pub struct SyncSettings {
     /// How often `rhei run` looks for what the stream never mentions: new tables, rewrites,
     /// partitions. Default "10s".
     pub catalog_interval: Option<Span>,
+    /// Tables, as "schema.table", that may be paused without `rhei sync`, `rhei backfill` and
+    /// `rhei check` failing because of them; * matches within a part. Default: none.
+    pub accept: Vec<TablePattern>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

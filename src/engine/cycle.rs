@@ -735,7 +735,7 @@ pub(super) fn log_failures(failed: &[TableFailure]) {
             Remedy::CopyAltered => {
                 tracing::info!(event = "table_recopied", %table, reason, "copying the table again")
             }
-            Remedy::Operator | Remedy::AllowNulls => {
+            Remedy::Operator | Remedy::AllowNulls | Remedy::NextStart => {
                 tracing::error!(
                     event = "table_paused",
                     %table,

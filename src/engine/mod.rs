@@ -14,6 +14,7 @@ pub mod copies;
 pub mod cycle;
 mod feed;
 mod left_out;
+mod new_tables;
 mod periodic;
 pub mod publication;
 mod recopies;

@@ -92,7 +92,7 @@ pub(super) fn apply(
 
     for failure in &batch.failed {
         let state = match failure.remedy {
-            remedy @ (Remedy::Operator | Remedy::AllowNulls) => {
+            remedy @ (Remedy::Operator | Remedy::AllowNulls | Remedy::NextStart) => {
                 TableState::Error(Pause { reason: failure.reason.clone(), remedy })
             }
             Remedy::CopyAgain | Remedy::CopyAltered => TableState::Resync,

@@ -445,13 +445,18 @@ fn read_columns(
 fn stored_pause(state: &TableState) -> (Option<&str>, Option<&'static str>) {
     let TableState::Error(pause) = state else { return (None, None) };
 
-    let remedy = if pause.remedy == Remedy::AllowNulls { "allow_nulls" } else { "operator" };
+    let remedy = match pause.remedy {
+        Remedy::AllowNulls => "allow_nulls",
+        Remedy::NextStart => "next_start",
+        Remedy::Operator | Remedy::CopyAgain | Remedy::CopyAltered => "operator",
+    };
     (Some(&pause.reason), Some(remedy))
 }
 
 fn remedy_of(stored: Option<&str>) -> Result<Remedy, TargetError> {
     match stored {
         Some("allow_nulls") => Ok(Remedy::AllowNulls),
+        Some("next_start") => Ok(Remedy::NextStart),
         Some("operator") => Ok(Remedy::Operator),
         other => Err(corrupt(format!(
             "the remedy of a paused table is unknown ({})",

@@ -17,6 +17,8 @@ pub enum Reason {
     Excluded,
     /// The relation was published when it was changed, and is not published any more.
     NotPublished,
+    /// The relation has no column that is published.
+    NoColumns,
 }
 
 /// Changes that were left out since this process began.
@@ -39,6 +41,7 @@ impl LeftOut {
             let why = match reason {
                 Reason::Excluded => "the settings leave it out",
                 Reason::NotPublished => "it is not published any more",
+                Reason::NoColumns => "it has no column that is published",
             };
 
             tracing::info!(

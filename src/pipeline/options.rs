@@ -29,6 +29,8 @@ pub struct Options {
     pub failover_slot: bool,
     /// What happens when the slot can no longer serve the copy.
     pub on_slot_lost: OnSlotLost,
+    /// What happens to a new table that the settings choose, where rhei made the publication.
+    pub add_tables: AddTables,
     /// The patterns of the tables to follow; an empty list means all tables of the publications.
     pub tables: Vec<TablePattern>,
     /// The patterns of tables that are left out although `tables` chooses them.
@@ -99,6 +101,7 @@ impl Options {
             slot: defaults::SLOT.to_owned(),
             failover_slot: false,
             on_slot_lost: OnSlotLost::default(),
+            add_tables: AddTables::default(),
             tables: Vec::new(),
             exclude: Vec::new(),
             table_settings: BTreeMap::new(),
@@ -197,6 +200,29 @@ impl FromStr for OnSlotLost {
             "stop" => Ok(Self::Stop),
             "resync" => Ok(Self::Resync),
             other => Err(format!("\"{other}\" is neither \"stop\" nor \"resync\"")),
+        }
+    }
+}
+
+/// What happens to a new table that the settings choose, where rhei made the publication.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AddTables {
+    /// rhei adds the table to the publication if the role may, and warns where it may not.
+    #[default]
+    Auto,
+    /// rhei warns, with the SQL that adds the table.
+    Warn,
+}
+
+impl FromStr for AddTables {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "warn" => Ok(Self::Warn),
+            other => Err(format!("\"{other}\" is neither \"auto\" nor \"warn\"")),
         }
     }
 }

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::{
     catalog::{PublicationInfo, ServerInfo, SlotInfo},
-    quote::{quote_identifier, quote_table},
+    quote::{quote_identifier, quote_literal, quote_table},
 };
 use crate::{Lsn, pgoutput::QualifiedName};
 
@@ -30,9 +30,6 @@ pub enum SlotError {
          failover"
     )]
     NoFailover { version: String },
-    #[error("user \"{user}\" may not replicate\nhint: ALTER ROLE {} REPLICATION; at the \
-             source", quote_identifier(.user))]
-    MayNotReplicate { user: String },
     #[error("publication {} does not exist at the source\nhint: create it, or name one publication \
              that rhei may create in [source] publication", .names.join(", "))]
     PublicationMissing { names: Vec<String> },
@@ -42,10 +39,10 @@ pub enum SlotError {
     )]
     PublicationRefused { name: String, reason: String, sql: String },
     #[error(
-        "the publication leaves out {missing}, so the copy would silently differ\nhint: ALTER \
-         PUBLICATION .. SET (publish = 'insert, update, delete, truncate')"
+        "publication {name} leaves out {missing}, so the copy would silently differ\nhint: ALTER \
+         PUBLICATION {} SET (publish = 'insert, update, delete, truncate')", quote_identifier(.name)
     )]
-    PublicationPartial { missing: String },
+    PublicationPartial { name: String, missing: String },
     #[error(
         "{} is in two publications with different column lists: decoding fails at its first \
          change\nhint: ALTER PUBLICATION .. SET TABLE with one list, in all of {}; if changes were \
@@ -130,6 +127,24 @@ pub enum SlotError {
 }
 
 impl SlotError {
+    /// Returns the SQL after which the error is gone, if there is such SQL.
+    pub fn sql(&self) -> Option<String> {
+        match self {
+            Self::WalLevel { .. } => Some("ALTER SYSTEM SET wal_level = logical".to_owned()),
+            Self::PublicationRefused { sql, .. } => {
+                Some(sql.strip_suffix(';').unwrap_or(sql).to_owned())
+            }
+            Self::PublicationPartial { name, .. } => Some(format!(
+                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+                quote_identifier(name)
+            )),
+            Self::NotOurs { slot } | Self::Foreign { slot, .. } => {
+                Some(format!("SELECT pg_drop_replication_slot({})", quote_literal(slot)))
+            }
+            _ => None,
+        }
+    }
+
     /// Returns whether the error may pass by itself (traps 30-33).
     pub fn is_transient(&self) -> bool {
         // The server may be a standby that is about to be promoted, or an old primary that is about
@@ -161,10 +176,20 @@ pub fn check_server(server: &ServerInfo) -> Result<(), SlotError> {
     if server.in_recovery {
         return Err(SlotError::InRecovery);
     }
-    if server.wal_level != "logical" {
+    if !has_logical_wal(server) {
         return Err(SlotError::WalLevel { wal_level: server.wal_level.clone() });
     }
     Ok(())
+}
+
+/// Returns whether the server writes WAL that can be decoded, or does so from the first logical slot
+/// on, as PostgreSQL 19 does with `wal_level = replica` (trap 86).
+fn has_logical_wal(server: &ServerInfo) -> bool {
+    match server.wal_level.as_str() {
+        "logical" => true,
+        "replica" => server.version_num >= 190_000,
+        _ => false,
+    }
 }
 
 pub fn check_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotError> {
@@ -174,23 +199,25 @@ pub fn check_failover(is_wanted: bool, server: &ServerInfo) -> Result<(), SlotEr
     Ok(())
 }
 
-/// Refuses an operation that is not published: the copy would differ silently (trap 42).
+/// Refuses an operation that a publication leaves out: the copy would differ silently (trap 42).
 pub fn check_publication(info: &PublicationInfo) -> Result<(), SlotError> {
-    let operations = [
-        (info.insert, "insert"),
-        (info.update, "update"),
-        (info.delete, "delete"),
-        (info.truncate, "truncate"),
-    ];
+    for publication in &info.publications {
+        let operations = [
+            (publication.insert, "insert"),
+            (publication.update, "update"),
+            (publication.delete, "delete"),
+            (publication.truncate, "truncate"),
+        ];
 
-    let missing: Vec<&str> =
-        operations.iter().filter(|(is_on, _)| !is_on).map(|(_, name)| *name).collect();
+        let missing: Vec<&str> =
+            operations.iter().filter(|(is_on, _)| !is_on).map(|(_, name)| *name).collect();
 
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(SlotError::PublicationPartial { missing: missing.join(", ") })
+        if !missing.is_empty() {
+            let (name, missing) = (publication.name.clone(), missing.join(", "));
+            return Err(SlotError::PublicationPartial { name, missing });
+        }
     }
+    Ok(())
 }
 
 /// Refuses `tables` that two of the publications publish with different columns (trap 19).
@@ -333,13 +360,27 @@ pub fn publication_sql(name: &str, tables: &[QualifiedName]) -> String {
     )
 }
 
+/// Returns the statement that adds a table to a publication.
+pub fn add_table_sql(publication: &str, table: &QualifiedName) -> String {
+    let (publication, table) = (quote_identifier(publication), quote_table(table));
+    format!("ALTER PUBLICATION {publication} ADD TABLE {table}")
+}
+
+/// What rhei says of a publication that it made, by which it knows the publication again.
+pub const MADE_BY_RHEI: &str = "made by rhei, which adds tables to it and drops it on request";
+
+/// Makes the publication, and marks it as rhei's.
 pub async fn create_publication(
     client: &Client,
     name: &str,
     tables: &[QualifiedName],
 ) -> Result<(), SlotError> {
     let sql = publication_sql(name, tables);
-    client.batch_execute(&sql).await.map_err(|error| {
+    let mark = quote_literal(MADE_BY_RHEI);
+    // A batch is one transaction.
+    let marked = format!("{sql}; COMMENT ON PUBLICATION {} IS {mark}", quote_identifier(name));
+
+    client.batch_execute(&marked).await.map_err(|error| {
         let reason = error
             .as_db_error()
             .map_or_else(|| error.to_string(), |server| server.message().to_owned());

@@ -28,6 +28,7 @@ mod pgbench_runs;
 mod pipeline;
 mod publications;
 mod publishing;
+mod readiness;
 mod recorded;
 mod refusals;
 mod rows;

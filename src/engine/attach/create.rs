@@ -117,7 +117,7 @@ async fn drop_earlier_slot(
 
 /// Returns whether the pipeline of the file may have made this slot. A slot of that name in another
 /// cluster belongs to another user.
-fn is_ours(before: Option<&Pipeline>, slot: &str, system_id: &str) -> bool {
+pub(super) fn is_ours(before: Option<&Pipeline>, slot: &str, system_id: &str) -> bool {
     before.is_some_and(|pipeline| {
         pipeline.slot == slot
             && pipeline.system_id == system_id

@@ -26,12 +26,16 @@ use std::{
     time::Duration,
 };
 
-use self::{create::create, resume::resume};
+use self::{
+    create::{create, is_ours},
+    resume::resume,
+};
+use super::new_tables::add_new_tables;
 use crate::{
     backfill::SlotWithSnapshot,
     change::{Pause, TableSpec},
     failpoint::reached,
-    olap::{OlapEngine, Phase, Pipeline, StoredTable, TableState},
+    olap::{OlapEngine, Phase, Pipeline, StoredState, StoredTable, TableState},
     pgoutput::{QualifiedName, table_description::Secret},
     pipeline::{
         Context, EngineError, Writer,
@@ -42,7 +46,9 @@ use crate::{
     },
     source::{
         catalog::{self, PublicationInfo, SourceTable},
-        connection::{SqlClient, connect_sql},
+        connection::{
+            ConnectError, SourceOptions, SqlClient, connect_sql, is_pooled_by_transaction,
+        },
         ddl_trigger::{self, DdlTrigger},
         slot,
         wire::{IdentifySystem, ReplicationClient},
@@ -127,6 +133,7 @@ pub async fn attach<T: OlapEngine + 'static>(
     is_active: impl Fn(u32) -> bool,
 ) -> Result<Attached, EngineError> {
     let source = connect(context).await?;
+    add_new_tables(context, &source.sql).await?;
     let stored = writer.call(|target| target.state()).await?;
 
     match stored {
@@ -169,6 +176,59 @@ fn has_to_stay_with_cluster(before: Phase, again: &Recopy) -> bool {
     before != Phase::PlainCopy && *again != Recopy::All
 }
 
+/// Judges what [`attach`] would meet, without changing anything at the source: whether the cluster
+/// and the slot belong to the file, whose state is `stored`.
+///
+/// # Errors
+/// The error that `attach` would end with.
+pub async fn examine(
+    context: &Context,
+    mut replication: ReplicationClient,
+    stored: Option<&StoredState>,
+) -> Result<(), EngineError> {
+    let sql = connect_sql(&context.options.source, "check").await?;
+    let server = catalog::server(&sql).await?;
+    slot::check_server(&server)?;
+    slot::check_failover(context.options.failover_slot, &server)?;
+
+    let identity = replication.identify_system().await?;
+    refuse_pooler(&context.options.source, &mut replication).await?;
+    let source = Source { sql, replication, identity, server };
+
+    let Some(state) = stored else { return refuse_slot_of_others(context, &source, None).await };
+    let pipeline = &state.pipeline;
+    match pipeline.phase {
+        Phase::Running => {
+            verify(context, &source, pipeline).await?;
+            let info = catalog::publication(&source.sql, &context.options.publications).await?;
+            let names = || context.options.publications.clone();
+            let info =
+                info.ok_or_else(|| slot::SlotError::PublicationMissing { names: names() })?;
+            Ok(slot::check_fingerprint(&pipeline.publication_fingerprint, &info.fingerprint)?)
+        }
+        Phase::Creating => {
+            verify_cluster(&source, pipeline)?;
+            slot::check_age(pipeline.timeline, source.identity.timeline)?;
+            refuse_slot_of_others(context, &source, Some(pipeline)).await
+        }
+        Phase::PlainCopy => refuse_slot_of_others(context, &source, Some(pipeline)).await,
+    }
+}
+
+/// Refuses a slot that is there and that this file has not made.
+async fn refuse_slot_of_others(
+    context: &Context,
+    source: &Source,
+    before: Option<&Pipeline>,
+) -> Result<(), EngineError> {
+    let slot = &context.options.slot;
+    let is_there = catalog::slot(&source.sql, slot).await?.is_some();
+    if is_there && !is_ours(before, slot, &source.identity.system_id) {
+        return Err(slot::SlotError::NotOurs { slot: slot.clone() }.into());
+    }
+    Ok(())
+}
+
 pub(super) async fn connect(context: &Context) -> Result<Source, EngineError> {
     let sql = connect_sql(&context.options.source, "control").await?;
 
@@ -177,7 +237,24 @@ pub(super) async fn connect(context: &Context) -> Result<Source, EngineError> {
 
     let mut replication = ReplicationClient::connect(&context.options.source, "control").await?;
     let identity = replication.identify_system().await?;
+    refuse_pooler(&context.options.source, &mut replication).await?;
     Ok(Source { sql, replication, identity, server })
+}
+
+/// Refuses a pooler that gives the statements of one session to several.
+pub async fn refuse_pooler(
+    source: &SourceOptions,
+    replication: &mut ReplicationClient,
+) -> Result<(), EngineError> {
+    if replication.is_behind_proxy().await? && is_pooled_by_transaction(source).await? {
+        return Err(ConnectError::Pooler {
+            address: replication.address().to_owned(),
+            detail: "The statements of one session reach several sessions of the server."
+                .to_owned(),
+        }
+        .into());
+    }
+    Ok(())
 }
 
 /// Returns the publication, and makes it when it is missing and may be made.
@@ -311,7 +388,7 @@ pub(super) fn pending(table: &SourceTable, targets: &BTreeMap<u32, QualifiedName
 }
 
 /// Waits for `work`, and logs now and then what it waits for.
-pub(super) async fn warn_when_stalled<F: Future>(what: &str, work: F) -> F::Output {
+pub(in crate::engine) async fn warn_when_stalled<F: Future>(what: &str, work: F) -> F::Output {
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {

@@ -294,12 +294,17 @@ fn wants_another_copy(
         PlanOptions { settings: &settings, null_unrepresentable: false, before: None };
 
     let is_paused = matches!(stored.state, TableState::Error(_));
-    // A value that may become NULL by now is no reason to stay paused.
-    if let TableState::Error(pause) = &stored.state
-        && options.null_unrepresentable
-        && pause.remedy == Remedy::AllowNulls
-    {
-        return true;
+    if let TableState::Error(pause) = &stored.state {
+        // A value that may become NULL by now is no reason to stay paused, nor is a right that may
+        // have been granted.
+        let is_over = match pause.remedy {
+            Remedy::AllowNulls => options.null_unrepresentable,
+            Remedy::NextStart => true,
+            Remedy::Operator | Remedy::CopyAgain | Remedy::CopyAltered => false,
+        };
+        if is_over {
+            return true;
+        }
     }
 
     match tables::plan(table, types, plan_options) {

@@ -17,13 +17,13 @@ use crate::{
         followed::{SchemaQuery, fits},
         xids::XidSnapshot,
     },
-    engine::settled,
+    engine::{new_tables::add_new_tables, settled},
     pgoutput::{QualifiedName, relation::Relation},
     pipeline::{
         Context, EngineError,
         left_out::Reason,
         options::TableSettings,
-        tables::selection::{is_wanted, table_settings},
+        tables::selection::{is_wanted, retain_wanted, table_settings},
     },
     source::{
         catalog::{self, Fingerprint, SourceTable},
@@ -281,6 +281,8 @@ impl CatalogWatch {
                     published => published?,
                 };
 
+            let columnless = relations.iter().filter(|relation| relation.columns.is_empty());
+            let columnless: BTreeSet<u32> = columnless.map(|relation| relation.oid).collect();
             let published: BTreeMap<u32, QualifiedName> = published.into_iter().collect();
             let ancestors = catalog::ancestors(&self.sql, &asked).await?;
 
@@ -288,6 +290,7 @@ impl CatalogWatch {
                 let root = ancestors.get(&oid).and_then(|all| all.iter().find(|oid| is_known(oid)));
 
                 let place = match (published.get(&oid), root) {
+                    _ if columnless.contains(&oid) => Place::LeftOut(Reason::NoColumns),
                     (Some(name), _) if is_wanted(&self.context.options, name) => Place::New,
                     (Some(_), _) => Place::LeftOut(Reason::Excluded),
                     (None, Some(root)) if self.others.contains(root) => Place::AwaitsCopy,
@@ -536,8 +539,22 @@ impl CatalogWatch {
         }
     }
 
-    /// Looks at the catalogs for changes since the last settled look.
+    /// Looks at the catalogs for changes since the last settled look. New tables are added to the
+    /// publication before.
     pub async fn look(&mut self) -> Result<CatalogCheck, EngineError> {
+        if self.has_changed().await? {
+            add_new_tables(&self.context, &self.sql).await?;
+        }
+        self.look_at_published().await
+    }
+
+    /// Returns whether any transaction has ended since the last settled look.
+    async fn has_changed(&self) -> Result<bool, EngineError> {
+        let Some(settled) = &self.settled else { return Ok(true) };
+        Ok(settled.snapshot != catalog::current_snapshot(&self.sql).await?)
+    }
+
+    async fn look_at_published(&mut self) -> Result<CatalogCheck, EngineError> {
         let read_at = tokio::time::Instant::now();
         let (position, xids) = catalog::wal_insert_lsn_and_xids(&self.sql).await?;
 
@@ -558,7 +575,7 @@ impl CatalogWatch {
                 tables => tables?,
             };
 
-        tables.retain(|table| is_wanted(&self.context.options, &table.name));
+        retain_wanted(&self.context.options, &mut tables);
         let types = self.types_of(&tables).await?;
 
         let publication =

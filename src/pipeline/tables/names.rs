@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use crate::{change::TableSpec, pgoutput::QualifiedName, source::catalog::SourceColumn};
 
 /// Returns the names of columns in the target. DuckDB does not tell `"Id"` from `id` (trap 59), and
-/// `rowid` is its own: the column that came first keeps its name, and other columns get their
-/// `attnum`, which never changes, behind the name. Columns that have a name keep it.
+/// `rowid` is its own: the column in lower case keeps its name, else the one that came first, and
+/// other columns get their `attnum`, which never changes, behind the name. Columns that have a name
+/// keep it.
 pub(super) fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<String> {
     let folded = |name: &str| name.to_ascii_lowercase();
     let mut taken = BTreeSet::from(["rowid".to_owned()]);
@@ -22,7 +23,10 @@ pub(super) fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>
     let mut names: Vec<Option<String>> = columns.iter().map(|column| kept(column)).collect();
     taken.extend(names.iter().flatten().map(|name| folded(name)));
 
-    for (name, column) in names.iter_mut().zip(columns) {
+    let mut by_rank: Vec<_> = names.iter_mut().zip(columns).collect();
+    by_rank.sort_by_key(|(_, column)| folded(&column.name) != column.name);
+
+    for (name, column) in by_rank {
         if name.is_some() {
             continue;
         }
@@ -44,8 +48,7 @@ pub(super) fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>
 /// Returns the name of a table in the target: the name that it has now, when the settings want no
 /// other, else the wanted name; and where that name is taken (DuckDB's names do not tell case
 /// apart, trap 59), the name with a number behind it. `taken` holds the names of the tables before
-/// this one, folded; the caller asks in the order of the tables' age (oid), so that the older table
-/// keeps its name.
+/// this one, folded; the caller asks first for the table that is to keep its name.
 pub fn target_name(wanted: &QualifiedName, taken: &mut BTreeSet<String>) -> QualifiedName {
     let folded =
         |name: &QualifiedName| format!("{}.{}", name.schema, name.name).to_ascii_lowercase();
@@ -107,7 +110,7 @@ mod tests {
             column(6, "rowid"),
         ];
         let names = column_names(&columns.iter().collect::<Vec<_>>(), None);
-        assert_eq!(names, ["Id", "id_2", "ID_4", "id_2_5", "rowid_6"]);
+        assert_eq!(names, ["Id_1", "id", "ID_4", "id_2", "rowid_6"]);
 
         let mut taken = BTreeSet::new();
         let names = ["public.T", "public.t", "Public.t", "_rhei.tables"].map(|name| {

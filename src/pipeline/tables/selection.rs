@@ -22,6 +22,12 @@ pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
     is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
 }
 
+/// Keeps the tables that the settings choose and that have a column which is published. Tables
+/// without columns have no rows that could differ.
+pub fn retain_wanted(options: &Options, tables: &mut Vec<SourceTable>) {
+    tables.retain(|table| is_wanted(options, &table.name) && !table.columns.is_empty());
+}
+
 pub fn no_matching_tables(options: &Options) -> EngineError {
     let patterns: Vec<String> = options.tables.iter().map(ToString::to_string).collect();
     let asked = if patterns.is_empty() { "any table".to_owned() } else { patterns.join(", ") };
@@ -50,7 +56,8 @@ pub fn pending_row(table: &SourceTable, target: QualifiedName) -> StoredTable {
 }
 
 /// Returns the name that each published table is to have. A name that a table has is kept as long
-/// as the settings still want it.
+/// as the settings still want it. Of tables whose names differ by letter case only, the one in
+/// lower case keeps its name, and then the oldest.
 pub fn target_names(
     options: &Options,
     published: &[(u32, QualifiedName)],
@@ -64,19 +71,22 @@ pub fn target_names(
         is_name_for(&stored.target, &wanted(name)).then(|| stored.target.clone())
     };
 
-    let mut by_age: Vec<&(u32, QualifiedName)> = published.iter().collect();
-    by_age.sort_by_key(|(oid, _)| *oid);
+    let mut by_rank: Vec<&(u32, QualifiedName)> = published.iter().collect();
+    by_rank.sort_by_key(|(oid, name)| {
+        let wanted = wanted(name).to_string();
+        (wanted.to_ascii_lowercase() != wanted, *oid)
+    });
 
     let mut names: BTreeMap<u32, QualifiedName> = BTreeMap::new();
     let mut taken = BTreeSet::new();
 
-    for (oid, name) in &by_age {
+    for (oid, name) in &by_rank {
         if let Some(name) = kept(*oid, name) {
             names.insert(*oid, target_name(&name, &mut taken));
         }
     }
 
-    for (oid, name) in by_age {
+    for (oid, name) in by_rank {
         names.entry(*oid).or_insert_with(|| target_name(&wanted(name), &mut taken));
     }
     names
@@ -96,7 +106,18 @@ pub async fn wanted_tables(
     sql: &SqlClient,
 ) -> Result<Vec<SourceTable>, EngineError> {
     let mut published = catalog::published_tables(sql, &options.publications).await?;
-    published.retain(|table| is_wanted(options, &table.name));
+
+    for table in published.iter().filter(|table| is_wanted(options, &table.name)) {
+        if table.columns.is_empty() {
+            tracing::warn!(
+                event = "table_without_columns",
+                table = %table.name,
+                "the table has no column that is published, so it is not copied"
+            );
+        }
+    }
+
+    retain_wanted(options, &mut published);
     Ok(published)
 }
 

@@ -3,6 +3,7 @@
 
 mod files;
 mod publication;
+pub mod readiness;
 mod slot;
 mod tables;
 mod types;
@@ -21,7 +22,8 @@ use crate::{
 
 pub use self::files::{TableFile, files_of, pages_of};
 pub use self::publication::{
-    PublicationInfo, ancestors, conflicting_column_lists, publication, published_names,
+    Publication, PublicationInfo, PublicationRights, UnpublishedTable, ancestors,
+    conflicting_column_lists, publication, published_names, unpublished,
 };
 pub use self::slot::{SlotInfo, is_failover_slot, open_transactions, slot};
 pub use self::tables::{

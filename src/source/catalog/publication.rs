@@ -9,19 +9,30 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, Row};
 
-use super::{CatalogError, SourceColumn, tables::columns_of};
-use crate::pgoutput::QualifiedName;
+use super::{
+    CatalogError, SourceColumn,
+    tables::{CANDIDATES, columns_of},
+};
+use crate::{pgoutput::QualifiedName, source::slot::MADE_BY_RHEI};
 
 /// The publications of a pipeline, taken together.
 #[derive(Debug, Clone)]
 pub struct PublicationInfo {
+    pub publications: Vec<Publication>,
+    /// The fingerprint holds lines `publication OID`, and `table OID VERSION` for each row of
+    /// pg_publication_rel (trap 41).
+    pub fingerprint: String,
+}
+
+/// One publication.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    pub name: String,
+    /// Which operations are published.
     pub insert: bool,
     pub update: bool,
     pub delete: bool,
     pub truncate: bool,
-    /// The fingerprint holds lines `publication OID`, and `table OID VERSION` for each row of
-    /// pg_publication_rel (trap 41).
-    pub fingerprint: String,
 }
 
 /// Reads the publications, and returns none when one of them is missing.
@@ -31,8 +42,8 @@ pub async fn publication(
 ) -> Result<Option<PublicationInfo>, CatalogError> {
     let rows = client
         .query(
-            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication \
-             WHERE pubname = ANY($1::text[]) \
+            "SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate, pubname::text \
+             FROM pg_publication WHERE pubname = ANY($1::text[]) \
              ORDER BY oid",
             &[&names],
         )
@@ -42,23 +53,20 @@ pub async fn publication(
         return Ok(None);
     }
 
-    let mut info = PublicationInfo {
-        insert: true,
-        update: true,
-        delete: true,
-        truncate: true,
-        fingerprint: String::new(),
-    };
+    let mut info = PublicationInfo { publications: Vec::new(), fingerprint: String::new() };
 
     let mut oids: Vec<u32> = Vec::new();
     for row in &rows {
         let oid: u32 = row.try_get(0)?;
         oids.push(oid);
         info.fingerprint.push_str(&format!("publication {oid}\n"));
-        info.insert &= row.try_get::<_, bool>(1)?;
-        info.update &= row.try_get::<_, bool>(2)?;
-        info.delete &= row.try_get::<_, bool>(3)?;
-        info.truncate &= row.try_get::<_, bool>(4)?;
+        info.publications.push(Publication {
+            name: row.try_get(5)?,
+            insert: row.try_get(1)?,
+            update: row.try_get(2)?,
+            delete: row.try_get(3)?,
+            truncate: row.try_get(4)?,
+        });
     }
 
     let members = client
@@ -324,7 +332,8 @@ pub(super) async fn members(
 /// A publication publishes a partitioned table as itself or as its leaves. A publication of all
 /// tables publishes no foreign tables.
 fn members_sql(version: i32) -> String {
-    let VersionedParts { in_schemas, is_by_schema, details, with_generated } =
+    let VersionedParts { in_schemas, is_by_schema, details, .. } = VersionedParts::of(version);
+    let VersionedParts { with_generated, is_excepted, is_not_excepted, .. } =
         VersionedParts::of(version);
 
     // The condition on $2 names `brought.rel`: from a condition on `c.oid`, PostgreSQL makes an
@@ -336,6 +345,7 @@ fn members_sql(version: i32) -> String {
            FROM pg_publication WHERE pubname = ANY($1::text[]) \
          ), named(pub, rel) AS ( \
            SELECT p.oid, r.prrelid FROM chosen p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+           JOIN pg_class c ON c.oid = r.prrelid AND c.relkind <> 'S' WHERE NOT {is_excepted} \
            {in_schemas} \
          ), tree(pub, rel) AS ( \
            SELECT pub, rel FROM named JOIN chosen p ON p.oid = pub WHERE NOT p.pubviaroot \
@@ -349,7 +359,7 @@ fn members_sql(version: i32) -> String {
            AND c.oid >= 16384 \
              AND c.relpersistence = 'p' AND c.relkind = ANY (CASE WHEN p.pubviaroot \
              THEN '{{r,p}}' ELSE '{{r}}' END::\"char\"[]) \
-             AND NOT (p.pubviaroot AND c.relispartition) \
+             AND NOT (p.pubviaroot AND c.relispartition) AND {is_not_excepted} \
          ) SELECT c.oid, n.nspname::text, c.relname::text, p.oid, p.version, p.pubviaroot, \
          c.relispartition, \
            p.with_generated, {details} \
@@ -371,6 +381,12 @@ struct VersionedParts {
     details: &'static str,
     /// The condition whether a publication publishes generated columns.
     with_generated: &'static str,
+    /// The condition whether row `r` of pg_publication_rel names a table that a publication of all
+    /// tables leaves out.
+    is_excepted: &'static str,
+    /// The condition whether publication `p`, of all tables, does not leave out table `c`: neither
+    /// by its own name nor by that of a root.
+    is_not_excepted: &'static str,
 }
 
 impl VersionedParts {
@@ -391,7 +407,19 @@ impl VersionedParts {
         };
 
         let with_generated = if version >= 180_000 { "pubgencols = 's'" } else { "false" };
-        Self { in_schemas, is_by_schema, details, with_generated }
+        // Publications that leave tables out came with PostgreSQL 19.
+        let (is_excepted, is_not_excepted) = if version >= 190_000 {
+            (
+                "r.prexcept",
+                "NOT EXISTS (SELECT FROM pg_publication_rel x WHERE x.prpubid = p.oid \
+                 AND x.prexcept AND (x.prrelid = c.oid OR x.prrelid IN (SELECT relid FROM \
+                 pg_partition_ancestors(c.oid))))",
+            )
+        } else {
+            ("false", "true")
+        };
+
+        Self { in_schemas, is_by_schema, details, with_generated, is_excepted, is_not_excepted }
     }
 }
 
@@ -456,6 +484,88 @@ pub async fn ancestors(
     }
 
     Ok(ancestors)
+}
+
+/// What this role may do with a publication.
+#[derive(Debug, Clone, Copy)]
+pub struct PublicationRights {
+    pub is_made_by_rhei: bool,
+    pub may_alter: bool,
+}
+
+/// A table that could be published and is not.
+#[derive(Debug, Clone)]
+pub struct UnpublishedTable {
+    pub name: QualifiedName,
+    /// Whether this role may publish the table, as its owner.
+    pub is_own: bool,
+    /// Whether PostgreSQL accepts UPDATE and DELETE of the table once it is published.
+    pub has_identity: bool,
+}
+
+/// Returns the tables that none of the publications holds, and what this role may do about it;
+/// none when one of the publications is missing. rhei makes one publication at most, so of several
+/// it has made none.
+pub async fn unpublished(
+    client: &Client,
+    names: &[String],
+) -> Result<Option<(PublicationRights, Vec<UnpublishedTable>)>, CatalogError> {
+    let rows = client
+        .query(
+            "SELECT obj_description(oid, 'pg_publication') IS NOT DISTINCT FROM $2::text, \
+             pg_has_role(pubowner, 'USAGE'), puballtables FROM pg_publication \
+             WHERE pubname = ANY($1::text[])",
+            &[&names, &MADE_BY_RHEI],
+        )
+        .await?;
+    if rows.is_empty() || rows.len() < names.len() {
+        return Ok(None);
+    }
+
+    let mut rights = PublicationRights { is_made_by_rhei: names.len() == 1, may_alter: true };
+    for row in &rows {
+        rights.is_made_by_rhei &= row.try_get::<_, bool>(0)?;
+        rights.may_alter &= row.try_get::<_, bool>(1)?;
+        if row.try_get(2)? {
+            return Ok(Some((rights, Vec::new())));
+        }
+    }
+
+    // Publications of schemas came with PostgreSQL 15.
+    let by_schema = if server_version_num(client).await? >= 150_000 {
+        "AND NOT EXISTS (SELECT FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = \
+         s.pnpubid WHERE p.pubname = ANY($1::text[]) AND s.pnnspid = n.oid)"
+    } else {
+        ""
+    };
+
+    // A tree some of whose partitions are published is published as its owner wants it.
+    let rows = client
+        .query(
+            &format!(
+                "WITH named AS MATERIALIZED (SELECT r.prrelid FROM pg_publication_rel r \
+                 JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = ANY($1::text[])), \
+                 published AS MATERIALIZED (SELECT prrelid AS oid FROM named UNION \
+                 SELECT relid::oid FROM named, pg_partition_ancestors(prrelid)) \
+                 SELECT n.nspname::text, c.relname::text, pg_has_role(c.relowner, 'USAGE'), \
+                 c.relreplident IN ('f', 'i') OR (c.relreplident = 'd' AND EXISTS (SELECT \
+                 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)) \
+                 {CANDIDATES} AND c.oid NOT IN (SELECT oid FROM published) {by_schema} \
+                 ORDER BY 1, 2"
+            ),
+            &[&names],
+        )
+        .await?;
+
+    let mut tables = Vec::with_capacity(rows.len());
+    for row in rows {
+        tables.push(UnpublishedTable {
+            name: QualifiedName { schema: row.try_get(0)?, name: row.try_get(1)? },
+            is_own: row.try_get::<_, Option<bool>>(2)?.unwrap_or_default(),
+            has_identity: row.try_get(3)?,
+        });
+    }
+    Ok(Some((rights, tables)))
 }
 
 /// Returns oids and names of the tables that the publications publish.

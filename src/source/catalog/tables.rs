@@ -243,12 +243,14 @@ pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogErro
     describe(client, members, &[]).await
 }
 
-/// The permanent ordinary tables and roots of partition trees that belong to users.
-const CANDIDATES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+/// The permanent ordinary tables and roots of partition trees that belong to users and have columns.
+pub(super) const CANDIDATES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
      AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
      AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid \
-     = c.oid AND d.deptype = 'e')";
+     = c.oid AND d.deptype = 'e') \
+     AND EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT \
+     a.attisdropped)";
 
 /// Returns the names of the tables that a new publication could hold.
 pub async fn candidate_tables(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {

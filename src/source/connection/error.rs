@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::SourceOptions;
-use crate::source::sqlstate::{self, Refusal};
+use crate::source::{
+    quote::quote_identifier,
+    sqlstate::{self, Refusal},
+};
 
 /// Rhei cannot reach the source, or the source refuses the session.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +40,27 @@ pub enum ConnectError {
     NoPassword { address: String },
     #[error(
         "the source at {address} does not let user \"{user}\" in: {message}\nhint: see pg_hba.conf \
-         at the source; a replication connection matches the database's own line"
+         at the source, where a replication connection matches the database's own line, and \
+         whether the role may log in: ALTER ROLE {} LOGIN", quote_identifier(.user)
     )]
     NotAllowed { user: String, address: String, message: String },
+    #[error(
+        "user \"{user}\" may not connect to database \"{database}\" at {address}\nhint: GRANT \
+         CONNECT ON DATABASE {} TO {}", quote_identifier(.database), quote_identifier(.user)
+    )]
+    MayNotConnect { user: String, database: String, address: String },
+    #[error(
+        "user \"{user}\" may not replicate\nhint: ALTER ROLE {} REPLICATION at the source; at RDS \
+         and Aurora: GRANT rds_replication TO {}", quote_identifier(.user), quote_identifier(.user)
+    )]
+    MayNotReplicate { user: String },
+    #[error(
+        "a connection pooler answers at {address}, and rhei needs sessions with the server \
+         itself\ndetail: {detail}\nhint: name the server's own address in the source URL: its port \
+         is usually 5432 where a pooler has 6432 or 6543; at Neon the host without \"-pooler\", at \
+         Supabase the direct connection, behind RDS Proxy the instance's or cluster's endpoint"
+    )]
+    Pooler { address: String, detail: String },
     #[error(
         "database \"{database}\" does not exist at {address}\nhint: check the name in the source \
          URL"
@@ -59,6 +80,26 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Returns the SQL after which the error is gone, if there is such SQL.
+    pub fn sql(&self) -> Option<String> {
+        match self {
+            Self::MayNotConnect { user, database, .. } => Some(format!(
+                "GRANT CONNECT ON DATABASE {} TO {}",
+                quote_identifier(database),
+                quote_identifier(user)
+            )),
+            Self::MayNotReplicate { user } => {
+                Some(format!("ALTER ROLE {} REPLICATION", quote_identifier(user)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns whether the role lacks a right that it needs for the session.
+    pub fn is_missing_right(&self) -> bool {
+        matches!(self, Self::MayNotReplicate { .. })
+    }
+
     /// Returns whether trying again later may help (trap 31).
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. })
@@ -97,7 +138,13 @@ pub(in crate::source) fn from_sqlstate(
 
     match code {
         "28P01" => ConnectError::Password { user, address },
-        "28000" | "42501" => ConnectError::NotAllowed { user, address, message },
+        "28000" => ConnectError::NotAllowed { user, address, message },
+        "42501" => {
+            let database = source.database().to_owned();
+            ConnectError::MayNotConnect { user, database, address }
+        }
+        // PostgreSQL sends it for messages that break the protocol, and rhei sends none.
+        "08P01" => ConnectError::Pooler { address, detail: message },
         "3D000" => ConnectError::NoDatabase { database: source.database().to_owned(), address },
         _ => match sqlstate::refusal(code) {
             // A cancel that was meant for a statement can hit a session that is only being opened.

@@ -8,4 +8,4 @@ pub mod tls;
 
 pub use error::ConnectError;
 pub use options::{Environment, SourceOptions};
-pub use sql::{SqlClient, connect_sql};
+pub use sql::{SqlClient, connect_sql, is_pooled_by_transaction};

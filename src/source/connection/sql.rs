@@ -11,7 +11,7 @@ use super::{
 
 /// Settings that shape the text of values, and timeouts that must not end a long copy (traps 11,
 /// 73). Given at startup, they override the settings of the role and the database.
-pub(in crate::source) const SESSION_SETTINGS: [(&str, &str); 14] = [
+pub(in crate::source) const SESSION_SETTINGS: [(&str, &str); 15] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -25,6 +25,8 @@ pub(in crate::source) const SESSION_SETTINGS: [(&str, &str); 14] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("client_min_messages", "warning"),
+    // Of a role that only reads by default; making a publication is a write.
+    ("default_transaction_read_only", "off"),
     // The planner estimates catalog queries as expensive, and compiling such a query takes longer
     // than running it.
     ("jit", "off"),
@@ -115,4 +117,30 @@ pub async fn connect_sql(source: &SourceOptions, purpose: &str) -> Result<SqlCli
 
     client.batch_execute(&pins).await.map_err(|error| from_error(&error, source, &address()))?;
     Ok(client)
+}
+
+/// Returns whether a pooler gives the statements of one session to several sessions of the server.
+/// Then the settings of a session do not last, and what rhei reads may differ from what is stored
+/// (trap 85).
+///
+/// A pooler that gives a server's session back after each transaction lets a second session have
+/// it, or gives the first one another when the second one keeps it.
+pub async fn is_pooled_by_transaction(source: &SourceOptions) -> Result<bool, ConnectError> {
+    let refused = |error: tokio_postgres::Error| {
+        let address = source.addresses().first().map(ToString::to_string).unwrap_or_default();
+        from_error(&error, source, &address)
+    };
+    let pid_of = async |client: &SqlClient| -> Result<i32, tokio_postgres::Error> {
+        client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)
+    };
+
+    let (one, other) = (connect_sql(source, "check").await?, connect_sql(source, "check").await?);
+    let before = pid_of(&one).await.map_err(refused)?;
+
+    other.batch_execute("BEGIN").await.map_err(refused)?;
+    let of_other = pid_of(&other).await.map_err(refused)?;
+    let after = pid_of(&one).await.map_err(refused)?;
+    other.batch_execute("COMMIT").await.map_err(refused)?;
+
+    Ok(before == of_other || before != after)
 }

@@ -32,6 +32,9 @@ impl ReplicationClient {
 
         loop {
             let frame = self.receive().await.map_err(|error| authentication.refused(error))?;
+            if frame.tag == b'K' {
+                self.backend_pid = backend_pid(&frame);
+            }
             match authentication.next(&frame)? {
                 Next::Answer(answer) => self.send(&answer).await?,
                 Next::Receive => {}
@@ -39,6 +42,11 @@ impl ReplicationClient {
             }
         }
     }
+}
+
+/// Returns the number of the process in a BackendKeyData message.
+fn backend_pid(frame: &Frame) -> Option<i32> {
+    frame.body.first_chunk().map(|pid| i32::from_be_bytes(*pid))
 }
 
 /// The state of one authentication.
@@ -216,6 +224,14 @@ impl<'a> Authentication<'a> {
     /// Translates the server's refusal of the session.
     fn refused(&self, error: WireError) -> WireError {
         match error {
+            // SQL sessions come first, so the role may connect, and the server speaks UTF-8.
+            WireError::Server(message) if message.code == "42501" => {
+                ConnectError::MayNotReplicate { user: self.source.user().to_owned() }.into()
+            }
+            WireError::Server(message) if message.code == "0A000" => {
+                let address = self.address.clone();
+                ConnectError::Pooler { address, detail: message.message }.into()
+            }
             WireError::Server(message) => {
                 from_sqlstate(&message.code, &message.message, self.source, self.address.clone())
                     .into()

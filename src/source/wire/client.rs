@@ -34,6 +34,8 @@ pub struct ReplicationClient {
     pub(super) frames: FrameReader,
     parameters: std::collections::HashMap<String, String>,
     pub(super) address: String,
+    /// The process that answers, as the other side named it when the session began.
+    pub(super) backend_pid: Option<i32>,
 }
 
 /// What a connection is used for.
@@ -163,6 +165,7 @@ impl ReplicationClient {
             frames: FrameReader::new(MAX_ANSWER_BYTES),
             parameters: std::collections::HashMap::new(),
             address: address.to_string(),
+            backend_pid: None,
         };
 
         client.start_up(source, purpose, mode).await?;
@@ -274,7 +277,16 @@ impl ReplicationClient {
 
     pub async fn identify_system(&mut self) -> Result<IdentifySystem, WireError> {
         const DURING: &str = "identifying the system";
-        let rows = self.simple_query("IDENTIFY_SYSTEM").await?;
+        const SYNTAX_ERROR: &str = "42601";
+
+        let rows = match self.simple_query("IDENTIFY_SYSTEM").await {
+            Err(WireError::Server(message)) if message.code == SYNTAX_ERROR => {
+                let detail =
+                    "A session that asks for replication gets one that knows only SQL.".to_owned();
+                return Err(ConnectError::Pooler { address: self.address.clone(), detail }.into());
+            }
+            rows => rows?,
+        };
         let mut values = rows.into_iter().next().unwrap_or_default().into_iter();
 
         let mut value = || values.next().flatten();
@@ -286,6 +298,20 @@ impl ReplicationClient {
             wal_position: value().and_then(|text| text.parse().ok()).ok_or_else(short)?,
             database: value(),
         })
+    }
+
+    /// Returns the address of the other side, for messages.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Returns whether something stands between rhei and the server that gives sessions numbers of
+    /// its own, as poolers and proxies do.
+    pub async fn is_behind_proxy(&mut self) -> Result<bool, WireError> {
+        let rows = self.simple_query("SELECT pg_catalog.pg_backend_pid()").await?;
+        let pid = rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten();
+        let pid: Option<i32> = pid.and_then(|text| text.parse().ok());
+        Ok(pid.is_none() || pid != self.backend_pid)
     }
 
     /// Returns the history of a timeline as the server keeps it: lines of parent, switch LSN,
@@ -510,6 +536,7 @@ mod tests {
             frames: FrameReader::new(MAX_ANSWER_BYTES),
             parameters: std::collections::HashMap::new(),
             address: String::new(),
+            backend_pid: None,
         }
     }
 
