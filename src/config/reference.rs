@@ -99,7 +99,7 @@ impl Schema {
     /// Adds the keys of a table to `found`.
     fn settings(&self, table: &Value, path: &[String], found: &mut Vec<Setting>) {
         for (name, schema) in table["properties"].as_object().unwrap() {
-            let path = [path, &[name.clone()]].concat();
+            let path = [path, std::slice::from_ref(name)].concat();
             let (inner, entry) = (self.resolve(schema), &schema["additionalProperties"]);
 
             if inner["properties"].is_object() {

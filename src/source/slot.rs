@@ -30,9 +30,6 @@ pub enum SlotError {
          failover"
     )]
     NoFailover { version: String },
-    #[error("user \"{user}\" may not replicate\nhint: ALTER ROLE {} REPLICATION; at the \
-             source", quote_identifier(.user))]
-    MayNotReplicate { user: String },
     #[error("publication {} does not exist at the source\nhint: create it, or name one publication \
              that rhei may create in [source] publication", .names.join(", "))]
     PublicationMissing { names: Vec<String> },
