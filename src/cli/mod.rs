@@ -152,7 +152,7 @@ enum Command {
     #[command(after_help = "Example:\n  rhei serve --target shop.duckdb & psql -h 127.0.0.1 -p \
                       5439 -d shop")]
     Serve,
-    /// Remove the slot and the publication that rhei made at the source; says what it would do first
+    /// Remove the slot and the publication that rhei made; says what it would do first
     #[command(after_help = "Examples:\n  rhei drop\n  rhei drop --yes")]
     Drop(drop::DropArgs),
     /// Write a commented rhei.toml from what is found at the source

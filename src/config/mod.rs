@@ -3,6 +3,8 @@
 //! [`Settings`] is the content of the file; unknown keys are errors. A later source of a setting
 //! overrides an earlier one: file, `RHEI_*`, flags. `validate` names the values that are refused.
 
+#[cfg(test)]
+mod reference;
 mod settings;
 mod validate;
 

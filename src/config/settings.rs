@@ -31,29 +31,44 @@ pub struct Settings {
     pub tables: BTreeMap<String, TableSection>,
 }
 
+/// The PostgreSQL database that is copied.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SourceSettings {
-    /// A libpq URL or key=value string.
+    /// The address of the source, as a libpq URL or `key=value` string. The password may also come
+    /// from `PGPASSWORD`, `~/.pgpass` or a service file. Without `sslmode` a server on another
+    /// machine has to prove who it is (`verify-full`). Default: what libpq's variables (`PGHOST`,
+    /// `PGSERVICE`) say.
     pub url: Option<Secret>,
-    /// Made when it is missing and the role may. Default "rhei". Several are followed as one.
+    /// The publication that is followed. It is made when it is missing and the role owns the
+    /// tables; it then holds the tables that `tables` and `exclude` choose, partition trees by
+    /// their roots. A list of names follows several publications as one; all of them have to be
+    /// there. Default: `"rhei"`.
     pub publication: Option<Publications>,
-    /// Made for this copy. Default "rhei".
+    /// The replication slot at the source, which rhei makes. It belongs to this copy alone: two
+    /// files need two slots. Lower-case letters, digits and underscores, 63 at most. Default:
+    /// `"rhei"`.
     pub slot: Option<String>,
-    /// What to do when the slot can no longer serve the copy: "stop" (the default) or "resync".
+    /// What happens when the slot can no longer serve the copy: it was dropped, invalidated or made
+    /// again, or the source is on another history after a failover. Another cluster is refused
+    /// whatever this says. Default: `"stop"`.
     pub on_slot_lost: Option<OnSlotLost>,
-    /// Has standbys keep the slot, for failovers (PostgreSQL 17 and newer). Default false.
+    /// Has standbys keep the slot too, so that a failover to one of them loses nothing
+    /// (docs/operating.md). It takes PostgreSQL 17 or newer. Default: `false`.
     pub failover_slot: Option<bool>,
     /// What happens to a new table that the settings choose, where rhei made the publication:
-    /// "auto" (the default) adds it to the publication if the role may, "warn" only says so.
+    /// `"auto"` adds the table to the publication if the role owns the table and the table has a
+    /// key, `"warn"` only says so, with the SQL that publishes it. Default: `"auto"`.
     pub add_tables: Option<AddTables>,
-    /// Which tables; default: the publication's.
+    /// The tables to copy, as patterns of `schema.table`; `*` stands for any characters within a
+    /// part. Default: all tables of the publication.
     pub tables: Vec<TablePattern>,
-    /// Which of those not.
+    /// The tables that are left out although `tables` chooses them, as such patterns. Default:
+    /// none.
     pub exclude: Vec<TablePattern>,
 }
 
-/// One name, or a list of them.
+/// a name, or a list of names
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Publications {
@@ -107,66 +122,84 @@ impl FromStr for OnUnrepresentable {
     }
 }
 
+/// The DuckDB file, and what DuckDB may use for it.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetSettings {
-    /// The DuckDB file.
+    /// The DuckDB file. It is made when it is missing; its folder has to be there. `public.orders`
+    /// at the source is `public.orders` in the file. Default: none; each command needs one, here or
+    /// by `--target`.
     pub path: Option<PathBuf>,
-    /// DuckDB's own memory. Default: DuckDB's, 80 % of the machine.
+    /// The memory that DuckDB may use, beside rhei's own (`sync.memory_limit`). Default: DuckDB's
+    /// own, 80 % of the machine.
     pub duckdb_memory_limit: Option<ByteSize>,
     /// The most threads that DuckDB may use: for copies, file checkpoints and batches that take
-    /// long. Others take one. Default: all cores.
+    /// long. Other batches take one. Default: all cores.
     pub threads: Option<u32>,
 }
 
+/// How changes are followed.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SyncSettings {
-    /// A cycle of `rhei run`. Default "1s".
+    /// The least time between the beginnings of two cycles of `rhei run`. After a pause a change is
+    /// applied at once, whatever this says; under load it is about how old the copy is. Shorter:
+    /// fresher, and more small commits. Longer: fewer and larger ones. Default: `"1s"`.
     pub interval: Option<Span>,
-    /// Row changes after which a batch ends at the next source commit. Default 100000.
+    /// The number of row changes after which a batch ends, at the next commit of the source. At
+    /// least 1. Default: `100000`.
     pub max_batch_rows: Option<u64>,
-    /// rhei's own buffers. Default "512MB".
+    /// The memory of rhei's own buffers, beside DuckDB's. A source transaction that is larger goes
+    /// into DuckDB in parts and is committed whole. At least `"64kB"`. Default: `"512MB"`.
     pub memory_limit: Option<ByteSize>,
-    /// A value that DuckDB has no room for pauses its table ("error", the default) or becomes NULL
-    /// ("null").
+    /// What happens to a value that DuckDB has no room for, such as NaN in `numeric(5,2)`
+    /// (docs/types.md). Values in keys always pause their table. Default: `"error"`.
     pub on_unrepresentable: Option<OnUnrepresentable>,
-    /// Takes a rewrite of a table that widened a number (int to bigint) for the plain cast that it
-    /// most often is, and does not copy the table again. Default false.
+    /// Takes a rewrite of a table that widened a number (`int` to `bigint`) for the plain cast that
+    /// it most often is, and does not copy the table again. That is wrong if a `USING` clause
+    /// changed the values as well. Default: `false`.
     pub trust_widening: Option<bool>,
-    /// How often `rhei run` looks for what the stream never mentions: new tables, rewrites,
-    /// partitions. Default "10s".
+    /// How often `rhei run` looks at the source's catalogs for what the stream never mentions: new
+    /// tables, rewrites, partitions. Default: `"10s"`.
     pub catalog_interval: Option<Span>,
-    /// Tables, as "schema.table", that may be paused without `rhei sync`, `rhei backfill` and
-    /// `rhei check` failing because of them; * matches within a part. Default: none.
+    /// The tables that may be paused without `rhei sync`, `rhei backfill` and `rhei check` failing
+    /// because of them, as patterns of `schema.table`. Default: none.
     pub accept: Vec<TablePattern>,
 }
 
+/// How tables are copied: at first, and again.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackfillSettings {
-    /// Connections that copy at the same time. Default 2.
+    /// The number of connections that copy at the same time, and of tables that `rhei verify`
+    /// compares at the same time. At least 1. Default: `2`.
     pub workers: Option<usize>,
-    /// Bytes a second that all of them together take from the source at most. Default: no limit.
+    /// The most bytes a second that all copies together take from the source. At least `"100kB"`.
+    /// Default: no limit.
     pub rate_limit: Option<ByteSize>,
-    /// Size of the pieces in which tables are copied; 16 to 128 MB unless set.
+    /// The size at the source of the pieces in which tables are copied. After a crash at most one
+    /// piece for each worker is copied again. At least `"1MB"`. Default: 16 to 128 MiB, by the size
+    /// of the table.
     pub chunk_size: Option<ByteSize>,
-    /// A copy that holds its snapshot for longer is warned about: until it ends, VACUUM at the
-    /// source cannot remove what the snapshot still sees. Default "1h".
+    /// How long a copy may hold its snapshot before the log warns of it. Until a copy ends, VACUUM
+    /// at the source cannot remove rows that the snapshot still sees. Default: `"1h"`.
     pub snapshot_warning: Option<Span>,
 }
 
+/// How `rhei run` is kept alive, and what it warns about.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SupervisorSettings {
-    /// How often `rhei run` goes on after a bug of its own, before it stops: "once", or so often
-    /// within a time. Default { max = 5, within = "1m" }.
+    /// How often `rhei run` goes on after a bug of its own before it stops with the error: once, or
+    /// so many times within a time. A source that is away and a disk that is full are waited for,
+    /// and do not count. Default: `{ max = 5, within = "1m" }`.
     pub restart: Option<Restart>,
-    /// How long a stop waits for what has begun. Default "10s".
+    /// How long a stop waits for pieces of copies and other work that has begun. Default: `"10s"`.
     pub grace: Option<Span>,
-    /// How often `rhei run` looks at how much WAL the slot holds at the source. Default "30s".
+    /// How often `rhei run` looks at how much WAL its slot holds at the source. Default: `"30s"`.
     pub lag_interval: Option<Span>,
-    /// From how much on it warns. Default "1GB".
+    /// The WAL that the slot may hold without a warning in the log, which comes again each time
+    /// that the amount has doubled. Default: `"1GB"`.
     pub lag_warning: Option<ByteSize>,
 }
 
@@ -185,17 +218,20 @@ impl SupervisorSettings {
     }
 }
 
+/// When `rhei run` compares its copy with the source by itself (docs/verify.md).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerifySettings {
-    /// How long after a verification `rhei run` begins the next one by itself. Default: never.
+    /// The time from the end of one verification to the beginning of the next. Default: never;
+    /// `rhei verify` asks for one.
     pub interval: Option<Span>,
-    /// The share of each table's rows that one such verification compares, the next share each
-    /// time. Default "100%".
+    /// The share of each table's rows that one verification compares: the next share each time.
+    /// Default: `"100%"`.
     pub sample: Option<Share>,
-    /// The time of the day, in UTC, at which such a verification may begin. Default: any time.
+    /// The time of the day, in UTC, at which a verification may begin. Default: any time.
     pub window: Option<Window>,
-    /// The most bytes of tables that the source reads for it in a second. Default: no limit.
+    /// The most bytes of tables a second that the source reads for a verification. At least
+    /// `"100kB"`. Default: no limit.
     pub rate_limit: Option<ByteSize>,
 }
 
@@ -211,32 +247,39 @@ impl VerifySettings {
     }
 }
 
+/// How readers are let in, by `rhei run` and by `rhei serve` (docs/reading.md).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServeSettings {
-    /// Where `rhei run` lets readers connect with PostgreSQL's protocol: an address, or a folder
-    /// for a unix socket. Default: nowhere.
+    /// The address at which readers connect with PostgreSQL's protocol, or a folder for a unix
+    /// socket. An address that other machines reach needs `users`, `tls_cert` and `tls_key`.
+    /// Default: nowhere.
     pub listen: Option<Listen>,
-    /// Users and their passwords. Default: everybody who reaches the address, which has to be a
-    /// loopback address then.
+    /// The users who may connect, and their passwords (SCRAM-SHA-256), as `[serve.users]`. Default:
+    /// everybody who reaches the address, which then has to be a loopback address or a unix socket.
     pub users: BTreeMap<String, Secret>,
-    /// The certificate of TLS, and its key, as PEM files.
+    /// The certificate that the endpoint shows, as a PEM file. It goes with `tls_key`. Default: no
+    /// TLS.
     pub tls_cert: Option<PathBuf>,
+    /// The key of the certificate, as a PEM file. Default: no TLS.
     pub tls_key: Option<PathBuf>,
-    /// Connections at the same time. Default 50.
+    /// The number of readers that may be connected at the same time. At least 1. Default: `50`.
     pub max_connections: Option<usize>,
-    /// Statements that run at the same time; others wait. Default: one less than there are cores.
+    /// The number of statements that run at the same time; others wait. At least 1. Default: one
+    /// less than there are cores.
     pub max_statements: Option<usize>,
-    /// How long a statement may work. Default "60s".
+    /// How long a statement may work, not counting the time in which its client does not read.
+    /// Default: `"60s"`.
     pub statement_timeout: Option<Span>,
-    /// How long a transaction may stay open while nothing runs in it. Default "60s".
+    /// How long a transaction may stay open while nothing runs in it. Default: `"60s"`.
     pub idle_in_transaction_timeout: Option<Span>,
-    /// How long a transaction may stay open, whatever it does. Default "1h".
+    /// How long a transaction may stay open whatever it does: an old snapshot keeps DuckDB from
+    /// writing its log into the file. Default: `"1h"`.
     pub transaction_timeout: Option<Span>,
-    /// The room in the folder of the copy for results that wait for their clients, all together.
-    /// Default "4GB".
+    /// The room in the folder of the copy for results that their clients have not read yet, all
+    /// together. Default: `"4GiB"`.
     pub spool_limit: Option<ByteSize>,
-    /// The niceness of the threads that read, 0 to 19. Default 10.
+    /// The niceness of the threads that read, 0 to 19: the replicator goes first. Default: `10`.
     pub nice: Option<u8>,
 }
 
@@ -267,16 +310,18 @@ impl ServeSettings {
     }
 }
 
+/// Copies of the copy, for tools that want a file (docs/reading.md).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PublishSettings {
-    /// Where copies for other tools are published: a DuckDB file, or a folder of Parquet files.
+    /// Where a copy of the copy is published: a DuckDB file, or a folder of Parquet files. Default:
+    /// none; `rhei publish --path` names one too.
     pub path: Option<PathBuf>,
-    /// How often `rhei run` publishes what has changed. Default: only `rhei publish` does.
+    /// How often `rhei run` publishes, if something has changed. Default: only `rhei publish` does.
     pub interval: Option<Span>,
-    /// How many versions stay, with the newest. Default 1.
+    /// The number of versions that stay, with the newest. At least 1. Default: `1`.
     pub keep: Option<usize>,
-    /// "duckdb" (the default) or "parquet".
+    /// What is written. Default: `"duckdb"`.
     pub format: Option<PublishFormat>,
 }
 
@@ -291,7 +336,7 @@ impl PublishSettings {
     }
 }
 
-/// A budget of restarts.
+/// `"once"`, or a table like `{ max = 5, within = "1m" }`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected \"once\" or { max = 5, within = \"1m\" }")]
 pub enum Restart {
@@ -322,24 +367,30 @@ pub enum Once {
     Once,
 }
 
+/// The settings of one table, `[tables."schema.table"]`, by its name at the source.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TableSection {
-    /// Its name in DuckDB, as `schema.table`.
+    /// The name of the table in DuckDB, as `schema.table`. Default: its name at the source.
     pub target: Option<String>,
-    /// Columns that are not copied.
+    /// The columns that are not copied. A column of the key cannot be left out. Default: `[]`.
     pub exclude_columns: Vec<String>,
-    /// Tables with a higher one are copied first; 0 unless set.
+    /// Tables with a higher number are copied first; equal ones by size, the smallest first.
+    /// Default: `0`.
     #[serde(default)]
     pub copy_priority: i32,
-    /// Per column.
+    /// The settings of single columns, by their names at the source.
     pub columns: BTreeMap<String, ColumnSection>,
 }
 
+/// The settings of one column.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ColumnSection {
-    /// Its type in DuckDB.
+    /// The type of the column in DuckDB: `VARCHAR` always works; `numeric` also takes `DOUBLE` and
+    /// `DECIMAL(p,s)`, composites and ranges `STRUCT`, hstore `MAP`, json and jsonb `VARIANT`,
+    /// timetz `TIMETZ` (docs/types.md). A table whose types change is copied again. Default: the
+    /// one that docs/types.md names.
     #[serde(rename = "type")]
     pub duckdb_type: Option<String>,
 }

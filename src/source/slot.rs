@@ -182,8 +182,8 @@ pub fn check_server(server: &ServerInfo) -> Result<(), SlotError> {
     Ok(())
 }
 
-/// Returns whether the server writes WAL that can be decoded, or does so from the first logical slot
-/// on, as PostgreSQL 19 does with `wal_level = replica` (trap 86).
+/// Returns whether the server writes WAL that can be decoded, or does so from the first logical
+/// slot on, as PostgreSQL 19 does with `wal_level = replica` (trap 86).
 fn has_logical_wal(server: &ServerInfo) -> bool {
     match server.wal_level.as_str() {
         "logical" => true,

@@ -121,6 +121,26 @@ fn the_documented_role_is_enough_and_may_do_nothing_more() {
 /// What is searched for, in all that rhei prints and writes.
 const SECRET: &str = "hush-4711-secret";
 
+/// RDS and Aurora give no role the attribute REPLICATION, but membership in a role of theirs.
+#[test]
+fn a_member_of_the_role_that_rds_has_for_replication_passes_the_check() {
+    let db = Cluster::shared().database("rds_role");
+    db.execute(
+        "CREATE ROLE rds_replication; CREATE ROLE of_rds LOGIN; CREATE TABLE t (id int PRIMARY \
+         KEY); CREATE PUBLICATION rhei FOR TABLE t; GRANT SELECT ON t TO of_rds",
+    );
+    let folder = temp_dir();
+    let rhei = Rhei::new(folder.path()).source(db.url_as("of_rds")).target("copy.duckdb");
+
+    let checked = rhei.run(["check"]);
+    checked.assert_code(1);
+    assert!(checked.stdout.contains("\"of_rds\" may not replicate"), "{}", checked.stdout);
+
+    db.execute("GRANT rds_replication TO of_rds");
+    let checked = rhei.run_ok(["check"]);
+    assert!(checked.stdout.contains("\"of_rds\" may replicate"), "{}", checked.stdout);
+}
+
 #[track_caller]
 fn keeps_quiet(what: &str, output: &Output) {
     for (name, text) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {

@@ -35,14 +35,14 @@ pub(super) async fn check(
         Err(refused) => failure("server", &refused),
     });
 
-    findings.add(role(&server, readiness::may_replicate(client).await?));
+    findings.add(role(&server));
     check_connections(client, config, findings).await?;
     check_slots(client, config, &server, findings).await
 }
 
-fn role(server: &ServerInfo, may_replicate: bool) -> Finding {
+fn role(server: &ServerInfo) -> Finding {
     let role = quote_identifier(&server.user);
-    if may_replicate {
+    if server.is_superuser || server.can_replicate {
         return ok("role", format!("{role} may replicate"));
     }
     error("role", format!("{role} may not replicate"))

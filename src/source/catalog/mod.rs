@@ -110,6 +110,7 @@ pub struct ServerInfo {
     pub used_senders: i64,
     pub user: String,
     pub is_superuser: bool,
+    /// The attribute REPLICATION, or what stands for it on Amazon RDS.
     pub can_replicate: bool,
     pub can_create_in_database: bool,
 }
@@ -124,7 +125,8 @@ pub async fn server(client: &Client) -> Result<ServerInfo, CatalogError> {
              (SELECT count(*) FROM pg_replication_slots), \
              current_setting('max_wal_senders')::bigint, \
              (SELECT count(*) FROM pg_stat_replication), current_user::text, r.rolsuper, \
-             r.rolreplication, \
+             r.rolreplication OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname = \
+             'rds_replication' AND pg_has_role(r.oid, m.oid, 'MEMBER')), \
              has_database_privilege(d.oid, 'CREATE') \
              FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = \
              current_user",

@@ -141,15 +141,6 @@ pub async fn slot_limits(client: &Client) -> Result<SlotLimits, CatalogError> {
     Ok(SlotLimits { idle_timeout, is_wal_unlimited: row.try_get(1)? })
 }
 
-/// Returns whether this role may replicate: by its own attribute, or by a role that a managed
-/// service grants instead.
-pub async fn may_replicate(client: &Client) -> Result<bool, CatalogError> {
-    let query = "SELECT rolsuper OR rolreplication OR EXISTS (SELECT FROM pg_roles m \
-                 WHERE m.rolname IN ('rds_replication', 'rds_superuser') AND pg_has_role(m.oid, 'MEMBER')) \
-                 FROM pg_roles WHERE rolname = current_user";
-    Ok(client.query_one(query, &[]).await?.try_get(0)?)
-}
-
 /// Returns those of the tables that a new publication could hold which belong to another role, so
 /// that this role may not publish them.
 pub async fn tables_of_others(client: &Client) -> Result<Vec<QualifiedName>, CatalogError> {
@@ -274,7 +265,8 @@ fn is_about_text(error: &tokio_postgres::Error) -> bool {
 pub fn sql_to_utf8(table: &QualifiedName, column: &str) -> String {
     let (table, column) = (quote_table(table), quote_identifier(column));
     format!(
-        "DO $$ DECLARE one record; BEGIN FOR one IN SELECT ctid, {column} AS value FROM {table} LOOP \
+        "DO $$ DECLARE one record; BEGIN \
+         FOR one IN SELECT ctid, {column} AS value FROM {table} LOOP \
          BEGIN PERFORM convert_from(convert_to(one.value, 'SQL_ASCII'), 'UTF8'); \
          EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN \
          UPDATE {table} SET {column} = convert_from(convert(convert_to(one.value, \

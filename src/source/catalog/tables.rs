@@ -243,7 +243,8 @@ pub async fn all_tables(client: &Client) -> Result<Vec<SourceTable>, CatalogErro
     describe(client, members, &[]).await
 }
 
-/// The permanent ordinary tables and roots of partition trees that belong to users and have columns.
+/// The permanent ordinary tables and roots of partition trees that belong to users and have
+/// columns.
 pub(super) const CANDIDATES: &str = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
      AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
