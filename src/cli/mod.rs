@@ -13,21 +13,25 @@ mod query;
 mod report;
 mod run;
 mod serve;
+mod service;
+mod shell;
 mod status;
 mod sync;
 mod verify;
+mod version;
 mod wait;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret},
+    config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret, read_password},
     olap::TargetOptions,
     pgoutput::QualifiedName,
-    pipeline::{Context, Options, copy_progress::CopyProgress, options::TableSettings},
+    pipeline::{Context, Event, Options, options::TableSettings},
     source::connection::{Environment, SourceOptions},
 };
 
@@ -35,6 +39,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(
     version,
+    long_version = version::LONG.as_str(),
     about,
     after_help = "Examples:
   rhei check --source postgresql://rhei@db.example.com/shop
@@ -155,6 +160,13 @@ enum Command {
     #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop \
                       --target shop.duckdb")]
     Init(init::InitArgs),
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  rhei completions bash > \
+                      ~/.local/share/bash-completion/completions/rhei")]
+    Completions(shell::CompletionsArgs),
+    /// Write the man pages into a folder
+    #[command(hide = true, after_help = "Example:\n  rhei man /usr/local/share/man/man1")]
+    Man(shell::ManArgs),
     /// A throwaway Postgres, live writes, replication and queries; nothing to configure
     #[command(after_help = "Example:\n  rhei demo --seconds 60")]
     Demo(demo::DemoArgs),
@@ -198,7 +210,11 @@ pub struct Invocation {
 impl Invocation {
     fn source(&self) -> Result<SourceOptions, CliError> {
         let url = self.config.source_url.as_ref().map(Secret::expose).unwrap_or_default();
-        let environment = Environment::from_process();
+        let mut environment = Environment::from_process();
+        if let Some(file) = &self.config.source_password_file {
+            environment = environment.with("PGPASSWORD", read_password(file)?.expose());
+        }
+
         SourceOptions::parse(url, &environment).map_err(|error| match error {
             crate::source::connection::ConnectError::NoSource => ConfigError::NoSource.into(),
             error @ crate::source::connection::ConnectError::Invalid { .. } => {
@@ -251,11 +267,25 @@ impl Invocation {
 
     /// Makes a pipeline from the settings, and the display of its progress.
     fn context(&self) -> Result<(Context, progress::Progress), CliError> {
+        let (context, events) = self.pipeline()?;
+        let progress =
+            progress::Progress::start(events, self.is_quiet, context.copy_progress.clone(), None);
+        Ok((context, progress))
+    }
+
+    /// The same, for a process that a service manager may have started.
+    fn service_context(&self) -> Result<(Context, progress::Progress), CliError> {
+        let (context, events) = self.pipeline()?;
+        let copies = context.copy_progress.clone();
+        let service = service::Service::from_environment(&context.pulse, &copies);
+        Ok((context, progress::Progress::start(events, self.is_quiet, copies, service)))
+    }
+
+    /// Makes a pipeline from the settings, and the end at which its events arrive.
+    fn pipeline(&self) -> Result<(Context, mpsc::UnboundedReceiver<Event>), CliError> {
         let config = &self.config;
         let (source, target) = (self.source()?, self.target()?);
         let table_settings = self.table_settings();
-        let copy_progress = CopyProgress::default();
-        let (events, progress) = progress::Progress::start(self.is_quiet, copy_progress.clone());
 
         let options = Options {
             source,
@@ -282,7 +312,8 @@ impl Invocation {
             publication: config.publication.clone(),
         };
 
-        Ok((Context { copy_progress, ..Context::new(options, events) }, progress))
+        let (events, heard) = mpsc::unbounded_channel();
+        Ok((Context::new(options, events), heard))
     }
 
     fn stop_on_signal(&self) -> CancellationToken {
@@ -318,6 +349,7 @@ fn stop_on_signal() -> CancellationToken {
                 event = "stop_requested",
                 "stopping after the open cycle; a second signal stops at once"
             );
+            service::stopping();
             stopping.cancel();
         }
     });
@@ -372,8 +404,11 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
-    if let Command::Demo(args) = cli.command {
-        return Box::pin(demo::run_demo(args, stop_on_signal())).await;
+    match cli.command {
+        Command::Demo(args) => return Box::pin(demo::run_demo(args, stop_on_signal())).await,
+        Command::Completions(args) => return Ok(shell::completions(&args)),
+        Command::Man(args) => return shell::man(&args),
+        _ => {}
     }
 
     let inputs = Inputs {
@@ -404,7 +439,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Wait(args) => Box::pin(wait::run(session, args)).await,
         Command::Serve => Box::pin(serve::run(session)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
-        Command::Demo(_) => Ok(ExitCode::SUCCESS),
+        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -19,6 +19,10 @@ pub struct StatusArgs {
     /// For scripts
     #[arg(long)]
     pub json: bool,
+    /// Ask a running replicator alone: fail if there is none, and leave the source in peace. For
+    /// health checks, with --quiet
+    #[arg(long)]
+    pub running: bool,
 }
 
 /// Runs the command. A running replicator answers; without one the command reads the file. Without
@@ -36,6 +40,13 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
             answer["replicator"] = json!("running");
             answer
         }
+        None if args.running => {
+            return Err(CliError::Failed(format!(
+                "no replicator answers for {}\nhint: `rhei run` starts one; its log says why it \
+                 ended",
+                path.display()
+            )));
+        }
         None => {
             let (state, space) = DuckDb::read_state(&path)?.ok_or_else(|| {
                 CliError::Failed(format!("{} is not a copy that rhei made", path.display()))
@@ -49,11 +60,12 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
         }
     };
 
-    status["source"] = slot_of(&session, &status).await.unwrap_or(Value::Null);
+    let slot = if args.running { None } else { slot_of(&session, &status).await };
+    status["source"] = slot.unwrap_or(Value::Null);
 
     if args.json {
         println!("{status}");
-    } else {
+    } else if !(args.running && session.is_quiet) {
         print_text(&status);
     }
     Ok(ExitCode::SUCCESS)

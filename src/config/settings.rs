@@ -36,6 +36,9 @@ pub struct Settings {
 pub struct SourceSettings {
     /// A libpq URL or key=value string.
     pub url: Option<Secret>,
+    /// A file that holds the password and nothing else, for a URL without one. Nobody but the user
+    /// of rhei may read it.
+    pub password_file: Option<PathBuf>,
     /// Made when it is missing and the role may. Default "rhei". Several are followed as one.
     pub publication: Option<Publications>,
     /// Made for this copy. Default "rhei".
