@@ -54,7 +54,9 @@ impl Service {
 
         if matches!(event, Event::Streaming { .. }) && !std::mem::replace(&mut self.is_ready, true)
         {
-            ready();
+            // Who waits for this looks at the status next.
+            let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
         }
     }
 

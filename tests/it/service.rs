@@ -90,7 +90,8 @@ fn a_service_manager_hears_when_a_run_is_ready_where_it_is_and_that_it_stops() {
     running.wait(SOON).assert_code(0);
     // Without a watchdog there is nothing to tell one.
     assert!(!manager.heard.iter().any(|message| message.contains("WATCHDOG")));
-    assert_eq!(manager.heard.iter().filter(|message| *message == "READY=1").count(), 1);
+    let ready = manager.heard.iter().filter(|message| message.starts_with("READY=1"));
+    assert_eq!(ready.count(), 1, "{:?}", manager.heard);
 }
 
 #[test]
@@ -192,6 +193,24 @@ fn a_health_check_fails_unless_a_replicator_answers() {
     assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("", ""));
     running.stop(SOON).assert_code(0);
     following.rhei.run(check).assert_code(1);
+}
+
+#[test]
+fn what_is_settled_holds_the_first_copies_too() {
+    let following = with_rows("service_settled");
+    let wait = ["wait", "--now", "--settled", "--timeout", "60s"];
+    // The copy is planned only some time after the stream has begun.
+    let rhei = following.rhei.clone().env("FAILPOINTS", "copy.planned=1*sleep(1000)");
+    let mut running = rhei.spawn(["run"]);
+    running.wait_for_log("following the source", SOON);
+
+    following.rhei.run_ok(wait);
+    let status = following.rhei.status().unwrap();
+    assert_eq!(status["tables"][0]["state"], "live", "{status}");
+    running.stop(SOON).assert_code(0);
+
+    let output = following.rhei.run(wait);
+    assert!(output.assert_code(1).stderr.contains("no replicator runs"), "{}", output.stderr);
 }
 
 #[test]
