@@ -245,6 +245,8 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
         }
 
         if look_at.elapsed() > Duration::ZERO {
+            // The source may let this wait, for locks.
+            let _rest = context.pulse.rest();
             tokio::select! {
                 () = stop.cancelled() => return Ok(SessionEnd::Stopped),
                 looked = look(engine) => looked?,
