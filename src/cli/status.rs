@@ -1,10 +1,11 @@
 //! `rhei status`: shows how far the copy is.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::{CliError, Invocation};
 use crate::{
@@ -12,6 +13,9 @@ use crate::{
     olap::DuckDb,
     source::{catalog, connection::connect_sql},
 };
+
+/// How long a health check waits for the replicator, which answers at once also while it is busy.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(5);
 
 /// Flags of `rhei status`.
 #[derive(Debug, Clone, Default, Args)]
@@ -30,9 +34,20 @@ pub struct StatusArgs {
 pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
 
-    let mut status = match control::request(&path, "status").await {
+    let answered = control::request(&path, "status");
+    let answer = if args.running {
+        timeout(TIME_TO_ANSWER, answered).await.unwrap_or(None)
+    } else {
+        answered.await
+    };
+
+    let mut status = match answer {
         Some(answer) => {
             if let Some(error) = answer["error"].as_str() {
+                if args.running {
+                    // It has nothing to tell yet, and it runs.
+                    return Ok(ExitCode::SUCCESS);
+                }
                 return Err(CliError::Failed(format!("the running replicator answered: {error}")));
             }
 

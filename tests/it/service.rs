@@ -191,6 +191,9 @@ fn a_health_check_fails_unless_a_replicator_answers() {
     running.wait_for_log("all tables are live", SOON);
     let output = following.rhei.run_ok(check);
     assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("", ""));
+    running.signal("STOP");
+    following.rhei.run(check).assert_code(1);
+    running.signal("CONT");
     running.stop(SOON).assert_code(0);
     following.rhei.run(check).assert_code(1);
 }
