@@ -149,7 +149,8 @@ enum Command {
     /// Wait until the copy has reached a position of the source, to read your own writes
     #[command(
         after_help = "Examples:\n  rhei wait --now && rhei query 'SELECT count(*) FROM orders'\n  \
-                      rhei wait --lsn 0/16B3748 --timeout 10s\n  rhei wait --now --settled --timeout 1h"
+                      rhei wait --lsn 0/16B3748 --timeout 10s\n  rhei wait --now --settled \
+                      --timeout 1h"
     )]
     Wait(wait::WaitArgs),
     /// Let readers connect to a file that no replicator holds, with PostgreSQL's protocol
