@@ -9,11 +9,14 @@ export RHEI_DEMO_STARTED_AT := $(shell date +%s)
 
 ENV := . scripts/env.sh;
 TEST ?=
+# Of `make install`.
+PREFIX ?= /usr/local
+DESTDIR ?=
 # Of `make chaos`.
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: help setup build test test-matrix chaos demo workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
+.PHONY: help setup build install dist dist-check quickstart test test-matrix chaos demo workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +26,22 @@ setup: ## install what is missing (libduckdb, Postgres, openssl); quiet when not
 
 build: setup ## build the binary
 	@$(ENV) cargo build --locked $$RHEI_CARGO_FEATURES
+
+install: ## build for release and install into $(DESTDIR)$(PREFIX)
+	@scripts/setup.sh build
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/dist.sh install
+
+dist: ## an archive for Linux in dist/: binary, libduckdb, completions, man pages, unit, docs, licences, SBOM
+	@scripts/setup.sh build
+	@scripts/dist.sh
+
+dist-check: ## try the archive in bare trees of Debian 12 and 13, under systemd, and as an image (root; minutes)
+	@scripts/setup.sh ci
+	@scripts/dist/check.sh
+
+quickstart: ## replay docs/quickstart.md in a bare Debian, and say how long each step took (root)
+	@scripts/setup.sh ci
+	@scripts/quickstart.sh
 
 test: setup ## run every test (one: make test TEST=name)
 	@$(ENV) cargo test --locked $$RHEI_CARGO_FEATURES $(if $(TEST),-- $(TEST))

@@ -2,7 +2,8 @@
 # Installs what the build, the tests and the demo need. Says nothing when nothing is missing.
 #
 #   scripts/setup.sh          libduckdb, a Postgres server, openssl, a C compiler
-#   scripts/setup.sh ci       the same, and cargo-deny
+#   scripts/setup.sh build    what a build needs, and no more: libduckdb, a C compiler, python3
+#   scripts/setup.sh ci       all of it, and cargo-deny; for root on Debian also debootstrap and systemd-nspawn
 #   scripts/setup.sh chaos    the same, and libfaketime for `make chaos`
 #   scripts/setup.sh matrix   the same, and Postgres 14, 16, 17 and 18 for `make test-matrix`
 set -euo pipefail
@@ -36,7 +37,7 @@ apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null >&2 || return 1
     apt_updated=yes
   fi
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" </dev/null >&2
 }
 
 temp_folders=()
@@ -60,6 +61,21 @@ ensure_npm() {
   have npm && return 0
   say "installing npm, to fetch prebuilt libraries"
   apt_install npm
+}
+
+# The list of what is linked into a package is made with it.
+ensure_python() {
+  have python3 && return 0
+  say "installing python3"
+  apt_install python3-minimal || { say "python3 is missing; \`make dist\` needs it"; exit 1; }
+}
+
+# Packages are tried in bare trees of Debian, which only root can make.
+ensure_trees() {
+  [ "$(id -u)" = 0 ] && have apt-get || return 0
+  have debootstrap && have systemd-nspawn && return 0
+  say "installing debootstrap and systemd-container, to try packages in bare trees"
+  apt_install debootstrap systemd-container || say "they could not be installed, so packages are not tried in bare trees"
 }
 
 # Without it no clock jumps.
@@ -202,15 +218,23 @@ ensure_matrix() {
 }
 
 case "${1:-}" in
-  '' | ci | matrix | chaos) ;;
-  *) say "usage: scripts/setup.sh [ci|matrix|chaos]"; exit 2 ;;
+  '' | build | ci | matrix | chaos) ;;
+  *) say "usage: scripts/setup.sh [build|ci|matrix|chaos]"; exit 2 ;;
 esac
 ensure_compiler
 ensure_duckdb
+if [ "${1:-}" = build ]; then
+  ensure_python
+  exit
+fi
 ensure_postgres
 ensure_openssl
 case "${1:-}" in
-  ci) ensure_cargo_deny ;;
+  ci)
+    ensure_cargo_deny
+    ensure_python
+    ensure_trees
+    ;;
   matrix) ensure_matrix ;;
   chaos) ensure_faketime ;;
 esac

@@ -181,7 +181,7 @@ async fn soon<R: Send + 'static>(
 }
 
 /// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact`, `verify JSON`,
-/// `publish JSON`, `wait LSN` or `resync SCHEMA.TABLE`, and answers it.
+/// `publish JSON`, `wait LSN`, `settle LSN` or `resync SCHEMA.TABLE`, and answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     context: Context,
@@ -225,6 +225,10 @@ async fn serve<T: OlapEngine + 'static>(
         },
         ("wait", lsn) => tokio::select! {
             reached = waited(&context, lsn) => reached,
+            () = closed(&write) => return,
+        },
+        ("settle", lsn) => tokio::select! {
+            settled = settled(&context, lsn) => settled,
             () = closed(&write) => return,
         },
         ("resync", table) => resync(table, &writer, &ask, &last).await,
@@ -312,6 +316,23 @@ async fn waited(context: &Context, lsn: &str) -> Result<Value, EngineError> {
         tokio::time::sleep(STEP).await;
     }
     Ok(json!({ "reached": context.checkpoint.reached().to_string() }))
+}
+
+/// Waits until everything before a position of the source's WAL is in the copy.
+async fn settled(context: &Context, lsn: &str) -> Result<Value, EngineError> {
+    const STEP: Duration = Duration::from_millis(20);
+    let Ok(lsn) = lsn.parse::<Lsn>() else {
+        return Ok(json!({ "error": format!("\"{lsn}\" is no LSN") }));
+    };
+
+    loop {
+        match context.settled.get() {
+            Some(settled) if settled >= lsn => {
+                return Ok(json!({ "settled": settled.to_string() }));
+            }
+            _ => tokio::time::sleep(STEP).await,
+        }
+    }
 }
 
 /// Asks the session to copy a table again.

@@ -35,7 +35,8 @@ pub async fn run(session: Invocation, args: InitArgs) -> Result<ExitCode, CliErr
     let mut text =
         String::from("# Settings of rhei; rhei.toml.example explains every key.\n\n[source]\n");
     text.push_str(
-        "# The password stays outside of this file: PGPASSWORD, ~/.pgpass or PGSERVICE.\n",
+        "# The password stays outside of this file: password_file, PGPASSWORD, ~/.pgpass or \
+         PGSERVICE.\n",
     );
 
     let target = session

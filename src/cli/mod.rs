@@ -14,21 +14,25 @@ mod query;
 mod report;
 mod run;
 mod serve;
+mod service;
+mod shell;
 mod status;
 mod sync;
 mod verify;
+mod version;
 mod wait;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret},
+    config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret, read_password},
     olap::TargetOptions,
     pgoutput::QualifiedName,
-    pipeline::{Context, Options, copy_progress::CopyProgress, options::TableSettings},
+    pipeline::{Context, Event, Options, options::TableSettings},
     source::connection::{Environment, SourceOptions},
 };
 
@@ -36,6 +40,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(
     version,
+    long_version = version::LONG.as_str(),
     about,
     after_help = "Examples:
   rhei check --source postgresql://rhei@db.example.com/shop
@@ -145,7 +150,8 @@ enum Command {
     /// Wait until the copy has reached a position of the source, to read your own writes
     #[command(
         after_help = "Examples:\n  rhei wait --now && rhei query 'SELECT count(*) FROM orders'\n  \
-                      rhei wait --lsn 0/16B3748 --timeout 10s"
+                      rhei wait --lsn 0/16B3748 --timeout 10s\n  rhei wait --now --settled \
+                      --timeout 1h"
     )]
     Wait(wait::WaitArgs),
     /// Let readers connect to a file that no replicator holds, with PostgreSQL's protocol
@@ -159,6 +165,13 @@ enum Command {
     #[command(after_help = "Example:\n  rhei init --source postgresql://rhei@db.example.com/shop \
                       --target shop.duckdb")]
     Init(init::InitArgs),
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  rhei completions bash > \
+                      ~/.local/share/bash-completion/completions/rhei")]
+    Completions(shell::CompletionsArgs),
+    /// Write the man pages into a folder
+    #[command(hide = true, after_help = "Example:\n  rhei man /usr/local/share/man/man1")]
+    Man(shell::ManArgs),
     /// A throwaway Postgres, live writes, replication and queries; nothing to configure
     #[command(after_help = "Example:\n  rhei demo --seconds 60")]
     Demo(demo::DemoArgs),
@@ -202,7 +215,11 @@ pub struct Invocation {
 impl Invocation {
     fn source(&self) -> Result<SourceOptions, CliError> {
         let url = self.config.source_url.as_ref().map(Secret::expose).unwrap_or_default();
-        let environment = Environment::from_process();
+        let mut environment = Environment::from_process();
+        if let Some(file) = &self.config.source_password_file {
+            environment = environment.with("PGPASSWORD", read_password(file)?.expose());
+        }
+
         SourceOptions::parse(url, &environment).map_err(|error| match error {
             crate::source::connection::ConnectError::NoSource => ConfigError::NoSource.into(),
             error @ crate::source::connection::ConnectError::Invalid { .. } => {
@@ -255,10 +272,25 @@ impl Invocation {
 
     /// Makes a pipeline from the settings, and the display of its progress.
     fn context(&self) -> Result<(Context, progress::Progress), CliError> {
+        let (context, events) = self.pipeline()?;
+        let progress =
+            progress::Progress::start(events, self.is_quiet, context.copy_progress.clone(), None);
+        Ok((context, progress))
+    }
+
+    /// The same, for a process that a service manager may have started.
+    fn service_context(&self) -> Result<(Context, progress::Progress), CliError> {
+        let (context, events) = self.pipeline()?;
+        let copies = context.copy_progress.clone();
+        let service = service::Service::from_environment(&context.pulse, &copies);
+        Ok((context, progress::Progress::start(events, self.is_quiet, copies, service)))
+    }
+
+    /// Makes a pipeline from the settings, and the end at which its events arrive.
+    fn pipeline(&self) -> Result<(Context, mpsc::UnboundedReceiver<Event>), CliError> {
         let options = self.options(self.source()?, self.target()?);
-        let copy_progress = CopyProgress::default();
-        let (events, progress) = progress::Progress::start(self.is_quiet, copy_progress.clone());
-        Ok((Context { copy_progress, ..Context::new(options, events) }, progress))
+        let (events, heard) = mpsc::unbounded_channel();
+        Ok((Context::new(options, events), heard))
     }
 
     /// Returns the settings of a pipeline between `source` and `target`.
@@ -355,6 +387,7 @@ fn stop_on_signal() -> CancellationToken {
                 event = "stop_requested",
                 "stopping after the open cycle; a second signal stops at once"
             );
+            service::stopping();
             stopping.cancel();
         }
     });
@@ -399,8 +432,11 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
-    if let Command::Demo(args) = cli.command {
-        return Box::pin(demo::run_demo(args, stop_on_signal())).await;
+    match cli.command {
+        Command::Demo(args) => return Box::pin(demo::run_demo(args, stop_on_signal())).await,
+        Command::Completions(args) => return Ok(shell::completions(&args)),
+        Command::Man(args) => return shell::man(&args),
+        _ => {}
     }
 
     let inputs = Inputs {
@@ -432,7 +468,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Serve => Box::pin(serve::run(session)).await,
         Command::Drop(args) => Box::pin(drop::run(session, args)).await,
         Command::Init(args) => Box::pin(init::run(session, args)).await,
-        Command::Demo(_) => Ok(ExitCode::SUCCESS),
+        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

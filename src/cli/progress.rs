@@ -9,6 +9,7 @@ use std::{
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
+use super::service::Service;
 use crate::pipeline::{
     CycleReport, Event,
     copy_progress::{CopyProgress, Figures},
@@ -23,14 +24,15 @@ pub struct Progress {
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Progress {
-    /// Starts listening. The sending end goes into the pipeline's options.
+    /// Starts listening. A service manager hears of what happens, too.
     pub fn start(
+        events: mpsc::UnboundedReceiver<Event>,
         is_quiet: bool,
         copy_progress: CopyProgress,
-    ) -> (mpsc::UnboundedSender<Event>, Self) {
-        let (events, heard) = mpsc::unbounded_channel();
+        service: Option<Service>,
+    ) -> Self {
         let has_bars = !is_quiet && std::io::stderr().is_terminal();
-        (events, Self { task: tokio::spawn(listen(heard, copy_progress, has_bars)) })
+        Self { task: tokio::spawn(listen(events, copy_progress, has_bars, service)) }
     }
 
     /// Waits until all events are shown. The pipeline's options must be dropped before.
@@ -103,6 +105,7 @@ async fn listen(
     mut heard: mpsc::UnboundedReceiver<Event>,
     copy_progress: CopyProgress,
     has_bars: bool,
+    mut service: Option<Service>,
 ) {
     let mut display = Display {
         bars: has_bars.then(Bars::new),
@@ -112,6 +115,9 @@ async fn listen(
     };
 
     while let Some(event) = heard.recv().await {
+        if let Some(service) = &mut service {
+            service.hear(&event);
+        }
         display.show(event);
     }
 }
@@ -173,6 +179,8 @@ impl Display {
                 "following the source"
             ),
             Event::Cycle(report) => self.applied.add(&report),
+            // The log has a line about it already, with the reason.
+            Event::Pausing { .. } => {}
         }
     }
 }

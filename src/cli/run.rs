@@ -23,7 +23,7 @@ const TIME_TO_CLOSE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
-    let (context, progress) = session.context()?;
+    let (context, progress) = session.service_context()?;
     let stop = session.stop_on_signal();
     let mut restarts = RestartBudget::new(context.options.supervision.restart);
 
@@ -61,7 +61,11 @@ async fn follow(
 ) -> Result<(Result<(), EngineError>, bool), CliError> {
     // The file is opened once: two DuckDB instances on one file do not lock each other out in one
     // process.
-    let writer = Writer::new(DuckDb::open(&context.options.target)?);
+    let writer = {
+        // Opening the file replays what is in its log.
+        let _rest = context.pulse.rest();
+        Writer::new(DuckDb::open(&context.options.target)?).with_pulse(context.pulse.clone())
+    };
 
     let endpoint = match session.config.serve.clone() {
         Some(options) => {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{CliError, Invocation};
+use super::{CliError, Invocation, service};
 use crate::{
     olap::SharedFile,
     serve::{Endpoint, Listen, ServeOptions},
@@ -20,6 +20,7 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
 
     let endpoint = Endpoint::start(file, options).await?;
     endpoint.announce();
+    service::ready();
     stop.cancelled().await;
     endpoint.stop().await;
     Ok(ExitCode::SUCCESS)

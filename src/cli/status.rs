@@ -1,10 +1,11 @@
 //! `rhei status`: shows how far the copy is.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::{CliError, Invocation};
 use crate::{
@@ -13,12 +14,19 @@ use crate::{
     source::{catalog, connection::connect_sql},
 };
 
+/// How long a health check waits for the replicator, which answers at once also while it is busy.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(5);
+
 /// Flags of `rhei status`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct StatusArgs {
     /// For scripts
     #[arg(long)]
     pub json: bool,
+    /// Ask a running replicator alone: fail if there is none, and leave the source in peace. For
+    /// health checks, with --quiet
+    #[arg(long)]
+    pub running: bool,
 }
 
 /// Runs the command. A running replicator answers; without one the command reads the file. Without
@@ -26,15 +34,33 @@ pub struct StatusArgs {
 pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliError> {
     let path = session.target()?.path;
 
-    let mut status = match control::request(&path, "status").await {
+    let answered = control::request(&path, "status");
+    let answer = if args.running {
+        timeout(TIME_TO_ANSWER, answered).await.unwrap_or(None)
+    } else {
+        answered.await
+    };
+
+    let mut status = match answer {
         Some(answer) => {
             if let Some(error) = answer["error"].as_str() {
+                if args.running {
+                    // It has nothing to tell yet, and it runs.
+                    return Ok(ExitCode::SUCCESS);
+                }
                 return Err(CliError::Failed(format!("the running replicator answered: {error}")));
             }
 
             let mut answer = answer;
             answer["replicator"] = json!("running");
             answer
+        }
+        None if args.running => {
+            return Err(CliError::Failed(format!(
+                "no replicator answers for {}\nhint: `rhei run` starts one; its log says why it \
+                 ended",
+                path.display()
+            )));
         }
         None => {
             let (state, space) = DuckDb::read_state(&path)?.ok_or_else(|| {
@@ -49,11 +75,12 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
         }
     };
 
-    status["source"] = slot_of(&session, &status).await.unwrap_or(Value::Null);
+    let slot = if args.running { None } else { slot_of(&session, &status).await };
+    status["source"] = slot.unwrap_or(Value::Null);
 
     if args.json {
         println!("{status}");
-    } else {
+    } else if !(args.running && session.is_quiet) {
         print_text(&status);
     }
     Ok(ExitCode::SUCCESS)

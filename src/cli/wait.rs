@@ -28,6 +28,9 @@ pub struct WaitArgs {
     /// Wait for everything that is committed at the source by now
     #[arg(long, group = "position")]
     pub now: bool,
+    /// Wait also until nothing is being copied and changed tables have arrived in their new shape
+    #[arg(long)]
+    pub settled: bool,
     /// Give up after this time
     #[arg(long, default_value = "60s", value_name = "TIME")]
     pub timeout: Span,
@@ -36,9 +39,32 @@ pub struct WaitArgs {
 /// Runs the command.
 pub async fn run(session: Invocation, args: WaitArgs) -> Result<ExitCode, CliError> {
     let position = args.lsn.map_or(Position::Now, Position::At);
+    let end = Instant::now() + args.timeout.0;
     let reached = wait(&session, position, args.timeout.0).await?;
+    if args.settled {
+        wait_settled(&session, reached, end).await?;
+    }
     println!("{reached}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until a running replicator has everything before `reached`, also what is being copied.
+async fn wait_settled(session: &Invocation, reached: Lsn, end: Instant) -> Result<(), CliError> {
+    let question = format!("settle {reached}");
+    match timeout_at(end, control::request(&session.target()?.path, &question)).await {
+        Ok(Some(answer)) => match answer["error"].as_str() {
+            Some(error) => Err(CliError::Failed(error.to_owned())),
+            None => Ok(()),
+        },
+        Ok(None) => Err(CliError::Failed(
+            "no replicator runs, so nothing settles\nhint: `rhei run` starts one".to_owned(),
+        )),
+        Err(_) => Err(CliError::Failed(
+            "not everything is in the copy yet\nhint: `rhei status` shows what is being copied; \
+             --timeout waits for longer"
+                .to_owned(),
+        )),
+    }
 }
 
 /// What to wait for.

@@ -3,6 +3,7 @@
 //! [`Settings`] is the content of the file; unknown keys are errors. A later source of a setting
 //! overrides an earlier one: file, `RHEI_*`, flags. `validate` names the values that are refused.
 
+mod password_file;
 #[cfg(test)]
 mod reference;
 mod settings;
@@ -26,6 +27,7 @@ use crate::pipeline::{
 };
 use crate::serve::{Listen, ServeOptions};
 
+pub use password_file::read_password;
 pub use settings::{
     BackfillSettings, ColumnSection, Often, OnUnrepresentable, Once, Publications, Restart,
     Settings, SourceSettings, SupervisorSettings, SyncSettings, TableSection, TargetSettings,
@@ -63,6 +65,17 @@ pub enum ConfigError {
         /// The name of the variable, as `RHEI_SYNC_INTERVAL`, or `source URL`.
         variable: String,
         /// What is wrong with the value. The text never holds a password.
+        reason: String,
+    },
+    /// The file that holds the password of the source cannot be used.
+    #[error(
+        "the password file {} {reason}\nhint: the file holds the password alone, and only the \
+         user of rhei may read it: chmod 600 {}", .path.display(), .path.display()
+    )]
+    PasswordFile {
+        /// The path, as the setting names it.
+        path: PathBuf,
+        /// What is wrong with the file.
         reason: String,
     },
     /// The command needs a DuckDB file, and neither a flag, the environment nor the file names one.
@@ -199,6 +212,8 @@ pub struct Config {
     /// The libpq URL or `key=value` string of the source; `None` leaves it to the environment of
     /// libpq.
     pub source_url: Option<Secret>,
+    /// The file that holds the password of the source, for a URL without one.
+    pub source_password_file: Option<PathBuf>,
     /// The names of the publications, which are followed as one; default `rhei` alone.
     pub publications: Vec<String>,
     /// The name of the replication slot at the source; default `rhei`.
@@ -303,6 +318,7 @@ impl Config {
 
         Self {
             source_url: source.url,
+            source_password_file: source.password_file,
             publications: source.publication.unwrap_or_default().into_names(),
             slot: source.slot.unwrap_or_else(|| defaults::SLOT.to_owned()),
             on_slot_lost: source.on_slot_lost.unwrap_or_default(),
@@ -428,6 +444,7 @@ fn override_from(
         settings.source.url = Some(Secret::new(url.clone()));
     }
 
+    read(environment, "RHEI_SOURCE_PASSWORD_FILE", &mut settings.source.password_file)?;
     read(environment, "RHEI_SOURCE_PUBLICATION", &mut settings.source.publication)?;
     read(environment, "RHEI_SOURCE_SLOT", &mut settings.source.slot)?;
     read(environment, "RHEI_SOURCE_ON_SLOT_LOST", &mut settings.source.on_slot_lost)?;

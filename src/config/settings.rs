@@ -40,6 +40,9 @@ pub struct SourceSettings {
     /// machine has to prove who it is (`verify-full`). Default: what libpq's variables (`PGHOST`,
     /// `PGSERVICE`) say.
     pub url: Option<Secret>,
+    /// A file that holds the password and nothing else, for a URL without one. Nobody but the user
+    /// of rhei may read it. Default: none.
+    pub password_file: Option<PathBuf>,
     /// The publication that is followed. It is made when it is missing and the role owns the
     /// tables; it then holds the tables that `tables` and `exclude` choose, partition trees by
     /// their roots. A list of names follows several publications as one; all of them have to be

@@ -25,6 +25,7 @@ use crate::{
         copy_progress::CopyProgress,
         latency::Latency,
         left_out::LeftOut,
+        pulse::Pulse,
         recopies::{MAX_RECOPIES, Recopies},
     },
     source::{BatchLimits, CdcConsumer, Delivery, SourceError},
@@ -78,6 +79,7 @@ pub struct SyncEngine<C, T> {
     activity: IdleTimer,
     pub(super) latency: Latency,
     pub(super) left_out: LeftOut,
+    pub(super) pulse: Pulse,
     pub(super) recopies: Recopies,
     /// Tables that wait for another copy since the last call of [`Self::take_to_copy`].
     pub(super) to_copy: BTreeSet<u32>,
@@ -226,6 +228,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             activity: context.activity.clone(),
             latency: context.latency.clone(),
             left_out: context.left_out.clone(),
+            pulse: context.pulse.clone(),
             recopies: context.recopies.clone(),
             to_copy: BTreeSet::new(),
             events: context.events.clone(),
@@ -389,6 +392,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 return Err(error.into());
             }
 
+            self.pulse.beat();
             let waiting = Instant::now();
             let delivery = tokio::select! {
                 biased;

@@ -1,5 +1,7 @@
 //! `run`: follows the source, one session after the other.
 
+use std::time::Duration;
+
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +18,7 @@ use crate::{
     error::error_chain,
     olap::{Compaction, OlapEngine},
     pipeline::{
-        Context, EngineError, Writer,
+        Context, EngineError, Event, Writer,
         error_policy::{Policy, policy},
     },
 };
@@ -91,12 +93,19 @@ async fn run_sessions<T: OlapEngine + 'static>(
             NextSession::AtOnce => {}
             NextSession::After(pause) => tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(pause) => {}
+                () = rest(context, pause) => {}
             },
             NextSession::Stop => return Ok(()),
             NextSession::Fail(error) => return Err(error),
         }
     }
+}
+
+/// Leaves the source alone for a while.
+async fn rest(context: &Context, pause: Duration) {
+    let _ = context.events.send(Event::Pausing { pause });
+    let _rest = context.pulse.rest();
+    tokio::time::sleep(pause).await;
 }
 
 async fn run_session<T: OlapEngine + 'static>(

@@ -9,7 +9,7 @@ use std::{
 use futures_util::FutureExt;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -140,10 +140,14 @@ pub(super) async fn session<T: OlapEngine + 'static>(
     run: &mut SessionRun,
     stop: &CancellationToken,
 ) -> Result<SessionEnd, EngineError> {
-    let attached = tokio::select! {
-        () = stop.cancelled() => return Ok(SessionEnd::Stopped),
-        attached = attach(context, writer, options.recopy, |oid| copies.is_active(oid)) => {
-            attached?
+    let attached = {
+        // The source may let a session wait for hours: for transactions that are open, for locks.
+        let _rest = context.pulse.rest();
+        tokio::select! {
+            () = stop.cancelled() => return Ok(SessionEnd::Stopped),
+            attached = attach(context, writer, options.recopy, |oid| copies.is_active(oid)) => {
+                attached?
+            }
         }
     };
 
@@ -225,22 +229,15 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
     let mut look_at = Instant::now();
 
     loop {
-        let input = tokio::select! {
-            () = stop.cancelled() => SessionInput::Stop,
-            Some(command) = commands.recv() => SessionInput::Command(command),
-            update = copies.next() => SessionInput::Copies(update?),
-            _ = ticks.tick() => SessionInput::Turn,
-            arrived = engine.wait_for_batch(not_before), if !copies.is_holding() => {
-                arrived?;
-                SessionInput::Turn
-            }
-        };
+        let input =
+            next_input(engine, context, commands, copies, (&mut ticks, not_before), stop).await?;
 
         if let Some(end) = react(input, engine, context, copies, stop).await? {
             return Ok(end);
         }
 
         while engine.merge_step(copies).await? {
+            context.pulse.beat();
             // Merging in steps does not keep the other tables waiting.
             if ticks.tick().now_or_never().is_some() {
                 break;
@@ -248,6 +245,8 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
         }
 
         if look_at.elapsed() > Duration::ZERO {
+            // The source may let this wait, for locks.
+            let _rest = context.pulse.rest();
             tokio::select! {
                 () = stop.cancelled() => return Ok(SessionEnd::Stopped),
                 looked = look(engine) => looked?,
@@ -278,6 +277,27 @@ pub(super) async fn follow<T: OlapEngine + 'static>(
         }
 
         engine.publish_settled(copies, &context.settled).await?;
+    }
+}
+
+/// Waits for what a session has to do next, which may be nothing for as long as the interval.
+async fn next_input<T: OlapEngine + 'static>(
+    engine: &mut SyncEngine<PgConsumer, T>,
+    context: &Context,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    copies: &mut CopyScheduler<T>,
+    (ticks, not_before): (&mut Interval, Instant),
+    stop: &CancellationToken,
+) -> Result<SessionInput, EngineError> {
+    let _rest = context.pulse.rest();
+    tokio::select! {
+        () = stop.cancelled() => Ok(SessionInput::Stop),
+        Some(command) = commands.recv() => Ok(SessionInput::Command(command)),
+        update = copies.next() => Ok(SessionInput::Copies(update?)),
+        _ = ticks.tick() => Ok(SessionInput::Turn),
+        arrived = engine.wait_for_batch(not_before), if !copies.is_holding() => {
+            arrived.map(|()| SessionInput::Turn)
+        }
     }
 }
 

@@ -38,6 +38,13 @@ impl From<ArrowError> for RawError {
     }
 }
 
+/// Returns the version of the DuckDB library that is loaded, as `v1.5.5`.
+pub fn library_version() -> String {
+    // SAFETY: DuckDB returns a constant string.
+    let version = unsafe { CStr::from_ptr(ffi::duckdb_library_version()) };
+    version.to_string_lossy().into_owned()
+}
+
 /// An in-memory DuckDB, which is closed with its last user.
 pub struct Database {
     raw: ffi::duckdb_database,

@@ -41,6 +41,7 @@ mod tuning;
 mod verifications;
 
 pub use self::{
+    arrow_scan::library_version,
     compact::{Compacted, Space},
     duckdb::DuckDb,
     engine::{

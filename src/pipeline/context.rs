@@ -11,8 +11,8 @@ use tokio::sync::{RwLock, mpsc::UnboundedSender};
 
 use super::{
     Event, Options, activity::IdleTimer, copy_progress::CopyProgress, latency::Latency,
-    left_out::LeftOut, new_tables::Unpublished, recopies::Recopies, settled::SettledLsn,
-    slot_history::SlotHistory,
+    left_out::LeftOut, new_tables::Unpublished, pulse::Pulse, recopies::Recopies,
+    settled::SettledLsn, slot_history::SlotHistory,
 };
 use crate::{Lsn, source::LsnBarrier};
 
@@ -47,6 +47,8 @@ pub struct Context {
     pub settled: SettledLsn,
     /// Where the stream is held while another task reads the source and the copy at one LSN.
     pub barrier: LsnBarrier,
+    /// Whether the engine makes progress.
+    pub pulse: Pulse,
     /// How far the checkpoint is, and how far a task wants it although the stream brings no change.
     pub checkpoint: CheckpointWatch,
     /// Receives the events of the pipeline; a display draws them.
@@ -69,6 +71,7 @@ impl Context {
             recopies: Recopies::default(),
             settled: SettledLsn::default(),
             barrier: LsnBarrier::default(),
+            pulse: Pulse::default(),
             checkpoint: CheckpointWatch::default(),
             events,
         }

@@ -2,6 +2,8 @@
 
 #![deny(missing_docs)]
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::{
@@ -56,6 +58,11 @@ pub enum Event {
     },
     /// A cycle has ended, whether it had something to apply or not.
     Cycle(CycleReport),
+    /// A session has ended for a reason that may heal, and the next one begins after a pause.
+    Pausing {
+        /// How long the source is left alone.
+        pause: Duration,
+    },
     /// A stream has begun or begun again at this checkpoint.
     Streaming {
         /// The position from which the source was asked to send.

@@ -3,8 +3,9 @@
 //!
 //! `options` are the settings as plain data, `context` holds the live handles, `writer` is the
 //! target for one caller at a time, `event` is what is reported, `error` is what ends a session and
-//! `error_policy` what an error leads to, `tables` chooses tables and plans their shapes in the
-//! target; the others are counters and figures that outlive sessions.
+//! `error_policy` what an error leads to, `pulse` says whether the engine hangs, `tables` chooses
+//! tables and plans their shapes in the target; the others are counters and figures that outlive
+//! sessions.
 
 pub mod activity;
 pub mod context;
@@ -16,6 +17,7 @@ pub mod latency;
 pub mod left_out;
 pub mod new_tables;
 pub mod options;
+pub mod pulse;
 pub mod recopies;
 pub mod schedule;
 pub mod settled;

@@ -7,27 +7,36 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::EngineError;
+use super::{EngineError, pulse::Pulse};
 use crate::{error::panic_message, olap::OlapEngine};
 
 /// The target, used by one caller at a time and never from an async thread.
-pub struct Writer<T>(Arc<Mutex<T>>);
+pub struct Writer<T> {
+    target: Arc<Mutex<T>>,
+    pulse: Pulse,
+}
 
 impl<T> Clone for Writer<T> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self { target: Arc::clone(&self.target), pulse: self.pulse.clone() }
     }
 }
 
 impl<T: OlapEngine + 'static> Writer<T> {
     /// Takes over a target. Clones of the writer share it, and their calls wait for each other.
     pub fn new(target: T) -> Self {
-        Self(Arc::new(Mutex::new(target)))
+        Self { target: Arc::new(Mutex::new(target)), pulse: Pulse::default() }
+    }
+
+    /// Has the pipeline's pulse know of each call.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
     }
 
     /// Returns whether no other clone of this writer is left.
     pub fn is_last(&self) -> bool {
-        Arc::strong_count(&self.0) == 1
+        Arc::strong_count(&self.target) == 1
     }
 
     /// Runs `work` on a thread that may block. A call that has begun is always finished, even when
@@ -39,11 +48,12 @@ impl<T: OlapEngine + 'static> Writer<T> {
     where
         EngineError: From<E>,
     {
-        let target = Arc::clone(&self.0);
+        let (target, pulse) = (Arc::clone(&self.target), self.pulse.clone());
         let what = "a call to DuckDB";
 
         let done = tokio::task::spawn_blocking(move || {
             let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
+            let _call = pulse.call();
             let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut target)));
             done.map_err(|panic| {
                 // The next caller must see nothing of a transaction that a panic left open.

@@ -36,6 +36,7 @@ mod rows;
 mod schema_changes;
 mod security;
 mod serve;
+mod service;
 mod settled;
 mod standing;
 mod storm;

@@ -167,7 +167,9 @@ fn a_password_is_printed_nowhere_and_written_nowhere() {
     let (port, name) = (cluster.port(), db.name().to_owned());
     let with_password = format!("postgresql://quiet:{SECRET}@127.0.0.1:{port}/{name}");
     let without = format!("postgresql://quiet@127.0.0.1:{port}/{name}");
-    for way in ["url", "pairs", "RHEI_SOURCE_URL", "rhei.toml", "PGPASSWORD", "pgpass"] {
+    for way in
+        ["url", "pairs", "RHEI_SOURCE_URL", "rhei.toml", "PGPASSWORD", "password_file", "pgpass"]
+    {
         let folder = temp_dir();
         let rhei = Rhei::new(folder.path())
             .target("copy.duckdb")
@@ -184,6 +186,24 @@ fn a_password_is_printed_nowhere_and_written_nowhere() {
                 rhei.config(&format!("[source]\nurl = \"{with_password}\"\n"))
             }
             "PGPASSWORD" => rhei.source(&without).env("PGPASSWORD", SECRET),
+            "password_file" => {
+                let file = folder.path().join("password");
+                fs::write(&file, format!("{SECRET}\n")).unwrap();
+                fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+                mine.push("password");
+                let rhei = rhei
+                    .source(&without)
+                    .env("RHEI_SOURCE_PASSWORD_FILE", file.to_str().unwrap())
+                    // It stands above the passwords that libpq would take.
+                    .env("PGPASSWORD", "another one");
+
+                let refused = rhei.run(["check"]);
+                refused.assert_code(2);
+                assert!(refused.stderr.contains("can be read by others"), "{}", refused.stderr);
+                keeps_quiet(way, &refused);
+                fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+                rhei
+            }
             _ => {
                 let file = folder.path().join(".pgpass");
                 fs::write(&file, format!("127.0.0.1:*:*:quiet:{SECRET}\n")).unwrap();

@@ -61,10 +61,14 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
 
         // Dropping a question that is half asked is safe: after a stop the connection is not used
         // again.
-        let mut change = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            change = ask_until_known(catalogs, question) => change?,
+        let mut change = {
+            // The source may let a question wait for hours, for a lock.
+            let _rest = self.pulse.rest();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                change = ask_until_known(catalogs, question) => change?,
+            }
         };
 
         let oid = question.relation.oid;

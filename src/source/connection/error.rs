@@ -30,12 +30,12 @@ pub enum ConnectError {
     TimedOut { address: String, after: Duration },
     #[error(
         "password authentication failed for user \"{user}\" at {address}\nhint: give the password \
-         in PGPASSWORD, ~/.pgpass or the URL"
+         in [source] password_file, PGPASSWORD, ~/.pgpass or the URL"
     )]
     Password { user: String, address: String },
     #[error(
         "the source at {address} asks for a password and none was given\nhint: give it in \
-         PGPASSWORD, ~/.pgpass or the URL"
+         [source] password_file, PGPASSWORD, ~/.pgpass or the URL"
     )]
     NoPassword { address: String },
     #[error(
