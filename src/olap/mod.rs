@@ -41,7 +41,7 @@ mod tuning;
 mod verifications;
 
 pub use self::{
-    compact::{Compacted, Space},
+    compact::{Compacted, Memory, Space},
     duckdb::DuckDb,
     engine::{
         Applied, ApplyTarget, Compaction, CopyLoader, CopyTarget, FileMaintenance, NewCopy,

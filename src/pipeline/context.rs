@@ -11,7 +11,8 @@ use tokio::sync::{RwLock, mpsc::UnboundedSender};
 
 use super::{
     Event, Options, activity::IdleTimer, copy_progress::CopyProgress, latency::Latency,
-    left_out::LeftOut, recopies::Recopies, settled::SettledLsn, slot_history::SlotHistory,
+    left_out::LeftOut, meter::Meter, recopies::Recopies, settled::SettledLsn,
+    slot_history::SlotHistory,
 };
 use crate::{Lsn, source::LsnBarrier};
 
@@ -38,6 +39,8 @@ pub struct Context {
     pub latency: Latency,
     /// Changes that are left out of the copy.
     pub left_out: LeftOut,
+    /// What the pipeline has done, in numbers.
+    pub meter: Meter,
     /// Copies that were made again.
     pub recopies: Recopies,
     /// The position up to which everything is in the copy, also what the stream never mentions.
@@ -62,6 +65,7 @@ impl Context {
             copy_progress: CopyProgress::default(),
             latency: Latency::default(),
             left_out: LeftOut::default(),
+            meter: Meter::default(),
             recopies: Recopies::default(),
             settled: SettledLsn::default(),
             barrier: LsnBarrier::default(),

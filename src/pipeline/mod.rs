@@ -14,6 +14,7 @@ pub mod error_policy;
 pub mod event;
 pub mod latency;
 pub mod left_out;
+pub mod meter;
 pub mod options;
 pub mod recopies;
 pub mod schedule;

@@ -24,6 +24,7 @@ mod lifecycle;
 mod locks;
 mod log_events;
 mod migrations;
+mod observe;
 mod pgbench_runs;
 mod pipeline;
 mod publications;

@@ -23,7 +23,7 @@ pub use self::files::{TableFile, files_of, pages_of};
 pub use self::publication::{
     PublicationInfo, ancestors, conflicting_column_lists, publication, published_names,
 };
-pub use self::slot::{SlotInfo, is_failover_slot, open_transactions, slot};
+pub use self::slot::{SlotInfo, SlotWatch, is_failover_slot, open_transactions, slot, watch_slot};
 pub use self::tables::{
     CompositeFields, EnumLabel, Fingerprint, LeafTable, Membership, SourceColumn, SourceKey,
     SourceTable, all_tables, candidate_tables, key_of, locked_among, measure,
