@@ -43,7 +43,7 @@ impl Histograms {
     ///
     /// # Errors
     /// A histogram has no buckets.
-    pub fn gather(context: &Context) -> Result<Self, BuildError> {
+    pub fn start(context: &Context) -> Result<Self, BuildError> {
         let mut builder = PrometheusBuilder::new();
         for (name, bounds) in BUCKETS {
             let matcher = Matcher::Full(name.to_owned());

@@ -16,6 +16,7 @@ use rand::RngExt;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    task::JoinSet,
     time::sleep,
 };
 
@@ -50,10 +51,13 @@ pub struct Site {
 
 type Answer = Response<Full<Bytes>>;
 
-/// Accepts connections for as long as it is not dropped.
+/// Accepts connections for as long as it is not dropped, which ends them.
 pub async fn accept(listener: TcpListener, site: Arc<Site>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
+
         let (socket, _) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -66,7 +70,7 @@ pub async fn accept(listener: TcpListener, site: Arc<Site>) {
 
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { continue };
         let site = Arc::clone(&site);
-        tokio::spawn(async move {
+        connections.spawn(async move {
             serve(socket, site).await;
             drop(slot);
         });

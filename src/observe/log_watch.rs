@@ -113,6 +113,7 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
+    use tracing::event;
     use tracing_subscriber::prelude::*;
 
     use super::*;
@@ -122,11 +123,12 @@ mod tests {
         let log = tracing_subscriber::registry().with(LogWatch);
         tracing::subscriber::with_default(log, || {
             for number in 0..3 {
-                tracing::warn!(event = "log_watch_warning", number, "a test warns");
+                event!(Level::WARN, event = "log_watch_warning", number, "a test warns");
             }
-            tracing::error!(event = "log_watch_error", what = "ä".repeat(2000), "a test fails");
-            tracing::info!(event = "log_watch_info", "a test works");
-            tracing::warn!("a library warns");
+            let what = "ä".repeat(2000);
+            event!(Level::ERROR, event = "log_watch_error", what, "a test fails");
+            event!(Level::INFO, event = "log_watch_info", "a test works");
+            event!(Level::WARN, "a library warns");
         });
 
         let count = |name: &str, level| counts().get(&(name.to_owned(), level)).copied();

@@ -109,7 +109,7 @@ impl Observe {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
 
-        let histograms = Histograms::gather(context)?;
+        let histograms = Histograms::start(context)?;
         let watched = Arc::new(Watched::new(context.clone(), options));
         let site = Arc::new(Site {
             watched: Arc::clone(&watched),

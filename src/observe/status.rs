@@ -86,7 +86,8 @@ pub fn unready(watched: &Watched) -> Option<String> {
     let Some(file) = watched.file() else { return Some("starting".to_owned()) };
     let waiting = tables(&file).filter(|table| is_first_copy(table)).count();
     if waiting > 0 {
-        return Some(format!("{waiting} tables are being copied for the first time"));
+        let tables = if waiting == 1 { "table is" } else { "tables are" };
+        return Some(format!("{waiting} {tables} being copied for the first time"));
     }
 
     let source = watched.source();

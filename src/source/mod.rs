@@ -3,8 +3,8 @@
 //! `connection` connects to a server, `wire` speaks the replication protocol: it reads the stream,
 //! acknowledges, and runs COPY. `spool` keeps transactions that have not ended, `pg_consumer` makes
 //! change batches of them (`recorded_consumer` does so from a file), `copy_binary` reads the rows
-//! of COPY, `figures` are what a stream tells of itself, `sqlstate` classifies refusals of the server, `slot`, `catalog` and `ddl_trigger` query
-//! the source and set it up.
+//! of COPY, `figures` are what a stream tells of itself, `sqlstate` classifies refusals of the
+//! server, `slot`, `catalog` and `ddl_trigger` query the source and set it up.
 
 pub mod catalog;
 pub mod connection;

@@ -170,7 +170,7 @@ pub fn busy_run(name: &str) -> (Cluster, Observed) {
     let following = Following::of(cluster.database(name));
     let folder = following.folder.path().display().to_string();
     let settings = format!("[serve]\nlisten = \"{folder}\"");
-    let setup = format!("{SHOP}; CREATE TABLE refused (id int PRIMARY KEY, n numeric)");
+    let setup = format!("{SHOP}; CREATE TABLE refused (id int PRIMARY KEY, n numeric(5, 2))");
     let mut observed = Observed::of(following, &setup, &settings);
     observed.wait_until_ready();
 
@@ -179,7 +179,7 @@ pub fn busy_run(name: &str) -> (Cluster, Observed) {
     db.execute("UPDATE customers SET name = 'new' WHERE id <= 20");
     db.execute("DELETE FROM customers WHERE id > 45");
     // DuckDB's DECIMAL has no room for it.
-    db.execute("INSERT INTO refused VALUES (1, 1e60)");
+    db.execute("INSERT INTO refused VALUES (1, 'NaN')");
     observed.settle();
 
     let mut config = tokio_postgres::Config::new();
@@ -353,6 +353,22 @@ fn a_local_address_answers_no_other_name_and_only_what_reads() {
     assert_eq!(observed.get("/nowhere").code, 404);
     assert_eq!(observed.get("/..%2fetc/passwd").code, 404);
     observed.stop();
+}
+
+#[test]
+fn a_stop_does_not_wait_for_those_who_keep_a_connection_open() {
+    let observed = Observed::new("observe_stop", SHOP, "");
+    observed.wait_until_ready();
+    let mut stream = TcpStream::connect(&observed.address).unwrap();
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\n", observed.address);
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+
+    // An idle connection is kept for a minute while rhei runs.
+    observed.running.stop(Duration::from_secs(30)).assert_code(0);
+    drop(stream);
 }
 
 #[test]

@@ -26,7 +26,7 @@ struct Seen {
     dom: String,
     /// What the page and the browser wrote to the console.
     console: Vec<String>,
-    /// The addresses that were asked over the network.
+    /// The addresses that the page asked.
     asked: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ struct Look {
 
 const DESKTOP: Look = Look { width: 1200, height: 1480, is_dark: false };
 const DARK: Look = Look { is_dark: true, ..DESKTOP };
-const PHONE: Look = Look { width: 500, height: 1080, is_dark: false };
+const PHONE: Look = Look { width: 390, height: 844, is_dark: false };
 
 impl Look {
     fn browser(self, folder: &Path) -> Command {
@@ -79,7 +79,7 @@ impl Look {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(dom.contains("</html>"), "{}\n{dom}\n{stderr}", output.status);
         let console = stderr.lines().filter(|line| line.contains(":CONSOLE")).map(str::to_owned);
-        Seen { dom, console: console.collect(), asked: requests(&network) }
+        Seen { dom, console: console.collect(), asked: requests(&network, url) }
     }
 
     /// Takes a picture of the page.
@@ -103,8 +103,9 @@ impl Look {
     }
 }
 
-/// The addresses in the browser's own log of the network.
-fn requests(log: &Path) -> Vec<String> {
+/// The addresses that the page at `url` asked, or tried to, by the browser's own log of the
+/// network. What the browser asks for itself has another initiator.
+fn requests(log: &Path, url: &str) -> Vec<String> {
     let text = fs::read_to_string(log).unwrap();
     let parsed: Value = serde_json::from_str(&text).unwrap_or_else(|_| {
         // The browser may end in the middle of its last line.
@@ -113,8 +114,13 @@ fn requests(log: &Path) -> Vec<String> {
     });
     let events = parsed["events"].as_array().unwrap().iter();
     let mut urls: Vec<String> = events
-        .filter_map(|event| event["params"]["url"].as_str())
-        .filter(|url| !url.starts_with("data:") && !url.starts_with("chrome"))
+        .map(|event| &event["params"])
+        .filter(|params| {
+            let initiator = params["initiator"].as_str().unwrap_or_default();
+            url.trim_end_matches('/') == initiator
+        })
+        .filter_map(|params| params["url"].as_str())
+        .filter(|url| !url.starts_with("data:"))
         .map(str::to_owned)
         .collect();
     urls.sort();
@@ -292,7 +298,6 @@ fn the_page_can_be_read_without_seeing_it() {
         "role=\"status\"",
         "aria-label=\"Filter tables by name\"",
         "<legend>",
-        "prefers-reduced-motion",
         "prefers-color-scheme: dark",
         ":focus-visible",
         "aria-pressed",
