@@ -3,7 +3,8 @@
 #
 #   scripts/setup.sh          libduckdb, a Postgres server, openssl, a C compiler
 #   scripts/setup.sh build    what a build needs, and no more: libduckdb, a C compiler, python3
-#   scripts/setup.sh ci       all of it, and cargo-deny; for root on Debian also debootstrap and systemd-nspawn
+#   scripts/setup.sh ci       all of it, and cargo-deny; for root on Debian also debootstrap and systemd-nspawn;
+#                             promtool and a headless browser
 #   scripts/setup.sh chaos    the same, and libfaketime for `make chaos`
 #   scripts/setup.sh matrix   the same, and Postgres 14, 16, 17 and 18 for `make test-matrix`
 set -euo pipefail
@@ -188,6 +189,30 @@ ensure_cargo_deny() {
   env -u CARGO_TARGET_DIR cargo install cargo-deny --version "$cargo_deny_version" --locked --quiet --root "$RHEI_CACHE/tools" </dev/null
 }
 
+# The tests of metrics, alerts and the status page use both; without them they are skipped, unless RHEI_CI is set.
+ensure_promtool() {
+  local temp deb
+  have promtool && return 0
+  say "fetching promtool"
+  new_temp temp
+  # From Debian's package, without installing it: that would start a server.
+  if have apt-get && (cd "$temp" && { apt-get download -qq prometheus || { as_root apt-get update -qq && apt-get download -qq prometheus; }; } </dev/null >&2); then
+    deb="$(find "$temp" -name 'prometheus_*.deb' | head -n 1)"
+    dpkg-deb -x "$deb" "$temp/files"
+    mkdir -p "$RHEI_CACHE/tools/bin"
+    cp "$temp/files/usr/bin/promtool" "$RHEI_CACHE/tools/bin/promtool"
+    return 0
+  fi
+  say "promtool is missing; it comes with Prometheus"
+  exit 1
+}
+
+ensure_browser() {
+  have chromium && return 0
+  say "installing chromium, to test the status page"
+  apt_install chromium fonts-dejavu-core || { say "chromium is missing"; exit 1; }
+}
+
 ensure_matrix() {
   local version folder temp tarball platform
   case "$(uname -s)-$(uname -m)" in
@@ -234,6 +259,8 @@ case "${1:-}" in
     ensure_cargo_deny
     ensure_python
     ensure_trees
+    ensure_promtool
+    ensure_browser
     ;;
   matrix) ensure_matrix ;;
   chaos) ensure_faketime ;;

@@ -382,7 +382,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn of(context: &Context) -> Self {
+    /// Returns the figures of a pipeline that runs.
+    pub fn of(context: &Context) -> Self {
         let (copy_progress, latency) = (context.copy_progress.clone(), context.latency.clone());
         Self {
             copy_progress,
@@ -392,6 +393,11 @@ impl Figures {
             settled: context.settled.clone(),
         }
     }
+}
+
+/// Returns the state of a copy apart from its tables, of which there may be many.
+pub fn without_tables(state: &StoredState) -> StoredState {
+    StoredState { pipeline: state.pipeline.clone(), tables: Vec::new() }
 }
 
 /// Returns the state of a copy, as `rhei status --json` shows it.
@@ -462,7 +468,7 @@ fn renamed_columns(table: &StoredTable) -> BTreeMap<&str, &str> {
 }
 
 /// Returns the last verification of a table.
-fn describe_verification(result: &StoredVerification) -> Value {
+pub fn describe_verification(result: &StoredVerification) -> Value {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now = now.unwrap_or_default().as_micros() as i64;
     let seconds_ago = result.finished_at_us.map(|at| (now - at).max(0) / 1_000_000);

@@ -24,6 +24,9 @@
 pub mod cli;
 
 mod config;
+
+mod observe;
+
 mod control;
 
 mod engine;
@@ -74,6 +77,9 @@ pub mod internals {
     pub use crate::cli;
     pub mod config {
         pub use crate::config::*;
+    }
+    pub mod observe {
+        pub use crate::observe::*;
     }
     pub mod control {
         pub use crate::control::*;

@@ -303,7 +303,9 @@ impl<L: CopyLoader> Worker<L> {
             );
 
             let batch = reader.take_batch(&schema).map_err(SourceError::from)?;
-            self.work.context.copy_progress.add(spec.oid, batch.num_rows() as u64, size);
+            let rows = batch.num_rows() as u64;
+            self.work.context.copy_progress.add(spec.oid, rows, size);
+            self.work.context.meter.copied(&spec.source, rows, size);
             batches.push(batch);
             nulled.push(reader.take_nulled());
         }
@@ -647,6 +649,7 @@ async fn read_chunk(
     let mut bytes = 0;
     let report = |rows: usize, bytes: u64| {
         work.context.copy_progress.add(spec.oid, rows as u64, bytes);
+        work.context.meter.copied(&spec.source, rows as u64, bytes);
         let _ = work.context.events.send(Event::CopyProgress);
     };
 

@@ -20,7 +20,7 @@ use super::{CliError, Context, query};
 use crate::{
     engine::{self, attach::Recopy},
     olap::{DuckDb, SharedFile, TargetOptions},
-    pipeline::{EngineError, Event, Options, Writer},
+    pipeline::{EngineError, Event, Options, Writer, meter::Meter},
     serve::{Endpoint, Listen, ServeOptions},
     source::connection::{Environment, SourceOptions, SqlClient, connect_sql},
 };
@@ -467,7 +467,7 @@ async fn replicate(
 /// Serves readers on a port of this machine; port 0 is any that is free.
 async fn serve(file: &SharedFile, port: u16) -> Option<Endpoint> {
     let listen = Listen::Tcp(([127, 0, 0, 1], port).into());
-    Endpoint::start(file.clone(), ServeOptions::on(listen)).await.ok()
+    Endpoint::start(file.clone(), ServeOptions::on(listen), Meter::default()).await.ok()
 }
 
 /// Writes to the source until `stop`, one transaction after the other.

@@ -4,15 +4,19 @@ use std::{fmt, io::IsTerminal};
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Layer,
     field::{RecordFields, VisitOutput},
+    filter::LevelFilter,
     fmt::{
         FormatFields,
         format::{DefaultVisitor, Writer},
     },
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 use super::{GlobalArgs, LogFormat};
+use crate::observe::LogWatch;
 
 /// The field that holds the stable name of a line (docs/logs.md).
 const EVENT: &str = "event";
@@ -26,17 +30,19 @@ pub(super) fn start(args: &GlobalArgs) {
     };
 
     let filter = EnvFilter::try_from_env("RHEI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = match args.log_format {
+        LogFormat::Text => lines
+            .with_ansi(std::io::stderr().is_terminal())
+            .fmt_fields(WithoutEvent)
+            .with_filter(filter)
+            .boxed(),
+        LogFormat::Json => lines.json().with_filter(filter).boxed(),
+    };
 
-    match args.log_format {
-        LogFormat::Text => {
-            logs.with_ansi(std::io::stderr().is_terminal()).fmt_fields(WithoutEvent).init()
-        }
-        LogFormat::Json => logs.json().init(),
-    }
+    // Warnings are remembered for the status page, whatever is written.
+    let watched = LogWatch.with_filter(LevelFilter::WARN);
+    tracing_subscriber::registry().with(lines).with(watched).init();
 }
 
 /// Writes the message and the fields of a line, but not its stable name, which scripts read.

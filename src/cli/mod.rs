@@ -185,6 +185,8 @@ pub enum CliError {
     #[error(transparent)]
     Engine(#[from] crate::pipeline::EngineError),
     #[error(transparent)]
+    Observe(#[from] crate::observe::ObserveError),
+    #[error(transparent)]
     Serve(#[from] crate::serve::ServeError),
     #[error("{0}")]
     Failed(String),

@@ -20,6 +20,7 @@ use crate::{
     config::Span,
     control,
     olap::SharedFile,
+    pipeline::meter::Meter,
     serve::{Endpoint, Listen, ServeOptions},
 };
 
@@ -77,7 +78,7 @@ pub async fn run(session: Invocation, args: QueryArgs) -> Result<ExitCode, CliEr
     let listen = Listen::Unix { folder: folder.path().to_owned(), port: 5432 };
     let options =
         ServeOptions { statement_timeout: None, nice: 0, ..ServeOptions::on(listen.clone()) };
-    let endpoint = Endpoint::start(file, options).await?;
+    let endpoint = Endpoint::start(file, options, Meter::default()).await?;
     let client = connect(&listen, None).await?;
     let printed = print(&client, &args).await;
     drop(client);

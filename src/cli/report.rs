@@ -14,7 +14,9 @@ pub fn failed(error: &CliError) -> ExitCode {
     eprintln!("{}", render(error));
     ExitCode::from(match error {
         CliError::Config(_) => USAGE,
-        CliError::Engine(_) | CliError::Serve(_) | CliError::Failed(_) => FAILED,
+        CliError::Engine(_) | CliError::Observe(_) | CliError::Serve(_) | CliError::Failed(_) => {
+            FAILED
+        }
     })
 }
 

@@ -13,6 +13,7 @@ use crate::{
     control::Control,
     engine::{self, supervisor::RestartBudget},
     error::error_chain,
+    observe::Observe,
     olap::{DuckDb, TargetError},
     pipeline::{Context, EngineError, Writer},
     serve::Endpoint,
@@ -25,10 +26,14 @@ const TIME_TO_CLOSE: Duration = Duration::from_secs(10);
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let (context, progress) = session.service_context()?;
     let stop = session.stop_on_signal();
+    let observe = match session.config.observe.clone() {
+        Some(options) => Some(Observe::start(&context, options).await?),
+        None => None,
+    };
     let mut restarts = RestartBudget::new(context.options.supervision.restart);
 
     let ended = loop {
-        let (ended, is_closed) = follow(&session, &context, &stop).await?;
+        let (ended, is_closed) = follow(&session, &context, observe.as_ref(), &stop).await?;
         match ended {
             // After a bug that any statement has met, also one of a reader, DuckDB takes no other.
             Err(EngineError::Target(error))
@@ -40,12 +45,13 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
                     "DuckDB met a bug of its own and takes no statement any more: starting it \
                      again, and going on from the checkpoint"
                 );
+                context.meter.duckdb_restarted();
             }
             ended => break ended,
         }
     };
 
-    drop(context);
+    drop((observe, context));
     progress.finish().await;
 
     ended?;
@@ -57,6 +63,7 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
 async fn follow(
     session: &Invocation,
     context: &Context,
+    observe: Option<&Observe>,
     stop: &CancellationToken,
 ) -> Result<(Result<(), EngineError>, bool), CliError> {
     // The file is opened once: two DuckDB instances on one file do not lock each other out in one
@@ -71,7 +78,10 @@ async fn follow(
         Some(options) => {
             let publication = session.config.publication.clone().map(|(options, _)| options);
             let share = move |target: &mut DuckDb| target.share(publication.as_ref());
-            let endpoint = Endpoint::start(writer.call(share).await?, options).await?;
+            let endpoint = {
+                let meter = context.meter.clone();
+                Endpoint::start(writer.call(share).await?, options, meter).await?
+            };
             endpoint.announce();
             Some(endpoint)
         }
@@ -80,6 +90,7 @@ async fn follow(
 
     let (command, commands) = mpsc::unbounded_channel();
     let control = Control::listen(context, writer.clone(), command);
+    let watch = observe.map(|observe| observe.watch_file(writer.clone()));
 
     // With an idle source, nothing but a reader notices that DuckDB is dead.
     let broken = endpoint.as_ref().map(Endpoint::broken).unwrap_or_default();
@@ -101,7 +112,7 @@ async fn follow(
         Some(endpoint) => endpoint.stop().await,
         None => true,
     };
-    drop(control);
+    drop((control, watch));
 
     // A plain stop does not wait for those who still ask the replicator something.
     let must_restart = matches!(&ended, Err(EngineError::Target(error)) if error.is_invalidated());

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::{CliError, Invocation, service};
 use crate::{
     olap::SharedFile,
+    pipeline::meter::Meter,
     serve::{Endpoint, Listen, ServeOptions},
 };
 
@@ -18,7 +19,7 @@ pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
     let options = session.config.serve.clone().unwrap_or_else(|| ServeOptions::on(listen));
     let stop = session.stop_on_signal();
 
-    let endpoint = Endpoint::start(file, options).await?;
+    let endpoint = Endpoint::start(file, options, Meter::default()).await?;
     endpoint.announce();
     service::ready();
     stop.cancelled().await;

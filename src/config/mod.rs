@@ -20,6 +20,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
+use crate::observe::{Address, ObserveOptions};
 use crate::olap::PublishOptions;
 use crate::pipeline::{
     options::{AddTables, OnSlotLost, Supervision, TablePattern, defaults},
@@ -174,6 +175,8 @@ from_text!(Window, "a time of the day in UTC like \"02:00-05:00\"", "02:00-05:00
 
 from_text!(Listen, "an address like \"127.0.0.1:5439\" or a folder", "127.0.0.1:5439");
 
+from_text!(Address, "an address like \"127.0.0.1:9187\"", "127.0.0.1:9187");
+
 from_text!(Span, "a duration like \"200ms\", \"5s\" or \"1m\"", "1s");
 
 /// A number of bytes, as `512MB`, `1GiB`.
@@ -268,6 +271,8 @@ pub struct Config {
     pub publication: Option<(PublishOptions, Option<Duration>)>,
     /// How readers are served; default: not at all.
     pub serve: Option<ServeOptions>,
+    /// Where metrics, health and the status page are served; default: nowhere.
+    pub observe: Option<ObserveOptions>,
     /// The settings of single tables, by the `schema.table` name at the source.
     pub table_settings: BTreeMap<String, TableSection>,
 }
@@ -313,7 +318,7 @@ impl Config {
     /// Fills in the default of each setting that the file, the environment and the flags leave out.
     fn resolve(settings: Settings) -> Self {
         let Settings { source, target, sync, backfill, supervisor, verify, .. } = settings;
-        let Settings { serve, publish, tables, .. } = settings;
+        let Settings { serve, publish, observe, tables, .. } = settings;
         let span_or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
 
         Self {
@@ -344,6 +349,7 @@ impl Config {
             verification: verify.resolve(),
             publication: publish.resolve(),
             serve: serve.resolve(),
+            observe: observe.resolve(),
             table_settings: tables,
         }
     }
@@ -497,7 +503,7 @@ where
     Ok(())
 }
 
-/// Works as [`override_from`], for what concerns those who read the copy.
+/// Works as [`override_from`], for what concerns those who read the copy or watch over it.
 fn override_readers(
     settings: &mut Settings,
     environment: &BTreeMap<String, String>,
@@ -506,6 +512,9 @@ fn override_readers(
     read(environment, "RHEI_PUBLISH_INTERVAL", &mut settings.publish.interval)?;
     read(environment, "RHEI_PUBLISH_KEEP", &mut settings.publish.keep)?;
     read(environment, "RHEI_PUBLISH_FORMAT", &mut settings.publish.format)?;
+
+    read(environment, "RHEI_OBSERVE_LISTEN", &mut settings.observe.listen)?;
+    read(environment, "RHEI_OBSERVE_READY_LAG", &mut settings.observe.ready_lag)?;
 
     read(environment, "RHEI_SERVE_LISTEN", &mut settings.serve.listen)?;
     read(environment, "RHEI_SERVE_TLS_CERT", &mut settings.serve.tls_cert)?;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::{ByteSize, FromStr, Secret, Span};
 use crate::{
+    observe::{Address, ObserveOptions},
     olap::{PublishFormat, PublishOptions},
     pipeline::{
         options::{AddTables, Budget, OnSlotLost, Supervision, TablePattern, defaults},
@@ -27,6 +28,7 @@ pub struct Settings {
     pub verify: VerifySettings,
     pub serve: ServeSettings,
     pub publish: PublishSettings,
+    pub observe: ObserveSettings,
     /// Per table, by `schema.table`.
     pub tables: BTreeMap<String, TableSection>,
 }
@@ -336,6 +338,25 @@ impl PublishSettings {
             keep: self.keep.unwrap_or(1),
         };
         Some((options, self.interval.map(|interval| interval.0)))
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObserveSettings {
+    /// Where `rhei run` serves metrics, health and a status page over HTTP. Default: nowhere.
+    pub listen: Option<Address>,
+    /// How far the copy may be behind for `/readyz` to say that it is ready. Default: `"30s"`.
+    pub ready_lag: Option<Span>,
+}
+
+impl ObserveSettings {
+    pub(super) fn resolve(self) -> Option<ObserveOptions> {
+        let defaults = ObserveOptions::on(self.listen?.0);
+        Some(ObserveOptions {
+            ready_lag: self.ready_lag.map_or(defaults.ready_lag, |span| span.0),
+            ..defaults
+        })
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
         copy_progress::CopyProgress,
         latency::Latency,
         left_out::LeftOut,
+        meter::{Meter, TableMeter},
         pulse::Pulse,
         recopies::{MAX_RECOPIES, Recopies},
     },
@@ -80,6 +81,7 @@ pub struct SyncEngine<C, T> {
     pub(super) latency: Latency,
     pub(super) left_out: LeftOut,
     pub(super) pulse: Pulse,
+    meter: Meter,
     pub(super) recopies: Recopies,
     /// Tables that wait for another copy since the last call of [`Self::take_to_copy`].
     pub(super) to_copy: BTreeSet<u32>,
@@ -101,12 +103,14 @@ pub(super) struct Effects {
     truncated: Vec<(u32, u32)>,
     nulled: Vec<(String, Nulled)>,
     failed: Vec<TableFailure>,
+    meters: Vec<(Arc<TableSpec>, TableMeter)>,
 }
 
 impl Effects {
     fn add(&mut self, batch: ChangeBatch) {
         for changes in batch.tables {
             self.counts += changes.counts;
+            self.meters.push((Arc::clone(&changes.table), TableMeter::of(&changes)));
             self.truncated.extend(changes.truncate.map(|xid| (changes.table.oid, xid)));
 
             let table = changes.table.source.to_string();
@@ -229,6 +233,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
             latency: context.latency.clone(),
             left_out: context.left_out.clone(),
             pulse: context.pulse.clone(),
+            meter: context.meter.clone(),
             recopies: context.recopies.clone(),
             to_copy: BTreeSet::new(),
             events: context.events.clone(),
@@ -438,7 +443,8 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
         mut report: CycleReport,
         open: OpenCycle,
     ) -> Result<Cycle, EngineError> {
-        let Effects { counts, truncated, nulled, failed } = open.effects;
+        let Effects { counts, truncated, nulled, failed, meters } = open.effects;
+        meters.iter().for_each(|(table, meter)| self.meter.changed(&table.source, meter));
 
         for (oid, xid) in truncated {
             // The TRUNCATE has ended the copy of the table.

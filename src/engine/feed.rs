@@ -81,6 +81,7 @@ impl Feed {
             tables: tables.clone(),
             ddl_secret: None,
             hold: LsnBarrier::default(),
+            figures: context.meter.stream().clone(),
             queue_bytes: options.memory_limit_bytes / 4,
             spool_folder: spool_folder(&options.target.path),
             no_streaming_in_progress: false,

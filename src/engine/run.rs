@@ -20,6 +20,7 @@ use crate::{
     pipeline::{
         Context, EngineError, Event, Writer,
         error_policy::{Policy, policy},
+        meter::EngineState,
     },
 };
 
@@ -38,7 +39,9 @@ pub async fn run<T: OlapEngine + 'static>(
     let mut supervisor = Supervisor::new(context.options.supervision.grace);
     spawn_periodic_tasks(&mut supervisor, context, writer);
 
+    context.meter.set_engine(EngineState::Attaching);
     let ended = run_sessions(context, writer, &mut commands, &mut copies, stop).await;
+    context.meter.set_engine(EngineState::Ended);
     copies.shutdown().await;
 
     for task in supervisor.shutdown().await {
@@ -77,6 +80,10 @@ async fn run_sessions<T: OlapEngine + 'static>(
     loop {
         let (end, run) = run_session(context, writer, commands, copies, &mut state, stop).await;
         state.ended(run);
+        context.meter.set_engine(match &end {
+            Ok(_) => EngineState::Attaching,
+            Err(error) => EngineState::Waiting(error_chain(error)),
+        });
 
         let end = match end {
             Err(error) => match Box::pin(slot_recovery::recover(context, error, copies)).await {

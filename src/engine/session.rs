@@ -23,10 +23,11 @@ use super::{
     schema::{CatalogWatch, LockNotAvailable, SchemaStep},
 };
 use crate::{
+    Checkpoint,
     failpoint::reached,
     olap::OlapEngine,
     pgoutput::QualifiedName,
-    pipeline::{Context, EngineError, Event, Writer},
+    pipeline::{Context, EngineError, Event, Writer, meter::EngineState},
     source::{
         CdcConsumer, SourceError,
         pg_consumer::{PgConsumer, StreamOptions},
@@ -74,6 +75,7 @@ pub(super) async fn stream<T: OlapEngine + 'static>(
         tables: attached.tables,
         ddl_secret: attached.ddl_secret,
         hold: copies.hold(),
+        figures: context.meter.stream().clone(),
         queue_bytes: context.options.memory_limit_bytes / 4,
         spool_folder: spool_folder(&context.options.target.path),
         no_streaming_in_progress,
@@ -86,6 +88,7 @@ pub(super) async fn stream<T: OlapEngine + 'static>(
     let consumer = PgConsumer::start(&context.options.source, stream).await?;
     reached("stream.started");
     let _ = context.events.send(Event::Streaming { checkpoint: checkpoint.lsn });
+    context.meter.set_engine(EngineState::Streaming);
 
     let engine = SyncEngine::new(consumer, writer.clone(), checkpoint, context);
     Ok(engine.with_copies(attached.copying, attached.catching_up).with_catalogs(catalogs))
@@ -334,6 +337,8 @@ async fn handle_copies<T: OlapEngine + 'static>(
     let reattach = engine.handle_copy_event(update, copies, stop, &mut cycles).await?;
 
     for cycle in cycles {
+        let Checkpoint { lsn, commit_time_us } = engine.checkpoint();
+        context.meter.cycle(&cycle, lsn, commit_time_us);
         let _ = context.events.send(Event::Cycle(cycle));
     }
     Ok(reattach)
@@ -368,6 +373,14 @@ async fn run_cycle<T: OlapEngine + 'static>(
     if next == NextStep::Stop {
         return Ok(next);
     }
+
+    let Checkpoint { lsn, commit_time_us } = engine.checkpoint();
+    let applied = match next {
+        // What was taken from the stream may have been rolled back.
+        NextStep::Reattach(_) => lsn,
+        _ => engine.consumer.position().decoded.max(lsn),
+    };
+    context.meter.cycle(&report, applied, commit_time_us);
 
     let has_rows = report.target_inserted_rows + report.target_deleted_rows > 0;
     if has_rows || report.source_transactions > 0 {

@@ -29,6 +29,22 @@ pub struct Space {
     pub stored_rows: u64,
 }
 
+/// What DuckDB uses, by its own account; in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    pub used_bytes: u64,
+    /// What DuckDB keeps in temporary files, since its memory is too small for it.
+    pub spilled_bytes: u64,
+}
+
+pub(super) fn memory(connection: &Connection) -> Result<Memory, TargetError> {
+    let sql = "SELECT coalesce(sum(memory_usage_bytes), 0)::UBIGINT, \
+               coalesce(sum(temporary_storage_bytes), 0)::UBIGINT FROM duckdb_memory()";
+    let of =
+        |row: &duckdb::Row<'_>| Ok(Memory { used_bytes: row.get(0)?, spilled_bytes: row.get(1)? });
+    Ok(connection.query_row(sql, [], of)?)
+}
+
 /// The result of [`super::FileMaintenance::compact`].
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Compacted {

@@ -10,8 +10,8 @@ use std::{
 use duckdb::{AccessMode, Connection};
 
 use super::{
-    Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Pipeline, Publisher, Repair,
-    Repaired, Space, StoredJob, StoredState, StoredTable, StoredVerification, TargetError,
+    Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Memory, Pipeline, Publisher,
+    Repair, Repaired, Space, StoredJob, StoredState, StoredTable, StoredVerification, TargetError,
     TargetOptions, TargetState,
     apply::{self, Progress},
     arrow_scan::Database,
@@ -691,6 +691,10 @@ impl FileMaintenance for DuckDb {
     fn space(&mut self) -> Result<Space, TargetError> {
         self.ensure_attached()?;
         compact::space(&self.connection, &self.path)
+    }
+
+    fn memory(&mut self) -> Result<Memory, TargetError> {
+        compact::memory(&self.connection)
     }
 
     fn compact(&mut self) -> Result<Compacted, TargetError> {

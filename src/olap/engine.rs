@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc, time::Duration}
 use arrow::record_batch::RecordBatch;
 
 use super::{
-    Compacted, NewJob, Pipeline, Publisher, Space, StoredJob, StoredState, StoredTable,
+    Compacted, Memory, NewJob, Pipeline, Publisher, Space, StoredJob, StoredState, StoredTable,
     StoredVerification, TargetError,
 };
 use crate::{
@@ -224,6 +224,9 @@ pub trait FileMaintenance: Send {
 
     /// Returns the size of the file.
     fn space(&mut self) -> Result<Space, TargetError>;
+
+    /// Returns the memory that the target uses, and what it has spilled to disk.
+    fn memory(&mut self) -> Result<Memory, TargetError>;
 
     /// Rewrites the file without the space of deleted rows, proves that the new file is equal and
     /// puts it in the place of the old one. Any failure leaves the old file as it was.

@@ -42,7 +42,7 @@ mod verifications;
 
 pub use self::{
     arrow_scan::library_version,
-    compact::{Compacted, Space},
+    compact::{Compacted, Memory, Space},
     duckdb::DuckDb,
     engine::{
         Applied, ApplyTarget, Compaction, CopyLoader, CopyTarget, FileMaintenance, NewCopy,

@@ -11,7 +11,7 @@ use tokio::sync::{RwLock, mpsc::UnboundedSender};
 
 use super::{
     Event, Options, activity::IdleTimer, copy_progress::CopyProgress, latency::Latency,
-    left_out::LeftOut, new_tables::Unpublished, pulse::Pulse, recopies::Recopies,
+    left_out::LeftOut, meter::Meter, new_tables::Unpublished, pulse::Pulse, recopies::Recopies,
     settled::SettledLsn, slot_history::SlotHistory,
 };
 use crate::{Lsn, source::LsnBarrier};
@@ -41,6 +41,8 @@ pub struct Context {
     pub left_out: LeftOut,
     /// Tables that the settings choose and that no publication holds.
     pub unpublished: Unpublished,
+    /// What the pipeline has done, in numbers.
+    pub meter: Meter,
     /// Copies that were made again.
     pub recopies: Recopies,
     /// The position up to which everything is in the copy, also what the stream never mentions.
@@ -68,6 +70,7 @@ impl Context {
             latency: Latency::default(),
             left_out: LeftOut::default(),
             unpublished: Unpublished::default(),
+            meter: Meter::default(),
             recopies: Recopies::default(),
             settled: SettledLsn::default(),
             barrier: LsnBarrier::default(),

@@ -5,7 +5,7 @@
 //! clocks is included.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -21,7 +21,14 @@ const BUCKETS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 3
 
 /// Shared by the engine, which measures, and displays.
 #[derive(Debug, Clone, Default)]
-pub struct Latency(Arc<Mutex<Option<Measured>>>);
+pub struct Latency(Arc<Mutex<Option<Measured>>>, Arc<OnceLock<Exported>>);
+
+/// What takes each single value, in seconds.
+#[derive(Debug)]
+struct Exported {
+    arrivals: metrics::Histogram,
+    pauses: metrics::Histogram,
+}
 
 #[derive(Debug)]
 struct Measured {
@@ -87,6 +94,21 @@ impl Latency {
         }
     }
 
+    /// Has each single value recorded from now on, in seconds: times from commit to visible, and
+    /// times of commits into the target. Only the first call does.
+    pub fn distribute(&self, arrivals: metrics::Histogram, pauses: metrics::Histogram) {
+        let _ = self.1.set(Exported { arrivals, pauses });
+    }
+
+    /// Returns half-way and 99 % of the times from commit to visible over the last one to two
+    /// minutes, in seconds.
+    pub fn last_minutes(&self) -> Option<(f64, f64)> {
+        let measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = measured.as_ref()?.arrivals.last_minutes();
+        let quantile = |at: f64| recent.value_at_quantile(at) as f64 / 1e6;
+        (!recent.is_empty()).then(|| (quantile(0.5), quantile(0.99)))
+    }
+
     /// Records that transactions which committed at these times (microseconds since 2000) can be
     /// seen as of now.
     pub fn record(&self, commit_times_us: &[i64]) {
@@ -98,12 +120,19 @@ impl Latency {
         let micros =
             |committed: &i64| u64::try_from(now.saturating_sub(*committed)).unwrap_or_default();
 
+        if let Some(exported) = self.1.get() {
+            let seconds = commit_times_us.iter().map(|committed| micros(committed) as f64 / 1e6);
+            seconds.for_each(|seconds| exported.arrivals.record(seconds));
+        }
         self.measure(|measured| measured.arrivals.record(commit_times_us.iter().map(micros)));
     }
 
     /// Records that the stream has waited for this time for the target to write and commit.
     pub fn paused(&self, pause: Duration) {
         let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        if let Some(exported) = self.1.get() {
+            exported.pauses.record(pause.as_secs_f64());
+        }
         self.measure(|measured| measured.pauses.record(std::iter::once(micros)));
     }
 

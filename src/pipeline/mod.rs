@@ -15,6 +15,7 @@ pub mod error_policy;
 pub mod event;
 pub mod latency;
 pub mod left_out;
+pub mod meter;
 pub mod new_tables;
 pub mod options;
 pub mod pulse;

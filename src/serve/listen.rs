@@ -39,7 +39,7 @@ use super::{
     startup::Startup,
     stopping,
 };
-use crate::olap::SharedFile;
+use crate::{olap::SharedFile, pipeline::meter::Meter};
 
 /// How long a client may take to prove who it is, from its first byte on.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -103,11 +103,15 @@ impl Listener {
 }
 
 impl Endpoint {
-    /// Begins to serve.
+    /// Begins to serve. `meter` counts sessions and statements.
     ///
     /// # Errors
     /// The address cannot be used, or is not safe as it is set up.
-    pub async fn start(file: SharedFile, options: ServeOptions) -> Result<Self, ServeError> {
+    pub async fn start(
+        file: SharedFile,
+        options: ServeOptions,
+        meter: Meter,
+    ) -> Result<Self, ServeError> {
         let tls = options.tls.as_ref().map(|(certificate, key)| acceptor(certificate, key));
         let (tls, certificate) = tls.transpose()?.unzip();
         if let Listen::Tcp(address) = &options.listen
@@ -121,7 +125,7 @@ impl Endpoint {
         let slots = Arc::new(Semaphore::new(options.max_connections));
         let sockets = options.max_connections.saturating_mul(2).saturating_add(SPARE_SOCKETS);
         let sockets = Arc::new(Semaphore::new(sockets.min(Semaphore::MAX_PERMITS)));
-        let shared = Shared::new(file, options);
+        let shared = Shared::new(file, options, meter);
         let startup = Startup::new(&shared, certificate.as_deref()).map_err(|error| {
             let path = shared.options.tls.as_ref().map(|(path, _)| path.clone());
             ServeError::Tls { path: path.unwrap_or_default(), reason: error.to_string() }
@@ -406,6 +410,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let session = self.shared.sessions().remove(&self.pid);
         if let Some(session) = session {
+            self.shared.meter.readers().close();
             session.control.end(stopping());
         }
     }

@@ -46,7 +46,7 @@ use std::{
 use pgwire::messages::startup::SecretKey;
 use tokio_util::sync::CancellationToken;
 
-use crate::olap::SharedFile;
+use crate::{olap::SharedFile, pipeline::meter::Meter};
 
 use self::{
     catalog::Catalog, control::Control, error::SqlError, guard::Guard, rows::SpoolSpace,
@@ -130,6 +130,7 @@ pub struct Shared {
     catalog: Catalog,
     /// The names in [`catalog::DATABASE`].
     names: HashSet<String>,
+    meter: Meter,
     turns: Arc<Turns>,
     spools: Arc<SpoolSpace>,
     sessions: Mutex<HashMap<i32, Registered>>,
@@ -172,7 +173,7 @@ fn stopping() -> SqlError {
 }
 
 impl Shared {
-    fn new(file: SharedFile, options: ServeOptions) -> Arc<Self> {
+    fn new(file: SharedFile, options: ServeOptions, meter: Meter) -> Arc<Self> {
         let names = catalog::names();
         Arc::new(Self {
             guard: Guard::new(&names),
@@ -182,6 +183,7 @@ impl Shared {
             sessions: Mutex::default(),
             broken: CancellationToken::new(),
             readers: Arc::default(),
+            meter,
             names,
             file,
             options,
@@ -196,6 +198,7 @@ impl Shared {
         let control = Arc::clone(session.control());
         let registered = Registered { key, control, closed: Closed::default() };
         self.sessions().insert(pid, registered);
+        self.meter.readers().open();
     }
 
     /// Cancels what a session runs, if the key is its own.

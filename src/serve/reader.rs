@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pgwire::api::Type;
@@ -316,7 +316,12 @@ impl Reading {
         within: Option<Duration>,
     ) -> Result<Query, SqlError> {
         let plan = |reading: &mut Self| reading.plan(statement, declared);
-        self.controlled(PREPARING, within, plan)
+        let began = Instant::now();
+        let planned = self.controlled(PREPARING, within, plan);
+        if planned.is_err() {
+            self.shared.meter.statement(began.elapsed(), false);
+        }
+        planned
     }
 
     fn plan(
@@ -427,7 +432,10 @@ impl Reading {
             return queue.finish(Err(refused));
         }
         let run = |reading: &mut Self| reading.run_in_transaction(query, values, output, queue);
-        queue.finish(self.controlled(queue.number, within, run));
+        let began = Instant::now();
+        let done = self.controlled(queue.number, within, run);
+        self.shared.meter.statement(began.elapsed(), done.is_ok());
+        queue.finish(done);
     }
 
     fn run_in_transaction(

@@ -3,14 +3,15 @@
 //! `connection` connects to a server, `wire` speaks the replication protocol: it reads the stream,
 //! acknowledges, and runs COPY. `spool` keeps transactions that have not ended, `pg_consumer` makes
 //! change batches of them (`recorded_consumer` does so from a file), `copy_binary` reads the rows
-//! of COPY, `sqlstate` classifies refusals of the server, `slot`, `catalog` and `ddl_trigger` query
-//! the source and set it up.
+//! of COPY, `figures` are what a stream tells of itself, `sqlstate` classifies refusals of the
+//! server, `slot`, `catalog` and `ddl_trigger` query the source and set it up.
 
 pub mod catalog;
 pub mod connection;
 pub mod copy_binary;
 pub mod ddl_trigger;
 pub mod error;
+mod figures;
 pub mod pg_consumer;
 pub mod quote;
 pub mod recorded_consumer;
@@ -42,6 +43,7 @@ use crate::{
 };
 
 pub use error::SourceError;
+pub use figures::StreamFigures;
 
 /// The limits at which a change batch has to end.
 #[derive(Debug, Clone)]

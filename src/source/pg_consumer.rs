@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    BatchLimits, CdcConsumer, Delivery, LsnBarrier, SourceError, SourcePosition,
+    BatchLimits, CdcConsumer, Delivery, LsnBarrier, SourceError, SourcePosition, StreamFigures,
     connection::SourceOptions,
     spool::{Replay, Routed, Spool},
     wire::{
@@ -51,6 +51,7 @@ pub struct PgConsumer {
     reply_requested: bool,
     position: SourcePosition,
     hold: LsnBarrier,
+    figures: StreamFigures,
 }
 
 /// The options of the stream to read.
@@ -67,6 +68,8 @@ pub struct StreamOptions {
     /// messages.
     pub ddl_secret: Option<Secret>,
     pub hold: LsnBarrier,
+    /// Where the stream tells how far it is.
+    pub figures: StreamFigures,
     /// The number of bytes that may wait to be decoded.
     pub queue_bytes: usize,
     /// The folder that holds transactions that have not ended.
@@ -97,11 +100,12 @@ impl PgConsumer {
                 options.checkpoint,
                 &options.publications,
                 options.ddl_secret.is_some(),
-                options.queue_bytes,
+                (options.queue_bytes, options.figures.clone()),
                 !options.no_streaming_in_progress,
             )
             .await?;
 
+        options.figures.begin(options.checkpoint);
         Ok(Self {
             reader,
             feedback,
@@ -118,6 +122,7 @@ impl PgConsumer {
                 ..SourcePosition::default()
             },
             hold: options.hold,
+            figures: options.figures,
         })
     }
 
@@ -165,6 +170,7 @@ impl PgConsumer {
             }
             StreamMessage::Keepalive { wal_end, reply_requested } => {
                 self.position.head = self.position.head.max(*wal_end);
+                self.figures.raise_sent(*wal_end);
                 self.reply_requested |= *reply_requested;
 
                 if self.assembler.is_between_transactions() && !self.spool.is_open() {
@@ -242,7 +248,14 @@ impl PgConsumer {
         self.position.reply_requested = std::mem::take(&mut self.reply_requested);
         self.position.decoded = self.assembler.end_lsn();
         self.position.head = self.position.head.max(self.position.decoded);
+        self.publish();
         self.assembler.take_batch()
+    }
+
+    /// Tells those who watch the stream how far it is.
+    fn publish(&self) {
+        self.figures.raise_decoded(self.assembler.end_lsn());
+        self.figures.set_held(self.assembler.bytes() as u64, self.spool.file_bytes());
     }
 }
 
@@ -291,6 +304,7 @@ impl CdcConsumer for PgConsumer {
             // Other tasks on this thread, and tasks that wait beside it, get their turn also while
             // many messages are ready.
             if messages.is_multiple_of(YIELD_EVERY) {
+                self.publish();
                 tokio::task::yield_now().await;
             }
 
@@ -330,6 +344,7 @@ impl CdcConsumer for PgConsumer {
     }
 
     fn acknowledge(&self, durable: DurableLsn) {
+        self.figures.raise_acknowledged(durable.lsn());
         self.feedback.acknowledge(durable);
     }
 

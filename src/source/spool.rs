@@ -101,6 +101,11 @@ impl Spool {
         self.open.is_some()
     }
 
+    /// Returns the bytes on disk of the transactions that have not ended.
+    pub fn file_bytes(&self) -> u64 {
+        self.transactions.values().map(|transaction| transaction.in_file).sum()
+    }
+
     /// Takes a message in, unless it belongs to no streamed transaction. A [`StreamCommit`] goes to
     /// [`Self::commit`] instead.
     pub fn take(&mut self, message: &[u8]) -> Result<Routed, SpoolError> {

@@ -25,6 +25,7 @@ mod lifecycle;
 mod locks;
 mod log_events;
 mod migrations;
+mod observe;
 mod pgbench_runs;
 mod pipeline;
 mod publications;

@@ -14,8 +14,8 @@ use crate::{
     change::{ChangeBatch, Pause, TableSpec},
     checkpoint::DurableLsn,
     olap::{
-        Applied, Compacted, Compaction, NewJob, Pipeline, Publisher, Space, StoredJob, StoredState,
-        StoredTable, StoredVerification, TargetError,
+        Applied, Compacted, Compaction, Memory, NewJob, Pipeline, Publisher, Space, StoredJob,
+        StoredState, StoredTable, StoredVerification, TargetError,
         engine::{
             ApplyTarget, CopyLoader, CopyTarget, FileMaintenance, NewCopy, ReadTarget, Readers,
             Repair, Repaired, RowStream, TargetReader, TargetState,
@@ -239,6 +239,10 @@ impl FileMaintenance for MemoryTarget {
 
     fn space(&mut self) -> Result<Space, TargetError> {
         Err(TargetError::NotCompacted { reason: "there is no file".to_owned() })
+    }
+
+    fn memory(&mut self) -> Result<Memory, TargetError> {
+        Ok(Memory::default())
     }
 
     fn compact(&mut self) -> Result<Compacted, TargetError> {

@@ -25,7 +25,7 @@ pub use self::publication::{
     Publication, PublicationInfo, PublicationRights, UnpublishedTable, ancestors,
     conflicting_column_lists, publication, published_names, unpublished,
 };
-pub use self::slot::{SlotInfo, is_failover_slot, open_transactions, slot};
+pub use self::slot::{SlotInfo, SlotWatch, is_failover_slot, open_transactions, slot, watch_slot};
 pub use self::tables::{
     CompositeFields, EnumLabel, Fingerprint, LeafTable, Membership, SourceColumn, SourceKey,
     SourceTable, all_tables, candidate_tables, key_of, locked_among, measure,

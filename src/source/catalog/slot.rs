@@ -45,6 +45,55 @@ pub async fn slot(client: &Client, name: &str) -> Result<Option<SlotInfo>, Catal
     }))
 }
 
+/// How far the server has come, and what a slot makes it keep.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotWatch {
+    /// The end of the WAL that is written.
+    pub head: Lsn,
+    /// How far the server has sent WAL to the connection that uses the slot.
+    pub sent: Option<Lsn>,
+    /// Whether a connection uses the slot.
+    pub active: bool,
+    pub wal_status: Option<String>,
+    pub held_bytes: Option<u64>,
+    /// The WAL that may still be written before the server may throw away what the slot needs;
+    /// none: it never does.
+    pub left_bytes: Option<u64>,
+    /// `max_slot_wal_keep_size`; none: no limit.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Reads the position of the server and the state of a slot. Returns `None` when there is no such
+/// slot.
+pub async fn watch_slot(client: &Client, name: &str) -> Result<Option<SlotWatch>, CatalogError> {
+    let row = client
+        .query_opt(
+            "SELECT pg_current_wal_lsn()::text, sender.sent_lsn::text, slot.active, \
+             slot.wal_status, (pg_current_wal_lsn() - slot.restart_lsn)::bigint, \
+             slot.safe_wal_size::bigint, \
+             pg_size_bytes(current_setting('max_slot_wal_keep_size')) \
+             FROM pg_replication_slots slot LEFT JOIN pg_stat_replication sender \
+             ON sender.pid = slot.active_pid WHERE slot.slot_name = $1::text",
+            &[&name],
+        )
+        .await?;
+
+    let Some(row) = row else { return Ok(None) };
+    let lsn = |text: Option<String>| text.and_then(|text| text.parse::<Lsn>().ok());
+    let bytes = |bytes: Option<i64>| bytes.map(|bytes| u64::try_from(bytes).unwrap_or_default());
+    let limit = bytes(row.try_get::<_, Option<i64>>(6)?.filter(|limit| *limit >= 0));
+
+    Ok(Some(SlotWatch {
+        head: lsn(row.try_get(0)?).unwrap_or_default(),
+        sent: lsn(row.try_get(1)?),
+        active: row.try_get(2)?,
+        wal_status: row.try_get(3)?,
+        held_bytes: bytes(row.try_get(4)?),
+        left_bytes: bytes(row.try_get::<_, Option<i64>>(5)?.filter(|_| limit.is_some())),
+        limit_bytes: limit,
+    }))
+}
+
 /// Returns whether standbys keep the slot too. The query needs PostgreSQL 17 or newer.
 pub async fn is_failover_slot(client: &Client, name: &str) -> Result<bool, CatalogError> {
     let query = "SELECT failover FROM pg_replication_slots WHERE slot_name = $1::text";

@@ -23,8 +23,9 @@ use super::{
 };
 use crate::{
     Lsn,
-    source::connection::{
-        ConnectError, SourceOptions, options::Address, sql::SESSION_SETTINGS, tls,
+    source::{
+        StreamFigures,
+        connection::{ConnectError, SourceOptions, options::Address, sql::SESSION_SETTINGS, tls},
     },
 };
 
@@ -384,7 +385,7 @@ impl ReplicationClient {
         start: Lsn,
         publications: &[String],
         with_messages: bool,
-        queue_bytes: usize,
+        queue: (usize, StreamFigures),
         in_progress: bool,
     ) -> Result<(StreamReader, Feedback), WireError> {
         let timeout = self.simple_query("SHOW wal_sender_timeout").await?;
@@ -421,14 +422,8 @@ impl ReplicationClient {
         let (read, write) = tokio::io::split(self.socket);
 
         let feedback = Feedback::start(write, start, timeout);
-        let reader = StreamReader::start(
-            read,
-            socket,
-            self.frames,
-            feedback.liveness(),
-            timeout,
-            queue_bytes,
-        );
+        let reader =
+            StreamReader::start(read, socket, self.frames, feedback.liveness(), timeout, queue);
 
         Ok((reader, feedback))
     }

@@ -19,7 +19,7 @@ use super::{
     frame::{HEADER_BYTES, MAX_MESSAGE_BYTES, whole_frame},
     socket::Socket,
 };
-use crate::{Lsn, failpoint::reached};
+use crate::{Lsn, failpoint::reached, source::StreamFigures};
 
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +79,7 @@ pub struct StreamReader {
     queue: mpsc::UnboundedReceiver<Result<Bytes, WireError>>,
     queue_bytes: usize,
     budget: Arc<Semaphore>,
+    figures: StreamFigures,
     /// Whole frames that were taken off the queue and are not read yet.
     frames: Bytes,
     task: tokio::task::JoinHandle<()>,
@@ -97,7 +98,7 @@ impl StreamReader {
         frames: FrameReader,
         liveness: Liveness,
         timeout: Option<Duration>,
-        queue_bytes: usize,
+        (queue_bytes, figures): (usize, StreamFigures),
     ) -> Self {
         let (send, queue) = mpsc::unbounded_channel();
 
@@ -118,15 +119,17 @@ impl StreamReader {
             queue: send,
             queue_bytes,
             room: Arc::clone(&budget),
+            figures: figures.clone(),
         };
         let task = tokio::spawn(pump.run());
 
-        Self { queue, queue_bytes, budget, frames: Bytes::new(), task }
+        Self { queue, queue_bytes, budget, figures, frames: Bytes::new(), task }
     }
 
     fn take(&mut self, whole: Result<Bytes, WireError>) -> Result<(), WireError> {
         let whole = whole?;
         self.budget.add_permits(whole.len().min(self.queue_bytes));
+        self.figures.take(whole.len());
         self.frames = whole;
         Ok(())
     }
@@ -192,6 +195,7 @@ struct Pump {
     queue_bytes: usize,
     /// The bytes that may still be queued.
     room: Arc<Semaphore>,
+    figures: StreamFigures,
 }
 
 impl Pump {
@@ -225,6 +229,8 @@ impl Pump {
         self.is_busy |= is_much;
         self.liveness.record_activity();
         reached("stream.received");
+
+        self.figures.queue(whole.len(), position_of_first(&whole));
 
         // Frames that are larger than the whole budget take all of it, and pass.
         let cost = whole.len().min(self.queue_bytes) as u32;
@@ -269,6 +275,16 @@ impl Pump {
         self.since.get_or_insert_with(Instant::now);
         Ok(())
     }
+}
+
+/// Returns the position of the first frame: that of a change, or what a keepalive says. It only
+/// shows about how far the server has come (trap 7).
+fn position_of_first(frames: &[u8]) -> Option<Lsn> {
+    let body = frames.get(HEADER_BYTES..)?;
+    let (tag, rest) = body.split_first()?;
+    let (lsn, _) = rest.split_first_chunk::<8>()?;
+    (frames.first() == Some(&b'd') && matches!(tag, b'w' | b'k'))
+        .then(|| Lsn(u64::from_be_bytes(*lsn)))
 }
 
 /// The number of bytes that wait in a socket before the kernel wakes its reader. The server sends
@@ -318,7 +334,8 @@ mod tests {
         let feedback = crate::source::wire::feedback::Feedback::start(write, Lsn::ZERO, None);
         let mut frames = FrameReader::default();
         frames.buffer().extend_from_slice(b"E\0\0\0\x0cC58P01\0\0");
-        let mut reader = StreamReader::start(read, None, frames, feedback.liveness(), None, 1000);
+        let queue = (1000, StreamFigures::default());
+        let mut reader = StreamReader::start(read, None, frames, feedback.liveness(), None, queue);
         let heard = tokio::time::timeout(Duration::from_secs(10), reader.next()).await.unwrap();
         assert!(matches!(heard, Err(WireError::Server(message)) if message.code == "58P01"));
     }
@@ -339,7 +356,7 @@ mod tests {
             FrameReader::default(),
             feedback.liveness(),
             None,
-            64 << 20,
+            (64 << 20, StreamFigures::default()),
         );
         let frames: Vec<Vec<u8>> = sizes
             .iter()
