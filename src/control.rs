@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::{UnixListener, UnixStream, unix::WriteHalf},
-    sync::mpsc::UnboundedSender,
+    sync::{mpsc::UnboundedSender, oneshot},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,34 @@ pub fn socket_path(target: &Path) -> PathBuf {
     target.with_file_name(name)
 }
 
+/// What the process is asked to do that is no concern of the engine. The answer goes to whoever
+/// asked.
+#[derive(Debug)]
+pub enum Steer {
+    /// Read the settings again.
+    Reload(oneshot::Sender<Value>),
+    /// Log by this filter from now on.
+    Log(String, oneshot::Sender<Value>),
+}
+
+/// Where requests go that the socket does not answer by itself.
+#[derive(Debug, Clone)]
+pub struct Requests {
+    /// To the engine.
+    pub commands: UnboundedSender<Command>,
+    /// To the process.
+    pub steer: UnboundedSender<Steer>,
+}
+
+impl Requests {
+    async fn steer(&self, ask: impl FnOnce(oneshot::Sender<Value>) -> Steer) -> Value {
+        let (sender, answer) = oneshot::channel();
+        // The receiver is gone only when the replicator is about to end.
+        let _ = self.steer.send(ask(sender));
+        answer.await.unwrap_or_else(|_| json!({ "error": "the replicator is about to end" }))
+    }
+}
+
 /// Listens until it is dropped, and then removes its socket.
 pub struct Control {
     path: PathBuf,
@@ -61,7 +89,7 @@ impl Control {
     pub fn listen<T: OlapEngine + 'static>(
         context: &Context,
         writer: Writer<T>,
-        ask: UnboundedSender<Command>,
+        requests: Requests,
     ) -> Option<Self> {
         let path = socket_path(&context.options.target.path);
         let _ = std::fs::remove_file(&path);
@@ -97,7 +125,7 @@ impl Control {
                     client,
                     context.clone(),
                     writer.clone(),
-                    ask.clone(),
+                    requests.clone(),
                     last.clone(),
                 ));
             }
@@ -181,14 +209,16 @@ async fn soon<R: Send + 'static>(
 }
 
 /// Reads one line, `status`, `jobs`, `pause`, `resume`, `compact`, `verify JSON`,
-/// `publish JSON`, `wait LSN`, `settle LSN` or `resync SCHEMA.TABLE`, and answers it.
+/// `publish JSON`, `wait LSN`, `settle LSN`, `resync SCHEMA.TABLE`, `reload` or `log FILTER`, and
+/// answers it.
 async fn serve<T: OlapEngine + 'static>(
     mut client: UnixStream,
     context: Context,
     writer: Writer<T>,
-    ask: UnboundedSender<Command>,
+    requests: Requests,
     last: LastStatus,
 ) {
+    let ask = &requests.commands;
     let mut question = String::new();
     let (read, mut write) = client.split();
     let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
@@ -210,6 +240,11 @@ async fn serve<T: OlapEngine + 'static>(
         // The receiver is gone only when the replicator is about to end.
         ("pause", _) => Ok(json!({ "asked": ask.send(Command::Pause(true)).is_ok() })),
         ("resume", _) => Ok(json!({ "asked": ask.send(Command::Pause(false)).is_ok() })),
+        ("reload", _) => Ok(requests.steer(Steer::Reload).await),
+        ("log", filter) => {
+            let filter = filter.to_owned();
+            Ok(requests.steer(|answer| Steer::Log(filter, answer)).await)
+        }
         ("compact", _) => {
             let _shape = context.ddl_lock.write().await;
             writer.call(|target| target.compact()).await.map(|compacted| json!(compacted))
@@ -231,7 +266,7 @@ async fn serve<T: OlapEngine + 'static>(
             settled = settled(&context, lsn) => settled,
             () = closed(&write) => return,
         },
-        ("resync", table) => resync(table, &writer, &ask, &last).await,
+        ("resync", table) => resync(table, &writer, ask, &last).await,
         (other, _) => Ok(json!({ "error": format!("it does not know \"{other}\"") })),
     };
 

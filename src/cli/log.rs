@@ -1,6 +1,6 @@
 //! The log on standard error: text for people, or one JSON object per line.
 
-use std::{fmt, io::IsTerminal};
+use std::{fmt, io::IsTerminal, sync::OnceLock};
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::{
@@ -12,6 +12,7 @@ use tracing_subscriber::{
         format::{DefaultVisitor, Writer},
     },
     layer::SubscriberExt,
+    reload,
     util::SubscriberInitExt,
 };
 
@@ -30,6 +31,9 @@ pub(super) fn start(args: &GlobalArgs) {
     };
 
     let filter = EnvFilter::try_from_env("RHEI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let (filter, handle) = reload::Layer::new(filter);
+    let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
+
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let lines = match args.log_format {
         LogFormat::Text => lines
@@ -43,6 +47,25 @@ pub(super) fn start(args: &GlobalArgs) {
     // Warnings are remembered for the status page, whatever is written.
     let watched = LogWatch.with_filter(LevelFilter::WARN);
     tracing_subscriber::registry().with(lines).with(watched).init();
+}
+
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// Replaces the filter of the log, which is one for the whole process.
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// Logs by another filter from now on: a level, or a filter as in `RHEI_LOG`.
+///
+/// # Errors
+/// The text is no filter; the error says why.
+pub(super) fn set_filter(text: &str) -> Result<(), String> {
+    // A bare level is one of rhei, as for `--verbose`.
+    let is_level = ["error", "warn", "info", "debug", "trace"].contains(&text);
+    let text = if is_level { format!("warn,rhei={text}") } else { text.to_owned() };
+
+    let filter = EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+    let set = SET_FILTER.get().ok_or("the log was not started")?;
+    set(filter).map_err(|error| error.to_string())
 }
 
 /// Writes the message and the fields of a line, but not its stable name, which scripts read.

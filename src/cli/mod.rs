@@ -11,6 +11,7 @@ mod log;
 mod progress;
 mod publish;
 mod query;
+mod reload;
 mod report;
 mod run;
 mod serve;
@@ -147,6 +148,12 @@ enum Command {
                       --path shop-parquet --format parquet --keep 2\n  rhei publish --json | jq \
                       .lsn")]
     Publish(publish::PublishArgs),
+    /// Have a running replicator read its settings again, as SIGHUP does
+    #[command(after_help = "Example:\n  rhei reload")]
+    Reload,
+    /// Change what a running replicator logs
+    #[command(after_help = "Examples:\n  rhei log debug\n  rhei log info")]
+    Log(reload::LogArgs),
     /// Wait until the copy has reached a position of the source, to read your own writes
     #[command(
         after_help = "Examples:\n  rhei wait --now && rhei query 'SELECT count(*) FROM orders'\n  \
@@ -209,6 +216,7 @@ through_engine!(
 );
 
 /// The settings that every command begins with.
+#[derive(Clone)]
 pub struct Invocation {
     config: Config,
     is_quiet: bool,
@@ -454,7 +462,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     let session = Invocation { config: Config::load(&inputs)?, is_quiet: cli.global.quiet };
     match cli.command {
         Command::Sync => Box::pin(sync::run(session)).await,
-        Command::Run => Box::pin(run::run(session)).await,
+        Command::Run => Box::pin(run::run(session, inputs)).await,
         Command::Backfill(args) => Box::pin(backfill::run(session, args)).await,
         Command::Check(args) => Box::pin(check::run(session, args)).await,
         Command::Status(args) => Box::pin(status::run(session, args)).await,
@@ -466,6 +474,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Verify(args) => Box::pin(verify::run(session, args)).await,
         Command::Query(args) => Box::pin(query::run(session, args)).await,
         Command::Publish(args) => Box::pin(publish::run(session, args)).await,
+        Command::Reload => Box::pin(reload::reload(session)).await,
+        Command::Log(args) => Box::pin(reload::set_log(session, args)).await,
         Command::Wait(args) => Box::pin(wait::run(session, args)).await,
         Command::Serve => Box::pin(serve::run(session)).await,
         Command::Drop(args) => Box::pin(drop::run(session, args)).await,

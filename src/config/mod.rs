@@ -360,6 +360,23 @@ impl Inputs {
         self.file.as_deref().unwrap_or(Path::new("rhei.toml"))
     }
 
+    /// Reads the settings file as a table, without judging its keys.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no TOML.
+    pub fn read_table(&self) -> Result<toml::Table, ConfigError> {
+        let path = self.path();
+        let refused =
+            |reason: String| ConfigError::Read { path: path.display().to_string(), reason };
+        match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| refused(error.message().to_owned())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.file.is_none() => {
+                Ok(toml::Table::new())
+            }
+            Err(error) => Err(refused(error.to_string())),
+        }
+    }
+
     /// Reads the settings file. A file that no flag names may be missing.
     fn read_file(&self) -> Result<Settings, ConfigError> {
         let path = self.path();

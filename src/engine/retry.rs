@@ -78,12 +78,12 @@ pub(super) struct RetryState {
 }
 
 impl RetryState {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(options: &Options, has_streamed: bool) -> Self {
         Self {
             recopy: Recopy::None,
             must_reopen: false,
             no_streaming_in_progress: false,
-            has_streamed: false,
+            has_streamed,
             failures: 0,
             pause: FIRST_PAUSE,
             quick_reattaches: 0,
@@ -251,7 +251,7 @@ mod tests {
     const LONG: SessionRun = SessionRun { lasted: Duration::from_secs(60), ..AT_ONCE };
 
     fn state() -> RetryState {
-        RetryState::new(&Options::sample())
+        RetryState::new(&Options::sample(), false)
     }
 
     fn closed() -> EngineError {

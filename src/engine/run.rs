@@ -15,6 +15,7 @@ use super::{
     supervisor::Supervisor,
 };
 use crate::{
+    Lsn,
     error::error_chain,
     olap::{Compaction, OlapEngine},
     pipeline::{
@@ -75,7 +76,9 @@ async fn run_sessions<T: OlapEngine + 'static>(
     copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
 ) -> Result<(), EngineError> {
-    let mut state = RetryState::new(&context.options);
+    // A run whose settings were read again has streamed before, so that it waits for an outage.
+    let has_streamed = context.checkpoint.reached() > Lsn::ZERO;
+    let mut state = RetryState::new(&context.options, has_streamed);
 
     loop {
         let (end, run) = run_session(context, writer, commands, copies, &mut state, stop).await;

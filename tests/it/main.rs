@@ -40,6 +40,7 @@ mod serve;
 mod service;
 mod settled;
 mod standing;
+mod steering;
 mod storm;
 mod supervision;
 mod tidy;
