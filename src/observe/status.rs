@@ -83,7 +83,8 @@ pub fn unready(watched: &Watched) -> Option<String> {
         }
     }
 
-    let Some(file) = watched.file() else { return Some("starting".to_owned()) };
+    let file = watched.file().filter(|file| file.state.is_some());
+    let Some(file) = file else { return Some("starting".to_owned()) };
     let waiting = tables(&file).filter(|table| is_first_copy(table)).count();
     if waiting > 0 {
         let tables = if waiting == 1 { "table is" } else { "tables are" };
@@ -122,7 +123,8 @@ pub fn tables(file: &FileSeen) -> impl Iterator<Item = &StoredTable> {
     tables.filter(|table| table.state != TableState::Dropped)
 }
 
-fn is_first_copy(table: &StoredTable) -> bool {
+/// Returns whether a table has no copy yet that readers can use.
+pub fn is_first_copy(table: &StoredTable) -> bool {
     matches!(table.state, TableState::Pending | TableState::Copying | TableState::CatchingUp)
 }
 

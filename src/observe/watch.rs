@@ -15,6 +15,7 @@ use super::{
     heads::Heads,
     process::Process,
     samples::{EVERY_SECONDS, Sample, Samples},
+    status,
 };
 use crate::{
     error::error_chain,
@@ -37,7 +38,7 @@ const SOURCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// that looks take at most a hundredth of the writer's time.
 const FILE_EVERY: Duration = Duration::from_secs(10);
 const FILE_SHARE: u32 = 100;
-/// How soon a look follows when copies begin or end.
+/// How soon a look follows when copies begin or end, and while tables wait for their first copy.
 const FILE_SOON: Duration = Duration::from_secs(1);
 /// The time between two counts of deleted rows, which scan tables.
 const DEAD_ROWS_EVERY: Duration = Duration::from_secs(300);
@@ -176,11 +177,13 @@ pub async fn watch_file<T: OlapEngine + 'static>(watched: Arc<Watched>, writer: 
         if let Ok(seen) = look_at_file(&writer).await {
             *lock(&watched.file) = Some(Arc::new(seen));
         }
-        let pause = FILE_EVERY.max(began.elapsed() * FILE_SHARE);
+        let at_least = if is_settling_in(&watched) { FILE_SOON } else { FILE_EVERY };
+        let pause = at_least.max(began.elapsed() * FILE_SHARE);
 
         if dead_rows_at.is_none_or(|at| at.elapsed() >= DEAD_ROWS_EVERY) {
-            dead_rows_at = Some(Instant::now());
+            // A file without tables is looked at again soon.
             if let Ok(Some(dead)) = count_dead_rows(&writer).await {
+                dead_rows_at = Some(Instant::now());
                 *lock(&watched.dead_rows) = Some(dead);
             }
         }
@@ -194,6 +197,12 @@ pub async fn watch_file<T: OlapEngine + 'static>(watched: Arc<Watched>, writer: 
             }
         }
     }
+}
+
+/// Returns whether some table has no copy yet, or nothing is known of tables.
+fn is_settling_in(watched: &Watched) -> bool {
+    let Some(file) = watched.file() else { return true };
+    file.state.is_none() || status::tables(&file).any(status::is_first_copy)
 }
 
 fn copied_tables(watched: &Watched) -> usize {

@@ -186,8 +186,15 @@ fn under_load(observed: &Observed, work: impl FnOnce()) {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
+        // Also when an assertion fails: the scope waits for the writer.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _over = Over(&is_over);
         work();
-        is_over.store(true, Ordering::Relaxed);
     });
 }
 
@@ -216,7 +223,7 @@ fn the_page_shows_a_copy_under_load_in_every_form_and_asks_nobody_else() {
         seen.assert_clean(&observed);
         let verdict = seen.text("verdict");
         assert!(verdict.starts_with("Caught up"), "{verdict}");
-        assert_eq!(seen.text("database"), "copy of shop");
+        assert!(seen.text("database").starts_with("copy of shop"), "{}", seen.text("database"));
         assert!(seen.text("notices").contains("1 table is paused"), "{}", seen.text("notices"));
         assert!(seen.text("notices").contains("public.refused"));
         assert!(seen.text("lag").ends_with(" s") || seen.text("lag").ends_with(" ms"));
@@ -251,7 +258,7 @@ fn the_page_says_that_the_source_is_away_and_that_nothing_was_measured_yet() {
     observed.wait_until_ready();
     let seen = DESKTOP.open(&observed.url("/"));
     seen.assert_clean(&observed);
-    assert_eq!(seen.text("latency-note"), "no transaction lately");
+    assert!(seen.text("latency-note").starts_with("no transaction lately"));
     assert!(seen.text("log-empty").contains("None since rhei began"));
 
     cluster.stop_fast();
