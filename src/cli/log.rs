@@ -1,6 +1,6 @@
 //! The log on standard error: text for people, or one JSON object per line.
 
-use std::{fmt, io::IsTerminal};
+use std::fmt;
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::{
@@ -12,7 +12,11 @@ use tracing_subscriber::{
     },
 };
 
-use super::{GlobalArgs, LogFormat};
+use super::{
+    GlobalArgs, LogFormat,
+    progress::{ProgressChoice, Terminal},
+    screen::StderrWriter,
+};
 
 /// The field that holds the stable name of a line (docs/logs.md).
 const EVENT: &str = "event";
@@ -28,12 +32,17 @@ pub(super) fn start(args: &GlobalArgs) {
     let filter = EnvFilter::try_from_env("RHEI_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(StderrWriter::default)
         .with_target(false);
 
-    match args.log_format {
+    // Whoever reads the progress as JSON can read every line.
+    let format = args.log_format.unwrap_or(match args.progress {
+        ProgressChoice::Json => LogFormat::Json,
+        _ => LogFormat::Text,
+    });
+    match format {
         LogFormat::Text => {
-            logs.with_ansi(std::io::stderr().is_terminal()).fmt_fields(WithoutEvent).init()
+            logs.with_ansi(Terminal::of_process().has_colour()).fmt_fields(WithoutEvent).init()
         }
         LogFormat::Json => logs.json().init(),
     }

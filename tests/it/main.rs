@@ -41,6 +41,7 @@ mod settled;
 mod standing;
 mod storm;
 mod supervision;
+mod terminal;
 mod tidy;
 mod type_pairs;
 mod values;
