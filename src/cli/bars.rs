@@ -7,9 +7,9 @@ use super::screen::{Size, pad, shorten};
 use crate::pipeline::copy_progress::{Figures, Overview};
 
 /// The most tables that are shown at a time, also on a high terminal.
-const MOST_TABLES: usize = 8;
+const MAX_TABLES: usize = 8;
 /// A name, and the bars with it, grow no further on a wide terminal.
-const LONGEST_NAME: usize = 60;
+const MAX_NAME_WIDTH: usize = 60;
 
 /// How much is said in a line; a narrow terminal has no room for all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +81,7 @@ pub fn lines(overview: &Overview, size: Size) -> Vec<String> {
     };
 
     // The log has at least as much room as the bars.
-    let most = (size.rows / 2).saturating_sub(1).min(MOST_TABLES);
+    let most = (size.rows / 2).saturating_sub(1).min(MAX_TABLES);
     let shown = overview.copying.iter().take(most).map(|(name, figures)| (name, figures));
     let rows: Vec<(&str, &Figures, String)> = shown
         .chain([(&total, &overview.total)])
@@ -91,7 +91,7 @@ pub fn lines(overview: &Overview, size: Size) -> Vec<String> {
     let widest = rows.iter().map(|(.., text)| text.chars().count()).max().unwrap_or_default();
     let room = size.columns.saturating_sub(1 + detail.bar_width() + 2 + widest);
     let name_width = rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or_default();
-    let name_width = name_width.max(16).min(room).min(LONGEST_NAME);
+    let name_width = name_width.max(16).min(room).min(MAX_NAME_WIDTH);
 
     rows.into_iter()
         .map(|(name, figures, text)| {

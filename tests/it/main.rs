@@ -12,6 +12,7 @@ mod connections;
 mod copying;
 mod crashes;
 mod ddl_trigger;
+mod demo;
 mod documented;
 mod equal_values;
 mod every_value;

@@ -262,19 +262,24 @@ fn many_tables_leave_room_for_the_log() {
 }
 
 /// Neither bars nor colours; nothing that moves the cursor.
-#[test]
-fn a_dumb_terminal_and_no_color_have_plain_lines() {
-    let following = slow("dumb");
-    for environment in [("TERM", "dumb"), ("NO_COLOR", "1")] {
-        let terminal = Terminal::start(&slowly(&following), 110, &["sync"], &[environment]);
-        let seen = Arc::clone(&terminal.seen);
-        assert_only_log(&terminal.wait());
-        let bytes = seen.lock().unwrap().bytes.clone();
-        assert!(!bytes.contains(&0x1b), "{environment:?}: {}", String::from_utf8_lossy(&bytes));
+#[track_caller]
+fn has_plain_lines(name: &str, environment: (&str, &str)) {
+    let following = slow(name);
+    let terminal = Terminal::start(&slowly(&following), 110, &["sync"], &[environment]);
+    let seen = Arc::clone(&terminal.seen);
+    assert_only_log(&terminal.wait());
+    let bytes = seen.lock().unwrap().bytes.clone();
+    assert!(!bytes.contains(&0x1b), "{}", String::from_utf8_lossy(&bytes));
+}
 
-        std::fs::remove_file(following.copy()).unwrap();
-        following.rhei.run_ok(["drop", "--yes"]);
-    }
+#[test]
+fn a_dumb_terminal_has_plain_lines() {
+    has_plain_lines("dumb", ("TERM", "dumb"));
+}
+
+#[test]
+fn without_colour_the_terminal_has_plain_lines() {
+    has_plain_lines("no_color", ("NO_COLOR", "1"));
 }
 
 #[test]

@@ -234,7 +234,7 @@ impl Replication {
             println!("   {} answers; any client could ask:", thousands(reader.answers));
             println!("   {}", query::psql_line(listen));
         }
-        println!("   in {seconds} s, {}", self.following_line());
+        println!("   in {} s, {}", following.elapsed().as_secs(), self.following_line());
         Ok(())
     }
 

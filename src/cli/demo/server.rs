@@ -144,14 +144,14 @@ impl KeptShop {
         let version = Command::new(server.bin.join("initdb"))
             .arg("--version")
             .output()
-            .map_err(|error| failed(format!("cannot run initdb: {error}")))?;
+            .map_err(|error| cannot_run("initdb", &error))?;
 
         let mut hash = Sha256::new();
         hash.update(&version.stdout);
         statements.iter().for_each(|statement| hash.update(statement));
         let name = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
 
-        let place = cache_folder(server.as_postgres).map(|folder| (folder, name));
+        let place = cache_folder().map(|folder| (folder, name));
         Ok(Self { place })
     }
 
@@ -225,11 +225,7 @@ fn remove_old_shops(folder: &Path) {
 }
 
 /// Returns the folder for what may be removed at any time; none when there is no such folder.
-fn cache_folder(as_postgres: bool) -> Option<PathBuf> {
-    if as_postgres {
-        return Some(PathBuf::from("/var/cache/rhei-demo"));
-    }
-
+fn cache_folder() -> Option<PathBuf> {
     let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
     Some(cache.join("rhei-demo"))
@@ -329,6 +325,10 @@ fn run(command: &mut Command, what: &str) -> Result<(), CliError> {
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(failed(format!("{what} failed ({status})"))),
-        Err(error) => Err(failed(format!("cannot run {what}: {error}"))),
+        Err(error) => Err(cannot_run(what, &error)),
     }
+}
+
+fn cannot_run(what: &str, error: &std::io::Error) -> CliError {
+    failed(format!("cannot run {what}: {error}"))
 }
