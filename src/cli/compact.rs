@@ -8,10 +8,14 @@ use std::{
 };
 
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar};
-use serde_json::Value;
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
 
-use super::{CliError, Invocation};
+use super::{
+    CliError, Invocation,
+    progress::{JSON_INTERVAL, LOG_INTERVAL, Style, print_json},
+    screen,
+};
 use crate::{
     control,
     olap::{DuckDb, compact::written_beside, engine::FileMaintenance},
@@ -30,10 +34,9 @@ pub struct CompactArgs {
 pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, CliError> {
     let target = session.target()?;
     let path = target.path.clone();
-    let is_quiet = session.is_quiet;
+    let style = session.style;
 
-    let compacted = match with_size_display(&path, is_quiet, control::request(&path, "compact"))
-        .await
+    let compacted = match with_size_display(&path, style, control::request(&path, "compact")).await
     {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => return Err(CliError::Failed(error.to_owned())),
@@ -48,7 +51,7 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
             }
 
             let work = tokio::task::spawn_blocking(move || DuckDb::open(&target)?.compact());
-            let compacted = with_size_display(&path, is_quiet, work)
+            let compacted = with_size_display(&path, style, work)
                 .await
                 .map_err(|lost| EngineError::lost("compacting", lost))??;
             serde_json::to_value(compacted)
@@ -66,37 +69,41 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
 
 /// Waits for the work, and shows how much of the new file is written: on a terminal at once,
 /// otherwise by a line now and then.
-async fn with_size_display<R>(path: &Path, is_quiet: bool, work: impl Future<Output = R>) -> R {
+async fn with_size_display<R>(path: &Path, style: Style, work: impl Future<Output = R>) -> R {
     const POLL_INTERVAL: Duration = Duration::from_millis(200);
-    const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
     let mut work = std::pin::pin!(work);
-    let bar = if is_quiet { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-
     let mut last_line = Instant::now();
     loop {
         if let Ok(done) = tokio::time::timeout(POLL_INTERVAL, &mut work).await {
-            bar.finish_and_clear();
+            screen::show(Vec::new());
             return done;
         }
 
         let (written, old) =
             (written_beside(path), fs::metadata(path).map_or(0, |file| file.len()));
-        bar.set_message(format!(
-            "{} written; the old file has {}",
-            HumanBytes(written),
-            HumanBytes(old)
-        ));
-
-        bar.tick();
-        if bar.is_hidden() && last_line.elapsed() >= LOG_INTERVAL {
-            last_line = Instant::now();
-            tracing::info!(
-                event = "compaction_progress",
-                written_bytes = written,
-                old_bytes = old,
-                "compacting"
-            );
+        let is_due = |interval| last_line.elapsed() >= interval;
+        match style {
+            Style::Bars => {
+                let (written, old) = (HumanBytes(written), HumanBytes(old));
+                screen::show(vec![format!("{written} written; the old file has {old}")]);
+            }
+            Style::Lines if is_due(LOG_INTERVAL) => {
+                last_line = Instant::now();
+                tracing::info!(
+                    event = "compaction_progress",
+                    written_bytes = written,
+                    old_bytes = old,
+                    "compacting"
+                );
+            }
+            Style::Json if is_due(JSON_INTERVAL) => {
+                last_line = Instant::now();
+                print_json(&json!({
+                    "event": "compacting", "written_bytes": written, "old_bytes": old
+                }));
+            }
+            Style::Lines | Style::Json | Style::None => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The log on standard error: text for people, or one JSON object per line.
 
-use std::{fmt, io::IsTerminal, sync::OnceLock};
+use std::{fmt, sync::OnceLock};
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::{
@@ -16,7 +16,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{GlobalArgs, LogFormat};
+use super::{
+    GlobalArgs, LogFormat,
+    progress::{ProgressChoice, Terminal},
+    screen::StderrWriter,
+};
 use crate::observe::LogWatch;
 
 /// The field that holds the stable name of a line (docs/logs.md).
@@ -34,10 +38,17 @@ pub(super) fn start(args: &GlobalArgs) {
     let (filter, handle) = reload::Layer::new(filter);
     let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
 
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-    let lines = match args.log_format {
+    // Whoever reads the progress as JSON can read every line.
+    let format = args.log_format.unwrap_or(match args.progress {
+        ProgressChoice::Json => LogFormat::Json,
+        _ => LogFormat::Text,
+    });
+
+    let writer = StderrWriter::default;
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
+    let lines = match format {
         LogFormat::Text => lines
-            .with_ansi(std::io::stderr().is_terminal())
+            .with_ansi(Terminal::of_process().has_colour())
             .fmt_fields(WithoutEvent)
             .with_filter(filter)
             .boxed(),

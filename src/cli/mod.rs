@@ -1,6 +1,7 @@
 //! Commands, messages, progress. Only this module prints or chooses an exit code.
 
 mod backfill;
+mod bars;
 mod check;
 mod compact;
 mod demo;
@@ -14,6 +15,7 @@ mod query;
 mod reload;
 mod report;
 mod run;
+mod screen;
 mod serve;
 mod service;
 mod shell;
@@ -36,6 +38,8 @@ use crate::{
     pipeline::{Context, Event, Options, options::TableSettings},
     source::connection::{Environment, SourceOptions},
 };
+
+use progress::{ProgressChoice, Style, Terminal};
 
 /// Keeps a DuckDB copy of a PostgreSQL database, live and exact.
 #[derive(Debug, Parser)]
@@ -67,9 +71,12 @@ struct GlobalArgs {
     /// The DuckDB file
     #[arg(long, global = true, value_name = "PATH")]
     target: Option<PathBuf>,
-    /// How logs look
-    #[arg(long, global = true, value_enum, default_value = "text")]
-    log_format: LogFormat,
+    /// How logs look [default: text; json with --progress json]
+    #[arg(long, global = true, value_enum)]
+    log_format: Option<LogFormat>,
+    /// How the progress of long work is shown
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    progress: ProgressChoice,
     /// Say more
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
@@ -220,6 +227,7 @@ through_engine!(
 pub struct Invocation {
     config: Config,
     is_quiet: bool,
+    style: Style,
 }
 
 impl Invocation {
@@ -284,7 +292,7 @@ impl Invocation {
     fn context(&self) -> Result<(Context, progress::Progress), CliError> {
         let (context, events) = self.pipeline()?;
         let progress =
-            progress::Progress::start(events, self.is_quiet, context.copy_progress.clone(), None);
+            progress::Progress::start(events, self.style, context.copy_progress.clone(), None);
         Ok((context, progress))
     }
 
@@ -293,7 +301,7 @@ impl Invocation {
         let (context, events) = self.pipeline()?;
         let copies = context.copy_progress.clone();
         let service = service::Service::from_environment(&context.pulse, &copies);
-        Ok((context, progress::Progress::start(events, self.is_quiet, copies, service)))
+        Ok((context, progress::Progress::start(events, self.style, copies, service)))
     }
 
     /// Makes a pipeline from the settings, and the end at which its events arrive.
@@ -390,6 +398,7 @@ fn stop_on_signal() -> CancellationToken {
             }
 
             if number > 1 {
+                screen::close();
                 std::process::exit(130);
             }
 
@@ -408,6 +417,7 @@ fn stop_on_signal() -> CancellationToken {
 /// Runs the whole program.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
+        screen::close();
         eprintln!(
             "error: rhei met a bug of its own: {panic}\nhint: nothing committed is lost; please \
              report this"
@@ -438,12 +448,16 @@ pub fn main() -> ExitCode {
     // The shutdown does not wait for a call to DuckDB that is still running, since its result is no
     // longer needed.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    screen::close();
     ended.unwrap_or_else(|error| report::failed(&error))
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
+    let style = Style::new(cli.global.progress, cli.global.quiet, Terminal::of_process());
     match cli.command {
-        Command::Demo(args) => return Box::pin(demo::run_demo(args, stop_on_signal())).await,
+        Command::Demo(args) => {
+            return Box::pin(demo::run_demo(args, style, stop_on_signal())).await;
+        }
         Command::Completions(args) => return Ok(shell::completions(&args)),
         Command::Man(args) => return shell::man(&args),
         _ => {}
@@ -459,7 +473,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
             .collect(),
     };
 
-    let session = Invocation { config: Config::load(&inputs)?, is_quiet: cli.global.quiet };
+    let session = Invocation { config: Config::load(&inputs)?, is_quiet: cli.global.quiet, style };
     match cli.command {
         Command::Sync => Box::pin(sync::run(session)).await,
         Command::Run => Box::pin(run::run(session, inputs)).await,

@@ -1,38 +1,104 @@
 //! Shows the progress of long work: bars on a terminal, otherwise a line now and then.
 
 use std::{
-    collections::HashMap,
-    io::IsTerminal,
+    io::{IsTerminal, Write},
     time::{Duration, Instant},
 };
 
-use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
-use tokio::sync::mpsc;
+use clap::ValueEnum;
+use serde_json::json;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 
-use super::service::Service;
+use super::{
+    bars,
+    screen::{self, Size, StderrWriter},
+    service::Service,
+};
 use crate::pipeline::{
     CycleReport, Event,
-    copy_progress::{CopyProgress, Figures},
+    copy_progress::{CopyProgress, Overview},
 };
+
+/// The time between two lines about the same work.
+pub const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// The same, for a program that reads them.
+pub const JSON_INTERVAL: Duration = Duration::from_secs(1);
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How the user wants to see progress: the flag `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressChoice {
+    /// Bars on a terminal, unless NO_COLOR or TERM=dumb is set; otherwise plain. Nothing with -q
+    Auto,
+    /// Bars, also with NO_COLOR; plain where standard error is no terminal or a dumb one
+    Bar,
+    /// A log line every ten seconds
+    Plain,
+    /// Nothing
+    None,
+    /// A JSON object per line on standard error every second; the log is JSON, too
+    Json,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    Bars,
+    Lines,
+    Json,
+    None,
+}
+
+/// What is known of standard error.
+#[derive(Debug, Clone, Copy)]
+pub struct Terminal {
+    /// Whether it is a terminal that can move its cursor.
+    can_redraw: bool,
+    /// The user wants no colour (no-color.org).
+    is_plain: bool,
+}
+
+impl Terminal {
+    pub fn of_process() -> Self {
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        Self {
+            can_redraw: std::io::stderr().is_terminal() && !is_dumb,
+            is_plain: std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()),
+        }
+    }
+
+    pub fn has_colour(self) -> bool {
+        self.can_redraw && !self.is_plain
+    }
+}
+
+impl Style {
+    pub fn new(choice: ProgressChoice, is_quiet: bool, terminal: Terminal) -> Self {
+        match choice {
+            ProgressChoice::Auto if is_quiet => Style::None,
+            ProgressChoice::Auto if terminal.has_colour() => Style::Bars,
+            ProgressChoice::Bar if terminal.can_redraw => Style::Bars,
+            ProgressChoice::Auto | ProgressChoice::Bar | ProgressChoice::Plain => Style::Lines,
+            ProgressChoice::Json => Style::Json,
+            ProgressChoice::None => Style::None,
+        }
+    }
+}
 
 /// Listens to a pipeline until the pipeline is gone.
 pub struct Progress {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// The time between two lines about the same work.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
-
 impl Progress {
     /// Starts listening. A service manager hears of what happens, too.
     pub fn start(
         events: mpsc::UnboundedReceiver<Event>,
-        is_quiet: bool,
+        style: Style,
         copy_progress: CopyProgress,
         service: Option<Service>,
     ) -> Self {
-        let has_bars = !is_quiet && std::io::stderr().is_terminal();
-        Self { task: tokio::spawn(listen(events, copy_progress, has_bars, service)) }
+        Self { task: tokio::spawn(listen(events, copy_progress, style, service)) }
     }
 
     /// Waits until all events are shown. The pipeline's options must be dropped before.
@@ -41,92 +107,44 @@ impl Progress {
     }
 }
 
-/// A bar for each table that is being copied, and one for all of them.
-struct Bars {
-    all: MultiProgress,
-    total: ProgressBar,
-    tables: HashMap<String, ProgressBar>,
-}
-
-impl Bars {
-    fn new() -> Self {
-        let all = MultiProgress::new();
-        let total = all.add(bar("total"));
-        Self { all, total, tables: HashMap::new() }
-    }
-
-    fn show(&mut self, copy_progress: &CopyProgress) {
-        let (tables, total) = copy_progress.progress().unwrap_or_default();
-        self.tables.retain(|table, bar| {
-            let is_open = tables.contains_key(table);
-            if !is_open {
-                bar.finish_and_clear();
-            }
-            is_open
-        });
-
-        for (table, progress) in &tables {
-            let bar = self
-                .tables
-                .entry(table.clone())
-                .or_insert_with(|| self.all.insert_before(&self.total, bar(table)));
-            set(bar, progress);
-        }
-
-        if tables.is_empty() {
-            self.total.finish_and_clear();
-        } else {
-            set(&self.total, &total);
-        }
-    }
-}
-
-fn bar(name: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    let style = "{msg:30!} {bar:30} {human_pos}/{human_len} rows, {prefix}";
-
-    bar.set_style(
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    bar.set_message(name.to_owned());
-    bar
-}
-
-fn set(bar: &ProgressBar, progress: &Figures) {
-    bar.set_length(progress.estimated_rows.max(progress.rows));
-    bar.set_position(progress.rows);
-    let left = progress.seconds_left.map_or_else(String::new, |seconds| {
-        format!(", {} left", HumanDuration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))))
-    });
-    bar.set_prefix(format!("{:.1} MB/s{left}", progress.megabytes_per_second));
-}
-
 async fn listen(
     mut heard: mpsc::UnboundedReceiver<Event>,
     copy_progress: CopyProgress,
-    has_bars: bool,
+    style: Style,
     mut service: Option<Service>,
 ) {
     let mut display = Display {
-        bars: has_bars.then(Bars::new),
+        style,
         copy_progress,
+        is_copying: false,
         last_line: Instant::now(),
         applied: Applied::default(),
     };
 
-    while let Some(event) = heard.recv().await {
-        if let Some(service) = &mut service {
-            service.hear(&event);
+    let mut ticks = tokio::time::interval(DRAW_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            event = heard.recv() => {
+                let Some(event) = event else { break };
+                if let Some(service) = &mut service {
+                    service.hear(&event);
+                }
+                display.show(event);
+            }
+            _ = ticks.tick(), if display.is_copying => display.show_copies(),
         }
-        display.show(event);
     }
+    display.end_copies();
 }
 
 /// Shows events as they come.
 struct Display {
-    bars: Option<Bars>,
+    style: Style,
     copy_progress: CopyProgress,
-    /// When the log said last how far the copies are.
+    /// Whether copies are shown that have not ended.
+    is_copying: bool,
+    /// When a line said last how far the copies are.
     last_line: Instant,
     applied: Applied,
 }
@@ -143,18 +161,8 @@ impl Display {
             Event::CopyStarted { table, estimated_rows } => {
                 tracing::debug!(table, estimated_rows, "copying")
             }
-            Event::CopyProgress => match &mut self.bars {
-                Some(bars) => bars.show(&self.copy_progress),
-                None if self.last_line.elapsed() >= LOG_INTERVAL => {
-                    self.last_line = Instant::now();
-                    log_copies(&self.copy_progress);
-                }
-                None => {}
-            },
+            Event::CopyProgress => self.is_copying = true,
             Event::CopyFinished { table, rows } => {
-                if let Some(bars) = &mut self.bars {
-                    bars.show(&self.copy_progress);
-                }
                 tracing::info!(event = "table_copied", table, rows, "copied");
             }
             Event::WentLive { table } => tracing::info!(event = "table_live", table, "live"),
@@ -183,24 +191,80 @@ impl Display {
             Event::Pausing { .. } => {}
         }
     }
+
+    /// Shows how far the copies are, if it is time to.
+    fn show_copies(&mut self) {
+        let Some(overview) = self.copy_progress.overview() else { return };
+        if overview.tables_left == 0 {
+            return self.end_copies();
+        }
+
+        let is_due = |interval| self.last_line.elapsed() >= interval;
+        match self.style {
+            Style::Bars => screen::show(bars::lines(&overview, Size::now())),
+            Style::Lines if is_due(LOG_INTERVAL) => {
+                self.last_line = Instant::now();
+                log_copies(&overview);
+            }
+            Style::Json if is_due(JSON_INTERVAL) => {
+                self.last_line = Instant::now();
+                print_copies("copying", &overview);
+            }
+            Style::Lines | Style::Json | Style::None => {}
+        }
+    }
+
+    fn end_copies(&mut self) {
+        let is_copying = std::mem::take(&mut self.is_copying);
+        match self.style {
+            Style::Bars => screen::show(Vec::new()),
+            Style::Json if is_copying => {
+                let overview = self.copy_progress.overview().unwrap_or_default();
+                print_copies("copies_ended", &overview);
+            }
+            Style::Json | Style::Lines | Style::None => {}
+        }
+    }
 }
 
-fn log_copies(copy_progress: &CopyProgress) {
-    let (tables, total) = copy_progress.progress().unwrap_or_default();
-
+fn log_copies(overview: &Overview) {
+    let total = &overview.total;
     let seconds_left = total.seconds_left.map(f64::round);
     let mb_per_second = (total.megabytes_per_second * 10.0).round() / 10.0;
     let (rows, of_about) = (total.rows, total.estimated_rows);
 
     tracing::info!(
         event = "copy_progress",
-        tables = tables.len(),
+        tables = overview.tables_left,
+        tables_done = overview.tables_done,
         rows,
         of_about,
         mb_per_second,
         seconds_left,
         "copying"
     );
+}
+
+/// Prints a line for a program that shows the progress itself (docs/operating.md).
+fn print_copies(event: &str, overview: &Overview) {
+    let total = &overview.total;
+    print_json(&json!({
+        "event": event,
+        "tables": overview.tables,
+        "tables_done": overview.tables_done,
+        "tables_left": overview.tables_left,
+        "rows": total.rows,
+        "estimated_rows": total.estimated_rows,
+        "bytes": total.bytes,
+        "seconds": total.seconds,
+        "seconds_left": total.seconds_left,
+    }));
+}
+
+/// Prints an object on a line of its own to standard error.
+pub fn print_json(object: &serde_json::Value) {
+    // Nobody can be told that standard error is gone.
+    let _ = StderrWriter.write_all(format!("{object}\n").as_bytes());
 }
 
 /// What cycles have applied since the last line about them.
@@ -231,5 +295,27 @@ impl Applied {
                 "applied"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_need_a_terminal_that_can_draw_them() {
+        let style = |choice, is_quiet, can_redraw, is_plain| {
+            Style::new(choice, is_quiet, Terminal { can_redraw, is_plain })
+        };
+
+        assert_eq!(style(ProgressChoice::Auto, false, true, false), Style::Bars);
+        assert_eq!(style(ProgressChoice::Auto, true, true, false), Style::None);
+        assert_eq!(style(ProgressChoice::Auto, false, true, true), Style::Lines);
+        assert_eq!(style(ProgressChoice::Auto, false, false, false), Style::Lines);
+        assert_eq!(style(ProgressChoice::Bar, true, true, true), Style::Bars);
+        assert_eq!(style(ProgressChoice::Bar, false, false, false), Style::Lines);
+        assert_eq!(style(ProgressChoice::Plain, false, true, false), Style::Lines);
+        assert_eq!(style(ProgressChoice::Json, true, true, false), Style::Json);
+        assert_eq!(style(ProgressChoice::None, false, true, false), Style::None);
     }
 }

@@ -178,8 +178,8 @@ impl Rhei {
         }
     }
 
-    #[track_caller]
-    pub fn spawn<A: AsRef<str>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
+    /// The command that [`Self::spawn`] runs, whose streams are still to be set.
+    pub fn command<A: AsRef<str>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let binary = env!("CARGO_BIN_EXE_rhei");
         let mut command = match self.longest_file {
             None => Command::new(binary),
@@ -213,6 +213,12 @@ impl Rhei {
             command.arg("--target").arg(target);
         }
         command.args(arguments.iter().map(AsRef::as_ref));
+        command
+    }
+
+    #[track_caller]
+    pub fn spawn<A: AsRef<str>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
+        let mut command = self.command(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (stdout, stderr) = (Lines::default(), Lines::default());

@@ -1,9 +1,11 @@
 //! `rhei demo`: a throwaway Postgres with a shop in it, live writes, replication, queries; the user
 //! configures nothing.
 
+mod server;
+
 use std::{
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -12,11 +14,18 @@ use std::{
 };
 
 use clap::Args;
+use server::{KeptShop, Purpose, Throwaway};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, Context, query};
+use super::{
+    CliError, Context,
+    bars::thousands,
+    progress::Style,
+    query,
+    screen::{self, print_above},
+};
 use crate::{
     engine::{self, attach::Recopy},
     olap::{DuckDb, SharedFile, TargetOptions},
@@ -25,16 +34,16 @@ use crate::{
     source::connection::{Environment, SourceOptions, SqlClient, connect_sql},
 };
 
-const SCHEMA: &str = include_str!("../../fixtures/demo/schema.sql");
-const LOAD: &str = include_str!("../../fixtures/demo/load.sql");
-const WRITES: &str = include_str!("../../fixtures/demo/writes.sql");
-const QUERIES: &str = include_str!("../../fixtures/demo/queries.sql");
+const SCHEMA: &str = include_str!("../../../fixtures/demo/schema.sql");
+const LOAD: &str = include_str!("../../../fixtures/demo/load.sql");
+const WRITES: &str = include_str!("../../../fixtures/demo/writes.sql");
+const QUERIES: &str = include_str!("../../../fixtures/demo/queries.sql");
 
 /// Flags of `rhei demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
     /// How long to follow the live writes
-    #[arg(long, default_value = "20", value_name = "SECONDS")]
+    #[arg(long, default_value = "8", value_name = "SECONDS")]
     pub seconds: u64,
 }
 
@@ -42,161 +51,33 @@ fn failed(what: impl Into<String>) -> CliError {
     CliError::Failed(what.into())
 }
 
-/// A server that stops when the demo ends, whether the demo succeeds or fails.
-struct Throwaway {
-    bin: PathBuf,
-    folder: PathBuf,
-    as_postgres: bool,
-}
-
-impl Throwaway {
-    fn start() -> Result<Self, CliError> {
-        let bin = find_postgres()?;
-        let folder = std::env::temp_dir().join(format!("rhei-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)
-            .map_err(|error| failed(format!("cannot make {}: {error}", folder.display())))?;
-
-        // initdb refuses to run as root.
-        let as_postgres = std::fs::metadata("/proc/self")
-            .is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
-        if as_postgres {
-            run(Command::new("chown").arg("postgres").arg(&folder), "chown")?;
-        }
-
-        let server = Self { bin, folder, as_postgres };
-        let data = server.folder.join("data");
-        run(
-            server
-                .command("initdb")
-                .arg("-D")
-                .arg(&data)
-                .args(["-A", "trust", "-U", "postgres", "-E", "UTF8"])
-                .args(["--locale=C", "--no-sync"]),
-            "initdb",
-        )?;
-
-        let settings = format!(
-            "-c wal_level=logical -c fsync=off -c synchronous_commit=off -c max_wal_size=4GB -c \
-             listen_addresses='' -c unix_socket_directories={}",
-            server.folder.display()
-        );
-
-        run(
-            server
-                .command("pg_ctl")
-                .arg("-D")
-                .arg(&data)
-                .arg("-l")
-                .arg(server.folder.join("log"))
-                .args(["-w", "-o", &settings, "start"]),
-            "pg_ctl start",
-        )?;
-
-        Ok(server)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let path = self.bin.join(program);
-        let mut command = if self.as_postgres {
-            let mut command = Command::new("runuser");
-            command.args(["-u", "postgres", "--"]).arg(path);
-            command
-        } else {
-            Command::new(path)
-        };
-
-        // The user of the server may not be allowed to read the current folder of the demo.
-        command.current_dir(&self.folder);
-        command
-    }
-
-    fn url(&self) -> String {
-        format!("host={} user=postgres dbname=postgres", self.folder.display())
-    }
-}
-
-impl Drop for Throwaway {
-    fn drop(&mut self) {
-        let data = self.folder.join("data");
-        let _ = run(
-            self.command("pg_ctl").arg("-D").arg(&data).args(["-m", "immediate", "-w", "stop"]),
-            "pg_ctl stop",
-        );
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn find_postgres() -> Result<PathBuf, CliError> {
-    let has_initdb =
-        |folder: &Path| folder.join("initdb").exists() && folder.join("pg_ctl").exists();
-
-    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
-        .filter(|folder| has_initdb(folder))
-        .collect();
-    found.sort();
-
-    if let Some(newest) = found.pop() {
-        return Ok(newest);
-    }
-
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
-        let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        if has_initdb(&folder) {
-            return Ok(folder);
-        }
-    }
-
-    std::env::var_os("PATH")
-        .iter()
-        .flat_map(std::env::split_paths)
-        .find(|folder| has_initdb(folder))
-        .ok_or_else(|| {
-            failed(
-                "no PostgreSQL server found for the demo\nhint: `make setup` installs one, or \
-                    install the package postgresql",
-            )
-        })
-}
-
-fn run(command: &mut Command, what: &str) -> Result<(), CliError> {
-    // The server that pg_ctl starts inherits the output, so reading from a pipe would never end.
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(failed(format!("{what} failed ({status})"))),
-        Err(error) => Err(failed(format!("cannot run {what}: {error}"))),
-    }
-}
-
 /// Runs the command.
-pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCode, CliError> {
+pub async fn run_demo(
+    args: DemoArgs,
+    style: Style,
+    stop: CancellationToken,
+) -> Result<ExitCode, CliError> {
     let target = PathBuf::from("demo.duckdb");
     remove_old(&target)?;
 
     println!("1. a throwaway Postgres with a shop in it");
     let started = Instant::now();
-    let server = Throwaway::start()?;
-    let source = SourceOptions::parse(&server.url(), &Environment::default())?;
+    let (server, source, is_kept) = tokio::select! {
+        () = stop.cancelled() => return Ok(ExitCode::from(130)),
+        opened = open_shop() => opened?,
+    };
     let client = connect_to_shop(&source, "demo").await?;
 
-    tokio::select! {
-        () = stop.cancelled() => return Ok(ExitCode::from(130)),
-        loaded = load_shop(&client) => loaded?,
-    }
-
     println!(
-        "   {} rows in {:.1} s",
+        "   {} rows{} in {:.1} s",
         thousands(count_rows(&client).await?),
+        if is_kept { " kept from an earlier demo," } else { "" },
         started.elapsed().as_secs_f64()
     );
 
     println!("2. a writer begins, rhei copies and follows");
-    let replication = Replication::start(source, &target, &stop);
-    replication.follow(args.seconds, &stop).await;
-    replication.ask_live_copy().await?;
+    let replication = Replication::start(source, &target, style, &stop);
+    replication.follow(args.seconds, &stop).await?;
     if !replication.finish(&stop).await? {
         println!("stopped");
         return Ok(ExitCode::from(130));
@@ -213,6 +94,36 @@ pub async fn run_demo(args: DemoArgs, stop: CancellationToken) -> Result<ExitCod
     Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
+/// Starts a server with the shop in it, and returns also whether an earlier demo has made the shop.
+async fn open_shop() -> Result<(Throwaway, SourceOptions, bool), CliError> {
+    let options = |server: &Throwaway| SourceOptions::parse(&server.url(), &Environment::default());
+
+    let mut server = Throwaway::new()?;
+    let kept = KeptShop::of(&server, &[SCHEMA, LOAD])?;
+    if kept.restore(&server) {
+        match server.start(Purpose::Source) {
+            Ok(()) => {
+                let options = options(&server)?;
+                return Ok((server, options, true));
+            }
+            // The machine was switched off while the shop was written, say.
+            Err(_) => kept.forget(&server)?,
+        }
+    }
+
+    server.make_data()?;
+    server.start(Purpose::Load)?;
+    let client = connect_sql(&options(&server)?, "demo").await?;
+    load_shop(&client).await?;
+    drop(client);
+    server.stop()?;
+    kept.keep(&server);
+
+    server.start(Purpose::Source)?;
+    let options = options(&server)?;
+    Ok((server, options, false))
+}
+
 /// Removes the copy of an earlier demo.
 fn remove_old(target: &Path) -> Result<(), CliError> {
     for old in [target.to_owned(), PathBuf::from("demo.duckdb.wal")] {
@@ -226,15 +137,15 @@ fn remove_old(target: &Path) -> Result<(), CliError> {
 
 async fn connect_to_shop(source: &SourceOptions, purpose: &str) -> Result<SqlClient, CliError> {
     let client = connect_sql(source, purpose).await?;
-    client
-        .batch_execute("SET search_path = public")
-        .await
-        .map_err(crate::source::SourceError::from)?;
+    let set = client.batch_execute("SET search_path = public; SET TimeZone = 'UTC'").await;
+    set.map_err(crate::source::SourceError::from)?;
     Ok(client)
 }
 
 async fn load_shop(client: &tokio_postgres::Client) -> Result<(), CliError> {
-    for sql in [SCHEMA, LOAD, "VACUUM ANALYZE"] {
+    // One transaction: what it writes to tables of its own goes past the WAL of a server that only
+    // loads.
+    for sql in [&format!("SET search_path = public; {SCHEMA}; {LOAD}"), "VACUUM ANALYZE"] {
         client.batch_execute(sql).await.map_err(crate::source::SourceError::from)?;
     }
     Ok(())
@@ -243,6 +154,7 @@ async fn load_shop(client: &tokio_postgres::Client) -> Result<(), CliError> {
 /// A writer at the source and a replicator that follows it.
 struct Replication {
     context: Context,
+    style: Style,
     seen: Arc<Seen>,
     /// The number of transactions that the writer has committed.
     written: Arc<AtomicU64>,
@@ -255,7 +167,7 @@ struct Replication {
 }
 
 impl Replication {
-    fn start(source: SourceOptions, target: &Path, stop: &CancellationToken) -> Self {
+    fn start(source: SourceOptions, target: &Path, style: Style, stop: &CancellationToken) -> Self {
         let (events, heard) = mpsc::unbounded_channel();
         let target_options = TargetOptions { path: target.to_owned(), ..TargetOptions::default() };
         let options = Options {
@@ -274,105 +186,90 @@ impl Replication {
         let replicator =
             tokio::spawn(replicate(context.clone(), Arc::clone(&seen), replicator_stop.clone()));
 
-        Self { context, seen, written, writer, writer_stop, replicator, replicator_stop, listener }
+        Self {
+            context,
+            style,
+            seen,
+            written,
+            writer,
+            writer_stop,
+            replicator,
+            replicator_stop,
+            listener,
+        }
     }
 
-    /// Shows the progress of the copy, and then for `seconds` how the stream is followed.
-    async fn follow(&self, seconds: u64, stop: &CancellationToken) {
+    /// Shows the progress of the copy, and then for `seconds` how the stream is followed, and how
+    /// the copy answers meanwhile.
+    async fn follow(&self, seconds: u64, stop: &CancellationToken) -> Result<(), CliError> {
         let copying = Instant::now();
         let tables = SCHEMA.matches("CREATE TABLE").count() as u64;
-        let bar = indicatif::ProgressBar::new_spinner();
-        bar.enable_steady_tick(Duration::from_millis(100));
-
-        let mut streaming_since = None;
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            }
-
-            if self.replicator.is_finished() {
-                break;
-            }
-
-            if streaming_since.is_none() && self.seen.live.load(Ordering::Relaxed) == tables {
-                streaming_since = Some(Instant::now());
-                bar.suspend(|| self.print_copied(copying));
-            }
-
-            match streaming_since {
-                None => bar.set_message(self.copying_message()),
-                Some(since) => {
-                    bar.set_message(self.following_message());
-                    if since.elapsed() >= Duration::from_secs(seconds) {
-                        break;
-                    }
-                }
+        while self.seen.live.load(Ordering::Relaxed) < tables {
+            self.show_line(|| self.copying_line());
+            if !self.pause(stop).await {
+                return Ok(());
             }
         }
 
-        bar.finish_and_clear();
-        if streaming_since.is_some() {
-            self.print_followed(seconds);
+        print_above(&format!(
+            "   copied {} rows in {:.1} s",
+            thousands(self.seen.copied.load(Ordering::Relaxed)),
+            copying.elapsed().as_secs_f64()
+        ));
+
+        let mut reader = Reader::connect(self.seen.endpoint.get()).await?;
+        let following = Instant::now();
+        while following.elapsed() < Duration::from_secs(seconds) {
+            self.show_line(|| self.following_line());
+            if let Some(reader) = &mut reader {
+                reader.ask(&self.written).await?;
+            }
+            if !self.pause(stop).await {
+                break;
+            }
+        }
+
+        screen::show(Vec::new());
+        if let (Some(reader), Some(listen)) = (reader, self.seen.endpoint.get()) {
+            println!("   {} answers; any client could ask:", thousands(reader.answers));
+            println!("   {}", query::psql_line(listen));
+        }
+        println!("   in {} s, {}", following.elapsed().as_secs(), self.following_line());
+        Ok(())
+    }
+
+    /// Waits a moment. Returns `false` when the replicator has ended or the user stops the demo.
+    async fn pause(&self, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+
+        let goes_on = !stop.is_cancelled() && !self.replicator.is_finished();
+        if !goes_on {
+            screen::show(Vec::new());
+        }
+        goes_on
+    }
+
+    fn show_line(&self, line: impl FnOnce() -> String) {
+        if self.style == Style::Bars {
+            screen::show(vec![format!("   {}", line())]);
         }
     }
 
-    fn copying_message(&self) -> String {
-        let rows = self.context.copy_progress.progress().map_or(0, |(_, total)| total.rows);
+    fn copying_line(&self) -> String {
+        let rows = self.context.copy_progress.overview().map_or(0, |all| all.total.rows);
         format!("copying: {} rows", thousands(rows))
     }
 
-    fn following_message(&self) -> String {
+    fn following_line(&self) -> String {
         format!(
-            "following: {} transactions, {} row changes applied of {} written, {} bytes of WAL \
-             behind",
+            "followed {} source transactions, {} row changes; {} bytes of WAL behind",
             thousands(self.seen.transactions.load(Ordering::Relaxed)),
             thousands(self.seen.changes.load(Ordering::Relaxed)),
-            thousands(self.written.load(Ordering::Relaxed)),
             thousands(self.seen.lag_bytes.load(Ordering::Relaxed)),
         )
-    }
-
-    fn print_copied(&self, since: Instant) {
-        println!(
-            "   copied {} rows in {:.1} s",
-            thousands(self.seen.copied.load(Ordering::Relaxed)),
-            since.elapsed().as_secs_f64()
-        );
-    }
-
-    fn print_followed(&self, seconds: u64) {
-        println!(
-            "   followed {seconds} s: {} source transactions, {} row changes, {} bytes of WAL \
-             behind",
-            thousands(self.seen.transactions.load(Ordering::Relaxed)),
-            thousands(self.seen.changes.load(Ordering::Relaxed)),
-            thousands(self.seen.lag_bytes.load(Ordering::Relaxed)),
-        );
-    }
-
-    /// Asks the copy something while the writer and the replicator go on, as any client would.
-    async fn ask_live_copy(&self) -> Result<(), CliError> {
-        const QUESTION: &str = "SELECT f.lsn, round(extract(epoch FROM f.age) * 1000), (SELECT \
-                                count(*) FROM orders) FROM _rhei.freshness f";
-        let Some(listen) = self.seen.endpoint.get() else { return Ok(()) };
-        println!("3. the copy answers while the writer still writes");
-
-        let client = query::connect(listen, None).await?;
-        let started = Instant::now();
-        for message in client.simple_query(QUESTION).await.map_err(query::failed)? {
-            let SimpleQueryMessage::Row(row) = message else { continue };
-            let cell = |at| row.get(at).unwrap_or("?");
-            println!(
-                "   {} orders as of {}, {} ms after their last commit; answered in {:.1} ms",
-                cell(2),
-                cell(0),
-                cell(1),
-                started.elapsed().as_secs_f64() * 1000.0
-            );
-        }
-        println!("   any client of PostgreSQL could ask: {}", query::psql_line(listen));
-        Ok(())
     }
 
     /// Ends the writer and brings the copy to where the writer ended. Returns `false` when the user
@@ -399,6 +296,54 @@ impl Replication {
             caught_up.checkpoint
         );
         Ok(true)
+    }
+}
+
+/// A client that asks the copy something while the writer and the replicator go on.
+struct Reader {
+    client: tokio_postgres::Client,
+    last_line: Option<Instant>,
+    answers: u64,
+}
+
+impl Reader {
+    const LINE_INTERVAL: Duration = Duration::from_secs(2);
+
+    /// Connects to where readers can; none when there is no such place.
+    async fn connect(endpoint: Option<&Listen>) -> Result<Option<Self>, CliError> {
+        let Some(listen) = endpoint else { return Ok(None) };
+        println!("3. a client of PostgreSQL asks the copy while the writer writes");
+        let client = query::connect(listen, None).await?;
+        Ok(Some(Self { client, last_line: None, answers: 0 }))
+    }
+
+    /// Asks, and prints the answer when the last one is long enough ago.
+    async fn ask(&mut self, written: &AtomicU64) -> Result<(), CliError> {
+        const QUESTION: &str = "SELECT f.lsn, round(extract(epoch FROM f.age) * 1000), (SELECT \
+                                count(*) FROM orders) FROM _rhei.freshness f";
+        let asked = Instant::now();
+        let answer = self.client.simple_query(QUESTION).await.map_err(query::failed)?;
+        let took = asked.elapsed().as_secs_f64() * 1000.0;
+        self.answers += 1;
+
+        if self.last_line.is_some_and(|last| last.elapsed() < Self::LINE_INTERVAL) {
+            return Ok(());
+        }
+        self.last_line = Some(asked);
+
+        for message in answer {
+            let SimpleQueryMessage::Row(row) = message else { continue };
+            let cell = |at| row.get(at).unwrap_or("?");
+            let orders = cell(2).parse().map_or_else(|_| cell(2).to_owned(), thousands);
+            print_above(&format!(
+                "   {orders} orders at {}, {} ms old, answered in {took:.1} ms; {} transactions \
+                 written",
+                cell(0),
+                cell(1),
+                thousands(written.load(Ordering::Relaxed)),
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -583,16 +528,4 @@ fn ask_duckdb(
         Ok::<_, ::duckdb::Error>((names, answer))
     };
     Ok(ask().map_err(crate::olap::TargetError::from)?)
-}
-
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
