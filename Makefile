@@ -16,7 +16,7 @@ DESTDIR ?=
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: help setup build install dist dist-check quickstart test test-matrix chaos demo workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
+.PHONY: help setup build install dist dist-check quickstart test test-matrix chaos demo demo-picture workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ workloads: setup ## the migrations of two applications, followed by a run (minut
 
 demo: build ## throwaway Postgres, live writes, replication, queries; nothing to configure
 	@$(ENV) exec "$$CARGO_TARGET_DIR/debug/rhei" demo
+
+demo-picture: build ## the demo, and its output as docs/images/demo.svg
+	@$(ENV) mkdir -p docs/images && "$$CARGO_TARGET_DIR/debug/rhei" demo 2>/dev/null | tee /dev/stderr | \
+		scripts/demo-svg.py "make demo" >docs/images/demo.svg
 
 bench: setup ## measure decoding and applying alone, then catching up against pg_recvlogical (minutes; builds for release)
 	@$(ENV) cargo bench --locked $$RHEI_CARGO_FEATURES --bench stream
@@ -103,4 +107,4 @@ docs: setup ## build the API documentation; warnings are errors
 
 clean: ## remove what the demo left and what cargo built; keeps the downloaded libraries
 	@$(ENV) cargo clean
-	@rm -rf demo.duckdb demo.duckdb.wal demo-pg
+	@rm -rf demo.duckdb demo.duckdb.wal demo-pg "$${XDG_CACHE_HOME:-$$HOME/.cache}/rhei-demo"

@@ -481,13 +481,15 @@ async fn ask_both(client: &tokio_postgres::Client, target: &Path) -> Result<bool
         );
 
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.load_preset(comfy_table::presets::NOTHING);
         table.set_header(header);
 
         for row in ours.iter().take(6) {
             table.add_row(row.iter().map(|value| value.as_deref().unwrap_or("NULL")));
         }
-        println!("{table}");
+        for line in table.lines() {
+            println!("     {}", line.trim());
+        }
     }
 
     Ok(all_equal)
