@@ -122,10 +122,10 @@ fn an_address_that_others_reach_needs_passwords_and_tls() {
 /// A statement may take longer to plan than to run.
 #[test]
 fn planning_ends_at_the_timeout_too() {
-    let served = Served::new("serve_planning", TABLE, "statement_timeout = \"500ms\"");
+    let served = Served::new("serve_planning", TABLE, "statement_timeout = \"250ms\"");
     let session = served.session();
-    let tables = (0..25).map(|at| format!("t t{at}")).collect::<Vec<_>>().join(", ");
-    let pairs = (0..25).flat_map(|a| (0..a).map(move |b| format!("t{a}.id = t{b}.id + 1")));
+    let tables = (0..36).map(|at| format!("t t{at}")).collect::<Vec<_>>().join(", ");
+    let pairs = (0..36).flat_map(|a| (0..a).map(move |b| format!("t{a}.id = t{b}.id + 1")));
     let joined = pairs.collect::<Vec<_>>().join(" AND ");
     let error = session.try_query(&format!("SELECT count(*) FROM {tables} WHERE {joined}"));
     let error = error.unwrap_err();
