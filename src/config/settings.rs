@@ -341,6 +341,8 @@ impl PublishSettings {
     }
 }
 
+/// Metrics for Prometheus, health, and a status page, which `rhei run` serves over HTTP
+/// (docs/observing.md).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObserveSettings {

@@ -222,38 +222,58 @@ pub enum TextCheck {
     Unfinished,
 }
 
-/// Looks through a table of a database in SQL_ASCII, whose text may be in any encoding.
+/// Looks through a table of a database in SQL_ASCII, whose text may be in any encoding. The table
+/// is read once, and again for each column only where a value is not UTF-8.
 pub async fn check_text(
     client: &Client,
     table: &QualifiedName,
     columns: &[&str],
 ) -> Result<TextCheck, CatalogError> {
-    const TIMEOUT: &str = "30s";
+    let quoted: Vec<String> = columns.iter().map(|column| quote_identifier(column)).collect();
+    let whole = format!("ROW({})", quoted.join(", "));
+    if quoted.is_empty() {
+        return Ok(TextCheck::Valid);
+    }
 
-    for column in columns {
-        // The text of any value holds the bytes of the value, also of a field or an element.
-        let sql = format!(
-            "SET statement_timeout = '{TIMEOUT}'; \
-             SELECT count(convert_from(convert_to(({})::text, 'SQL_ASCII'), 'UTF8')) FROM {}",
-            quote_identifier(column),
-            quote_table(table)
-        );
+    match is_utf8(client, table, &whole).await? {
+        Some(true) => return Ok(TextCheck::Valid),
+        Some(false) => {}
+        None => return Ok(TextCheck::Unfinished),
+    }
 
-        let checked = client.batch_execute(&sql).await;
-        client.batch_execute("SET statement_timeout = 0").await?;
-
-        match checked {
-            Ok(()) => {}
-            Err(error) if is_about_text(&error) => {
-                return Ok(TextCheck::Invalid((*column).to_owned()));
-            }
-            Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
-                return Ok(TextCheck::Unfinished);
-            }
-            Err(error) => return Err(error.into()),
+    for (column, quoted) in columns.iter().zip(&quoted) {
+        if is_utf8(client, table, quoted).await? == Some(false) {
+            return Ok(TextCheck::Invalid((*column).to_owned()));
         }
     }
-    Ok(TextCheck::Valid)
+    Ok(TextCheck::Unfinished)
+}
+
+/// Returns whether an expression is UTF-8 in all rows of a table, or none when reading them would
+/// take longer than a check may.
+async fn is_utf8(
+    client: &Client,
+    table: &QualifiedName,
+    expression: &str,
+) -> Result<Option<bool>, CatalogError> {
+    const TIMEOUT: &str = "30s";
+
+    // The text of any value holds the bytes of the value, also of a field or an element.
+    let table = quote_table(table);
+    let sql = format!(
+        "SET statement_timeout = '{TIMEOUT}'; \
+         SELECT count(convert_from(convert_to(({expression})::text, 'SQL_ASCII'), 'UTF8')) \
+         FROM {table}"
+    );
+    let checked = client.batch_execute(&sql).await;
+    client.batch_execute("SET statement_timeout = 0").await?;
+
+    match checked {
+        Ok(()) => Ok(Some(true)),
+        Err(error) if is_about_text(&error) => Ok(Some(false)),
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn is_about_text(error: &tokio_postgres::Error) -> bool {
