@@ -181,6 +181,15 @@ ensure_openssl() {
   apt_install openssl || { say "openssl is missing; the TLS tests need it"; exit 1; }
 }
 
+# A test connects through it. The package starts a service of its own, which nothing here needs.
+ensure_pgbouncer() {
+  [ -x /usr/sbin/pgbouncer ] || have pgbouncer && return 0
+  say "installing pgbouncer, for the test of poolers"
+  apt_install pgbouncer || { say "pgbouncer is missing; the test of poolers needs it"; return 0; }
+  as_root service pgbouncer stop >/dev/null 2>&1 || true
+  as_root systemctl disable pgbouncer >/dev/null 2>&1 || true
+}
+
 ensure_cargo_deny() {
   local tool="$RHEI_CACHE/tools/bin/cargo-deny"
   [ -x "$tool" ] && [ "$("$tool" --version)" = "cargo-deny $cargo_deny_version" ] && return 0
@@ -254,6 +263,7 @@ if [ "${1:-}" = build ]; then
 fi
 ensure_postgres
 ensure_openssl
+ensure_pgbouncer
 case "${1:-}" in
   ci)
     ensure_cargo_deny
