@@ -74,7 +74,10 @@ pub async fn run(session: Invocation, args: DropArgs) -> Result<ExitCode, CliErr
     let has_work = steps.iter().any(|step| step.sql.is_some());
     match (has_work, args.yes) {
         (true, true) => {
-            println!("done; the DuckDB file stays. `rhei backfill --force` follows the source anew")
+            println!(
+                "done; the DuckDB file stays. `rhei backfill --force` makes a new slot and copies \
+                 every table again"
+            )
         }
         (true, false) => println!("nothing was done; `rhei drop --yes` does it"),
         (false, _) => println!("there is nothing to drop"),

@@ -1,7 +1,7 @@
 //! The few lines of progress that stand below the log on a terminal.
 //!
 //! The cursor rests at the beginning of the first of these lines. So one "erase to the end of the
-//! screen" removes them all, whether or not the terminal has wrapped them anew after a change of
+//! screen" removes them all, whether or not the terminal has wrapped them again after a change of
 //! its width: nothing has to be counted that only the terminal knows. A line is cut to the width
 //! that the terminal has when it is drawn, so no line ever wraps by itself.
 //!

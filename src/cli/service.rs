@@ -1,5 +1,6 @@
 //! Tells a service manager how a long run is (systemd's `sd_notify`): when it is ready, what it
-//! does, that it lives, that it stops. Without a `NOTIFY_SOCKET` in the environment nobody is told.
+//! does, that it lives, that it stops. Without a `NOTIFY_SOCKET` in the environment no message is
+//! sent.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -15,10 +16,10 @@ use crate::pipeline::{
     pulse::{LastLook, Pulse},
 };
 
-/// How often the status is told, at most.
+/// The least time between two messages with the status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A service manager that wants to know. It is told until this is dropped.
+/// The service manager that has started this process. It gets messages until this is dropped.
 pub struct Service {
     status: Arc<Mutex<String>>,
     copy_progress: CopyProgress,

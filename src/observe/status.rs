@@ -67,7 +67,7 @@ pub fn unhealthy(watched: &Watched) -> Option<String> {
 }
 
 /// Returns why the copy is not to be relied on now, if it is not: it is further behind than
-/// `[observe] ready_lag`, or nobody knows how far.
+/// `[observe] ready_lag`, or how far it is behind is unknown.
 pub fn unready(watched: &Watched) -> Option<String> {
     let limit = watched.options.ready_lag;
     let (state, since) = watched.context.meter.engine();

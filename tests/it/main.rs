@@ -26,6 +26,7 @@ mod lifecycle;
 mod locks;
 mod log_events;
 mod migrations;
+mod new_tables;
 mod observe;
 mod pgbench_runs;
 mod pipeline;

@@ -117,6 +117,13 @@ fn a_reload_in_the_middle_of_copies_and_changes_loses_nothing() {
     }
 
     following.wait_settled(&mut running);
-    running.stop(SOON).assert_code(0);
+    let output = running.stop(SOON);
+    output.assert_code(0);
     following.assert_same(&["public.big", "public.n"]);
+
+    // The copy went on each time, and was made once.
+    for table in ["big", "n"] {
+        let copied = format!("copied table=\"public.{table}\"");
+        assert_eq!(output.stderr.matches(&copied).count(), 1, "{table}: {}", output.stderr);
+    }
 }

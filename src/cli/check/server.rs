@@ -81,7 +81,7 @@ async fn check_connections(
             }
             (None, true) => error("connections", what)
                 .sql(format!("ALTER SYSTEM SET max_connections = {}", limit.limit + needed))
-                .hint("Then restart the source, or end sessions that nobody uses."),
+                .hint("Then restart the source, or end sessions that are idle."),
         });
     }
     Ok(())
@@ -105,7 +105,7 @@ async fn check_slots(
         findings.add(if left < needed {
             error(name, format!("{used} of {max} are in use, and rhei needs {needed} more"))
                 .sql(mend)
-                .hint("Then restart the source, or drop a slot that nobody uses.")
+                .hint("Then restart the source, or drop a slot that no consumer reads any more.")
         } else if left < needed + 1 {
             let what = format!("{used} of {max} are in use; tables that come later need another");
             warning(name, what).sql(mend).hint("Then restart the source.")
@@ -118,8 +118,8 @@ async fn check_slots(
     if let Some(timeout) = limits.idle_timeout {
         let timeout = humantime::format_duration(timeout);
         let what = format!(
-            "the server invalidates a slot that nobody has used for {timeout}: then every table \
-             is copied again"
+            "the server invalidates a slot that no consumer has read for {timeout}: after such an \
+             absence rhei has to copy every table again"
         );
         findings.add(warning("idle_replication_slot_timeout", what));
     }

@@ -160,7 +160,7 @@ impl KeptShop {
         let Some((folder, name)) = &self.place else { return false };
         let kept = folder.join(name);
 
-        // The user of the server may have been made anew, with another number.
+        // The user of the server may have been dropped and made again, with another uid.
         let owner = |path: &Path| fs::symlink_metadata(path).map(|found| found.uid()).ok();
         if owner(&kept).is_none() || owner(&kept) != owner(&server.folder) {
             return false;
