@@ -141,10 +141,9 @@ impl Reader {
     /// Reads the settings again. Settings that are refused change nothing. Returns which keys have
     /// changed.
     fn read_again(&mut self, session: &Invocation) -> Value {
-        let read = self
-            .inputs
-            .read_table()
-            .and_then(|table| Config::load(&self.inputs).map(|config| (table, config)));
+        // The first of the two names the line of what it refuses.
+        let read = Config::load(&self.inputs)
+            .and_then(|config| self.inputs.read_table().map(|table| (table, config)));
 
         let (table, config) = match read {
             Ok(read) => read,

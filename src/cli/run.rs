@@ -17,7 +17,7 @@ use crate::{
     error::error_chain,
     observe::Observe,
     olap::{DuckDb, TargetError},
-    pipeline::{Context, EngineError, Options, Writer},
+    pipeline::{Context, EngineError, Options, Writer, meter::EngineState},
     serve::Endpoint,
 };
 
@@ -103,6 +103,7 @@ async fn follow(
             Err(error) => break Err(error),
         }
     };
+    context.meter.set_engine(EngineState::Ended);
 
     let has_ended = match endpoint {
         Some(endpoint) => endpoint.stop().await,

@@ -42,7 +42,6 @@ pub async fn run<T: OlapEngine + 'static>(
 
     context.meter.set_engine(EngineState::Attaching);
     let ended = run_sessions(context, writer, &mut commands, &mut copies, stop).await;
-    context.meter.set_engine(EngineState::Ended);
     copies.shutdown().await;
 
     for task in supervisor.shutdown().await {
