@@ -98,7 +98,7 @@ pub fn unready(watched: &Watched) -> Option<String> {
         return Some("how far the copy is behind is not known yet".to_owned());
     };
 
-    // Nobody knows what the source has written since it last answered.
+    // What the source has written since it last answered is unknown.
     let lag = if source.error.is_some() { lag + seen.elapsed() } else { lag };
     (lag > limit).then(|| {
         format!(
