@@ -23,6 +23,8 @@ if [ -n "${DUCKDB_LIB_DIR:-}" ] || [ -f "$rhei_duckdb_dir/libduckdb.so" ] || [ -
 else
   export RHEI_CARGO_FEATURES="--features bundled"
 fi
+# The extensions of DuckDB that a lake takes.
+export RHEI_EXTENSIONS="${RHEI_EXTENSIONS:-$rhei_duckdb_dir/extensions}"
 unset rhei_duckdb_dir
 
 export PATH="$RHEI_CACHE/tools/bin:$PATH"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build, the tests and the demo need. Says nothing when nothing is missing.
 #
-#   scripts/setup.sh          libduckdb, a Postgres server, openssl, a C compiler
+#   scripts/setup.sh          libduckdb, a Postgres server, openssl, a C compiler; the extensions of DuckDB that a lake takes
 #   scripts/setup.sh build    what a build needs, and no more: libduckdb, a C compiler, python3
 #   scripts/setup.sh ci       all of it, and cargo-deny; for root on Debian also debootstrap and systemd-nspawn;
 #                             promtool and a headless browser
@@ -147,6 +147,35 @@ bundled() {
   have c++ || apt_install g++ || { say "and that needs a C++ compiler (c++)"; exit 1; }
 }
 
+# The extensions that a lake takes, from the packages of DuckDB's makers, into the folder of libduckdb.
+ensure_extensions() {
+  local folder="$RHEI_CACHE/duckdb-$duckdb_version/extensions" platform name sha temp wheel of
+  case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64) platform=manylinux2014_x86_64 ;;
+    Linux-aarch64) platform=manylinux2014_aarch64 ;;
+    Darwin-x86_64) platform=macosx_11_0_x86_64 ;;
+    Darwin-arm64) platform=macosx_11_0_arm64 ;;
+    *) say "there are no prebuilt extensions for $(uname -s) on $(uname -m), so no lake can be opened"; return 0 ;;
+  esac
+  while read -r of name sha; do
+    [ "$of" = "$platform" ] || continue
+    [ -f "$folder/$name.duckdb_extension" ] && continue
+    python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip ||
+      { say "pip is missing; it fetches DuckDB's extension $name"; exit 1; }
+    say "fetching DuckDB's extension $name"
+    new_temp temp
+    python3 -m pip download --quiet --no-deps --dest "$temp" --platform "$platform" --only-binary=:all: \
+      "duckdb-extension-${name//_/-}==$duckdb_version" </dev/null >&2 || { say "it could not be fetched"; exit 1; }
+    wheel="$(find "$temp" -name '*.whl' | head -n 1)"
+    python3 -m zipfile -e "$wheel" "$temp/files"
+    find "$temp/files" -name "$name.duckdb_extension" -exec cp {} "$temp/$name.duckdb_extension" ';'
+    check_sha "$temp/$name.duckdb_extension" "$sha"
+    mkdir -p "$folder"
+    cp "$temp/$name.duckdb_extension" "$folder/.$name.$$"
+    mv "$folder/.$name.$$" "$folder/$name.duckdb_extension"
+  done <scripts/extensions.sha256
+}
+
 has_server() { [ -x "$1/initdb" ] && [ -x "$1/pg_ctl" ] && [ -x "$1/postgres" ]; }
 
 find_postgres() {
@@ -262,6 +291,7 @@ if [ "${1:-}" = build ]; then
   exit
 fi
 ensure_postgres
+ensure_extensions
 ensure_openssl
 ensure_pgbouncer
 case "${1:-}" in
