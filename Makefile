@@ -12,11 +12,13 @@ TEST ?=
 # Of `make install`.
 PREFIX ?= /usr/local
 DESTDIR ?=
+# Of `make test-lake`.
+LAKE ?= lake
 # Of `make chaos`.
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: help setup build install dist dist-check quickstart test test-matrix chaos demo demo-picture workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
+.PHONY: help setup build install dist dist-check quickstart test test-lake test-matrix chaos demo demo-picture workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +50,14 @@ test: setup ## run every test (one: make test TEST=name)
 
 test-matrix: setup ## run the integration tests on Postgres 14 to 18
 	@scripts/test-matrix.sh $(TEST)
+
+# What a lake has in common with a file. Some of these tests expect what only a file does.
+LAKE_TESTS = values:: rows:: schema_changes:: crashes:: pgbench_runs:: histories:: --skip what_the_documentation_says \
+	--skip what_older_rows_have --skip a_widened_number --skip each_change_does_so --skip each_change_does_what \
+	--skip a_death_while_the_file_is_made --skip larger_than_memory --skip each_type_becomes
+test-lake: setup ## run the tests of rows, values, schemas, crashes and histories on a lake (LAKE=lake, lake-s3, lake-sqlite)
+	@$(ENV) RHEI_TEST_TARGET=$(LAKE) RHEI_TEST_HISTORIES=$${RHEI_TEST_HISTORIES:-60} cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
+		$(or $(TEST),$(LAKE_TESTS))
 
 chaos: setup ## everything goes wrong for a while: make chaos SECONDS=60 SEED=n
 	@scripts/setup.sh chaos

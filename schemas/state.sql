@@ -1,6 +1,5 @@
 -- What rhei keeps of itself in the target. Always written in the transaction of the data it describes. This is the layout of a
--- new file; migrations/ brings older files to it.
-CREATE SCHEMA IF NOT EXISTS _rhei;
+-- new file or lake; migrations/ brings older ones to it. rhei makes the schema `_rhei` before.
 
 -- One row. Replaced by DELETE and INSERT, never by UPDATE: an updated row blocks CHECKPOINT under an open reader.
 CREATE TABLE IF NOT EXISTS _rhei.pipeline (
@@ -17,7 +16,9 @@ CREATE TABLE IF NOT EXISTS _rhei.pipeline (
     checkpoint_lsn VARCHAR NOT NULL,            -- as PostgreSQL prints pg_lsn
     checkpoint_time TIMESTAMPTZ,                -- commit time of the last applied source transaction
     written_at TIMESTAMPTZ NOT NULL,
-    pipeline_id UINTEGER NOT NULL DEFAULT 1     -- of every row of _rhei: a file holds one pipeline so far
+    pipeline_id UINTEGER NOT NULL DEFAULT 1,    -- of every row of _rhei: a file holds one pipeline so far
+    writer VARCHAR,                             -- of a lake: the process that writes it; NULL after it has ended
+    attempt UBIGINT                             -- of a lake: the transaction of that process which wrote this row
 );
 
 CREATE TABLE IF NOT EXISTS _rhei.tables (

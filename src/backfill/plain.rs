@@ -58,7 +58,7 @@ async fn refuse_live_copy<T: OlapEngine + 'static>(
         return Err(EngineError::Setup(format!(
             "{} is a live copy that a slot follows; a plain copy would end that\nhint: name \
              another file with --target",
-            context.options.target.path.display()
+            context.options.target
         )));
     }
     Ok(())

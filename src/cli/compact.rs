@@ -43,11 +43,8 @@ pub async fn run(session: Invocation, args: CompactArgs) -> Result<ExitCode, Cli
             None => answer,
         },
         None => {
-            if DuckDb::read_state(&path)?.is_none() {
-                return Err(CliError::Failed(format!(
-                    "{} is not a copy that rhei made",
-                    path.display()
-                )));
+            if DuckDb::read_state(&target)?.is_none() {
+                return Err(CliError::Failed(format!("{target} is not a copy that rhei made")));
             }
 
             let work = tokio::task::spawn_blocking(move || DuckDb::open(&target)?.compact());

@@ -124,10 +124,10 @@ async fn is_of_file(client: &SqlClient, session: &Invocation) -> Result<bool, Cl
         ));
     }
 
-    if !target.path.exists() {
+    if target.lake.is_none() && !target.path.exists() {
         return Ok(false);
     }
-    let Some((state, _)) = DuckDb::read_state(&target.path)? else { return Ok(false) };
+    let Some((state, _)) = DuckDb::read_state(&target)? else { return Ok(false) };
 
     let pipeline = state.pipeline;
     if pipeline.slot != session.config.slot || pipeline.phase == Phase::PlainCopy {

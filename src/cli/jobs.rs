@@ -21,16 +21,16 @@ pub struct JobsArgs {
 
 /// Runs the command. A running replicator answers; without one the command reads the file.
 pub async fn run(session: Invocation, args: JobsArgs) -> Result<ExitCode, CliError> {
-    let path = session.target()?.path;
+    let target = session.target()?;
 
-    let jobs = match control::request(&path, "jobs").await {
+    let jobs = match control::request(&target.path, "jobs").await {
         Some(answer) => match answer["error"].as_str() {
             Some(error) => {
                 return Err(CliError::Failed(format!("the running replicator answered: {error}")));
             }
             None => answer,
         },
-        None => serde_json::to_value(DuckDb::read_jobs(&path)?)
+        None => serde_json::to_value(DuckDb::read_jobs(&target)?)
             .map_err(|error| CliError::Failed(format!("jobs cannot be shown: {error}")))?,
     };
 

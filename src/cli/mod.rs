@@ -25,15 +25,18 @@ mod verify;
 mod version;
 mod wait;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, ConfigError, Inputs, OnUnrepresentable, Secret, read_password},
-    olap::TargetOptions,
+    config::{Config, ConfigError, Inputs, LakeSettings, OnUnrepresentable, Secret, read_password},
+    olap::{
+        TargetOptions,
+        lake::{LakeOptions, Layout, S3Options, extension_folders},
+    },
     pgoutput::QualifiedName,
     pipeline::{Context, Event, Options, options::TableSettings},
     source::connection::{Environment, SourceOptions},
@@ -253,11 +256,57 @@ impl Invocation {
 
     fn target(&self) -> Result<TargetOptions, CliError> {
         let config = &self.config;
+        let lake = config.lake.as_ref().map(|lake| Arc::new(self.lake(lake)));
+        let path = match &config.lake {
+            Some(lake) => lake.state_path.clone(),
+            None => config.target_path.clone().ok_or(ConfigError::NoTarget)?,
+        };
         Ok(TargetOptions {
-            path: config.target_path.clone().ok_or(ConfigError::NoTarget)?,
+            path,
+            lake,
             duckdb_memory_limit: config.duckdb_memory_limit.map(|size| format!("{}B", size.0)),
             threads: config.threads,
         })
+    }
+
+    /// Returns where a lake is, with the credentials that the environment has.
+    fn lake(&self, lake: &LakeSettings) -> LakeOptions {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let key = variable("AWS_ACCESS_KEY_ID").zip(variable("AWS_SECRET_ACCESS_KEY"));
+
+        let sections = self.config.table_settings.iter();
+        let layouts = sections.filter_map(|(name, section)| {
+            let (schema, table) = name.split_once('.')?;
+            let layout = Layout {
+                partition_by: section.partition_by.clone(),
+                sort_by: section.sort_by.clone(),
+            };
+            (layout != Layout::default()).then(|| (QualifiedName::new(schema, table), layout))
+        });
+
+        LakeOptions {
+            catalog: lake.catalog.expose().to_owned(),
+            password: variable("RHEI_LAKE_PASSWORD"),
+            data_path: lake.data_path.clone(),
+            schema_prefix: lake.schema_prefix.clone(),
+            keep_snapshots: lake.keep_snapshots,
+            clean_after: lake.clean_after,
+            file_bytes: lake.file_size.map(|size| size.0 as u64),
+            s3: S3Options {
+                endpoint: lake.s3_endpoint.clone(),
+                region: lake
+                    .s3_region
+                    .clone()
+                    .or_else(|| variable("AWS_REGION"))
+                    .or_else(|| variable("AWS_DEFAULT_REGION")),
+                key: key.map(|(id, secret)| (id, secret, variable("AWS_SESSION_TOKEN"))),
+            },
+            extension_folders: extension_folders(
+                variable("RHEI_EXTENSIONS").map(Into::into),
+                variable("HOME").map(Into::into),
+            ),
+            layouts: layouts.collect(),
+        }
     }
 
     /// Returns the settings of each table that has any.
@@ -281,6 +330,7 @@ impl Invocation {
                 exclude_columns: section.exclude_columns.clone(),
                 column_types: types.collect(),
                 copy_priority: section.copy_priority,
+                is_in_lake: false,
             };
             table_settings.insert(name.clone(), settings);
         }

@@ -58,9 +58,9 @@ pub async fn run(session: Invocation, args: QueryArgs) -> Result<ExitCode, CliEr
         wait::wait(&session, position, args.timeout.0).await?;
     }
 
-    let path = session.target()?.path;
-    let is_followed = control::request(&path, "status").await.is_some();
-    if is_followed {
+    let target = session.target()?;
+    // A lake is open to every process.
+    if target.lake.is_none() && control::request(&target.path, "status").await.is_some() {
         let Some(options) = &session.config.serve else {
             return Err(CliError::Failed(
                 "a replicator has the copy open, and lets no reader in\nhint: set [serve] \
@@ -73,7 +73,7 @@ pub async fn run(session: Invocation, args: QueryArgs) -> Result<ExitCode, CliEr
         return Ok(ExitCode::SUCCESS);
     }
 
-    let file = SharedFile::open_read_only(&session.target()?)?;
+    let file = SharedFile::open_read_only(&target)?;
     let folder = tempfile::tempdir().map_err(|error| CliError::Failed(error.to_string()))?;
     let listen = Listen::Unix { folder: folder.path().to_owned(), port: 5432 };
     let options =

@@ -32,7 +32,8 @@ pub struct StatusArgs {
 /// Runs the command. A running replicator answers; without one the command reads the file. Without
 /// a source, or if the source cannot be reached, the WAL that the slot holds stays unknown.
 pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliError> {
-    let path = session.target()?.path;
+    let target = session.target()?;
+    let path = target.path.clone();
 
     let answered = control::request(&path, "status");
     let answer = if args.running {
@@ -59,15 +60,15 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
             return Err(CliError::Failed(format!(
                 "no replicator answers for {}\nhint: `rhei run` starts one; its log says why it \
                  ended",
-                path.display()
+                target
             )));
         }
         None => {
-            let (state, space) = DuckDb::read_state(&path)?.ok_or_else(|| {
-                CliError::Failed(format!("{} is not a copy that rhei made", path.display()))
+            let (state, space) = DuckDb::read_state(&target)?.ok_or_else(|| {
+                CliError::Failed(format!("{target} is not a copy that rhei made"))
             })?;
 
-            let verified = DuckDb::read_verifications(&path)?;
+            let verified = DuckDb::read_verifications(&target)?;
             let figures = control::Figures::default();
             let mut status = control::describe(&state, space, &verified, &figures);
             status["replicator"] = json!("stopped");

@@ -97,9 +97,9 @@ fn unreadable(error: serde_json::Error) -> CliError {
 
 /// Verifies a copy that no replicator holds: this process follows the source meanwhile.
 async fn alone(session: Invocation, request: &Request) -> Result<Report, CliError> {
-    let path = session.target()?.path;
-    if DuckDb::read_state(&path)?.is_none() {
-        return Err(CliError::Failed(format!("{} is not a copy that rhei made", path.display())));
+    let target = session.target()?;
+    if DuckDb::read_state(&target)?.is_none() {
+        return Err(CliError::Failed(format!("{target} is not a copy that rhei made")));
     }
 
     let (context, progress) = session.context()?;

@@ -95,7 +95,8 @@ pub async fn wait(
     within: Duration,
 ) -> Result<Lsn, CliError> {
     let end = Instant::now() + within;
-    let path = session.target()?.path;
+    let target = session.target()?;
+    let path = &target.path;
     let goal = match position {
         Position::At(lsn) => lsn,
         Position::Now => {
@@ -104,7 +105,7 @@ pub async fn wait(
             // What a commit that is not flushed yet has written is flushed soon, and WAL that
             // belongs to no commit may stay unflushed for long.
             let soon = format!("wait {written}");
-            match timeout(FLUSHED_SOON, control::request(&path, &soon)).await {
+            match timeout(FLUSHED_SOON, control::request(path, &soon)).await {
                 Ok(_) => written,
                 Err(_) => written.min(catalog::wal_flush_lsn(&source).await?),
             }
@@ -112,7 +113,7 @@ pub async fn wait(
     };
 
     let question = format!("wait {goal}");
-    let answer = match timeout_at(end, control::request(&path, &question)).await {
+    let answer = match timeout_at(end, control::request(path, &question)).await {
         Ok(answer) => answer,
         Err(_) => {
             return Err(CliError::Failed(format!(
@@ -132,7 +133,7 @@ pub async fn wait(
     }
 
     // Without a replicator the copy stays as it is.
-    let state = DuckDb::read_state(&path)?;
+    let state = DuckDb::read_state(&target)?;
     let checkpoint = state.map_or(Lsn::ZERO, |(state, _)| state.pipeline.checkpoint.lsn);
     if checkpoint >= reachable_target(goal) {
         return Ok(checkpoint);

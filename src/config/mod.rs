@@ -92,7 +92,7 @@ pub enum ConfigError {
     NoSource,
 }
 
-/// A text that is never printed.
+/// a text that is never printed
 #[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -233,6 +233,8 @@ pub struct Config {
     pub exclude: Vec<TablePattern>,
     /// The path of the DuckDB file; `None` when no setting names one.
     pub target_path: Option<PathBuf>,
+    /// The lake that takes the place of the file.
+    pub lake: Option<LakeSettings>,
     /// The memory that DuckDB may use; `None` means DuckDB's default, 80 % of the machine's memory.
     pub duckdb_memory_limit: Option<ByteSize>,
     /// The most threads that DuckDB may use; `None` means all cores.
@@ -277,6 +279,64 @@ pub struct Config {
     pub table_settings: BTreeMap<String, TableSection>,
 }
 
+/// A lake that takes the place of the file, as the settings describe it.
+#[derive(Debug, Clone)]
+pub struct LakeSettings {
+    /// The address of the catalog.
+    pub catalog: Secret,
+    /// See [`TargetSettings::data_path`].
+    pub data_path: Option<String>,
+    /// See [`TargetSettings::state_path`].
+    pub state_path: PathBuf,
+    /// See [`TargetSettings::schema_prefix`].
+    pub schema_prefix: String,
+    /// See [`TargetSettings::keep_snapshots`]; default 7 days.
+    pub keep_snapshots: Duration,
+    /// See [`TargetSettings::clean_after`]; default 24 hours.
+    pub clean_after: Duration,
+    /// See [`TargetSettings::file_size`].
+    pub file_size: Option<ByteSize>,
+    /// See [`TargetSettings::s3_endpoint`].
+    pub s3_endpoint: Option<String>,
+    /// See [`TargetSettings::s3_region`].
+    pub s3_region: Option<String>,
+}
+
+impl LakeSettings {
+    /// How long snapshots are kept by default.
+    const KEEP: Duration = Duration::from_secs(7 * 86_400);
+    /// How long files are left that no snapshot needs, by default.
+    const CLEAN: Duration = Duration::from_secs(86_400);
+
+    fn of(target: &TargetSettings) -> Option<Self> {
+        let catalog = target.lake.clone()?;
+        let schema_prefix = target.schema_prefix.clone().unwrap_or_default();
+        let state_path = target.state_path.clone().unwrap_or_else(|| {
+            let address = catalog.expose().trim_start_matches("ducklake:");
+            let path = match address.split_once(':') {
+                None => address,
+                Some(("sqlite" | "duckdb", file)) => file,
+                Some(_) => "rhei-lake",
+            };
+            let mut path = std::ffi::OsString::from(path);
+            path.push(&schema_prefix);
+            path.into()
+        });
+
+        Some(Self {
+            catalog,
+            data_path: target.data_path.clone(),
+            state_path,
+            schema_prefix,
+            keep_snapshots: target.keep_snapshots.map_or(Self::KEEP, |span| span.0),
+            clean_after: target.clean_after.map_or(Self::CLEAN, |span| span.0),
+            file_size: target.file_size,
+            s3_endpoint: target.s3_endpoint.clone(),
+            s3_region: target.s3_region.clone(),
+        })
+    }
+}
+
 /// The sources of the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs {
@@ -303,7 +363,7 @@ impl Config {
             settings.source.url = Some(source.clone());
         }
         if let Some(target) = &inputs.target {
-            settings.target.path = Some(target.clone());
+            settings.target.name(target.clone());
         }
 
         settings.validate().map_err(|reason| ConfigError::Invalid {
@@ -331,6 +391,7 @@ impl Config {
             add_tables: source.add_tables.unwrap_or_default(),
             tables: source.tables,
             exclude: source.exclude,
+            lake: LakeSettings::of(&target),
             target_path: target.path,
             duckdb_memory_limit: target.duckdb_memory_limit,
             threads: target.threads,
@@ -475,6 +536,17 @@ fn override_from(
     read(environment, "RHEI_SOURCE_ADD_TABLES", &mut settings.source.add_tables)?;
 
     read(environment, "RHEI_TARGET_PATH", &mut settings.target.path)?;
+    if let Some(lake) = environment.get("RHEI_TARGET_LAKE").filter(|lake| !lake.is_empty()) {
+        settings.target.lake = Some(Secret::new(lake.clone()));
+    }
+    read(environment, "RHEI_TARGET_DATA_PATH", &mut settings.target.data_path)?;
+    read(environment, "RHEI_TARGET_STATE_PATH", &mut settings.target.state_path)?;
+    read(environment, "RHEI_TARGET_SCHEMA_PREFIX", &mut settings.target.schema_prefix)?;
+    read(environment, "RHEI_TARGET_KEEP_SNAPSHOTS", &mut settings.target.keep_snapshots)?;
+    read(environment, "RHEI_TARGET_CLEAN_AFTER", &mut settings.target.clean_after)?;
+    read(environment, "RHEI_TARGET_FILE_SIZE", &mut settings.target.file_size)?;
+    read(environment, "RHEI_TARGET_S3_ENDPOINT", &mut settings.target.s3_endpoint)?;
+    read(environment, "RHEI_TARGET_S3_REGION", &mut settings.target.s3_region)?;
     read(environment, "RHEI_TARGET_DUCKDB_MEMORY_LIMIT", &mut settings.target.duckdb_memory_limit)?;
     read(environment, "RHEI_TARGET_THREADS", &mut settings.target.threads)?;
 

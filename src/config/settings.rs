@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{ByteSize, FromStr, Secret, Span};
 use crate::{
     observe::{Address, ObserveOptions},
-    olap::{PublishFormat, PublishOptions},
+    olap::{PublishFormat, PublishOptions, lake::LayoutKey},
     pipeline::{
         options::{AddTables, Budget, OnSlotLost, Supervision, TablePattern, defaults},
         schedule::{Share, VerificationSchedule, Window},
@@ -135,12 +135,64 @@ pub struct TargetSettings {
     /// at the source is `public.orders` in the file. Default: none; each command needs one, here or
     /// by `--target`.
     pub path: Option<PathBuf>,
+    /// A lake that takes the place of `path` (docs/lake.md): the address of its catalog, as
+    /// DuckDB's ATTACH takes it. `"ducklake:postgres:dbname=lake host=db"` for many machines,
+    /// `"ducklake:sqlite:lake.sqlite"` or `"ducklake:lake.ducklake"` for one. The password may also
+    /// come from `RHEI_LAKE_PASSWORD`. Default: none.
+    pub lake: Option<Secret>,
+    /// Where the lake keeps its data: a folder, or `"s3://bucket/prefix"`, with the credentials
+    /// that AWS clients read (`AWS_ACCESS_KEY_ID` and so on). Needed when the lake is made.
+    /// Default: none.
+    pub data_path: Option<String>,
+    /// What rhei keeps on this machine for a copy in a lake (a socket, a lock, spilled data) is
+    /// named after this path. Default: the file of the catalog, or `rhei-lake` in this folder, with
+    /// the prefix of the schemas.
+    pub state_path: Option<PathBuf>,
+    /// What the names of all schemas of this copy in a lake begin with, so that several copies
+    /// share a lake: with `"shop_"`, `public.orders` is `shop_public.orders`. Default: `""`.
+    pub schema_prefix: Option<String>,
+    /// How long a lake keeps its snapshots: for queries of the past, and for readers that take
+    /// long. Default: `"7d"`.
+    pub keep_snapshots: Option<Span>,
+    /// How long a file of a lake is left that no snapshot needs, and one that a transaction has
+    /// left behind which never ended. Others that write the lake must not have transactions that
+    /// are open for longer. Default: `"24h"`.
+    pub clean_after: Option<Span>,
+    /// The size that data files of a lake should have. Default: DuckLake's, 512 MB.
+    pub file_size: Option<ByteSize>,
+    /// The host, and port, of a store that speaks S3 and is not Amazon's; `http://` before it for
+    /// one without TLS. Default: none.
+    pub s3_endpoint: Option<String>,
+    /// The region of the bucket. Default: what `AWS_REGION` says.
+    pub s3_region: Option<String>,
     /// The memory that DuckDB may use, beside rhei's own (`sync.memory_limit`). Default: DuckDB's
     /// own, 80 % of the machine.
     pub duckdb_memory_limit: Option<ByteSize>,
     /// The most threads that DuckDB may use: for copies, file checkpoints and batches that take
     /// long. Other batches take one. Default: all cores.
     pub threads: Option<u32>,
+}
+
+impl TargetSettings {
+    /// Returns whether a setting is there that only a lake has.
+    pub(super) fn describes_lake(&self) -> bool {
+        self.data_path.is_some()
+            || self.state_path.is_some()
+            || self.schema_prefix.is_some()
+            || self.keep_snapshots.is_some()
+            || self.clean_after.is_some()
+            || self.file_size.is_some()
+            || self.s3_endpoint.is_some()
+            || self.s3_region.is_some()
+    }
+
+    /// Takes a target by its name: the path of a file, or the address of a lake.
+    pub(super) fn name(&mut self, target: PathBuf) {
+        match target.to_str().filter(|name| name.starts_with("ducklake:")) {
+            Some(lake) => (self.lake, self.path) = (Some(Secret::new(lake)), None),
+            None => (self.lake, self.path) = (None, Some(target)),
+        }
+    }
 }
 
 /// How changes are followed.
@@ -401,6 +453,13 @@ pub struct TableSection {
     pub target: Option<String>,
     /// The columns that are not copied. A column of the key cannot be left out. Default: `[]`.
     pub exclude_columns: Vec<String>,
+    /// In a lake: the columns, or the functions of a column (`year`, `month`, `day`, `hour`,
+    /// `bucket`), by whose values the table is divided into files: `["month(created_at)"]`. They
+    /// take effect with the next copy of the table. Default: `[]`.
+    pub partition_by: Vec<LayoutKey>,
+    /// In a lake: the columns by which rows are sorted within files. They take effect with the next
+    /// copy of the table. Default: `[]`.
+    pub sort_by: Vec<LayoutKey>,
     /// Tables with a higher number are copied first; equal ones by size, the smallest first.
     /// Default: `0`.
     #[serde(default)]

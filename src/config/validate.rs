@@ -53,7 +53,8 @@ impl Settings {
             ),
         ];
 
-        if let Some((key, _, reason)) = checks.into_iter().find(|(_, is_valid, _)| !is_valid) {
+        let mut checks = checks.into_iter().chain(self.lake_checks());
+        if let Some((key, _, reason)) = checks.find(|(_, is_valid, _)| !is_valid) {
             return Err(format!("{key} {reason}"));
         }
 
@@ -64,11 +65,53 @@ impl Settings {
             None => Ok(()),
         }
     }
+
+    /// Returns what has to hold of a lake: the key, whether it holds, and what the value has to be.
+    fn lake_checks(&self) -> [(&'static str, bool, &'static str); 6] {
+        let Self { target, publish, serve, .. } = self;
+        [
+            (
+                "target.lake",
+                target.lake.is_none() || target.path.is_none(),
+                "takes the place of target.path: set one of them",
+            ),
+            (
+                "target.lake",
+                target.lake.as_ref().is_none_or(|lake| lake.expose().starts_with("ducklake:")),
+                "must begin with ducklake:",
+            ),
+            (
+                "target.lake",
+                target.lake.is_some() || !target.describes_lake(),
+                "is missing: other settings describe a lake",
+            ),
+            (
+                "serve.listen",
+                serve.listen.is_none() || target.lake.is_none(),
+                "does not go with target.lake: readers open the lake itself (docs/lake.md)",
+            ),
+            (
+                "publish.path",
+                publish.path.is_none() || target.lake.is_none(),
+                "does not go with target.lake: other tools read the lake itself",
+            ),
+            (
+                "target.schema_prefix",
+                target.schema_prefix.as_deref().is_none_or(is_schema_prefix),
+                "may hold lower-case letters, digits and underscores, 40 at most",
+            ),
+        ]
+    }
 }
 
 /// Returns whether a size that the settings name has at least this number of bytes; a default does.
 fn is_at_least(size: Option<ByteSize>, bytes: usize) -> bool {
     size.is_none_or(|size| size.0 >= bytes)
+}
+
+fn is_schema_prefix(prefix: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    prefix.len() <= 40 && prefix.bytes().all(is_plain)
 }
 
 fn names_publications(publications: &Publications) -> bool {

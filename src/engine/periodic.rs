@@ -28,7 +28,6 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
     writer: &Writer<T>,
 ) {
     const QUIET_PERIOD: Duration = Duration::from_secs(5);
-    const RETENTION: Duration = Duration::from_secs(3600);
 
     let (tidied, its_writer) = (context.clone(), writer.clone());
     supervisor.spawn_periodic("file checkpoint", Duration::from_secs(1), move || {
@@ -42,11 +41,7 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
         }
     });
 
-    let pruner = writer.clone();
-    supervisor.spawn_periodic("retention of jobs", RETENTION, move || {
-        let writer = pruner.clone();
-        async move { writer.call(|target| target.prune()).await.map(|_| ()) }
-    });
+    spawn_upkeep(supervisor, context, writer);
 
     let (watched, level) = (context.clone(), Arc::new(AtomicU32::new(0)));
     supervisor.spawn_periodic("lag watch", context.options.supervision.lag_interval, move || {
@@ -90,6 +85,28 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
             }
         });
     }
+}
+
+/// Starts what keeps the target small.
+fn spawn_upkeep<T: OlapEngine + 'static>(
+    supervisor: &mut Supervisor,
+    context: &Context,
+    writer: &Writer<T>,
+) {
+    const LOOK: Duration = Duration::from_secs(1);
+    const RETENTION: Duration = Duration::from_secs(3600);
+
+    let (looked_after, its_writer) = (context.clone(), writer.clone());
+    supervisor.spawn_periodic("upkeep", LOOK, move || {
+        let (context, writer) = (looked_after.clone(), its_writer.clone());
+        async move { upkeep(&context, &writer).await }
+    });
+
+    let pruner = writer.clone();
+    supervisor.spawn_periodic("retention of jobs", RETENTION, move || {
+        let writer = pruner.clone();
+        async move { writer.call(|target| target.prune()).await.map(|_| ()) }
+    });
 }
 
 /// How often a run looks whether its next verification is due.
@@ -160,6 +177,23 @@ fn is_due(
     match oldest {
         Some(at) => now >= Duration::from_micros(at.unsigned_abs()) + interval,
         None => !live.is_empty(),
+    }
+}
+
+/// Does what the target needs now and then, step by step; cycles come between the steps.
+async fn upkeep<T: OlapEngine + 'static>(
+    context: &Context,
+    writer: &Writer<T>,
+) -> Result<(), EngineError> {
+    loop {
+        let has_more = {
+            let _shape = context.ddl_lock.write().await;
+            writer.call(|target| target.upkeep()).await?
+        };
+        if !has_more {
+            return Ok(());
+        }
+        tokio::task::yield_now().await;
     }
 }
 

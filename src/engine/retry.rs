@@ -205,6 +205,7 @@ impl RetryState {
         let pause = left_alone.unwrap_or(self.pause).mul_f64(rand::rng().random_range(0.5..1.0));
         self.pause = (self.pause * 2).min(MAX_PAUSE);
 
+        let is_of_lake = matches!(&error, EngineError::Target(error) if error.is_of_lake());
         tracing::warn!(
             event = "session_failed",
             error = error_chain(&error),
@@ -212,6 +213,7 @@ impl RetryState {
             retry_in_ms = pause.as_millis() as u64,
             "{}; going on from the checkpoint",
             match policy {
+                Policy::Disk if is_of_lake => "the lake does not answer",
                 Policy::Disk => "the disk failed",
                 Policy::Restart => "rhei met a bug",
                 _ => "the stream broke",

@@ -8,10 +8,11 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use arrow::record_batch::RecordBatch;
-use duckdb::Connection;
 
 use super::{
-    Applied, DuckDb, TableState, TargetError, jobs, names, pending,
+    Applied, DuckDb, TableState, TargetError,
+    connection::TargetConnection,
+    jobs, names, pending,
     reshape::alter_table,
     stage::{
         Rows, STAGE, StagingViews, column_list, key_match, patched_value, stage, stage_columns,
@@ -126,14 +127,19 @@ pub(super) fn finish(
     }
 
     let Progress { started, counts, deleted_rows, inserted_rows, .. } = *progress;
-    state::put_checkpoint(&target.connection, &mut pipeline, checkpoint)?;
+    pipeline.checkpoint = *checkpoint;
+    let fence = target.lake.as_mut().map(|lake| &mut lake.fence);
+    state::put_pipeline(&target.connection, &pipeline, fence)?;
     let mut pruned = 0;
 
     if !batch.is_idle() || counts != RowCounts::default() {
         let duration_ms = started.elapsed().as_millis() as u64;
         let source_transactions = batch.source_transactions;
         let cycle = Cycle { source_transactions, counts, deleted_rows, inserted_rows, duration_ms };
-        pruned = state::put_cycle(&target.connection, checkpoint, &cycle)?;
+        match &mut target.lake {
+            Some(lake) => lake.describe(&cycle),
+            None => pruned = state::put_cycle(&target.connection, checkpoint, &cycle)?,
+        }
     }
 
     target.pipeline = Some(pipeline);
@@ -155,9 +161,15 @@ fn capture_pending(
 ) -> Result<(), TargetError> {
     let spec = &changes.table;
     if changes.truncate.is_some() {
-        // A loader that is loading a chunk meanwhile fails at its commit, since its table is gone.
-        target.connection.execute_batch(&names::drop_table(&names::shadow_of(&spec.target)))?;
-        target.connection.execute_batch(&names::create_shadow(spec, &BTreeSet::new()))?;
+        // A loader that is loading a chunk meanwhile fails at its commit: its table is gone, or, in
+        // a lake, the job that it would mark as done.
+        let shadow = names::shadow_of(&spec.target);
+        target.connection.execute_batch(&if target.lake.is_some() {
+            format!("DELETE FROM {}", names::table(&shadow))
+        } else {
+            let create = names::create_shadow(spec, &BTreeSet::new());
+            format!("{} {create}", names::drop_table(&shadow))
+        })?;
         target.drop_pending(spec.oid)?;
         jobs::cancel(&target.connection, &[spec.oid], "the table was truncated")?;
     }
@@ -168,7 +180,7 @@ fn capture_pending(
     }
 
     if !target.tables()?.has_pending(spec.oid) {
-        target.connection.execute_batch(&pending::create_statement(spec))?;
+        pending::create_table(&target.connection, spec)?;
         target.tables()?.set_pending(spec.oid, true);
     }
 
@@ -177,7 +189,7 @@ fn capture_pending(
 
 /// Applies the changes of one table. Returns the numbers of deleted and inserted rows.
 fn apply_table(
-    connection: &Connection,
+    connection: &TargetConnection,
     changes: &TableChanges,
     views: &StagingViews,
 ) -> Result<(u64, u64), TargetError> {
@@ -210,7 +222,7 @@ fn apply_table(
 
 /// A table of the target, and the statements that bring changes into it.
 struct TargetTable<'a> {
-    connection: &'a Connection,
+    connection: &'a TargetConnection,
     spec: &'a TableSpec,
     views: &'a StagingViews,
     /// The full name, as SQL spells it.
@@ -220,7 +232,7 @@ struct TargetTable<'a> {
 }
 
 impl<'a> TargetTable<'a> {
-    fn new(connection: &'a Connection, spec: &'a TableSpec, views: &'a StagingViews) -> Self {
+    fn new(connection: &'a TargetConnection, spec: &'a TableSpec, views: &'a StagingViews) -> Self {
         let name = names::table(&spec.target);
         Self { connection, spec, views, name, all: (0..spec.columns.len()).collect() }
     }
@@ -350,7 +362,7 @@ impl<'a> TargetTable<'a> {
             // DuckDB keeps the plan of this INSERT: for a few rows planning takes longer than
             // running. DuckDB plans a DELETE each time, since the smaller side of its join may
             // change; and staged rows are in another table each time.
-            let inserted = if rows == STAGE {
+            let inserted = if rows == STAGE || self.connection.is_lake() {
                 self.connection.execute(&insert, [])?
             } else {
                 self.connection.prepare_cached(&insert)?.execute([])?
@@ -382,7 +394,7 @@ impl<'a> TargetTable<'a> {
 /// other rows are not refused, since DuckDB keeps only one of 0 and -0 where a stretch of a column
 /// holds nothing else.
 pub(super) fn delete_counted(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     target: &str,
     staged: &str,
@@ -430,7 +442,7 @@ pub(super) fn delete_counted(
 
 /// Returns the number of rows of each of these tables.
 pub(super) fn counts(
-    connection: &Connection,
+    connection: &TargetConnection,
     tables: impl Iterator<Item = String>,
 ) -> Result<Vec<u64>, TargetError> {
     let each: Vec<String> = tables

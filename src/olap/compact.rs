@@ -14,7 +14,7 @@ use std::{
 use duckdb::Connection;
 use serde::Serialize;
 
-use super::{DuckDb, TargetError, names};
+use super::{DuckDb, TargetError, lake::LakeSpace, names};
 use crate::failpoint::reached;
 
 /// The size of the file, and of its content. Sizes are in bytes.
@@ -27,6 +27,9 @@ pub struct Space {
     pub log_bytes: u64,
     /// The rows in row groups, including deleted rows until their row group is rewritten.
     pub stored_rows: u64,
+    /// What else there is of a lake, whose `file_bytes` are those of all its files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lake: Option<LakeSpace>,
 }
 
 /// What DuckDB uses, by its own account; in bytes.
@@ -104,7 +107,7 @@ pub(super) fn space(connection: &Connection, path: &Path) -> Result<Space, Targe
     )?;
 
     let (file_bytes, log_bytes) = (size(path), size(&sibling(path, ".wal")));
-    Ok(Space { file_bytes, free_bytes: block_size * free, log_bytes, stored_rows })
+    Ok(Space { file_bytes, free_bytes: block_size * free, log_bytes, stored_rows, lake: None })
 }
 
 /// Returns all tables of a database: the name, the number of rows, and a sum over the hashes of all

@@ -7,11 +7,10 @@ use std::{
 };
 
 use arrow::record_batch::RecordBatch;
-use duckdb::Connection;
 
 use super::{
     CopyTarget, DuckDb, NewCopy, NewJob, StoredJob, StoredTable, TableState, TargetError, apply,
-    engine::ApplyTarget, jobs, loader::Loader, names, pending,
+    engine::ApplyTarget, jobs, lake::inlining, loader::Loader, names, pending,
 };
 use crate::{
     Lsn,
@@ -50,7 +49,7 @@ impl CopyTarget for DuckDb {
                 stored.put(StoredTable { has_shadow: true, ..StoredTable::of(spec, state) });
             }
 
-            create_shadows(&target.connection, &begun)?;
+            target.create_shadows(&begun)?;
             let begun: Vec<(u32, &[NewJob])> = copies
                 .iter()
                 .filter(|copy| !refused.contains_key(&copy.spec.oid))
@@ -65,6 +64,14 @@ impl CopyTarget for DuckDb {
 
             Ok(copies.iter().map(outcome).collect())
         })?;
+        if self.lake.is_some() {
+            let begun = copies.iter().zip(&ids).filter_map(
+                |(copy, ids): (&NewCopy, &Result<Vec<u64>, String>)| {
+                    (!copy.is_resumed && ids.is_ok()).then_some(copy.spec.as_ref())
+                },
+            );
+            inlining::of_shadows(&self.connection, begun)?;
+        }
         self.refresh()?;
         Ok(ids)
     }
@@ -179,7 +186,8 @@ impl CopyTarget for DuckDb {
         self.ensure_attached()?;
         let connection = self.new_connection()?;
         let _ = connection.execute_batch("SET TimeZone = 'UTC'");
-        Ok(Loader::new(connection, Arc::clone(&self.database), self.alive()))
+        let database = Arc::clone(&self.database);
+        Ok(Loader::new(connection, database, self.lake.as_ref(), self.alive()))
     }
 
     fn prune(&mut self) -> Result<u64, TargetError> {
@@ -274,23 +282,23 @@ impl DuckDb {
             Ok(())
         })
     }
-}
 
-/// Makes the empty shadows of copies that begin, and drops the older shadows of these tables.
-fn create_shadows(connection: &Connection, copies: &[&NewCopy]) -> Result<(), TargetError> {
-    let older = names::shadows(connection)?;
-    let schemas: BTreeMap<String, String> = copies
-        .iter()
-        .map(|copy| (copy.spec.target.schema.clone(), names::create_schema(&copy.spec.target)))
-        .collect();
+    /// Makes the empty shadows of copies that begin, and drops the older shadows of these tables.
+    fn create_shadows(&self, copies: &[&NewCopy]) -> Result<(), TargetError> {
+        let older = names::shadows(&self.connection)?;
+        let schemas: BTreeMap<String, String> = copies
+            .iter()
+            .map(|copy| (copy.spec.target.schema.clone(), names::create_schema(&copy.spec.target)))
+            .collect();
 
-    let mut statements: String = schemas.into_values().collect();
-    for NewCopy { spec, long_columns, .. } in copies {
-        let shadow = names::shadow_of(&spec.target);
-        if older.contains(&names::lower(&shadow)) {
-            statements.push_str(&names::drop_table(&shadow));
+        let mut statements: String = schemas.into_values().collect();
+        for NewCopy { spec, long_columns, .. } in copies {
+            let shadow = names::shadow_of(&spec.target);
+            if older.contains(&names::lower(&shadow)) {
+                statements.push_str(&names::drop_table(&shadow));
+            }
+            statements.push_str(&self.shadow_statements(spec, long_columns));
         }
-        statements.push_str(&names::create_shadow(spec, long_columns));
+        Ok(self.connection.execute_batch(&statements)?)
     }
-    Ok(connection.execute_batch(&statements)?)
 }

@@ -1,24 +1,27 @@
 //! `DuckDb`: opens and locks the file, keeps its settings, and is the one writer.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use duckdb::{AccessMode, Connection};
+use duckdb::AccessMode;
 
 use super::{
     Applied, ApplyTarget, Compacted, Compaction, FileMaintenance, Memory, Pipeline, Publisher,
-    Repair, Repaired, Space, StoredJob, StoredState, StoredTable, StoredVerification, TargetError,
+    Repair, Repaired, Space, StoredJob, StoredState, StoredVerification, TargetError,
     TargetOptions, TargetState,
     apply::{self, Progress},
     arrow_scan::Database,
     compact,
+    connection::TargetConnection,
     file::{attach, open, remove_stale_spill},
     gate::Gate,
-    jobs, migrations, names, new_file, pending,
+    jobs,
+    lake::{self, Lake, inlining},
+    migrations, names, new_file, pending,
     publish::Publishers,
     stage::StagingViews,
     state,
@@ -37,14 +40,17 @@ use crate::{
 /// The number of statements that DuckDB keeps planned.
 const PREPARED: usize = 1024;
 
-/// The DuckDB file. A `DuckDb` holds the lock of its file: only one rhei can work on a file.
+/// The target: a DuckDB file, or a lake. A `DuckDb` is the one writer of its copy: it holds the
+/// lock of its file, or has taken over the copy in its lake.
 pub struct DuckDb {
-    pub(super) connection: Connection,
+    pub(super) connection: TargetConnection,
     pub(super) database: Arc<Database>,
     path: PathBuf,
+    /// What is special about a lake; none for a file.
+    pub(super) lake: Option<Lake>,
     pub(super) pipeline: Option<Pipeline>,
     /// None after a transaction failed: the tables have to be read from the file again.
-    tables: Option<Tables>,
+    pub(super) tables: Option<Tables>,
     /// Tables that are being copied, and whether their shadows are loaded.
     pub(super) copying: BTreeMap<u32, bool>,
     pub(super) tuning: Tuning,
@@ -71,7 +77,7 @@ impl DuckDb {
     /// message.
     pub fn open(options: &TargetOptions) -> Result<Self, TargetError> {
         let path = &options.path;
-        if path.is_dir() {
+        if path.is_dir() && options.lake.is_none() {
             return Err(TargetError::IsFolder { path: path.clone() });
         }
 
@@ -83,8 +89,19 @@ impl DuckDb {
 
         let since = SystemTime::now();
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
+        let lake = match &options.lake {
+            Some(lake) => {
+                if state::exists(&connection)? {
+                    inlining::of_state(&connection)?;
+                }
+                Some(Lake::take_over(&connection, lake, path)?)
+            }
+            None => None,
+        };
         remove_stale_spill(path, since);
-        new_file::remove_stale_spill(path);
+        if lake.is_none() {
+            new_file::remove_stale_spill(path);
+        }
         connection.set_prepared_statement_cache_capacity(PREPARED);
 
         if let Some(from) = migrations::run(&connection)? {
@@ -101,6 +118,7 @@ impl DuckDb {
             connection,
             database,
             path: path.clone(),
+            lake,
             pipeline: None,
             tables: None,
             copying: BTreeMap::new(),
@@ -151,7 +169,7 @@ impl DuckDb {
     /// Drops the changes that were kept for a copy.
     pub(super) fn drop_pending(&mut self, oid: u32) -> Result<(), TargetError> {
         if self.tables()?.has_pending(oid) {
-            self.connection.execute_batch(&pending::drop_statement(oid))?;
+            pending::drop_table(&self.connection, oid)?;
             self.tables()?.set_pending(oid, false);
         }
         Ok(())
@@ -172,6 +190,7 @@ impl DuckDb {
             // The ROLLBACK fails when no transaction is open any more; in both cases no change of
             // it is left.
             let _ = self.connection.execute_batch("ROLLBACK");
+            self.end_turn();
         }
     }
 
@@ -235,6 +254,11 @@ impl DuckDb {
     /// Opens the file if it is closed: no statement may read from, or write to, the database in
     /// memory that stands in for a closed file.
     pub(super) fn ensure_attached(&mut self) -> Result<(), TargetError> {
+        if let Some(lake) = self.lake.as_mut().filter(|lake| lake.is_unsure()) {
+            lake.resume(&self.connection)?;
+            (self.tables, self.pipeline) = (None, None);
+            return self.state().map(|_| ());
+        }
         if self.is_detached {
             self.keep_readers_out()?;
             self.detach()?;
@@ -244,22 +268,30 @@ impl DuckDb {
     }
 
     /// Reads the state that a file holds, without writing to the file; for `status`.
-    pub fn read_state(path: &Path) -> Result<Option<(StoredState, Space)>, TargetError> {
-        let (_database, connection) = reader_of(&TargetOptions::new(path))?;
+    pub fn read_state(
+        options: &TargetOptions,
+    ) -> Result<Option<(StoredState, Space)>, TargetError> {
+        let (_database, connection) = reader_of(options)?;
         let Some(state) = state::read(&connection)? else { return Ok(None) };
-        Ok(Some((state, compact::space(&connection, path)?)))
+        let space = match &options.lake {
+            Some(lake) => lake::space(&connection, lake)?,
+            None => compact::space(&connection, &options.path)?,
+        };
+        Ok(Some((state, space)))
     }
 
     /// Reads the jobs in a file, without writing to the file; for `jobs`.
-    pub fn read_jobs(path: &Path) -> Result<Vec<StoredJob>, TargetError> {
-        let (_database, connection) = reader_of(&TargetOptions::new(path))?;
+    pub fn read_jobs(options: &TargetOptions) -> Result<Vec<StoredJob>, TargetError> {
+        let (_database, connection) = reader_of(options)?;
         if state::read(&connection)?.is_some() { jobs::all(&connection) } else { Ok(Vec::new()) }
     }
 
     /// Reads the last result of each table that was verified, without writing to the file; for
     /// `status`.
-    pub fn read_verifications(path: &Path) -> Result<Vec<StoredVerification>, TargetError> {
-        let (_database, connection) = reader_of(&TargetOptions::new(path))?;
+    pub fn read_verifications(
+        options: &TargetOptions,
+    ) -> Result<Vec<StoredVerification>, TargetError> {
+        let (_database, connection) = reader_of(options)?;
         verifications::last(&connection)
     }
 
@@ -273,37 +305,84 @@ impl DuckDb {
         self.roll_back()?;
 
         let before = self.pipeline.clone();
-        let mut conflicts = 0;
+        let mut failures = 0;
         loop {
-            self.connection.execute_batch("BEGIN TRANSACTION")?;
-            self.is_open = true;
+            self.begin()?;
 
             let done = work(self).and_then(|done| {
                 self.commit()?;
                 Ok(done)
             });
             self.is_open = false;
-            let Err(error) = done else { return done };
+            let Err(error) = done else {
+                self.end_turn();
+                return done;
+            };
 
             self.pipeline.clone_from(&before);
             self.tables = None;
             // The ROLLBACK fails when COMMIT itself ended the transaction; in both cases no change
             // is left.
             let _ = self.connection.execute_batch("ROLLBACK");
+            self.end_turn();
 
-            conflicts += 1;
-            if !error.is_conflict() || conflicts >= jobs::CONFLICTS {
+            failures += 1;
+            if self.lake.is_some() {
+                if !Lake::is_tried_again(&error, failures) {
+                    return Err(self.of_lake(error));
+                }
+                continue;
+            }
+            if !error.is_conflict() || failures >= jobs::CONFLICTS {
                 return Err(error);
             }
             std::thread::sleep(jobs::CONFLICT_PAUSE);
         }
     }
 
+    fn end_turn(&mut self) {
+        if let Some(lake) = &mut self.lake {
+            lake.ended();
+        }
+    }
+
+    /// Returns an error as the one of a lake that does not answer, if it may be that.
+    pub(super) fn of_lake(&self, error: TargetError) -> TargetError {
+        if self.lake.is_some() && error.table().is_none() && lake::may_pass(&error) {
+            return TargetError::LakeAway { source: Box::new(error) };
+        }
+        error
+    }
+
+    fn begin(&mut self) -> Result<(), TargetError> {
+        match &mut self.lake {
+            Some(lake) => lake.begin(&self.connection)?,
+            None => self.connection.execute_batch("BEGIN TRANSACTION")?,
+        }
+        self.is_open = true;
+        Ok(())
+    }
+
     pub(super) fn commit(&mut self) -> Result<(), TargetError> {
         if let Some(tables) = &mut self.tables {
             tables.write(&self.connection)?;
         }
-        Ok(self.connection.execute_batch("COMMIT")?)
+        match &mut self.lake {
+            Some(lake) => lake.commit(&self.connection, self.pipeline.as_ref()),
+            None => Ok(self.connection.execute_batch("COMMIT")?),
+        }
+    }
+
+    /// Returns the statements that make an empty shadow.
+    pub(super) fn shadow_statements(
+        &self,
+        spec: &TableSpec,
+        long_columns: &BTreeSet<String>,
+    ) -> String {
+        match &self.lake {
+            Some(lake) => lake::create_shadow(spec, &lake.options),
+            None => names::create_shadow(spec, long_columns),
+        }
     }
 
     /// Begins the transaction, continues it, or ends it. After a failure no change of it is left.
@@ -316,8 +395,7 @@ impl DuckDb {
         let mut progress = match self.parts.take() {
             Some(progress) => progress,
             None => {
-                self.connection.execute_batch("BEGIN TRANSACTION")?;
-                self.is_open = true;
+                self.begin()?;
                 Progress::default()
             }
         };
@@ -344,7 +422,10 @@ impl DuckDb {
         let ends_a_copy = progress.ends_a_copy;
         match (&applied, batch.is_part) {
             (Ok(_), true) => self.parts = Some(progress),
-            (Ok(_), false) => self.is_open = false,
+            (Ok(_), false) => {
+                self.is_open = false;
+                self.end_turn();
+            }
             (Err(_), _) => {
                 self.is_open = false;
                 self.pipeline = before;
@@ -352,7 +433,11 @@ impl DuckDb {
                 // The ROLLBACK fails when COMMIT ended the transaction; in both cases no change is
                 // left.
                 let _ = self.connection.execute_batch("ROLLBACK");
-                return applied.map(|applied| (applied, false));
+                self.end_turn();
+                return match (applied, &mut self.lake) {
+                    (Err(error), Some(lake)) => Err(lake.of_part(error)),
+                    (applied, _) => applied.map(|applied| (applied, false)),
+                };
             }
         }
 
@@ -360,6 +445,9 @@ impl DuckDb {
     }
 
     fn tune(&mut self) -> Result<(), TargetError> {
+        if self.lake.is_some() {
+            return Ok(());
+        }
         if self.parts.is_none() {
             self.tuning.look_if_due(&self.connection);
         }
@@ -374,7 +462,7 @@ impl DuckDb {
     /// transaction would also show rows that are not committed, so another connection reads.
     pub(super) fn reading<R>(
         &self,
-        read: impl FnOnce(&Connection) -> Result<R, TargetError>,
+        read: impl FnOnce(&TargetConnection) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
         if self.parts.is_none() {
             return read(&self.connection);
@@ -384,8 +472,8 @@ impl DuckDb {
     }
 
     /// Returns another connection to the file.
-    pub(super) fn new_connection(&self) -> Result<Connection, TargetError> {
-        let connection = self.connection.try_clone()?;
+    pub(super) fn new_connection(&self) -> Result<TargetConnection, TargetError> {
+        let connection = self.connection.another()?;
         connection.execute_batch(&format!("USE {}", names::CATALOG))?;
         Ok(connection)
     }
@@ -407,136 +495,26 @@ impl DuckDb {
     }
 }
 
+impl Drop for DuckDb {
+    /// Leaves a copy in a lake to the next process, which then need not wait.
+    fn drop(&mut self) {
+        self.roll_back_quietly();
+        if let Some(lake) = &mut self.lake
+            && let Err(error) = lake.fence.release(&self.connection)
+        {
+            tracing::debug!(%error, "the copy in the lake still names this process");
+        }
+    }
+}
+
 /// Opens a file for reading only.
 pub(super) fn reader_of(
     options: &TargetOptions,
-) -> Result<(Arc<Database>, Connection), TargetError> {
-    if !options.path.is_file() {
+) -> Result<(Arc<Database>, TargetConnection), TargetError> {
+    if options.lake.is_none() && !options.path.is_file() {
         return Err(TargetError::NoFile { path: options.path.clone() });
     }
     open(options, AccessMode::ReadOnly)
-}
-
-impl TargetState for DuckDb {
-    fn state(&mut self) -> Result<Option<StoredState>, TargetError> {
-        self.ensure_attached()?;
-        if self.parts.is_some() {
-            return self.reading(state::read);
-        }
-        if self.tables.is_none() || self.pipeline.is_none() {
-            self.pipeline = state::read_pipeline(&self.connection)?;
-        }
-
-        self.refresh()?;
-        let Some(pipeline) = self.pipeline.clone() else { return Ok(None) };
-        Ok(Some(StoredState { pipeline, tables: self.tables()?.list() }))
-    }
-
-    fn put_state(
-        &mut self,
-        pipeline: &Pipeline,
-        tables: &[StoredTable],
-    ) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            state::create(&target.connection)?;
-            state::put_pipeline(&target.connection, pipeline)?;
-
-            let stored = target.tables()?;
-            tables.iter().for_each(|table| stored.put(table.clone()));
-            target.pipeline = Some(pipeline.clone());
-            Ok(())
-        })?;
-        self.refresh()
-    }
-
-    fn put_tables(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            let is_ended =
-                |table: &&StoredTable| target.copying.contains_key(&table.oid) && !table.has_shadow;
-            let ended: Vec<u32> = tables.iter().filter(is_ended).map(|table| table.oid).collect();
-
-            target.drop_shadows(&ended)?;
-            let stored = target.tables()?;
-            tables.iter().for_each(|table| stored.put(table.clone()));
-            Ok(())
-        })?;
-        self.refresh()
-    }
-
-    fn put_shapes(&mut self, tables: &[Arc<TableSpec>]) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            let stored = target.tables()?;
-            tables.iter().for_each(|table| stored.put_shape(table));
-            Ok(())
-        })?;
-        self.refresh()
-    }
-
-    fn rename(&mut self, moves: &[(QualifiedName, StoredTable)]) -> Result<(), TargetError> {
-        self.transaction(|target| {
-            let (mut moving, mut ours) = (Vec::new(), Vec::new());
-            for (from, table) in moves {
-                let stored = target.tables()?;
-                // The kept copy of a table that was dropped at the source stays under the name that
-                // both tables had.
-                let is_ours = stored.is_ours(from) && !stored.is_kept_by_another(from, table.oid);
-                ours.push(is_ours);
-                if is_ours
-                    && *from != table.target
-                    && state::table_exists(&target.connection, from)?
-                {
-                    moving.push((from, table));
-                }
-            }
-
-            // All tables get a temporary name first, so that two tables can swap their names.
-            for (from, table) in &moving {
-                target.connection.execute_batch(&names::rename_to_temp(from, table.oid))?;
-            }
-            for (from, table) in &moving {
-                // A copy that is only kept gives way to the table that takes its name.
-                if target.tables()?.forget_dropped_namesakes([(&table.target, table.oid)]) {
-                    target.connection.execute_batch(&names::drop_table(&table.target))?;
-                }
-
-                target.refuse_foreign(&table.target)?;
-                target.connection.execute_batch(&names::rename_from_temp(
-                    from,
-                    table.oid,
-                    &table.target,
-                ))?;
-            }
-
-            let stored = target.tables()?;
-            for ((_, table), is_ours) in moves.iter().zip(ours) {
-                stored.put(table.clone());
-                if is_ours {
-                    stored.set_managed(table.oid);
-                }
-            }
-            Ok(())
-        })?;
-        self.refresh()
-    }
-
-    fn put_verifications(&mut self, results: &[StoredVerification]) -> Result<(), TargetError> {
-        self.ensure_attached()?;
-        // The writer may have a transaction open for parts of a source transaction.
-        let connection = self.new_connection()?;
-        connection.execute_batch("BEGIN TRANSACTION")?;
-        verifications::put(&connection, results)?;
-        Ok(connection.execute_batch("COMMIT")?)
-    }
-
-    fn verifications(&mut self) -> Result<Vec<StoredVerification>, TargetError> {
-        self.ensure_attached()?;
-        self.reading(verifications::last)
-    }
-
-    fn last_parts(&mut self, parts: u32) -> Result<Vec<(QualifiedName, u32)>, TargetError> {
-        self.ensure_attached()?;
-        self.reading(|connection| verifications::last_parts(connection, parts))
-    }
 }
 
 impl ApplyTarget for DuckDb {
@@ -566,6 +544,13 @@ impl ApplyTarget for DuckDb {
             self.views.prepare(&self.database, live)?;
         }
 
+        if self.parts.is_none() {
+            self.recopy_tables_with_lost_files().map_err(|error| self.of_lake(error))?;
+        }
+        if self.lake.is_some() && self.parts.is_none() {
+            inlining::before_change(&self.connection, batch.schema_changes.iter())?;
+        }
+
         if batch.continues && self.parts.is_none() {
             let reason = "a large transaction goes on whose beginning was taken back".to_owned();
             return Err(TargetError::Corrupt { reason });
@@ -584,6 +569,9 @@ impl ApplyTarget for DuckDb {
             })?
         };
 
+        if let Some(lake) = &mut self.lake {
+            lake.upkeep.note(batch.tables.iter().map(|changes| &changes.table.target));
+        }
         self.tuning.after_apply(since.elapsed());
         if batch.is_part {
             return Ok(applied);
@@ -649,9 +637,27 @@ impl ApplyTarget for DuckDb {
 impl FileMaintenance for DuckDb {
     fn reopen(&mut self) -> Result<(), TargetError> {
         self.roll_back_quietly();
+        // DuckLake connects again by itself.
+        if let Some(lake) = &mut self.lake {
+            lake.resume(&self.connection)?;
+            (self.tables, self.pipeline) = (None, None);
+            return self.state().map(|_| ());
+        }
         self.keep_readers_out()?;
         self.detach()?;
         self.reattach()
+    }
+
+    fn upkeep(&mut self) -> Result<bool, TargetError> {
+        self.ensure_attached()?;
+        if self.lake.is_none() || self.has_open_parts() {
+            return Ok(false);
+        }
+        if self.lake.as_ref().is_some_and(Lake::may_lack_files) {
+            // The next batch finds out.
+            return Ok(false);
+        }
+        self.look_after_lake().map_err(|error| self.of_lake(error))
     }
 
     fn checkpoint_file(&mut self, compaction: Compaction) -> Result<(), TargetError> {
@@ -659,6 +665,9 @@ impl FileMaintenance for DuckDb {
 
         // A file checkpoint would end the transaction.
         if self.has_open_parts() {
+            return Ok(());
+        }
+        if self.lake.is_some() {
             return Ok(());
         }
 
@@ -690,7 +699,10 @@ impl FileMaintenance for DuckDb {
 
     fn space(&mut self) -> Result<Space, TargetError> {
         self.ensure_attached()?;
-        compact::space(&self.connection, &self.path)
+        match &mut self.lake {
+            Some(lake) => lake.space(&self.connection),
+            None => compact::space(&self.connection, &self.path),
+        }
     }
 
     fn memory(&mut self) -> Result<Memory, TargetError> {
@@ -699,7 +711,7 @@ impl FileMaintenance for DuckDb {
 
     fn compact(&mut self) -> Result<Compacted, TargetError> {
         self.ensure_attached()?;
-        self.rewrite_file()
+        if self.lake.is_some() { self.compact_lake() } else { self.rewrite_file() }
     }
 
     fn publisher(&mut self) -> Result<Publisher, TargetError> {

@@ -218,6 +218,11 @@ pub trait FileMaintenance: Send {
     /// Opens the file again, as DuckDB requires after an error of its disk.
     fn reopen(&mut self) -> Result<(), TargetError>;
 
+    /// Does what is due now and then between two transactions, if something is: a lake merges its
+    /// files and forgets old snapshots. A step takes seconds at most. Returns whether another step
+    /// is due.
+    fn upkeep(&mut self) -> Result<bool, TargetError>;
+
     /// Writes DuckDB's write-ahead log into the file. An old reader may prevent the write; that is
     /// no error.
     fn checkpoint_file(&mut self, compaction: Compaction) -> Result<(), TargetError>;

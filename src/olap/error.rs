@@ -176,6 +176,106 @@ pub enum TargetError {
         /// The reason, with a hint when a later attempt may succeed.
         reason: String,
     },
+    /// An extension of DuckDB, without which no lake can be opened, is in none of these folders.
+    #[error(
+        "DuckDB's extension {name} is missing\ndetail: it was looked for in {folders}\nhint: \
+             `make setup` fetches it; or run INSTALL {name} in the DuckDB {version} of this user, \
+             or name its folder by RHEI_EXTENSIONS"
+    )]
+    NoExtension {
+        /// The name of the extension.
+        name: &'static str,
+        /// The version of DuckDB, which the extension has to be made for.
+        version: String,
+        /// The folders, as a list for people.
+        folders: String,
+    },
+    /// DuckDB does not load an extension: it is damaged, not signed, or of another version.
+    #[error("DuckDB refuses its extension {}\nhint: remove this file, and fetch the extension of \
+             DuckDB's own version", .file.display())]
+    ExtensionRefused {
+        /// The file of the extension.
+        file: PathBuf,
+        /// The error of DuckDB.
+        source: ::duckdb::Error,
+    },
+    /// DuckDB does not take the credentials of a lake.
+    #[error(
+        "DuckDB does not take the credentials of the lake\nhint: set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, or what else AWS clients read"
+    )]
+    NoSecret,
+    /// A command that only reads found no lake, and does not make one.
+    #[error("there is no lake {lake}\nhint: `rhei sync` makes it")]
+    NoLake {
+        /// The address of the catalog, without its password.
+        lake: String,
+    },
+    /// A lake is to be made, and its data has no place.
+    #[error(
+        "lake {lake} is new, and nothing says where its data goes\nhint: set [target] \
+             data_path to a folder, or to s3://bucket/prefix"
+    )]
+    NoDataPath {
+        /// The address of the catalog, without its password.
+        lake: String,
+    },
+    /// DuckLake did not open a lake, for a reason that no other variant names.
+    #[error("cannot open lake {lake}")]
+    LakeNotOpened {
+        /// The address of the catalog, without its password.
+        lake: String,
+        /// The error of DuckDB.
+        source: ::duckdb::Error,
+    },
+    /// A process that is alive writes the copy in a lake.
+    #[error(
+        "the copy in the lake is written by {holder}\nhint: stop that process, or give this \
+             copy schemas of its own with [target] schema_prefix"
+    )]
+    LakeInUse {
+        /// The process and its host.
+        holder: String,
+    },
+    /// Another process has taken over the copy in a lake. This one wrote nothing after that.
+    #[error(
+        "{holder} has taken over the copy in the lake; this process writes it no more\nhint: run \
+             one replicator for a copy"
+    )]
+    Fenced {
+        /// The process and its host.
+        holder: String,
+    },
+    /// A transaction whose answer was lost has come into the lake later than this process knew.
+    #[error(
+        "the lake holds a commit that was taken for lost\nhint: rhei goes on with what the lake \
+             holds"
+    )]
+    Moved,
+    /// The answer to a commit was lost, and the lake does not say what became of it.
+    #[error(
+        "it is not known whether the lake has taken the last commit\nhint: rhei looks as soon as \
+             the lake's catalog answers"
+    )]
+    OutcomeUnknown {
+        /// Why the lake does not answer.
+        source: Box<TargetError>,
+    },
+    /// The catalog or the store of a lake does not answer.
+    #[error(
+        "the lake does not answer\nhint: rhei goes on as soon as it does; nothing that was \
+             committed is lost"
+    )]
+    LakeAway {
+        /// The error of DuckDB.
+        source: Box<TargetError>,
+    },
+    /// The work on a lake was interrupted for a reason that may pass; nothing of it is in the lake.
+    #[error("the lake did not answer for a moment")]
+    LakeInterrupted {
+        /// The error.
+        source: Box<TargetError>,
+    },
     /// No copy was published.
     #[error("the copy was not published: {reason}")]
     NotPublished {
@@ -326,8 +426,14 @@ impl TargetError {
                     std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
                 )
             }
-            _ => false,
+            error => error.is_of_lake(),
         }
+    }
+
+    /// Returns whether a lake does not answer, or holds another state than this process knows: what
+    /// it holds has to be read before anything else.
+    pub fn is_of_lake(&self) -> bool {
+        matches!(self, Self::Moved | Self::OutcomeUnknown { .. } | Self::LakeAway { .. })
     }
 
     /// Returns whether another transaction changed the same row, or has replaced the table.
@@ -337,6 +443,7 @@ impl TargetError {
                 let text = error.to_string();
                 is_of_kind(&text, &["TransactionContext Error"]) && !is_of_disk(&text)
             }
+            Self::LakeInterrupted { .. } => true,
             Self::Table { source, .. } => source.is_conflict(),
             _ => false,
         }

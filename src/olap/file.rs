@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 use std::{
+    fmt,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,17 +12,38 @@ use std::{
 
 use duckdb::{AccessMode, Connection};
 
-use super::{TargetError, arrow_scan::Database, compact, error::is_damage, names, new_file};
+use super::{
+    TargetError,
+    arrow_scan::Database,
+    compact,
+    connection::TargetConnection,
+    error::is_damage,
+    lake::{self, LakeOptions},
+    names, new_file,
+};
 
 /// The path of the copy, and the resources that DuckDB may use.
 #[derive(Debug, Clone, Default)]
 pub struct TargetOptions {
     /// The path of the DuckDB file. Its folder has to exist; the file is made when it is missing.
+    /// Of a lake: the path after which the files are named that rhei keeps on this machine.
     pub path: PathBuf,
+    /// The lake that takes the place of the file.
+    pub lake: Option<Arc<LakeOptions>>,
     /// A size in DuckDB's notation; the default of DuckDB is 80 % of the machine's memory.
     pub duckdb_memory_limit: Option<String>,
     /// The most threads that DuckDB may use; the default of DuckDB is all cores.
     pub threads: Option<u32>,
+}
+
+/// Shows the path, or the address of the lake without its password.
+impl fmt::Display for TargetOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.lake {
+            Some(lake) => lake.fmt(f),
+            None => self.path.display().fmt(f),
+        }
+    }
 }
 
 impl TargetOptions {
@@ -73,7 +95,11 @@ pub(super) fn settings(options: &TargetOptions) -> Vec<(&'static str, String)> {
 pub(super) fn open(
     options: &TargetOptions,
     mode: AccessMode,
-) -> Result<(Arc<Database>, Connection), TargetError> {
+) -> Result<(Arc<Database>, TargetConnection), TargetError> {
+    if let Some(lake) = &options.lake {
+        return lake::open(options, lake, mode);
+    }
+
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
 
@@ -83,7 +109,7 @@ pub(super) fn open(
     let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
 
     attach(&connection, &options.path, mode)?;
-    Ok((database, connection))
+    Ok((database, TargetConnection::new(connection, Arc::default())))
 }
 
 pub(super) fn attach(

@@ -3,14 +3,14 @@
 //!
 //! A job is written before it begins, and becomes `done` in the very transaction that holds its
 //! result, so that no piece of work is lost or done twice without a trace. Rows are replaced by
-//! DELETE and INSERT, never updated.
+//! DELETE and INSERT, never updated; in a lake, loaders only add rows.
 
 use std::time::Duration;
 
-use duckdb::{Connection, params};
+use duckdb::params;
 use serde::Serialize;
 
-use super::{TargetError, names, state::PIPELINE_ID};
+use super::{TargetError, connection::TargetConnection, names, state::PIPELINE_ID};
 use crate::{Lsn, change::TableSpec, failpoint::refuses};
 
 /// A job that is to be written.
@@ -50,25 +50,37 @@ pub(super) const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 /// How long jobs that ended are kept.
 const KEPT: &str = "7 days";
 
+/// The last row of each job. In a file each job has one row. In a lake, loaders only add rows:
+/// transactions that only add rows to a table never stand in each other's way there.
+const LATEST: &str = "(FROM _rhei.jobs WHERE id > 0 QUALIFY row_number() OVER \
+                      (PARTITION BY id ORDER BY finished_at DESC NULLS LAST) = 1)";
+
+/// The id of the row that a writer of a lake replaces when it begins: a load of an earlier process
+/// whose commit comes later than that fails (see `lake`).
+pub(super) const WRITER: u64 = 0;
+
 /// Drops jobs that ended long ago, except the jobs of copies that are not finished: resuming a copy
 /// reads them.
-pub(super) fn prune(connection: &Connection) -> Result<u64, TargetError> {
-    let sql = format!(
-        "DELETE FROM _rhei.jobs WHERE finished_at < now() - INTERVAL '{KEPT}' \
+pub(super) fn prune(connection: &TargetConnection) -> Result<u64, TargetError> {
+    let old = format!(
+        "SELECT id FROM {LATEST} WHERE finished_at < now() - INTERVAL '{KEPT}' \
          AND table_oid NOT IN (SELECT oid FROM _rhei.tables WHERE has_shadow)"
     );
-    Ok(connection.execute(&sql, [])? as u64)
+    let sql = format!("DELETE FROM _rhei.jobs WHERE id IN ({old})");
+    Ok(connection.execute(&connection.sql(&sql), [])? as u64)
 }
 
 /// Writes the jobs of tables, by oid; returns the ids of the jobs, in order.
 pub(super) fn add(
-    connection: &Connection,
+    connection: &TargetConnection,
     tables: &[(u32, &[NewJob])],
 ) -> Result<Vec<u64>, TargetError> {
     prune(connection)?;
-    let last: u64 =
-        connection
-            .query_row("SELECT coalesce(max(id), 0) FROM _rhei.jobs", [], |row| row.get(0))?;
+    let last: u64 = connection.query_row(
+        &connection.sql("SELECT coalesce(max(id), 0) FROM _rhei.jobs"),
+        [],
+        |row| row.get(0),
+    )?;
 
     let jobs = tables.iter().flat_map(|(oid, jobs)| jobs.iter().map(move |job| (*oid, job)));
     let jobs: Vec<(u64, (u32, &NewJob))> = (last + 1..).zip(jobs).collect();
@@ -87,20 +99,31 @@ pub(super) fn add(
         };
 
         let rows: Vec<String> = jobs.iter().map(row).collect();
-        connection.execute_batch(&format!("INSERT INTO _rhei.jobs VALUES {}", rows.join(", ")))?;
+        connection.execute_batch(&format!(
+            "{} VALUES {}",
+            connection.sql("INSERT INTO _rhei.jobs"),
+            rows.join(", ")
+        ))?;
     }
 
     Ok(jobs.iter().map(|(id, _)| *id).collect())
 }
 
 /// Cancels the open jobs of tables.
-pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result<(), TargetError> {
+pub(super) fn cancel(
+    connection: &TargetConnection,
+    oids: &[u32],
+    why: &str,
+) -> Result<(), TargetError> {
     let oids: Vec<String> = oids.iter().map(ToString::to_string).collect();
-    let open = format!("table_oid IN ({}) AND status IN ('pending', 'running')", oids.join(", "));
+    let open = format!(
+        "FROM {LATEST} WHERE table_oid IN ({}) AND status IN ('pending', 'running')",
+        oids.join(", ")
+    );
 
     if oids.is_empty()
         || !connection.query_row(
-            &format!("SELECT count(*) > 0 FROM _rhei.jobs WHERE {open}"),
+            &connection.sql(&format!("SELECT count(*) > 0 {open}")),
             [],
             |row| row.get(0),
         )?
@@ -108,14 +131,16 @@ pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result
         return Ok(());
     }
 
-    connection.execute_batch(&format!(
-        "CREATE OR REPLACE TEMP TABLE _rhei_open AS SELECT * FROM _rhei.jobs WHERE {open}; \
-         DELETE FROM _rhei.jobs WHERE {open};"
-    ))?;
+    connection.execute_batch(&connection.sql(&format!(
+        "CREATE OR REPLACE TEMP TABLE _rhei_open AS SELECT * {open}; \
+         DELETE FROM _rhei.jobs WHERE id IN (SELECT id FROM _rhei_open);"
+    )))?;
     connection.execute(
-        "INSERT INTO _rhei.jobs SELECT * REPLACE ('cancelled' AS status, coalesce(error, \
-         ?::VARCHAR) AS error, \
-         now() AS finished_at) FROM _rhei_open",
+        &connection.sql(
+            "INSERT INTO _rhei.jobs SELECT * REPLACE ('cancelled' AS status, coalesce(error, \
+             ?::VARCHAR) AS error, \
+             now() AS finished_at) FROM _rhei_open",
+        ),
         params![why],
     )?;
     Ok(connection.execute_batch("DROP TABLE _rhei_open")?)
@@ -123,15 +148,15 @@ pub(super) fn cancel(connection: &Connection, oids: &[u32], why: &str) -> Result
 
 /// Returns the chunks that are in the shadow whose copy began at this LSN.
 pub(super) fn done(
-    connection: &Connection,
+    connection: &TargetConnection,
     oid: u32,
     copy_lsn: Lsn,
 ) -> Result<Vec<(serde_json::Value, u64)>, TargetError> {
-    let mut statement = connection.prepare(
-        "SELECT payload, coalesce(rows, 0) FROM _rhei.jobs WHERE table_oid = ? \
+    let mut statement = connection.prepare(&connection.sql(&format!(
+        "SELECT payload, coalesce(rows, 0) FROM {LATEST} WHERE table_oid = ? \
          AND type = 'copy_chunk' AND status = 'done' \
-         AND (payload::JSON ->> 'copy_lsn') = ?",
-    )?;
+         AND (payload::JSON ->> 'copy_lsn') = ?"
+    )))?;
 
     let mut rows = statement.query(params![oid, copy_lsn.to_string()])?;
     let mut done = Vec::new();
@@ -144,33 +169,47 @@ pub(super) fn done(
     Ok(done)
 }
 
-/// Replaces the row of a job. `set` is a REPLACE list.
+/// Changes jobs, by their ids: in a file their rows are replaced, in a lake newer rows follow them.
+/// `set` is a REPLACE list, in which `job` is the row as it was.
 pub(super) fn change(
-    connection: &Connection,
-    id: u64,
+    connection: &TargetConnection,
+    ids: &[u64],
     set: &str,
     given: &[&dyn duckdb::ToSql],
 ) -> Result<(), TargetError> {
-    connection.execute_batch(
-        "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs LIMIT 0",
-    )?;
+    let ids = listed(ids);
+    connection.execute_batch(&connection.sql(&format!(
+        "CREATE OR REPLACE TEMP TABLE _rhei_job AS FROM {LATEST} WHERE id IN ({ids})"
+    )))?;
 
-    connection
-        .execute("INSERT INTO _rhei_job SELECT * FROM _rhei.jobs WHERE id = ?", params![id])?;
-    connection.execute("DELETE FROM _rhei.jobs WHERE id = ?", params![id])?;
+    if !connection.is_lake() {
+        connection.execute_batch(&format!("DELETE FROM _rhei.jobs WHERE id IN ({ids})"))?;
+    }
     connection.execute(
-        &format!("INSERT INTO _rhei.jobs SELECT * REPLACE ({set}) FROM _rhei_job"),
+        &format!(
+            "{} SELECT job.* REPLACE ({set}) FROM _rhei_job job",
+            connection.sql("INSERT INTO _rhei.jobs")
+        ),
         given,
     )?;
 
     Ok(connection.execute_batch("DROP TABLE _rhei_job")?)
 }
 
-pub(super) fn all(connection: &Connection) -> Result<Vec<StoredJob>, TargetError> {
-    let mut statement = connection.prepare(
+/// Replaces the row of the writer of a lake.
+pub(super) fn put_writer(connection: &TargetConnection) -> Result<(), TargetError> {
+    Ok(connection.execute_batch(&connection.sql(&format!(
+        "DELETE FROM _rhei.jobs WHERE id = {WRITER}; \
+         INSERT INTO _rhei.jobs VALUES ({WRITER}, 0, 'writer', '{{}}', 'done', 0, 0, NULL, NULL, \
+         now(), NULL, NULL, {PIPELINE_ID})"
+    )))?)
+}
+
+pub(super) fn all(connection: &TargetConnection) -> Result<Vec<StoredJob>, TargetError> {
+    let mut statement = connection.prepare(&connection.sql(&format!(
         "SELECT id, type, payload, status, attempts, priority, error, rows, created_at::VARCHAR, \
-         epoch(finished_at - started_at) FROM _rhei.jobs ORDER BY id",
-    )?;
+         epoch(finished_at - started_at) FROM {LATEST} ORDER BY id"
+    )))?;
 
     let mut rows = statement.query([])?;
     let mut jobs = Vec::new();
@@ -196,14 +235,36 @@ pub(super) fn listed(jobs: &[u64]) -> String {
     jobs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-pub(super) fn is_cancelled(connection: &Connection, job: u64) -> Result<bool, TargetError> {
-    let sql = "SELECT count(*) = 0 FROM _rhei.jobs WHERE id = ? AND status <> 'cancelled'";
-    Ok(connection.query_row(sql, params![job], |row| row.get(0))?)
+/// Returns the number of rows of these jobs if all of them are done.
+pub(super) fn rows_if_done(
+    connection: &TargetConnection,
+    jobs: &[u64],
+) -> Result<Option<u64>, TargetError> {
+    let sql = format!(
+        "SELECT CASE WHEN count(*) = {} THEN coalesce(sum(rows), 0)::UBIGINT END FROM {LATEST} \
+         WHERE id IN ({}) AND status = 'done'",
+        jobs.len(),
+        listed(jobs)
+    );
+    Ok(connection.query_row(&connection.sql(&sql), [], |row| row.get(0))?)
+}
+
+/// Returns whether one of these jobs was cancelled.
+pub(super) fn is_cancelled(
+    connection: &TargetConnection,
+    jobs: &[u64],
+) -> Result<bool, TargetError> {
+    let sql = format!(
+        "SELECT count(*) < {} FROM {LATEST} WHERE id IN ({}) AND status <> 'cancelled'",
+        jobs.len(),
+        listed(jobs)
+    );
+    Ok(connection.query_row(&connection.sql(&sql), [], |row| row.get(0))?)
 }
 
 /// Fails as DuckDB does for a value that it refuses, where a test requests it.
 pub(super) fn refuse(
-    connection: &Connection,
+    connection: &TargetConnection,
     place: &'static str,
     table: &TableSpec,
 ) -> Result<(), TargetError> {

@@ -1,14 +1,15 @@
 //! Loads rows into shadows.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, sync::Arc, time::Duration};
 
 use arrow::record_batch::RecordBatch;
-use duckdb::Connection;
 
 use super::{
     CopyLoader, RowStream, TargetError,
     arrow_scan::{BatchView, Database},
-    jobs::{CONFLICT_PAUSE, CONFLICTS, change, is_cancelled, listed, refuse},
+    connection::TargetConnection,
+    jobs::{self, CONFLICT_PAUSE, CONFLICTS, change, is_cancelled, refuse},
+    lake::{self, Lake, LakeOptions, Turn},
     names,
     stage::{self, STAGE, append, column_list, stage, stage_columns, stage_values, total},
 };
@@ -19,15 +20,32 @@ use crate::{change::TableSpec, failpoint::reached, types::schema_of};
 pub struct Loader {
     /// The view of the table that was loaded last.
     view: Option<(Arc<TableSpec>, BatchView)>,
-    connection: Connection,
+    connection: TargetConnection,
     database: Arc<Database>,
+    /// The lake, if it is one.
+    lake: Option<Arc<LakeOptions>>,
+    /// Where the transactions of a lake take turns, if they do.
+    turn: Option<Arc<Turn>>,
+    /// How often work on a lake has failed in a row, for reasons that may pass.
+    failures: Cell<u32>,
     /// Shows that this loader is alive; dropped last.
     _alive: Arc<()>,
 }
 
+/// How often work on a lake may fail in a row before its error is taken for the last word.
+const FAILURES: u32 = 10;
+
 impl Loader {
-    pub(super) fn new(connection: Connection, database: Arc<Database>, alive: Arc<()>) -> Self {
-        Self { connection, database, _alive: alive, view: None }
+    pub(super) fn new(
+        connection: TargetConnection,
+        database: Arc<Database>,
+        lake: Option<&Lake>,
+        alive: Arc<()>,
+    ) -> Self {
+        let turn = lake.and_then(|lake| lake.turn.clone());
+        let lake = lake.map(|lake| Arc::clone(&lake.options));
+        let (view, failures) = (None, Cell::default());
+        Self { connection, database, lake, turn, failures, _alive: alive, view }
     }
 
     /// Returns a view of batches of the table. The view is made before the transaction that loads
@@ -47,27 +65,75 @@ impl Loader {
 
     fn transaction<R>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<R, TargetError>,
+        work: impl FnOnce(&TargetConnection) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
-        self.connection.execute_batch("BEGIN TRANSACTION")?;
-
-        let done = work(&self.connection).and_then(|done| {
+        let _turn = self.turn.as_ref().map(Turn::take);
+        let begun = self.connection.execute_batch("BEGIN TRANSACTION").map_err(TargetError::from);
+        let done = begun.and_then(|()| work(&self.connection)).and_then(|done| {
             self.connection.execute_batch("COMMIT")?;
             Ok(done)
         });
 
         if done.is_err() {
             // The ROLLBACK fails when COMMIT itself ended the transaction; in both cases no change
-            // is left.
+            // is left, unless the answer of a lake was lost.
             let _ = self.connection.execute_batch("ROLLBACK");
         }
-        done
+        self.of_lake(done)
+    }
+
+    /// Counts the failures of work on a lake: the caller tries work again that has met another
+    /// transaction, or has found the lake away.
+    fn of_lake<R>(&self, done: Result<R, TargetError>) -> Result<R, TargetError> {
+        let Err(error) = done else {
+            self.failures.set(0);
+            return done;
+        };
+        if self.connection.is_lake() && lake::may_pass(&error) && self.failures.get() < FAILURES {
+            self.failures.set(self.failures.get() + 1);
+            return Err(TargetError::LakeInterrupted { source: Box::new(error) });
+        }
+        Err(error)
+    }
+
+    /// Fails when a commit that is in the lake has lost the files of these tables, whose copies are
+    /// then restarted.
+    fn refuse_lost_files(
+        &self,
+        connection: &TargetConnection,
+        tables: &[Arc<TableSpec>],
+    ) -> Result<(), TargetError> {
+        const RECENT: Duration = Duration::from_secs(3600);
+        let Some(lake) = &self.lake else { return Ok(()) };
+        let lost = lake::tables_with_lost_files(connection, lake, RECENT)?;
+        for table in tables {
+            let shadow = names::shadow_of(&table.target);
+            if lost.contains(&(shadow.schema, shadow.name)) {
+                let (expected, found) = (1, 0);
+                return Err(TargetError::Diverged { what: "files of the copy", expected, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the number of rows of jobs that are done already: the answer to their commit was
+    /// lost. A commit that is still under way there fails if it comes after this transaction.
+    fn done_before(
+        &self,
+        connection: &TargetConnection,
+        jobs: &[u64],
+    ) -> Result<Option<u64>, TargetError> {
+        if self.failures.get() == 0 {
+            return Ok(None);
+        }
+        jobs::put_writer(connection)?;
+        jobs::rows_if_done(connection, jobs)
     }
 
     /// Runs `work` in a transaction, and again when the writer was changing the same row.
     fn retry_conflicts<R>(
         &self,
-        work: impl Fn(&Connection) -> Result<R, TargetError>,
+        work: impl Fn(&TargetConnection) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
         for _ in 1..CONFLICTS {
             match self.transaction(&work) {
@@ -82,13 +148,17 @@ impl Loader {
 impl CopyLoader for Loader {
     fn begin(&self, job: u64) -> Result<bool, TargetError> {
         self.retry_conflicts(|connection| {
-            if is_cancelled(connection, job)? {
+            if is_cancelled(connection, &[job])? {
                 return Ok(false);
+            }
+            // Each commit to a lake takes as long as loading many rows.
+            if connection.is_lake() {
+                return Ok(true);
             }
 
             change(
                 connection,
-                job,
+                &[job],
                 "'running' AS status, attempts + 1 AS attempts, now() AS started_at, \
                  NULL::TIMESTAMPTZ AS finished_at",
                 &[],
@@ -98,7 +168,7 @@ impl CopyLoader for Loader {
     }
 
     fn is_cancelled(&self, job: u64) -> Result<bool, TargetError> {
-        is_cancelled(&self.connection, job)
+        is_cancelled(&self.connection, &[job])
     }
 
     fn load(
@@ -109,8 +179,13 @@ impl CopyLoader for Loader {
     ) -> Result<u64, TargetError> {
         let view = self.view_of(table)?;
         let loaded = self.transaction(|connection| {
-            if is_cancelled(connection, job)? {
+            if is_cancelled(connection, &[job])? {
                 return Err(TargetError::Cancelled);
+            }
+
+            if let Some(rows) = self.done_before(connection, &[job])? {
+                self.refuse_lost_files(connection, std::slice::from_ref(table))?;
+                return Ok(rows);
             }
 
             let loaded = load(connection, table, rows, &view)
@@ -119,7 +194,7 @@ impl CopyLoader for Loader {
 
             change(
                 connection,
-                job,
+                &[job],
                 "'done' AS status, NULL::VARCHAR AS error, ?::UBIGINT AS rows, now() AS \
                  finished_at",
                 &[&loaded],
@@ -142,19 +217,14 @@ impl CopyLoader for Loader {
         let jobs: Vec<u64> = chunks.iter().map(|(_, job, _)| *job).collect();
 
         let loaded = self.transaction(|connection| {
-            let listed = listed(&jobs);
-
-            let open: u64 = connection.query_row(
-                &format!(
-                    "SELECT count(*) FROM _rhei.jobs WHERE id IN ({listed}) AND status <> \
-                          'cancelled'"
-                ),
-                [],
-                |row| row.get(0),
-            )?;
-
-            if open < jobs.len() as u64 {
+            if is_cancelled(connection, &jobs)? {
                 return Err(TargetError::Cancelled);
+            }
+
+            if self.done_before(connection, &jobs)?.is_some() {
+                let tables: Vec<_> = chunks.iter().map(|(table, ..)| Arc::clone(table)).collect();
+                self.refuse_lost_files(connection, &tables)?;
+                return Ok(());
             }
 
             let mut done = Vec::with_capacity(chunks.len());
@@ -162,22 +232,21 @@ impl CopyLoader for Loader {
                 append_to_shadow(connection, table, batches)
                     .and_then(|()| refuse(connection, "load.refused", table))
                     .map_err(|error| error.of_copy(table))?;
-                done.push(format!("({job}, {})", stage::total(batches)));
+                done.push(format!("{job}::UBIGINT: {}", stage::total(batches)));
             }
 
-            connection.execute_batch(&format!(
-                "CREATE OR REPLACE TEMP TABLE _rhei_job AS SELECT * FROM _rhei.jobs \
-                 WHERE id IN ({listed}); \
-                 DELETE FROM _rhei.jobs WHERE id IN ({listed}); \
-                 INSERT INTO _rhei.jobs SELECT j.* REPLACE ('done' AS status, \
-                 attempts + 1 AS attempts, \
-                 NULL::VARCHAR AS error, done.rows::UBIGINT AS rows, \
-                 now() - INTERVAL '{} microseconds' AS started_at, now() AS finished_at) \
-                 FROM _rhei_job j JOIN (VALUES {}) AS done(id, rows) ON done.id = j.id; DROP TABLE \
-                 _rhei_job;",
-                reading.as_micros(),
-                done.join(", ")
-            ))?;
+            let rows = format!("MAP {{{}}}[job.id]", done.join(", "));
+            change(
+                connection,
+                &jobs,
+                &format!(
+                    "'done' AS status, attempts + 1 AS attempts, NULL::VARCHAR AS error, \
+                     {rows}::UBIGINT AS rows, now() - INTERVAL '{} microseconds' AS started_at, \
+                     now() AS finished_at",
+                    reading.as_micros()
+                ),
+                &[],
+            )?;
 
             reached("chunk.loading");
             Ok(())
@@ -189,13 +258,13 @@ impl CopyLoader for Loader {
 
     fn fail_job(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {
         self.retry_conflicts(|connection| {
-            if is_cancelled(connection, job)? {
+            if is_cancelled(connection, &[job])? {
                 return Ok(());
             }
 
             change(
                 connection,
-                job,
+                &[job],
                 "?::VARCHAR AS status, ?::VARCHAR AS error, now() AS finished_at",
                 &[&status, &error],
             )
@@ -206,7 +275,7 @@ impl CopyLoader for Loader {
 /// Appends rows to the shadow of a table; the body of [`super::Loader::load`]. DuckDB reads each
 /// batch in place, without a copy.
 pub(super) fn load(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     rows: RowStream,
     view: &BatchView,
@@ -243,7 +312,7 @@ pub(super) fn load(
 /// Appends few rows to the shadow of a table. Making a view of them would take longer than
 /// appending them.
 pub(super) fn append_to_shadow(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     batches: &[RecordBatch],
 ) -> Result<(), TargetError> {

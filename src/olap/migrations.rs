@@ -5,14 +5,14 @@
 //! migration only adds: it holds ALTERs, and no DELETE or UPDATE before them, since DuckDB refuses
 //! the COMMIT of an ALTER after a DELETE in one transaction.
 
-use duckdb::{Connection, params};
+use duckdb::params;
 
-use super::{TargetError, state};
+use super::{TargetError, connection::TargetConnection, state};
 use crate::failpoint::reached;
 
 /// The version of the layout of `_rhei` that this rhei writes. A newer version is refused, since
 /// its meaning is not known here.
-pub const FORMAT_VERSION: i32 = 8;
+pub const FORMAT_VERSION: i32 = 9;
 
 /// The oldest format that is brought to [`FORMAT_VERSION`].
 pub const OLDEST_FORMAT: i32 = 3;
@@ -24,6 +24,7 @@ const MIGRATIONS: [(i32, &str); (FORMAT_VERSION - OLDEST_FORMAT) as usize] = [
     (6, include_str!("../../schemas/migrations/6_truncated_by.sql")),
     (7, include_str!("../../schemas/migrations/7_pipeline_id.sql")),
     (8, include_str!("../../schemas/migrations/8_verifications.sql")),
+    (9, include_str!("../../schemas/migrations/9_writer.sql")),
 ];
 
 /// Brings an older `_rhei` to [`FORMAT_VERSION`], in one transaction: a crash leaves the old format
@@ -32,7 +33,7 @@ const MIGRATIONS: [(i32, &str); (FORMAT_VERSION - OLDEST_FORMAT) as usize] = [
 ///
 /// # Errors
 /// The format is newer than this rhei, or older than [`OLDEST_FORMAT`], or DuckDB refuses.
-pub fn run(connection: &Connection) -> Result<Option<i32>, TargetError> {
+pub fn run(connection: &TargetConnection) -> Result<Option<i32>, TargetError> {
     let Some((found, written_by)) = state::format(connection)? else { return Ok(None) };
 
     match found {
@@ -65,19 +66,21 @@ pub fn unreadable(found: i32, written_by: String) -> TargetError {
     }
 }
 
-fn migrate(connection: &Connection, found: i32) -> Result<(), TargetError> {
+fn migrate(connection: &TargetConnection, found: i32) -> Result<(), TargetError> {
     for (_, sql) in MIGRATIONS.iter().filter(|(format, _)| *format > found) {
-        connection.execute_batch(sql)?;
+        connection.execute_batch(&connection.sql(sql))?;
     }
 
     // An UPDATE of this row would keep CHECKPOINT waiting under an open reader.
-    connection.execute_batch(
+    connection.execute_batch(&connection.sql(
         "CREATE TEMP TABLE _rhei_pipeline AS SELECT * FROM _rhei.pipeline; \
          DELETE FROM _rhei.pipeline;",
-    )?;
+    ))?;
     connection.execute(
-        "INSERT INTO _rhei.pipeline SELECT * REPLACE (? AS format_version, ? AS rhei_version) \
-         FROM _rhei_pipeline",
+        &connection.sql(
+            "INSERT INTO _rhei.pipeline SELECT * REPLACE (? AS format_version, ? AS rhei_version) \
+             FROM _rhei_pipeline",
+        ),
         params![FORMAT_VERSION, env!("CARGO_PKG_VERSION")],
     )?;
     Ok(connection.execute_batch("DROP TABLE _rhei_pipeline")?)
@@ -90,11 +93,11 @@ mod tests {
     /// The layout of format 3, as rhei 0.1 wrote it.
     const FORMAT_3: &str = include_str!("../../fixtures/state/format_3.sql");
 
-    fn open() -> Connection {
-        Connection::open_in_memory().unwrap()
+    fn open() -> TargetConnection {
+        TargetConnection::in_memory()
     }
 
-    fn layout(connection: &Connection) -> Vec<String> {
+    fn layout(connection: &TargetConnection) -> Vec<String> {
         let mut statement = connection
             .prepare(
                 "SELECT concat_ws(' ', table_name, column_index, column_name, data_type, \

@@ -8,13 +8,16 @@
 //! brings the rows (`arrow_scan` has DuckDB read Arrow in place), `reshape` alters tables; `repair`
 //! replaces rows that differ from the source. `names` is the only place that quotes the target's
 //! identifiers, `tuning` sets DuckDB for its present work, `compact` rewrites the file, `publish`
-//! writes another one for readers, `new_file` makes one, `migrations` brings the state of an older
-//! file to this version; `state`, `tables`, `jobs`, `verifications` and `pending` (changes of
-//! tables that are still being copied) are the only places that touch `_rhei`.
+//! writes another one for readers, `lake` is what differs where the tables lie in a lake,
+//! `connection` what statements need to know of that, `new_file` makes one, `migrations` brings the
+//! state of an older file to this version; `target_state` is what the engine reads and replaces of
+//! the state; `state`, `tables`, `jobs`, `verifications` and `pending` (changes of tables that are
+//! still being copied) are the only places that touch `_rhei`.
 
 pub mod apply;
 mod arrow_scan;
 pub mod compact;
+mod connection;
 mod copies;
 pub mod duckdb;
 pub mod engine;
@@ -22,6 +25,7 @@ pub mod error;
 mod file;
 mod gate;
 pub mod jobs;
+pub mod lake;
 mod loader;
 mod migrations;
 pub mod names;
@@ -37,6 +41,7 @@ mod stage;
 pub mod state;
 pub mod stored;
 mod tables;
+mod target_state;
 mod tuning;
 mod verifications;
 

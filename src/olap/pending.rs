@@ -21,10 +21,11 @@
 use std::collections::BTreeSet;
 
 use arrow::record_batch::RecordBatch;
-use duckdb::Connection;
 
 use super::{
-    TargetError, apply, names,
+    TargetError, apply,
+    connection::TargetConnection,
+    names,
     stage::{self, STAGE},
 };
 use crate::change::{
@@ -36,27 +37,32 @@ const PATCHED: &str = "_rhei_pending_patched";
 const STEP: &str = "_rhei_pending_step";
 
 /// Returns the full name of the table of pending changes.
-fn name(oid: u32) -> String {
-    format!("{}._rhei.pending_{oid}", names::CATALOG)
+fn name(connection: &TargetConnection, oid: u32) -> String {
+    let state = names::quoted(connection.state_schema());
+    format!("{}.{state}.pending_{oid}", names::CATALOG)
 }
 
-pub(super) fn drop_statement(oid: u32) -> String {
-    format!("DROP TABLE IF EXISTS {};", name(oid))
+/// Drops the table of pending changes.
+pub(super) fn drop_table(connection: &TargetConnection, oid: u32) -> Result<(), TargetError> {
+    Ok(connection.execute_batch(&format!("DROP TABLE IF EXISTS {}", name(connection, oid)))?)
 }
 
 /// Returns the oids of the tables that have a table of pending changes.
-pub(super) fn kept_tables(connection: &Connection) -> Result<BTreeSet<u32>, TargetError> {
+pub(super) fn kept_tables(connection: &TargetConnection) -> Result<BTreeSet<u32>, TargetError> {
     let mut statement = connection.prepare(
         "SELECT substr(table_name, 9)::UINTEGER FROM duckdb_tables() \
          WHERE database_name = current_database() \
-         AND schema_name = '_rhei' AND regexp_full_match(table_name, 'pending_[0-9]+')",
+         AND schema_name = ? AND regexp_full_match(table_name, 'pending_[0-9]+')",
     )?;
-    let oids = statement.query_map([], |row| row.get(0))?;
+    let oids = statement.query_map([connection.state_schema()], |row| row.get(0))?;
     Ok(oids.collect::<Result<_, _>>()?)
 }
 
-/// Returns the statement that makes an empty table of pending changes; no such table exists yet.
-pub(super) fn create_statement(spec: &TableSpec) -> String {
+/// Makes an empty table of pending changes; no such table exists yet.
+pub(super) fn create_table(
+    connection: &TargetConnection,
+    spec: &TableSpec,
+) -> Result<(), TargetError> {
     let mut columns: Vec<String> = spec
         .columns
         .iter()
@@ -75,15 +81,16 @@ pub(super) fn create_statement(spec: &TableSpec) -> String {
         columns.push("n BIGINT".to_owned());
     }
 
-    format!("CREATE TABLE {} ({});", name(spec.oid), columns.join(", "))
+    let name = name(connection, spec.oid);
+    Ok(connection.execute_batch(&format!("CREATE TABLE {name} ({})", columns.join(", ")))?)
 }
 
 /// Returns the number of pending changes of each of these tables, which all have such a table.
 pub(super) fn pending_rows(
-    connection: &Connection,
+    connection: &TargetConnection,
     tables: impl Iterator<Item = u32>,
 ) -> Result<Vec<u64>, TargetError> {
-    apply::counts(connection, tables.map(name))
+    apply::counts(connection, tables.map(|oid| name(connection, oid)))
 }
 
 fn is_keyed(spec: &TableSpec) -> bool {
@@ -127,7 +134,7 @@ fn listed(open: &[usize]) -> String {
 /// Keeps the changes of one batch. `is_loaded`: the shadow has every chunk, so no value has to stay
 /// open.
 pub(super) fn capture(
-    connection: &Connection,
+    connection: &TargetConnection,
     changes: &TableChanges,
     is_loaded: bool,
 ) -> Result<(), TargetError> {
@@ -140,7 +147,7 @@ pub(super) fn capture(
 }
 
 fn capture_rows(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     changes: &TableChanges,
 ) -> Result<(), TargetError> {
@@ -155,7 +162,7 @@ fn capture_rows(
         stage::stage(connection, &columns, batches)?;
         connection.execute_batch(&format!(
             "INSERT INTO {} SELECT {values}, -s.{} FROM {STAGE} s; DROP TABLE {STAGE};",
-            name(spec.oid),
+            name(connection, spec.oid),
             names::quoted(COUNT_COLUMN)
         ))?;
     }
@@ -164,7 +171,7 @@ fn capture_rows(
         stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), &changes.inserts)?;
         connection.execute_batch(&format!(
             "INSERT INTO {} SELECT {values}, 1 FROM {STAGE} s; DROP TABLE {STAGE};",
-            name(spec.oid)
+            name(connection, spec.oid)
         ))?;
     }
 
@@ -172,7 +179,7 @@ fn capture_rows(
 }
 
 fn capture_keyed(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     changes: &TableChanges,
     is_loaded: bool,
@@ -180,7 +187,7 @@ fn capture_keyed(
     // The unchanged values are read before any row is deleted, under the keys that the rows had
     // before the batch.
     if let Some(patch) = &changes.patch {
-        read_patched(connection, &PatchedRows { spec, patch, is_loaded })?;
+        read_patched(&PatchedRows { connection, spec, patch, is_loaded })?;
     }
 
     if let Deletes::ByKey(batches) = &changes.deletes
@@ -201,7 +208,8 @@ fn capture_keyed(
 }
 
 /// Makes the temporary table of the patched rows.
-fn read_patched(connection: &Connection, rows: &PatchedRows<'_>) -> Result<(), TargetError> {
+fn read_patched(rows: &PatchedRows<'_>) -> Result<(), TargetError> {
+    let connection = rows.connection;
     stage::stage_patch(connection, rows.spec, rows.patch)?;
     connection.execute_batch(&format!(
         "CREATE TEMP TABLE {PATCHED} AS {}; DROP TABLE {STAGE};",
@@ -224,6 +232,7 @@ fn read_patched(connection: &Connection, rows: &PatchedRows<'_>) -> Result<(), T
 /// The staged rows of a patch (`s`), with their unchanged values. These come from the pending
 /// changes (`p`); or else from the shadow (`t`) if it is loaded, and stay open if it is not.
 struct PatchedRows<'a> {
+    connection: &'a TargetConnection,
     spec: &'a TableSpec,
     patch: &'a Patch,
     /// The shadow has every chunk.
@@ -247,7 +256,7 @@ impl PatchedRows<'_> {
             format!("CASE WHEN p.gone IS NULL THEN {origin} ELSE p.o{at} END AS o{at}")
         }));
 
-        let pending = name(spec.oid);
+        let pending = name(self.connection, spec.oid);
         let from_pending = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ORIGIN_PREFIX));
         format!(
             "SELECT {}, {} AS lost FROM {STAGE} s \
@@ -319,7 +328,7 @@ impl PatchedRows<'_> {
 
 /// Marks the rows under these keys as gone.
 fn capture_deletes(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     batches: &[RecordBatch],
 ) -> Result<(), TargetError> {
@@ -332,7 +341,7 @@ fn capture_deletes(
     connection.execute_batch(&format!(
         "INSERT INTO {} BY NAME SELECT {}, true AS gone, {} AS open FROM {STAGE} s; DROP TABLE \
          {STAGE};",
-        name(spec.oid),
+        name(connection, spec.oid),
         keys.join(", "),
         listed(&[]),
     ))?;
@@ -341,7 +350,7 @@ fn capture_deletes(
 
 /// Keeps the present values of these rows.
 fn capture_inserts(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     batches: &[RecordBatch],
 ) -> Result<(), TargetError> {
@@ -354,7 +363,7 @@ fn capture_inserts(
     connection.execute_batch(&format!(
         "INSERT INTO {} BY NAME SELECT {}, false AS gone, {} AS open FROM {STAGE} s; DROP TABLE \
          {STAGE};",
-        name(spec.oid),
+        name(connection, spec.oid),
         values.join(", "),
         listed(&[]),
     ))?;
@@ -362,8 +371,8 @@ fn capture_inserts(
 }
 
 /// Moves the patched rows from the temporary table to the pending changes.
-fn capture_patched(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
-    let pending = name(spec.oid);
+fn capture_patched(connection: &TargetConnection, spec: &TableSpec) -> Result<(), TargetError> {
+    let pending = name(connection, spec.oid);
     let matched = on(spec, |at| format!("p.c{at}"), |at| format!("s.c{at}"));
 
     connection.execute_batch(&format!(
@@ -375,11 +384,11 @@ fn capture_patched(connection: &Connection, spec: &TableSpec) -> Result<(), Targ
 }
 
 /// Removes the pending changes of the keys that are staged.
-fn delete_staged_keys(connection: &Connection, spec: &TableSpec) -> Result<(), TargetError> {
+fn delete_staged_keys(connection: &TargetConnection, spec: &TableSpec) -> Result<(), TargetError> {
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
     connection.execute_batch(&format!(
         "DELETE FROM {} p USING {STAGE} s WHERE {matched}",
-        name(spec.oid)
+        name(connection, spec.oid)
     ))?;
     Ok(())
 }
@@ -390,14 +399,14 @@ fn delete_staged_keys(connection: &Connection, spec: &TableSpec) -> Result<(), T
 /// A row that should have these values is missing from the shadow, or is there twice: the copy
 /// cannot be finished.
 pub(super) fn resolve_from_shadow(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
 ) -> Result<(), TargetError> {
     if !is_keyed(spec) {
         return Ok(());
     }
 
-    let pending = name(spec.oid);
+    let pending = name(connection, spec.oid);
     let expected = open_rows(connection, spec)?;
     if expected == 0 {
         return Ok(());
@@ -436,18 +445,21 @@ pub(super) fn resolve_from_shadow(
 }
 
 /// Returns the number of rows that have open values.
-pub(super) fn open_rows(connection: &Connection, spec: &TableSpec) -> Result<u64, TargetError> {
+pub(super) fn open_rows(
+    connection: &TargetConnection,
+    spec: &TableSpec,
+) -> Result<u64, TargetError> {
     if !is_keyed(spec) {
         return Ok(0);
     }
-    let sql = format!("SELECT count(*) FROM {} WHERE len(open) > 0", name(spec.oid));
+    let sql = format!("SELECT count(*) FROM {} WHERE len(open) > 0", name(connection, spec.oid));
     Ok(connection.query_row(&sql, [], |row| row.get(0))?)
 }
 
 /// Returns the keys of rows that have open values, as text that PostgreSQL reads, in the order of
 /// the key columns.
 pub(super) fn keys_with_unchanged_toast(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     most: usize,
 ) -> Result<Vec<Vec<String>>, TargetError> {
@@ -457,7 +469,7 @@ pub(super) fn keys_with_unchanged_toast(
     let mut statement = connection.prepare(&format!(
         "SELECT {} FROM {} WHERE len(open) > 0 LIMIT {most}",
         keys.join(", "),
-        name(spec.oid)
+        name(connection, spec.oid)
     ))?;
 
     let mut rows = statement.query([])?;
@@ -475,12 +487,12 @@ pub(super) fn keys_with_unchanged_toast(
 /// # Errors
 /// A row is missing from `batches`.
 pub(super) fn fill(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     batches: &[RecordBatch],
     asked: u64,
 ) -> Result<(), TargetError> {
-    let pending = name(spec.oid);
+    let pending = name(connection, spec.oid);
     stage::stage(connection, &stage::stage_columns(spec, &all(spec), ""), batches)?;
 
     let matched = on(spec, |at| format!("p.c{at}"), |at| staged(spec, at, ""));
@@ -512,11 +524,12 @@ pub(super) fn fill(
 /// Merges at most `most` rows into the shadow; the deleted rows of a multiset go all at once, at
 /// the end. Returns whether no pending change is left.
 pub(super) fn merge(
-    connection: &Connection,
+    connection: &TargetConnection,
     spec: &TableSpec,
     most: u64,
 ) -> Result<bool, TargetError> {
-    let (pending, shadow) = (name(spec.oid), names::table(&names::shadow_of(&spec.target)));
+    let (pending, shadow) =
+        (name(connection, spec.oid), names::table(&names::shadow_of(&spec.target)));
 
     let names: Vec<String> = all(spec).into_iter().map(|at| target_column(spec, at)).collect();
     let values: Vec<String> = all(spec).into_iter().map(|at| format!("s.c{at}")).collect();

@@ -4,15 +4,16 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
-use duckdb::Connection;
 
-use super::{DuckDb, ReadTarget, Readers, TargetError, TargetReader, state};
+use super::{
+    DuckDb, ReadTarget, Readers, TargetError, TargetReader, connection::TargetConnection, state,
+};
 use crate::error::panic_message;
 
 /// A connection of its own with an open transaction. A file is neither reopened nor rewritten while
 /// a reader lives.
 pub struct Reader {
-    connection: Connection,
+    connection: TargetConnection,
     /// Shows that this reader is alive.
     _alive: Arc<()>,
 }

@@ -7,10 +7,11 @@ use arrow::{
     array::{Array, Int64Array},
     record_batch::RecordBatch,
 };
-use duckdb::{Connection, params};
+use duckdb::params;
 
 use super::{
     DuckDb, Repair, Repaired, TargetError,
+    connection::TargetConnection,
     engine::IsWrong,
     names,
     stage::{STAGE, column_list, stage, stage_columns, stage_values, total},
@@ -56,7 +57,7 @@ impl DuckDb {
 
 /// Returns the rowids of the rows that are deleted.
 fn wrong_rows(
-    connection: &Connection,
+    connection: &TargetConnection,
     table: &TableSpec,
     select: &str,
     is_wrong: IsWrong<'_>,
@@ -90,7 +91,7 @@ fn wrong_rows(
 
 /// Deletes the wrong rows, inserts those of the source, and records both.
 fn replace(
-    connection: &Connection,
+    connection: &TargetConnection,
     table: &TableSpec,
     (wrong, rows): (&[i64], &[RecordBatch]),
     checkpoint: Lsn,
@@ -131,14 +132,17 @@ fn replace(
 
 /// Writes into `_rhei.repairs` the rows, as text, that a query returns.
 fn record(
-    connection: &Connection,
+    connection: &TargetConnection,
     table: &TableSpec,
     checkpoint: Lsn,
     action: &str,
     rows: &str,
 ) -> Result<(), TargetError> {
     connection.execute(
-        &format!("INSERT INTO _rhei.repairs SELECT now(), ?, ?, ?, ?, r, ? FROM ({rows}) rows(r)"),
+        &format!(
+            "{} SELECT now(), ?, ?, ?, ?, r, ? FROM ({rows}) rows(r)",
+            connection.sql("INSERT INTO _rhei.repairs")
+        ),
         params![
             checkpoint.to_string(),
             table.source.schema,

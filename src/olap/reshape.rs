@@ -2,11 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use arrow::{datatypes::Schema, record_batch::RecordBatch};
-use duckdb::Connection;
-
 use super::{
     TargetError,
+    connection::TargetConnection,
     names::{self, quoted, table},
     stage::{STAGE, stage},
 };
@@ -14,10 +12,11 @@ use crate::{
     change::{ColumnOrigin, SchemaChange},
     types::ColumnBuilder,
 };
+use arrow::{datatypes::Schema, record_batch::RecordBatch};
 
 /// Alters a table.
 pub(super) fn alter_table(
-    connection: &Connection,
+    connection: &TargetConnection,
     reshape: &SchemaChange,
 ) -> Result<(), TargetError> {
     let variable = |at: usize| format!("_rhei_missing_{at}");
@@ -60,10 +59,11 @@ pub(super) fn alter_table(
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
 
-        filled.insert(at, is_whole.then(|| format!("CAST({} AS {kind})", names::literal(&text))));
+        filled.insert(at, is_whole.then(|| names::literal(&text)));
     }
 
-    for statement in alter_statements(reshape, |at| filled.get(&at).cloned().flatten()) {
+    let is_lake = connection.is_lake();
+    for statement in alter_statements(reshape, is_lake, |at| filled.get(&at).cloned().flatten()) {
         connection.execute_batch(&statement)?;
     }
 
@@ -83,13 +83,13 @@ pub(super) fn alter_table(
 }
 
 /// Returns the statements that bring a table into another shape. `value` returns the value that
-/// older rows have in the new column with this index, if that value is not NULL: an expression that
-/// means the same when the log is replayed.
+/// older rows have in the new column with this index, if that value is not NULL, as a literal.
 ///
 /// Columns that are dropped or renamed get temporary names first, so that names can be swapped and
 /// used again; the last column of a table cannot be dropped, so new columns are added before.
 pub fn alter_statements(
     reshape: &SchemaChange,
+    is_lake: bool,
     value: impl Fn(usize) -> Option<String>,
 ) -> Vec<String> {
     let target = table(&reshape.after.target);
@@ -110,9 +110,9 @@ pub fn alter_statements(
                 if after.mapping.target_type != before.mapping.target_type {
                     let value = before.mapping.conversion(&after.mapping, &old_name);
                     let kind = &after.mapping.target_type;
-                    change.push(alter(format!(
-                        "ALTER COLUMN {old_name} TYPE {kind} USING ({value})"
-                    )));
+                    // A lake only widens numbers, by itself.
+                    let using = if is_lake { String::new() } else { format!(" USING ({value})") };
+                    change.push(alter(format!("ALTER COLUMN {old_name} TYPE {kind}{using}")));
                 }
 
                 if after.target_name != before.target_name {
@@ -134,11 +134,21 @@ pub fn alter_statements(
     for (at, (column, origin)) in reshape.after.columns.iter().zip(&reshape.columns).enumerate() {
         if matches!(origin, ColumnOrigin::Added(_)) {
             let (new, kind) = (quoted(&column.target_name), &column.mapping.target_type);
+            let value = value(at);
+            if let (true, Some(value)) = (is_lake, &value) {
+                // Older rows keep the value that the column began with.
+                add.push(alter(format!("ADD COLUMN {new} {kind} DEFAULT {value}")));
+                add.push(alter(format!("ALTER COLUMN {new} DROP DEFAULT")));
+                continue;
+            }
+
             add.push(alter(format!("ADD COLUMN {new} {kind}")));
-            // A DEFAULT cannot set the value: with another ALTER after it, and rows after that,
-            // COMMIT fails.
-            if let Some(value) = value(at) {
-                add.push(alter(format!("ALTER COLUMN {new} TYPE {kind} USING ({value})")));
+            // In a file no DEFAULT can set the value: with another ALTER after it, and rows after
+            // that, COMMIT fails.
+            if let Some(value) = value {
+                add.push(alter(format!(
+                    "ALTER COLUMN {new} TYPE {kind} USING (CAST({value} AS {kind}))"
+                )));
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{
     DuckDb, PublishOptions, TargetError, TargetOptions, compact,
     duckdb::reader_of,
     gate::Gate,
-    names, publish,
+    lake, names, publish,
     session::{ErrorKind, SessionConnection, StatementError},
 };
 use crate::olap::arrow_scan::Database;
@@ -49,7 +49,9 @@ impl SharedFile {
     pub fn open_read_only(options: &TargetOptions) -> Result<Self, TargetError> {
         let (database, connection) = reader_of(options)?;
         let shared = Self { database, gate: Arc::default(), path: options.path.clone() };
-        shared.lock_down(&connection, (Vec::new(), Vec::new()))?;
+        let data =
+            if connection.is_lake() { vec![lake::data_path(&connection)?] } else { Vec::new() };
+        shared.lock_down(&connection, (Vec::new(), data))?;
         Ok(shared)
     }
 

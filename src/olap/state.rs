@@ -1,10 +1,13 @@
 //! `_rhei.pipeline` and `_rhei.cycles`: the state that the file stores.
 
-use duckdb::{Connection, params};
+use duckdb::params;
 
 use super::{
     Phase, Pipeline, StoredState, TargetError,
+    connection::TargetConnection,
+    lake::Fence,
     migrations::{self, FORMAT_VERSION},
+    names,
     tables::Tables,
 };
 use crate::{Checkpoint, Lsn, pgoutput::QualifiedName};
@@ -28,42 +31,47 @@ pub(super) struct Cycle {
 }
 
 /// Makes `_rhei` if it is missing.
-pub(super) fn create(connection: &Connection) -> Result<(), TargetError> {
-    Ok(connection.execute_batch(SCHEMA)?)
+pub(super) fn create(connection: &TargetConnection) -> Result<(), TargetError> {
+    let schema = names::quoted(connection.state_schema());
+    connection.execute_batch(&format!("CREATE SCHEMA IF NOT EXISTS {schema}"))?;
+    Ok(connection.execute_batch(&connection.sql(SCHEMA))?)
 }
 
 /// Returns whether rhei has ever written to the file.
-pub(super) fn exists(connection: &Connection) -> Result<bool, TargetError> {
+pub(super) fn exists(connection: &TargetConnection) -> Result<bool, TargetError> {
     let query = "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() AND \
-                 schema_name = '_rhei' AND table_name = 'pipeline'";
-    Ok(connection.query_row(query, [], |row| row.get::<_, i64>(0))? > 0)
+                 schema_name = ? AND table_name = 'pipeline'";
+    let state = connection.state_schema();
+    Ok(connection.query_row(query, [state], |row| row.get::<_, i64>(0))? > 0)
 }
 
 /// Returns the format of a file and the version of the rhei that wrote it, if `_rhei` is there.
-pub(super) fn format(connection: &Connection) -> Result<Option<(i32, String)>, TargetError> {
+pub(super) fn format(connection: &TargetConnection) -> Result<Option<(i32, String)>, TargetError> {
     if !exists(connection)? {
         return Ok(None);
     }
 
-    let mut statement =
-        connection.prepare("SELECT format_version, rhei_version FROM _rhei.pipeline")?;
+    let mut statement = connection
+        .prepare(&connection.sql("SELECT format_version, rhei_version FROM _rhei.pipeline"))?;
     let mut rows = statement.query([])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some((row.get(0)?, row.get(1)?)))
 }
 
 /// Reads everything but the tables.
-pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>, TargetError> {
+pub(super) fn read_pipeline(
+    connection: &TargetConnection,
+) -> Result<Option<Pipeline>, TargetError> {
     match format(connection)? {
         None => return Ok(None),
         Some((FORMAT_VERSION, _)) => {}
         Some((found, written_by)) => return Err(migrations::unreadable(found, written_by)),
     }
 
-    let mut statement = connection.prepare(
+    let mut statement = connection.prepare(&connection.sql(
         "SELECT slot, publications, publication_fingerprint, system_id, database, database_oid, \
          timeline, phase, checkpoint_lsn, epoch_us(checkpoint_time) FROM _rhei.pipeline",
-    )?;
+    ))?;
     let mut rows = statement.query([])?;
     let Some(row) = rows.next()? else { return Ok(None) };
 
@@ -91,14 +99,16 @@ pub(super) fn read_pipeline(connection: &Connection) -> Result<Option<Pipeline>,
     Ok(Some(pipeline))
 }
 
-pub(super) fn read(connection: &Connection) -> Result<Option<StoredState>, TargetError> {
+pub(super) fn read(connection: &TargetConnection) -> Result<Option<StoredState>, TargetError> {
     let Some(pipeline) = read_pipeline(connection)? else { return Ok(None) };
     Ok(Some(StoredState { pipeline, tables: Tables::read(connection)?.list() }))
 }
 
+/// Replaces the row of the pipeline. In a lake the row also names its writer.
 pub(super) fn put_pipeline(
-    connection: &Connection,
+    connection: &TargetConnection,
     pipeline: &Pipeline,
+    fence: Option<&mut Fence>,
 ) -> Result<(), TargetError> {
     let phase = match pipeline.phase {
         Phase::Creating => "creating",
@@ -106,10 +116,22 @@ pub(super) fn put_pipeline(
         Phase::PlainCopy => "plain_copy",
     };
 
-    connection.execute("DELETE FROM _rhei.pipeline", [])?;
+    let (writer, attempt) = match fence {
+        Some(fence) => {
+            let (writer, attempt) = fence.remove_row(connection)?;
+            (Some(writer), Some(attempt))
+        }
+        None => {
+            connection.execute("DELETE FROM _rhei.pipeline", [])?;
+            (None, None)
+        }
+    };
+
     connection.execute(
-        "INSERT INTO _rhei.pipeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, make_timestamptz(?), \
-         now(), ?)",
+        &connection.sql(
+            "INSERT INTO _rhei.pipeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, \
+             make_timestamptz(?), now(), ?, ?, ?)",
+        ),
         params![
             FORMAT_VERSION,
             env!("CARGO_PKG_VERSION"),
@@ -124,26 +146,17 @@ pub(super) fn put_pipeline(
             pipeline.checkpoint.lsn.to_string(),
             pipeline.checkpoint.commit_time_us.map(|time| time + EPOCH_2000_US),
             PIPELINE_ID,
+            writer,
+            attempt,
         ],
     )?;
 
     Ok(())
 }
 
-/// Replaces the row of the pipeline by the same row with another checkpoint. It takes one statement
-/// to read and two to write; never UPDATE.
-pub(super) fn put_checkpoint(
-    connection: &Connection,
-    pipeline: &mut Pipeline,
-    checkpoint: &Checkpoint,
-) -> Result<(), TargetError> {
-    pipeline.checkpoint = *checkpoint;
-    put_pipeline(connection, pipeline)
-}
-
 /// Returns whether the target has a table of this name.
 pub(super) fn table_exists(
-    connection: &Connection,
+    connection: &TargetConnection,
     name: &QualifiedName,
 ) -> Result<bool, TargetError> {
     Ok(connection.query_row(
@@ -154,9 +167,10 @@ pub(super) fn table_exists(
     )?)
 }
 
-/// Records a cycle; returns how many old cycles were pruned.
+/// Records a cycle, in a file; returns how many old cycles were pruned. What the cycles of a lake
+/// did, its snapshots say.
 pub(super) fn put_cycle(
-    connection: &Connection,
+    connection: &TargetConnection,
     checkpoint: &Checkpoint,
     cycle: &Cycle,
 ) -> Result<u64, TargetError> {

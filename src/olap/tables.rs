@@ -10,10 +10,11 @@ use std::{
     sync::Arc,
 };
 
-use duckdb::{Connection, params};
+use duckdb::params;
 
 use super::{
     StoredColumn, StoredTable, TableState, TargetError,
+    connection::TargetConnection,
     names::{self, lower},
     pending,
     state::{PIPELINE_ID, corrupt, from_json, lsn, to_json},
@@ -52,7 +53,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    pub fn read(connection: &Connection) -> Result<Self, TargetError> {
+    pub fn read(connection: &TargetConnection) -> Result<Self, TargetError> {
         let mut tables = Self::default();
         for (table, is_ours) in read_rows(connection)? {
             tables.insert(Row { table, is_ours });
@@ -65,23 +66,23 @@ impl Tables {
     }
 
     /// Returns the tables of a file that rhei has not written to yet.
-    pub fn of_new_file(connection: &Connection) -> Result<Self, TargetError> {
+    pub fn of_new_file(connection: &TargetConnection) -> Result<Self, TargetError> {
         let mut tables = Self::default();
         tables.read_foreign(connection)?;
         Ok(tables)
     }
 
-    fn read_foreign(&mut self, connection: &Connection) -> Result<(), TargetError> {
+    fn read_foreign(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
         let shadows = self.rows.values().filter(|row| row.table.has_shadow);
         let shadows: HashSet<_> =
             shadows.map(|row| lower(&names::shadow_of(&row.table.target))).collect();
 
         let mut statement = connection.prepare(
             "SELECT lower(table_schema), lower(table_name) FROM information_schema.tables \
-             WHERE table_catalog = current_database() AND table_schema <> '_rhei'",
+             WHERE table_catalog = current_database() AND table_schema <> ?",
         )?;
 
-        let mut rows = statement.query([])?;
+        let mut rows = statement.query([connection.state_schema()])?;
         while let Some(row) = rows.next()? {
             let name = (row.get(0)?, row.get(1)?);
             if !self.ours.contains_key(&name) && !shadows.contains(&name) {
@@ -254,7 +255,7 @@ impl Tables {
     }
 
     /// Writes what has changed, as a part of the transaction that is open.
-    pub fn write(&mut self, connection: &Connection) -> Result<(), TargetError> {
+    pub fn write(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.is_empty() {
             return Ok(());
@@ -273,8 +274,12 @@ impl Tables {
     }
 
     /// Appends the rows of those of these tables that are known.
-    fn append_rows(&self, connection: &Connection, oids: &[u32]) -> Result<(), TargetError> {
-        let mut rows = connection.appender_to_catalog_and_db("tables", names::CATALOG, "_rhei")?;
+    fn append_rows(&self, connection: &TargetConnection, oids: &[u32]) -> Result<(), TargetError> {
+        let mut rows = connection.appender_to_catalog_and_db(
+            "tables",
+            names::CATALOG,
+            connection.state_schema(),
+        )?;
         for row in oids.iter().filter_map(|oid| self.rows.get(oid)) {
             let table = &row.table;
             let (error, remedy) = stored_pause(&table.state);
@@ -306,9 +311,16 @@ impl Tables {
     }
 
     /// Appends the columns of those of these tables that are known.
-    fn append_columns(&self, connection: &Connection, oids: &[u32]) -> Result<(), TargetError> {
-        let mut columns =
-            connection.appender_to_catalog_and_db("columns", names::CATALOG, "_rhei")?;
+    fn append_columns(
+        &self,
+        connection: &TargetConnection,
+        oids: &[u32],
+    ) -> Result<(), TargetError> {
+        let mut columns = connection.appender_to_catalog_and_db(
+            "columns",
+            names::CATALOG,
+            connection.state_schema(),
+        )?;
         for table in oids.iter().filter_map(|oid| self.get(*oid)) {
             for column in &table.columns {
                 columns.append_row(params![
@@ -334,19 +346,22 @@ impl Tables {
 
 /// Deletes the stored rows of tables, and the stored columns of some of them.
 fn delete_stored(
-    connection: &Connection,
+    connection: &TargetConnection,
     oids: &[u32],
     with_columns: &[u32],
 ) -> Result<(), TargetError> {
     let list = |oids: &[u32]| oids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
 
     let rows = list(oids);
-    connection.execute_batch(&format!("DELETE FROM _rhei.tables WHERE oid IN ({rows})"))?;
+    connection.execute_batch(
+        &connection.sql(&format!("DELETE FROM _rhei.tables WHERE oid IN ({rows})")),
+    )?;
 
     if !with_columns.is_empty() {
         let columns = list(with_columns);
-        connection
-            .execute_batch(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({columns})"))?;
+        connection.execute_batch(
+            &connection.sql(&format!("DELETE FROM _rhei.columns WHERE table_oid IN ({columns})")),
+        )?;
     }
     Ok(())
 }
@@ -358,14 +373,14 @@ fn xids(text: Option<String>) -> Result<Option<Arc<XidSnapshot>>, TargetError> {
     Ok(Some(Arc::new(parsed)))
 }
 
-fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, TargetError> {
-    let mut statement = connection.prepare(
+fn read_rows(connection: &TargetConnection) -> Result<Vec<(StoredTable, bool)>, TargetError> {
+    let mut statement = connection.prepare(&connection.sql(
         "SELECT oid, source_schema, source_name, target_schema, target_name, state, error, \
          copy_lsn, epoch, replica_identity, \
          whole_row_key, fingerprint, excluded, copied_rows, has_shadow, remedy, is_ours, \
          copy_xids, truncated_by \
          FROM _rhei.tables",
-    )?;
+    ))?;
 
     let mut rows = statement.query([])?;
     let mut tables = Vec::new();
@@ -411,14 +426,14 @@ fn read_rows(connection: &Connection) -> Result<Vec<(StoredTable, bool)>, Target
 }
 
 fn read_columns(
-    connection: &Connection,
+    connection: &TargetConnection,
     tables: &mut BTreeMap<u32, Row>,
 ) -> Result<(), TargetError> {
-    let mut statement = connection.prepare(
+    let mut statement = connection.prepare(&connection.sql(
         "SELECT table_oid, attnum, name, type_oid, typmod, not_null, key_position, target_name, \
          mapping \
          FROM _rhei.columns ORDER BY table_oid, attnum",
-    )?;
+    ))?;
 
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {

@@ -507,7 +507,8 @@ mod tests {
 
     #[test]
     fn what_a_commit_logs_of_its_own_does_not_make_rows_wide() {
-        let mut tuning = Bed::new().target.tuning;
+        let mut bed = Bed::new();
+        let tuning = &mut bed.target.tuning;
         let one = Applied {
             durable: DurableLsn::committed(Lsn(1)),
             deleted_rows: 0,

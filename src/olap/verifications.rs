@@ -1,8 +1,8 @@
 //! `_rhei.verifications`: the results of `rhei verify`.
 
-use duckdb::{Connection, params};
+use duckdb::params;
 
-use super::{StoredVerification, TargetError, state::PIPELINE_ID};
+use super::{StoredVerification, TargetError, connection::TargetConnection, state::PIPELINE_ID};
 use crate::pgoutput::QualifiedName;
 
 /// How long results are kept.
@@ -10,11 +10,14 @@ const RETENTION: &str = "INTERVAL 90 DAYS";
 
 /// Adds results, which were all finished now, and drops old ones. The last result of each table
 /// stays, however old it is.
-pub(super) fn put(connection: &Connection, rows: &[StoredVerification]) -> Result<(), TargetError> {
-    let mut insert = connection.prepare(
+pub(super) fn put(
+    connection: &TargetConnection,
+    rows: &[StoredVerification],
+) -> Result<(), TargetError> {
+    let mut insert = connection.prepare(&connection.sql(
         "INSERT INTO _rhei.verifications VALUES (now(), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, \
          ?)",
-    )?;
+    ))?;
 
     for row in rows {
         insert.execute(params![
@@ -37,24 +40,24 @@ pub(super) fn put(connection: &Connection, rows: &[StoredVerification]) -> Resul
     }
 
     connection.execute(
-        &format!(
+        &connection.sql(&format!(
             "DELETE FROM _rhei.verifications v WHERE finished_at < now() - {RETENTION} AND \
              EXISTS (FROM _rhei.verifications later WHERE later.source_schema = v.source_schema \
              AND later.source_name = v.source_name AND later.finished_at > v.finished_at)"
-        ),
+        )),
         [],
     )?;
     Ok(())
 }
 
 /// Returns the last result of each table.
-pub(super) fn last(connection: &Connection) -> Result<Vec<StoredVerification>, TargetError> {
-    let mut statement = connection.prepare(
+pub(super) fn last(connection: &TargetConnection) -> Result<Vec<StoredVerification>, TargetError> {
+    let mut statement = connection.prepare(&connection.sql(
         "SELECT source_schema, source_name, epoch_us(finished_at), lsn, verdict, reason, part, \
          parts, source_rows, copy_rows, missing, extra, different, repaired, seconds \
          FROM _rhei.verifications QUALIFY row_number() OVER (PARTITION BY source_schema, \
          source_name ORDER BY finished_at DESC) = 1 ORDER BY ALL",
-    )?;
+    ))?;
 
     let mut rows = statement.query([])?;
     let mut last = Vec::new();
@@ -83,13 +86,13 @@ pub(super) fn last(connection: &Connection) -> Result<Vec<StoredVerification>, T
 /// Returns which of `parts` parts was compared last, of each table of which one was. Results of
 /// other numbers of parts, or of a table that could not be compared, do not count.
 pub(super) fn last_parts(
-    connection: &Connection,
+    connection: &TargetConnection,
     parts: u32,
 ) -> Result<Vec<(QualifiedName, u32)>, TargetError> {
-    let mut statement = connection.prepare(
+    let mut statement = connection.prepare(&connection.sql(
         "SELECT source_schema, source_name, arg_max(part, finished_at) FROM _rhei.verifications \
          WHERE parts = ? AND verdict <> 'not_verified' GROUP BY ALL",
-    )?;
+    ))?;
 
     let mut rows = statement.query([parts])?;
     let mut last = Vec::new();
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn neither_a_whole_verification_nor_a_failed_one_disturbs_the_turns_of_the_parts() {
-        let connection = Connection::open_in_memory().unwrap();
+        let connection = TargetConnection::in_memory();
         state::create(&connection).unwrap();
         assert!(last_parts(&connection, 4).unwrap().is_empty());
 

@@ -274,6 +274,8 @@ pub struct TableSettings {
     pub column_types: BTreeMap<String, String>,
     /// Tables with a higher priority are copied first.
     pub copy_priority: i32,
+    /// The target is a lake, which does not hold every type, nor change every column in place.
+    pub is_in_lake: bool,
 }
 
 #[cfg(test)]

@@ -128,6 +128,25 @@ impl Mapping {
         )]))
     }
 
+    /// Returns the mapping that keeps the text of each value, as the source prints it.
+    pub fn as_text(&self) -> Self {
+        let kind = match self.kind {
+            // Both forms of json are text on the stream; the binary form of jsonb is not.
+            Kind::Text | Kind::Printed | Kind::Jsonb => self.kind.clone(),
+            _ => Kind::Printed,
+        };
+        Self { target_type: "VARCHAR".to_owned(), kind }
+    }
+
+    /// Returns whether a Parquet file that DuckDB writes holds every value of the type: it has
+    /// milliseconds in an INTERVAL and none below zero, no zone in a TIMETZ, and not every number
+    /// of a VARIANT as it was written.
+    pub fn is_exact_in_parquet(&self) -> bool {
+        const INEXACT: [&str; 6] =
+            ["INTERVAL", "TIME WITH TIME ZONE", "TIMETZ", "HUGEINT", "BIT", "VARIANT"];
+        !INEXACT.iter().any(|inexact| self.target_type.contains(inexact))
+    }
+
     /// Returns whether a staged value is the target's value without conversion.
     pub fn is_staged_as_it_is(&self) -> bool {
         match &self.kind {

@@ -93,7 +93,7 @@ fn on_request(
     }
 
     if matches!(wanted, "VARCHAR" | "TEXT") {
-        return (Some(as_text(natural)), possible);
+        return (Some(natural.as_text()), possible);
     }
 
     if oid == NUMERIC {
@@ -113,15 +113,6 @@ fn on_request(
     });
 
     (chosen, possible)
-}
-
-fn as_text(natural: &Mapping) -> Mapping {
-    let kind = match natural.kind {
-        // Both forms of json are text on the stream; the binary form of jsonb is not.
-        Kind::Text | Kind::Printed | Kind::Jsonb => natural.kind.clone(),
-        _ => Kind::Printed,
-    };
-    mapping("VARCHAR", kind)
 }
 
 /// Returns the word that requests another mapping of a type than the natural one or text, and this

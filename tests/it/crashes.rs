@@ -12,10 +12,10 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use rhei::internals::failpoint::ALL;
+use rhei::internals::failpoint::{ALL, UPKEEP};
 
 use crate::{
-    bed::oracle::query_copy,
+    bed::{lake::Kind, oracle::query_copy},
     following::{Following, from_env},
 };
 
@@ -135,6 +135,16 @@ impl Story {
     }
 }
 
+/// What the target comes by: a lake has an upkeep, where a file has file checkpoints and is
+/// rewritten.
+fn places() -> Vec<&'static str> {
+    if Kind::of_all_tests().is_none() {
+        return ALL.to_vec();
+    }
+    let is_of_file = |place: &&str| place.starts_with("tidy.") || place.starts_with("compact.");
+    ALL.into_iter().filter(|place| !is_of_file(place)).chain(UPKEEP).collect()
+}
+
 /// Tells stories side by side. Returns how often each death came to pass.
 fn tell_all(stories: &[Vec<Death>]) -> BTreeMap<Death, usize> {
     let (next, died) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
@@ -156,9 +166,10 @@ fn tell_all(stories: &[Vec<Death>]) -> BTreeMap<Death, usize> {
 
 #[test]
 fn a_death_at_each_place_loses_nothing_and_repeats_nothing() {
-    let stories: Vec<Vec<Death>> = ALL.iter().map(|place| vec![(*place, 0)]).collect();
+    let places = places();
+    let stories: Vec<Vec<Death>> = places.iter().map(|place| vec![(*place, 0)]).collect();
     let died = tell_all(&stories);
-    for place in ALL {
+    for place in places {
         println!("died at {place}");
         assert!(died.contains_key(&(place, 0)), "nothing comes by {place}");
     }
@@ -170,7 +181,8 @@ fn deaths_at_pairs_of_places_lose_nothing_and_repeat_nothing() {
     let (pairs, seed) = (from_env("RHEI_TEST_PAIRS", 12), from_env("RHEI_TEST_SEED", 20_261_121));
     println!("RHEI_TEST_PAIRS={pairs} RHEI_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let mut death = || (ALL[random.random_range(0..ALL.len())], random.random_range(0..4));
+    let places = places();
+    let mut death = || (places[random.random_range(0..places.len())], random.random_range(0..4));
     let stories: Vec<Vec<Death>> = (0..pairs).map(|_| vec![death(), death()]).collect();
     let died = tell_all(&stories);
     println!(

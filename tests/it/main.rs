@@ -21,6 +21,7 @@ mod failover;
 mod following;
 mod formats;
 mod histories;
+mod lake;
 mod library;
 mod lifecycle;
 mod locks;

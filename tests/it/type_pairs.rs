@@ -478,7 +478,8 @@ impl Change<'_> {
             after: spec(self.after, to),
             columns: vec![ColumnOrigin::Kept(0)],
         };
-        for statement in rhei::internals::olap::reshape::alter_statements(&reshape, |_| None) {
+        for statement in rhei::internals::olap::reshape::alter_statements(&reshape, false, |_| None)
+        {
             if let Err(error) = copy.execute_batch(&statement) {
                 return Some(format!("{error}\nin {statement}"));
             }

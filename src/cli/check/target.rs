@@ -8,7 +8,7 @@ use crate::{
     cli::CliError,
     control,
     engine::attach,
-    olap::{DuckDb, StoredState, TableState},
+    olap::{DuckDb, StoredState, TableState, TargetError, TargetOptions},
     pipeline::{Context, EngineError, options::TablePattern},
     source::{
         SourceError,
@@ -33,27 +33,30 @@ pub(super) async fn check(
         return Ok(());
     };
 
-    let path = &context.options.target.path;
-    if control::request(path, "status").await.is_some() {
-        let what = format!("a replicator runs and follows the source into {}", path.display());
+    let target = &context.options.target;
+    if control::request(&target.path, "status").await.is_some() {
+        let what = format!("a replicator runs and follows the source into {target}");
         findings.add(ok("target", what));
         return Ok(());
     }
 
-    let stored = match read_state(path, findings) {
+    let stored = match read_state(target, findings) {
         Ok(stored) => stored,
         Err(()) => return Ok(()),
     };
 
-    check_disk(client, path, findings).await?;
+    if target.lake.is_none() {
+        check_disk(client, &target.path, findings).await?;
+    }
     check_paused(context, stored.as_ref(), accepted, findings);
     check_replication(context, stored.as_ref(), findings).await;
     Ok(())
 }
 
 /// Reads the state of the file, if it is there. An error is a finding already.
-fn read_state(path: &Path, findings: &mut Findings) -> Result<Option<StoredState>, ()> {
-    if !path.exists() {
+fn read_state(target: &TargetOptions, findings: &mut Findings) -> Result<Option<StoredState>, ()> {
+    let path = &target.path;
+    if target.lake.is_none() && !path.exists() {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
         let may_write = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK);
@@ -67,15 +70,19 @@ fn read_state(path: &Path, findings: &mut Findings) -> Result<Option<StoredState
         return Ok(None);
     }
 
-    match DuckDb::read_state(path) {
+    match DuckDb::read_state(target) {
         Ok(Some((state, _))) => {
             let at = state.pipeline.checkpoint.lsn;
-            findings.add(ok("target", format!("{} is a copy at {at}", path.display())));
+            findings.add(ok("target", format!("{target} is a copy at {at}")));
             Ok(Some(state))
         }
         Ok(None) => {
-            let what = format!("{} is a DuckDB file that rhei has not written to", path.display());
-            findings.add(ok("target", what));
+            findings.add(ok("target", format!("rhei has not written to {target} yet")));
+            Ok(None)
+        }
+        // The next start makes it.
+        Err(TargetError::NoLake { lake }) => {
+            findings.add(ok("target", format!("lake {lake} will be made")));
             Ok(None)
         }
         Err(refused) => {

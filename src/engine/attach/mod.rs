@@ -322,9 +322,7 @@ pub(super) async fn verify(
         return Err(EngineError::Setup(format!(
             "{} follows slot \"{}\", but the settings name \"{}\"\nhint: name the old slot in \
              [source] slot, or give the new one a file of its own",
-            context.options.target.path.display(),
-            pipeline.slot,
-            context.options.slot
+            context.options.target, pipeline.slot, context.options.slot
         )));
     }
 
@@ -485,10 +483,7 @@ pub(super) async fn load_attached<T: OlapEngine + 'static>(
     to_copy: BTreeSet<u32>,
 ) -> Result<Attached, EngineError> {
     let Some(state) = writer.call(|target| target.state()).await? else {
-        return Err(EngineError::Setup(format!(
-            "{} has lost its state",
-            context.options.target.path.display()
-        )));
+        return Err(EngineError::Setup(format!("{} has lost its state", context.options.target)));
     };
 
     let mut attached = Attached {

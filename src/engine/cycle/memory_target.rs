@@ -229,6 +229,10 @@ impl TargetReader for NoReader {
 }
 
 impl FileMaintenance for MemoryTarget {
+    fn upkeep(&mut self) -> Result<bool, TargetError> {
+        Ok(false)
+    }
+
     fn reopen(&mut self) -> Result<(), TargetError> {
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::described::described;
 use crate::{
     change::{ColumnOrigin, ColumnSpec, SchemaChange, TableSpec, followed::SchemaQuery},
+    olap::lake,
     pipeline::{
         options::TableSettings,
         tables::{self, PlanOptions},
@@ -262,6 +263,10 @@ impl Comparison<'_> {
             return Err(
                 "its key changed inside a transaction that had changed rows before".to_owned()
             );
+        }
+
+        if self.policy.settings.is_in_lake && !lake::can_alter(&reshape) {
+            return Err("it changed its shape in a way that a lake does not follow".to_owned());
         }
 
         Ok(ShapeChange::Alter(Box::new(reshape)))

@@ -18,13 +18,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use duckdb::{Connection, InterruptHandle};
+use duckdb::InterruptHandle;
 use serde::{Deserialize, Serialize};
 
 use self::place::{Place, refused, remove_if_there, resolved, size_of};
 use super::{
-    DuckDb, TargetError, TargetOptions, arrow_scan::Database, compact, duckdb::reader_of, error,
-    names, state,
+    DuckDb, TargetError, TargetOptions, arrow_scan::Database, compact,
+    connection::TargetConnection, duckdb::reader_of, error, names, state,
 };
 use crate::{Lsn, pgoutput::QualifiedName};
 
@@ -102,7 +102,7 @@ pub struct Published {
 
 /// Publishes the copy as it is at one moment, through a connection of its own.
 pub struct Publisher {
-    connection: Connection,
+    connection: TargetConnection,
     /// The file whose copy this is.
     source: PathBuf,
     _alive: Arc<()>,

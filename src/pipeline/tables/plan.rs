@@ -127,11 +127,23 @@ fn planned_columns(
             override_type: settings.column_types.get(&column.name).map(String::as_str),
         };
 
-        let mapping = map_column(&column_type, types).map_err(|error| TablePlanError::Type {
+        let refused = |reason: String| TablePlanError::Type {
             table: table.name.clone(),
             column: column.name.clone(),
-            reason: error.to_string(),
-        })?;
+            reason,
+        };
+        let mut mapping =
+            map_column(&column_type, types).map_err(|error| refused(error.to_string()))?;
+
+        if settings.is_in_lake && !mapping.is_exact_in_parquet() {
+            if column_type.override_type.is_some() {
+                return Err(refused(format!(
+                    "no lake keeps every {}\nhint: as VARCHAR it keeps all values",
+                    mapping.target_type
+                )));
+            }
+            mapping = mapping.as_text();
+        }
 
         columns.push(ColumnSpec {
             name: column.name.clone(),

@@ -98,7 +98,14 @@ pub fn names_of(tables: &[SourceTable]) -> Vec<(u32, QualifiedName)> {
 
 /// Returns the settings of a table.
 pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings {
-    options.table_settings.get(&table.to_string()).cloned().unwrap_or_default()
+    let mut settings = options.table_settings.get(&table.to_string()).cloned().unwrap_or_default();
+
+    if let Some(lake) = &options.target.lake {
+        settings.is_in_lake = true;
+        let target = settings.target.get_or_insert_with(|| table.clone());
+        target.schema.insert_str(0, &lake.schema_prefix);
+    }
+    settings
 }
 
 pub async fn wanted_tables(

@@ -5,12 +5,16 @@
 //! when it passes.
 
 pub mod cluster;
+pub mod lake;
 pub mod oracle;
 pub mod pgbench;
 pub mod rhei;
+pub mod s3;
 
 #[allow(unused_imports)]
 pub use cluster::{Cluster, ClusterOptions, Db, Session};
+#[allow(unused_imports)]
+pub use lake::Lake;
 #[allow(unused_imports)]
 pub use oracle::{assert_same, compare};
 #[allow(unused_imports)]

@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use duckdb::Connection;
 
-use super::cluster::{Db, Session, quote};
+use super::{
+    cluster::{Db, Session, quote},
+    lake::Lake,
+};
 
 type Row = Vec<Option<String>>;
 
@@ -85,6 +88,9 @@ pub fn query_copy(file: &Path, sql: &str) -> Vec<Row> {
 }
 
 fn open_copy(file: &Path) -> duckdb::Result<Connection> {
+    if let Some(lake) = Lake::at(file) {
+        return lake.open();
+    }
     let copy = Connection::open_in_memory()?;
     let path = file.display().to_string().replace('\'', "''");
     // As on a machine of another time zone: its connections replay DuckDB's log there, and the copy

@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::cluster::shell;
+use super::{
+    cluster::shell,
+    lake::{Kind, Lake},
+};
 
 /// How the binary is called. Nothing of the caller's surroundings (HOME, PG*, RHEI_*) reaches it.
 #[derive(Debug, Clone)]
@@ -79,9 +82,20 @@ impl Rhei {
         self
     }
 
-    /// `--target`; a relative path is inside the folder.
+    /// `--target`; a relative path is inside the folder. A lake takes the place of the file where
+    /// all tests use one.
     pub fn target(mut self, path: impl AsRef<Path>) -> Rhei {
-        self.target = Some(self.folder.join(path));
+        let path = self.folder.join(path);
+        if let (Some(kind), None) = (Kind::of_all_tests(), Lake::at(&path)) {
+            Lake::new(kind, &path);
+        }
+        self.target = Some(path);
+        self
+    }
+
+    /// A lake takes the place of the file.
+    pub fn lake(self, kind: Kind) -> Rhei {
+        Lake::new(kind, self.target_path());
         self
     }
 
@@ -205,13 +219,17 @@ impl Rhei {
         if arguments.iter().map(AsRef::as_ref).eq(["run"]) {
             command.env("RHEI_LOG", LOG_WITH_COPIES);
         }
-        command.envs(&self.environment);
         if let Some(source) = &self.source {
             command.arg("--source").arg(source);
         }
         if let Some(target) = &self.target {
-            command.arg("--target").arg(target);
+            match Lake::at(target) {
+                Some(lake) => _ = command.envs(lake.environment(target)),
+                None => _ = command.arg("--target").arg(target),
+            }
         }
+        // What a test sets stands above what the lake needs.
+        command.envs(&self.environment);
         command.args(arguments.iter().map(AsRef::as_ref));
         command
     }

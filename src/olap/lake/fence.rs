@@ -1,0 +1,339 @@
+//! One process writes a copy in a lake, and each of its commits has a known outcome.
+//!
+//! No lock guards a lake: a lock in the catalog can be lost with its connection, or stay behind. So
+//! the row of the pipeline names its writer and the attempt that wrote it, and every transaction of
+//! the writer replaces the row as it left it. DuckLake lets one of two transactions commit that
+//! replace the same row. Three things follow:
+//!
+//! - A process that begins puts its own name there. Whatever an earlier process still has under way
+//!   then fails at its commit, or comes before that and is seen. The row of the writer in
+//!   `_rhei.jobs` does the same to its loaders, which add rows to that table with each chunk.
+//! - When the answer to a commit is lost, the row says whether the commit happened.
+//! - When the row is neither as it was nor as this attempt would have left it, an earlier attempt
+//!   whose answer was lost has come through after all, or another process has taken over. Nothing
+//!   that was planned before holds then, and the session begins again with what the lake has.
+//!
+//! A process that begins does not take over from one that is alive: it watches the row for as long
+//! as a writer may be silent.
+
+use std::time::{Duration, Instant};
+
+use duckdb::params;
+
+use crate::olap::{TargetError, connection::TargetConnection, jobs, state};
+
+/// The longest time for which a writer that is alive leaves its row as it is, unless it works on a
+/// large transaction.
+pub const HEARTBEAT: Duration = Duration::from_secs(10);
+/// A writer whose row stays as it is for this long is taken for dead.
+const SILENCE: Duration = Duration::from_secs(30);
+const STEP: Duration = Duration::from_millis(250);
+
+/// What the row of the pipeline says of its writer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    writer: Option<String>,
+    attempt: u64,
+}
+
+/// The writer's side of the row.
+#[derive(Debug)]
+pub struct Fence {
+    /// The name of this process: host, process id, and a number that no other process has.
+    name: String,
+    /// What this process knows to be in the lake; none before the row exists.
+    known: Option<Mark>,
+    /// The attempt that is under way, or was last.
+    attempt: u64,
+    /// The transaction that is open has replaced the row.
+    is_put: bool,
+    /// When the row was last replaced.
+    put_at: Instant,
+}
+
+/// What became of a commit whose answer was lost, or that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it is in the lake.
+    Committed,
+    /// Nothing of it is in the lake.
+    Refused,
+}
+
+impl Fence {
+    /// Takes over the copy in a lake, if there is one.
+    ///
+    /// # Errors
+    /// Another process writes the copy.
+    pub fn take_over(connection: &TargetConnection) -> Result<Self, TargetError> {
+        let mut fence = Self {
+            name: name_of_this_process(),
+            known: None,
+            attempt: 0,
+            is_put: false,
+            put_at: Instant::now(),
+        };
+
+        let Some(mark) = read(connection)? else { return Ok(fence) };
+        wait_for_silence(connection, &mark)?;
+
+        fence.known = Some(mark);
+        fence.begin();
+        let taken = connection
+            .execute_batch("BEGIN TRANSACTION")
+            .map_err(TargetError::from)
+            .and_then(|()| fence.put_same_row(connection))
+            .and_then(|()| jobs::put_writer(connection))
+            .and_then(|()| Ok(connection.execute_batch("COMMIT")?));
+        if let Err(error) = taken {
+            let _ = connection.execute_batch("ROLLBACK");
+            return match fence.outcome(connection)? {
+                Outcome::Committed => Ok(fence),
+                Outcome::Refused => Err(error),
+            };
+        }
+        fence.committed();
+        Ok(fence)
+    }
+
+    /// Notes that a transaction begins.
+    pub fn begin(&mut self) {
+        self.attempt += 1;
+        self.is_put = false;
+    }
+
+    /// Returns whether the open transaction has replaced the row.
+    pub fn is_put(&self) -> bool {
+        self.is_put
+    }
+
+    /// Returns whether it is time to show that this process is alive.
+    pub fn is_silent(&self) -> bool {
+        self.known.is_some() && self.put_at.elapsed() > HEARTBEAT
+    }
+
+    /// Removes the row of the pipeline, as this process left it, so that the open transaction can
+    /// write it again; returns the writer and the attempt to write.
+    ///
+    /// # Errors
+    /// The row is not as this process left it.
+    pub fn remove_row(
+        &mut self,
+        connection: &TargetConnection,
+    ) -> Result<(&str, u64), TargetError> {
+        if let Some(known) = self.known.as_ref().filter(|_| !self.is_put) {
+            let removed = connection.execute(
+                &connection.sql(
+                    "DELETE FROM _rhei.pipeline WHERE writer IS NOT DISTINCT FROM ? \
+                     AND coalesce(attempt, 0) = ?",
+                ),
+                params![known.writer, known.attempt],
+            )?;
+            if removed != 1 {
+                return Err(self.lost(read(connection)?));
+            }
+        } else {
+            connection.execute(&connection.sql("DELETE FROM _rhei.pipeline"), [])?;
+        }
+
+        self.is_put = true;
+        Ok((&self.name, self.attempt))
+    }
+
+    /// Replaces the row by the same row with the mark of the open transaction.
+    fn put_same_row(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
+        let Some(pipeline) = state::read_pipeline(connection)? else { return Ok(()) };
+        state::put_pipeline(connection, &pipeline, Some(self))
+    }
+
+    /// Notes that the open transaction is committed.
+    pub fn committed(&mut self) {
+        if self.is_put {
+            let (writer, attempt) = (Some(self.name.clone()), self.attempt);
+            (self.known, self.put_at) = (Some(Mark { writer, attempt }), Instant::now());
+        }
+    }
+
+    /// Finds out what became of a commit that returned an error, when no transaction is open.
+    ///
+    /// # Errors
+    /// The lake does not answer, or it holds what neither this attempt nor the one before it left.
+    pub fn outcome(&mut self, connection: &TargetConnection) -> Result<Outcome, TargetError> {
+        let found = read(connection)
+            .map_err(|source| TargetError::OutcomeUnknown { source: Box::new(source) })?;
+
+        let ours = Mark { writer: Some(self.name.clone()), attempt: self.attempt };
+        if found.as_ref() == Some(&ours) {
+            self.is_put = true;
+            self.committed();
+            return Ok(Outcome::Committed);
+        }
+        if found == self.known {
+            return Ok(Outcome::Refused);
+        }
+        Err(self.lost(found))
+    }
+
+    /// Takes notice of what the lake holds, after an outcome stayed unknown.
+    ///
+    /// # Errors
+    /// The lake does not answer, or another process writes the copy now.
+    pub fn resume(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
+        let found = read(connection)?;
+        match &found {
+            Some(mark) if mark.writer.as_ref() != Some(&self.name) && self.known != found => {
+                Err(self.lost(found))
+            }
+            _ => {
+                self.known = found;
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns the error for a row that is not as this process left it.
+    fn lost(&self, found: Option<Mark>) -> TargetError {
+        match found.and_then(|mark| mark.writer) {
+            Some(writer) if writer != self.name => {
+                TargetError::Fenced { holder: without_number(&writer) }
+            }
+            _ => TargetError::Moved,
+        }
+    }
+
+    /// Leaves the copy to the next process, which then need not wait.
+    pub fn release(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
+        let Some(known) = self.known.take() else { return Ok(()) };
+        if known.writer.as_ref() != Some(&self.name) {
+            return Ok(());
+        }
+
+        connection.execute_batch(
+            &connection.sql("CREATE OR REPLACE TEMP TABLE _rhei_pipeline AS FROM _rhei.pipeline"),
+        )?;
+        connection.execute_batch("BEGIN TRANSACTION")?;
+        let released = connection
+            .execute(
+                &connection.sql("DELETE FROM _rhei.pipeline WHERE writer = ? AND attempt = ?"),
+                params![known.writer, known.attempt],
+            )
+            .and_then(|removed| {
+                if removed != 1 {
+                    return connection.execute_batch("ROLLBACK");
+                }
+                connection.execute_batch(&connection.sql(
+                    "INSERT INTO _rhei.pipeline SELECT * REPLACE (NULL AS writer) \
+                     FROM _rhei_pipeline; COMMIT",
+                ))
+            });
+        if released.is_err() {
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        Ok(released?)
+    }
+}
+
+fn read(connection: &TargetConnection) -> Result<Option<Mark>, TargetError> {
+    if !state::exists(connection)? {
+        return Ok(None);
+    }
+    let mut statement = connection
+        .prepare(&connection.sql("SELECT writer, coalesce(attempt, 0) FROM _rhei.pipeline"))?;
+    let mut rows = statement.query([])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(Mark { writer: row.get(0)?, attempt: row.get(1)? }))
+}
+
+/// Waits until the writer of the row has ended.
+///
+/// # Errors
+/// The writer is alive.
+fn wait_for_silence(connection: &TargetConnection, mark: &Mark) -> Result<(), TargetError> {
+    let since = Instant::now();
+    let mut has_told = false;
+    loop {
+        let Some(writer) = &mark.writer else { return Ok(()) };
+        if has_ended(writer) {
+            return Ok(());
+        }
+
+        let alive = || TargetError::LakeInUse { holder: without_number(writer) };
+        let now = read(connection)?;
+        match &now {
+            Some(now) if now.writer.is_none() => return Ok(()),
+            Some(now) if now != mark => return Err(alive()),
+            _ => {}
+        }
+
+        // This process can see that the writer lives.
+        if is_of_this_host(writer) {
+            return Err(alive());
+        }
+        if since.elapsed() > SILENCE {
+            return Ok(());
+        }
+        if !std::mem::replace(&mut has_told, true) {
+            tracing::info!(
+                event = "lake_waits_for_writer",
+                writer = without_number(writer),
+                seconds = SILENCE.as_secs(),
+                "waiting for a sign of life of the process that wrote the lake last; without one, \
+                 this process takes over"
+            );
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+fn host() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
+fn name_of_this_process() -> String {
+    use std::hash::{BuildHasher, Hasher};
+
+    let mut random = std::collections::hash_map::RandomState::new().build_hasher();
+    random.write_u32(std::process::id());
+    format!("{}/{}/{:016x}", host(), std::process::id(), random.finish())
+}
+
+/// Returns host and process id of a writer.
+fn without_number(writer: &str) -> String {
+    let name = writer.rsplit_once('/').map_or(writer, |(name, _)| name);
+    match name.rsplit_once('/') {
+        Some((host, process)) => format!("process {process} on {host}"),
+        None => name.to_owned(),
+    }
+}
+
+fn is_of_this_host(writer: &str) -> bool {
+    writer.rsplitn(3, '/').nth(2) == Some(host().as_str())
+}
+
+/// Returns whether a process of this host has ended.
+fn has_ended(writer: &str) -> bool {
+    let process = writer.rsplit('/').nth(1).and_then(|id| id.parse().ok());
+    let Some(process) = process.and_then(rustix::process::Pid::from_raw) else { return false };
+    is_of_this_host(writer)
+        && rustix::process::test_kill_process(process) == Err(rustix::io::Errno::SRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_has_ended_is_told_from_one_that_lives_and_from_one_elsewhere() {
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let of = |host: &str, process: u32| format!("{host}/{process}/0123456789abcdef");
+
+        assert!(has_ended(&of(&host(), ended.id())));
+        assert!(!has_ended(&of(&host(), std::process::id())));
+        assert!(!has_ended(&of("elsewhere", ended.id())));
+        assert!(is_of_this_host(&name_of_this_process()));
+        assert!(!has_ended(&name_of_this_process()));
+        assert_eq!(without_number("a/b/7/0f"), "process 7 on a/b");
+    }
+}

@@ -1,0 +1,150 @@
+//! What the writer does for the upkeep of its lake.
+
+use std::time::Instant;
+
+use super::upkeep::Step;
+use crate::{
+    olap::{
+        Compacted, DuckDb, TableState, TargetError, TargetState, engine::FileMaintenance,
+        names::shadow_of,
+    },
+    pgoutput::QualifiedName,
+};
+
+impl DuckDb {
+    /// Shows that the writer lives, if it was silent for long, or else does one step of the upkeep.
+    /// Returns whether there is more to do.
+    pub(in crate::olap) fn look_after_lake(&mut self) -> Result<bool, TargetError> {
+        let is_used = self.is_used();
+        let Some(lake) = &mut self.lake else { return Ok(false) };
+        if lake.fence.is_silent() {
+            // The commit replaces the row that names this process.
+            self.transaction(|_| Ok(()))?;
+            return Ok(false);
+        }
+
+        let state = self.connection.state_schema().to_owned();
+        let Some(step) = lake.upkeep.next(&state, &lake.options, Instant::now()) else {
+            return Ok(false);
+        };
+        if is_used && step.needs_quiet() {
+            return Ok(true);
+        }
+
+        let since = Instant::now();
+        if let Err(error) = step.run(&self.connection, &lake.options) {
+            lake.upkeep_failed();
+            return Err(error);
+        }
+        tracing::debug!(
+            event = "lake_upkeep",
+            step = ?step,
+            seconds = since.elapsed().as_secs_f64(),
+            "looked after the lake"
+        );
+        Ok(true)
+    }
+
+    /// Has tables copied again whose files a failed commit has lost.
+    ///
+    /// # Errors
+    /// There are such tables, and the session has to begin again to copy them.
+    pub(in crate::olap) fn recopy_tables_with_lost_files(&mut self) -> Result<(), TargetError> {
+        let Some(lake) = &mut self.lake else { return Ok(()) };
+        let lost = lake.tables_with_lost_files(&self.connection)?;
+        if lost.is_empty() {
+            return Ok(());
+        }
+
+        let is_lost =
+            |name: &QualifiedName| lost.contains(&(name.schema.clone(), name.name.clone()));
+        let mut marked = Vec::new();
+        for table in self.tables()?.list() {
+            // A copy that is under way is lost with the changes that it keeps.
+            let pending = QualifiedName::new(
+                self.connection.state_schema(),
+                format!("pending_{}", table.oid),
+            );
+            let is_copy_lost =
+                table.has_shadow && (is_lost(&shadow_of(&table.target)) || is_lost(&pending));
+            if is_copy_lost || is_lost(&table.target) {
+                marked.push((table.oid, is_copy_lost));
+                tracing::warn!(
+                    event = "lake_files_lost",
+                    table = %table.source,
+                    "copying the table again: the answer to a commit was lost, and DuckLake has \
+                     deleted the files that the commit names"
+                );
+            }
+        }
+
+        self.transaction(|target| {
+            for &(oid, is_copy_lost) in &marked {
+                if is_copy_lost {
+                    target.drop_shadows(&[oid])?;
+                }
+                let Some(name) = target.tables()?.get(oid).map(|table| table.target.clone()) else {
+                    continue;
+                };
+                let is_ours = target.tables()?.is_ours(&name);
+                let state = if is_ours { TableState::Resync } else { TableState::Pending };
+                target.tables()?.set_state(oid, state, None);
+            }
+            Ok(())
+        })?;
+        Err(TargetError::Moved)
+    }
+
+    /// Does every step of the upkeep at once.
+    pub(in crate::olap) fn compact_lake(&mut self) -> Result<Compacted, TargetError> {
+        let refused = |reason: &str| TargetError::NotCompacted {
+            reason: format!("{reason}\nhint: try again in a while"),
+        };
+        if self.has_open_parts() {
+            return Err(refused("a large transaction is being applied"));
+        }
+        if !self.copying.is_empty() || self.is_used() {
+            return Err(refused("tables are being copied, or the copy is being read"));
+        }
+
+        let since = Instant::now();
+        let before = self.space()?;
+        let live = self.state()?.map(|state| state.tables).unwrap_or_default();
+        let live: Vec<QualifiedName> = live
+            .into_iter()
+            .filter(|table| table.state == TableState::Live)
+            .map(|table| table.target)
+            .collect();
+        let counted = live.clone();
+
+        let state = self.connection.state_schema().to_owned();
+        if let Some(lake) = &mut self.lake {
+            for step in lake.upkeep.all_steps(&state, live) {
+                if let Err(error) = step.run(&self.connection, &lake.options) {
+                    lake.upkeep_failed();
+                    return Err(error);
+                }
+            }
+            lake.forget_space();
+        }
+
+        let rows = super::super::apply::counts(
+            &self.connection,
+            counted.iter().map(super::super::names::table),
+        )?;
+        Ok(Compacted {
+            before,
+            after: self.space()?,
+            rows: rows.iter().sum(),
+            tables: counted.len() as u64,
+            seconds: since.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+impl Step {
+    /// Returns whether a reader of this process, or a load, must not be open meanwhile.
+    fn needs_quiet(&self) -> bool {
+        matches!(self, Self::Expire | Self::Clean | Self::Orphans)
+    }
+}

@@ -1,0 +1,298 @@
+//! The one writer of a copy in a lake: begins and commits its transactions.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use super::{Fence, LakeOptions, Outcome, space, tables_with_lost_files, upkeep::Upkeep};
+use crate::olap::{
+    Pipeline, Space, TargetError,
+    compact::sibling,
+    connection::TargetConnection,
+    names::{CATALOG, literal},
+    state::{self, Cycle},
+};
+
+/// How old the figures of a lake may be.
+const SPACE_AGE: Duration = Duration::from_secs(20);
+
+/// How often a transaction is tried that met another one, and how long it waits before each new
+/// try.
+const CONFLICTS: u32 = 50;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
+/// How often work is tried that failed for a reason that may pass: the catalog or the store did not
+/// answer.
+const FAILURES: u32 = 3;
+const FAILURE_PAUSE: Duration = Duration::from_millis(300);
+
+/// A lake that this process writes.
+pub struct Lake {
+    pub options: Arc<LakeOptions>,
+    pub fence: Fence,
+    /// What the open transaction says of itself in its snapshot.
+    description: Option<String>,
+    /// It is not known what became of a transaction; the lake has to be read again.
+    is_unsure: bool,
+    /// A commit has failed: files that it names may be gone although it is in the lake.
+    may_lack_files: bool,
+    /// When a commit last came through.
+    committed_at: Instant,
+    /// How often parts of a large transaction, which cannot be tried again here, have failed.
+    failures: u32,
+    pub upkeep: Upkeep,
+    /// Where transactions take turns; none where the catalog lets them work side by side.
+    pub turn: Option<Arc<Turn>>,
+    /// The turn of the transaction that is open.
+    taken: Option<TurnTaken>,
+    /// The figures, and when they were read: reading them asks the catalog several times.
+    space: Option<(Instant, Space)>,
+    /// Locked, so that no other process of this machine works for the same copy.
+    _lock: File,
+}
+
+impl Lake {
+    /// Takes over the copy in a lake. `path`: what rhei keeps on this machine is named after it.
+    ///
+    /// # Errors
+    /// Another process writes the copy.
+    pub fn take_over(
+        connection: &TargetConnection,
+        options: &Arc<LakeOptions>,
+        path: &Path,
+    ) -> Result<Self, TargetError> {
+        let lock = lock(&sibling(path, ".lock"), path)?;
+        Ok(Self {
+            options: Arc::clone(options),
+            fence: Fence::take_over(connection)?,
+            description: None,
+            is_unsure: false,
+            may_lack_files: false,
+            committed_at: Instant::now(),
+            failures: 0,
+            upkeep: Upkeep::new(),
+            turn: options.catalog.starts_with("ducklake:sqlite:").then(Arc::default),
+            taken: None,
+            space: None,
+            _lock: lock,
+        })
+    }
+
+    /// Begins a transaction.
+    pub fn begin(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
+        self.taken = None;
+        self.taken = self.turn.as_ref().map(Turn::take);
+        connection.execute_batch("BEGIN TRANSACTION")?;
+        self.fence.begin();
+        self.description = None;
+        Ok(())
+    }
+
+    /// Notes that no transaction is open any more.
+    pub fn ended(&mut self) {
+        self.taken = None;
+    }
+
+    /// Has the snapshot of the open transaction say what it applies.
+    pub fn describe(&mut self, cycle: &Cycle) {
+        let counts = cycle.counts;
+        let described = json!({
+            "source_transactions": cycle.source_transactions,
+            "inserted": counts.inserted,
+            "updated": counts.updated,
+            "deleted": counts.deleted,
+            "truncated": counts.truncates,
+        });
+        self.description = Some(described.to_string());
+    }
+
+    /// Commits the open transaction, whose checkpoint its snapshot names. After an error nothing of
+    /// the transaction is in the lake, unless the error says that this is not known.
+    pub fn commit(
+        &mut self,
+        connection: &TargetConnection,
+        pipeline: Option<&Pipeline>,
+    ) -> Result<(), TargetError> {
+        if let Some(pipeline) = pipeline {
+            if !self.fence.is_put() {
+                state::put_pipeline(connection, pipeline, Some(&mut self.fence))?;
+            }
+            connection.execute_batch(&format!(
+                "CALL {CATALOG}.set_commit_message('rhei', {}, extra_info => {})",
+                literal(&pipeline.checkpoint.lsn.to_string()),
+                literal(self.description.as_deref().unwrap_or("{}")),
+            ))?;
+        }
+
+        let Err(error) = connection.execute_batch("COMMIT") else {
+            self.fence.committed();
+            (self.failures, self.committed_at) = (0, Instant::now());
+            return Ok(());
+        };
+
+        // In most cases the COMMIT has ended the transaction.
+        let _ = connection.execute_batch("ROLLBACK");
+        match self.fence.outcome(connection) {
+            Ok(Outcome::Committed) => {
+                tracing::info!(
+                    event = "lake_commit_found",
+                    error = %error,
+                    "the answer to a commit was lost; the commit is in the lake"
+                );
+                (self.failures, self.may_lack_files) = (0, true);
+                Ok(())
+            }
+            Ok(Outcome::Refused) => Err(error.into()),
+            Err(unknown) => {
+                (self.is_unsure, self.may_lack_files) = (true, true);
+                Err(unknown)
+            }
+        }
+    }
+
+    /// Returns whether the work of a transaction that failed is done again, and waits for the
+    /// moment to do so. `tries`: how often it has failed.
+    pub fn is_tried_again(error: &TargetError, tries: u32) -> bool {
+        let pause = if error.is_conflict() && tries < CONFLICTS {
+            CONFLICT_PAUSE
+        } else if may_pass(error) && tries < FAILURES {
+            FAILURE_PAUSE
+        } else {
+            return false;
+        };
+
+        tracing::debug!(error = crate::error::error_chain(error), "trying a transaction again");
+        std::thread::sleep(pause);
+        true
+    }
+
+    /// Returns the error of a part of a large transaction. As long as the reason may pass, a new
+    /// session begins with the first part.
+    pub fn of_part(&mut self, error: TargetError) -> TargetError {
+        self.failures += 1;
+        if may_pass(&error) && self.failures < FAILURES {
+            return TargetError::LakeInterrupted { source: Box::new(error) };
+        }
+        error
+    }
+
+    /// Returns the figures of the lake, which may be some seconds old.
+    pub fn space(&mut self, connection: &TargetConnection) -> Result<Space, TargetError> {
+        if let Some((_, space)) = self.space.filter(|(at, _)| at.elapsed() < SPACE_AGE) {
+            return Ok(space);
+        }
+        let space = space(connection, &self.options)?;
+        self.space = Some((Instant::now(), space));
+        Ok(space)
+    }
+
+    /// Has the figures read again.
+    pub fn forget_space(&mut self) {
+        self.space = None;
+    }
+
+    /// Returns whether the lake has to be read again before anything else.
+    pub fn is_unsure(&self) -> bool {
+        self.is_unsure
+    }
+
+    /// Returns whether tables may lack files since a commit failed.
+    pub fn may_lack_files(&self) -> bool {
+        self.may_lack_files
+    }
+
+    /// Notes that a transaction of the upkeep has failed.
+    pub fn upkeep_failed(&mut self) {
+        self.may_lack_files = true;
+    }
+
+    /// Returns the tables whose files a failed commit has lost, as schema and name; each is
+    /// returned once.
+    pub fn tables_with_lost_files(
+        &mut self,
+        connection: &TargetConnection,
+    ) -> Result<BTreeSet<(String, String)>, TargetError> {
+        const MARGIN: Duration = Duration::from_secs(60);
+        if !self.may_lack_files {
+            return Ok(BTreeSet::new());
+        }
+        let within = self.committed_at.elapsed() + MARGIN;
+        let lost = tables_with_lost_files(connection, &self.options, within)?;
+        self.may_lack_files = false;
+        Ok(lost)
+    }
+
+    /// Reads what the lake holds, after the outcome of a commit stayed unknown.
+    pub fn resume(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
+        self.fence.resume(connection)?;
+        self.is_unsure = false;
+        Ok(())
+    }
+}
+
+/// Lets one transaction of this process work at a time, where the catalog is a SQLite file: a
+/// transaction that has read from such a file and comes to write finds it locked by another one,
+/// and neither can wait for the other.
+#[derive(Default)]
+pub struct Turn {
+    is_taken: Mutex<bool>,
+    is_free: Condvar,
+}
+
+/// The turn, until this is dropped.
+pub struct TurnTaken(Arc<Turn>);
+
+impl Turn {
+    pub fn take(self: &Arc<Self>) -> TurnTaken {
+        let taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self
+            .is_free
+            .wait_while(taken, |is_taken| *is_taken)
+            .unwrap_or_else(PoisonError::into_inner);
+        *taken = true;
+        TurnTaken(Arc::clone(self))
+    }
+}
+
+impl Drop for TurnTaken {
+    fn drop(&mut self) {
+        *self.0.is_taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.is_free.notify_one();
+    }
+}
+
+/// Returns whether the same work may succeed a little later: the catalog or the store may have been
+/// away for a moment. DuckDB reports a lost connection under several kinds of errors, and errors in
+/// values under others.
+pub fn may_pass(error: &TargetError) -> bool {
+    const KINDS: [&str; 6] = [
+        "IO Error",
+        "HTTP Error",
+        "Binder Error",
+        "Catalog Error",
+        "Invalid Error",
+        "TransactionContext Error",
+    ];
+    match error {
+        TargetError::Query(error) => crate::olap::error::is_of_kind(&error.to_string(), &KINDS),
+        TargetError::Table { source, .. } => may_pass(source),
+        _ => false,
+    }
+}
+
+/// Locks a file for as long as it is open.
+fn lock(file: &Path, path: &Path) -> Result<File, TargetError> {
+    let opened = File::options().create(true).append(true).open(file)?;
+    match rustix::fs::flock(&opened, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(opened),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(TargetError::Locked { path: path.to_owned(), holder: "unknown".to_owned() })
+        }
+        Err(error) => Err(TargetError::Io(error.into())),
+    }
+}

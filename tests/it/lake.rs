@@ -1,0 +1,547 @@
+//! What only a lake has: many processes read it, several copies share it, one process writes a
+//! copy, and a commit whose answer is lost has happened once or not at all.
+//!
+//! What a lake has in common with a file, the tests of files prove for it as well: `make test-lake`
+//! runs them with `RHEI_TEST_TARGET`.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use rhei::internals::failpoint::UPKEEP;
+
+use crate::{
+    bed::{
+        Lake, Load, Pgbench, Rhei,
+        lake::{Kind, catalogs},
+        oracle::{Pair, assert_same_pairs, query_copy},
+        wait_until,
+    },
+    following::Following,
+};
+
+const SOON: Duration = Duration::from_secs(120);
+
+const TPCB: [&str; 4] = [
+    "public.pgbench_accounts",
+    "public.pgbench_branches",
+    "public.pgbench_history",
+    "public.pgbench_tellers",
+];
+
+/// The four sums of TPC-B, which are equal at each commit of the source.
+const SUMS: &str = "SELECT (SELECT sum(abalance) FROM public.pgbench_accounts)::VARCHAR, \
+                    (SELECT sum(tbalance) FROM public.pgbench_tellers)::VARCHAR, \
+                    (SELECT sum(bbalance) FROM public.pgbench_branches)::VARCHAR, \
+                    (SELECT coalesce(sum(delta), 0) FROM public.pgbench_history)::VARCHAR";
+
+fn in_lake(name: &str, kind: Kind) -> Following {
+    let mut following = Following::new(name);
+    following.rhei = following.rhei.clone().lake(kind);
+    following
+}
+
+/// Tells readers to end when it is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Follows TPC-B while three readers look, each with connections of its own.
+#[track_caller]
+fn readers_see_one_commit_of_the_source(kind: Kind, name: &str) {
+    let following = in_lake(name, kind);
+    Pgbench::init(&following.db, 1);
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+
+    let load = Pgbench::start(&following.db, &Load::seconds(600));
+    let (is_over, looks) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut seen = BTreeSet::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    let sums = query_copy(following.copy(), SUMS).remove(0);
+                    assert!(sums.iter().all(|sum| *sum == sums[0]), "torn: {sums:?}");
+                    seen.insert(sums[0].clone());
+                    looks.fetch_add(1, Ordering::Relaxed);
+                }
+                assert!(seen.len() > 2, "the readers saw no change: {seen:?}");
+            });
+        }
+        // The readers end also when the wait fails.
+        let _end = End(&is_over);
+        let enough = || looks.load(Ordering::Relaxed) >= 60;
+        wait_until(SOON, "the readers look sixty times", enough);
+    });
+    load.stop();
+
+    following.wait_settled(&mut running);
+    running.sigterm();
+    running.wait(SOON);
+    following.assert_same(&TPCB);
+}
+
+#[test]
+fn readers_of_a_lake_in_a_folder_see_the_source_at_one_commit() {
+    readers_see_one_commit_of_the_source(Kind::Postgres, "lake_readers");
+}
+
+#[test]
+fn readers_of_a_lake_in_a_store_see_the_source_at_one_commit() {
+    readers_see_one_commit_of_the_source(Kind::S3, "lake_store_readers");
+}
+
+#[test]
+fn readers_of_a_lake_whose_catalog_is_a_file_see_the_source_at_one_commit() {
+    readers_see_one_commit_of_the_source(Kind::Sqlite, "lake_sqlite_readers");
+}
+
+#[test]
+fn each_commit_to_a_lake_names_its_position_at_the_source() {
+    let following = in_lake("lake_messages", Kind::Postgres);
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    following.sync();
+    following.db.execute("INSERT INTO t VALUES (2)");
+    following.sync();
+
+    let found = query_copy(
+        following.copy(),
+        "SELECT commit_message FROM copied.snapshots() \
+         WHERE commit_extra_info LIKE '%\"inserted\":1%'",
+    );
+    assert_eq!(found.len(), 1, "{found:?}");
+    let message = found[0][0].as_deref().unwrap();
+    let before = format!("SELECT '{message}'::pg_lsn <= pg_current_wal_lsn()");
+    assert_eq!(following.db.value(&before), "t");
+}
+
+/// Two sources, two processes, one lake: each is as its source, and no commit is lost.
+#[test]
+fn several_copies_share_a_lake() {
+    let one = in_lake("lake_one", Kind::Postgres);
+    let lake = Lake::at(one.copy()).unwrap();
+    let mut two = Following::new("lake_two");
+    lake.shared("two_", two.copy());
+    two.rhei = two.rhei.clone().deadline(SOON);
+
+    for following in [&one, &two] {
+        Pgbench::init(&following.db, 1);
+    }
+    let mut running = [one.run(), two.run()];
+    for running in &mut running {
+        running.wait_for_log("all tables are live", SOON);
+    }
+    let loads = [&one, &two].map(|it| Pgbench::start(&it.db, &Load::transactions(3000)));
+    for load in loads {
+        load.wait(SOON);
+    }
+    for (following, running) in [&one, &two].into_iter().zip(&mut running) {
+        following.wait_settled(running);
+    }
+    for running in running {
+        running.sigterm();
+        let output = running.wait(SOON);
+        output.assert_code(0);
+        assert_eq!(output.copies().len(), 4, "something was copied again:\n{}", output.stderr);
+    }
+
+    one.assert_same(&TPCB);
+    let pairs: Vec<Pair> = TPCB
+        .iter()
+        .map(|name| Pair::new(name).target(&name.replace("public", "two_public")))
+        .collect();
+    assert_same_pairs(&two.db, two.copy(), &pairs);
+}
+
+#[test]
+fn a_second_process_is_refused_while_the_first_one_writes() {
+    let following = in_lake("lake_refused", Kind::Postgres);
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+
+    // On this machine a file is locked; from another folder the lake itself says so.
+    let second = following.rhei.run(["sync"]);
+    second.assert_code(1);
+    assert!(second.stderr.contains("is in use"), "{}", second.stderr);
+
+    let elsewhere = following.folder.path().join("elsewhere.duckdb");
+    Lake::at(following.copy()).unwrap().shared("", &elsewhere);
+    let second = following.rhei.clone().target(&elsewhere).run(["sync"]);
+    second.assert_code(1);
+    assert!(second.stderr.contains("the copy in the lake is written by"), "{}", second.stderr);
+
+    running.sigterm();
+    running.wait(SOON).assert_code(0);
+    following.rhei.clone().target(&elsewhere).run_ok(["sync"]);
+    following.assert_same(&["public.t"]);
+}
+
+/// A process that was stopped for a while finds another one in its place, and writes nothing more.
+#[test]
+fn a_process_that_another_one_has_replaced_writes_nothing_more() {
+    let following = in_lake("lake_fenced", Kind::Postgres);
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+
+    // As a process of another host does that has waited in vain for a sign of life.
+    let lake = Lake::at(following.copy()).unwrap();
+    let catalog = catalogs().named(lake.database());
+    let inlined = catalog.value(
+        "SELECT i.table_name FROM ducklake_inlined_data_tables i \
+         JOIN ducklake_table t USING (table_id) WHERE t.table_name = 'pipeline'",
+    );
+    catalog.execute(&format!(
+        "UPDATE {inlined} SET writer = 'elsewhere/7/0123456789abcdef' WHERE end_snapshot IS NULL"
+    ));
+    following.db.execute("INSERT INTO t VALUES (2)");
+
+    let output = running.wait(SOON);
+    output.assert_code(1);
+    assert!(
+        output.stderr.contains("process 7 on elsewhere has taken over the copy"),
+        "{}",
+        output.stderr
+    );
+    let rows = query_copy(following.copy(), "SELECT count(*)::VARCHAR FROM public.t");
+    assert_eq!(rows, [[Some("1".to_owned())]]);
+}
+
+/// Stands between rhei and a catalog. When it is armed, the next COMMIT reaches the catalog, or
+/// does not, and its answer never comes back.
+struct Cut {
+    port: u16,
+    armed: Arc<AtomicBool>,
+    lets_commit: Arc<AtomicBool>,
+    cuts: Arc<AtomicU32>,
+}
+
+impl Cut {
+    fn before(port: u16) -> Cut {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cut = Cut {
+            port: listener.local_addr().unwrap().port(),
+            armed: Arc::default(),
+            lets_commit: Arc::default(),
+            cuts: Arc::default(),
+        };
+        let (armed, lets_commit) = (Arc::clone(&cut.armed), Arc::clone(&cut.lets_commit));
+        let cuts = Arc::clone(&cut.cuts);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(client) = client else { return };
+                let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                let flags = (Arc::clone(&armed), Arc::clone(&lets_commit), Arc::clone(&cuts));
+                std::thread::spawn(move || Self::carry(client, server, flags));
+            }
+        });
+        cut
+    }
+
+    fn carry(
+        client: TcpStream,
+        server: TcpStream,
+        (armed, lets_commit, cuts): (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicU32>),
+    ) {
+        let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut answers, &mut back);
+            let _ = back.shutdown(Shutdown::Both);
+        });
+
+        let (mut client, mut server) = (client, server);
+        let mut bytes = vec![0; 1 << 16];
+        // DuckLake also ends what it only reads by a COMMIT.
+        let mut has_written = false;
+        while let Ok(length @ 1..) = client.read(&mut bytes) {
+            let sent = &bytes[..length];
+            // A simple query: its kind, its length, its text.
+            let is_commit = sent.starts_with(b"Q") && sent[5..].starts_with(b"COMMIT");
+            let writes = b"INSERT INTO";
+            has_written |= sent.windows(writes.len()).any(|text| text == writes);
+            let is_cut = is_commit && std::mem::take(&mut has_written);
+            if is_cut && armed.swap(false, Ordering::Relaxed) {
+                let _ = client.shutdown(Shutdown::Both);
+                if lets_commit.load(Ordering::Relaxed) {
+                    let _ = server.write_all(sent);
+                    // The server reads what was sent before it learns that the client is gone.
+                    let _ = server.shutdown(Shutdown::Write);
+                } else {
+                    let _ = server.shutdown(Shutdown::Both);
+                }
+                cuts.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            if server.write_all(sent).is_err() {
+                break;
+            }
+        }
+        let _ = server.shutdown(Shutdown::Both);
+    }
+}
+
+/// Cuts commits off while `write` writes to a table without a key, where what is applied twice or
+/// not at all shows. Returns the log.
+fn cut_commits(name: &str, write: &str) -> String {
+    let mut following = Following::new(name);
+    following.db.execute(
+        "CREATE TABLE t (n int, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t \
+         SELECT i, 'old' FROM generate_series(1, 500) i",
+    );
+    let mut lake = Lake::new(Kind::Postgres, following.copy());
+    let cut = Cut::before(catalogs().port());
+    let through = format!("port={}", cut.port);
+    lake.catalog = lake.catalog.replace(&format!("port={}", catalogs().port()), &through);
+    lake.shared("", following.copy());
+    following.rhei = following.rhei.clone().deadline(SOON);
+
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    for round in 0..6 {
+        cut.lets_commit.store(round % 2 == 0, Ordering::Relaxed);
+        cut.armed.store(true, Ordering::Relaxed);
+        wait_until(SOON, "a commit is cut off", || {
+            following.db.execute(write);
+            // Not many changes at once: a batch of more than a hundred rows makes files.
+            wait_until(SOON, "the copy has the rows of the source", || {
+                assert!(running.is_running(), "{}", running.logs());
+                let count = "SELECT count(*)::VARCHAR FROM public.t";
+                let copied = query_copy(following.copy(), count).remove(0).remove(0);
+                copied == Some(following.db.value("SELECT count(*) FROM t"))
+            });
+            cut.cuts.load(Ordering::Relaxed) > round
+        });
+    }
+
+    following.wait_settled(&mut running);
+    running.sigterm();
+    let output = running.wait(SOON);
+    output.assert_code(0);
+    following.assert_same(&["public.t"]);
+    output.stderr
+}
+
+#[test]
+fn a_small_commit_whose_answer_is_lost_happens_once() {
+    let log = cut_commits("lake_cut", "INSERT INTO t SELECT i, 'new' FROM generate_series(1, 3) i");
+    assert!(log.contains("the commit is in the lake"), "{log}");
+    assert!(!log.contains("copying the table again"), "{log}");
+}
+
+/// DuckLake deletes the files of such a commit.
+#[test]
+fn a_large_commit_whose_answer_is_lost_has_its_table_copied_again() {
+    let log = cut_commits(
+        "lake_cut_large",
+        "INSERT INTO t SELECT i, 'new' FROM generate_series(1, 1000) i; DELETE FROM t WHERE n = 7",
+    );
+    assert!(log.contains("copying the table again"), "{log}");
+}
+
+/// Whatever step a death cuts off: the lake is as the source, and the next upkeep leaves no file
+/// that no snapshot names.
+#[test]
+fn a_death_in_the_upkeep_leaves_a_readable_lake_and_no_file_for_ever() {
+    let following = in_lake("lake_upkeep", Kind::Postgres);
+    let rhei = following
+        .rhei
+        .clone()
+        .env("RHEI_TARGET_CLEAN_AFTER", "1ms")
+        .env("RHEI_TARGET_KEEP_SNAPSHOTS", "1ms");
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); \
+         INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 5000) i",
+    );
+    rhei.run_ok(["sync"]);
+
+    for place in UPKEEP {
+        for step in 0..3 {
+            following.db.execute(&format!(
+                "UPDATE t SET v = v || 'x' WHERE id % 3 = {step}; \
+                 DELETE FROM t WHERE id % 97 = {step}"
+            ));
+            rhei.run_ok(["sync"]);
+        }
+        let died = rhei.clone().env("FAILPOINTS", &format!("{place}=1*return")).run(["compact"]);
+        assert_eq!(died.code(), None, "nothing comes by {place}: {}", died.stderr);
+        following.assert_same(&["public.t"]);
+
+        rhei.run_ok(["compact"]);
+        following.assert_same(&["public.t"]);
+        rhei.run_ok(["verify"]);
+    }
+
+    rhei.run_ok(["compact"]);
+    let lake = Lake::at(following.copy()).unwrap();
+    let known: BTreeSet<String> = query_copy(
+        following.copy(),
+        "SELECT parse_filename(data_file) \
+         FROM ducklake_list_files('copied', 't', schema => 'public') UNION \
+         SELECT parse_filename(delete_file) \
+         FROM ducklake_list_files('copied', 't', schema => 'public') WHERE delete_file IS NOT NULL",
+    )
+    .into_iter()
+    .flatten()
+    .flatten()
+    .collect();
+    let pattern = format!("{}/public/**", lake.data_path);
+    let there: BTreeSet<String> = query_copy(
+        following.copy(),
+        &format!("SELECT parse_filename(file) FROM glob('{pattern}')"),
+    )
+    .into_iter()
+    .flatten()
+    .flatten()
+    .collect();
+    assert_eq!(there, known);
+}
+
+#[test]
+fn a_lake_without_its_extensions_says_what_to_install() {
+    let following = in_lake("lake_extensions", Kind::Postgres);
+    let output = following.rhei.clone().env("RHEI_EXTENSIONS", "/nowhere").run(["status"]);
+    output.assert_code(1);
+    for words in ["extension ducklake is missing", "/nowhere", "INSTALL ducklake"] {
+        assert!(output.stderr.contains(words), "{}", output.stderr);
+    }
+}
+
+#[test]
+fn a_password_of_the_catalog_is_never_shown() {
+    let following = Following::new("lake_password");
+    let mut lake = Lake::new(Kind::Postgres, following.copy());
+    lake.catalog.push_str(" password=geheimnis");
+    lake.shared("", following.copy());
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+
+    let synced = following.sync();
+    let status = following.rhei.run_ok(["status"]);
+    let shown = following.rhei.run(["query", "FROM duckdb_databases()"]);
+    let secrets = following.rhei.run(["query", "FROM duckdb_secrets()"]);
+    let mut wrong = Lake::at(following.copy()).unwrap();
+    wrong.catalog = wrong.catalog.replace("port=", "port=1 options=");
+    wrong.shared("", following.copy());
+    let refused = following.rhei.run(["status"]);
+    refused.assert_code(1);
+
+    for output in [&synced, &status, &shown, &secrets, &refused] {
+        let text = format!("{}{}", output.stdout, output.stderr);
+        assert!(!text.contains("geheimnis"), "{text}");
+    }
+}
+
+/// What no Parquet file keeps exactly is kept as text, or refused by name.
+#[test]
+fn a_type_that_a_lake_does_not_keep_is_text_there() {
+    let following = in_lake("lake_types", Kind::Postgres);
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, i interval, z timetz, a interval[], d date[]); \
+         INSERT INTO t VALUES (1, '1 mon -3 days 00:00:00.000001', '24:00+14', '{1 us,-1 mon}', \
+         '{infinity,2020-02-29}')",
+    );
+    following.sync();
+    following.db.execute("INSERT INTO t SELECT 2, i, z, a, d FROM t");
+    following.sync();
+    following.assert_same(&["public.t"]);
+    following.rhei.run_ok(["compact"]);
+    following.assert_same(&["public.t"]);
+    following.rhei.run_ok(["verify"]);
+
+    let wanted = following.rhei.clone().config(
+        "[source]\nslot = \"lake_types\"\n[tables.\"public.t\"]\ncolumns.i.type = \"INTERVAL\"\n",
+    );
+    let refused = wanted.run(["check"]);
+    assert!(
+        format!("{}{}", refused.stdout, refused.stderr).contains("no lake keeps every INTERVAL"),
+        "{}{}",
+        refused.stdout,
+        refused.stderr
+    );
+}
+
+/// Files are divided and sorted as the settings say, and say what they hold: readers skip the rest.
+#[test]
+fn partitions_and_order_of_a_table_are_as_the_settings_say() {
+    let mut following = in_lake("lake_layout", Kind::Postgres);
+    let slot = following.slot().to_owned();
+    following.rhei = following.rhei.clone().config(&format!(
+        "[source]\nslot = \"{slot}\"\n[tables.\"public.t\"]\npartition_by = [\"month(at)\"]\n\
+         sort_by = [\"id\"]\n"
+    ));
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, at timestamptz); INSERT INTO t \
+         SELECT i, timestamptz '2024-01-01' + i * interval '1 hour' \
+         FROM generate_series(1, 4000) i",
+    );
+    following.sync();
+    following.db.execute("UPDATE t SET at = at + interval '40 days' WHERE id % 5 = 0");
+    following.sync();
+    following.assert_same(&["public.t"]);
+
+    let files = query_copy(
+        following.copy(),
+        "SELECT count(*)::VARCHAR FROM ducklake_list_files('copied', 't', schema => 'public')",
+    );
+    let files: u32 = files[0][0].as_deref().unwrap().parse().unwrap();
+    assert!(files >= 6, "{files} files for six months");
+}
+
+/// An earlier time is there for as long as its snapshot.
+#[test]
+fn the_past_of_a_lake_can_be_read() {
+    let following = in_lake("lake_past", Kind::Postgres);
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    following.sync();
+    let then = query_copy(
+        following.copy(),
+        "SELECT max(snapshot_id)::VARCHAR FROM copied.snapshots() WHERE author = 'rhei'",
+    );
+    following.db.execute("INSERT INTO t VALUES (2), (3)");
+    following.sync();
+
+    let count = |at: &str| {
+        query_copy(following.copy(), &format!("SELECT count(*)::VARCHAR FROM public.t {at}"))
+    };
+    let then = then[0][0].as_deref().unwrap();
+    assert_eq!(count(&format!("AT (VERSION => {then})")), [[Some("1".to_owned())]]);
+    assert_eq!(count(""), [[Some("3".to_owned())]]);
+}
+
+/// What rhei says of a copy in a lake.
+#[test]
+fn the_commands_work_on_a_lake_with_and_without_a_replicator() {
+    let following = in_lake("lake_commands", Kind::Postgres);
+    following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)");
+    let ask = |rhei: &Rhei| {
+        rhei.run_ok(["check"]);
+        let status = rhei.run_ok(["status", "--json"]).stdout;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        assert!(status["file"]["lake"]["snapshots"].as_u64().unwrap() > 0, "{status}");
+        rhei.run_ok(["jobs"]);
+        rhei.run_ok(["verify"]);
+        rhei.run(["wait", "--now"]);
+        let rows = rhei.run_ok(["query", "--format", "csv", "SELECT count(*) AS n FROM t"]).stdout;
+        assert_eq!(rows, "n\n2\n");
+        rhei.run_ok(["compact"]);
+    };
+
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    ask(&following.rhei);
+    running.sigterm();
+    running.wait(SOON).assert_code(0);
+    ask(&following.rhei);
+}
