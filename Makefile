@@ -18,7 +18,7 @@ LAKE ?= lake
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: help setup build install dist dist-check quickstart test test-lake test-matrix chaos demo demo-picture workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve clients fuzz fmt lint deny docs clean
+.PHONY: help setup build install dist dist-check quickstart test test-lake test-matrix chaos demo demo-picture workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve bench-lake clients fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ bench-verify: setup ## measure rhei verify against the source's own hash of text
 
 bench-serve: setup ## measure readers of a copy that is written meanwhile, and what they cost (builds for release)
 	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked $$RHEI_CARGO_FEATURES --bench serve
+
+bench-lake: setup ## measure a lake against a file, then 40 minutes of mixed load (RHEI_BENCH_MINUTES; builds for release)
+	@$(ENV) RHEI_BENCH_DOCS="$(CURDIR)/docs/benchmarks.md" cargo bench --locked $$RHEI_CARGO_FEATURES --bench lake
 
 clients: setup ## install clients of Python, and hold each against the source
 	@scripts/clients.sh

@@ -330,7 +330,7 @@ impl Invocation {
                 exclude_columns: section.exclude_columns.clone(),
                 column_types: types.collect(),
                 copy_priority: section.copy_priority,
-                is_in_lake: false,
+                in_lake: None,
             };
             table_settings.insert(name.clone(), settings);
         }

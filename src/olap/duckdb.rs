@@ -254,10 +254,8 @@ impl DuckDb {
     /// Opens the file if it is closed: no statement may read from, or write to, the database in
     /// memory that stands in for a closed file.
     pub(super) fn ensure_attached(&mut self) -> Result<(), TargetError> {
-        if let Some(lake) = self.lake.as_mut().filter(|lake| lake.is_unsure()) {
-            lake.resume(&self.connection)?;
-            (self.tables, self.pipeline) = (None, None);
-            return self.state().map(|_| ());
+        if self.lake.is_some() {
+            return self.settle_lake().map_err(|error| self.of_lake(error));
         }
         if self.is_detached {
             self.keep_readers_out()?;
@@ -327,7 +325,10 @@ impl DuckDb {
             self.end_turn();
 
             failures += 1;
-            if self.lake.is_some() {
+            if let Some(lake) = &mut self.lake {
+                if matches!(error, TargetError::Moved) {
+                    lake.doubt();
+                }
                 if !Lake::is_tried_again(&error, failures) {
                     return Err(self.of_lake(error));
                 }
@@ -346,12 +347,31 @@ impl DuckDb {
         }
     }
 
+    /// Reads what the lake holds, if that is in doubt.
+    fn settle_lake(&mut self) -> Result<(), TargetError> {
+        let Some(lake) = self.lake.as_mut() else { return Ok(()) };
+        if lake.has_moved {
+            return Err(TargetError::Moved);
+        }
+        if lake.is_unsure() {
+            lake.resume(&self.connection)?;
+            (self.tables, self.pipeline) = (None, None);
+            self.pipeline = state::read_pipeline(&self.connection)?;
+            self.refresh()?;
+        }
+        if self.parts.is_none() { self.settle_files() } else { Ok(()) }
+    }
+
     /// Returns an error as the one of a lake that does not answer, if it may be that.
     pub(super) fn of_lake(&self, error: TargetError) -> TargetError {
-        if self.lake.is_some() && error.table().is_none() && lake::may_pass(&error) {
-            return TargetError::LakeAway { source: Box::new(error) };
+        if self.lake.is_none() || !lake::may_pass(&error) {
+            return error;
         }
-        error
+        // An error of one table is the table's own as long as the catalog answers.
+        if error.table().is_some() && state::read_pipeline(&self.connection).is_ok() {
+            return error;
+        }
+        TargetError::LakeAway { source: Box::new(error) }
     }
 
     fn begin(&mut self) -> Result<(), TargetError> {
@@ -435,7 +455,13 @@ impl DuckDb {
                 let _ = self.connection.execute_batch("ROLLBACK");
                 self.end_turn();
                 return match (applied, &mut self.lake) {
-                    (Err(error), Some(lake)) => Err(lake.of_part(error)),
+                    (Err(error), Some(lake)) => {
+                        if matches!(error, TargetError::Moved) {
+                            lake.doubt();
+                        }
+                        let error = lake.of_part(error);
+                        Err(self.of_lake(error))
+                    }
                     (applied, _) => applied.map(|applied| (applied, false)),
                 };
             }
@@ -500,6 +526,7 @@ impl Drop for DuckDb {
     fn drop(&mut self) {
         self.roll_back_quietly();
         if let Some(lake) = &mut self.lake
+            && !lake.shared.is_in_doubt()
             && let Err(error) = lake.fence.release(&self.connection)
         {
             tracing::debug!(%error, "the copy in the lake still names this process");
@@ -544,9 +571,6 @@ impl ApplyTarget for DuckDb {
             self.views.prepare(&self.database, live)?;
         }
 
-        if self.parts.is_none() {
-            self.recopy_tables_with_lost_files().map_err(|error| self.of_lake(error))?;
-        }
         if self.lake.is_some() && self.parts.is_none() {
             inlining::before_change(&self.connection, batch.schema_changes.iter())?;
         }
@@ -639,9 +663,8 @@ impl FileMaintenance for DuckDb {
         self.roll_back_quietly();
         // DuckLake connects again by itself.
         if let Some(lake) = &mut self.lake {
-            lake.resume(&self.connection)?;
-            (self.tables, self.pipeline) = (None, None);
-            return self.state().map(|_| ());
+            lake.read_again();
+            return self.ensure_attached();
         }
         self.keep_readers_out()?;
         self.detach()?;
@@ -651,10 +674,6 @@ impl FileMaintenance for DuckDb {
     fn upkeep(&mut self) -> Result<bool, TargetError> {
         self.ensure_attached()?;
         if self.lake.is_none() || self.has_open_parts() {
-            return Ok(false);
-        }
-        if self.lake.as_ref().is_some_and(Lake::may_lack_files) {
-            // The next batch finds out.
             return Ok(false);
         }
         self.look_after_lake().map_err(|error| self.of_lake(error))

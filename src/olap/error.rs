@@ -378,8 +378,9 @@ impl TargetError {
     pub(super) fn of(self, table: &TableSpec) -> Self {
         let is_of_file = match &self {
             Self::Query(error) => {
-                const KINDS: [&str; 5] = [
+                const KINDS: [&str; 6] = [
                     "IO Error",
+                    "HTTP Error",
                     "Out of Memory Error",
                     "FATAL Error",
                     "INTERNAL Error",

@@ -197,12 +197,23 @@ pub(super) fn change(
 }
 
 /// Replaces the row of the writer of a lake.
-pub(super) fn put_writer(connection: &TargetConnection) -> Result<(), TargetError> {
-    Ok(connection.execute_batch(&connection.sql(&format!(
-        "DELETE FROM _rhei.jobs WHERE id = {WRITER}; \
-         INSERT INTO _rhei.jobs VALUES ({WRITER}, 0, 'writer', '{{}}', 'done', 0, 0, NULL, NULL, \
-         now(), NULL, NULL, {PIPELINE_ID})"
-    )))?)
+pub(super) fn put_writer(connection: &TargetConnection, writer: &str) -> Result<(), TargetError> {
+    connection
+        .execute_batch(&connection.sql(&format!("DELETE FROM _rhei.jobs WHERE id = {WRITER}")))?;
+    connection.execute(
+        &connection.sql(&format!(
+            "INSERT INTO _rhei.jobs VALUES ({WRITER}, 0, 'writer', ?, 'done', 0, 0, NULL, NULL, \
+             now(), NULL, NULL, {PIPELINE_ID})"
+        )),
+        [writer],
+    )?;
+    Ok(())
+}
+
+/// Returns whether this process is the writer of the lake that its loads go to.
+pub(super) fn is_writer(connection: &TargetConnection, writer: &str) -> Result<bool, TargetError> {
+    let sql = format!("SELECT count(*) > 0 FROM _rhei.jobs WHERE id = {WRITER} AND payload = ?");
+    Ok(connection.query_row(&connection.sql(&sql), [writer], |row| row.get(0))?)
 }
 
 pub(super) fn all(connection: &TargetConnection) -> Result<Vec<StoredJob>, TargetError> {

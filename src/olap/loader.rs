@@ -9,7 +9,7 @@ use super::{
     arrow_scan::{BatchView, Database},
     connection::TargetConnection,
     jobs::{self, CONFLICT_PAUSE, CONFLICTS, change, is_cancelled, refuse},
-    lake::{self, Lake, LakeOptions, Turn},
+    lake::{self, Lake},
     names,
     stage::{self, STAGE, append, column_list, stage, stage_columns, stage_values, total},
 };
@@ -22,11 +22,11 @@ pub struct Loader {
     view: Option<(Arc<TableSpec>, BatchView)>,
     connection: TargetConnection,
     database: Arc<Database>,
-    /// The lake, if it is one.
-    lake: Option<Arc<LakeOptions>>,
-    /// Where the transactions of a lake take turns, if they do.
-    turn: Option<Arc<Turn>>,
-    /// How often work on a lake has failed in a row, for reasons that may pass.
+    /// What this loader shares with the writer of a lake.
+    lake: Option<Arc<lake::Shared>>,
+    /// The answer to a commit was lost.
+    is_unsure: Cell<bool>,
+    /// How often loads into a lake have failed in a row, for reasons that may pass.
     failures: Cell<u32>,
     /// Shows that this loader is alive; dropped last.
     _alive: Arc<()>,
@@ -42,10 +42,9 @@ impl Loader {
         lake: Option<&Lake>,
         alive: Arc<()>,
     ) -> Self {
-        let turn = lake.and_then(|lake| lake.turn.clone());
-        let lake = lake.map(|lake| Arc::clone(&lake.options));
-        let (view, failures) = (None, Cell::default());
-        Self { connection, database, lake, turn, failures, _alive: alive, view }
+        let lake = lake.map(|lake| Arc::clone(&lake.shared));
+        let (view, failures, is_unsure) = (None, Cell::default(), Cell::default());
+        Self { connection, database, lake, is_unsure, failures, _alive: alive, view }
     }
 
     /// Returns a view of batches of the table. The view is made before the transaction that loads
@@ -67,10 +66,10 @@ impl Loader {
         &self,
         work: impl FnOnce(&TargetConnection) -> Result<R, TargetError>,
     ) -> Result<R, TargetError> {
-        let _turn = self.turn.as_ref().map(Turn::take);
+        let _turn = self.lake.as_ref().and_then(|lake| lake.turn());
         let begun = self.connection.execute_batch("BEGIN TRANSACTION").map_err(TargetError::from);
         let done = begun.and_then(|()| work(&self.connection)).and_then(|done| {
-            self.connection.execute_batch("COMMIT")?;
+            self.connection.execute_batch("COMMIT").inspect_err(|error| self.doubt(error))?;
             Ok(done)
         });
 
@@ -79,55 +78,68 @@ impl Loader {
             // is left, unless the answer of a lake was lost.
             let _ = self.connection.execute_batch("ROLLBACK");
         }
-        self.of_lake(done)
+        done
     }
 
-    /// Counts the failures of work on a lake: the caller tries work again that has met another
+    /// Notes that a commit to a lake has failed, which may be there all the same.
+    fn doubt(&self, error: &duckdb::Error) {
+        if let Some(lake) = &self.lake
+            && !lake::is_conflict_of_lake(error)
+        {
+            self.is_unsure.set(true);
+            lake.doubt_files();
+        }
+    }
+
+    /// Counts the failures of loads into a lake: the caller tries a load again that has met another
     /// transaction, or has found the lake away.
     fn of_lake<R>(&self, done: Result<R, TargetError>) -> Result<R, TargetError> {
         let Err(error) = done else {
             self.failures.set(0);
             return done;
         };
-        if self.connection.is_lake() && lake::may_pass(&error) && self.failures.get() < FAILURES {
-            self.failures.set(self.failures.get() + 1);
+        if self.lake.is_none() || !lake::may_pass(&error) {
+            return Err(error);
+        }
+
+        self.failures.set(self.failures.get() + 1);
+        if self.failures.get() < FAILURES {
             return Err(TargetError::LakeInterrupted { source: Box::new(error) });
         }
-        Err(error)
-    }
-
-    /// Fails when a commit that is in the lake has lost the files of these tables, whose copies are
-    /// then restarted.
-    fn refuse_lost_files(
-        &self,
-        connection: &TargetConnection,
-        tables: &[Arc<TableSpec>],
-    ) -> Result<(), TargetError> {
-        const RECENT: Duration = Duration::from_secs(3600);
-        let Some(lake) = &self.lake else { return Ok(()) };
-        let lost = lake::tables_with_lost_files(connection, lake, RECENT)?;
-        for table in tables {
-            let shadow = names::shadow_of(&table.target);
-            if lost.contains(&(shadow.schema, shadow.name)) {
-                let (expected, found) = (1, 0);
-                return Err(TargetError::Diverged { what: "files of the copy", expected, found });
-            }
+        if error.table().is_some() {
+            return Err(error);
         }
-        Ok(())
+        Err(TargetError::LakeAway { source: Box::new(error) })
     }
 
-    /// Returns the number of rows of jobs that are done already: the answer to their commit was
-    /// lost. A commit that is still under way there fails if it comes after this transaction.
-    fn done_before(
+    /// Returns the number of rows of jobs that are done already, where the answer to their commit
+    /// was lost. A commit that is still on its way there fails after this.
+    fn done_before(&self, jobs: &[u64]) -> Result<Option<u64>, TargetError> {
+        let Some(lake) = self.lake.as_ref().filter(|_| self.is_unsure.get()) else {
+            return Ok(None);
+        };
+        let rows = self.retry_conflicts(|connection| {
+            jobs::put_writer(connection, &lake.writer)?;
+            jobs::rows_if_done(connection, jobs)
+        })?;
+        self.is_unsure.set(false);
+        Ok(rows)
+    }
+
+    /// Fails when jobs were cancelled, or when another process writes the lake now.
+    fn refuse_unwanted(
         &self,
         connection: &TargetConnection,
         jobs: &[u64],
-    ) -> Result<Option<u64>, TargetError> {
-        if self.failures.get() == 0 {
-            return Ok(None);
+    ) -> Result<(), TargetError> {
+        let is_replaced = match &self.lake {
+            Some(lake) => !jobs::is_writer(connection, &lake.writer)?,
+            None => false,
+        };
+        if is_replaced || is_cancelled(connection, jobs)? {
+            return Err(TargetError::Cancelled);
         }
-        jobs::put_writer(connection)?;
-        jobs::rows_if_done(connection, jobs)
+        Ok(())
     }
 
     /// Runs `work` in a transaction, and again when the writer was changing the same row.
@@ -177,16 +189,13 @@ impl CopyLoader for Loader {
         job: u64,
         rows: RowStream,
     ) -> Result<u64, TargetError> {
+        if let Some(rows) = self.of_lake(self.done_before(&[job]))? {
+            return Ok(rows);
+        }
+
         let view = self.view_of(table)?;
         let loaded = self.transaction(|connection| {
-            if is_cancelled(connection, &[job])? {
-                return Err(TargetError::Cancelled);
-            }
-
-            if let Some(rows) = self.done_before(connection, &[job])? {
-                self.refuse_lost_files(connection, std::slice::from_ref(table))?;
-                return Ok(rows);
-            }
+            self.refuse_unwanted(connection, &[job])?;
 
             let loaded = load(connection, table, rows, &view)
                 .and_then(|loaded| refuse(connection, "load.refused", table).map(|()| loaded))
@@ -206,7 +215,7 @@ impl CopyLoader for Loader {
 
         reached("chunk.loaded");
         self.view = Some((Arc::clone(table), view));
-        loaded
+        self.of_lake(loaded)
     }
 
     fn load_all(
@@ -216,16 +225,12 @@ impl CopyLoader for Loader {
     ) -> Result<(), TargetError> {
         let jobs: Vec<u64> = chunks.iter().map(|(_, job, _)| *job).collect();
 
-        let loaded = self.transaction(|connection| {
-            if is_cancelled(connection, &jobs)? {
-                return Err(TargetError::Cancelled);
-            }
+        if self.of_lake(self.done_before(&jobs))?.is_some() {
+            return Ok(());
+        }
 
-            if self.done_before(connection, &jobs)?.is_some() {
-                let tables: Vec<_> = chunks.iter().map(|(table, ..)| Arc::clone(table)).collect();
-                self.refuse_lost_files(connection, &tables)?;
-                return Ok(());
-            }
+        let loaded = self.transaction(|connection| {
+            self.refuse_unwanted(connection, &jobs)?;
 
             let mut done = Vec::with_capacity(chunks.len());
             for (table, job, batches) in chunks {
@@ -253,7 +258,7 @@ impl CopyLoader for Loader {
         });
 
         reached("chunk.loaded");
-        loaded
+        self.of_lake(loaded)
     }
 
     fn fail_job(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {

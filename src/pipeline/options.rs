@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::schedule::VerificationSchedule;
 use crate::{
-    olap::{PublishOptions, TargetOptions},
+    olap::{PublishOptions, TargetOptions, lake::Layout},
     pgoutput::QualifiedName,
     source::connection::SourceOptions,
 };
@@ -274,8 +274,9 @@ pub struct TableSettings {
     pub column_types: BTreeMap<String, String>,
     /// Tables with a higher priority are copied first.
     pub copy_priority: i32,
-    /// The target is a lake, which does not hold every type, nor change every column in place.
-    pub is_in_lake: bool,
+    /// How the table lies in a lake, which does not hold every type, nor change every column in
+    /// place; none in a file.
+    pub in_lake: Option<Layout>,
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ fn write_as_format_3(copy: &Path) {
         ("tables", "truncated_by"),
         ("tables", "pipeline_id"),
         ("pipeline", "pipeline_id"),
+        ("pipeline", "writer"),
+        ("pipeline", "attempt"),
         ("columns", "pipeline_id"),
         ("cycles", "pipeline_id"),
         ("jobs", "pipeline_id"),

@@ -265,7 +265,8 @@ impl Comparison<'_> {
             );
         }
 
-        if self.policy.settings.is_in_lake && !lake::can_alter(&reshape) {
+        let layout = self.policy.settings.in_lake.as_ref();
+        if layout.is_some_and(|layout| !lake::can_alter(&reshape, layout)) {
             return Err("it changed its shape in a way that a lake does not follow".to_owned());
         }
 

@@ -18,8 +18,8 @@ use crate::olap::{
 const RETRY_WAIT_MS: u32 = 10;
 
 /// How often a lake is tried to be opened, and the time between two tries.
-const TRIES: u32 = 4;
-const PAUSE: Duration = Duration::from_millis(500);
+const ATTACH_TRIES: u32 = 4;
+const TRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a statement waits for the lock of a SQLite file.
 const BUSY_TIMEOUT_MS: u32 = 20_000;
@@ -28,7 +28,7 @@ impl LakeOptions {
     /// Returns whether the data lies in a store that speaks S3.
     pub(super) fn is_in_store(&self) -> bool {
         let data = self.data_path.as_deref().unwrap_or_default();
-        ["s3://", "gcs://", "gs://", "r2://"].iter().any(|scheme| data.starts_with(scheme))
+        data.starts_with("s3://")
     }
 }
 
@@ -89,15 +89,15 @@ pub fn attach(
         options.push(format!("META_SECRET {}", literal(secrets::CATALOG)));
     }
 
-    let catalog = literal(&secrets::without_password(&lake.catalog));
+    let catalog = literal(&secrets::address(&lake.catalog));
     let attach = format!("ATTACH {catalog} AS {CATALOG} ({}); USE {CATALOG};", options.join(", "));
     let mut tries = 1;
     loop {
         match connection.execute_batch(&attach).map_err(|source| refused(lake, source)) {
             // Another process may be making the same lake.
-            Err(TargetError::LakeNotOpened { .. }) if tries < TRIES => {
+            Err(TargetError::LakeNotOpened { .. }) if tries < ATTACH_TRIES => {
                 tries += 1;
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(TRY_INTERVAL);
             }
             attached => return attached,
         }

@@ -49,6 +49,7 @@ pub struct Fence {
     is_put: bool,
     /// When the row was last replaced.
     put_at: Instant,
+    was_released: bool,
 }
 
 /// What became of a commit whose answer was lost, or that was refused.
@@ -72,18 +73,18 @@ impl Fence {
             attempt: 0,
             is_put: false,
             put_at: Instant::now(),
+            was_released: true,
         };
 
         let Some(mark) = read(connection)? else { return Ok(fence) };
-        wait_for_silence(connection, &mark)?;
-
-        fence.known = Some(mark);
+        fence.was_released = mark.writer.is_none();
+        fence.known = Some(fence.wait_for_silence(connection, mark)?);
         fence.begin();
         let taken = connection
             .execute_batch("BEGIN TRANSACTION")
             .map_err(TargetError::from)
             .and_then(|()| fence.put_same_row(connection))
-            .and_then(|()| jobs::put_writer(connection))
+            .and_then(|()| jobs::put_writer(connection, &fence.name))
             .and_then(|()| Ok(connection.execute_batch("COMMIT")?));
         if let Err(error) = taken {
             let _ = connection.execute_batch("ROLLBACK");
@@ -94,6 +95,52 @@ impl Fence {
         }
         fence.committed();
         Ok(fence)
+    }
+
+    /// Waits until the writer of the row has ended, and returns the row as it is then.
+    ///
+    /// # Errors
+    /// The writer is alive.
+    fn wait_for_silence(
+        &self,
+        connection: &TargetConnection,
+        mut mark: Mark,
+    ) -> Result<Mark, TargetError> {
+        let since = Instant::now();
+        let mut has_told = false;
+        loop {
+            let Some(writer) = mark.writer.clone() else { return Ok(mark) };
+            if has_ended(&writer) || since.elapsed() > SILENCE {
+                return Ok(mark);
+            }
+
+            match read(connection)? {
+                Some(now) if now == mark => {}
+                Some(now) if now.writer.is_none() => mark = now,
+                _ => return Err(TargetError::LakeInUse { holder: shown(&writer) }),
+            }
+
+            if !std::mem::replace(&mut has_told, true) {
+                tracing::info!(
+                    event = "lake_waits_for_writer",
+                    writer = shown(&writer),
+                    seconds = SILENCE.as_secs(),
+                    "waiting for a sign of life of the process that wrote the lake last; without \
+                     one, this process takes over"
+                );
+            }
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// Returns the name of this process.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns whether the last writer had left the copy to the next one.
+    pub fn was_released(&self) -> bool {
+        self.was_released
     }
 
     /// Notes that a transaction begins.
@@ -133,7 +180,14 @@ impl Fence {
                 return Err(self.lost(read(connection)?));
             }
         } else {
-            connection.execute(&connection.sql("DELETE FROM _rhei.pipeline"), [])?;
+            let removed = connection.execute(&connection.sql("DELETE FROM _rhei.pipeline"), [])?;
+            // Another process may have made the same copy meanwhile.
+            if removed > 0 && !self.is_put {
+                return Err(self.lost(read(connection)?));
+            }
+            if !self.is_put {
+                jobs::put_writer(connection, &self.name)?;
+            }
         }
 
         self.is_put = true;
@@ -194,9 +248,7 @@ impl Fence {
     /// Returns the error for a row that is not as this process left it.
     fn lost(&self, found: Option<Mark>) -> TargetError {
         match found.and_then(|mark| mark.writer) {
-            Some(writer) if writer != self.name => {
-                TargetError::Fenced { holder: without_number(&writer) }
-            }
+            Some(writer) if writer != self.name => TargetError::Fenced { holder: shown(&writer) },
             _ => TargetError::Moved,
         }
     }
@@ -244,50 +296,21 @@ fn read(connection: &TargetConnection) -> Result<Option<Mark>, TargetError> {
     Ok(Some(Mark { writer: row.get(0)?, attempt: row.get(1)? }))
 }
 
-/// Waits until the writer of the row has ended.
-///
-/// # Errors
-/// The writer is alive.
-fn wait_for_silence(connection: &TargetConnection, mark: &Mark) -> Result<(), TargetError> {
-    let since = Instant::now();
-    let mut has_told = false;
-    loop {
-        let Some(writer) = &mark.writer else { return Ok(()) };
-        if has_ended(writer) {
-            return Ok(());
-        }
-
-        let alive = || TargetError::LakeInUse { holder: without_number(writer) };
-        let now = read(connection)?;
-        match &now {
-            Some(now) if now.writer.is_none() => return Ok(()),
-            Some(now) if now != mark => return Err(alive()),
-            _ => {}
-        }
-
-        // This process can see that the writer lives.
-        if is_of_this_host(writer) {
-            return Err(alive());
-        }
-        if since.elapsed() > SILENCE {
-            return Ok(());
-        }
-        if !std::mem::replace(&mut has_told, true) {
-            tracing::info!(
-                event = "lake_waits_for_writer",
-                writer = without_number(writer),
-                seconds = SILENCE.as_secs(),
-                "waiting for a sign of life of the process that wrote the lake last; without one, \
-                 this process takes over"
-            );
-        }
-        std::thread::sleep(STEP);
-    }
-}
-
 fn host() -> String {
     let name = rustix::system::uname();
     name.nodename().to_string_lossy().into_owned()
+}
+
+/// Returns what process ids mean something in: the boot of a machine, and a container on it.
+fn scope() -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+
+    let mut hasher = DefaultHasher::new();
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .hash(&mut hasher);
+    std::fs::read_link("/proc/self/ns/pid").unwrap_or_default().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 fn name_of_this_process() -> String {
@@ -295,28 +318,35 @@ fn name_of_this_process() -> String {
 
     let mut random = std::collections::hash_map::RandomState::new().build_hasher();
     random.write_u32(std::process::id());
-    format!("{}/{}/{:016x}", host(), std::process::id(), random.finish())
+    format!("{}/{}/{}/{:016x}", host(), std::process::id(), scope(), random.finish())
+}
+
+/// The parts of a writer's name: its number, its scope, its process id and its host.
+fn parts(writer: &str) -> [&str; 4] {
+    let mut parts = writer.rsplitn(4, '/');
+    [(); 4].map(|()| parts.next().unwrap_or_default())
 }
 
 /// Returns host and process id of a writer.
-fn without_number(writer: &str) -> String {
-    let name = writer.rsplit_once('/').map_or(writer, |(name, _)| name);
-    match name.rsplit_once('/') {
-        Some((host, process)) => format!("process {process} on {host}"),
-        None => name.to_owned(),
-    }
+fn shown(writer: &str) -> String {
+    let [_, _, process, host] = parts(writer);
+    format!("process {process} on {host}")
 }
 
-fn is_of_this_host(writer: &str) -> bool {
-    writer.rsplitn(3, '/').nth(2) == Some(host().as_str())
-}
-
-/// Returns whether a process of this host has ended.
+/// Returns whether a process has ended, as far as this one can see.
 fn has_ended(writer: &str) -> bool {
-    let process = writer.rsplit('/').nth(1).and_then(|id| id.parse().ok());
-    let Some(process) = process.and_then(rustix::process::Pid::from_raw) else { return false };
-    is_of_this_host(writer)
-        && rustix::process::test_kill_process(process) == Err(rustix::io::Errno::SRCH)
+    let [_, of, process, of_host] = parts(writer);
+    if of != scope() || of_host != host() {
+        return false;
+    }
+    // This process has another name: an earlier life of it, or of DuckDB within it.
+    if process == std::process::id().to_string() {
+        return true;
+    }
+    let process = process.parse().ok().and_then(rustix::process::Pid::from_raw);
+    process.is_some_and(|process| {
+        rustix::process::test_kill_process(process) == Err(rustix::io::Errno::SRCH)
+    })
 }
 
 #[cfg(test)]
@@ -327,13 +357,17 @@ mod tests {
     fn a_process_that_has_ended_is_told_from_one_that_lives_and_from_one_elsewhere() {
         let mut ended = std::process::Command::new("true").spawn().unwrap();
         ended.wait().unwrap();
-        let of = |host: &str, process: u32| format!("{host}/{process}/0123456789abcdef");
+        let of = |host: &str, process: u32, scope: &str| {
+            format!("{host}/{process}/{scope}/0123456789abcdef")
+        };
 
-        assert!(has_ended(&of(&host(), ended.id())));
-        assert!(!has_ended(&of(&host(), std::process::id())));
-        assert!(!has_ended(&of("elsewhere", ended.id())));
-        assert!(is_of_this_host(&name_of_this_process()));
-        assert!(!has_ended(&name_of_this_process()));
-        assert_eq!(without_number("a/b/7/0f"), "process 7 on a/b");
+        assert!(has_ended(&of(&host(), ended.id(), &scope())));
+        assert!(!has_ended(&of(&host(), 1, &scope())));
+        assert!(!has_ended(&of("elsewhere", ended.id(), &scope())));
+        // Another container of this machine, or this one before it was started again.
+        assert!(!has_ended(&of(&host(), ended.id(), "0000")));
+        // This process by another name.
+        assert!(has_ended(&of(&host(), std::process::id(), &scope())));
+        assert_eq!(shown("a/b/7/cd/0f"), "process 7 on a/b");
     }
 }

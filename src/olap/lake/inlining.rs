@@ -4,9 +4,9 @@
 //! table. A table is not inlined unless rhei has set it: DuckLake 1.0 does not read every nested
 //! value back from its catalog, and ends the process for a date within a struct.
 
-use super::layout::is_nested;
+use super::layout::{is_nested, is_reserved};
 use crate::{
-    change::{SchemaChange, TableSpec},
+    change::{ColumnSpec, SchemaChange, TableSpec},
     olap::{
         TargetError,
         connection::TargetConnection,
@@ -20,9 +20,17 @@ use crate::{
 /// (docs/decisions.md).
 const INLINED_ROWS: u32 = 100;
 
+/// The state is inlined whatever its size: a file of it could be lost (see `lost_files`).
+const ALL_ROWS: u32 = 1_000_000_000;
+
 /// The tables of the state, whose rows are replaced again and again. The guard of the writer (see
 /// `fence`) needs them inlined.
-const STATE: [&str; 5] = ["pipeline", "tables", "columns", "jobs", "verifications"];
+const STATE: [&str; 6] = ["pipeline", "tables", "columns", "jobs", "verifications", "repairs"];
+
+/// Returns whether a table with this column can be inlined: DuckLake has columns of its own there.
+fn can_be_inlined(column: &ColumnSpec) -> bool {
+    !is_nested(column) && !is_reserved(&column.target_name)
+}
 
 /// Has the tables of the state inlined, if they are not.
 pub fn of_state(connection: &TargetConnection) -> Result<(), TargetError> {
@@ -39,7 +47,7 @@ pub fn of_state(connection: &TargetConnection) -> Result<(), TargetError> {
     if inlined == STATE.len() {
         return Ok(());
     }
-    STATE.iter().try_for_each(|name| set(connection, (schema, name), INLINED_ROWS))
+    STATE.iter().try_for_each(|name| set(connection, (schema, name), ALL_ROWS))
 }
 
 /// Has the shadows of new copies inlined, where that is safe.
@@ -47,7 +55,7 @@ pub fn of_shadows<'a>(
     connection: &TargetConnection,
     tables: impl Iterator<Item = &'a TableSpec>,
 ) -> Result<(), TargetError> {
-    for spec in tables.filter(|spec| !spec.columns.iter().any(is_nested)) {
+    for spec in tables.filter(|spec| spec.columns.iter().all(can_be_inlined)) {
         let QualifiedName { schema, name } = shadow_of(&spec.target);
         set(connection, (&schema, &name), INLINED_ROWS)?;
     }
@@ -60,8 +68,8 @@ pub fn before_change<'a>(
     changes: impl Iterator<Item = &'a SchemaChange>,
 ) -> Result<(), TargetError> {
     for change in changes {
-        let was_nested = change.before.columns.iter().any(is_nested);
-        if !was_nested && change.after.columns.iter().any(is_nested) {
+        let was_inlined = change.before.columns.iter().all(can_be_inlined);
+        if was_inlined && !change.after.columns.iter().all(can_be_inlined) {
             let QualifiedName { schema, name } = &change.after.target;
             set(connection, (schema, name), 0)?;
         }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::LakeOptions;
+use super::{LakeOptions, Layout};
 use crate::{
     change::{ColumnOrigin, ColumnSpec, SchemaChange, TableSpec},
     olap::names::{quoted, shadow_of, table},
@@ -61,6 +61,12 @@ impl TryFrom<String> for LayoutKey {
     }
 }
 
+impl Layout {
+    fn names(&self, column: &str) -> bool {
+        self.partition_by.iter().chain(&self.sort_by).any(|key| key.column == column)
+    }
+}
+
 impl LayoutKey {
     /// Returns the key as SQL; `None` when the table has no such column.
     fn in_target(&self, spec: &TableSpec) -> Option<String> {
@@ -80,16 +86,29 @@ pub fn is_nested(column: &ColumnSpec) -> bool {
 }
 
 /// Returns whether DuckLake brings a table into another shape without reading its rows: it takes
-/// wider numbers, and constants that are not nested in new columns.
-pub fn can_alter(change: &SchemaChange) -> bool {
+/// wider numbers, and constants that are not nested in new columns, and drops no column that the
+/// layout of the table names.
+pub fn can_alter(change: &SchemaChange, layout: &Layout) -> bool {
+    let is_kept = |at: usize| change.columns.contains(&ColumnOrigin::Kept(at));
+    let mut dropped = change.before.columns.iter().enumerate().filter(|(at, _)| !is_kept(*at));
+    if dropped.any(|(_, column)| layout.names(&column.name)) {
+        return false;
+    }
+
     change.after.columns.iter().zip(&change.columns).all(|(column, origin)| match origin {
         ColumnOrigin::Kept(at) => change.before.columns.get(*at).is_some_and(|before| {
             let (was, is) = (&before.mapping.target_type, &column.mapping.target_type);
             was == is || is_wider(was, is)
         }),
+        // DuckLake refuses the names of its own columns where a table is inlined.
+        ColumnOrigin::Added(_) if is_reserved(&column.target_name) => false,
         ColumnOrigin::Added(None) => true,
         ColumnOrigin::Added(Some(_)) => !is_nested(column),
     })
+}
+
+pub fn is_reserved(name: &str) -> bool {
+    ["row_id", "begin_snapshot", "end_snapshot"].contains(&name.to_lowercase().as_str())
 }
 
 fn is_wider(was: &str, is: &str) -> bool {

@@ -4,7 +4,10 @@
 //! the answer to the commit was lost and the commit is in the lake. Such a table cannot be read any
 //! more, and is copied again.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::Path,
+};
 
 use super::LakeOptions;
 use crate::olap::{
@@ -13,15 +16,13 @@ use crate::olap::{
     names::{CATALOG, literal},
 };
 
-/// Returns the tables, as schema and name, that lack a file which a commit within this time has
-/// added.
+/// Returns the tables of this copy, as schema and name, that lack a file which the lake names.
 pub fn tables_with_lost_files(
     connection: &TargetConnection,
     options: &LakeOptions,
-    within: Duration,
 ) -> Result<BTreeSet<(String, String)>, TargetError> {
     let metadata = format!("__ducklake_metadata_{CATALOG}");
-    let added = |files: &str| {
+    let named = |files: &str| {
         format!(
             "SELECT s.schema_name, t.table_name, \
              CASE WHEN f.path_is_relative THEN CASE WHEN t.path_is_relative THEN \
@@ -29,44 +30,38 @@ pub fn tables_with_lost_files(
              || t.path ELSE '' END || f.path \
              FROM {metadata}.{files} f JOIN {metadata}.ducklake_table t USING (table_id) \
              JOIN {metadata}.ducklake_schema s USING (schema_id) \
-             JOIN {metadata}.ducklake_snapshot n ON n.snapshot_id = f.begin_snapshot \
              CROSS JOIN (SELECT data_path FROM {CATALOG}.settings()) d \
              WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL \
-             AND starts_with(s.schema_name, {}) \
-             AND n.snapshot_time >= now() - INTERVAL {} SECOND",
-            literal(&options.schema_prefix),
-            within.as_secs()
+             AND starts_with(s.schema_name, {})",
+            literal(&options.schema_prefix)
         )
     };
 
     let sql =
-        format!("{} UNION ALL {}", added("ducklake_data_file"), added("ducklake_delete_file"));
+        format!("{} UNION ALL {}", named("ducklake_data_file"), named("ducklake_delete_file"));
     let mut statement = connection.prepare(&sql)?;
     let files = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let files = files.collect::<Result<Vec<(String, String, String)>, _>>()?;
 
-    let mut lost = BTreeSet::new();
-    for (schema, table, file) in files {
-        let table = (schema, table);
-        if !lost.contains(&table) && !exists(connection, &file)? {
-            lost.insert(table);
-        }
-    }
-    Ok(lost)
+    let stored = stored_files(connection)?;
+    let is_lost = |file: &str| match &stored {
+        Some(stored) => !stored.contains(file),
+        None => !Path::new(file).exists(),
+    };
+    let lost = files.into_iter().filter(|(_, _, file)| is_lost(file));
+    Ok(lost.map(|(schema, table, _)| (schema, table)).collect())
 }
 
-fn exists(connection: &TargetConnection, file: &str) -> Result<bool, TargetError> {
-    if !file.contains("://") {
-        return Ok(Path::new(file).exists());
+/// Returns the files of a store, which lists thousands of them in one answer; none for a folder.
+fn stored_files(connection: &TargetConnection) -> Result<Option<HashSet<String>>, TargetError> {
+    let sql = format!("SELECT data_path FROM {CATALOG}.settings()");
+    let data: String = connection.query_row(&sql, [], |row| row.get(0))?;
+    if !data.contains("://") {
+        return Ok(None);
     }
 
-    let mut pattern = String::with_capacity(file.len());
-    for character in file.chars() {
-        match character {
-            '*' | '?' | '[' => pattern.extend(['[', character, ']']),
-            character => pattern.push(character),
-        }
-    }
-    let sql = format!("SELECT count(*) > 0 FROM glob({})", literal(&pattern));
-    Ok(connection.query_row(&sql, [], |row| row.get(0))?)
+    let sql = format!("SELECT file FROM glob({})", literal(&format!("{data}**")));
+    let mut statement = connection.prepare(&sql)?;
+    let files = statement.query_map([], |row| row.get(0))?;
+    Ok(Some(files.collect::<Result<_, _>>()?))
 }

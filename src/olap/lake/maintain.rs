@@ -4,10 +4,7 @@ use std::time::Instant;
 
 use super::upkeep::Step;
 use crate::{
-    olap::{
-        Compacted, DuckDb, TableState, TargetError, TargetState, engine::FileMaintenance,
-        names::shadow_of,
-    },
+    olap::{Compacted, DuckDb, TableState, TargetError, engine::FileMaintenance, names::shadow_of},
     pgoutput::QualifiedName,
 };
 
@@ -16,6 +13,7 @@ impl DuckDb {
     /// Returns whether there is more to do.
     pub(in crate::olap) fn look_after_lake(&mut self) -> Result<bool, TargetError> {
         let is_used = self.is_used();
+        let live = self.live_tables()?;
         let Some(lake) = &mut self.lake else { return Ok(false) };
         if lake.fence.is_silent() {
             // The commit replaces the row that names this process.
@@ -27,13 +25,16 @@ impl DuckDb {
         let Some(step) = lake.upkeep.next(&state, &lake.options, Instant::now()) else {
             return Ok(false);
         };
-        if is_used && step.needs_quiet() {
+        // A table that was dropped or renamed, or is copied for the first time, is not there.
+        let is_gone = step.table().is_some_and(|table| !live.contains(table));
+        if is_used && step.needs_quiet() || is_gone {
             return Ok(true);
         }
+        let _turn = lake.shared.turn();
 
         let since = Instant::now();
         if let Err(error) = step.run(&self.connection, &lake.options) {
-            lake.upkeep_failed();
+            lake.shared.doubt_files();
             return Err(error);
         }
         tracing::debug!(
@@ -45,11 +46,11 @@ impl DuckDb {
         Ok(true)
     }
 
-    /// Has tables copied again whose files a failed commit has lost.
+    /// Has tables copied again whose files a failed commit has lost, if that is in doubt.
     ///
     /// # Errors
     /// There are such tables, and the session has to begin again to copy them.
-    pub(in crate::olap) fn recopy_tables_with_lost_files(&mut self) -> Result<(), TargetError> {
+    pub(in crate::olap) fn settle_files(&mut self) -> Result<(), TargetError> {
         let Some(lake) = &mut self.lake else { return Ok(()) };
         let lost = lake.tables_with_lost_files(&self.connection)?;
         if lost.is_empty() {
@@ -67,7 +68,9 @@ impl DuckDb {
             );
             let is_copy_lost =
                 table.has_shadow && (is_lost(&shadow_of(&table.target)) || is_lost(&pending));
-            if is_copy_lost || is_lost(&table.target) {
+            // A table that waits for its copy lacks files until it has one.
+            let is_waiting = matches!(table.state, TableState::Resync | TableState::Pending);
+            if is_copy_lost || is_lost(&table.target) && !is_waiting {
                 marked.push((table.oid, is_copy_lost));
                 tracing::warn!(
                     event = "lake_files_lost",
@@ -78,7 +81,10 @@ impl DuckDb {
             }
         }
 
-        self.transaction(|target| {
+        if marked.is_empty() {
+            return Ok(());
+        }
+        let done = self.transaction(|target| {
             for &(oid, is_copy_lost) in &marked {
                 if is_copy_lost {
                     target.drop_shadows(&[oid])?;
@@ -91,8 +97,22 @@ impl DuckDb {
                 target.tables()?.set_state(oid, state, None);
             }
             Ok(())
-        })?;
+        });
+        if let (Err(_), Some(lake)) = (&done, &self.lake) {
+            lake.shared.doubt_files();
+        }
+        done?;
+        if let Some(lake) = &mut self.lake {
+            lake.has_moved = true;
+        }
         Err(TargetError::Moved)
+    }
+
+    /// Returns the names of the tables that are live.
+    fn live_tables(&mut self) -> Result<Vec<QualifiedName>, TargetError> {
+        let tables = self.tables()?.list().into_iter();
+        let live = tables.filter(|table| table.state == TableState::Live);
+        Ok(live.map(|table| table.target).collect())
     }
 
     /// Does every step of the upkeep at once.
@@ -109,19 +129,15 @@ impl DuckDb {
 
         let since = Instant::now();
         let before = self.space()?;
-        let live = self.state()?.map(|state| state.tables).unwrap_or_default();
-        let live: Vec<QualifiedName> = live
-            .into_iter()
-            .filter(|table| table.state == TableState::Live)
-            .map(|table| table.target)
-            .collect();
+        let live = self.live_tables()?;
         let counted = live.clone();
 
         let state = self.connection.state_schema().to_owned();
         if let Some(lake) = &mut self.lake {
+            let _turn = lake.shared.turn();
             for step in lake.upkeep.all_steps(&state, live) {
                 if let Err(error) = step.run(&self.connection, &lake.options) {
-                    lake.upkeep_failed();
+                    lake.shared.doubt_files();
                     return Err(error);
                 }
             }
@@ -143,6 +159,14 @@ impl DuckDb {
 }
 
 impl Step {
+    /// Returns the table of the copy that the step is for.
+    fn table(&self) -> Option<&QualifiedName> {
+        match self {
+            Self::Flush(table) | Self::Rewrite(table) | Self::Merge(table) => Some(table),
+            Self::Prune(_) | Self::Expire | Self::Clean | Self::Orphans => None,
+        }
+    }
+
     /// Returns whether a reader of this process, or a load, must not be open meanwhile.
     fn needs_quiet(&self) -> bool {
         matches!(self, Self::Expire | Self::Clean | Self::Orphans)

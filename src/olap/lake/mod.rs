@@ -29,10 +29,10 @@ pub use extensions::folders as extension_folders;
 pub(super) use fence::{Fence, Outcome};
 pub(super) use layout::create_shadow;
 pub use layout::{LayoutKey, can_alter};
-pub(super) use lost_files::tables_with_lost_files;
+use lost_files::tables_with_lost_files;
 pub use upkeep::LakeSpace;
 pub(super) use upkeep::space;
-pub(super) use writer::{Lake, Turn, may_pass};
+pub(super) use writer::{Lake, Shared, is_conflict_of_lake, may_pass};
 
 use super::connection::Dialect;
 use crate::pgoutput::QualifiedName;

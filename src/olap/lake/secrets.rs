@@ -57,11 +57,14 @@ fn password_of(catalog: &str) -> Option<(std::ops::Range<usize>, String)> {
     let offset = catalog.len() - conninfo.len();
 
     // A URL: postgres://user:password@host/database
-    if let Some(rest) = conninfo.strip_prefix("//") {
+    let url = ["//", "postgres://", "postgresql://"]
+        .into_iter()
+        .find_map(|scheme| conninfo.strip_prefix(scheme));
+    if let Some(rest) = url {
         let authority = rest.split(['/', '?']).next().unwrap_or_default();
         let (user, _) = authority.rsplit_once('@')?;
         let (name, password) = user.split_once(':')?;
-        let start = offset + 2 + name.len();
+        let start = catalog.len() - rest.len() + name.len();
         return Some((start..start + 1 + password.len(), percent_decoded(password)));
     }
 
@@ -83,13 +86,28 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// Returns the address of a catalog without its password.
+/// Returns the address of a catalog without its password, for people to read.
 pub(super) fn without_password(catalog: &str) -> String {
     let mut shown = catalog.to_owned();
     if let Some((place, _)) = password_of(catalog) {
         shown.replace_range(place, "");
     }
-    shown.trim_end().to_owned()
+    // What else could hold a password is not shown at all.
+    let is_known = !shown.to_lowercase().contains("password=") && !shown.contains("token=");
+    if is_known {
+        return shown.trim_end().to_owned();
+    }
+    let kind: Vec<&str> = catalog.split(':').take(2).collect();
+    format!("{}:(hidden)", kind.join(":"))
+}
+
+/// Returns the address of a catalog for DuckDB, which gets the password as a secret.
+pub(super) fn address(catalog: &str) -> String {
+    let mut address = catalog.to_owned();
+    if let Some((place, _)) = password_of(catalog) {
+        address.replace_range(place, "");
+    }
+    address
 }
 
 /// Returns the statement that makes the secret of the catalog's password, if the address has one.
@@ -135,7 +153,7 @@ mod tests {
     fn the_password_of_a_catalog_is_found_however_it_is_written() {
         for (catalog, password, shown) in [
             ("ducklake:lake.ducklake", None, "ducklake:lake.ducklake"),
-            ("ducklake:sqlite:password=x.db", None, "ducklake:sqlite:password=x.db"),
+            ("ducklake:sqlite:lake.db", None, "ducklake:sqlite:lake.db"),
             ("ducklake:postgres:dbname=l host=h", None, "ducklake:postgres:dbname=l host=h"),
             (
                 "ducklake:postgres:dbname=l password=geheim host=h",
@@ -153,6 +171,12 @@ mod tests {
                 "ducklake:postgres://me@host:5432/lake?sslmode=require",
             ),
             ("ducklake:postgres://me@host/lake", None, "ducklake:postgres://me@host/lake"),
+            (
+                "ducklake:postgres:postgresql://me:pw@host/lake",
+                Some("pw"),
+                "ducklake:postgres:postgresql://me@host/lake",
+            ),
+            ("ducklake:md:lake?motherduck_token=x", None, "ducklake:md:(hidden)"),
         ] {
             assert_eq!(password_of(catalog).map(|(_, found)| found).as_deref(), password);
             assert_eq!(without_password(catalog), shown);

@@ -17,7 +17,7 @@ use crate::{
     olap::{
         Space, TargetError,
         connection::TargetConnection,
-        names::{CATALOG, literal},
+        names::{CATALOG, literal, quoted},
     },
     pgoutput::QualifiedName,
 };
@@ -26,7 +26,7 @@ use crate::{
 /// of them.
 const COMMITS: u32 = 100;
 const AT_THE_LATEST: Duration = Duration::from_secs(300);
-/// The same for the tables of the state, which every commit changes.
+/// The same for the state, which every commit changes.
 const STATE_COMMITS: u32 = 1000;
 /// A file is written again when this part of its rows is deleted.
 const DELETED_PART: f64 = 0.1;
@@ -35,9 +35,6 @@ const MERGED_FILES: u32 = 64;
 /// How often snapshots expire, unless they are kept for less than ten times as long.
 const EXPIRY: Duration = Duration::from_secs(600);
 const SHORTEST_EXPIRY: Duration = Duration::from_secs(5);
-
-/// The tables of the state whose rows come and go.
-const STATE: [&str; 4] = ["pipeline", "tables", "columns", "jobs"];
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +45,9 @@ pub enum Step {
     Rewrite(QualifiedName),
     /// Makes one file of several small ones.
     Merge(QualifiedName),
+    /// Deletes rows of the state, in this schema, that no snapshot sees any more. The state stays
+    /// inlined in the catalog: a file of it could be lost (see `lost_files`).
+    Prune(String),
     /// Forgets snapshots that are older than they are kept.
     Expire,
     /// Deletes the files that no snapshot needs any more.
@@ -117,15 +117,14 @@ impl Upkeep {
 
         if self.state_commits >= STATE_COMMITS {
             self.state_commits = 0;
-            self.queue
-                .extend(STATE.iter().flat_map(|name| steps_of(&QualifiedName::new(state, *name))));
+            self.queue.push_back(Step::Prune(state.to_owned()));
             return;
         }
 
         let interval = (options.keep_snapshots / 10).clamp(SHORTEST_EXPIRY, EXPIRY);
         if self.expired_at.is_none_or(|at| now.duration_since(at) >= interval) {
             self.expired_at = Some(now);
-            self.queue.extend([Step::Expire, Step::Clean, Step::Orphans]);
+            self.queue.extend([Step::Expire, Step::Clean]);
         }
     }
 
@@ -134,10 +133,9 @@ impl Upkeep {
         self.changed.clear();
         self.queue.clear();
         self.state_commits = 0;
-        let of_state = STATE.iter().map(|name| QualifiedName::new(state, *name));
-        let mut steps: Vec<Step> =
-            tables.into_iter().chain(of_state).flat_map(|table| steps_of(&table)).collect();
-        steps.extend([Step::Expire, Step::Clean, Step::Orphans]);
+        let mut steps: Vec<Step> = tables.iter().flat_map(steps_of).collect();
+        let state = Step::Prune(state.to_owned());
+        steps.extend([Step::Expire, state, Step::Clean, Step::Orphans]);
         steps
     }
 }
@@ -186,8 +184,10 @@ impl Step {
                 ))?;
                 reached("upkeep.merged");
             }
+            Self::Prune(state) => prune(connection, state)?,
             Self::Expire => {
-                let before = seconds(options.keep_snapshots);
+                // Never beside a transaction of another writer that is open for longer.
+                let before = seconds(options.keep_snapshots.max(options.clean_after));
                 call(format!("ducklake_expire_snapshots('{CATALOG}', older_than => {before})"))?;
                 reached("upkeep.expired");
             }
@@ -206,6 +206,32 @@ impl Step {
         }
         Ok(())
     }
+}
+
+/// Deletes inlined rows of the state that end before the oldest snapshot.
+fn prune(connection: &TargetConnection, state: &str) -> Result<(), TargetError> {
+    let metadata = format!("__ducklake_metadata_{CATALOG}");
+    let mut statement = connection.prepare(&format!(
+        "SELECT i.table_name FROM {metadata}.ducklake_inlined_data_tables i \
+         JOIN {metadata}.ducklake_table t USING (table_id) \
+         JOIN {metadata}.ducklake_schema s USING (schema_id) \
+         WHERE s.schema_name = ? AND s.end_snapshot IS NULL AND t.end_snapshot IS NULL"
+    ))?;
+    let inlined = statement.query_map([state], |row| row.get(0))?;
+    let inlined = inlined.collect::<Result<Vec<String>, _>>()?;
+
+    let oldest: u64 = connection.query_row(
+        &format!("SELECT min(snapshot_id) FROM {metadata}.ducklake_snapshot"),
+        [],
+        |row| row.get(0),
+    )?;
+    for table in inlined {
+        connection.execute_batch(&format!(
+            "DELETE FROM {metadata}.{} WHERE end_snapshot <= {oldest}",
+            quoted(&table)
+        ))?;
+    }
+    Ok(())
 }
 
 /// The files and snapshots of a lake.
@@ -295,7 +321,7 @@ mod tests {
     #[test]
     fn snapshots_expire_ten_times_while_they_are_kept() {
         let (options, mut upkeep, start) = (options(100), Upkeep::new(), Instant::now());
-        let all = [Step::Expire, Step::Clean, Step::Orphans];
+        let all = [Step::Expire, Step::Clean];
         assert_eq!(drain(&mut upkeep, &options, start), all);
         assert_eq!(drain(&mut upkeep, &options, start + Duration::from_secs(9)), []);
         assert_eq!(drain(&mut upkeep, &options, start + Duration::from_secs(10)), all);

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     fs::File,
     path::Path,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -35,19 +38,17 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(300);
 pub struct Lake {
     pub options: Arc<LakeOptions>,
     pub fence: Fence,
+    /// Tables wait for another copy, of which the session does not know: every call fails until it
+    /// begins again.
+    pub has_moved: bool,
     /// What the open transaction says of itself in its snapshot.
     description: Option<String>,
     /// It is not known what became of a transaction; the lake has to be read again.
     is_unsure: bool,
-    /// A commit has failed: files that it names may be gone although it is in the lake.
-    may_lack_files: bool,
-    /// When a commit last came through.
-    committed_at: Instant,
     /// How often parts of a large transaction, which cannot be tried again here, have failed.
     failures: u32,
     pub upkeep: Upkeep,
-    /// Where transactions take turns; none where the catalog lets them work side by side.
-    pub turn: Option<Arc<Turn>>,
+    pub shared: Arc<Shared>,
     /// The turn of the transaction that is open.
     taken: Option<TurnTaken>,
     /// The figures, and when they were read: reading them asks the catalog several times.
@@ -67,16 +68,22 @@ impl Lake {
         path: &Path,
     ) -> Result<Self, TargetError> {
         let lock = lock(&sibling(path, ".lock"), path)?;
+        let fence = Fence::take_over(connection)?;
+        let turn = options.catalog.starts_with("ducklake:sqlite:").then(Arc::default);
+        let shared = Shared {
+            writer: fence.name().to_owned(),
+            turn,
+            may_lack_files: AtomicBool::new(!fence.was_released()),
+        };
         Ok(Self {
             options: Arc::clone(options),
-            fence: Fence::take_over(connection)?,
+            fence,
+            shared: Arc::new(shared),
+            has_moved: false,
             description: None,
             is_unsure: false,
-            may_lack_files: false,
-            committed_at: Instant::now(),
             failures: 0,
             upkeep: Upkeep::new(),
-            turn: options.catalog.starts_with("ducklake:sqlite:").then(Arc::default),
             taken: None,
             space: None,
             _lock: lock,
@@ -86,7 +93,7 @@ impl Lake {
     /// Begins a transaction.
     pub fn begin(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
         self.taken = None;
-        self.taken = self.turn.as_ref().map(Turn::take);
+        self.taken = self.shared.turn();
         connection.execute_batch("BEGIN TRANSACTION")?;
         self.fence.begin();
         self.description = None;
@@ -131,7 +138,7 @@ impl Lake {
 
         let Err(error) = connection.execute_batch("COMMIT") else {
             self.fence.committed();
-            (self.failures, self.committed_at) = (0, Instant::now());
+            self.failures = 0;
             return Ok(());
         };
 
@@ -144,12 +151,19 @@ impl Lake {
                     error = %error,
                     "the answer to a commit was lost; the commit is in the lake"
                 );
-                (self.failures, self.may_lack_files) = (0, true);
+                self.failures = 0;
+                self.shared.doubt_files();
                 Ok(())
             }
-            Ok(Outcome::Refused) => Err(error.into()),
+            Ok(Outcome::Refused) => {
+                // The catalog may still be at it.
+                if !is_conflict_of_lake(&error) {
+                    self.shared.doubt_files();
+                }
+                Err(error.into())
+            }
             Err(unknown) => {
-                (self.is_unsure, self.may_lack_files) = (true, true);
+                self.doubt();
                 Err(unknown)
             }
         }
@@ -201,30 +215,27 @@ impl Lake {
         self.is_unsure
     }
 
-    /// Returns whether tables may lack files since a commit failed.
-    pub fn may_lack_files(&self) -> bool {
-        self.may_lack_files
+    /// Has the state read again before anything else.
+    pub fn read_again(&mut self) {
+        (self.is_unsure, self.has_moved) = (true, false);
     }
 
-    /// Notes that a transaction of the upkeep has failed.
-    pub fn upkeep_failed(&mut self) {
-        self.may_lack_files = true;
+    /// Has state and files looked at before anything else: a commit may have come through, or not.
+    pub fn doubt(&mut self) {
+        self.is_unsure = true;
+        self.shared.doubt_files();
     }
 
-    /// Returns the tables whose files a failed commit has lost, as schema and name; each is
-    /// returned once.
+    /// Returns the tables whose files a failed commit has lost, as schema and name, if that is in
+    /// doubt; after that it is not.
     pub fn tables_with_lost_files(
         &mut self,
         connection: &TargetConnection,
     ) -> Result<BTreeSet<(String, String)>, TargetError> {
-        const MARGIN: Duration = Duration::from_secs(60);
-        if !self.may_lack_files {
+        if !self.shared.may_lack_files.swap(false, Ordering::Relaxed) {
             return Ok(BTreeSet::new());
         }
-        let within = self.committed_at.elapsed() + MARGIN;
-        let lost = tables_with_lost_files(connection, &self.options, within)?;
-        self.may_lack_files = false;
-        Ok(lost)
+        tables_with_lost_files(connection, &self.options).inspect_err(|_| self.shared.doubt_files())
     }
 
     /// Reads what the lake holds, after the outcome of a commit stayed unknown.
@@ -233,6 +244,39 @@ impl Lake {
         self.is_unsure = false;
         Ok(())
     }
+}
+
+/// What the writer and its loaders have in common.
+pub struct Shared {
+    /// The name of this process, as the lake has it.
+    pub writer: String,
+    /// Where transactions take turns; none where the catalog lets them work side by side.
+    turn: Option<Arc<Turn>>,
+    /// A commit has failed: files that it names may be gone although it is in the lake.
+    may_lack_files: AtomicBool,
+}
+
+impl Shared {
+    /// Waits for the turn of a transaction, where they take turns.
+    pub fn turn(&self) -> Option<TurnTaken> {
+        self.turn.as_ref().map(Turn::take)
+    }
+
+    /// Returns whether files may be gone that the lake names. The next process looks then.
+    pub fn is_in_doubt(&self) -> bool {
+        self.may_lack_files.load(Ordering::Relaxed)
+    }
+
+    /// Notes that files may be gone that the lake names.
+    pub fn doubt_files(&self) {
+        self.may_lack_files.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Returns whether a COMMIT failed since another transaction came before it: then nothing of it is
+/// in the lake, nor on its way there.
+pub fn is_conflict_of_lake(error: &duckdb::Error) -> bool {
+    error.to_string().contains("Transaction conflict")
 }
 
 /// Lets one transaction of this process work at a time, where the catalog is a SQLite file: a

@@ -135,7 +135,7 @@ fn planned_columns(
         let mut mapping =
             map_column(&column_type, types).map_err(|error| refused(error.to_string()))?;
 
-        if settings.is_in_lake && !mapping.is_exact_in_parquet() {
+        if settings.in_lake.is_some() && !mapping.is_exact_in_parquet() {
             if column_type.override_type.is_some() {
                 return Err(refused(format!(
                     "no lake keeps every {}\nhint: as VARCHAR it keeps all values",

@@ -101,8 +101,12 @@ pub fn table_settings(options: &Options, table: &QualifiedName) -> TableSettings
     let mut settings = options.table_settings.get(&table.to_string()).cloned().unwrap_or_default();
 
     if let Some(lake) = &options.target.lake {
-        settings.is_in_lake = true;
+        settings.in_lake = Some(lake.layouts.get(table).cloned().unwrap_or_default());
         let target = settings.target.get_or_insert_with(|| table.clone());
+        // The schema of that name belongs to the state.
+        if target.schema.eq_ignore_ascii_case("_rhei") {
+            target.schema.push_str("_source");
+        }
         target.schema.insert_str(0, &lake.schema_prefix);
     }
     settings
