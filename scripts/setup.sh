@@ -147,9 +147,10 @@ bundled() {
   have c++ || apt_install g++ || { say "and that needs a C++ compiler (c++)"; exit 1; }
 }
 
-# The extensions that a lake takes, from the packages of DuckDB's makers, into the folder of libduckdb.
+# The extensions that a lake takes, from the packages of DuckDB's makers, into the folder of libduckdb. Only "ci" needs
+# them: without them no lake can be opened, and all else works.
 ensure_extensions() {
-  local folder="$RHEI_CACHE/duckdb-$duckdb_version/extensions" platform name sha temp wheel of
+  local need="$1" folder="$RHEI_CACHE/duckdb-$duckdb_version/extensions" platform name sha temp wheel of
   case "$(uname -s)-$(uname -m)" in
     Linux-x86_64) platform=manylinux2014_x86_64 ;;
     Linux-aarch64) platform=manylinux2014_aarch64 ;;
@@ -161,11 +162,12 @@ ensure_extensions() {
     [ "$of" = "$platform" ] || continue
     [ -f "$folder/$name.duckdb_extension" ] && continue
     python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip ||
-      { say "pip is missing; it fetches DuckDB's extension $name"; exit 1; }
+      { no_extension "$need" "pip is missing, which fetches DuckDB's extension $name"; return 0; }
     say "fetching DuckDB's extension $name"
     new_temp temp
     python3 -m pip download --quiet --no-deps --dest "$temp" --platform "$platform" --only-binary=:all: \
-      "duckdb-extension-${name//_/-}==$duckdb_version" </dev/null >&2 || { say "it could not be fetched"; exit 1; }
+      "duckdb-extension-${name//_/-}==$duckdb_version" </dev/null >&2 ||
+      { no_extension "$need" "it could not be fetched"; return 0; }
     wheel="$(find "$temp" -name '*.whl' | head -n 1)"
     python3 -m zipfile -e "$wheel" "$temp/files"
     find "$temp/files" -name "$name.duckdb_extension" -exec cp {} "$temp/$name.duckdb_extension" ';'
@@ -174,6 +176,11 @@ ensure_extensions() {
     cp "$temp/$name.duckdb_extension" "$folder/.$name.$$"
     mv "$folder/.$name.$$" "$folder/$name.duckdb_extension"
   done <scripts/extensions.sha256
+}
+
+no_extension() {
+  say "$2, so no lake can be opened"
+  [ "$1" != ci ] || exit 1
 }
 
 has_server() { [ -x "$1/initdb" ] && [ -x "$1/pg_ctl" ] && [ -x "$1/postgres" ]; }
@@ -291,7 +298,7 @@ if [ "${1:-}" = build ]; then
   exit
 fi
 ensure_postgres
-ensure_extensions
+ensure_extensions "${1:-}"
 ensure_openssl
 ensure_pgbouncer
 case "${1:-}" in

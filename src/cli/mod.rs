@@ -71,7 +71,7 @@ struct GlobalArgs {
     /// The PostgreSQL database: a libpq URL or key=value string
     #[arg(long, global = true, value_name = "URL")]
     source: Option<String>,
-    /// The DuckDB file
+    /// The DuckDB file, or the address of a lake (ducklake:..)
     #[arg(long, global = true, value_name = "PATH")]
     target: Option<PathBuf>,
     /// How logs look [default: text; json with --progress json]

@@ -32,6 +32,14 @@ pub struct PublishArgs {
 
 /// Runs the command. A running replicator publishes beside its stream; otherwise this process does.
 pub async fn run(session: Invocation, args: PublishArgs) -> Result<ExitCode, CliError> {
+    let target = session.target()?;
+    if target.lake.is_some() {
+        return Err(CliError::Failed(
+            "a lake is not published: other tools read the lake itself\nhint: docs/lake.md says how"
+                .to_owned(),
+        ));
+    }
+
     let configured = session.config.publication.as_ref().map(|(options, _)| options.clone());
     let path = args.path.or(configured.as_ref().map(|options| options.path.clone()));
     let Some(path) = path else {
@@ -48,7 +56,6 @@ pub async fn run(session: Invocation, args: PublishArgs) -> Result<ExitCode, Cli
         keep: args.keep.or(configured.map(|c| c.keep)).unwrap_or(1).max(1),
     };
 
-    let target = session.target()?;
     let question = serde_json::to_string(&options)
         .map_err(|error| CliError::Failed(format!("the path cannot be sent: {error}")))?;
     let published = match control::request(&target.path, &format!("publish {question}")).await {

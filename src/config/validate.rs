@@ -67,7 +67,7 @@ impl Settings {
     }
 
     /// Returns what has to hold of a lake: the key, whether it holds, and what the value has to be.
-    fn lake_checks(&self) -> [(&'static str, bool, &'static str); 6] {
+    fn lake_checks(&self) -> [(&'static str, bool, &'static str); 7] {
         let Self { target, publish, serve, .. } = self;
         [
             (
@@ -79,6 +79,11 @@ impl Settings {
                 "target.lake",
                 target.lake.as_ref().is_none_or(|lake| lake.expose().starts_with("ducklake:")),
                 "must begin with ducklake:",
+            ),
+            (
+                "target.lake",
+                target.lake.as_ref().is_none_or(|lake| !lake.expose().contains("://")),
+                "must be key=value after ducklake:postgres:, as host=db dbname=lake, and no URL",
             ),
             (
                 "target.lake",

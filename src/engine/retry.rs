@@ -213,7 +213,7 @@ impl RetryState {
             retry_in_ms = pause.as_millis() as u64,
             "{}; going on from the checkpoint",
             match policy {
-                Policy::Disk if is_of_lake => "the lake does not answer",
+                Policy::Disk if is_of_lake => "the lake has to be read again",
                 Policy::Disk => "the disk failed",
                 Policy::Restart => "rhei met a bug",
                 _ => "the stream broke",

@@ -246,10 +246,11 @@ pub enum TargetError {
         /// The process and its host.
         holder: String,
     },
-    /// A transaction whose answer was lost has come into the lake later than this process knew.
+    /// The lake holds another state than this session knows: a commit that was taken for lost has
+    /// come through, or tables wait for another copy.
     #[error(
-        "the lake holds a commit that was taken for lost\nhint: rhei goes on with what the lake \
-             holds"
+        "the lake holds another state than this session knows\nhint: rhei reads the lake again, \
+         and goes on with that state"
     )]
     Moved,
     /// The answer to a commit was lost, and the lake does not say what became of it.

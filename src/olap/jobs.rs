@@ -50,10 +50,11 @@ pub(super) const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 /// How long jobs that ended are kept.
 const KEPT: &str = "7 days";
 
-/// The last row of each job. In a file each job has one row. In a lake, loaders only add rows:
-/// transactions that only add rows to a table never stand in each other's way there.
-const LATEST: &str = "(FROM _rhei.jobs WHERE id > 0 QUALIFY row_number() OVER \
-                      (PARTITION BY id ORDER BY finished_at DESC NULLS LAST) = 1)";
+/// The row that counts of each job: that it is done, or else the last one. In a file each job has
+/// one row. In a lake, loaders only add rows: transactions that only add rows to a table never
+/// conflict there. A clock that steps back must not hide that a job is done.
+const LATEST: &str = "(FROM _rhei.jobs WHERE id > 0 QUALIFY row_number() OVER (PARTITION BY id \
+                      ORDER BY status = 'done' DESC, finished_at DESC NULLS LAST) = 1)";
 
 /// The id of the row that a writer of a lake replaces when it begins: a load of an earlier process
 /// whose commit comes later than that fails (see `lake`).
@@ -283,4 +284,44 @@ pub(super) fn refuse(
         connection.execute_batch("SELECT error('refused on purpose')")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::state, *};
+
+    #[test]
+    fn a_job_that_is_done_stays_done_although_a_clock_stepped_back() {
+        let connection = TargetConnection::in_memory();
+        state::create(&connection).unwrap();
+        let new = |copy_lsn: Lsn| NewJob {
+            kind: "copy_chunk",
+            payload: serde_json::json!({ "copy_lsn": copy_lsn.to_string() }),
+            priority: 0,
+        };
+        let (jobs, copy_lsn) = ([new(Lsn(7)), new(Lsn(7))], Lsn(7));
+        assert_eq!(add(&connection, &[(1, jobs.as_slice())]).unwrap(), [1, 2]);
+
+        // As loaders add them to a lake: a failure, and what came after it by an earlier clock.
+        for (status, rows, finished_at) in
+            [("pending", "NULL", "2026-01-01 12:00:00"), ("done", "5", "2026-01-01 11:00:00")]
+        {
+            connection
+                .execute_batch(&format!(
+                    "INSERT INTO _rhei.jobs SELECT * REPLACE ('{status}' AS status, \
+                     {rows} AS rows, TIMESTAMPTZ '{finished_at}+00' AS finished_at) \
+                     FROM _rhei.jobs WHERE id = 1 AND finished_at IS NULL"
+                ))
+                .unwrap();
+        }
+
+        let found = done(&connection, 1, copy_lsn).unwrap();
+        assert_eq!(found.iter().map(|(_, rows)| *rows).collect::<Vec<_>>(), [5]);
+        assert_eq!(rows_if_done(&connection, &[1]).unwrap(), Some(5));
+        assert_eq!(rows_if_done(&connection, &[1, 2]).unwrap(), None);
+        assert!(!is_cancelled(&connection, &[1, 2]).unwrap());
+        cancel(&connection, &[1], "its snapshot was lost").unwrap();
+        assert!(!is_cancelled(&connection, &[1]).unwrap());
+        assert!(is_cancelled(&connection, &[1, 2]).unwrap());
+    }
 }

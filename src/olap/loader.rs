@@ -201,11 +201,15 @@ impl CopyLoader for Loader {
                 .and_then(|loaded| refuse(connection, "load.refused", table).map(|()| loaded))
                 .map_err(|error| error.of_copy(table))?;
 
+            // The loads of a lake begin without a row of their own.
+            let begun = if connection.is_lake() { "attempts + 1 AS attempts, " } else { "" };
             change(
                 connection,
                 &[job],
-                "'done' AS status, NULL::VARCHAR AS error, ?::UBIGINT AS rows, now() AS \
-                 finished_at",
+                &format!(
+                    "{begun}'done' AS status, NULL::VARCHAR AS error, ?::UBIGINT AS rows, now() AS \
+                     finished_at"
+                ),
                 &[&loaded],
             )?;
 

@@ -12,15 +12,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rhei::internals::failpoint::UPKEEP;
 
 use crate::{
     bed::{
-        Lake, Load, Pgbench, Rhei,
-        lake::{Kind, catalogs},
+        Db, Lake, Load, Pgbench, Rhei,
+        lake::{Kind, LOCKED, catalogs},
         oracle::{Pair, assert_same_pairs, query_copy},
         wait_until,
     },
@@ -89,7 +89,8 @@ fn readers_see_one_commit_of_the_source(kind: Kind, name: &str) {
 
     following.wait_settled(&mut running);
     running.sigterm();
-    running.wait(SOON);
+    let output = running.wait(SOON);
+    assert_eq!(output.copies().len(), 4, "something was copied again:\n{}", output.stderr);
     following.assert_same(&TPCB);
 }
 
@@ -189,6 +190,14 @@ fn a_second_process_is_refused_while_the_first_one_writes() {
     following.assert_same(&["public.t"]);
 }
 
+/// Where DuckLake keeps the row of the pipeline.
+fn inlined_pipeline(catalog: &Db) -> String {
+    catalog.value(
+        "SELECT i.table_name FROM ducklake_inlined_data_tables i \
+         JOIN ducklake_table t USING (table_id) WHERE t.table_name = 'pipeline'",
+    )
+}
+
 /// A process that was stopped for a while finds another one in its place, and writes nothing more.
 #[test]
 fn a_process_that_another_one_has_replaced_writes_nothing_more() {
@@ -200,10 +209,7 @@ fn a_process_that_another_one_has_replaced_writes_nothing_more() {
     // As a process of another host does that has waited in vain for a sign of life.
     let lake = Lake::at(following.copy()).unwrap();
     let catalog = catalogs().named(lake.database());
-    let inlined = catalog.value(
-        "SELECT i.table_name FROM ducklake_inlined_data_tables i \
-         JOIN ducklake_table t USING (table_id) WHERE t.table_name = 'pipeline'",
-    );
+    let inlined = inlined_pipeline(&catalog);
     catalog.execute(&format!(
         "UPDATE {inlined} SET writer = 'elsewhere/7/89abcdef/0123456789abcdef' \
          WHERE end_snapshot IS NULL"
@@ -317,14 +323,12 @@ fn cut_commits(name: &str, write: &str) -> String {
         wait_until(SOON, "a commit is cut off", || {
             following.db.execute(write);
             // Not many changes at once: a batch of more than a hundred rows makes files.
-            let end = Instant::now() + SOON / 4;
             let count = "SELECT count(*)::VARCHAR FROM public.t";
-            while query_copy(following.copy(), count).remove(0).remove(0)
-                != Some(following.db.value("SELECT count(*) FROM t"))
-            {
-                assert!(running.is_running() && Instant::now() < end, "{}", running.logs());
-                std::thread::sleep(Duration::from_millis(50));
-            }
+            wait_until(SOON, "the copy has the rows of the source", || {
+                assert!(running.is_running(), "{}", running.logs());
+                let copied = query_copy(following.copy(), count).remove(0).remove(0);
+                copied == Some(following.db.value("SELECT count(*) FROM t"))
+            });
             cut.cuts.load(Ordering::Relaxed) > round
         });
     }
@@ -377,7 +381,8 @@ fn a_death_in_the_upkeep_leaves_a_readable_lake_and_no_file_for_ever() {
                 "UPDATE t SET v = v || 'x' WHERE id % 3 = {step}; \
                  DELETE FROM t WHERE id % 97 = {step}"
             ));
-            rhei.run_ok(["sync"]);
+            let synced = rhei.run_ok(["sync"]).stderr;
+            assert!(!synced.contains("copied table"), "copied again:\n{synced}");
         }
         let died = rhei.clone().env("FAILPOINTS", &format!("{place}=1*return")).run(["compact"]);
         assert_eq!(died.code(), None, "nothing comes by {place}: {}", died.stderr);
@@ -401,6 +406,10 @@ fn a_death_in_the_upkeep_leaves_a_readable_lake_and_no_file_for_ever() {
     .flatten()
     .flatten()
     .collect();
+    let catalog = catalogs().named(lake.database());
+    let rows = format!("SELECT count(*) < 5 FROM {}", inlined_pipeline(&catalog));
+    assert_eq!(catalog.value(&rows), "t", "rows that no snapshot sees stay in the catalog");
+
     let pattern = format!("{}/public/**", lake.data_path);
     let there: BTreeSet<String> = query_copy(
         following.copy(),
@@ -424,26 +433,40 @@ fn a_lake_without_its_extensions_says_what_to_install() {
 }
 
 #[test]
-fn a_password_of_the_catalog_is_never_shown() {
+fn a_password_opens_the_catalog_and_is_never_shown() {
     let following = Following::new("lake_password");
     let mut lake = Lake::new(Kind::Postgres, following.copy());
-    lake.catalog.push_str(" password=geheimnis");
-    lake.shared("", following.copy());
+    catalogs().maintenance().execute(&format!(
+        "SET password_encryption = 'scram-sha-256'; CREATE ROLE {LOCKED} LOGIN PASSWORD \
+         'ge''heim nis'",
+    ));
+    let owner = format!("ALTER DATABASE {} OWNER TO {LOCKED}", lake.database());
+    catalogs().maintenance().execute(&owner);
+    let address = lake.catalog.replace("user=postgres", &format!("user={LOCKED}"));
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
 
+    // In the address, as libpq quotes it.
+    lake.catalog = format!("{address} password='ge\\'heim nis'");
+    lake.shared("", following.copy());
     let synced = following.sync();
     let status = following.rhei.run_ok(["status"]);
-    let shown = following.rhei.run(["query", "FROM duckdb_databases()"]);
+    let databases = following.rhei.run(["query", "FROM duckdb_databases()"]);
     let secrets = following.rhei.run(["query", "FROM duckdb_secrets()"]);
-    let mut wrong = Lake::at(following.copy()).unwrap();
-    wrong.catalog = wrong.catalog.replace("port=", "port=1 options=");
-    wrong.shared("", following.copy());
-    let refused = following.rhei.run(["status"]);
-    refused.assert_code(1);
+    following.assert_same(&["public.t"]);
 
-    for output in [&synced, &status, &shown, &secrets, &refused] {
+    // Beside it, right and wrong.
+    lake.catalog = address;
+    lake.shared("", following.copy());
+    let beside = |password| following.rhei.clone().env("RHEI_LAKE_PASSWORD", password);
+    let counted = beside("ge'heim nis").run_ok(["query", "--format", "csv", "FROM t"]);
+    assert_eq!(counted.stdout, "id\n1\n");
+    let refused = beside("another geheim").run(["status"]);
+    refused.assert_code(1);
+    assert!(refused.stderr.contains("authentication failed"), "{}", refused.stderr);
+
+    for output in [&synced, &status, &databases, &secrets, &counted, &refused] {
         let text = format!("{}{}", output.stdout, output.stderr);
-        assert!(!text.contains("geheimnis"), "{text}");
+        assert!(!text.contains("heim"), "{text}");
     }
 }
 
@@ -458,7 +481,8 @@ fn a_type_that_a_lake_does_not_keep_is_text_there() {
     );
     following.sync();
     following.db.execute("INSERT INTO t SELECT 2, i, z, a, d FROM t");
-    following.sync();
+    let synced = following.sync().stderr;
+    assert!(!synced.contains("copied table"), "copied again:\n{synced}");
     following.assert_same(&["public.t"]);
     following.rhei.run_ok(["compact"]);
     following.assert_same(&["public.t"]);
@@ -482,7 +506,8 @@ fn partitions_and_order_of_a_table_are_as_the_settings_say() {
     let mut following = in_lake("lake_layout", Kind::Postgres);
     let slot = following.slot().to_owned();
     following.rhei = following.rhei.clone().config(&format!(
-        "[source]\nslot = \"{slot}\"\n[tables.\"public.t\"]\npartition_by = [\"month(at)\"]\n\
+        "[source]\nslot = \"{slot}\"\n[target]\nfile_size = \"64MB\"\n\
+         [tables.\"public.t\"]\npartition_by = [\"month(at)\"]\n\
          sort_by = [\"id\"]\n"
     ));
     following.db.execute(
@@ -492,7 +517,8 @@ fn partitions_and_order_of_a_table_are_as_the_settings_say() {
     );
     following.sync();
     following.db.execute("UPDATE t SET at = at + interval '40 days' WHERE id % 5 = 0");
-    following.sync();
+    let synced = following.sync().stderr;
+    assert!(!synced.contains("copied table"), "copied again:\n{synced}");
     following.assert_same(&["public.t"]);
 
     let files = query_copy(
@@ -529,22 +555,36 @@ fn the_past_of_a_lake_can_be_read() {
 fn the_commands_work_on_a_lake_with_and_without_a_replicator() {
     let following = in_lake("lake_commands", Kind::Postgres);
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)");
+    // A replicator in the middle of a step says so, and answers the next time.
+    let answered = |rhei: &Rhei, command: &[&str]| {
+        let mut answer = String::new();
+        wait_until(SOON, &format!("rhei {} answers", command.join(" ")), || {
+            let output = rhei.run(command);
+            answer = output.stdout.clone();
+            output.code() == Some(0)
+        });
+        answer
+    };
     let ask = |rhei: &Rhei| {
         rhei.run_ok(["check"]);
-        let status = rhei.run_ok(["status", "--json"]).stdout;
+        let status = answered(rhei, &["status", "--json"]);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         assert!(status["file"]["lake"]["snapshots"].as_u64().unwrap() > 0, "{status}");
-        rhei.run_ok(["jobs"]);
+        answered(rhei, &["jobs"]);
         rhei.run_ok(["verify"]);
-        rhei.run(["wait", "--now"]);
         let rows = rhei.run_ok(["query", "--format", "csv", "SELECT count(*) AS n FROM t"]).stdout;
         assert_eq!(rows, "n\n2\n");
-        rhei.run_ok(["compact"]);
+        // Refused while the copy is read.
+        answered(rhei, &["compact"]);
     };
 
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
+    following.rhei.run_ok(["wait", "--now"]);
     ask(&following.rhei);
+    let refused = following.rhei.run(["publish", "--path", "shop.ro.duckdb"]);
+    refused.assert_code(1);
+    assert!(refused.stderr.contains("a lake is not published"), "{}", refused.stderr);
     running.sigterm();
     running.wait(SOON).assert_code(0);
     ask(&following.rhei);

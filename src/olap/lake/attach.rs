@@ -71,7 +71,7 @@ pub fn attach(
     lake: &LakeOptions,
     mode: AccessMode,
 ) -> Result<(), TargetError> {
-    // Tables are inlined that `inlining` names.
+    // Only the tables that `inlining` names are inlined.
     let mut options = vec!["DATA_INLINING_ROW_LIMIT 0".to_owned()];
     if matches!(mode, AccessMode::ReadOnly) {
         options.push("READ_ONLY, CREATE_IF_NOT_EXISTS false".to_owned());

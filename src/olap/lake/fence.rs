@@ -49,6 +49,7 @@ pub struct Fence {
     is_put: bool,
     /// When the row was last replaced.
     put_at: Instant,
+    /// The last writer had left the copy to the next one.
     was_released: bool,
 }
 

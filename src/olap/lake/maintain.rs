@@ -4,7 +4,11 @@ use std::time::Instant;
 
 use super::upkeep::Step;
 use crate::{
-    olap::{Compacted, DuckDb, TableState, TargetError, engine::FileMaintenance, names::shadow_of},
+    olap::{
+        Compacted, DuckDb, TableState, TargetError, apply,
+        engine::FileMaintenance,
+        names::{self, shadow_of},
+    },
     pgoutput::QualifiedName,
 };
 
@@ -13,7 +17,6 @@ impl DuckDb {
     /// Returns whether there is more to do.
     pub(in crate::olap) fn look_after_lake(&mut self) -> Result<bool, TargetError> {
         let is_used = self.is_used();
-        let live = self.live_tables()?;
         let Some(lake) = &mut self.lake else { return Ok(false) };
         if lake.fence.is_silent() {
             // The commit replaces the row that names this process.
@@ -26,7 +29,11 @@ impl DuckDb {
             return Ok(false);
         };
         // A table that was dropped or renamed, or is copied for the first time, is not there.
-        let is_gone = step.table().is_some_and(|table| !live.contains(table));
+        let is_gone = match step.table() {
+            Some(table) => !self.live_tables()?.contains(table),
+            None => false,
+        };
+        let Some(lake) = &self.lake else { return Ok(false) };
         if is_used && step.needs_quiet() || is_gone {
             return Ok(true);
         }
@@ -144,10 +151,7 @@ impl DuckDb {
             lake.forget_space();
         }
 
-        let rows = super::super::apply::counts(
-            &self.connection,
-            counted.iter().map(super::super::names::table),
-        )?;
+        let rows = apply::counts(&self.connection, counted.iter().map(names::table))?;
         Ok(Compacted {
             before,
             after: self.space()?,

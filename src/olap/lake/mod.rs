@@ -9,7 +9,9 @@
 //!   one could lose unnoticed; and the outcome of a commit whose answer was lost is read back;
 //! - `layout`: partitions and order of tables, and what the lake can change in place;
 //! - `inlining`: which tables keep small additions in the catalog;
-//! - `upkeep`: small files are merged, old snapshots expire, files that none needs are deleted.
+//! - `writer`: begins and commits transactions; `lost_files` finds what a failed commit has lost;
+//! - `upkeep`: small files are merged, old snapshots expire, files that none needs are deleted;
+//!   `maintain` is when the writer does that.
 
 mod attach;
 mod extensions;
@@ -115,14 +117,14 @@ impl LakeOptions {
 /// Shows no password.
 impl fmt::Display for LakeOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&secrets::without_password(&self.catalog))
+        f.write_str(&secrets::shown(&self.catalog))
     }
 }
 
 impl fmt::Debug for LakeOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LakeOptions")
-            .field("catalog", &secrets::without_password(&self.catalog))
+            .field("catalog", &secrets::shown(&self.catalog))
             .field("data_path", &self.data_path)
             .field("schema_prefix", &self.schema_prefix)
             .finish_non_exhaustive()

@@ -6,6 +6,10 @@ use crate::olap::names::literal;
 /// The name of the secret of a catalog in PostgreSQL.
 pub(super) const CATALOG: &str = "rhei_lake_catalog";
 
+/// What the address of a catalog in PostgreSQL begins with; a libpq string of `key=value` follows.
+/// DuckDB puts the password of a secret behind that string, so a URL does not go with a password.
+const POSTGRES: &str = "ducklake:postgres:";
+
 /// Returns the value of a key in a libpq string, and where it stands in the string: quotes and
 /// backslashes as libpq reads them.
 fn value_of(conninfo: &str, wanted: &str) -> Option<(std::ops::Range<usize>, String)> {
@@ -51,54 +55,11 @@ fn value_of(conninfo: &str, wanted: &str) -> Option<(std::ops::Range<usize>, Str
     }
 }
 
-/// Where a password stands in the address of a catalog.
+/// Where a password stands in the address of a catalog in PostgreSQL.
 fn password_of(catalog: &str) -> Option<(std::ops::Range<usize>, String)> {
-    let (_, conninfo) = catalog.split_once("postgres:").filter(|(kind, _)| *kind == "ducklake:")?;
-    let offset = catalog.len() - conninfo.len();
-
-    // A URL: postgres://user:password@host/database
-    let url = ["//", "postgres://", "postgresql://"]
-        .into_iter()
-        .find_map(|scheme| conninfo.strip_prefix(scheme));
-    if let Some(rest) = url {
-        let authority = rest.split(['/', '?']).next().unwrap_or_default();
-        let (user, _) = authority.rsplit_once('@')?;
-        let (name, password) = user.split_once(':')?;
-        let start = catalog.len() - rest.len() + name.len();
-        return Some((start..start + 1 + password.len(), percent_decoded(password)));
-    }
-
+    let conninfo = catalog.strip_prefix(POSTGRES)?;
     let (place, password) = value_of(conninfo, "password")?;
-    Some((place.start + offset..place.end + offset, password))
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let escaped = (byte == b'%')
-            .then(|| after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()))
-            .flatten()
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        decoded.push(escaped.unwrap_or(byte));
-        rest = if escaped.is_some() { after.get(2..).unwrap_or_default() } else { after };
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
-}
-
-/// Returns the address of a catalog without its password, for people to read.
-pub(super) fn without_password(catalog: &str) -> String {
-    let mut shown = catalog.to_owned();
-    if let Some((place, _)) = password_of(catalog) {
-        shown.replace_range(place, "");
-    }
-    // What else could hold a password is not shown at all.
-    let is_known = !shown.to_lowercase().contains("password=") && !shown.contains("token=");
-    if is_known {
-        return shown.trim_end().to_owned();
-    }
-    let kind: Vec<&str> = catalog.split(':').take(2).collect();
-    format!("{}:(hidden)", kind.join(":"))
+    Some((place.start + POSTGRES.len()..place.end + POSTGRES.len(), password))
 }
 
 /// Returns the address of a catalog for DuckDB, which gets the password as a secret.
@@ -110,15 +71,27 @@ pub(super) fn address(catalog: &str) -> String {
     address
 }
 
+/// Returns the address of a catalog without its password, for people to read.
+pub(super) fn shown(catalog: &str) -> String {
+    let address = address(catalog);
+    let may_hold_more = ["password=", "token=", "://"];
+    if may_hold_more.iter().any(|sign| address.to_lowercase().contains(sign)) {
+        let kind: Vec<&str> = catalog.split(':').take(2).collect();
+        return format!("{}:(hidden)", kind.join(":"));
+    }
+    address.trim_end().to_owned()
+}
+
 /// Returns the statement that makes the secret of the catalog's password, if the address has one.
 pub(super) fn of_catalog(options: &LakeOptions) -> Option<String> {
     let in_address = password_of(&options.catalog).map(|(_, password)| password);
     let password = in_address.or_else(|| options.password.clone())?;
-    options.catalog.starts_with("ducklake:postgres:").then_some(())?;
-    Some(format!(
-        "CREATE OR REPLACE SECRET {CATALOG} (TYPE postgres, PASSWORD {})",
-        literal(&password)
-    ))
+    options.catalog.starts_with(POSTGRES).then(|| {
+        format!(
+            "CREATE OR REPLACE SECRET {CATALOG} (TYPE postgres, PASSWORD {})",
+            literal(&password)
+        )
+    })
 }
 
 /// Returns the statement that makes the secret of the store.
@@ -165,21 +138,12 @@ mod tests {
                 Some(r"it's a \ secret"),
                 "ducklake:postgres: dbname=l",
             ),
-            (
-                "ducklake:postgres://me:p%40ss%2F@host:5432/lake?sslmode=require",
-                Some("p@ss/"),
-                "ducklake:postgres://me@host:5432/lake?sslmode=require",
-            ),
-            ("ducklake:postgres://me@host/lake", None, "ducklake:postgres://me@host/lake"),
-            (
-                "ducklake:postgres:postgresql://me:pw@host/lake",
-                Some("pw"),
-                "ducklake:postgres:postgresql://me@host/lake",
-            ),
+            ("ducklake:postgres:postgresql://me:pw@host/lake", None, "ducklake:postgres:(hidden)"),
+            ("ducklake:postgres:password=a password=b", Some("a"), "ducklake:postgres:(hidden)"),
             ("ducklake:md:lake?motherduck_token=x", None, "ducklake:md:(hidden)"),
         ] {
             assert_eq!(password_of(catalog).map(|(_, found)| found).as_deref(), password);
-            assert_eq!(without_password(catalog), shown);
+            assert_eq!(super::shown(catalog), shown);
         }
     }
 

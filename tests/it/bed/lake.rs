@@ -58,10 +58,20 @@ fn registered() -> &'static Mutex<HashMap<PathBuf, Lake>> {
     REGISTERED.get_or_init(Mutex::default)
 }
 
+/// The role that has to give its password at the server of the catalogs.
+pub const LOCKED: &str = "locked";
+
 /// The server of all catalogs. It is not the cluster of the sources: tests stop that one.
 pub fn catalogs() -> &'static Cluster {
     static CATALOGS: OnceLock<Cluster> = OnceLock::new();
-    CATALOGS.get_or_init(|| Cluster::start(ClusterOptions::default().conf("max_connections = 500")))
+    CATALOGS.get_or_init(|| {
+        let hba = format!(
+            "local all all trust\nhost all {LOCKED} 127.0.0.1/32 scram-sha-256\nhost all all \
+             127.0.0.1/32 trust\n"
+        );
+        let options = ClusterOptions { hba: Some(hba), ..ClusterOptions::default() };
+        Cluster::start(options.conf("max_connections = 500"))
+    })
 }
 
 impl Lake {
