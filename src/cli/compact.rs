@@ -105,7 +105,25 @@ async fn with_size_display<R>(path: &Path, style: Style, work: impl Future<Outpu
     }
 }
 
+fn print_lake(compacted: &Value) {
+    for (side, what) in [("before", "before"), ("after", "after ")] {
+        let lake = &compacted[side]["lake"];
+        println!(
+            "{what}  {} in {} files and {} of deleted rows; {} old files, {} snapshots",
+            HumanBytes(compacted[side]["file_bytes"].as_u64().unwrap_or_default()),
+            lake["files"],
+            lake["delete_files"],
+            lake["old_files"],
+            lake["snapshots"]
+        );
+    }
+    println!("{} rows of {} tables counted", compacted["rows"], compacted["tables"]);
+}
+
 fn print_text(compacted: &Value) {
+    if !compacted["before"]["lake"].is_null() {
+        return print_lake(compacted);
+    }
     let bytes =
         |side: &str, name: &str| HumanBytes(compacted[side][name].as_u64().unwrap_or_default());
 

@@ -291,7 +291,7 @@ impl Invocation {
             schema_prefix: lake.schema_prefix.clone(),
             keep_snapshots: lake.keep_snapshots,
             clean_after: lake.clean_after,
-            file_bytes: lake.file_size.map(|size| size.0 as u64),
+            file_bytes: lake.file_size.0 as u64,
             s3: S3Options {
                 endpoint: lake.s3_endpoint.clone(),
                 region: lake

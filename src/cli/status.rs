@@ -112,6 +112,33 @@ async fn slot_of(session: &Invocation, status: &Value) -> Option<Value> {
     }))
 }
 
+/// Returns the line about the file, or the files of a lake.
+fn space(file: &Value) -> String {
+    let bytes = |name: &str| HumanBytes(file[name].as_u64().unwrap_or_default());
+    let lake = &file["lake"];
+    if lake.is_null() {
+        return format!(
+            "file         {}, {} of it free; its log {}",
+            bytes("file_bytes"),
+            bytes("free_bytes"),
+            bytes("log_bytes")
+        );
+    }
+
+    let catalog =
+        lake["catalog_bytes"].as_u64().map(|bytes| format!("; catalog {}", HumanBytes(bytes)));
+    format!(
+        "lake         {} in {} files, {} of them of deleted rows; {} old files, {} snapshots{}",
+        bytes("file_bytes"),
+        lake["files"].as_u64().unwrap_or_default()
+            + lake["delete_files"].as_u64().unwrap_or_default(),
+        lake["delete_files"],
+        lake["old_files"],
+        lake["snapshots"],
+        catalog.unwrap_or_default()
+    )
+}
+
 fn print_text(status: &Value) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     println!(
@@ -139,13 +166,7 @@ fn print_text(status: &Value) {
         println!("commits      into DuckDB took {most:.0} ms at most in the last minutes");
     }
 
-    let bytes = |name: &str| HumanBytes(status["file"][name].as_u64().unwrap_or_default());
-    println!(
-        "file         {}, {} of it free; its log {}",
-        bytes("file_bytes"),
-        bytes("free_bytes"),
-        bytes("log_bytes")
-    );
+    println!("{}", space(&status["file"]));
 
     if let Some(lag) = status["source"]["lag_bytes"].as_u64() {
         println!(

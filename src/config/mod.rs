@@ -295,7 +295,7 @@ pub struct LakeSettings {
     /// See [`TargetSettings::clean_after`]; default 24 hours.
     pub clean_after: Duration,
     /// See [`TargetSettings::file_size`].
-    pub file_size: Option<ByteSize>,
+    pub file_size: ByteSize,
     /// See [`TargetSettings::s3_endpoint`].
     pub s3_endpoint: Option<String>,
     /// See [`TargetSettings::s3_region`].
@@ -307,6 +307,8 @@ impl LakeSettings {
     const KEEP: Duration = Duration::from_secs(7 * 86_400);
     /// How long files are left that no snapshot needs, by default.
     const CLEAN: Duration = Duration::from_secs(86_400);
+    /// The size of data files by default.
+    const FILE_SIZE: ByteSize = ByteSize(128 << 20);
 
     fn of(target: &TargetSettings) -> Option<Self> {
         let catalog = target.lake.clone()?;
@@ -330,7 +332,7 @@ impl LakeSettings {
             schema_prefix,
             keep_snapshots: target.keep_snapshots.map_or(Self::KEEP, |span| span.0),
             clean_after: target.clean_after.map_or(Self::CLEAN, |span| span.0),
-            file_size: target.file_size,
+            file_size: target.file_size.unwrap_or(Self::FILE_SIZE),
             s3_endpoint: target.s3_endpoint.clone(),
             s3_region: target.s3_region.clone(),
         })

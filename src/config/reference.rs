@@ -261,7 +261,7 @@ fn the_defaults_that_are_documented_are_those_of_the_code() {
     put(&mut with_lake, &["target".to_owned(), "path".to_owned()], None);
     let lake = Some("ducklake:lake.ducklake".into());
     put(&mut with_lake, &["target".to_owned(), "lake".to_owned()], lake);
-    let of_lake = ["clean_after", "keep_snapshots", "schema_prefix"];
+    let of_lake = ["clean_after", "file_size", "keep_snapshots", "schema_prefix"];
 
     let others =
         ["7", "true", "\"7s\"", "\"7MB\"", "\"7%\"", "\"other\"", "[\"other\"]", "\"once\""]

@@ -158,7 +158,8 @@ pub struct TargetSettings {
     /// left behind which never ended. Others that write the lake must not have transactions that
     /// are open for longer. Default: `"24h"`.
     pub clean_after: Option<Span>,
-    /// The size that data files of a lake should have. Default: DuckLake's, 512 MB.
+    /// The size that data files of a lake should have. A file is written again as a whole when many
+    /// of its rows are deleted, and the stream waits meanwhile. Default: `"128MiB"`.
     pub file_size: Option<ByteSize>,
     /// The host, and port, of a store that speaks S3 and is not Amazon's; `http://` before it for
     /// one without TLS. Default: none.

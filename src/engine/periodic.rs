@@ -43,6 +43,8 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
 
     spawn_upkeep(supervisor, context, writer);
 
+    spawn_retention(supervisor, writer);
+
     let (watched, level) = (context.clone(), Arc::new(AtomicU32::new(0)));
     supervisor.spawn_periodic("lag watch", context.options.supervision.lag_interval, move || {
         let (context, level) = (watched.clone(), Arc::clone(&level));
@@ -87,20 +89,24 @@ pub(super) fn spawn_periodic_tasks<T: OlapEngine + 'static>(
     }
 }
 
-/// Starts what keeps the target small.
-fn spawn_upkeep<T: OlapEngine + 'static>(
+/// Starts what keeps the target small, and the writer of a lake known as alive while it waits.
+pub(super) fn spawn_upkeep<T: OlapEngine + 'static>(
     supervisor: &mut Supervisor,
     context: &Context,
     writer: &Writer<T>,
 ) {
     const LOOK: Duration = Duration::from_secs(1);
-    const RETENTION: Duration = Duration::from_secs(3600);
 
     let (looked_after, its_writer) = (context.clone(), writer.clone());
     supervisor.spawn_periodic("upkeep", LOOK, move || {
         let (context, writer) = (looked_after.clone(), its_writer.clone());
         async move { upkeep(&context, &writer).await }
     });
+}
+
+/// Starts what forgets old jobs.
+fn spawn_retention<T: OlapEngine + 'static>(supervisor: &mut Supervisor, writer: &Writer<T>) {
+    const RETENTION: Duration = Duration::from_secs(3600);
 
     let pruner = writer.clone();
     supervisor.spawn_periodic("retention of jobs", RETENTION, move || {

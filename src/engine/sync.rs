@@ -10,9 +10,11 @@ use super::{
     attach::{Recopy, attach},
     copies::CopyScheduler,
     cycle::{Cycle, NextStep},
+    periodic::spawn_upkeep,
     schema::{LockNotAvailable, SchemaStep},
     session::{SessionEnd, stream, wants_whole_from_now_on},
     slot_recovery,
+    supervisor::Supervisor,
 };
 use crate::{
     Lsn,
@@ -47,9 +49,12 @@ pub async fn sync(
 
     let writer = Writer::new(DuckDb::open(&context.options.target)?);
     let mut copies = CopyScheduler::new(context, &writer, MAX_RECONNECTS);
+    let mut supervisor = Supervisor::new(context.options.supervision.grace);
+    spawn_upkeep(&mut supervisor, context, &writer);
 
     let ended = Box::pin(sync_sessions(context, again, stop, goal, &writer, &mut copies)).await;
     copies.shutdown().await;
+    supervisor.shutdown().await;
 
     let report = ended?;
     if !report.is_stopped {

@@ -270,6 +270,15 @@ impl Answer {
         self.gauge("rhei_file_log_bytes", &[], space.log_bytes as f64);
         self.gauge("rhei_file_stored_rows", &[], space.stored_rows as f64);
         self.known("rhei_file_dead_rows", watched.dead_rows().map(|rows| rows as f64));
+        if let Some(lake) = &space.lake {
+            let kinds =
+                [("data", lake.files), ("deletes", lake.delete_files), ("old", lake.old_files)];
+            for (kind, count) in kinds {
+                self.gauge("rhei_lake_files", &[("kind", kind)], count as f64);
+            }
+            self.gauge("rhei_lake_snapshots", &[], lake.snapshots as f64);
+            self.known("rhei_lake_catalog_bytes", lake.catalog_bytes.map(|bytes| bytes as f64));
+        }
         self.gauge("rhei_file_last_seen_timestamp_seconds", &[], file.at_unix);
         self.gauge("rhei_duckdb_memory_bytes", &[], memory.used_bytes as f64);
         self.gauge("rhei_spilled_bytes", &[("by", "duckdb")], memory.spilled_bytes as f64);

@@ -214,7 +214,7 @@ pub const METRICS: &[Metric] = &[
         "Bytes on disk of source transactions that have not ended, and of what has no room in \
          DuckDB's memory.",
     ),
-    gauge("rhei_file_bytes", "", "Size of the DuckDB file."),
+    gauge("rhei_file_bytes", "", "Size of the DuckDB file, or of the files of a lake."),
     gauge("rhei_file_free_bytes", "", "Bytes of the file that are free for new rows."),
     gauge("rhei_file_log_bytes", "", "Size of DuckDB's write-ahead log beside the file."),
     gauge(
@@ -228,6 +228,14 @@ pub const METRICS: &[Metric] = &[
         "Deleted rows among them, in tables with at least one full row group; counted every few \
          minutes.",
     ),
+    gauge(
+        "rhei_lake_files",
+        "kind: data, deletes, old",
+        "Files of a lake: with rows, with the positions of deleted rows, and those that no \
+         snapshot needs and that wait to be deleted. Only for a lake.",
+    ),
+    gauge("rhei_lake_snapshots", "", "Snapshots that a lake keeps. Only for a lake."),
+    gauge("rhei_lake_catalog_bytes", "", "Size of a lake's catalog, if it is PostgreSQL."),
     gauge(
         "rhei_file_last_seen_timestamp_seconds",
         "",

@@ -10,7 +10,11 @@ use arrow::record_batch::RecordBatch;
 
 use super::{
     CopyTarget, DuckDb, NewCopy, NewJob, StoredJob, StoredTable, TableState, TargetError, apply,
-    engine::ApplyTarget, jobs, lake::inlining, loader::Loader, names, pending,
+    engine::ApplyTarget,
+    jobs,
+    lake::{self, inlining},
+    loader::Loader,
+    names, pending,
 };
 use crate::{
     Lsn,
@@ -65,12 +69,14 @@ impl CopyTarget for DuckDb {
             Ok(copies.iter().map(outcome).collect())
         })?;
         if self.lake.is_some() {
-            let begun = copies.iter().zip(&ids).filter_map(
+            let made = copies.iter().zip(&ids).filter_map(
                 |(copy, ids): (&NewCopy, &Result<Vec<u64>, String>)| {
-                    (!copy.is_resumed && ids.is_ok()).then_some(copy.spec.as_ref())
+                    ids.is_ok().then_some(copy.spec.as_ref())
                 },
             );
-            inlining::of_shadows(&self.connection, begun)?;
+            let schemas = made.clone().map(|spec| spec.target.schema.as_str());
+            lake::of_schemas(&self.connection, schemas)?;
+            inlining::of_shadows(&self.connection, made)?;
         }
         self.refresh()?;
         Ok(ids)
@@ -280,7 +286,13 @@ impl DuckDb {
 
             reached("merge.swapping");
             Ok(())
-        })
+        })?;
+
+        // The chunks of a copy are many files.
+        if let Some(lake) = &mut self.lake {
+            lake.upkeep.look_again();
+        }
+        Ok(())
     }
 
     /// Makes the empty shadows of copies that begin, and drops the older shadows of these tables.

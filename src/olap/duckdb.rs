@@ -593,9 +593,7 @@ impl ApplyTarget for DuckDb {
             })?
         };
 
-        if let Some(lake) = &mut self.lake {
-            lake.upkeep.note(batch.tables.iter().map(|changes| &changes.table.target));
-        }
+        self.note_for_upkeep(batch);
         self.tuning.after_apply(since.elapsed());
         if batch.is_part {
             return Ok(applied);

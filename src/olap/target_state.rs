@@ -133,6 +133,9 @@ impl DuckDb {
         pipeline: &Pipeline,
         tables: &[StoredTable],
     ) -> Result<(), TargetError> {
+        if self.lake.is_some() && !state::exists(&self.connection)? {
+            inlining::before_state(&self.connection)?;
+        }
         self.transaction(|target| {
             state::create(&target.connection)?;
             let fence = target.lake.as_mut().map(|lake| &mut lake.fence);

@@ -19,12 +19,13 @@ use rhei::internals::failpoint::UPKEEP;
 
 use crate::{
     bed::{
-        Db, Lake, Load, Pgbench, Rhei,
+        Db, Lake, Load, Pgbench, Reader, Rhei,
         lake::{Kind, LOCKED, catalogs},
         oracle::{Pair, assert_same_pairs, query_copy},
         wait_until,
     },
     following::Following,
+    observe::Observed,
 };
 
 const SOON: Duration = Duration::from_secs(120);
@@ -37,10 +38,12 @@ const TPCB: [&str; 4] = [
 ];
 
 /// The four sums of TPC-B, which are equal at each commit of the source.
-const SUMS: &str = "SELECT (SELECT sum(abalance) FROM public.pgbench_accounts)::VARCHAR, \
-                    (SELECT sum(tbalance) FROM public.pgbench_tellers)::VARCHAR, \
-                    (SELECT sum(bbalance) FROM public.pgbench_branches)::VARCHAR, \
-                    (SELECT coalesce(sum(delta), 0) FROM public.pgbench_history)::VARCHAR";
+const SUMS: [&str; 4] = [
+    "SELECT sum(abalance)::VARCHAR FROM public.pgbench_accounts",
+    "SELECT sum(tbalance)::VARCHAR FROM public.pgbench_tellers",
+    "SELECT sum(bbalance)::VARCHAR FROM public.pgbench_branches",
+    "SELECT coalesce(sum(delta), 0)::VARCHAR FROM public.pgbench_history",
+];
 
 fn in_lake(name: &str, kind: Kind) -> Following {
     let mut following = Following::new(name);
@@ -48,16 +51,7 @@ fn in_lake(name: &str, kind: Kind) -> Following {
     following
 }
 
-/// Tells readers to end when it is dropped.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Follows TPC-B while three readers look, each with connections of its own.
+/// Follows TPC-B while three processes read the lake, each by a connection that it keeps.
 #[track_caller]
 fn readers_see_one_commit_of_the_source(kind: Kind, name: &str) {
     let following = in_lake(name, kind);
@@ -66,25 +60,15 @@ fn readers_see_one_commit_of_the_source(kind: Kind, name: &str) {
     running.wait_for_log("all tables are live", SOON);
 
     let load = Pgbench::start(&following.db, &Load::seconds(600));
-    let (is_over, looks) = (AtomicBool::new(false), AtomicU32::new(0));
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                let mut seen = BTreeSet::new();
-                while !is_over.load(Ordering::Relaxed) {
-                    let sums = query_copy(following.copy(), SUMS).remove(0);
-                    assert!(sums.iter().all(|sum| *sum == sums[0]), "torn: {sums:?}");
-                    seen.insert(sums[0].clone());
-                    looks.fetch_add(1, Ordering::Relaxed);
-                }
-                assert!(seen.len() > 2, "the readers saw no change: {seen:?}");
-            });
-        }
-        // The readers end also when the wait fails.
-        let _end = End(&is_over);
-        let enough = || looks.load(Ordering::Relaxed) >= 60;
-        wait_until(SOON, "the readers look sixty times", enough);
-    });
+    let lake = Lake::at(following.copy()).unwrap();
+    let mut readers = [(); 3].map(|()| Reader::spawn(&lake, &SUMS));
+    for reader in &mut readers {
+        wait_until(SOON, "a reader looks thirty times", || reader.looks() >= 30);
+    }
+    for reader in readers {
+        let seen = reader.end();
+        assert!(seen.len() > 2, "a reader saw no change: {seen:?}");
+    }
     load.stop();
 
     following.wait_settled(&mut running);
@@ -422,6 +406,53 @@ fn a_death_in_the_upkeep_leaves_a_readable_lake_and_no_file_for_ever() {
     assert_eq!(there, known);
 }
 
+/// DuckLake takes inlined rows for rows of another shape, and cannot merge files, when the
+/// catalog's table for them was made later than the shape.
+#[test]
+fn small_changes_among_changes_of_shape_keep_their_columns_and_the_files_are_merged() {
+    let mut following = in_lake("lake_shapes", Kind::Postgres);
+    following.rhei = following.rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MiB");
+    following.db.execute(
+        "CREATE TABLE large (id int PRIMARY KEY, v text); INSERT INTO large SELECT i, md5(i::text) \
+         || md5((-i)::text) FROM generate_series(1, 120000) i; CREATE TABLE small (id int PRIMARY \
+         KEY, a int); INSERT INTO small VALUES (1, 1); CREATE TABLE empty (id int PRIMARY KEY, l \
+         int[])",
+    );
+    following.sync();
+    let files =
+        "SELECT count(*)::VARCHAR FROM ducklake_list_files('copied', 'large', schema => 'public')";
+    let count =
+        || query_copy(following.copy(), files)[0][0].clone().unwrap().parse::<u32>().unwrap();
+
+    for change in [
+        "ALTER TABLE small ADD b int DEFAULT 7",
+        "ALTER TABLE large ADD c int",
+        "INSERT INTO small VALUES (2, 2, 2)",
+        "CREATE TABLE another (id int PRIMARY KEY); INSERT INTO another VALUES (1)",
+        "INSERT INTO small VALUES (3, 3, 3); INSERT INTO empty VALUES (1, '{1,NULL}')",
+        "ALTER TABLE empty ADD v int; INSERT INTO empty VALUES (2, '{}', 5)",
+        "ALTER TABLE small DROP a; INSERT INTO large VALUES (-1, 'x', 5); UPDATE small SET b = 9",
+    ] {
+        following.db.execute(change);
+        following.sync();
+    }
+    let tables = ["public.large", "public.small", "public.empty", "public.another"];
+    following.assert_same(&tables);
+
+    let lake = Lake::at(following.copy()).unwrap();
+    let foreign = catalogs().named(lake.database()).value(
+        "SELECT count(*) FROM ducklake_inlined_data_tables i WHERE NOT EXISTS (SELECT FROM \
+         ducklake_schema_versions v WHERE (v.table_id, v.schema_version) = (i.table_id, \
+         i.schema_version))",
+    );
+    assert_eq!(foreign, "0", "tables of the catalog with the version of another table");
+
+    following.rhei.run_ok(["compact"]);
+    assert!(count() <= 4, "{} files", count());
+    following.assert_same(&tables);
+    following.rhei.run_ok(["verify"]);
+}
+
 #[test]
 fn a_lake_without_its_extensions_says_what_to_install() {
     let following = in_lake("lake_extensions", Kind::Postgres);
@@ -548,6 +579,18 @@ fn the_past_of_a_lake_can_be_read() {
     let then = then[0][0].as_deref().unwrap();
     assert_eq!(count(&format!("AT (VERSION => {then})")), [[Some("1".to_owned())]]);
     assert_eq!(count(""), [[Some("3".to_owned())]]);
+}
+
+#[test]
+fn the_metrics_of_a_lake_count_its_files_and_snapshots() {
+    let observed = Observed::of(
+        in_lake("lake_metrics", Kind::Postgres),
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)",
+        "",
+    );
+    observed.wait_for_metric("rhei_lake_files{kind=\"data\"}", "counts a file", |it| it > 0.0);
+    observed.wait_for_metric("rhei_lake_snapshots", "counts snapshots", |it| it > 1.0);
+    observed.wait_for_metric("rhei_lake_catalog_bytes", "is known", |it| it > 1e6);
 }
 
 /// What rhei says of a copy in a lake.

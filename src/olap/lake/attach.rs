@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use duckdb::{AccessMode, Connection};
 
-use super::{LakeOptions, extensions, secrets};
+use super::{LakeOptions, extensions, inlining, secrets, upkeep::set_file_bytes};
 use crate::olap::{
     TargetError, TargetOptions,
     arrow_scan::Database,
@@ -54,9 +54,7 @@ pub fn open(
     }
 
     connection.execute_batch(&format!("SET GLOBAL ducklake_retry_wait_ms = {RETRY_WAIT_MS}"))?;
-    if let Some(bytes) = lake.file_bytes {
-        connection.execute_batch(&format!("SET GLOBAL ducklake_target_file_size = '{bytes}B'"))?;
-    }
+    set_file_bytes(&connection, lake.file_bytes)?;
     attach(&connection, lake, mode)?;
     Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()))))
 }
@@ -71,8 +69,7 @@ pub fn attach(
     lake: &LakeOptions,
     mode: AccessMode,
 ) -> Result<(), TargetError> {
-    // Only the tables that `inlining` names are inlined.
-    let mut options = vec!["DATA_INLINING_ROW_LIMIT 0".to_owned()];
+    let mut options = vec![format!("DATA_INLINING_ROW_LIMIT {}", inlining::INLINED_ROWS)];
     if matches!(mode, AccessMode::ReadOnly) {
         options.push("READ_ONLY, CREATE_IF_NOT_EXISTS false".to_owned());
     }

@@ -1,24 +1,33 @@
 //! Which tables keep small additions in the catalog ("inlined"), instead of a file for each.
 //!
-//! DuckLake sets this for tables that are committed, so it follows the transaction that makes a
-//! table. A table is not inlined unless rhei has set it: DuckLake 1.0 does not read every nested
-//! value back from its catalog, and ends the process for a date within a struct.
+//! DuckLake 1.0 keeps inlined rows in a table of the catalog for each shape of a table, and names
+//! it after the version of the schema. It must be made with the shape: made later, with the first
+//! row, it has the version that some other table has brought about, and DuckLake then takes an
+//! older shape for the rows and remembers it for all tables of that version. Columns come back as
+//! NULL, and files cannot be merged. So every table is made where additions are inlined, and a
+//! table that must not be inlined is told so afterwards: DuckLake does not read every nested value
+//! back from its catalog, and ends the process for a date within a struct.
 
-use super::layout::{is_nested, is_reserved};
+use super::{
+    layout::{is_nested, is_reserved},
+    options::{self, Scope},
+};
 use crate::{
     change::{ColumnSpec, SchemaChange, TableSpec},
     olap::{
         TargetError,
         connection::TargetConnection,
-        names::{CATALOG, literal, shadow_of},
+        names::{quoted, shadow_of},
     },
     pgoutput::QualifiedName,
 };
 
+const SETTING: &str = "data_inlining_row_limit";
+
 /// Rows of up to this number that a commit adds to a table are kept in the catalog, and up to this
 /// number of deleted rows: more than that is faster as a file, fewer would make too many files
-/// (docs/decisions.md).
-const INLINED_ROWS: u32 = 100;
+/// (docs/decisions.md). It holds for all tables that this process makes.
+pub const INLINED_ROWS: u32 = 100;
 
 /// The state is inlined whatever its size: a file of it could be lost (see `lost_files`).
 const ALL_ROWS: u32 = 1_000_000_000;
@@ -32,34 +41,31 @@ fn can_be_inlined(column: &ColumnSpec) -> bool {
     !is_nested(column) && !is_reserved(&column.target_name)
 }
 
-/// Has the tables of the state inlined, if they are not.
-pub fn of_state(connection: &TargetConnection) -> Result<(), TargetError> {
+/// Makes the schema of the state, if it is missing, such that its tables are inlined.
+pub fn before_state(connection: &TargetConnection) -> Result<(), TargetError> {
     let schema = connection.state_schema();
-    let entries = STATE.map(|name| literal(&format!("{schema}.{name}"))).join(", ");
-    let inlined: usize = connection.query_row(
-        &format!(
-            "SELECT count(*) FROM {CATALOG}.options() \
-             WHERE option_name = 'data_inlining_row_limit' AND scope_entry IN ({entries})"
-        ),
-        [],
-        |row| row.get(0),
-    )?;
-    if inlined == STATE.len() {
-        return Ok(());
-    }
-    STATE.iter().try_for_each(|name| set(connection, (schema, name), ALL_ROWS))
+    connection.execute_batch(&format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)))?;
+    options::set(connection, SETTING, [((schema, None), ALL_ROWS)])
 }
 
-/// Has the shadows of new copies inlined, where that is safe.
+/// Has the tables of the state inlined, if they are not, and no other table of its schema: changes
+/// that are kept for a copy may be of any type.
+pub fn of_state(connection: &TargetConnection) -> Result<(), TargetError> {
+    let schema = connection.state_schema();
+    let tables = STATE.map(|name| ((schema, Some(name)), ALL_ROWS));
+    options::set(connection, SETTING, tables.into_iter().chain([((schema, None), 0)]))
+}
+
+/// Ends the inlining of shadows where it is not safe. No row has come into them yet.
 pub fn of_shadows<'a>(
     connection: &TargetConnection,
     tables: impl Iterator<Item = &'a TableSpec>,
 ) -> Result<(), TargetError> {
-    for spec in tables.filter(|spec| spec.columns.iter().all(can_be_inlined)) {
-        let QualifiedName { schema, name } = shadow_of(&spec.target);
-        set(connection, (&schema, &name), INLINED_ROWS)?;
-    }
-    Ok(())
+    let unsafe_tables: Vec<QualifiedName> = tables
+        .filter(|spec| !spec.columns.iter().all(can_be_inlined))
+        .map(|spec| shadow_of(&spec.target))
+        .collect();
+    options::set(connection, SETTING, unsafe_tables.iter().map(|table| (scope(table), 0)))
 }
 
 /// Ends the inlining of tables that are about to get their first nested column.
@@ -67,25 +73,11 @@ pub fn before_change<'a>(
     connection: &TargetConnection,
     changes: impl Iterator<Item = &'a SchemaChange>,
 ) -> Result<(), TargetError> {
-    for change in changes {
-        let was_inlined = change.before.columns.iter().all(can_be_inlined);
-        if was_inlined && !change.after.columns.iter().all(can_be_inlined) {
-            let QualifiedName { schema, name } = &change.after.target;
-            set(connection, (schema, name), 0)?;
-        }
-    }
-    Ok(())
+    let is_safe = |spec: &TableSpec| spec.columns.iter().all(can_be_inlined);
+    let changes = changes.filter(|change| is_safe(&change.before) && !is_safe(&change.after));
+    options::set(connection, SETTING, changes.map(|change| (scope(&change.after.target), 0)))
 }
 
-fn set(
-    connection: &TargetConnection,
-    (schema, name): (&str, &str),
-    rows: u32,
-) -> Result<(), TargetError> {
-    Ok(connection.execute_batch(&format!(
-        "CALL {CATALOG}.set_option('data_inlining_row_limit', {rows}, schema => {}, \
-         table_name => {})",
-        literal(schema),
-        literal(name)
-    ))?)
+fn scope(table: &QualifiedName) -> Scope<'_> {
+    (&table.schema, Some(&table.name))
 }

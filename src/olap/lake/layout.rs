@@ -1,12 +1,18 @@
 //! How tables lie in a lake, and how they are altered there.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{LakeOptions, Layout};
+use super::{LakeOptions, Layout, options};
 use crate::{
     change::{ColumnOrigin, ColumnSpec, SchemaChange, TableSpec},
-    olap::names::{quoted, shadow_of, table},
+    olap::{
+        TargetError,
+        connection::TargetConnection,
+        names::{quoted, shadow_of, table},
+    },
 };
 
 /// a column, or a function of a column
@@ -115,6 +121,16 @@ fn is_wider(was: &str, is: &str) -> bool {
     const INTEGERS: [&str; 3] = ["SMALLINT", "INTEGER", "BIGINT"];
     let rank = |kind: &str| INTEGERS.iter().position(|integer| *integer == kind);
     matches!((rank(was), rank(is)), (Some(was), Some(is)) if was < is)
+}
+
+/// Has the files of these schemas written in the encodings of Parquet 2: numbers that grow, as
+/// those of keys, take a quarter of the space and are read faster.
+pub fn of_schemas<'a>(
+    connection: &TargetConnection,
+    schemas: impl Iterator<Item = &'a str>,
+) -> Result<(), TargetError> {
+    let schemas: BTreeSet<&str> = schemas.collect();
+    options::set(connection, "parquet_version", schemas.into_iter().map(|name| ((name, None), 2)))
 }
 
 /// Returns the statements that make an empty shadow.

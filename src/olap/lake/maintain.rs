@@ -2,12 +2,14 @@
 
 use std::time::Instant;
 
-use super::upkeep::Step;
+use super::upkeep::{Outcome, Step};
 use crate::{
+    change::{ChangeBatch, Deletes},
     olap::{
         Compacted, DuckDb, TableState, TargetError, apply,
         engine::FileMaintenance,
         names::{self, shadow_of},
+        stage,
     },
     pgoutput::QualifiedName,
 };
@@ -24,6 +26,7 @@ impl DuckDb {
             return Ok(false);
         }
 
+        lake.upkeep.look(&self.connection, &lake.options)?;
         let state = self.connection.state_schema().to_owned();
         let Some(step) = lake.upkeep.next(&state, &lake.options, Instant::now()) else {
             return Ok(false);
@@ -33,17 +36,16 @@ impl DuckDb {
             Some(table) => !self.live_tables()?.contains(table),
             None => false,
         };
-        let Some(lake) = &self.lake else { return Ok(false) };
+        let Some(lake) = &mut self.lake else { return Ok(false) };
         if is_used && step.needs_quiet() || is_gone {
             return Ok(true);
         }
         let _turn = lake.shared.turn();
 
         let since = Instant::now();
-        if let Err(error) = step.run(&self.connection, &lake.options) {
-            lake.shared.doubt_files();
-            return Err(error);
-        }
+        let outcome =
+            step.run(&self.connection, &lake.options).inspect_err(|_| lake.shared.doubt_files())?;
+        lake.upkeep.done(&step, outcome);
         tracing::debug!(
             event = "lake_upkeep",
             step = ?step,
@@ -122,6 +124,15 @@ impl DuckDb {
         Ok(live.map(|table| table.target).collect())
     }
 
+    /// Notes what a batch has changed.
+    pub(in crate::olap) fn note_for_upkeep(&mut self, batch: &ChangeBatch) {
+        let Some(lake) = &mut self.lake else { return };
+        lake.upkeep.note(batch.tables.iter().map(|changes| {
+            let (Deletes::ByKey(batches) | Deletes::Rows(batches)) = &changes.deletes;
+            (&changes.table.target, stage::total(batches))
+        }));
+    }
+
     /// Does every step of the upkeep at once.
     pub(in crate::olap) fn compact_lake(&mut self) -> Result<Compacted, TargetError> {
         let refused = |reason: &str| TargetError::NotCompacted {
@@ -143,9 +154,15 @@ impl DuckDb {
         if let Some(lake) = &mut self.lake {
             let _turn = lake.shared.turn();
             for step in lake.upkeep.all_steps(&state, live) {
-                if let Err(error) = step.run(&self.connection, &lake.options) {
-                    lake.shared.doubt_files();
-                    return Err(error);
+                let mut next = Some(step);
+                while let Some(step) = next {
+                    let outcome = step
+                        .run(&self.connection, &lake.options)
+                        .inspect_err(|_| lake.shared.doubt_files())?;
+                    next = match outcome {
+                        Outcome::Left(rest) => Some(rest),
+                        Outcome::Idle | Outcome::Done => None,
+                    };
                 }
             }
             lake.forget_space();
@@ -166,7 +183,7 @@ impl Step {
     /// Returns the table of the copy that the step is for.
     fn table(&self) -> Option<&QualifiedName> {
         match self {
-            Self::Flush(table) | Self::Rewrite(table) | Self::Merge(table) => Some(table),
+            Self::Flush(table) | Self::Rewrite(table, _) | Self::Merge(table) => Some(table),
             Self::Prune(_) | Self::Expire | Self::Clean | Self::Orphans => None,
         }
     }

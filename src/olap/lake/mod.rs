@@ -8,18 +8,21 @@
 //! - `fence`: one process writes, without a lock that a dead process could leave behind or a live
 //!   one could lose unnoticed; and the outcome of a commit whose answer was lost is read back;
 //! - `layout`: partitions and order of tables, and what the lake can change in place;
-//! - `inlining`: which tables keep small additions in the catalog;
+//! - `inlining`: which tables keep small additions in the catalog; `options` sets what DuckLake
+//!   keeps in the lake of such things;
 //! - `writer`: begins and commits transactions; `lost_files` finds what a failed commit has lost;
 //! - `upkeep`: small files are merged, old snapshots expire, files that none needs are deleted;
-//!   `maintain` is when the writer does that.
+//!   `files` is which of them, `maintain` is when the writer does that.
 
 mod attach;
 mod extensions;
 mod fence;
+mod files;
 pub(super) mod inlining;
 mod layout;
 mod lost_files;
 mod maintain;
+mod options;
 mod secrets;
 mod upkeep;
 mod writer;
@@ -29,8 +32,8 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 pub(super) use attach::{data_path, open};
 pub use extensions::folders as extension_folders;
 pub(super) use fence::{Fence, Outcome};
-pub(super) use layout::create_shadow;
 pub use layout::{LayoutKey, can_alter};
+pub(super) use layout::{create_shadow, of_schemas};
 use lost_files::tables_with_lost_files;
 pub use upkeep::LakeSpace;
 pub(super) use upkeep::space;
@@ -56,8 +59,8 @@ pub struct LakeOptions {
     /// How long a file is left that no snapshot needs: a reader may still read it, and a
     /// transaction of another writer may be about to name it.
     pub clean_after: Duration,
-    /// The size that data files should have, in bytes; DuckLake's default is 512 MB.
-    pub file_bytes: Option<u64>,
+    /// The size that data files should have, in bytes.
+    pub file_bytes: u64,
     /// A store that speaks S3.
     pub s3: S3Options,
     /// The folders where the extensions of DuckDB are looked for, in this order.
@@ -106,7 +109,7 @@ impl LakeOptions {
             schema_prefix: String::new(),
             keep_snapshots: Duration::from_secs(86_400),
             clean_after: Duration::from_secs(86_400),
-            file_bytes: None,
+            file_bytes: 128 << 20,
             s3: S3Options::default(),
             extension_folders: Vec::new(),
             layouts: BTreeMap::new(),

@@ -8,10 +8,16 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     time::{Duration, Instant},
 };
 
-use super::LakeOptions;
+use duckdb::Connection;
+
+use super::{
+    LakeOptions,
+    files::{self, LeftBehind},
+};
 use crate::{
     failpoint::reached,
     olap::{
@@ -26,23 +32,21 @@ use crate::{
 /// of them.
 const COMMITS: u32 = 100;
 const AT_THE_LATEST: Duration = Duration::from_secs(300);
-/// The same for the state, which every commit changes.
+/// Its files are looked at once this number of rows was deleted since the last look.
+const DELETED_ROWS: u64 = 50_000;
+/// The state is looked after once this number of commits has changed it; every commit does.
 const STATE_COMMITS: u32 = 1000;
-/// A file is written again when this part of its rows is deleted.
-const DELETED_PART: f64 = 0.1;
-/// The most files that one step merges, so that the stream does not wait for long.
-const MERGED_FILES: u32 = 64;
 /// How often snapshots expire, unless they are kept for less than ten times as long.
 const EXPIRY: Duration = Duration::from_secs(600);
 const SHORTEST_EXPIRY: Duration = Duration::from_secs(5);
 
 /// One step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Writes what is inlined in the catalog into a file.
     Flush(QualifiedName),
     /// Writes files again of whose rows many are deleted.
-    Rewrite(QualifiedName),
+    Rewrite(QualifiedName, Worn),
     /// Makes one file of several small ones.
     Merge(QualifiedName),
     /// Deletes rows of the state, in this schema, that no snapshot sees any more. The state stays
@@ -56,6 +60,16 @@ pub enum Step {
     Orphans,
 }
 
+/// Which files are written again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Worn {
+    /// Those for which that pays, after commits have written this number of positions of deleted
+    /// rows to the files of the table.
+    Written(u64),
+    /// Those of whose rows this part is deleted.
+    Part(f64),
+}
+
 /// What has changed since a table was looked after.
 #[derive(Debug, Clone, Copy)]
 struct Changed {
@@ -63,29 +77,44 @@ struct Changed {
     commits: u32,
 }
 
+/// How many rows were deleted in a table, since its files were last written again for that.
+#[derive(Debug, Clone, Copy, Default)]
+struct Deleted {
+    rows: u64,
+    /// Each commit writes the positions of all of them again: the sum.
+    written: u64,
+    /// The number at the last look.
+    looked_at: u64,
+}
+
 /// What is due, and when.
 #[derive(Debug)]
 pub struct Upkeep {
     changed: BTreeMap<QualifiedName, Changed>,
+    deleted: BTreeMap<QualifiedName, Deleted>,
     state_commits: u32,
     queue: VecDeque<Step>,
     expired_at: Option<Instant>,
+    /// What there is as a whole is known.
+    has_looked: bool,
 }
 
 impl Upkeep {
     pub fn new() -> Self {
         Self {
             changed: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             state_commits: 0,
             queue: VecDeque::new(),
             expired_at: None,
+            has_looked: false,
         }
     }
 
-    /// Notes that a commit has changed these tables.
-    pub fn note<'a>(&mut self, tables: impl Iterator<Item = &'a QualifiedName>) {
+    /// Notes that a commit has changed these tables, and how many of their rows it has deleted.
+    pub fn note<'a>(&mut self, tables: impl Iterator<Item = (&'a QualifiedName, u64)>) {
         self.state_commits += 1;
-        for table in tables {
+        for (table, rows) in tables {
             match self.changed.get_mut(table) {
                 Some(changed) => changed.commits += 1,
                 None => {
@@ -93,6 +122,42 @@ impl Upkeep {
                     self.changed.insert(table.clone(), changed);
                 }
             }
+            if rows > 0 {
+                let deleted = self.deleted.entry(table.clone()).or_default();
+                deleted.rows += rows;
+                deleted.written += deleted.rows;
+            }
+        }
+    }
+
+    /// Has what is there looked at as a whole: copies have left many files.
+    pub fn look_again(&mut self) {
+        self.has_looked = false;
+    }
+
+    /// Has what earlier processes have left behind looked after, and what copies have left: each
+    /// call of `sync` is a process of its own.
+    pub fn look(
+        &mut self,
+        connection: &TargetConnection,
+        options: &LakeOptions,
+    ) -> Result<(), TargetError> {
+        if self.has_looked {
+            return Ok(());
+        }
+        self.want(files::left_behind(connection, options)?);
+        self.has_looked = true;
+        Ok(())
+    }
+
+    /// Has tables looked after at the next occasion.
+    fn want(&mut self, left: LeftBehind) {
+        for table in left.tables {
+            let changed = Changed { since: Instant::now(), commits: COMMITS };
+            self.changed.insert(table, changed);
+        }
+        if left.is_state_full {
+            self.state_commits = STATE_COMMITS;
         }
     }
 
@@ -104,6 +169,16 @@ impl Upkeep {
         self.queue.pop_front()
     }
 
+    /// Notes what a step has done.
+    pub fn done(&mut self, step: &Step, outcome: Outcome) {
+        if let (Step::Rewrite(table, _), Outcome::Done | Outcome::Left(_)) = (step, &outcome) {
+            self.deleted.remove(table);
+        }
+        if let Outcome::Left(rest) = outcome {
+            self.queue.push_front(rest);
+        }
+    }
+
     fn plan(&mut self, state: &str, options: &LakeOptions, now: Instant) {
         let is_due = |changed: &Changed| {
             changed.commits >= COMMITS || now.duration_since(changed.since) >= AT_THE_LATEST
@@ -111,7 +186,15 @@ impl Upkeep {
         let due = self.changed.iter().find(|(_, changed)| is_due(changed));
         if let Some(table) = due.map(|(table, _)| table.clone()) {
             self.changed.remove(&table);
-            self.queue.extend(steps_of(&table));
+            self.queue.extend(self.steps_of(&table));
+            return;
+        }
+
+        let is_worn = |deleted: &Deleted| deleted.rows - deleted.looked_at >= DELETED_ROWS;
+        if let Some((table, deleted)) = self.deleted.iter_mut().find(|(_, it)| is_worn(it)) {
+            deleted.looked_at = deleted.rows;
+            let worn = Worn::Written(deleted.written);
+            self.queue.push_back(Step::Rewrite(table.clone(), worn));
             return;
         }
 
@@ -128,20 +211,37 @@ impl Upkeep {
         }
     }
 
-    /// Returns every step for these tables, as for an operator who asks for them.
+    fn steps_of(&self, table: &QualifiedName) -> [Step; 3] {
+        let written = self.deleted.get(table).map_or(0, |deleted| deleted.written);
+        let worn = Worn::Written(written);
+        [Step::Flush(table.clone()), Step::Rewrite(table.clone(), worn), Step::Merge(table.clone())]
+    }
+
+    /// Returns every step for these tables, as for an operator who asks for them: every file is
+    /// written again of which rows are deleted.
     pub fn all_steps(&mut self, state: &str, tables: Vec<QualifiedName>) -> Vec<Step> {
-        self.changed.clear();
+        (self.changed, self.deleted) = (BTreeMap::new(), BTreeMap::new());
         self.queue.clear();
         self.state_commits = 0;
-        let mut steps: Vec<Step> = tables.iter().flat_map(steps_of).collect();
+        let of_table = |table: QualifiedName| {
+            let rewrite = Step::Rewrite(table.clone(), Worn::Part(0.0));
+            [Step::Flush(table.clone()), rewrite, Step::Merge(table)]
+        };
+        let mut steps: Vec<Step> = tables.into_iter().flat_map(of_table).collect();
         let state = Step::Prune(state.to_owned());
         steps.extend([Step::Expire, state, Step::Clean, Step::Orphans]);
         steps
     }
 }
 
-fn steps_of(table: &QualifiedName) -> [Step; 3] {
-    [Step::Flush(table.clone()), Step::Rewrite(table.clone()), Step::Merge(table.clone())]
+/// What a step has done.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    /// Nothing: there was nothing to do.
+    Idle,
+    Done,
+    /// A part; this is left for another step.
+    Left(Step),
 }
 
 impl Step {
@@ -150,62 +250,132 @@ impl Step {
         &self,
         connection: &TargetConnection,
         options: &LakeOptions,
-    ) -> Result<(), TargetError> {
-        // Not prepared before: DuckLake scans a table only in the transaction that planned the
-        // scan.
-        let call = |call: String| -> Result<(), TargetError> {
-            Ok(connection.execute_batch(&format!("CALL {call}"))?)
-        };
+    ) -> Result<Outcome, TargetError> {
         let seconds = |time: Duration| format!("now() - INTERVAL {} SECOND", time.as_secs());
-        let of = |table: &QualifiedName| {
-            format!("'{CATALOG}', {}, schema => {}", literal(&table.name), literal(&table.schema))
-        };
-
         match self {
             Self::Flush(table) => {
-                call(format!(
-                    "ducklake_flush_inlined_data('{CATALOG}', schema_name => {}, table_name => {})",
-                    literal(&table.schema),
-                    literal(&table.name)
-                ))?;
+                call(
+                    connection,
+                    &format!(
+                        "ducklake_flush_inlined_data('{CATALOG}', schema_name => {}, table_name => {})",
+                        literal(&table.schema),
+                        literal(&table.name)
+                    ),
+                )?;
                 reached("upkeep.flushed");
             }
-            Self::Rewrite(table) => {
-                call(format!(
-                    "ducklake_rewrite_data_files({}, delete_threshold => {DELETED_PART})",
-                    of(table)
-                ))?;
+            Self::Rewrite(table, worn) => {
+                let outcome = rewrite(connection, table, *worn)?;
                 reached("upkeep.rewritten");
+                return Ok(outcome);
             }
             Self::Merge(table) => {
-                call(format!(
-                    "ducklake_merge_adjacent_files({}, max_compacted_files => {MERGED_FILES})",
-                    of(table)
-                ))?;
+                let outcome = merge(connection, table, options)?;
                 reached("upkeep.merged");
+                return Ok(outcome);
             }
             Self::Prune(state) => prune(connection, state)?,
             Self::Expire => {
                 // Never beside a transaction of another writer that is open for longer.
                 let before = seconds(options.keep_snapshots.max(options.clean_after));
-                call(format!("ducklake_expire_snapshots('{CATALOG}', older_than => {before})"))?;
+                call(
+                    connection,
+                    &format!("ducklake_expire_snapshots('{CATALOG}', older_than => {before})"),
+                )?;
                 reached("upkeep.expired");
             }
             Self::Clean => {
                 let before = seconds(options.clean_after);
-                call(format!("ducklake_cleanup_old_files('{CATALOG}', older_than => {before})"))?;
+                call(
+                    connection,
+                    &format!("ducklake_cleanup_old_files('{CATALOG}', older_than => {before})"),
+                )?;
                 reached("upkeep.cleaned");
             }
             Self::Orphans => {
                 let before = seconds(options.clean_after);
-                call(format!(
-                    "ducklake_delete_orphaned_files('{CATALOG}', older_than => {before})"
-                ))?;
+                call(
+                    connection,
+                    &format!("ducklake_delete_orphaned_files('{CATALOG}', older_than => {before})"),
+                )?;
                 reached("upkeep.ended");
             }
         }
-        Ok(())
+        Ok(Outcome::Done)
     }
+}
+
+/// Calls a function of DuckLake. Not prepared before: DuckLake scans a table only in the
+/// transaction that planned the scan.
+fn call(connection: &TargetConnection, call: &str) -> Result<(), TargetError> {
+    Ok(connection.execute_batch(&format!("CALL {call}"))?)
+}
+
+fn of_table(table: &QualifiedName) -> String {
+    format!("'{CATALOG}', {}, schema => {}", literal(&table.name), literal(&table.schema))
+}
+
+/// Writes files again of which rows are deleted, as many as one step takes.
+fn rewrite(
+    connection: &TargetConnection,
+    table: &QualifiedName,
+    worn: Worn,
+) -> Result<Outcome, TargetError> {
+    let found = files::of_table(connection, table)?;
+    let part = match worn {
+        Worn::Written(written) => files::worn_part(&found, written),
+        Worn::Part(part) => part,
+    };
+    let Some(portion) = files::worn(&found, part) else { return Ok(Outcome::Idle) };
+
+    let deleted_part = portion.deleted_part;
+    call(
+        connection,
+        &format!(
+            "ducklake_rewrite_data_files({}, delete_threshold => {deleted_part:.12})",
+            of_table(table)
+        ),
+    )?;
+    Ok(if portion.is_last {
+        Outcome::Done
+    } else {
+        Outcome::Left(Step::Rewrite(table.clone(), Worn::Part(part)))
+    })
+}
+
+/// Merges small files into one.
+fn merge(
+    connection: &TargetConnection,
+    table: &QualifiedName,
+    options: &LakeOptions,
+) -> Result<Outcome, TargetError> {
+    let found = files::of_table(connection, table)?;
+    for sizes in files::mergeable(&found, options.file_bytes) {
+        let Range { start: from, end: below } = sizes;
+        set_file_bytes(connection, below)?;
+        let merged = call(
+            connection,
+            &format!(
+                "ducklake_merge_adjacent_files({}, max_compacted_files => 1, min_file_size => \
+                 {from}, max_file_size => {below})",
+                of_table(table)
+            ),
+        );
+        set_file_bytes(connection, options.file_bytes)?;
+        merged?;
+
+        // Small files of different partitions, or of different shapes, stay apart.
+        if files::of_table(connection, table)?.len() < found.len() {
+            return Ok(Outcome::Left(Step::Merge(table.clone())));
+        }
+    }
+    Ok(Outcome::Idle)
+}
+
+/// Sets the size at which DuckLake begins another file.
+pub fn set_file_bytes(connection: &Connection, bytes: u64) -> Result<(), TargetError> {
+    let set = format!("SET GLOBAL ducklake_target_file_size = '{bytes}B'");
+    Ok(connection.execute_batch(&set)?)
 }
 
 /// Deletes inlined rows of the state that end before the oldest snapshot.
@@ -306,16 +476,49 @@ mod tests {
     fn a_table_is_looked_after_when_many_commits_or_much_time_have_passed() {
         let (options, mut upkeep, start) = (options(86_400), Upkeep::new(), Instant::now());
         let orders = QualifiedName::new("public", "orders");
+        let steps = [
+            Step::Flush(orders.clone()),
+            Step::Rewrite(orders.clone(), Worn::Written(0)),
+            Step::Merge(orders.clone()),
+        ];
         drain(&mut upkeep, &options, start);
 
-        upkeep.note([&orders].into_iter());
+        upkeep.note([(&orders, 0)].into_iter());
         assert_eq!(drain(&mut upkeep, &options, start), []);
         let later = start + AT_THE_LATEST + Duration::from_secs(1);
-        assert_eq!(drain(&mut upkeep, &options, later), steps_of(&orders));
+        assert_eq!(drain(&mut upkeep, &options, later), steps);
 
-        (0..COMMITS).for_each(|_| upkeep.note([&orders].into_iter()));
-        assert_eq!(drain(&mut upkeep, &options, later), steps_of(&orders));
+        (0..COMMITS).for_each(|_| upkeep.note([(&orders, 0)].into_iter()));
+        assert_eq!(drain(&mut upkeep, &options, later), steps);
         assert_eq!(drain(&mut upkeep, &options, later), []);
+
+        upkeep.want(LeftBehind { tables: vec![orders.clone()], is_state_full: false });
+        assert_eq!(drain(&mut upkeep, &options, later), steps);
+    }
+
+    #[test]
+    fn files_are_looked_at_when_many_rows_were_deleted() {
+        let (options, mut upkeep, now) = (options(86_400), Upkeep::new(), Instant::now());
+        let orders = QualifiedName::new("public", "orders");
+        drain(&mut upkeep, &options, now);
+        let rewrite = |written| Step::Rewrite(orders.clone(), Worn::Written(written));
+        let half = DELETED_ROWS / 2;
+
+        upkeep.note([(&orders, half)].into_iter());
+        assert_eq!(drain(&mut upkeep, &options, now), []);
+        upkeep.note([(&orders, half)].into_iter());
+        assert_eq!(drain(&mut upkeep, &options, now), [rewrite(3 * half)]);
+        assert_eq!(drain(&mut upkeep, &options, now), []);
+
+        upkeep.done(&rewrite(3 * half), Outcome::Idle);
+        upkeep.note([(&orders, 2 * half)].into_iter());
+        assert_eq!(drain(&mut upkeep, &options, now), [rewrite(7 * half)]);
+
+        let rest = Step::Rewrite(orders.clone(), Worn::Part(0.1));
+        upkeep.done(&rewrite(7 * half), Outcome::Left(rest.clone()));
+        assert_eq!(drain(&mut upkeep, &options, now), [rest]);
+        upkeep.note([(&orders, 2 * half)].into_iter());
+        assert_eq!(drain(&mut upkeep, &options, now), [rewrite(2 * half)]);
     }
 
     #[test]

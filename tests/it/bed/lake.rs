@@ -134,23 +134,32 @@ impl Lake {
         variables
     }
 
-    /// Opens the lake for reading, as `copied`, in a process of our own.
-    pub fn open(&self) -> duckdb::Result<Connection> {
-        let copy = Connection::open_in_memory()?;
-        copy.execute_batch(
-            "SET autoinstall_known_extensions = false; SET autoload_known_extensions = false",
-        )?;
+    /// The statements that open the lake for reading, as `copied`, in a process of our own.
+    pub fn opening(&self) -> Vec<String> {
+        let mut statements = vec![
+            "SET autoinstall_known_extensions = false; SET autoload_known_extensions = false"
+                .to_owned(),
+        ];
         for name in ["ducklake", "postgres_scanner", "sqlite_scanner", "httpfs"] {
-            copy.execute_batch(&format!("LOAD '{}/{name}.duckdb_extension'", extensions()))?;
+            statements.push(format!("LOAD '{}/{name}.duckdb_extension'", extensions()));
         }
         if self.kind == Kind::S3 {
-            copy.execute_batch(&super::s3::secret())?;
+            statements.push(super::s3::secret());
         }
-        copy.execute_batch(&format!(
+        statements.push(format!(
             "SET GLOBAL TimeZone = 'America/New_York'; ATTACH '{}' AS copied (READ_ONLY); \
              USE copied; SET TimeZone = 'UTC'",
             self.catalog.replace('\'', "''")
-        ))?;
+        ));
+        statements
+    }
+
+    /// Opens the lake for reading, as `copied`.
+    pub fn open(&self) -> duckdb::Result<Connection> {
+        let copy = Connection::open_in_memory()?;
+        for statement in self.opening() {
+            copy.execute_batch(&statement)?;
+        }
         Ok(copy)
     }
 }

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod lake;
 pub mod oracle;
 pub mod pgbench;
+pub mod reader;
 pub mod rhei;
 pub mod s3;
 
@@ -19,6 +20,8 @@ pub use lake::Lake;
 pub use oracle::{assert_same, compare};
 #[allow(unused_imports)]
 pub use pgbench::{Load, Pgbench};
+#[allow(unused_imports)]
+pub use reader::Reader;
 #[allow(unused_imports)]
 pub use rhei::{Output, Rhei, Running};
 

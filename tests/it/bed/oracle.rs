@@ -87,7 +87,7 @@ pub fn query_copy(file: &Path, sql: &str) -> Vec<Row> {
     read_copy(&copy, sql).unwrap_or_else(|error| panic!("{error}\nin: {sql}"))
 }
 
-fn open_copy(file: &Path) -> duckdb::Result<Connection> {
+pub fn open_copy(file: &Path) -> duckdb::Result<Connection> {
     if let Some(lake) = Lake::at(file) {
         return lake.open();
     }
