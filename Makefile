@@ -18,7 +18,7 @@ LAKE ?= lake
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: help setup build install dist dist-check quickstart test test-lake test-matrix chaos demo demo-picture workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve bench-lake clients fuzz fmt lint deny docs clean
+.PHONY: help setup build install dist dist-lake dist-check quickstart test test-lake test-matrix chaos demo demo-picture workloads bench bench-latency bench-soak bench-backfill bench-tables bench-verify bench-serve bench-lake clients fuzz fmt lint deny docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ install: ## build for release and install into $(DESTDIR)$(PREFIX)
 dist: ## an archive for Linux in dist/: binary, libduckdb, completions, man pages, unit, docs, licences, SBOM
 	@scripts/setup.sh build
 	@scripts/dist.sh
+
+dist-lake: ## an archive of the extensions of DuckDB that a lake takes, for the same prefix
+	@scripts/setup.sh
+	@scripts/dist.sh lake
 
 dist-check: ## try the archive in bare trees of Debian 12 and 13, under systemd, and as an image (root; minutes)
 	@scripts/setup.sh ci

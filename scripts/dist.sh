@@ -3,6 +3,7 @@
 #
 #   scripts/dist.sh                  dist/rhei-VERSION-OS-ARCH.tar.gz, and its SHA-256 beside it
 #   scripts/dist.sh install          the same files into $DESTDIR$PREFIX (/usr/local unless set)
+#   scripts/dist.sh lake             dist/rhei-lake-VERSION-OS-ARCH.tar.gz: the extensions of DuckDB that a lake takes
 #
 # RHEI_DIST_PROFILE   release (the default), or dev: quicker to build, slower to run
 # RHEI_DIST_BINARY    a binary that is there already, instead of building one
@@ -93,6 +94,16 @@ stage() { # folder
   chmod -R u=rwX,go=rX "$root"
 }
 
+# The extensions as their makers have signed them; DuckDB loads no others.
+stage_extensions() { # folder
+  local name
+  for name in $(awk '!/^#/ { print $2 }' scripts/extensions.sha256 | sort -u); do
+    [ -f "$RHEI_EXTENSIONS/$name.duckdb_extension" ] || { say "$name is missing: make setup fetches it"; exit 1; }
+    install -D -m 0644 "$RHEI_EXTENSIONS/$name.duckdb_extension" "$1/lib/rhei/extensions/$name.duckdb_extension"
+  done
+  chmod -R u=rwX,go=rX "$1"
+}
+
 archive() { # folder
   local out="${RHEI_DIST_OUT:-dist}"
   mkdir -p "$out"
@@ -103,13 +114,19 @@ archive() { # folder
   say "$out/$name.tar.gz ($(du -h "$out/$name.tar.gz" | cut -f1))"
 }
 
-build
 case "${1:-archive}" in
+  lake)
+    name="${name/rhei-/rhei-lake-}"
+    stage_extensions "$work/$name"
+    archive "$work"
+    ;;
   archive)
+    build
     stage "$work/$name"
     archive "$work"
     ;;
   install)
+    build
     prefix="${PREFIX:-/usr/local}"
     stage "$work/$name"
     mkdir -p "${DESTDIR:-}$prefix"
@@ -118,7 +135,7 @@ case "${1:-archive}" in
     say "installed into ${DESTDIR:-}$prefix"
     ;;
   *)
-    sed -n '2,13p' "$0"
+    sed -n '2,14p' "$0"
     exit 2
     ;;
 esac

@@ -74,7 +74,8 @@ pub fn of_table(
         "SELECT f.file_size_bytes, f.record_count, coalesce(d.delete_count, 0) \
          FROM {metadata}.ducklake_data_file f LEFT JOIN (SELECT data_file_id, delete_count \
          FROM {metadata}.ducklake_delete_file WHERE table_id = {id} AND end_snapshot IS NULL) d \
-         USING (data_file_id) WHERE f.table_id = {id} AND f.end_snapshot IS NULL"
+         USING (data_file_id) WHERE f.table_id = {id} AND f.end_snapshot IS NULL \
+         ORDER BY data_file_id"
     ))?;
     let files = statement.query_map([], |row| {
         Ok(DataFile { bytes: row.get(0)?, rows: row.get(1)?, deleted: row.get(2)? })

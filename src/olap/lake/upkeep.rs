@@ -194,7 +194,9 @@ impl Upkeep {
         if let Some((table, deleted)) = self.deleted.iter_mut().find(|(_, it)| is_worn(it)) {
             deleted.looked_at = deleted.rows;
             let worn = Worn::Written(deleted.written);
-            self.queue.push_back(Step::Rewrite(table.clone(), worn));
+            // DuckLake writes no file again of which deletions are in the catalog.
+            let steps = [Step::Flush(table.clone()), Step::Rewrite(table.clone(), worn)];
+            self.queue.extend(steps);
             return;
         }
 
@@ -251,17 +253,13 @@ impl Step {
         connection: &TargetConnection,
         options: &LakeOptions,
     ) -> Result<Outcome, TargetError> {
-        let seconds = |time: Duration| format!("now() - INTERVAL {} SECOND", time.as_secs());
+        let older =
+            |time: Duration| format!("older_than => now() - INTERVAL {} SECOND", time.as_secs());
         match self {
-            Self::Flush(table) => {
-                call(
-                    connection,
-                    &format!(
-                        "ducklake_flush_inlined_data('{CATALOG}', schema_name => {}, table_name => {})",
-                        literal(&table.schema),
-                        literal(&table.name)
-                    ),
-                )?;
+            Self::Flush(QualifiedName { schema, name }) => {
+                let (schema, name) = (literal(schema), literal(name));
+                let table = format!("schema_name => {schema}, table_name => {name}");
+                call(connection, "flush_inlined_data", &table)?;
                 reached("upkeep.flushed");
             }
             Self::Rewrite(table, worn) => {
@@ -277,27 +275,16 @@ impl Step {
             Self::Prune(state) => prune(connection, state)?,
             Self::Expire => {
                 // Never beside a transaction of another writer that is open for longer.
-                let before = seconds(options.keep_snapshots.max(options.clean_after));
-                call(
-                    connection,
-                    &format!("ducklake_expire_snapshots('{CATALOG}', older_than => {before})"),
-                )?;
+                let kept = options.keep_snapshots.max(options.clean_after);
+                call(connection, "expire_snapshots", &older(kept))?;
                 reached("upkeep.expired");
             }
             Self::Clean => {
-                let before = seconds(options.clean_after);
-                call(
-                    connection,
-                    &format!("ducklake_cleanup_old_files('{CATALOG}', older_than => {before})"),
-                )?;
+                call(connection, "cleanup_old_files", &older(options.clean_after))?;
                 reached("upkeep.cleaned");
             }
             Self::Orphans => {
-                let before = seconds(options.clean_after);
-                call(
-                    connection,
-                    &format!("ducklake_delete_orphaned_files('{CATALOG}', older_than => {before})"),
-                )?;
+                call(connection, "delete_orphaned_files", &older(options.clean_after))?;
                 reached("upkeep.ended");
             }
         }
@@ -307,12 +294,9 @@ impl Step {
 
 /// Calls a function of DuckLake. Not prepared before: DuckLake scans a table only in the
 /// transaction that planned the scan.
-fn call(connection: &TargetConnection, call: &str) -> Result<(), TargetError> {
-    Ok(connection.execute_batch(&format!("CALL {call}"))?)
-}
-
-fn of_table(table: &QualifiedName) -> String {
-    format!("'{CATALOG}', {}, schema => {}", literal(&table.name), literal(&table.schema))
+fn call(connection: &TargetConnection, function: &str, arguments: &str) -> Result<(), TargetError> {
+    let call = format!("CALL ducklake_{function}('{CATALOG}', {arguments})");
+    Ok(connection.execute_batch(&call)?)
 }
 
 /// Writes files again of which rows are deleted, as many as one step takes.
@@ -322,25 +306,21 @@ fn rewrite(
     worn: Worn,
 ) -> Result<Outcome, TargetError> {
     let found = files::of_table(connection, table)?;
-    let part = match worn {
+    let least = match worn {
         Worn::Written(written) => files::worn_part(&found, written),
         Worn::Part(part) => part,
     };
-    let Some(portion) = files::worn(&found, part) else { return Ok(Outcome::Idle) };
+    let Some(portion) = files::worn(&found, least) else { return Ok(Outcome::Idle) };
 
-    let deleted_part = portion.deleted_part;
-    call(
-        connection,
-        &format!(
-            "ducklake_rewrite_data_files({}, delete_threshold => {deleted_part:.12})",
-            of_table(table)
-        ),
-    )?;
-    Ok(if portion.is_last {
-        Outcome::Done
-    } else {
-        Outcome::Left(Step::Rewrite(table.clone(), Worn::Part(part)))
-    })
+    let (name, schema) = (literal(&table.name), literal(&table.schema));
+    let part = portion.deleted_part;
+    let arguments = format!("{name}, schema => {schema}, delete_threshold => {part:.12}");
+    call(connection, "rewrite_data_files", &arguments)?;
+    if files::of_table(connection, table)? == found {
+        return Ok(Outcome::Idle);
+    }
+    let rest = Step::Rewrite(table.clone(), Worn::Part(least));
+    Ok(if portion.is_last { Outcome::Done } else { Outcome::Left(rest) })
 }
 
 /// Merges small files into one.
@@ -350,17 +330,16 @@ fn merge(
     options: &LakeOptions,
 ) -> Result<Outcome, TargetError> {
     let found = files::of_table(connection, table)?;
+    let (name, schema) = (literal(&table.name), literal(&table.schema));
     for sizes in files::mergeable(&found, options.file_bytes) {
+        // One new file at a time.
         let Range { start: from, end: below } = sizes;
-        set_file_bytes(connection, below)?;
-        let merged = call(
-            connection,
-            &format!(
-                "ducklake_merge_adjacent_files({}, max_compacted_files => 1, min_file_size => \
-                 {from}, max_file_size => {below})",
-                of_table(table)
-            ),
+        let arguments = format!(
+            "{name}, schema => {schema}, max_compacted_files => 1, min_file_size => {from}, \
+             max_file_size => {below}"
         );
+        set_file_bytes(connection, below)?;
+        let merged = call(connection, "merge_adjacent_files", &arguments);
         set_file_bytes(connection, options.file_bytes)?;
         merged?;
 
@@ -502,23 +481,24 @@ mod tests {
         let orders = QualifiedName::new("public", "orders");
         drain(&mut upkeep, &options, now);
         let rewrite = |written| Step::Rewrite(orders.clone(), Worn::Written(written));
+        let steps = |written| [Step::Flush(orders.clone()), rewrite(written)];
         let half = DELETED_ROWS / 2;
 
         upkeep.note([(&orders, half)].into_iter());
         assert_eq!(drain(&mut upkeep, &options, now), []);
         upkeep.note([(&orders, half)].into_iter());
-        assert_eq!(drain(&mut upkeep, &options, now), [rewrite(3 * half)]);
+        assert_eq!(drain(&mut upkeep, &options, now), steps(3 * half));
         assert_eq!(drain(&mut upkeep, &options, now), []);
 
         upkeep.done(&rewrite(3 * half), Outcome::Idle);
         upkeep.note([(&orders, 2 * half)].into_iter());
-        assert_eq!(drain(&mut upkeep, &options, now), [rewrite(7 * half)]);
+        assert_eq!(drain(&mut upkeep, &options, now), steps(7 * half));
 
         let rest = Step::Rewrite(orders.clone(), Worn::Part(0.1));
         upkeep.done(&rewrite(7 * half), Outcome::Left(rest.clone()));
         assert_eq!(drain(&mut upkeep, &options, now), [rest]);
         upkeep.note([(&orders, 2 * half)].into_iter());
-        assert_eq!(drain(&mut upkeep, &options, now), [rewrite(2 * half)]);
+        assert_eq!(drain(&mut upkeep, &options, now), steps(2 * half));
     }
 
     #[test]
