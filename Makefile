@@ -55,10 +55,8 @@ test: setup ## run every test (one: make test TEST=name)
 test-matrix: setup ## run the integration tests on Postgres 14 to 18
 	@scripts/test-matrix.sh $(TEST)
 
-# What a lake has in common with a file. Some of these tests expect what only a file does.
-LAKE_TESTS = values:: rows:: schema_changes:: crashes:: pgbench_runs:: histories:: \
-	--skip what_older_rows_have --skip a_widened_number --skip each_change_does_so --skip each_change_does_what \
-	--skip a_death_while_the_file_is_made --skip larger_than_memory --skip each_type_becomes
+# What a lake has in common with a file.
+LAKE_TESTS = values:: rows:: schema_changes:: crashes:: pgbench_runs:: histories:: --skip a_death_while_the_file_is_made
 test-lake: setup ## run the tests of rows, values, schemas, crashes and histories on a lake (LAKE=lake, lake-s3, lake-sqlite)
 	@$(ENV) RHEI_TEST_TARGET=$(LAKE) RHEI_TEST_HISTORIES=$${RHEI_TEST_HISTORIES:-60} cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
 		$(or $(TEST),$(LAKE_TESTS))

@@ -1,5 +1,6 @@
-//! A lake against a DuckDB file, side by side in one run, and then a mixed load on the lake for as
-//! long as RHEI_BENCH_MINUTES says (default 40): `make bench-lake`.
+//! A lake against a DuckDB file, side by side in one run; then tables of several sizes in a lake
+//! (RHEI_BENCH_MILLIONS, default "10"), and a mixed load on one for as long as RHEI_BENCH_MINUTES
+//! says (default 40): `make bench-lake`.
 //!
 //! The catalog is a PostgreSQL of its own, the data a folder. "Apply" is the time that rhei itself
 //! measures for a batch: no decoding, no waiting. Reads are those of another process.
@@ -70,9 +71,9 @@ fn make_source(cluster: &Cluster, name: &str, rows: u64) -> Db {
 }
 
 /// A half of updates, a quarter of inserts, a quarter of deletes, in one transaction.
-fn change(db: &Db, round: u64) {
-    let (quarter, fresh) = (CHANGES / 4, 2_000_000 + round * CHANGES);
-    let spread = ROWS / CHANGES;
+fn change(db: &Db, rows: u64, round: u64) {
+    let (quarter, fresh) = (CHANGES / 4, 2 * rows + round * CHANGES);
+    let spread = rows / CHANGES;
     db.execute(&format!(
         "BEGIN; UPDATE t SET qty = qty + 1 WHERE id IN \
          (SELECT i * {spread} + {round} FROM generate_series(1, {CHANGES} / 2) i);
@@ -157,7 +158,7 @@ fn measure(cluster: &Cluster, name: &str, kind: Option<Kind>) -> Figures {
     let mut running = rhei.spawn(["run"]);
     running.wait_for_log("following the source", SOON);
     for round in 0..BATCHES + 2 {
-        change(&db, round);
+        change(&db, ROWS, round);
         wait_for(&rhei, &mut running, &db);
     }
     let apply_ms = apply_ms(&rhei);
@@ -194,6 +195,48 @@ fn side_by_side(cluster: &Cluster, report: &mut Report) {
         lake.catch_up_changes_a_second,
     );
     line("group by of another process, ms", file.group_by_ms, lake.group_by_ms);
+}
+
+/// Tables of this number of millions of rows, in a lake.
+fn by_size(cluster: &Cluster, sizes: &[u64], report: &mut Report) {
+    report.say(format!(
+        "{:>12} {:>10} {:>14} {:>8} {:>9} {:>10} {:>12}",
+        "million rows", "sync s", "rows a second", "files", "data MB", "apply ms", "group by ms"
+    ));
+    for &millions in sizes {
+        let rows = millions * 1_000_000;
+        let name = format!("sized_{millions}");
+        let db = make_source(cluster, &name, rows);
+        let folder = temp_dir();
+        let rhei = rhei_of(&db, folder.path(), &name, Some(Kind::Postgres));
+        let started = Instant::now();
+        rhei.run_ok(["sync"]);
+        let seconds = started.elapsed().as_secs_f64();
+
+        let mut running = rhei.spawn(["run"]);
+        running.wait_for_log("following the source", SOON);
+        for round in 0..BATCHES {
+            change(&db, rows, round);
+            wait_for(&rhei, &mut running, &db);
+        }
+        let apply = apply_ms(&rhei);
+        let lake = rhei.status().unwrap()["file"].clone();
+        running.stop(SOON).assert_code(0);
+        report.say(format!(
+            "{millions:12} {seconds:10.0} {:14.0} {:>8} {:9.0} {apply:10.0} {:12.0}",
+            rows as f64 / seconds,
+            lake["lake"]["files"].to_string(),
+            lake["file_bytes"].as_f64().unwrap_or(f64::NAN) / 1e6,
+            group_by_ms(rhei.target_path())
+        ));
+        // Too many rows to compare one by one.
+        let sums = "SELECT concat_ws(' ', count(*), sum(id), sum(qty), sum(amount), count(name)) \
+                    FROM public.t";
+        let found = bed::oracle::query_copy(rhei.target_path(), sums);
+        assert_eq!(found[0][0].as_deref(), Some(db.value(sums).as_str()));
+        db.execute("DROP TABLE t");
+    }
+    report.say(String::new());
 }
 
 fn under_load(cluster: &Cluster, minutes: u64, report: &mut Report) {
@@ -262,6 +305,10 @@ fn main() {
     let mut report = Report::default();
     side_by_side(&cluster, &mut report);
     report.say(String::new());
+    let sizes = std::env::var("RHEI_BENCH_MILLIONS").unwrap_or_else(|_| "10".to_owned());
+    let sizes: Vec<u64> =
+        sizes.split_whitespace().map(|millions| millions.parse().unwrap()).collect();
+    by_size(&cluster, &sizes, &mut report);
     under_load(&cluster, minutes, &mut report);
     report.write("A lake", &cluster.major().to_string());
 }

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     publication::{LastPublished, publish_again},
     supervisor::Supervisor,
@@ -98,9 +100,11 @@ pub(super) fn spawn_upkeep<T: OlapEngine + 'static>(
     const LOOK: Duration = Duration::from_secs(1);
 
     let (looked_after, its_writer) = (context.clone(), writer.clone());
+    let stop = supervisor.stop_token();
     supervisor.spawn_periodic("upkeep", LOOK, move || {
         let (context, writer) = (looked_after.clone(), its_writer.clone());
-        async move { upkeep(&context, &writer).await }
+        let stop = stop.clone();
+        async move { upkeep(&context, &writer, &stop).await }
     });
 }
 
@@ -190,13 +194,14 @@ fn is_due(
 async fn upkeep<T: OlapEngine + 'static>(
     context: &Context,
     writer: &Writer<T>,
+    stop: &CancellationToken,
 ) -> Result<(), EngineError> {
     loop {
         let has_more = {
             let _shape = context.ddl_lock.write().await;
             writer.call(|target| target.upkeep()).await?
         };
-        if !has_more {
+        if !has_more || stop.is_cancelled() {
             return Ok(());
         }
         tokio::task::yield_now().await;

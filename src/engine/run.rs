@@ -44,13 +44,7 @@ pub async fn run<T: OlapEngine + 'static>(
     let ended = run_sessions(context, writer, &mut commands, &mut copies, stop).await;
     copies.shutdown().await;
 
-    for task in supervisor.shutdown().await {
-        tracing::warn!(
-            event = "task_given_up",
-            task,
-            "a task did not finish within the grace period, and was given up"
-        );
-    }
+    supervisor.end().await;
 
     ended?;
     match writer.call(|target| target.checkpoint_file(Compaction::Skip)).await {

@@ -121,6 +121,17 @@ impl Supervisor {
         self.tasks.push((name, task));
     }
 
+    /// Lets work that has begun come to its end, and says which did not. See [`Self::shutdown`].
+    pub async fn end(&mut self) {
+        for task in self.shutdown().await {
+            tracing::warn!(
+                event = "task_given_up",
+                task,
+                "a task did not finish within the grace period, and was given up"
+            );
+        }
+    }
+
     /// Lets work that has begun come to its end, within the grace period. Returns the tasks that
     /// did not end and were given up. Calling it again is harmless.
     pub async fn shutdown(&mut self) -> Vec<String> {

@@ -54,7 +54,7 @@ pub async fn sync(
 
     let ended = Box::pin(sync_sessions(context, again, stop, goal, &writer, &mut copies)).await;
     copies.shutdown().await;
-    supervisor.shutdown().await;
+    supervisor.end().await;
 
     let report = ended?;
     if !report.is_stopped {

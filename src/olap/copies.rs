@@ -145,6 +145,10 @@ impl CopyTarget for DuckDb {
         self.ensure_attached()?;
         self.roll_back()?;
 
+        if self.lake.is_some() {
+            // A death may have come between the shadow and this.
+            inlining::of_shadows(&self.connection, tables.iter().map(|table| table.as_ref()))?;
+        }
         let plan = self.plan_merge(tables)?;
         let whole = self.merge_changes(&plan, most_rows)?;
 
@@ -288,9 +292,8 @@ impl DuckDb {
             Ok(())
         })?;
 
-        // The chunks of a copy are many files.
         if let Some(lake) = &mut self.lake {
-            lake.upkeep.look_again();
+            lake.upkeep.copied(tables.iter().map(|table| &table.target));
         }
         Ok(())
     }

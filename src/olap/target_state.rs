@@ -52,6 +52,13 @@ impl TargetState for DuckDb {
                 // The kept copy of a table that was dropped at the source stays under the name that
                 // both tables had.
                 let is_ours = stored.is_ours(from) && !stored.is_kept_by_another(from, table.oid);
+                if is_ours && target.lake.is_some() && from.schema != table.target.schema {
+                    // A lake moves no table, and makes no other one that is like it: the table is
+                    // copied again.
+                    target.connection.execute_batch(&names::drop_table(from))?;
+                    ours.push(false);
+                    continue;
+                }
                 ours.push(is_ours);
                 if is_ours
                     && *from != table.target

@@ -147,12 +147,17 @@ impl Wanted<'_> {
         let Some(stored) = stored else { return NextCopy::Copy };
 
         let is_asked = matches!(self.again, Recopy::Tables(names) if names.contains(&table.name));
-        let is_other = is_asked || wants_another_copy(self.options, table, stored, self.types);
+        // A lake moves no table to another schema.
+        let target = self.targets.get(&table.oid);
+        let is_moved = self.options.target.lake.is_some()
+            && target.is_some_and(|name| name.schema != stored.target.schema);
+        let is_other =
+            is_asked || is_moved || wants_another_copy(self.options, table, stored, self.types);
 
         if stored.has_shadow {
             // A shadow has the name and the columns that it was begun with.
-            let is_renamed = stored.source != table.name
-                || self.targets.get(&table.oid).is_some_and(|name| *name != stored.target);
+            let is_renamed =
+                stored.source != table.name || target.is_some_and(|name| *name != stored.target);
 
             let is_left_alone = stored.state != TableState::CatchingUp && !is_active;
             return match (is_other || is_renamed, is_left_alone) {

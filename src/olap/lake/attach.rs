@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use duckdb::{AccessMode, Connection};
 
-use super::{LakeOptions, extensions, inlining, secrets, upkeep::set_file_bytes};
+use super::{LakeOptions, extensions, inlining, secrets};
 use crate::olap::{
     TargetError, TargetOptions,
     arrow_scan::Database,
@@ -54,7 +54,8 @@ pub fn open(
     }
 
     connection.execute_batch(&format!("SET GLOBAL ducklake_retry_wait_ms = {RETRY_WAIT_MS}"))?;
-    set_file_bytes(&connection, lake.file_bytes)?;
+    let bytes = lake.file_bytes;
+    connection.execute_batch(&format!("SET GLOBAL ducklake_target_file_size = '{bytes}B'"))?;
     attach(&connection, lake, mode)?;
     Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()))))
 }

@@ -1,13 +1,13 @@
 //! Which files of a table are written again, and in what portions.
 //!
 //! A commit that deletes rows writes the positions of all deleted rows of a file again, so a commit
-//! takes longer the more rows of its files are deleted. A file is written again once a tenth of its
-//! rows is deleted, for readers; and earlier once writing these positions has cost about as much as
-//! writing the files: in a large table that is long before.
+//! takes longer the more rows of its files are deleted. A file is written again once a twentieth of
+//! its rows is deleted, for readers; and earlier once writing these positions has cost about as
+//! much as writing the files: in a large table that is long before.
 
 use std::ops::Range;
 
-use super::LakeOptions;
+use super::{LakeOptions, upkeep::Look};
 use crate::{
     olap::{
         TargetError,
@@ -26,7 +26,7 @@ const FILES: u64 = 4;
 const SMALL_BYTES: u64 = 4 << 20;
 
 /// A file is written again when this part of its rows is deleted.
-const DELETED_PART: f64 = 0.1;
+const DELETED_PART: f64 = 0.05;
 
 /// Files are merged with files of like size, so that no row is written again for each few that are
 /// added: files up to each of these parts of the usual size, and larger than the part before, when
@@ -51,6 +51,15 @@ pub struct DataFile {
 impl DataFile {
     fn deleted_part(&self) -> f64 {
         if self.deleted == 0 { 0.0 } else { self.deleted as f64 / self.rows as f64 }
+    }
+
+    fn is_worn(&self, part: f64) -> bool {
+        self.deleted > 0 && self.deleted_part() >= part
+    }
+
+    /// About the size of the file without its deleted rows.
+    fn left_bytes(&self) -> u64 {
+        (self.bytes as f64 * (1.0 - self.deleted_part())) as u64
     }
 }
 
@@ -95,35 +104,52 @@ pub fn worn_part(files: &[DataFile], written: u64) -> f64 {
     (deleted as f64 / rows as f64 / 2.0).min(DELETED_PART)
 }
 
+/// Returns what is written when all files are written again of whose rows this part is deleted.
+pub fn worn_bytes(files: &[DataFile], part: f64) -> u64 {
+    files.iter().filter(|file| file.is_worn(part)).map(DataFile::left_bytes).sum()
+}
+
 /// What one step writes again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Portion {
     /// The files of whose rows this part is deleted, or more.
     pub deleted_part: f64,
+    /// What is written, in bytes.
+    pub bytes: u64,
     /// Other files are left for another step.
     pub is_last: bool,
 }
 
 /// Returns the files of which most is deleted, as many as one step writes again: of those where
-/// the deleted part is at least `part`.
+/// the deleted part is at least `part`. DuckLake takes all files of which the same part is deleted;
+/// where these are too many, they wait until later deletions tell them apart.
 pub fn worn(files: &[DataFile], part: f64) -> Option<Portion> {
-    let mut worn: Vec<(f64, u64)> =
-        files.iter().map(|file| (file.deleted_part(), file.bytes)).collect();
-    worn.retain(|(deleted, _)| *deleted > 0.0 && *deleted >= part);
-    worn.sort_by(|one, other| other.0.total_cmp(&one.0));
+    let mut worn: Vec<&DataFile> = files.iter().filter(|file| file.is_worn(part)).collect();
+    worn.sort_by(|one, other| other.deleted_part().total_cmp(&one.deleted_part()));
 
     let all: u64 = files.iter().map(|file| file.bytes).sum();
     let most = (all / FILES).clamp(SMALL_BYTES, STEP_BYTES);
-    let mut bytes = 0;
-    let fits = worn.iter().take_while(|(_, size)| {
-        let is_first = bytes == 0;
-        bytes += size;
-        is_first || bytes <= most
-    });
-    let count = fits.count();
-    let (last, _) = worn.get(count.checked_sub(1)?)?;
+    let (mut taken, mut bytes, mut last) = (0, 0, None);
+    for alike in worn.chunk_by(|one, other| one.deleted_part() == other.deleted_part()) {
+        let more: u64 = alike.iter().map(|file| file.left_bytes()).sum();
+        let is_allowed = match (taken, alike.len()) {
+            (0, 1) => true,
+            (0, _) => more <= 2 * most,
+            _ => bytes + more <= most,
+        };
+        if !is_allowed {
+            if taken > 0 {
+                break;
+            }
+            // Files of which less is deleted cannot be taken without these.
+            return None;
+        }
+        (taken, bytes, last) = (taken + alike.len(), bytes + more, alike.last());
+    }
+
     // DuckLake divides again, and may round otherwise.
-    Some(Portion { deleted_part: (last - 1e-9).max(0.0), is_last: count == worn.len() })
+    let deleted_part = (last?.deleted_part() - 1e-9).max(0.0);
+    Some(Portion { deleted_part, bytes, is_last: taken == worn.len() })
 }
 
 /// Returns the ranges of sizes, in bytes, in which there are enough files to merge. DuckLake merges
@@ -150,10 +176,12 @@ pub struct LeftBehind {
     pub is_state_full: bool,
 }
 
-/// Finds the tables of this copy with many small files or with many rows in the catalog.
+/// Finds the tables of this copy with many small files, with many deleted rows, or with many rows
+/// in the catalog.
 pub fn left_behind(
     connection: &TargetConnection,
     options: &LakeOptions,
+    look: Look,
 ) -> Result<LeftBehind, TargetError> {
     let metadata = format!("__ducklake_metadata_{CATALOG}");
     let prefix = literal(&options.schema_prefix);
@@ -163,18 +191,28 @@ pub fn left_behind(
          AND s.end_snapshot IS NULL AND starts_with(s.schema_name, {prefix})"
     );
 
-    let small = options.file_bytes / SIZES[1];
+    let small = options.file_bytes / SIZES[2];
     let with_files = format!(
         "SELECT table_id FROM (SELECT table_id FROM {metadata}.ducklake_data_file \
          WHERE end_snapshot IS NULL AND file_size_bytes < {small} UNION ALL \
          SELECT table_id FROM {metadata}.ducklake_delete_file WHERE end_snapshot IS NULL) \
          GROUP BY table_id HAVING count(*) >= {LEFT_FILES}"
     );
-    let rows = inlined_rows(connection, options)?;
+    let with_deleted = format!(
+        "SELECT table_id FROM (SELECT table_id, sum(delete_count) AS deleted \
+         FROM {metadata}.ducklake_delete_file WHERE end_snapshot IS NULL GROUP BY ALL) \
+         JOIN (SELECT table_id, sum(record_count) AS stored FROM {metadata}.ducklake_data_file \
+         WHERE end_snapshot IS NULL GROUP BY ALL) USING (table_id) \
+         WHERE deleted >= stored * {DELETED_PART}"
+    );
+    let rows = match look {
+        Look::All => inlined_rows(connection, options)?,
+        Look::Files | Look::Nothing => Vec::new(),
+    };
     let with_rows: Vec<String> = rows.iter().map(u64::to_string).collect();
     let mut statement = connection.prepare(&format!(
         "SELECT schema_name, table_name FROM ({names}) WHERE table_id IN ({with_files}) \
-         OR list_contains([{}]::BIGINT[], table_id)",
+         OR table_id IN ({with_deleted}) OR list_contains([{}]::BIGINT[], table_id)",
         with_rows.join(", ")
     ))?;
     let found = statement.query_map([], |row| {
@@ -243,7 +281,7 @@ mod tests {
     #[test]
     fn a_step_writes_the_files_again_of_which_most_is_deleted() {
         let mut files =
-            vec![file(60 * MB, 1000, 100), file(60 * MB, 1000, 300), file(60 * MB, 1000, 50)];
+            vec![file(60 * MB, 1000, 100), file(60 * MB, 1000, 300), file(60 * MB, 1000, 40)];
         files.extend([file(500 * MB, 10_000, 1); 2]);
         let portion = worn(&files, DELETED_PART).unwrap();
         assert!(portion.is_last && portion.deleted_part > 0.099 && portion.deleted_part < 0.1);
@@ -256,10 +294,28 @@ mod tests {
         let small = [file(3 * MB, 1000, 300), file(3 * MB, 1000, 200), file(3 * MB, 1000, 100)];
         let first = worn(&small, DELETED_PART).unwrap();
         assert!(!first.is_last && first.deleted_part > 0.2, "{first:?}");
+        assert_eq!(worn_bytes(&small, 0.15), small[0].left_bytes() + small[1].left_bytes());
         assert_eq!(worn(&[file(MB, 10, 0)], 0.0), None);
 
         let large = worn(&[file(900 * MB, 10, 5), file(MB, 10, 4)], DELETED_PART).unwrap();
         assert!(!large.is_last && large.deleted_part > 0.49, "{large:?}");
+    }
+
+    #[test]
+    fn files_of_which_the_same_part_is_deleted_wait_when_they_are_too_many_for_a_step() {
+        let alike = [file(60 * MB, 1000, 200); 20];
+        assert_eq!(worn(&alike, DELETED_PART), None);
+        let few = [file(MB, 1000, 200); 3];
+        assert!(worn(&few, DELETED_PART).unwrap().is_last);
+
+        // Another file has more; those that are alike are left.
+        let mut told_apart = alike.to_vec();
+        told_apart.push(file(60 * MB, 1000, 201));
+        let portion = worn(&told_apart, DELETED_PART).unwrap();
+        assert!(!portion.is_last && portion.deleted_part > 0.2, "{portion:?}");
+
+        // Nothing is left of them to be written.
+        assert!(worn(&[file(60 * MB, 1000, 1000); 20], DELETED_PART).unwrap().is_last);
     }
 
     #[test]

@@ -9,11 +9,11 @@
 //! back from its catalog, and ends the process for a date within a struct.
 
 use super::{
-    layout::{is_nested, is_reserved},
+    layout::is_nested,
     options::{self, Scope},
 };
 use crate::{
-    change::{ColumnSpec, SchemaChange, TableSpec},
+    change::{SchemaChange, TableSpec},
     olap::{
         TargetError,
         connection::TargetConnection,
@@ -36,11 +36,6 @@ const ALL_ROWS: u32 = 1_000_000_000;
 /// `fence`) needs them inlined.
 const STATE: [&str; 6] = ["pipeline", "tables", "columns", "jobs", "verifications", "repairs"];
 
-/// Returns whether a table with this column can be inlined: DuckLake has columns of its own there.
-fn can_be_inlined(column: &ColumnSpec) -> bool {
-    !is_nested(column) && !is_reserved(&column.target_name)
-}
-
 /// Makes the schema of the state, if it is missing, such that its tables are inlined.
 pub fn before_state(connection: &TargetConnection) -> Result<(), TargetError> {
     let schema = connection.state_schema();
@@ -62,7 +57,7 @@ pub fn of_shadows<'a>(
     tables: impl Iterator<Item = &'a TableSpec>,
 ) -> Result<(), TargetError> {
     let unsafe_tables: Vec<QualifiedName> = tables
-        .filter(|spec| !spec.columns.iter().all(can_be_inlined))
+        .filter(|spec| spec.columns.iter().any(is_nested))
         .map(|spec| shadow_of(&spec.target))
         .collect();
     options::set(connection, SETTING, unsafe_tables.iter().map(|table| (scope(table), 0)))
@@ -73,7 +68,7 @@ pub fn before_change<'a>(
     connection: &TargetConnection,
     changes: impl Iterator<Item = &'a SchemaChange>,
 ) -> Result<(), TargetError> {
-    let is_safe = |spec: &TableSpec| spec.columns.iter().all(can_be_inlined);
+    let is_safe = |spec: &TableSpec| !spec.columns.iter().any(is_nested);
     let changes = changes.filter(|change| is_safe(&change.before) && !is_safe(&change.after));
     options::set(connection, SETTING, changes.map(|change| (scope(&change.after.target), 0)))
 }

@@ -85,6 +85,15 @@ impl LayoutKey {
     }
 }
 
+/// The names of DuckLake's own columns, which no column of a table may have.
+pub const RESERVED: [&str; 5] = [
+    "row_id",
+    "begin_snapshot",
+    "end_snapshot",
+    "_ducklake_internal_row_id",
+    "_ducklake_internal_snapshot_id",
+];
+
 /// Returns whether the type of a column is made of other types.
 pub fn is_nested(column: &ColumnSpec) -> bool {
     const NESTED: [&str; 4] = ["[", "STRUCT", "MAP", "VARIANT"];
@@ -106,15 +115,9 @@ pub fn can_alter(change: &SchemaChange, layout: &Layout) -> bool {
             let (was, is) = (&before.mapping.target_type, &column.mapping.target_type);
             was == is || is_wider(was, is)
         }),
-        // DuckLake refuses the names of its own columns where a table is inlined.
-        ColumnOrigin::Added(_) if is_reserved(&column.target_name) => false,
         ColumnOrigin::Added(None) => true,
         ColumnOrigin::Added(Some(_)) => !is_nested(column),
     })
-}
-
-pub fn is_reserved(name: &str) -> bool {
-    ["row_id", "begin_snapshot", "end_snapshot"].contains(&name.to_lowercase().as_str())
 }
 
 fn is_wider(was: &str, is: &str) -> bool {

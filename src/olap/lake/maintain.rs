@@ -1,6 +1,6 @@
 //! What the writer does for the upkeep of its lake.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use super::upkeep::{Outcome, Step};
 use crate::{
@@ -18,13 +18,11 @@ impl DuckDb {
     /// Shows that the writer lives, if it was silent for long, or else does one step of the upkeep.
     /// Returns whether there is more to do.
     pub(in crate::olap) fn look_after_lake(&mut self) -> Result<bool, TargetError> {
-        let is_used = self.is_used();
-        let Some(lake) = &mut self.lake else { return Ok(false) };
-        if lake.fence.is_silent() {
-            // The commit replaces the row that names this process.
-            self.transaction(|_| Ok(()))?;
+        if self.show_sign_of_life()? {
             return Ok(false);
         }
+        let is_used = self.is_used();
+        let Some(lake) = &mut self.lake else { return Ok(false) };
 
         lake.upkeep.look(&self.connection, &lake.options)?;
         let state = self.connection.state_schema().to_owned();
@@ -53,6 +51,16 @@ impl DuckDb {
             "looked after the lake"
         );
         Ok(true)
+    }
+
+    /// Shows that the writer lives, if it was silent for long; returns whether it was.
+    fn show_sign_of_life(&mut self) -> Result<bool, TargetError> {
+        let is_silent = self.lake.as_ref().is_some_and(|lake| lake.fence.is_silent());
+        if is_silent {
+            // The commit replaces the row that names this process.
+            self.transaction(|_| Ok(()))?;
+        }
+        Ok(is_silent)
     }
 
     /// Has tables copied again whose files a failed commit has lost, if that is in doubt.
@@ -151,20 +159,23 @@ impl DuckDb {
         let counted = live.clone();
 
         let state = self.connection.state_schema().to_owned();
-        if let Some(lake) = &mut self.lake {
-            let _turn = lake.shared.turn();
-            for step in lake.upkeep.all_steps(&state, live) {
-                let mut next = Some(step);
-                while let Some(step) = next {
-                    let outcome = step
-                        .run(&self.connection, &lake.options)
-                        .inspect_err(|_| lake.shared.doubt_files())?;
-                    next = match outcome {
-                        Outcome::Left(rest) => Some(rest),
-                        Outcome::Idle | Outcome::Done => None,
-                    };
-                }
+        let mut steps = match &mut self.lake {
+            Some(lake) => VecDeque::from(lake.upkeep.all_steps(&state, live)),
+            None => VecDeque::new(),
+        };
+        while let (Some(step), Some(lake)) = (steps.pop_front(), &self.lake) {
+            let turn = lake.shared.turn();
+            let outcome = step
+                .run(&self.connection, &lake.options)
+                .inspect_err(|_| lake.shared.doubt_files())?;
+            drop(turn);
+
+            if let Outcome::Left(rest) = outcome {
+                steps.push_front(rest);
             }
+            self.show_sign_of_life()?;
+        }
+        if let Some(lake) = &mut self.lake {
             lake.forget_space();
         }
 

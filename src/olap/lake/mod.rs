@@ -32,7 +32,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 pub(super) use attach::{data_path, open};
 pub use extensions::folders as extension_folders;
 pub(super) use fence::{Fence, Outcome};
-pub use layout::{LayoutKey, can_alter};
+pub use layout::{LayoutKey, RESERVED, can_alter};
 pub(super) use layout::{create_shadow, of_schemas};
 use lost_files::tables_with_lost_files;
 pub use upkeep::LakeSpace;

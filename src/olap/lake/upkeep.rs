@@ -16,7 +16,8 @@ use duckdb::Connection;
 
 use super::{
     LakeOptions,
-    files::{self, LeftBehind},
+    files::{self, DataFile, LeftBehind},
+    inlining::INLINED_ROWS,
 };
 use crate::{
     failpoint::reached,
@@ -66,8 +67,8 @@ pub enum Worn {
     /// Those for which that pays, after commits have written this number of positions of deleted
     /// rows to the files of the table.
     Written(u64),
-    /// Those of whose rows this part is deleted.
-    Part(f64),
+    /// Those of whose rows this part is deleted, until this number of bytes is written again.
+    Part(f64, u64),
 }
 
 /// What has changed since a table was looked after.
@@ -81,7 +82,8 @@ struct Changed {
 #[derive(Debug, Clone, Copy, Default)]
 struct Deleted {
     rows: u64,
-    /// Each commit writes the positions of all of them again: the sum.
+    /// The positions that commits have written: each those of all deleted rows, unless it kept its
+    /// own in the catalog.
     written: u64,
     /// The number at the last look.
     looked_at: u64,
@@ -94,9 +96,21 @@ pub struct Upkeep {
     deleted: BTreeMap<QualifiedName, Deleted>,
     state_commits: u32,
     queue: VecDeque<Step>,
+    /// What steps have left, for when nothing else is due.
+    rests: VecDeque<Step>,
     expired_at: Option<Instant>,
-    /// What there is as a whole is known.
-    has_looked: bool,
+    /// Whether what there is as a whole is known.
+    look: Look,
+}
+
+/// What is looked at as a whole, before the next step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// All that earlier processes have left.
+    All,
+    /// The files, of which copies make many.
+    Files,
+    Nothing,
 }
 
 impl Upkeep {
@@ -106,8 +120,9 @@ impl Upkeep {
             deleted: BTreeMap::new(),
             state_commits: 0,
             queue: VecDeque::new(),
+            rests: VecDeque::new(),
             expired_at: None,
-            has_looked: false,
+            look: Look::All,
         }
     }
 
@@ -125,14 +140,21 @@ impl Upkeep {
             if rows > 0 {
                 let deleted = self.deleted.entry(table.clone()).or_default();
                 deleted.rows += rows;
-                deleted.written += deleted.rows;
+                if rows > u64::from(INLINED_ROWS) {
+                    deleted.written += deleted.rows;
+                }
             }
         }
     }
 
-    /// Has what is there looked at as a whole: copies have left many files.
-    pub fn look_again(&mut self) {
-        self.has_looked = false;
+    /// Notes that these tables have new copies, which are of many files.
+    pub fn copied<'a>(&mut self, tables: impl Iterator<Item = &'a QualifiedName>) {
+        for table in tables {
+            self.deleted.remove(table);
+        }
+        if self.look == Look::Nothing {
+            self.look = Look::Files;
+        }
     }
 
     /// Has what earlier processes have left behind looked after, and what copies have left: each
@@ -142,11 +164,10 @@ impl Upkeep {
         connection: &TargetConnection,
         options: &LakeOptions,
     ) -> Result<(), TargetError> {
-        if self.has_looked {
-            return Ok(());
+        if self.look != Look::Nothing {
+            self.want(files::left_behind(connection, options, self.look)?);
+            self.look = Look::Nothing;
         }
-        self.want(files::left_behind(connection, options)?);
-        self.has_looked = true;
         Ok(())
     }
 
@@ -166,16 +187,24 @@ impl Upkeep {
         if self.queue.is_empty() {
             self.plan(state, options, now);
         }
-        self.queue.pop_front()
+        self.queue.pop_front().or_else(|| self.rests.pop_front())
     }
 
     /// Notes what a step has done.
     pub fn done(&mut self, step: &Step, outcome: Outcome) {
-        if let (Step::Rewrite(table, _), Outcome::Done | Outcome::Left(_)) = (step, &outcome) {
-            self.deleted.remove(table);
+        match (step, &outcome) {
+            (Step::Rewrite(table, _), Outcome::Done | Outcome::Left(_)) => {
+                self.deleted.remove(table);
+            }
+            (Step::Flush(table), _) => {
+                if let Some(deleted) = self.deleted.get_mut(table) {
+                    deleted.written += deleted.rows;
+                }
+            }
+            _ => {}
         }
         if let Outcome::Left(rest) = outcome {
-            self.queue.push_front(rest);
+            self.rests.push_back(rest);
         }
     }
 
@@ -183,7 +212,8 @@ impl Upkeep {
         let is_due = |changed: &Changed| {
             changed.commits >= COMMITS || now.duration_since(changed.since) >= AT_THE_LATEST
         };
-        let due = self.changed.iter().find(|(_, changed)| is_due(changed));
+        let due = self.changed.iter().filter(|(_, changed)| is_due(changed));
+        let due = due.min_by_key(|(_, changed)| changed.since);
         if let Some(table) = due.map(|(table, _)| table.clone()) {
             self.changed.remove(&table);
             self.queue.extend(self.steps_of(&table));
@@ -194,7 +224,7 @@ impl Upkeep {
         if let Some((table, deleted)) = self.deleted.iter_mut().find(|(_, it)| is_worn(it)) {
             deleted.looked_at = deleted.rows;
             let worn = Worn::Written(deleted.written);
-            // DuckLake writes no file again of which deletions are in the catalog.
+            // Also the deletions that are in the catalog are then in files, where they are counted.
             let steps = [Step::Flush(table.clone()), Step::Rewrite(table.clone(), worn)];
             self.queue.extend(steps);
             return;
@@ -224,9 +254,10 @@ impl Upkeep {
     pub fn all_steps(&mut self, state: &str, tables: Vec<QualifiedName>) -> Vec<Step> {
         (self.changed, self.deleted) = (BTreeMap::new(), BTreeMap::new());
         self.queue.clear();
+        self.rests.clear();
         self.state_commits = 0;
         let of_table = |table: QualifiedName| {
-            let rewrite = Step::Rewrite(table.clone(), Worn::Part(0.0));
+            let rewrite = Step::Rewrite(table.clone(), Worn::Part(0.0, u64::MAX));
             [Step::Flush(table.clone()), rewrite, Step::Merge(table)]
         };
         let mut steps: Vec<Step> = tables.into_iter().flat_map(of_table).collect();
@@ -256,10 +287,8 @@ impl Step {
         let older =
             |time: Duration| format!("older_than => now() - INTERVAL {} SECOND", time.as_secs());
         match self {
-            Self::Flush(QualifiedName { schema, name }) => {
-                let (schema, name) = (literal(schema), literal(name));
-                let table = format!("schema_name => {schema}, table_name => {name}");
-                call(connection, "flush_inlined_data", &table)?;
+            Self::Flush(table) => {
+                flush(connection, table)?;
                 reached("upkeep.flushed");
             }
             Self::Rewrite(table, worn) => {
@@ -299,6 +328,13 @@ fn call(connection: &TargetConnection, function: &str, arguments: &str) -> Resul
     Ok(connection.execute_batch(&call)?)
 }
 
+/// Writes what is inlined into a file.
+fn flush(connection: &TargetConnection, table: &QualifiedName) -> Result<(), TargetError> {
+    let (schema, name) = (literal(&table.schema), literal(&table.name));
+    let table = format!("schema_name => {schema}, table_name => {name}");
+    call(connection, "flush_inlined_data", &table)
+}
+
 /// Writes files again of which rows are deleted, as many as one step takes.
 fn rewrite(
     connection: &TargetConnection,
@@ -306,9 +342,13 @@ fn rewrite(
     worn: Worn,
 ) -> Result<Outcome, TargetError> {
     let found = files::of_table(connection, table)?;
-    let least = match worn {
-        Worn::Written(written) => files::worn_part(&found, written),
-        Worn::Part(part) => part,
+    let (least, most_bytes) = match worn {
+        Worn::Written(written) => {
+            let least = files::worn_part(&found, written);
+            // More may be worn by the end, which is the work of another time.
+            (least, files::worn_bytes(&found, least))
+        }
+        Worn::Part(part, bytes) => (part, bytes),
     };
     let Some(portion) = files::worn(&found, least) else { return Ok(Outcome::Idle) };
 
@@ -319,8 +359,10 @@ fn rewrite(
     if files::of_table(connection, table)? == found {
         return Ok(Outcome::Idle);
     }
-    let rest = Step::Rewrite(table.clone(), Worn::Part(least));
-    Ok(if portion.is_last { Outcome::Done } else { Outcome::Left(rest) })
+
+    let left = most_bytes.saturating_sub(portion.bytes);
+    let rest = Step::Rewrite(table.clone(), Worn::Part(least, left));
+    Ok(if portion.is_last || left == 0 { Outcome::Done } else { Outcome::Left(rest) })
 }
 
 /// Merges small files into one.
@@ -329,6 +371,13 @@ fn merge(
     table: &QualifiedName,
     options: &LakeOptions,
 ) -> Result<Outcome, TargetError> {
+    let is_wanted = |files: &[DataFile]| !files::mergeable(files, options.file_bytes).is_empty();
+    if !is_wanted(&files::of_table(connection, table)?) {
+        return Ok(Outcome::Idle);
+    }
+
+    // DuckLake merges no file of which deletions are in the catalog.
+    flush(connection, table)?;
     let found = files::of_table(connection, table)?;
     let (name, schema) = (literal(&table.name), literal(&table.schema));
     for sizes in files::mergeable(&found, options.file_bytes) {
@@ -351,9 +400,9 @@ fn merge(
     Ok(Outcome::Idle)
 }
 
-/// Sets the size at which DuckLake begins another file.
-pub fn set_file_bytes(connection: &Connection, bytes: u64) -> Result<(), TargetError> {
-    let set = format!("SET GLOBAL ducklake_target_file_size = '{bytes}B'");
+/// Sets the size at which DuckLake begins another file, for this connection: loaders have others.
+fn set_file_bytes(connection: &Connection, bytes: u64) -> Result<(), TargetError> {
+    let set = format!("SET SESSION ducklake_target_file_size = '{bytes}B'");
     Ok(connection.execute_batch(&set)?)
 }
 
@@ -494,7 +543,7 @@ mod tests {
         upkeep.note([(&orders, 2 * half)].into_iter());
         assert_eq!(drain(&mut upkeep, &options, now), steps(7 * half));
 
-        let rest = Step::Rewrite(orders.clone(), Worn::Part(0.1));
+        let rest = Step::Rewrite(orders.clone(), Worn::Part(0.1, 7));
         upkeep.done(&rewrite(7 * half), Outcome::Left(rest.clone()));
         assert_eq!(drain(&mut upkeep, &options, now), [rest]);
         upkeep.note([(&orders, 2 * half)].into_iter());

@@ -2,15 +2,23 @@
 
 use std::collections::BTreeSet;
 
-use crate::{change::TableSpec, pgoutput::QualifiedName, source::catalog::SourceColumn};
+use crate::{
+    change::TableSpec, olap::lake, pgoutput::QualifiedName, source::catalog::SourceColumn,
+};
 
 /// Returns the names of columns in the target. DuckDB does not tell `"Id"` from `id` (trap 59), and
 /// `rowid` is its own: the column in lower case keeps its name, else the one that came first, and
 /// other columns get their `attnum`, which never changes, behind the name. Columns that have a name
-/// keep it.
-pub(super) fn column_names(columns: &[&SourceColumn], before: Option<&TableSpec>) -> Vec<String> {
+/// keep it. A lake has more names of its own.
+pub(super) fn column_names(
+    columns: &[&SourceColumn],
+    before: Option<&TableSpec>,
+    is_in_lake: bool,
+) -> Vec<String> {
     let folded = |name: &str| name.to_ascii_lowercase();
-    let mut taken = BTreeSet::from(["rowid".to_owned()]);
+    let of_lake: &[&str] = if is_in_lake { &lake::RESERVED } else { &[] };
+    let mut taken: BTreeSet<String> =
+        of_lake.iter().chain(&["rowid"]).map(|name| (*name).to_owned()).collect();
 
     let kept = |column: &SourceColumn| {
         let before = before?
@@ -108,9 +116,13 @@ mod tests {
             column(4, "ID"),
             column(5, "id_2"),
             column(6, "rowid"),
+            column(7, "Row_Id"),
         ];
-        let names = column_names(&columns.iter().collect::<Vec<_>>(), None);
-        assert_eq!(names, ["Id_1", "id", "ID_4", "id_2", "rowid_6"]);
+        let columns: Vec<_> = columns.iter().collect();
+        let names = column_names(&columns, None, false);
+        assert_eq!(names, ["Id_1", "id", "ID_4", "id_2", "rowid_6", "Row_Id"]);
+        let names = column_names(&columns, None, true);
+        assert_eq!(names, ["Id_1", "id", "ID_4", "id_2", "rowid_6", "Row_Id_7"]);
 
         let mut taken = BTreeSet::new();
         let names = ["public.T", "public.t", "Public.t", "_rhei.tables"].map(|name| {

@@ -116,7 +116,7 @@ fn planned_columns(
         return Err(TablePlanError::NoColumns { table: table.name.clone() });
     }
 
-    let target_names = names::column_names(&kept, options.before);
+    let target_names = names::column_names(&kept, options.before, settings.in_lake.is_some());
     let mut columns: Vec<ColumnSpec> = Vec::with_capacity(kept.len());
 
     for (column, target_name) in kept.iter().zip(target_names) {
