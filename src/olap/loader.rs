@@ -32,6 +32,9 @@ pub struct Loader {
     _alive: Arc<()>,
 }
 
+/// How many bytes of rows a loader gathers for one INSERT into a lake.
+const INSERTED_BYTES: usize = 64 << 20;
+
 /// How often work on a lake may fail in a row before its error is taken for the last word.
 const FAILURES: u32 = 10;
 
@@ -302,19 +305,27 @@ pub(super) fn load(
     // keeps it.
     let mut insert = connection.prepare(&insert)?;
 
-    let mut loaded = 0;
-    for batch in rows {
-        let batch = batch.map_err(|source| TargetError::Rows { source })?;
-        let expected = batch.num_rows() as u64;
-
-        view.put([batch]);
-        let found = insert.execute([])? as u64;
-        if found != expected {
-            return Err(TargetError::Diverged { what: "rows to load", expected, found });
+    let mut insert_all = |batches: Vec<RecordBatch>| {
+        let expected = stage::total(&batches);
+        view.put(batches);
+        match insert.execute([])? as u64 {
+            found if found == expected => Ok(found),
+            found => Err(TargetError::Diverged { what: "rows to load", expected, found }),
         }
-        loaded += found;
-    }
+    };
 
+    // Each INSERT into a lake makes a file.
+    let most_bytes = if connection.is_lake() { INSERTED_BYTES } else { 0 };
+    let (mut loaded, mut waiting) = (0, Vec::new());
+    for batch in rows {
+        waiting.push(batch.map_err(|source| TargetError::Rows { source })?);
+        if stage::bytes(&waiting) >= most_bytes {
+            loaded += insert_all(std::mem::take(&mut waiting))?;
+        }
+    }
+    if !waiting.is_empty() {
+        loaded += insert_all(waiting)?;
+    }
     Ok(loaded)
 }
 

@@ -286,13 +286,13 @@ impl Cut {
 
 /// Cuts commits off while `write` writes to a table without a key, where what is applied twice or
 /// not at all shows. Returns the log.
-fn cut_commits(name: &str, write: &str) -> String {
+fn cut_commits(kind: Kind, name: &str, write: &str) -> String {
     let mut following = Following::new(name);
     following.db.execute(
         "CREATE TABLE t (n int, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t \
          SELECT i, 'old' FROM generate_series(1, 500) i",
     );
-    let mut lake = Lake::new(Kind::Postgres, following.copy());
+    let mut lake = Lake::new(kind, following.copy());
     let cut = Cut::before(catalogs().port());
     let through = format!("port={}", cut.port);
     lake.catalog = lake.catalog.replace(&format!("port={}", catalogs().port()), &through);
@@ -328,19 +328,23 @@ fn cut_commits(name: &str, write: &str) -> String {
 
 #[test]
 fn a_small_commit_whose_answer_is_lost_happens_once() {
-    let log = cut_commits("lake_cut", "INSERT INTO t SELECT i, 'new' FROM generate_series(1, 3) i");
-    assert!(log.contains("the commit is in the lake"), "{log}");
-    assert!(!log.contains("copying the table again"), "{log}");
+    for kind in [Kind::Postgres, Kind::S3] {
+        let write = "INSERT INTO t SELECT i, 'new' FROM generate_series(1, 3) i";
+        let log = cut_commits(kind, "lake_cut", write);
+        assert!(log.contains("the commit is in the lake"), "{log}");
+        assert!(!log.contains("copying the table again"), "{log}");
+    }
 }
 
 /// DuckLake deletes the files of such a commit.
 #[test]
 fn a_large_commit_whose_answer_is_lost_has_its_table_copied_again() {
-    let log = cut_commits(
-        "lake_cut_large",
-        "INSERT INTO t SELECT i, 'new' FROM generate_series(1, 1000) i; DELETE FROM t WHERE n = 7",
-    );
-    assert!(log.contains("copying the table again"), "{log}");
+    for kind in [Kind::Postgres, Kind::S3] {
+        let write = "INSERT INTO t SELECT i, 'new' FROM generate_series(1, 1000) i; DELETE FROM t \
+                     WHERE n = 7";
+        let log = cut_commits(kind, "lake_cut_large", write);
+        assert!(log.contains("copying the table again"), "{log}");
+    }
 }
 
 /// Whatever step a death cuts off: the lake is as the source, and the next upkeep leaves no file

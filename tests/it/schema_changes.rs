@@ -61,9 +61,10 @@ impl Line {
     /// A row of the table changes afterwards, if that is possible.
     fn go_on(&self, following: &Following) {
         let is_refused = self.sql.contains("NOTHING");
-        let is_elsewhere =
-            self.outcome.starts_with("dropped") || self.outcome.starts_with("renamed");
-        if !is_elsewhere && !self.sql.contains("DROP TABLE") && !is_refused {
+        let is_elsewhere = ["DROP TABLE", "RENAME TO u", "SET SCHEMA"]
+            .iter()
+            .any(|elsewhere| self.sql.contains(elsewhere));
+        if !is_elsewhere && !is_refused {
             following.db.execute(&format!("UPDATE {}.t SET at = now() WHERE true", self.schema));
         }
     }

@@ -56,6 +56,11 @@ pub fn open(
     connection.execute_batch(&format!("SET GLOBAL ducklake_retry_wait_ms = {RETRY_WAIT_MS}"))?;
     let bytes = lake.file_bytes;
     connection.execute_batch(&format!("SET GLOBAL ducklake_target_file_size = '{bytes}B'"))?;
+    if !lake.is_in_store() {
+        // The system keeps them in memory already: DuckDB would keep every file that it has read
+        // until its memory is full.
+        connection.execute_batch("SET GLOBAL enable_external_file_cache = false")?;
+    }
     attach(&connection, lake, mode)?;
     Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()))))
 }

@@ -192,15 +192,15 @@ pub fn left_behind(
     );
 
     let small = options.file_bytes / SIZES[2];
+    let deletes = current_deletes();
     let with_files = format!(
         "SELECT table_id FROM (SELECT table_id FROM {metadata}.ducklake_data_file \
          WHERE end_snapshot IS NULL AND file_size_bytes < {small} UNION ALL \
-         SELECT table_id FROM {metadata}.ducklake_delete_file WHERE end_snapshot IS NULL) \
-         GROUP BY table_id HAVING count(*) >= {LEFT_FILES}"
+         SELECT table_id FROM {deletes}) GROUP BY table_id HAVING count(*) >= {LEFT_FILES}"
     );
     let with_deleted = format!(
-        "SELECT table_id FROM (SELECT table_id, sum(delete_count) AS deleted \
-         FROM {metadata}.ducklake_delete_file WHERE end_snapshot IS NULL GROUP BY ALL) \
+        "SELECT table_id FROM (SELECT table_id, sum(delete_count) AS deleted FROM {deletes} \
+         GROUP BY ALL) \
          JOIN (SELECT table_id, sum(record_count) AS stored FROM {metadata}.ducklake_data_file \
          WHERE end_snapshot IS NULL GROUP BY ALL) USING (table_id) \
          WHERE deleted >= stored * {DELETED_PART}"
@@ -228,6 +228,17 @@ pub fn left_behind(
         }
     }
     Ok(left)
+}
+
+/// Returns the files of deleted rows that count now, as a subquery: those of files that are written
+/// again stay open in the catalog.
+pub fn current_deletes() -> String {
+    let metadata = format!("__ducklake_metadata_{CATALOG}");
+    format!(
+        "(SELECT d.table_id, d.delete_count, d.file_size_bytes \
+         FROM {metadata}.ducklake_delete_file d JOIN {metadata}.ducklake_data_file f \
+         USING (data_file_id) WHERE d.end_snapshot IS NULL AND f.end_snapshot IS NULL)"
+    )
 }
 
 /// Returns the ids of the tables that have many rows in the catalog. PostgreSQL knows about how

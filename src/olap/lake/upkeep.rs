@@ -451,10 +451,11 @@ pub fn space(connection: &TargetConnection, options: &LakeOptions) -> Result<Spa
     let metadata = format!("__ducklake_metadata_{CATALOG}");
     let (files, delete_files, bytes) = connection.query_row(
         &format!(
-            "SELECT coalesce(sum(file_count), 0)::UBIGINT, \
-             coalesce(sum(delete_file_count), 0)::UBIGINT, \
-             coalesce(sum(file_size_bytes + delete_file_size_bytes), 0)::UBIGINT \
-             FROM {CATALOG}.table_info()"
+            "SELECT f.files, d.files, (f.bytes + d.bytes)::UBIGINT FROM (SELECT count(*) AS files, \
+             coalesce(sum(file_size_bytes), 0) AS bytes FROM {metadata}.ducklake_data_file \
+             WHERE end_snapshot IS NULL) f, (SELECT count(*) AS files, \
+             coalesce(sum(file_size_bytes), 0) AS bytes FROM {}) d",
+            files::current_deletes()
         ),
         [],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
