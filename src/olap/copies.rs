@@ -68,7 +68,8 @@ impl CopyTarget for DuckDb {
 
             Ok(copies.iter().map(outcome).collect())
         })?;
-        if self.lake.is_some() {
+        if let Some(lake) = &self.lake {
+            let _turn = lake.shared.turn();
             let made = copies.iter().zip(&ids).filter_map(
                 |(copy, ids): (&NewCopy, &Result<Vec<u64>, String>)| {
                     ids.is_ok().then_some(copy.spec.as_ref())
@@ -145,8 +146,9 @@ impl CopyTarget for DuckDb {
         self.ensure_attached()?;
         self.roll_back()?;
 
-        if self.lake.is_some() {
+        if let Some(lake) = &self.lake {
             // A death may have come between the shadow and this.
+            let _turn = lake.shared.turn();
             inlining::of_shadows(&self.connection, tables.iter().map(|table| table.as_ref()))?;
         }
         let plan = self.plan_merge(tables)?;

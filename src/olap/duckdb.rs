@@ -571,7 +571,8 @@ impl ApplyTarget for DuckDb {
             self.views.prepare(&self.database, live)?;
         }
 
-        if self.lake.is_some() && self.parts.is_none() {
+        if let (Some(lake), None) = (&self.lake, &self.parts) {
+            let _turn = lake.shared.turn();
             inlining::before_change(&self.connection, batch.schema_changes.iter())?;
         }
 
