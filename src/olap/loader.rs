@@ -32,8 +32,9 @@ pub struct Loader {
     _alive: Arc<()>,
 }
 
-/// How many bytes of rows a loader gathers for one INSERT into a lake.
-const INSERTED_BYTES: usize = 64 << 20;
+/// How many batches of rows a loader gathers for one INSERT into a lake. The size of a batch
+/// follows from `memory_limit`.
+const GATHERED: usize = 4;
 
 /// How often work on a lake may fail in a row before its error is taken for the last word.
 const FAILURES: u32 = 10;
@@ -315,11 +316,11 @@ pub(super) fn load(
     };
 
     // Each INSERT into a lake makes a file.
-    let most_bytes = if connection.is_lake() { INSERTED_BYTES } else { 0 };
-    let (mut loaded, mut waiting) = (0, Vec::new());
+    let gathered = if connection.is_lake() { GATHERED } else { 1 };
+    let (mut loaded, mut waiting) = (0, Vec::with_capacity(gathered));
     for batch in rows {
         waiting.push(batch.map_err(|source| TargetError::Rows { source })?);
-        if stage::bytes(&waiting) >= most_bytes {
+        if waiting.len() == gathered {
             loaded += insert_all(std::mem::take(&mut waiting))?;
         }
     }

@@ -423,6 +423,13 @@ fn small_changes_among_changes_of_shape_keep_their_columns_and_the_files_are_mer
          int[])",
     );
     following.sync();
+    let chunks = query_copy(
+        following.copy(),
+        "SELECT count(DISTINCT id)::VARCHAR FROM _rhei.jobs WHERE table_oid = (SELECT oid FROM \
+         _rhei.tables WHERE source_name = 'large')",
+    );
+    let chunks: u32 = chunks[0][0].as_deref().unwrap().parse().unwrap();
+    assert!(chunks > 4, "{chunks} chunks, which is a file each");
     let files =
         "SELECT count(*)::VARCHAR FROM ducklake_list_files('copied', 'large', schema => 'public')";
     let count =
@@ -438,7 +445,10 @@ fn small_changes_among_changes_of_shape_keep_their_columns_and_the_files_are_mer
         "ALTER TABLE small DROP a; INSERT INTO large VALUES (-1, 'x', 5); UPDATE small SET b = 9",
     ] {
         following.db.execute(change);
-        following.sync();
+        let synced = following.sync().stderr;
+        let copied = synced.lines().filter(|line| line.contains("copied table"));
+        let is_new = |line: &str| line.contains("public.another");
+        assert!(copied.into_iter().all(is_new), "{change}: copied again:\n{synced}");
     }
     let tables = ["public.large", "public.small", "public.empty", "public.another"];
     following.assert_same(&tables);

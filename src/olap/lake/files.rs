@@ -28,9 +28,9 @@ const SMALL_BYTES: u64 = 4 << 20;
 /// A file is written again when this part of its rows is deleted.
 const DELETED_PART: f64 = 0.05;
 
-/// Files are merged with files of like size, so that no row is written again for each few that are
-/// added: files up to each of these parts of the usual size, and larger than the part before, when
-/// there are this many. They make up files of at least that part.
+/// DuckLake merges files of like size, so that no row is written again for each few that are added:
+/// four files or more that are smaller than the file size divided by one of these numbers, and not
+/// smaller than the file size divided by the number before it.
 const SIZES: [u64; 3] = [256, 32, 4];
 const MERGED_FILES: usize = 4;
 /// What a look at all tables finds worth a step.
@@ -230,8 +230,7 @@ pub fn left_behind(
     Ok(left)
 }
 
-/// Returns the files of deleted rows that count now, as a subquery: those of files that are written
-/// again stay open in the catalog.
+/// Returns the delete files of the present data files, as a subquery.
 pub fn current_deletes() -> String {
     let metadata = format!("__ducklake_metadata_{CATALOG}");
     format!(

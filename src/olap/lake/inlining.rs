@@ -4,9 +4,9 @@
 //! it after the version of the schema. It must be made with the shape: made later, with the first
 //! row, it has the version that some other table has brought about, and DuckLake then takes an
 //! older shape for the rows and remembers it for all tables of that version. Columns come back as
-//! NULL, and files cannot be merged. So every table is made where additions are inlined, and a
-//! table that must not be inlined is told so afterwards: DuckLake does not read every nested value
-//! back from its catalog, and ends the process for a date within a struct.
+//! NULL, and files cannot be merged. So rhei makes every table while inlining is on, and turns
+//! inlining off afterwards for tables with nested columns: DuckLake does not read every nested
+//! value back from its catalog, and ends the process for a date within a struct.
 
 use super::{
     layout::is_nested,

@@ -18,7 +18,7 @@ impl DuckDb {
     /// Shows that the writer lives, if it was silent for long, or else does one step of the upkeep.
     /// Returns whether there is more to do.
     pub(in crate::olap) fn look_after_lake(&mut self) -> Result<bool, TargetError> {
-        if self.show_sign_of_life()? {
+        if self.send_heartbeat_if_due()? {
             return Ok(false);
         }
         let is_used = self.is_used();
@@ -53,8 +53,9 @@ impl DuckDb {
         Ok(true)
     }
 
-    /// Shows that the writer lives, if it was silent for long; returns whether it was.
-    fn show_sign_of_life(&mut self) -> Result<bool, TargetError> {
+    /// Replaces the writer's row in the lake if that is older than a heartbeat; returns whether it
+    /// was.
+    fn send_heartbeat_if_due(&mut self) -> Result<bool, TargetError> {
         let is_silent = self.lake.as_ref().is_some_and(|lake| lake.fence.is_silent());
         if is_silent {
             // The commit replaces the row that names this process.
@@ -173,7 +174,7 @@ impl DuckDb {
             if let Outcome::Left(rest) = outcome {
                 steps.push_front(rest);
             }
-            self.show_sign_of_life()?;
+            self.send_heartbeat_if_due()?;
         }
         if let Some(lake) = &mut self.lake {
             lake.forget_space();
