@@ -247,6 +247,9 @@ impl<T: OlapEngine + 'static> Planner<'_, T> {
         let plan_options = PlanOptions { settings: &settings, null_unrepresentable, before };
 
         let spec = tables::plan(table, &self.types, plan_options)?;
+        if before.is_none_or(|before| before.columns.is_empty()) {
+            tables::refuse_unknown_layout(&spec, &settings)?;
+        }
         Ok(TableSpec {
             copy_lsn: self.snapshot.lsn,
             copy_xids: self.snapshot.xids.clone(),

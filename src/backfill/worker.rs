@@ -655,14 +655,15 @@ async fn read_chunk(
 
     loop {
         let mut arrived = 0;
-        // The stream goes first: while it is late, workers take turns.
-        let _turn = if work.context.copy_progress.is_stream_late() {
-            Some(work.turn.lock().await)
-        } else {
-            None
-        };
-
         let is_more = {
+            // The stream goes first: while it is late, workers take turns at reading. A worker that
+            // waits for its load has no turn: the load may wait for that of another worker.
+            let _turn = if work.context.copy_progress.is_stream_late() {
+                Some(work.turn.lock().await)
+            } else {
+                None
+            };
+
             let read = client.next_rows(|piece| {
                 arrived += piece.len();
                 reader.push(piece).map_err(SourceError::from)

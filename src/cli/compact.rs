@@ -82,8 +82,13 @@ async fn with_size_display<R>(path: &Path, style: Style, work: impl Future<Outpu
         let is_due = |interval| last_line.elapsed() >= interval;
         match style {
             Style::Bars => {
-                let (written, old) = (HumanBytes(written), HumanBytes(old));
-                screen::show(vec![format!("{written} written; the old file has {old}")]);
+                screen::show(vec![match old {
+                    0 => "compacting the lake".to_owned(),
+                    old => {
+                        let (written, old) = (HumanBytes(written), HumanBytes(old));
+                        format!("{written} written; the old file has {old}")
+                    }
+                }]);
             }
             Style::Lines if is_due(LOG_INTERVAL) => {
                 last_line = Instant::now();
@@ -109,7 +114,8 @@ fn print_lake(compacted: &Value) {
     for (side, what) in [("before", "before"), ("after", "after ")] {
         let lake = &compacted[side]["lake"];
         println!(
-            "{what}  {} in {} files and {} of deleted rows; {} old files, {} snapshots",
+            "{what}  {} in {} data files and {} delete files; {} files wait to be deleted, {} \
+             snapshots",
             HumanBytes(compacted[side]["file_bytes"].as_u64().unwrap_or_default()),
             lake["files"],
             lake["delete_files"],

@@ -502,6 +502,18 @@ pub fn main() -> ExitCode {
     ended.unwrap_or_else(|error| report::failed(&error))
 }
 
+/// Lets those read the files of a lake in a folder who may read the folder. Other files that this
+/// process makes hold nothing, or have modes of their own.
+fn let_readers_in(config: &Config) {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = config.lake.as_ref().and_then(|lake| lake.data_path.as_deref());
+    let Some(Ok(folder)) = folder.map(std::fs::metadata) else { return };
+    let closed_to_readers = !folder.permissions().mode() & 0o077;
+    let mask = rustix::fs::Mode::from_raw_mode(closed_to_readers | 0o022);
+    rustix::process::umask(mask);
+}
+
 async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     let style = Style::new(cli.global.progress, cli.global.quiet, Terminal::of_process());
     match cli.command {
@@ -524,6 +536,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     };
 
     let session = Invocation { config: Config::load(&inputs)?, is_quiet: cli.global.quiet, style };
+    let_readers_in(&session.config);
     match cli.command {
         Command::Sync => Box::pin(sync::run(session)).await,
         Command::Run => Box::pin(run::run(session, inputs)).await,

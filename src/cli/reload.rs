@@ -28,6 +28,14 @@ const LIVE: [&str; 10] = [
     "publish.interval",
 ];
 
+/// Keys of [tables] that take effect at the next start, by their ends: they belong to the lake.
+const OF_LAKE: [&str; 2] = [".partition_by", ".sort_by"];
+
+fn is_live(key: &str) -> bool {
+    let is_of_lake = key.starts_with("tables.") && OF_LAKE.iter().any(|end| key.ends_with(end));
+    !is_of_lake && LIVE.iter().any(|live| key.starts_with(live))
+}
+
 /// Flags of `rhei log`.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
@@ -161,7 +169,7 @@ impl Reader {
         let differing = differing_keys(&self.table, &table);
         self.table = table;
         let (live, at_next_start): (Vec<_>, Vec<_>) =
-            differing.into_iter().partition(|key| LIVE.iter().any(|live| key.starts_with(live)));
+            differing.into_iter().partition(|key| is_live(key));
 
         tracing::info!(
             event = "settings_read_again",
@@ -194,25 +202,24 @@ fn live_options(before: &Options, session: &Invocation) -> Options {
     }
 }
 
-/// Returns the keys, as `section.key`, whose values differ.
+/// Returns the keys, as `section.key` or `tables.schema.table.key`, whose values differ.
 fn differing_keys(one: &toml::Table, other: &toml::Table) -> Vec<String> {
-    let sections: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+    let keys: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
     let empty = toml::Table::new();
     let mut differing = Vec::new();
 
-    for section in sections {
-        let keys_of = |table: &'_ toml::Table| match table.get(section) {
-            Some(toml::Value::Table(keys)) => keys.clone(),
-            _ => empty.clone(),
+    for key in keys.into_iter().filter(|key| one.get(*key) != other.get(*key)) {
+        let section = |table: &'_ toml::Table| match table.get(key) {
+            Some(toml::Value::Table(keys)) => Some(keys.clone()),
+            Some(_) => None,
+            None => Some(empty.clone()),
         };
-        let (one, other) = (keys_of(one), keys_of(other));
-
-        let keys: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-        differing.extend(
-            keys.into_iter()
-                .filter(|key| one.get(*key) != other.get(*key))
-                .map(|key| format!("{section}.{key}")),
-        );
+        match (section(one), section(other)) {
+            (Some(one), Some(other)) => differing.extend(
+                differing_keys(&one, &other).into_iter().map(|within| format!("{key}.{within}")),
+            ),
+            _ => differing.push(key.clone()),
+        }
     }
     differing
 }
@@ -230,5 +237,16 @@ mod tests {
         let differing = differing_keys(&before, &after);
         assert_eq!(differing, ["serve.listen", "sync.interval", "sync.memory_limit"]);
         assert!(differing_keys(&after, &after).is_empty());
+    }
+
+    #[test]
+    fn the_layout_of_a_table_waits_for_the_next_start() {
+        let table = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
+        let before = table("[tables.\"a.b\"]\nsort_by = [\"x\"]\nexclude_columns = [\"y\"]");
+        let differing = differing_keys(&before, &table(""));
+        assert_eq!(differing, ["tables.a.b.exclude_columns", "tables.a.b.sort_by"]);
+        let live: Vec<bool> = differing.iter().map(|key| is_live(key)).collect();
+        assert_eq!(live, [true, false]);
+        assert!(is_live("tables.a.sort_by.exclude_columns"));
     }
 }

@@ -14,7 +14,15 @@ const DEFAULT_ADDRESS: ([u8; 4], u16) = ([127, 0, 0, 1], 5439);
 
 /// Runs the command.
 pub async fn run(session: Invocation) -> Result<ExitCode, CliError> {
-    let file = SharedFile::open_read_only(&session.target()?)?;
+    let target = session.target()?;
+    if target.lake.is_some() {
+        return Err(CliError::Failed(
+            "a lake is not served: readers open the lake itself\nhint: docs/lake.md says how"
+                .to_owned(),
+        ));
+    }
+
+    let file = SharedFile::open_read_only(&target)?;
     let listen = Listen::Tcp(DEFAULT_ADDRESS.into());
     let options = session.config.serve.clone().unwrap_or_else(|| ServeOptions::on(listen));
     let stop = session.stop_on_signal();

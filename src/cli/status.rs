@@ -71,7 +71,13 @@ pub async fn run(session: Invocation, args: StatusArgs) -> Result<ExitCode, CliE
             let verified = DuckDb::read_verifications(&target)?;
             let figures = control::Figures::default();
             let mut status = control::describe(&state, space, &verified, &figures);
-            status["replicator"] = json!("stopped");
+            status["replicator"] = match DuckDb::read_writer(&target)? {
+                Some(writer) => {
+                    status["writer"] = json!(writer);
+                    json!("elsewhere")
+                }
+                None => json!("stopped"),
+            };
             status
         }
     };
@@ -128,10 +134,10 @@ fn space(file: &Value) -> String {
     let catalog =
         lake["catalog_bytes"].as_u64().map(|bytes| format!("; catalog {}", HumanBytes(bytes)));
     format!(
-        "lake         {} in {} files, {} of them of deleted rows; {} old files, {} snapshots{}",
+        "lake         {} in {} data files and {} delete files; {} files wait to be deleted, {} \
+         snapshots{}",
         bytes("file_bytes"),
-        lake["files"].as_u64().unwrap_or_default()
-            + lake["delete_files"].as_u64().unwrap_or_default(),
+        lake["files"],
         lake["delete_files"],
         lake["old_files"],
         lake["snapshots"],
@@ -141,12 +147,15 @@ fn space(file: &Value) -> String {
 
 fn print_text(status: &Value) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    // A lake cannot tell a process of another machine that was killed from one that runs.
+    let elsewhere = status["writer"].as_str().map(|writer| format!(", or killed there: {writer}"));
     println!(
-        "copy of      {} ({}, slot {}, replicator {})",
+        "copy of      {} ({}, slot {}, replicator {}{})",
         text(&status["database"]),
         text(&status["phase"]),
         text(&status["slot"]),
-        text(&status["replicator"])
+        text(&status["replicator"]),
+        elsewhere.unwrap_or_default()
     );
     println!("checkpoint   {}", text(&status["checkpoint"]["lsn"]));
 

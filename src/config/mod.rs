@@ -327,7 +327,7 @@ impl LakeSettings {
 
         Some(Self {
             catalog,
-            data_path: target.data_path.clone(),
+            data_path: target.data_path.as_deref().map(absolute),
             state_path,
             schema_prefix,
             keep_snapshots: target.keep_snapshots.map_or(Self::KEEP, |span| span.0),
@@ -336,6 +336,17 @@ impl LakeSettings {
             s3_endpoint: target.s3_endpoint.clone(),
             s3_region: target.s3_region.clone(),
         })
+    }
+}
+
+/// Returns the place of a lake's data for every process, whatever folder it was started in.
+fn absolute(path: &str) -> String {
+    if path.contains("://") {
+        return path.to_owned();
+    }
+    match std::path::absolute(path) {
+        Ok(path) => path.display().to_string(),
+        Err(_) => path.to_owned(),
     }
 }
 

@@ -141,25 +141,28 @@ pub struct TargetSettings {
     /// come from `RHEI_LAKE_PASSWORD`. Default: none.
     pub lake: Option<Secret>,
     /// Where the lake keeps its data: a folder, or `"s3://bucket/prefix"`, with the credentials
-    /// that AWS clients read (`AWS_ACCESS_KEY_ID` and so on). Needed when the lake is made.
-    /// Default: none.
+    /// that AWS clients read (`AWS_ACCESS_KEY_ID` and so on). It holds nothing else: `rhei compact`
+    /// deletes Parquet files there that the lake does not know. Those who may read the folder may
+    /// read the files in it. Default: none; needed to make a lake, and for one in a bucket.
     pub data_path: Option<String>,
     /// What rhei keeps on this machine for a copy in a lake (a socket, a lock, spilled data) is
-    /// named after this path. Default: the file of the catalog, or `rhei-lake` in this folder, with
-    /// the prefix of the schemas.
+    /// named after this path. Commands look there for a running replicator, so an absolute path
+    /// serves them from every folder. Default: the file of the catalog, or `rhei-lake` in this
+    /// folder, with the prefix of the schemas.
     pub state_path: Option<PathBuf>,
     /// What the names of all schemas of this copy in a lake begin with, so that several copies
     /// share a lake: with `"shop_"`, `public.orders` is `shop_public.orders`. Default: `""`.
     pub schema_prefix: Option<String>,
-    /// How long a lake keeps its snapshots: for queries of the past, and for readers that take
-    /// long. Default: `"7d"`.
+    /// How long a lake keeps its snapshots for queries of the past. A snapshot that came after the
+    /// beginning of an open transaction stays, for `clean_after` at most. Default: `"7d"`.
     pub keep_snapshots: Option<Span>,
-    /// How long a file of a lake is left that no snapshot needs, and one that a transaction has
-    /// left behind which never ended. Others that write the lake must not have transactions that
-    /// are open for longer. Default: `"24h"`.
+    /// How long rhei waits before it deletes a file that no snapshot refers to, or that an
+    /// unfinished transaction has left: longer than any query, and longer than any transaction of
+    /// others that write the lake. Default: `"24h"`.
     pub clean_after: Option<Span>,
     /// The size that data files of a lake should have. A file is written again as a whole when many
-    /// of its rows are deleted, and the stream waits meanwhile. Default: `"128MiB"`.
+    /// of its rows are deleted, and the stream waits meanwhile. At least `"100KB"`. Default:
+    /// `"128MiB"`.
     pub file_size: Option<ByteSize>,
     /// The host, and port, of a store that speaks S3 and is not Amazon's; `http://` before it for
     /// one without TLS. Default: none.

@@ -1,6 +1,7 @@
 //! The values that are refused although they can be read.
 
 use super::{ByteSize, Publications, Settings};
+use crate::olap::lake::{CatalogKind, LayoutKey, address};
 
 impl Settings {
     /// Returns an error that names the first key whose value is refused, and says what the value
@@ -67,8 +68,10 @@ impl Settings {
     }
 
     /// Returns what has to hold of a lake: the key, whether it holds, and what the value has to be.
-    fn lake_checks(&self) -> [(&'static str, bool, &'static str); 7] {
-        let Self { target, publish, serve, .. } = self;
+    fn lake_checks(&self) -> [(&'static str, bool, &'static str); 11] {
+        let Self { target, publish, serve, tables, .. } = self;
+        let is_catalog =
+            |holds: fn(&str) -> bool| target.lake.as_ref().is_none_or(|lake| holds(lake.expose()));
         [
             (
                 "target.lake",
@@ -77,18 +80,37 @@ impl Settings {
             ),
             (
                 "target.lake",
-                target.lake.as_ref().is_none_or(|lake| lake.expose().starts_with("ducklake:")),
-                "must begin with ducklake:",
+                is_catalog(|lake| CatalogKind::of(lake).is_some()),
+                "must be ducklake:postgres:KEY=VALUE.., ducklake:sqlite:FILE, ducklake:FILE \
+                 or ducklake:md:NAME",
             ),
             (
                 "target.lake",
-                target.lake.as_ref().is_none_or(|lake| !lake.expose().contains("://")),
+                is_catalog(|lake| !lake.contains("://")),
                 "must be key=value after ducklake:postgres:, as host=db dbname=lake, and no URL",
             ),
             (
                 "target.lake",
+                is_catalog(address::is_readable),
+                "must be key=value after ducklake:postgres:, with single quotes around a value \
+                 that has spaces: password='two words'",
+            ),
+            (
+                "target.lake",
                 target.lake.is_some() || !target.describes_lake(),
-                "is missing: other settings describe a lake",
+                "is missing, and other settings of [target] are those of a lake: set it, or take \
+                 data_path and the others out",
+            ),
+            (
+                "target.data_path",
+                target.data_path.as_deref().is_none_or(is_data_path),
+                "must be s3://bucket/prefix or a folder: not /, and without ~, .. and //",
+            ),
+            ("target.file_size", is_at_least(target.file_size, 100_000), "must be at least 100KB"),
+            (
+                "tables",
+                tables.values().all(|table| is_without_repeats(&table.partition_by)),
+                "must not name a column twice in partition_by",
             ),
             (
                 "serve.listen",
@@ -117,6 +139,27 @@ fn is_at_least(size: Option<ByteSize>, bytes: usize) -> bool {
 fn is_schema_prefix(prefix: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     prefix.len() <= 40 && prefix.bytes().all(is_plain)
+}
+
+/// Returns whether this may be the place of a lake's data. `rhei compact` deletes files below it
+/// that the lake does not know.
+fn is_data_path(path: &str) -> bool {
+    let place = path.strip_prefix("s3://");
+    // DuckLake compares paths as texts, so each file has to have one path.
+    let is_plain = !place.unwrap_or(path).contains("//");
+    is_plain
+        && match place {
+            Some(place) => !place.is_empty() && !place.starts_with('/'),
+            None => {
+                !path.trim_matches('/').is_empty()
+                    && !path.starts_with('~')
+                    && !path.split('/').any(|part| part == "..")
+            }
+        }
+}
+
+fn is_without_repeats(keys: &[LayoutKey]) -> bool {
+    keys.iter().enumerate().all(|(at, key)| !keys.iter().take(at).any(|before| before == key))
 }
 
 fn names_publications(publications: &Publications) -> bool {
@@ -169,6 +212,40 @@ mod tests {
         ] {
             assert_eq!(validated(text), Err(error.to_owned()), "{text}");
         }
+    }
+
+    #[test]
+    fn a_lake_is_refused_that_could_not_be_opened_or_would_endanger_other_files() {
+        let lake =
+            |more: &str| format!("[target]\nlake = \"ducklake:postgres:dbname=lake\"\n{more}");
+        for (text, key) in [
+            ("[target]\nlake = \"ducklake:mysql:db=lake\"".to_owned(), "target.lake must be"),
+            ("[target]\nlake = \"lake.db\"".to_owned(), "target.lake must be"),
+            (
+                "[target]\nlake = \"ducklake:postgres:password=two words\"".to_owned(),
+                "target.lake must be key=value",
+            ),
+            ("[target]\ndata_path = \"/lake\"".to_owned(), "target.lake is missing"),
+            (lake("data_path = \"\""), "target.data_path must be"),
+            (lake("data_path = \"/\""), "target.data_path must be"),
+            (lake("data_path = \"s3://\""), "target.data_path must be"),
+            (lake("data_path = \"gs://bucket/lake\""), "target.data_path must be"),
+            (lake("data_path = \"s3://bucket//lake\""), "target.data_path must be"),
+            (lake("data_path = \"/srv//lake\""), "target.data_path must be"),
+            (lake("data_path = \"../lake\""), "target.data_path must be"),
+            (lake("data_path = \"~/lake\""), "target.data_path must be"),
+            (lake("file_size = \"1kB\""), "target.file_size must be"),
+            (
+                lake("[tables.\"a.b\"]\npartition_by = [\"day(at)\", \"day(at)\"]"),
+                "tables must not name a column twice",
+            ),
+        ] {
+            let error = validated(&text).unwrap_err();
+            assert!(error.starts_with(key), "{text}: {error}");
+            assert!(!error.contains("two words\""), "the password is shown: {error}");
+        }
+        assert_eq!(validated(&lake("data_path = \"s3://bucket\"")), Ok(()));
+        assert_eq!(validated(&lake("data_path = \"data\"")), Ok(()));
     }
 
     #[test]

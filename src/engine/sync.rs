@@ -93,6 +93,8 @@ struct SyncState {
     recopy: Recopy,
     breaks: u32,
     no_streaming_in_progress: bool,
+    /// The lake has to be read again before anything else.
+    must_reopen: bool,
     report: SyncReport,
 }
 
@@ -132,6 +134,19 @@ async fn sync_sessions<T: OlapEngine + 'static>(
                 state.report.is_stopped = end == SessionEnd::Stopped;
                 return Ok(state.report);
             }
+            Err(EngineError::Target(error)) if error.is_of_lake() => {
+                let Some(pause) = state.pause_after_break() else { return Err(error.into()) };
+                state.must_reopen = true;
+                tracing::warn!(
+                    event = "sync_interrupted_by_lake",
+                    error = error_chain(&error),
+                    "reading the lake again; going on from the checkpoint"
+                );
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
             Err(error) => {
                 let recopy = Box::pin(slot_recovery::recover(context, error, copies)).await?;
                 state.recopy = std::mem::take(&mut state.recopy).widen(recopy);
@@ -150,6 +165,13 @@ async fn sync_session<T: OlapEngine + 'static>(
     copies: &mut CopyScheduler<T>,
     stop: &CancellationToken,
 ) -> Result<SyncSession, EngineError> {
+    if state.must_reopen {
+        // No other task may have the lake open.
+        copies.shutdown().await;
+        writer.call(|target| target.reopen()).await?;
+        state.must_reopen = false;
+    }
+
     let attached = tokio::select! {
         () = stop.cancelled() => return Ok(SyncSession::Ended(SessionEnd::Stopped)),
         attached = attach(context, writer, &state.recopy, |oid| copies.is_active(oid)) => attached,

@@ -93,6 +93,8 @@ impl DuckDb {
             Some(lake) => {
                 if state::exists(&connection)? {
                     inlining::of_state(&connection)?;
+                } else {
+                    lake::mark_folder(&connection)?;
                 }
                 Some(Lake::take_over(&connection, lake, path)?)
             }
@@ -132,7 +134,11 @@ impl DuckDb {
             gate: Arc::default(),
         };
 
-        opened.state()?;
+        match opened.state() {
+            // Tables were found that have to be copied again; no session knows the lake yet.
+            Err(TargetError::Moved) => opened.reopen()?,
+            read => drop(read?),
+        }
         Ok(opened)
     }
 
@@ -276,6 +282,23 @@ impl DuckDb {
             None => compact::space(&connection, &options.path)?,
         };
         Ok(Some((state, space)))
+    }
+
+    /// Returns the process that writes the copy in a lake, as far as can be told; for `status`.
+    pub fn read_writer(options: &TargetOptions) -> Result<Option<String>, TargetError> {
+        if options.lake.is_none() {
+            return Ok(None);
+        }
+        let (_database, connection) = reader_of(options)?;
+        lake::writer(&connection)
+    }
+
+    /// Fails when a lake that is not there could not be made; for `check`.
+    pub fn refuse_to_make(options: &TargetOptions) -> Result<(), TargetError> {
+        match &options.lake {
+            Some(lake) => lake::refuse_to_make(options, lake),
+            None => Ok(()),
+        }
     }
 
     /// Reads the jobs in a file, without writing to the file; for `jobs`.
@@ -668,6 +691,10 @@ impl FileMaintenance for DuckDb {
         self.keep_readers_out()?;
         self.detach()?;
         self.reattach()
+    }
+
+    fn judged(&self, error: TargetError) -> TargetError {
+        self.of_lake(error)
     }
 
     fn upkeep(&mut self) -> Result<bool, TargetError> {

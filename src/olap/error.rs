@@ -133,8 +133,8 @@ pub enum TargetError {
     },
     /// A copy would take the name of a table that rhei did not make; that table is not touched.
     #[error("table {table} is in {} already, and rhei did not put it there\nhint: give the copy \
-             another name with `target` in its [tables.\"..\"] section, or another \
-             file", .path.display())]
+             another name with `target` in its [tables.\"..\"] section, or another file; in a \
+             lake, another schema_prefix", .path.display())]
     ForeignTable {
         /// The name of the table in DuckDB.
         table: String,
@@ -179,8 +179,8 @@ pub enum TargetError {
     /// An extension of DuckDB, without which no lake can be opened, is in none of these folders.
     #[error(
         "DuckDB's extension {name} is missing\ndetail: it was looked for in {folders}\nhint: \
-             `make setup` fetches it; or run INSTALL {name} in the DuckDB {version} of this user, \
-             or name its folder by RHEI_EXTENSIONS"
+             the archive rhei-lake has it, and `make setup` fetches it; or run INSTALL {name} in \
+             the DuckDB {version} of this user, or name its folder by RHEI_EXTENSIONS"
     )]
     NoExtension {
         /// The name of the extension.
@@ -201,20 +201,97 @@ pub enum TargetError {
     },
     /// DuckDB does not take the credentials of a lake.
     #[error(
-        "DuckDB does not take the credentials of the lake\nhint: set AWS_ACCESS_KEY_ID and \
-             AWS_SECRET_ACCESS_KEY, or what else AWS clients read"
+        "DuckDB does not take the password of the lake's catalog, or the access key of its \
+             store\nhint: look at RHEI_LAKE_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )]
     NoSecret,
+    /// Without an access key DuckDB's aws extension looks for credentials, and finds none.
+    #[error(
+        "there are no credentials for the store of the lake\nhint: set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, or what else AWS clients read: a profile, or a role"
+    )]
+    NoCredentials {
+        /// The error of DuckDB.
+        source: ::duckdb::Error,
+    },
+    /// A lake is to be made where Parquet files are that it does not know.
+    #[error(
+        "target.data_path {data_path} holds files of others, such as {file}\nhint: name an empty \
+             folder or prefix for a new lake: `rhei compact` deletes Parquet files there that the \
+             lake does not know"
+    )]
+    DataPathInUse {
+        /// The place of the data.
+        data_path: String,
+        /// One of the files.
+        file: String,
+    },
+    /// The lake was made with another place for its data.
+    #[error(
+        "lake {lake} has its data elsewhere\nhint: set [target] data_path to the place that the \
+             detail names as existing"
+    )]
+    OtherDataPath {
+        /// The address of the catalog, without its password.
+        lake: String,
+        /// The error of DuckDB.
+        source: ::duckdb::Error,
+    },
+    /// The catalog of the lake has the format of another version of DuckLake.
+    #[error(
+        "lake {lake} has the format of another version of DuckLake\nhint: an older rhei, or a \
+             newer one, reads it; to bring an older lake to the new format, stop everything that \
+             writes it, and attach it once in DuckDB with AUTOMATIC_MIGRATION true"
+    )]
+    OtherLakeFormat {
+        /// The address of the catalog, without its password.
+        lake: String,
+        /// The error of DuckDB.
+        source: ::duckdb::Error,
+    },
+    /// A lake is to be made in a catalog where its role may not make tables.
+    #[error(
+        "role {role} may not make the tables of lake {lake}\nhint: make it the owner of the \
+             catalog's database, or GRANT CREATE ON SCHEMA public TO {role}"
+    )]
+    NoCatalogRight {
+        /// The address of the catalog, without its password.
+        lake: String,
+        /// The role.
+        role: String,
+    },
+    /// Another process of this machine writes the copy in a lake.
+    #[error(
+        "another rhei on this machine writes this copy, and has locked {}\nhint: stop it; or \
+             give this copy a state_path of its own, and a schema_prefix in the same \
+             lake", .lock.display()
+    )]
+    LakeLocked {
+        /// The file that is locked.
+        lock: PathBuf,
+    },
+    /// The folder with the data of a lake has not the file that marks it: it is not mounted.
+    #[error(
+        "the data of the lake is not in {}\nhint: mount it, and rhei goes on; if the data is gone \
+             for good, make the file {}, and rhei copies the tables again",
+        .folder.display(), .mark.display()
+    )]
+    NoData {
+        /// The folder.
+        folder: PathBuf,
+        /// The file that marks it.
+        mark: PathBuf,
+    },
     /// A command that only reads found no lake, and does not make one.
     #[error("there is no lake {lake}\nhint: `rhei sync` makes it")]
     NoLake {
         /// The address of the catalog, without its password.
         lake: String,
     },
-    /// A lake is to be made, and its data has no place.
+    /// A lake is to be made, or has its data in a store, and the settings do not name the place.
     #[error(
-        "lake {lake} is new, and nothing says where its data goes\nhint: set [target] \
-             data_path to a folder, or to s3://bucket/prefix"
+        "nothing says where the data of lake {lake} is\nhint: set [target] data_path to a \
+             folder, or to s3://bucket/prefix"
     )]
     NoDataPath {
         /// The address of the catalog, without its password.
@@ -239,8 +316,8 @@ pub enum TargetError {
     },
     /// Another process has taken over the copy in a lake. This one wrote nothing after that.
     #[error(
-        "{holder} has taken over the copy in the lake; this process writes it no more\nhint: run \
-             one replicator for a copy"
+        "{holder} has taken over the copy in the lake, and this process has stopped \
+             writing\nhint: run one replicator for a copy"
     )]
     Fenced {
         /// The process and its host.
@@ -249,8 +326,8 @@ pub enum TargetError {
     /// The lake holds another state than this session knows: a commit that was taken for lost has
     /// come through, or tables wait for another copy.
     #[error(
-        "the lake holds another state than this session knows\nhint: rhei reads the lake again, \
-         and goes on with that state"
+        "the lake has changed since rhei last read it\nhint: rhei reads it again, and goes on \
+             from there"
     )]
     Moved,
     /// The answer to a commit was lost, and the lake does not say what became of it.
@@ -262,10 +339,10 @@ pub enum TargetError {
         /// Why the lake does not answer.
         source: Box<TargetError>,
     },
-    /// The catalog or the store of a lake does not answer.
+    /// The catalog or the store of a lake does not answer, or refuses.
     #[error(
-        "the lake does not answer\nhint: rhei goes on as soon as it does; nothing that was \
-             committed is lost"
+        "the lake cannot be used now: its catalog or its store does not answer, or \
+             refuses\nhint: rhei goes on as soon as it can; nothing that was committed is lost"
     )]
     LakeAway {
         /// The error of DuckDB.
@@ -435,7 +512,10 @@ impl TargetError {
     /// Returns whether a lake does not answer, or holds another state than this process knows: what
     /// it holds has to be read before anything else.
     pub fn is_of_lake(&self) -> bool {
-        matches!(self, Self::Moved | Self::OutcomeUnknown { .. } | Self::LakeAway { .. })
+        matches!(
+            self,
+            Self::Moved | Self::OutcomeUnknown { .. } | Self::LakeAway { .. } | Self::NoData { .. }
+        )
     }
 
     /// Returns whether another transaction changed the same row, or has replaced the table.

@@ -5,7 +5,7 @@
 //! result, so that no piece of work is lost or done twice without a trace. Rows are replaced by
 //! DELETE and INSERT, never updated; in a lake, loaders only add rows.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use duckdb::params;
 use serde::Serialize;
@@ -211,10 +211,10 @@ pub(super) fn put_writer(connection: &TargetConnection, writer: &str) -> Result<
     Ok(())
 }
 
-/// Returns whether this process is the writer of the lake that its loads go to.
-pub(super) fn is_writer(connection: &TargetConnection, writer: &str) -> Result<bool, TargetError> {
-    let sql = format!("SELECT count(*) > 0 FROM _rhei.jobs WHERE id = {WRITER} AND payload = ?");
-    Ok(connection.query_row(&connection.sql(&sql), [writer], |row| row.get(0))?)
+/// Returns the name of the process that writes the lake, as the loads of its copies have it.
+pub(super) fn writer(connection: &TargetConnection) -> Result<Option<String>, TargetError> {
+    let sql = format!("SELECT max(payload) FROM _rhei.jobs WHERE id = {WRITER}");
+    Ok(connection.query_row(&connection.sql(&sql), [], |row| row.get(0))?)
 }
 
 pub(super) fn all(connection: &TargetConnection) -> Result<Vec<StoredJob>, TargetError> {
@@ -247,18 +247,18 @@ pub(super) fn listed(jobs: &[u64]) -> String {
     jobs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Returns the number of rows of these jobs if all of them are done.
-pub(super) fn rows_if_done(
+/// Returns the numbers of rows of those jobs that are done.
+pub(super) fn rows_of_done(
     connection: &TargetConnection,
     jobs: &[u64],
-) -> Result<Option<u64>, TargetError> {
+) -> Result<BTreeMap<u64, u64>, TargetError> {
     let sql = format!(
-        "SELECT CASE WHEN count(*) = {} THEN coalesce(sum(rows), 0)::UBIGINT END FROM {LATEST} \
-         WHERE id IN ({}) AND status = 'done'",
-        jobs.len(),
+        "SELECT id, coalesce(rows, 0) FROM {LATEST} WHERE id IN ({}) AND status = 'done'",
         listed(jobs)
     );
-    Ok(connection.query_row(&connection.sql(&sql), [], |row| row.get(0))?)
+    let mut statement = connection.prepare(&connection.sql(&sql))?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Returns whether one of these jobs was cancelled.
@@ -317,8 +317,7 @@ mod tests {
 
         let found = done(&connection, 1, copy_lsn).unwrap();
         assert_eq!(found.iter().map(|(_, rows)| *rows).collect::<Vec<_>>(), [5]);
-        assert_eq!(rows_if_done(&connection, &[1]).unwrap(), Some(5));
-        assert_eq!(rows_if_done(&connection, &[1, 2]).unwrap(), None);
+        assert_eq!(rows_of_done(&connection, &[1, 2]).unwrap(), BTreeMap::from([(1, 5)]));
         assert!(!is_cancelled(&connection, &[1, 2]).unwrap());
         cancel(&connection, &[1], "its snapshot was lost").unwrap();
         assert!(!is_cancelled(&connection, &[1]).unwrap());

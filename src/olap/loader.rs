@@ -1,6 +1,6 @@
 //! Loads rows into shadows.
 
-use std::{cell::Cell, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use arrow::record_batch::RecordBatch;
 
@@ -116,34 +116,43 @@ impl Loader {
         Err(TargetError::LakeAway { source: Box::new(error) })
     }
 
-    /// Returns the number of rows of jobs that are done already, where the answer to their commit
-    /// was lost. A commit that is still on its way there fails after this.
-    fn done_before(&self, jobs: &[u64]) -> Result<Option<u64>, TargetError> {
+    /// Has a commit fail whose answer was lost and that is still on its way to the lake: whether it
+    /// has come through is certain after this.
+    fn settle(&self) -> Result<(), TargetError> {
         let Some(lake) = self.lake.as_ref().filter(|_| self.is_unsure.get()) else {
-            return Ok(None);
+            return Ok(());
         };
-        let rows = self.retry_conflicts(|connection| {
-            jobs::put_writer(connection, &lake.writer)?;
-            jobs::rows_if_done(connection, jobs)
+        self.retry_conflicts(|connection| {
+            self.refuse_if_replaced(connection)?;
+            jobs::put_writer(connection, &lake.writer)
         })?;
         self.is_unsure.set(false);
-        Ok(rows)
+        Ok(())
     }
 
-    /// Fails when jobs were cancelled, or when another process writes the lake now.
-    fn refuse_unwanted(
+    /// Fails when another process writes the lake now.
+    fn refuse_if_replaced(&self, connection: &TargetConnection) -> Result<(), TargetError> {
+        let Some(lake) = &self.lake else { return Ok(()) };
+        match jobs::writer(connection)? {
+            Some(writer) if writer == lake.writer => Ok(()),
+            writer => Err(TargetError::Fenced { holder: lake::shown(&writer.unwrap_or_default()) }),
+        }
+    }
+
+    /// Returns the rows of those jobs that are done already: the answer to their commit was lost.
+    ///
+    /// # Errors
+    /// Jobs were cancelled, or another process writes the lake now.
+    fn done_before(
         &self,
         connection: &TargetConnection,
         jobs: &[u64],
-    ) -> Result<(), TargetError> {
-        let is_replaced = match &self.lake {
-            Some(lake) => !jobs::is_writer(connection, &lake.writer)?,
-            None => false,
-        };
-        if is_replaced || is_cancelled(connection, jobs)? {
+    ) -> Result<BTreeMap<u64, u64>, TargetError> {
+        self.refuse_if_replaced(connection)?;
+        if is_cancelled(connection, jobs)? {
             return Err(TargetError::Cancelled);
         }
-        Ok(())
+        if self.lake.is_none() { Ok(BTreeMap::new()) } else { jobs::rows_of_done(connection, jobs) }
     }
 
     /// Runs `work` in a transaction, and again when the writer was changing the same row.
@@ -163,7 +172,7 @@ impl Loader {
 
 impl CopyLoader for Loader {
     fn begin(&self, job: u64) -> Result<bool, TargetError> {
-        self.retry_conflicts(|connection| {
+        self.of_lake(self.retry_conflicts(|connection| {
             if is_cancelled(connection, &[job])? {
                 return Ok(false);
             }
@@ -180,11 +189,11 @@ impl CopyLoader for Loader {
                 &[],
             )?;
             Ok(true)
-        })
+        }))
     }
 
     fn is_cancelled(&self, job: u64) -> Result<bool, TargetError> {
-        is_cancelled(&self.connection, &[job])
+        self.of_lake(is_cancelled(&self.connection, &[job]))
     }
 
     fn load(
@@ -193,13 +202,12 @@ impl CopyLoader for Loader {
         job: u64,
         rows: RowStream,
     ) -> Result<u64, TargetError> {
-        if let Some(rows) = self.of_lake(self.done_before(&[job]))? {
-            return Ok(rows);
-        }
-
+        self.of_lake(self.settle())?;
         let view = self.view_of(table)?;
         let loaded = self.transaction(|connection| {
-            self.refuse_unwanted(connection, &[job])?;
+            if let Some(rows) = self.done_before(connection, &[job])?.remove(&job) {
+                return Ok(rows);
+            }
 
             let loaded = load(connection, table, rows, &view)
                 .and_then(|loaded| refuse(connection, "load.refused", table).map(|()| loaded))
@@ -232,16 +240,18 @@ impl CopyLoader for Loader {
         reading: Duration,
     ) -> Result<(), TargetError> {
         let jobs: Vec<u64> = chunks.iter().map(|(_, job, _)| *job).collect();
-
-        if self.of_lake(self.done_before(&jobs))?.is_some() {
-            return Ok(());
-        }
+        self.of_lake(self.settle())?;
 
         let loaded = self.transaction(|connection| {
-            self.refuse_unwanted(connection, &jobs)?;
+            let before = self.done_before(connection, &jobs)?;
+            let jobs: Vec<u64> =
+                jobs.iter().filter(|job| !before.contains_key(job)).copied().collect();
+            if jobs.is_empty() {
+                return Ok(());
+            }
 
-            let mut done = Vec::with_capacity(chunks.len());
-            for (table, job, batches) in chunks {
+            let mut done = Vec::with_capacity(jobs.len());
+            for (table, job, batches) in chunks.iter().filter(|(_, job, _)| jobs.contains(job)) {
                 append_to_shadow(connection, table, batches)
                     .and_then(|()| refuse(connection, "load.refused", table))
                     .map_err(|error| error.of_copy(table))?;
@@ -270,7 +280,7 @@ impl CopyLoader for Loader {
     }
 
     fn fail_job(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {
-        self.retry_conflicts(|connection| {
+        self.of_lake(self.retry_conflicts(|connection| {
             if is_cancelled(connection, &[job])? {
                 return Ok(());
             }
@@ -281,7 +291,7 @@ impl CopyLoader for Loader {
                 "?::VARCHAR AS status, ?::VARCHAR AS error, now() AS finished_at",
                 &[&status, &error],
             )
-        })
+        }))
     }
 }
 

@@ -99,6 +99,9 @@ impl TargetState for DuckDb {
     }
 
     fn put_verifications(&mut self, results: &[StoredVerification]) -> Result<(), TargetError> {
+        if self.lake.is_some() && !self.has_open_parts() {
+            return self.transaction(|target| verifications::put(&target.connection, results));
+        }
         self.ensure_attached()?;
         // The writer may have a transaction open for parts of a source transaction.
         let connection = self.new_connection()?;

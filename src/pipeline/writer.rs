@@ -54,7 +54,12 @@ impl<T: OlapEngine + 'static> Writer<T> {
         let done = tokio::task::spawn_blocking(move || {
             let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
             let _call = pulse.call();
-            let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut target)));
+            let done = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                work(&mut target).map_err(|error| match EngineError::from(error) {
+                    EngineError::Target(error) => EngineError::Target(target.judged(error)),
+                    error => error,
+                })
+            }));
             done.map_err(|panic| {
                 // The next caller must see nothing of a transaction that a panic left open.
                 let _ = target.roll_back();
@@ -62,6 +67,6 @@ impl<T: OlapEngine + 'static> Writer<T> {
             })
         });
 
-        done.await.map_err(|lost| EngineError::lost(what, lost))??.map_err(EngineError::from)
+        done.await.map_err(|lost| EngineError::lost(what, lost))??
     }
 }

@@ -4,22 +4,13 @@
 //! What a lake has in common with a file, the tests of files prove for it as well: `make test-lake`
 //! runs them with `RHEI_TEST_TARGET`.
 
-use std::{
-    collections::BTreeSet,
-    io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use rhei::internals::failpoint::UPKEEP;
 
 use crate::{
     bed::{
-        Db, Lake, Load, Pgbench, Reader, Rhei,
+        Cut, Db, Lake, Load, Pgbench, Reader, Rhei,
         lake::{Kind, LOCKED, catalogs},
         oracle::{Pair, assert_same_pairs, query_copy},
         wait_until,
@@ -160,7 +151,7 @@ fn a_second_process_is_refused_while_the_first_one_writes() {
     // On this machine a file is locked; from another folder the lake itself says so.
     let second = following.rhei.run(["sync"]);
     second.assert_code(1);
-    assert!(second.stderr.contains("is in use"), "{}", second.stderr);
+    assert!(second.stderr.contains("another rhei on this machine"), "{}", second.stderr);
 
     let elsewhere = following.folder.path().join("elsewhere.duckdb");
     Lake::at(following.copy()).unwrap().shared("", &elsewhere);
@@ -211,79 +202,6 @@ fn a_process_that_another_one_has_replaced_writes_nothing_more() {
     assert_eq!(rows, [[Some("1".to_owned())]]);
 }
 
-/// Stands between rhei and a catalog. When it is armed, the next COMMIT reaches the catalog, or
-/// does not, and its answer never comes back.
-struct Cut {
-    port: u16,
-    armed: Arc<AtomicBool>,
-    lets_commit: Arc<AtomicBool>,
-    cuts: Arc<AtomicU32>,
-}
-
-impl Cut {
-    fn before(port: u16) -> Cut {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let cut = Cut {
-            port: listener.local_addr().unwrap().port(),
-            armed: Arc::default(),
-            lets_commit: Arc::default(),
-            cuts: Arc::default(),
-        };
-        let (armed, lets_commit) = (Arc::clone(&cut.armed), Arc::clone(&cut.lets_commit));
-        let cuts = Arc::clone(&cut.cuts);
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let Ok(client) = client else { return };
-                let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
-                let flags = (Arc::clone(&armed), Arc::clone(&lets_commit), Arc::clone(&cuts));
-                std::thread::spawn(move || Self::carry(client, server, flags));
-            }
-        });
-        cut
-    }
-
-    fn carry(
-        client: TcpStream,
-        server: TcpStream,
-        (armed, lets_commit, cuts): (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicU32>),
-    ) {
-        let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-        std::thread::spawn(move || {
-            let _ = std::io::copy(&mut answers, &mut back);
-            let _ = back.shutdown(Shutdown::Both);
-        });
-
-        let (mut client, mut server) = (client, server);
-        let mut bytes = vec![0; 1 << 16];
-        // DuckLake also ends what it only reads by a COMMIT.
-        let mut has_written = false;
-        while let Ok(length @ 1..) = client.read(&mut bytes) {
-            let sent = &bytes[..length];
-            // A simple query: its kind, its length, its text.
-            let is_commit = sent.starts_with(b"Q") && sent[5..].starts_with(b"COMMIT");
-            let writes = b"INSERT INTO";
-            has_written |= sent.windows(writes.len()).any(|text| text == writes);
-            let is_cut = is_commit && std::mem::take(&mut has_written);
-            if is_cut && armed.swap(false, Ordering::Relaxed) {
-                let _ = client.shutdown(Shutdown::Both);
-                if lets_commit.load(Ordering::Relaxed) {
-                    let _ = server.write_all(sent);
-                    // The server reads what was sent before it learns that the client is gone.
-                    let _ = server.shutdown(Shutdown::Write);
-                } else {
-                    let _ = server.shutdown(Shutdown::Both);
-                }
-                cuts.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
-            if server.write_all(sent).is_err() {
-                break;
-            }
-        }
-        let _ = server.shutdown(Shutdown::Both);
-    }
-}
-
 /// Cuts commits off while `write` writes to a table without a key, where what is applied twice or
 /// not at all shows. Returns the log.
 fn cut_commits(kind: Kind, name: &str, write: &str) -> String {
@@ -294,16 +212,14 @@ fn cut_commits(kind: Kind, name: &str, write: &str) -> String {
     );
     let mut lake = Lake::new(kind, following.copy());
     let cut = Cut::before(catalogs().port());
-    let through = format!("port={}", cut.port);
-    lake.catalog = lake.catalog.replace(&format!("port={}", catalogs().port()), &through);
+    lake.catalog = cut.through(&lake.catalog);
     lake.shared("", following.copy());
     following.rhei = following.rhei.clone().deadline(SOON);
 
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
     for round in 0..6 {
-        cut.lets_commit.store(round % 2 == 0, Ordering::Relaxed);
-        cut.armed.store(true, Ordering::Relaxed);
+        cut.arm("INSERT INTO", round % 2 == 0);
         wait_until(SOON, "a commit is cut off", || {
             following.db.execute(write);
             // Not many changes at once: a batch of more than a hundred rows makes files.
@@ -313,7 +229,7 @@ fn cut_commits(kind: Kind, name: &str, write: &str) -> String {
                 let copied = query_copy(following.copy(), count).remove(0).remove(0);
                 copied == Some(following.db.value("SELECT count(*) FROM t"))
             });
-            cut.cuts.load(Ordering::Relaxed) > round
+            cut.cuts() > round
         });
     }
 

@@ -22,6 +22,7 @@ mod following;
 mod formats;
 mod histories;
 mod lake;
+mod lake_dangers;
 mod library;
 mod lifecycle;
 mod locks;

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::finding::{Findings, error, failure, warning};
 use crate::{
     cli::CliError,
+    olap::DuckDb,
     pgoutput::{QualifiedName, ReplicaIdentity},
     pipeline::{
         Options,
         tables::{
-            plan::{PlanOptions, TablePlanError, plan},
+            plan::{PlanOptions, TablePlanError, plan, refuse_unknown_layout},
             selection::{names_of, table_settings, target_names, types_of},
         },
     },
@@ -134,6 +135,14 @@ fn check_key(table: &SourceTable, findings: &mut Findings) {
     }
 }
 
+/// Returns whether there is a copy of a table already.
+fn is_copied(options: &Options, table: &QualifiedName) -> bool {
+    let stored = DuckDb::read_state(&options.target).ok().flatten();
+    stored.is_some_and(|(state, _)| {
+        state.tables.iter().any(|stored| stored.source == *table && !stored.columns.is_empty())
+    })
+}
+
 /// Checks types, settings, and names that DuckDB does not distinguish (trap 59).
 async fn check_plans(
     client: &SqlClient,
@@ -163,6 +172,14 @@ async fn check_plans(
                 continue;
             }
         };
+
+        if let Err(unknown) = refuse_unknown_layout(&spec, &settings) {
+            findings.add(if is_copied(options, &table.name) {
+                warning(&subject, unknown.to_string().lines().next().unwrap_or_default())
+            } else {
+                failure(&subject, &unknown)
+            });
+        }
 
         let mut names: Vec<String> = spec
             .columns

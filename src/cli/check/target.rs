@@ -81,10 +81,16 @@ fn read_state(target: &TargetOptions, findings: &mut Findings) -> Result<Option<
             Ok(None)
         }
         // The next start makes it.
-        Err(TargetError::NoLake { lake }) => {
-            findings.add(ok("target", format!("lake {lake} will be made")));
-            Ok(None)
-        }
+        Err(TargetError::NoLake { lake }) => match DuckDb::refuse_to_make(target) {
+            Ok(()) => {
+                findings.add(ok("target", format!("lake {lake} will be made")));
+                Ok(None)
+            }
+            Err(refused) => {
+                findings.add(failure("target", &refused));
+                Err(())
+            }
+        },
         Err(refused) => {
             findings.add(failure("target", &refused));
             Err(())

@@ -229,6 +229,10 @@ impl TargetReader for NoReader {
 }
 
 impl FileMaintenance for MemoryTarget {
+    fn judged(&self, error: TargetError) -> TargetError {
+        error
+    }
+
     fn upkeep(&mut self) -> Result<bool, TargetError> {
         Ok(false)
     }

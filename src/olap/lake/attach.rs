@@ -1,15 +1,21 @@
 //! Opens a lake.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use duckdb::{AccessMode, Connection};
 
-use super::{LakeOptions, extensions, inlining, secrets};
+use super::{CatalogKind, LakeOptions, address::without_password, extensions, inlining, secrets};
 use crate::olap::{
     TargetError, TargetOptions,
     arrow_scan::Database,
     connection::TargetConnection,
-    file::settings,
+    file::{settings, spill_folder},
     names::{CATALOG, literal},
 };
 
@@ -42,16 +48,34 @@ pub fn open(
     lake: &LakeOptions,
     mode: AccessMode,
 ) -> Result<(Arc<Database>, TargetConnection), TargetError> {
+    let (database, connection) = prepare(options, lake)?;
+    attach(&connection, lake, mode)?;
+    Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()))))
+}
+
+/// Starts DuckDB with the extensions and the credentials of a lake.
+fn prepare(
+    options: &TargetOptions,
+    lake: &LakeOptions,
+) -> Result<(Arc<Database>, Connection), TargetError> {
+    // Files of a lake may be for others to read; what DuckDB spills is not.
+    let spilled = spill_folder(&options.path);
+    let made = std::fs::DirBuilder::new().mode(0o700).create(spilled);
+    made.or_else(|error| match error.kind() {
+        ErrorKind::AlreadyExists | ErrorKind::PermissionDenied => Ok(()),
+        _ => Err(error),
+    })?;
+
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
     let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
 
     extensions::load(&connection, lake)?;
-    let statements = [secrets::of_catalog(lake), store_secret(lake)];
-    for statement in statements.into_iter().flatten() {
+    if let Some(secret) = secrets::of_catalog(lake) {
         // The error would show the statement.
-        connection.execute_batch(&statement).map_err(|_| TargetError::NoSecret)?;
+        connection.execute_batch(&secret).map_err(|_| TargetError::NoSecret)?;
     }
+    secrets::put_for_store(&connection, lake)?;
 
     connection.execute_batch(&format!("SET GLOBAL ducklake_retry_wait_ms = {RETRY_WAIT_MS}"))?;
     let bytes = lake.file_bytes;
@@ -61,29 +85,122 @@ pub fn open(
         // until its memory is full.
         connection.execute_batch("SET GLOBAL enable_external_file_cache = false")?;
     }
-    attach(&connection, lake, mode)?;
-    Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()))))
+    Ok((database, connection))
 }
 
-fn store_secret(lake: &LakeOptions) -> Option<String> {
-    lake.is_in_store().then(|| secrets::of_store(&lake.s3))
+/// Fails when a lake that is not there could not be made: its data has no place, or the catalog or
+/// the place does not take it.
+pub fn refuse_to_make(options: &TargetOptions, lake: &LakeOptions) -> Result<(), TargetError> {
+    if lake.data_path.is_none()
+        && matches!(lake.catalog_kind(), CatalogKind::Postgres | CatalogKind::Sqlite)
+    {
+        return Err(TargetError::NoDataPath { lake: lake.to_string() });
+    }
+
+    let (_database, connection) = prepare(options, lake)?;
+    refuse_files_of_others(&connection, lake)?;
+    if let Some(folder) = lake.data_path.as_deref().filter(|_| !lake.is_in_store()) {
+        let there = Path::new(folder).ancestors().find(|folder| folder.exists());
+        let folder = there.unwrap_or(Path::new("/"));
+        if rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_err() {
+            return Err(TargetError::NotWritable { path: folder.to_owned() });
+        }
+    }
+
+    if lake.catalog_kind() != CatalogKind::Postgres {
+        return Ok(());
+    }
+    let address = without_password(&lake.catalog);
+    let secret = secrets::of_catalog(lake).map(|_| format!(", SECRET {}", secrets::CATALOG));
+    connection.execute_batch(&format!(
+        "ATTACH {} AS rhei_catalog (TYPE postgres, READ_ONLY{})",
+        literal(address.trim_start_matches("ducklake:postgres:")),
+        secret.unwrap_or_default()
+    ))?;
+    let (may_make, role) = connection.query_row(
+        "FROM postgres_query('rhei_catalog', \
+         'SELECT has_schema_privilege(''public'', ''CREATE''), current_user::text')",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    match may_make {
+        true => Ok(()),
+        false => Err(TargetError::NoCatalogRight { lake: lake.to_string(), role }),
+    }
 }
 
-/// Attaches a lake whose extensions are loaded.
-pub fn attach(
+/// Attaches a lake whose extensions are loaded, and makes it if it is not there and may be written.
+fn attach(
     connection: &Connection,
     lake: &LakeOptions,
     mode: AccessMode,
 ) -> Result<(), TargetError> {
-    let mut options = vec![format!("DATA_INLINING_ROW_LIMIT {}", inlining::INLINED_ROWS)];
-    if matches!(mode, AccessMode::ReadOnly) {
-        options.push("READ_ONLY, CREATE_IF_NOT_EXISTS false".to_owned());
+    let is_reader = matches!(mode, AccessMode::ReadOnly);
+    match attach_existing(connection, lake, is_reader, false) {
+        Err(TargetError::NoLake { .. }) if !is_reader => {}
+        attached => {
+            attached?;
+            return know_data_path(connection, lake);
+        }
     }
-    if let Some(data) = &lake.data_path {
-        let data = if data.ends_with('/') { data.clone() } else { format!("{data}/") };
+
+    let Err(in_use) = refuse_files_of_others(connection, lake) else {
+        return attach_existing(connection, lake, false, true);
+    };
+    // Another process may have made the lake meanwhile, and written these files.
+    attach_existing(connection, lake, false, false).map_err(|_| in_use)
+}
+
+/// Fails when Parquet files are where the data of a new lake is to be: `rhei compact` would delete
+/// them, since the lake does not know them.
+fn refuse_files_of_others(connection: &Connection, lake: &LakeOptions) -> Result<(), TargetError> {
+    let Some(data) = data_folder(lake) else { return Ok(()) };
+    let sql = format!(
+        "SELECT file FROM glob({}) WHERE file LIKE '%.parquet' LIMIT 1",
+        literal(&format!("{data}**"))
+    );
+    let found: Vec<String> =
+        connection.prepare(&sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    match found.into_iter().next() {
+        Some(file) => Err(TargetError::DataPathInUse { data_path: data, file }),
+        None => Ok(()),
+    }
+}
+
+/// Fails when the lake has its data in a store, and the settings do not say so: what reads from a
+/// store is not loaded then.
+fn know_data_path(connection: &Connection, lake: &LakeOptions) -> Result<(), TargetError> {
+    let data = data_path(connection)?;
+    if data.starts_with("s3:") && !lake.is_in_store() {
+        return Err(TargetError::NoDataPath { lake: lake.to_string() });
+    }
+    Ok(())
+}
+
+/// Returns the folder of the data as DuckLake keeps it: with a slash at its end.
+fn data_folder(lake: &LakeOptions) -> Option<String> {
+    let data = lake.data_path.as_deref()?;
+    Some(format!("{}/", data.trim_end_matches('/')))
+}
+
+/// Attaches a lake; `may_make`: makes it if it is not there.
+fn attach_existing(
+    connection: &Connection,
+    lake: &LakeOptions,
+    is_reader: bool,
+    may_make: bool,
+) -> Result<(), TargetError> {
+    let mut options = vec![format!("DATA_INLINING_ROW_LIMIT {}", inlining::INLINED_ROWS)];
+    if is_reader {
+        options.push("READ_ONLY".to_owned());
+    }
+    if !may_make {
+        options.push("CREATE_IF_NOT_EXISTS false".to_owned());
+    }
+    if let Some(data) = data_folder(lake) {
         options.push(format!("DATA_PATH {}", literal(&data)));
     }
-    if lake.catalog.starts_with("ducklake:sqlite:") {
+    if lake.catalog_kind() == CatalogKind::Sqlite {
         // Not with SQLite's log of its own: the connections of a reader would see different
         // commits.
         options.push(format!("META_BUSY_TIMEOUT {BUSY_TIMEOUT_MS}"));
@@ -92,7 +209,7 @@ pub fn attach(
         options.push(format!("META_SECRET {}", literal(secrets::CATALOG)));
     }
 
-    let catalog = literal(&secrets::address(&lake.catalog));
+    let catalog = literal(&without_password(&lake.catalog));
     let attach = format!("ATTACH {catalog} AS {CATALOG} ({}); USE {CATALOG};", options.join(", "));
     let mut tries = 1;
     loop {
@@ -120,6 +237,10 @@ fn refused(lake: &LakeOptions, source: duckdb::Error) -> TargetError {
         TargetError::NoLake { lake }
     } else if text.contains("data_path is not set") {
         TargetError::NoDataPath { lake }
+    } else if text.contains("does not match existing data path") {
+        TargetError::OtherDataPath { lake, source }
+    } else if text.contains("catalog version mismatch") {
+        TargetError::OtherLakeFormat { lake, source }
     } else {
         TargetError::LakeNotOpened { lake, source }
     }

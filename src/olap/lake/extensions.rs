@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use duckdb::Connection;
 
-use super::LakeOptions;
+use super::{CatalogKind, LakeOptions};
 use crate::olap::{TargetError, library_version, names::literal};
 
 /// Loads the extensions that a lake takes, each from the first folder that has it. DuckDB refuses
@@ -32,11 +32,11 @@ pub(super) fn load(connection: &Connection, options: &LakeOptions) -> Result<(),
 /// Returns the names of the extensions that this lake takes.
 fn needed(options: &LakeOptions) -> Vec<&'static str> {
     let mut names = vec!["ducklake"];
-    if options.catalog.starts_with("ducklake:postgres:") {
-        names.push("postgres_scanner");
-    }
-    if options.catalog.starts_with("ducklake:sqlite:") {
-        names.push("sqlite_scanner");
+    match options.catalog_kind() {
+        CatalogKind::Postgres => names.push("postgres_scanner"),
+        CatalogKind::Sqlite => names.push("sqlite_scanner"),
+        CatalogKind::MotherDuck => names.push("motherduck"),
+        CatalogKind::DuckDb => {}
     }
 
     if options.is_in_store() {

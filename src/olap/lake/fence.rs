@@ -286,6 +286,13 @@ impl Fence {
     }
 }
 
+/// Returns the process that writes the copy in a lake, unless it has ended: it has left the copy to
+/// the next one, or is known to be gone.
+pub fn writer(connection: &TargetConnection) -> Result<Option<String>, TargetError> {
+    let writer = read(connection)?.and_then(|mark| mark.writer);
+    Ok(writer.filter(|writer| !has_ended(writer)).map(|writer| shown(&writer)))
+}
+
 fn read(connection: &TargetConnection) -> Result<Option<Mark>, TargetError> {
     if !state::exists(connection)? {
         return Ok(None);
@@ -329,7 +336,7 @@ fn parts(writer: &str) -> [&str; 4] {
 }
 
 /// Returns host and process id of a writer.
-fn shown(writer: &str) -> String {
+pub fn shown(writer: &str) -> String {
     let [_, _, process, host] = parts(writer);
     format!("process {process} on {host}")
 }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{LakeOptions, upkeep::Look};
+use super::{CatalogKind, LakeOptions, upkeep::Backlog};
 use crate::{
     olap::{
         TargetError,
@@ -26,7 +26,7 @@ const FILES: u64 = 4;
 const SMALL_BYTES: u64 = 4 << 20;
 
 /// A file is written again when this part of its rows is deleted.
-const DELETED_PART: f64 = 0.05;
+const DELETED_SHARE: f64 = 0.05;
 
 /// DuckLake merges files of like size, so that no row is written again for each few that are added:
 /// four files or more that are smaller than the file size divided by one of these numbers, and not
@@ -49,17 +49,17 @@ pub struct DataFile {
 }
 
 impl DataFile {
-    fn deleted_part(&self) -> f64 {
+    fn deleted_share(&self) -> f64 {
         if self.deleted == 0 { 0.0 } else { self.deleted as f64 / self.rows as f64 }
     }
 
-    fn is_worn(&self, part: f64) -> bool {
-        self.deleted > 0 && self.deleted_part() >= part
+    fn is_due_for_rewrite(&self, part: f64) -> bool {
+        self.deleted > 0 && self.deleted_share() >= part
     }
 
     /// About the size of the file without its deleted rows.
     fn left_bytes(&self) -> u64 {
-        (self.bytes as f64 * (1.0 - self.deleted_part())) as u64
+        (self.bytes as f64 * (1.0 - self.deleted_share())) as u64
     }
 }
 
@@ -94,26 +94,26 @@ pub fn of_table(
 
 /// Returns the least part of deleted rows for which a file is written again. `written`: how many
 /// positions of deleted rows commits have written to the table's files.
-pub fn worn_part(files: &[DataFile], written: u64) -> f64 {
+pub fn rewrite_threshold(files: &[DataFile], written: u64) -> f64 {
     let rows: u64 = files.iter().map(|file| file.rows).sum();
     let deleted: u64 = files.iter().map(|file| file.deleted).sum();
     if written < rows / 2 || rows == 0 {
-        return DELETED_PART;
+        return DELETED_SHARE;
     }
     // Where deletions are spread evenly this is every file, or else those that have most of them.
-    (deleted as f64 / rows as f64 / 2.0).min(DELETED_PART)
+    (deleted as f64 / rows as f64 / 2.0).min(DELETED_SHARE)
 }
 
 /// Returns what is written when all files are written again of whose rows this part is deleted.
-pub fn worn_bytes(files: &[DataFile], part: f64) -> u64 {
-    files.iter().filter(|file| file.is_worn(part)).map(DataFile::left_bytes).sum()
+pub fn rewrite_bytes(files: &[DataFile], part: f64) -> u64 {
+    files.iter().filter(|file| file.is_due_for_rewrite(part)).map(DataFile::left_bytes).sum()
 }
 
 /// What one step writes again.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Portion {
     /// The files of whose rows this part is deleted, or more.
-    pub deleted_part: f64,
+    pub deleted_share: f64,
     /// What is written, in bytes.
     pub bytes: u64,
     /// Other files are left for another step.
@@ -122,19 +122,22 @@ pub struct Portion {
 
 /// Returns the files of which most is deleted, as many as one step writes again: of those where
 /// the deleted part is at least `part`. DuckLake takes all files of which the same part is deleted;
-/// where these are too many, they wait until later deletions tell them apart.
-pub fn worn(files: &[DataFile], part: f64) -> Option<Portion> {
-    let mut worn: Vec<&DataFile> = files.iter().filter(|file| file.is_worn(part)).collect();
-    worn.sort_by(|one, other| other.deleted_part().total_cmp(&one.deleted_part()));
+/// where these are too many, they wait until later deletions tell them apart, unless every file is
+/// asked for (`part` is 0).
+pub fn next_rewrite(files: &[DataFile], part: f64) -> Option<Portion> {
+    let mut due: Vec<&DataFile> =
+        files.iter().filter(|file| file.is_due_for_rewrite(part)).collect();
+    due.sort_by(|one, other| other.deleted_share().total_cmp(&one.deleted_share()));
 
     let all: u64 = files.iter().map(|file| file.bytes).sum();
     let most = (all / FILES).clamp(SMALL_BYTES, STEP_BYTES);
     let (mut taken, mut bytes, mut last) = (0, 0, None);
-    for alike in worn.chunk_by(|one, other| one.deleted_part() == other.deleted_part()) {
+    for alike in due.chunk_by(|one, other| one.deleted_share() == other.deleted_share()) {
         let more: u64 = alike.iter().map(|file| file.left_bytes()).sum();
         let is_allowed = match (taken, alike.len()) {
             (0, 1) => true,
-            (0, _) => more <= 2 * most,
+            // An operator who asks for every file need not be told to wait.
+            (0, _) => more <= 2 * most || part == 0.0,
             _ => bytes + more <= most,
         };
         if !is_allowed {
@@ -148,8 +151,8 @@ pub fn worn(files: &[DataFile], part: f64) -> Option<Portion> {
     }
 
     // DuckLake divides again, and may round otherwise.
-    let deleted_part = (last?.deleted_part() - 1e-9).max(0.0);
-    Some(Portion { deleted_part, bytes, is_last: taken == worn.len() })
+    let deleted_share = (last?.deleted_share() - 1e-9).max(0.0);
+    Some(Portion { deleted_share, bytes, is_last: taken == due.len() })
 }
 
 /// Returns the ranges of sizes, in bytes, in which there are enough files to merge. DuckLake merges
@@ -181,7 +184,7 @@ pub struct LeftBehind {
 pub fn left_behind(
     connection: &TargetConnection,
     options: &LakeOptions,
-    look: Look,
+    backlog: Backlog,
 ) -> Result<LeftBehind, TargetError> {
     let metadata = format!("__ducklake_metadata_{CATALOG}");
     let prefix = literal(&options.schema_prefix);
@@ -203,11 +206,11 @@ pub fn left_behind(
          GROUP BY ALL) \
          JOIN (SELECT table_id, sum(record_count) AS stored FROM {metadata}.ducklake_data_file \
          WHERE end_snapshot IS NULL GROUP BY ALL) USING (table_id) \
-         WHERE deleted >= stored * {DELETED_PART}"
+         WHERE deleted >= stored * {DELETED_SHARE}"
     );
-    let rows = match look {
-        Look::All => inlined_rows(connection, options)?,
-        Look::Files | Look::Nothing => Vec::new(),
+    let rows = match backlog {
+        Backlog::Unknown => inlined_rows(connection, options)?,
+        Backlog::UnknownFiles | Backlog::Known => Vec::new(),
     };
     let with_rows: Vec<String> = rows.iter().map(u64::to_string).collect();
     let mut statement = connection.prepare(&format!(
@@ -247,7 +250,7 @@ fn inlined_rows(
     options: &LakeOptions,
 ) -> Result<Vec<u64>, TargetError> {
     let metadata = format!("__ducklake_metadata_{CATALOG}");
-    let query = if options.catalog.starts_with("ducklake:postgres:") {
+    let query = if options.catalog_kind() == CatalogKind::Postgres {
         format!(
             "SELECT * FROM postgres_query('{metadata}', \
              'SELECT DISTINCT i.table_id FROM ducklake_inlined_data_tables i \
@@ -293,48 +296,49 @@ mod tests {
         let mut files =
             vec![file(60 * MB, 1000, 100), file(60 * MB, 1000, 300), file(60 * MB, 1000, 40)];
         files.extend([file(500 * MB, 10_000, 1); 2]);
-        let portion = worn(&files, DELETED_PART).unwrap();
-        assert!(portion.is_last && portion.deleted_part > 0.099 && portion.deleted_part < 0.1);
+        let portion = next_rewrite(&files, DELETED_SHARE).unwrap();
+        assert!(portion.is_last && portion.deleted_share > 0.099 && portion.deleted_share < 0.1);
 
         // The third one is more than a step takes.
-        let more = worn(&files, 0.01).unwrap();
-        assert!(!more.is_last && more.deleted_part > 0.099, "{more:?}");
-        assert_eq!(worn(&files, 0.5), None);
+        let more = next_rewrite(&files, 0.01).unwrap();
+        assert!(!more.is_last && more.deleted_share > 0.099, "{more:?}");
+        assert_eq!(next_rewrite(&files, 0.5), None);
 
         let small = [file(3 * MB, 1000, 300), file(3 * MB, 1000, 200), file(3 * MB, 1000, 100)];
-        let first = worn(&small, DELETED_PART).unwrap();
-        assert!(!first.is_last && first.deleted_part > 0.2, "{first:?}");
-        assert_eq!(worn_bytes(&small, 0.15), small[0].left_bytes() + small[1].left_bytes());
-        assert_eq!(worn(&[file(MB, 10, 0)], 0.0), None);
+        let first = next_rewrite(&small, DELETED_SHARE).unwrap();
+        assert!(!first.is_last && first.deleted_share > 0.2, "{first:?}");
+        assert_eq!(rewrite_bytes(&small, 0.15), small[0].left_bytes() + small[1].left_bytes());
+        assert_eq!(next_rewrite(&[file(MB, 10, 0)], 0.0), None);
 
-        let large = worn(&[file(900 * MB, 10, 5), file(MB, 10, 4)], DELETED_PART).unwrap();
-        assert!(!large.is_last && large.deleted_part > 0.49, "{large:?}");
+        let large = next_rewrite(&[file(900 * MB, 10, 5), file(MB, 10, 4)], DELETED_SHARE).unwrap();
+        assert!(!large.is_last && large.deleted_share > 0.49, "{large:?}");
     }
 
     #[test]
     fn files_of_which_the_same_part_is_deleted_wait_when_they_are_too_many_for_a_step() {
         let alike = [file(60 * MB, 1000, 200); 20];
-        assert_eq!(worn(&alike, DELETED_PART), None);
+        assert_eq!(next_rewrite(&alike, DELETED_SHARE), None);
+        assert!(next_rewrite(&alike, 0.0).unwrap().is_last);
         let few = [file(MB, 1000, 200); 3];
-        assert!(worn(&few, DELETED_PART).unwrap().is_last);
+        assert!(next_rewrite(&few, DELETED_SHARE).unwrap().is_last);
 
         // Another file has more; those that are alike are left.
         let mut told_apart = alike.to_vec();
         told_apart.push(file(60 * MB, 1000, 201));
-        let portion = worn(&told_apart, DELETED_PART).unwrap();
-        assert!(!portion.is_last && portion.deleted_part > 0.2, "{portion:?}");
+        let portion = next_rewrite(&told_apart, DELETED_SHARE).unwrap();
+        assert!(!portion.is_last && portion.deleted_share > 0.2, "{portion:?}");
 
         // Nothing is left of them to be written.
-        assert!(worn(&[file(60 * MB, 1000, 1000); 20], DELETED_PART).unwrap().is_last);
+        assert!(next_rewrite(&[file(60 * MB, 1000, 1000); 20], DELETED_SHARE).unwrap().is_last);
     }
 
     #[test]
     fn files_are_written_again_earlier_when_commits_write_many_positions() {
         let files = [file(MB, 1000, 20), file(MB, 1000, 0)];
-        assert_eq!(worn_part(&files, 999), DELETED_PART);
-        assert_eq!(worn_part(&files, 1000), 0.005);
-        assert_eq!(worn_part(&[file(MB, 10, 9)], 1000), DELETED_PART);
-        assert_eq!(worn_part(&[], 0), DELETED_PART);
+        assert_eq!(rewrite_threshold(&files, 999), DELETED_SHARE);
+        assert_eq!(rewrite_threshold(&files, 1000), 0.005);
+        assert_eq!(rewrite_threshold(&[file(MB, 10, 9)], 1000), DELETED_SHARE);
+        assert_eq!(rewrite_threshold(&[], 0), DELETED_SHARE);
     }
 
     #[test]

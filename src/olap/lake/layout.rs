@@ -68,8 +68,9 @@ impl TryFrom<String> for LayoutKey {
 }
 
 impl Layout {
-    fn names(&self, column: &str) -> bool {
-        self.partition_by.iter().chain(&self.sort_by).any(|key| key.column == column)
+    /// Returns the names that the columns of the layout have at the source.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.partition_by.iter().chain(&self.sort_by).map(|key| key.column.as_str())
     }
 }
 
@@ -106,7 +107,7 @@ pub fn is_nested(column: &ColumnSpec) -> bool {
 pub fn can_alter(change: &SchemaChange, layout: &Layout) -> bool {
     let is_kept = |at: usize| change.columns.contains(&ColumnOrigin::Kept(at));
     let mut dropped = change.before.columns.iter().enumerate().filter(|(at, _)| !is_kept(*at));
-    if dropped.any(|(_, column)| layout.names(&column.name)) {
+    if dropped.any(|(_, column)| layout.columns().any(|name| name == column.name)) {
         return false;
     }
 
@@ -146,6 +147,17 @@ pub fn create_shadow(spec: &TableSpec, options: &LakeOptions) -> String {
     let mut statements = format!("CREATE TABLE {shadow} ({});", columns.join(", "));
 
     let Some(layout) = options.layouts.get(&spec.source) else { return statements };
+    for column in layout.columns() {
+        if !spec.columns.iter().any(|known| known.name == column) {
+            tracing::warn!(
+                event = "lake_layout_ignored",
+                table = %spec.source,
+                column,
+                "the table's files are not laid out by this column any more: its copy has none of \
+                 this name"
+            );
+        }
+    }
     for (what, keys) in [("PARTITIONED", &layout.partition_by), ("SORTED", &layout.sort_by)] {
         let keys: Vec<String> = keys.iter().filter_map(|key| key.in_target(spec)).collect();
         if !keys.is_empty() {

@@ -6,10 +6,10 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use super::LakeOptions;
+use super::{LakeOptions, attach::data_path};
 use crate::olap::{
     TargetError,
     connection::TargetConnection,
@@ -44,23 +44,56 @@ pub fn tables_with_lost_files(
     let files = files.collect::<Result<Vec<(String, String, String)>, _>>()?;
 
     let stored = stored_files(connection)?;
-    let is_lost = |file: &str| match &stored {
-        Some(stored) => !stored.contains(file),
-        None => !Path::new(file).exists(),
-    };
-    let lost = files.into_iter().filter(|(_, _, file)| is_lost(file));
-    Ok(lost.map(|(schema, table, _)| (schema, table)).collect())
+    let mut lost = BTreeSet::new();
+    for (schema, table, file) in files {
+        let is_there = match &stored {
+            Some(stored) => stored.contains(&file),
+            // A folder that cannot be read at the moment has lost nothing.
+            None => Path::new(&file).try_exists()?,
+        };
+        if !is_there {
+            lost.insert((schema, table));
+        }
+    }
+
+    if stored.is_none() && !lost.is_empty() {
+        refuse_unmarked_folder(data_path(connection)?)?;
+    }
+    Ok(lost)
+}
+
+/// The file that marks the folder of a lake's data: without it the volume is not mounted.
+const MARK: &str = ".rhei-lake";
+
+/// Marks the folder of the data, before anything is in it; a store needs no mark.
+pub fn mark_folder(connection: &TargetConnection) -> Result<(), TargetError> {
+    let folder = data_path(connection)?;
+    if is_in_store(&folder) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(&folder)?;
+    let why = "By this file rhei knows that the data of the lake is mounted here.\n";
+    Ok(std::fs::write(folder.join(MARK), why)?)
+}
+
+fn is_in_store(data: &Path) -> bool {
+    data.display().to_string().contains("://")
+}
+
+/// Fails when the folder of the data has no mark. DuckLake makes folders wherever it is to write.
+fn refuse_unmarked_folder(folder: PathBuf) -> Result<(), TargetError> {
+    let mark = folder.join(MARK);
+    if mark.try_exists()? { Ok(()) } else { Err(TargetError::NoData { folder, mark }) }
 }
 
 /// Returns the files of a store, which lists thousands of them in one answer; none for a folder.
 fn stored_files(connection: &TargetConnection) -> Result<Option<HashSet<String>>, TargetError> {
-    let sql = format!("SELECT data_path FROM {CATALOG}.settings()");
-    let data: String = connection.query_row(&sql, [], |row| row.get(0))?;
-    if !data.contains("://") {
+    let data = data_path(connection)?;
+    if !is_in_store(&data) {
         return Ok(None);
     }
 
-    let sql = format!("SELECT file FROM glob({})", literal(&format!("{data}**")));
+    let sql = format!("SELECT file FROM glob({})", literal(&format!("{}**", data.display())));
     let mut statement = connection.prepare(&sql)?;
     let files = statement.query_map([], |row| row.get(0))?;
     Ok(Some(files.collect::<Result<_, _>>()?))

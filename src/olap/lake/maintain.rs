@@ -1,15 +1,19 @@
 //! What the writer does for the upkeep of its lake.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use super::upkeep::{Outcome, Step};
+use super::{
+    tables_with_lost_files,
+    upkeep::{ChangedRows, Step, StepOutcome},
+};
 use crate::{
     change::{ChangeBatch, Deletes},
     olap::{
         Compacted, DuckDb, TableState, TargetError, apply,
         engine::FileMaintenance,
+        jobs,
         names::{self, shadow_of},
-        stage,
+        stage, state,
     },
     pgoutput::QualifiedName,
 };
@@ -24,7 +28,7 @@ impl DuckDb {
         let is_used = self.is_used();
         let Some(lake) = &mut self.lake else { return Ok(false) };
 
-        lake.upkeep.look(&self.connection, &lake.options)?;
+        lake.upkeep.find_backlog(&self.connection, &lake.options)?;
         let state = self.connection.state_schema().to_owned();
         let Some(step) = lake.upkeep.next(&state, &lake.options, Instant::now()) else {
             return Ok(false);
@@ -69,10 +73,40 @@ impl DuckDb {
     /// # Errors
     /// There are such tables, and the session has to begin again to copy them.
     pub(in crate::olap) fn settle_files(&mut self) -> Result<(), TargetError> {
-        let Some(lake) = &mut self.lake else { return Ok(()) };
-        let lost = lake.tables_with_lost_files(&self.connection)?;
-        if lost.is_empty() {
+        let Some(lake) = &self.lake else { return Ok(()) };
+        let shared = Arc::clone(&lake.shared);
+        if !shared.takes_doubt() {
             return Ok(());
+        }
+
+        self.end_commits_of_loaders()
+            .and_then(|()| self.copy_again_what_lacks_files())
+            .inspect_err(|_| shared.doubt_files())
+            .and_then(|is_lost| {
+                let Some(lake) = self.lake.as_mut().filter(|_| is_lost) else { return Ok(()) };
+                lake.has_moved = true;
+                Err(TargetError::Moved)
+            })
+    }
+
+    /// Has commits of loads fail whose answers were lost and that are still on their way to the
+    /// lake: what is read of the jobs after this stays as it is.
+    fn end_commits_of_loaders(&mut self) -> Result<(), TargetError> {
+        if !state::exists(&self.connection)? {
+            return Ok(());
+        }
+        self.transaction(|target| match &target.lake {
+            Some(lake) => jobs::put_writer(&target.connection, &lake.shared.writer),
+            None => Ok(()),
+        })
+    }
+
+    /// Marks the tables that lack files as to be copied again. Returns whether there are any.
+    fn copy_again_what_lacks_files(&mut self) -> Result<bool, TargetError> {
+        let Some(lake) = &self.lake else { return Ok(false) };
+        let lost = tables_with_lost_files(&self.connection, &lake.options)?;
+        if lost.is_empty() {
+            return Ok(false);
         }
 
         let is_lost =
@@ -100,9 +134,9 @@ impl DuckDb {
         }
 
         if marked.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        let done = self.transaction(|target| {
+        self.transaction(|target| {
             for &(oid, is_copy_lost) in &marked {
                 if is_copy_lost {
                     target.drop_shadows(&[oid])?;
@@ -115,15 +149,8 @@ impl DuckDb {
                 target.tables()?.set_state(oid, state, None);
             }
             Ok(())
-        });
-        if let (Err(_), Some(lake)) = (&done, &self.lake) {
-            lake.shared.doubt_files();
-        }
-        done?;
-        if let Some(lake) = &mut self.lake {
-            lake.has_moved = true;
-        }
-        Err(TargetError::Moved)
+        })?;
+        Ok(true)
     }
 
     /// Returns the names of the tables that are live.
@@ -138,7 +165,10 @@ impl DuckDb {
         let Some(lake) = &mut self.lake else { return };
         lake.upkeep.note(batch.tables.iter().map(|changes| {
             let (Deletes::ByKey(batches) | Deletes::Rows(batches)) = &changes.deletes;
-            (&changes.table.target, stage::total(batches))
+            let patched = changes.patch.as_ref().map_or(0, |patch| patch.rows.num_rows() as u64);
+            let inserted = stage::total(&changes.inserts) + patched;
+            let rows = ChangedRows { inserted, deleted: stage::total(batches) };
+            (&changes.table.target, rows)
         }));
     }
 
@@ -171,7 +201,7 @@ impl DuckDb {
                 .inspect_err(|_| lake.shared.doubt_files())?;
             drop(turn);
 
-            if let Outcome::Left(rest) = outcome {
+            if let StepOutcome::Left(rest) = outcome {
                 steps.push_front(rest);
             }
             self.send_heartbeat_if_due()?;
@@ -196,12 +226,12 @@ impl Step {
     fn table(&self) -> Option<&QualifiedName> {
         match self {
             Self::Flush(table) | Self::Rewrite(table, _) | Self::Merge(table) => Some(table),
-            Self::Prune(_) | Self::Expire | Self::Clean | Self::Orphans => None,
+            Self::Prune(_) | Self::Expire | Self::DeleteOldFiles | Self::DeleteOrphans => None,
         }
     }
 
     /// Returns whether a reader of this process, or a load, must not be open meanwhile.
     fn needs_quiet(&self) -> bool {
-        matches!(self, Self::Expire | Self::Clean | Self::Orphans)
+        matches!(self, Self::Expire | Self::DeleteOldFiles | Self::DeleteOrphans)
     }
 }

@@ -4,7 +4,8 @@
 //! A commit to the lake is one transaction of its catalog, over all tables: rows, state and
 //! checkpoint reach it together, as they reach a file. What differs from a file is here:
 //!
-//! - `attach` opens the lake: extensions (`extensions`), credentials (`secrets`), options;
+//! - `attach` opens the lake at its `address`: extensions (`extensions`), credentials (`secrets`),
+//!   options;
 //! - `fence`: one process writes, without a lock that a dead process could leave behind or a live
 //!   one could lose unnoticed; and the outcome of a commit whose answer was lost is read back;
 //! - `layout`: partitions and order of tables, and what the lake can change in place;
@@ -14,6 +15,7 @@
 //! - `upkeep`: small files are merged, old snapshots expire, files that none needs are deleted;
 //!   `files` is which of them, `maintain` is when the writer does that.
 
+pub mod address;
 mod attach;
 mod extensions;
 mod fence;
@@ -22,6 +24,7 @@ pub(super) mod inlining;
 mod layout;
 mod lost_files;
 mod maintain;
+mod open_transactions;
 mod options;
 mod secrets;
 mod upkeep;
@@ -29,11 +32,13 @@ mod writer;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
-pub(super) use attach::{data_path, open};
+pub use address::CatalogKind;
+pub(super) use attach::{data_path, open, refuse_to_make};
 pub use extensions::folders as extension_folders;
-pub(super) use fence::{Fence, Outcome};
+pub(super) use fence::{Fence, Outcome, shown, writer};
 pub use layout::{LayoutKey, RESERVED, can_alter};
 pub(super) use layout::{create_shadow, of_schemas};
+pub(super) use lost_files::mark_folder;
 use lost_files::tables_with_lost_files;
 pub use upkeep::LakeSpace;
 pub(super) use upkeep::space;
@@ -92,6 +97,11 @@ pub struct Layout {
 }
 
 impl LakeOptions {
+    /// Returns what keeps the catalog. The settings refuse an address of another kind.
+    pub fn catalog_kind(&self) -> CatalogKind {
+        CatalogKind::of(&self.catalog).unwrap_or(CatalogKind::DuckDb)
+    }
+
     /// Returns how statements address this lake.
     pub(super) fn dialect(&self) -> Dialect {
         Dialect { state: format!("{}_rhei", self.schema_prefix), is_lake: true }
@@ -120,14 +130,14 @@ impl LakeOptions {
 /// Shows no password.
 impl fmt::Display for LakeOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&secrets::shown(&self.catalog))
+        f.write_str(&address::shown(&self.catalog))
     }
 }
 
 impl fmt::Debug for LakeOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LakeOptions")
-            .field("catalog", &secrets::shown(&self.catalog))
+            .field("catalog", &address::shown(&self.catalog))
             .field("data_path", &self.data_path)
             .field("schema_prefix", &self.schema_prefix)
             .finish_non_exhaustive()

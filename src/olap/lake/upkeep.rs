@@ -15,9 +15,10 @@ use std::{
 use duckdb::Connection;
 
 use super::{
-    LakeOptions,
+    CatalogKind, LakeOptions,
     files::{self, DataFile, LeftBehind},
     inlining::INLINED_ROWS,
+    open_transactions,
 };
 use crate::{
     failpoint::reached,
@@ -29,9 +30,11 @@ use crate::{
     pgoutput::QualifiedName,
 };
 
-/// A table is looked after once this number of commits has changed it, or this time after the first
-/// of them.
+/// A table is looked after once this number of commits has changed it, or this number of them has
+/// made files, or this time after the first of them. A commit whose keys lie all over works on each
+/// file of the table.
 const COMMITS: u32 = 100;
+const FILE_COMMITS: u32 = 25;
 const AT_THE_LATEST: Duration = Duration::from_secs(300);
 /// Its files are looked at once this number of rows was deleted since the last look.
 const DELETED_ROWS: u64 = 50_000;
@@ -46,8 +49,8 @@ const SHORTEST_EXPIRY: Duration = Duration::from_secs(5);
 pub enum Step {
     /// Writes what is inlined in the catalog into a file.
     Flush(QualifiedName),
-    /// Writes files again of whose rows many are deleted.
-    Rewrite(QualifiedName, Worn),
+    /// Rewrites files many of whose rows are deleted.
+    Rewrite(QualifiedName, RewriteRule),
     /// Makes one file of several small ones.
     Merge(QualifiedName),
     /// Deletes rows of the state, in this schema, that no snapshot sees any more. The state stays
@@ -56,19 +59,19 @@ pub enum Step {
     /// Forgets snapshots that are older than they are kept.
     Expire,
     /// Deletes the files that no snapshot needs any more.
-    Clean,
+    DeleteOldFiles,
     /// Deletes files that no snapshot ever named: a transaction that did not end has left them.
-    Orphans,
+    DeleteOrphans,
 }
 
-/// Which files are written again.
+/// Which files are rewritten.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Worn {
+pub enum RewriteRule {
     /// Those for which that pays, after commits have written this number of positions of deleted
     /// rows to the files of the table.
-    Written(u64),
+    ByCost(u64),
     /// Those of whose rows this part is deleted, until this number of bytes is written again.
-    Part(f64, u64),
+    ByShare(f64, u64),
 }
 
 /// What has changed since a table was looked after.
@@ -76,6 +79,27 @@ pub enum Worn {
 struct Changed {
     since: Instant,
     commits: u32,
+    /// Those of the commits that have made a file with rows.
+    file_commits: u32,
+}
+
+impl Changed {
+    fn now() -> Self {
+        Self { since: Instant::now(), commits: 0, file_commits: 0 }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.commits >= COMMITS
+            || self.file_commits >= FILE_COMMITS
+            || now.duration_since(self.since) >= AT_THE_LATEST
+    }
+}
+
+/// The rows of a table that a commit has written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChangedRows {
+    pub inserted: u64,
+    pub deleted: u64,
 }
 
 /// How many rows were deleted in a table, since its files were last written again for that.
@@ -97,20 +121,20 @@ pub struct Upkeep {
     state_commits: u32,
     queue: VecDeque<Step>,
     /// What steps have left, for when nothing else is due.
-    rests: VecDeque<Step>,
+    unfinished: VecDeque<Step>,
     expired_at: Option<Instant>,
-    /// Whether what there is as a whole is known.
-    look: Look,
+    /// Whether the work that is left from before is known.
+    backlog: Backlog,
 }
 
-/// What is looked at as a whole, before the next step.
+/// What is known of the work that was left behind, and is looked for before the next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
-    /// All that earlier processes have left.
-    All,
-    /// The files, of which copies make many.
-    Files,
-    Nothing,
+pub enum Backlog {
+    /// Nothing: earlier processes may have left something.
+    Unknown,
+    /// All but the files, of which copies make many.
+    UnknownFiles,
+    Known,
 }
 
 impl Upkeep {
@@ -120,27 +144,25 @@ impl Upkeep {
             deleted: BTreeMap::new(),
             state_commits: 0,
             queue: VecDeque::new(),
-            rests: VecDeque::new(),
+            unfinished: VecDeque::new(),
             expired_at: None,
-            look: Look::All,
+            backlog: Backlog::Unknown,
         }
     }
 
-    /// Notes that a commit has changed these tables, and how many of their rows it has deleted.
-    pub fn note<'a>(&mut self, tables: impl Iterator<Item = (&'a QualifiedName, u64)>) {
+    /// Notes that a commit has changed these tables.
+    pub fn note<'a>(&mut self, tables: impl Iterator<Item = (&'a QualifiedName, ChangedRows)>) {
+        let is_a_file = |rows: u64| rows > u64::from(INLINED_ROWS);
         self.state_commits += 1;
         for (table, rows) in tables {
-            match self.changed.get_mut(table) {
-                Some(changed) => changed.commits += 1,
-                None => {
-                    let changed = Changed { since: Instant::now(), commits: 1 };
-                    self.changed.insert(table.clone(), changed);
-                }
-            }
-            if rows > 0 {
+            let changed = self.changed.entry(table.clone()).or_insert_with(Changed::now);
+            changed.commits += 1;
+            changed.file_commits += u32::from(is_a_file(rows.inserted));
+
+            if rows.deleted > 0 {
                 let deleted = self.deleted.entry(table.clone()).or_default();
-                deleted.rows += rows;
-                if rows > u64::from(INLINED_ROWS) {
+                deleted.rows += rows.deleted;
+                if is_a_file(rows.deleted) {
                     deleted.written += deleted.rows;
                 }
             }
@@ -152,21 +174,21 @@ impl Upkeep {
         for table in tables {
             self.deleted.remove(table);
         }
-        if self.look == Look::Nothing {
-            self.look = Look::Files;
+        if self.backlog == Backlog::Known {
+            self.backlog = Backlog::UnknownFiles;
         }
     }
 
     /// Has what earlier processes have left behind looked after, and what copies have left: each
     /// call of `sync` is a process of its own.
-    pub fn look(
+    pub fn find_backlog(
         &mut self,
         connection: &TargetConnection,
         options: &LakeOptions,
     ) -> Result<(), TargetError> {
-        if self.look != Look::Nothing {
-            self.want(files::left_behind(connection, options, self.look)?);
-            self.look = Look::Nothing;
+        if self.backlog != Backlog::Known {
+            self.want(files::left_behind(connection, options, self.backlog)?);
+            self.backlog = Backlog::Known;
         }
         Ok(())
     }
@@ -174,8 +196,7 @@ impl Upkeep {
     /// Has tables looked after at the next occasion.
     fn want(&mut self, left: LeftBehind) {
         for table in left.tables {
-            let changed = Changed { since: Instant::now(), commits: COMMITS };
-            self.changed.insert(table, changed);
+            self.changed.insert(table, Changed { commits: COMMITS, ..Changed::now() });
         }
         if left.is_state_full {
             self.state_commits = STATE_COMMITS;
@@ -187,13 +208,13 @@ impl Upkeep {
         if self.queue.is_empty() {
             self.plan(state, options, now);
         }
-        self.queue.pop_front().or_else(|| self.rests.pop_front())
+        self.queue.pop_front().or_else(|| self.unfinished.pop_front())
     }
 
     /// Notes what a step has done.
-    pub fn done(&mut self, step: &Step, outcome: Outcome) {
+    pub fn done(&mut self, step: &Step, outcome: StepOutcome) {
         match (step, &outcome) {
-            (Step::Rewrite(table, _), Outcome::Done | Outcome::Left(_)) => {
+            (Step::Rewrite(table, _), StepOutcome::Done | StepOutcome::Left(_)) => {
                 self.deleted.remove(table);
             }
             (Step::Flush(table), _) => {
@@ -203,16 +224,13 @@ impl Upkeep {
             }
             _ => {}
         }
-        if let Outcome::Left(rest) = outcome {
-            self.rests.push_back(rest);
+        if let StepOutcome::Left(rest) = outcome {
+            self.unfinished.push_back(rest);
         }
     }
 
     fn plan(&mut self, state: &str, options: &LakeOptions, now: Instant) {
-        let is_due = |changed: &Changed| {
-            changed.commits >= COMMITS || now.duration_since(changed.since) >= AT_THE_LATEST
-        };
-        let due = self.changed.iter().filter(|(_, changed)| is_due(changed));
+        let due = self.changed.iter().filter(|(_, changed)| changed.is_due(now));
         let due = due.min_by_key(|(_, changed)| changed.since);
         if let Some(table) = due.map(|(table, _)| table.clone()) {
             self.changed.remove(&table);
@@ -220,12 +238,15 @@ impl Upkeep {
             return;
         }
 
-        let is_worn = |deleted: &Deleted| deleted.rows - deleted.looked_at >= DELETED_ROWS;
-        if let Some((table, deleted)) = self.deleted.iter_mut().find(|(_, it)| is_worn(it)) {
+        let is_due_for_rewrite =
+            |deleted: &Deleted| deleted.rows - deleted.looked_at >= DELETED_ROWS;
+        if let Some((table, deleted)) =
+            self.deleted.iter_mut().find(|(_, it)| is_due_for_rewrite(it))
+        {
             deleted.looked_at = deleted.rows;
-            let worn = Worn::Written(deleted.written);
+            let rule = RewriteRule::ByCost(deleted.written);
             // Also the deletions that are in the catalog are then in files, where they are counted.
-            let steps = [Step::Flush(table.clone()), Step::Rewrite(table.clone(), worn)];
+            let steps = [Step::Flush(table.clone()), Step::Rewrite(table.clone(), rule)];
             self.queue.extend(steps);
             return;
         }
@@ -239,14 +260,14 @@ impl Upkeep {
         let interval = (options.keep_snapshots / 10).clamp(SHORTEST_EXPIRY, EXPIRY);
         if self.expired_at.is_none_or(|at| now.duration_since(at) >= interval) {
             self.expired_at = Some(now);
-            self.queue.extend([Step::Expire, Step::Clean]);
+            self.queue.extend([Step::Expire, Step::DeleteOldFiles]);
         }
     }
 
     fn steps_of(&self, table: &QualifiedName) -> [Step; 3] {
         let written = self.deleted.get(table).map_or(0, |deleted| deleted.written);
-        let worn = Worn::Written(written);
-        [Step::Flush(table.clone()), Step::Rewrite(table.clone(), worn), Step::Merge(table.clone())]
+        let rule = RewriteRule::ByCost(written);
+        [Step::Flush(table.clone()), Step::Rewrite(table.clone(), rule), Step::Merge(table.clone())]
     }
 
     /// Returns every step for these tables, as for an operator who asks for them: every file is
@@ -254,22 +275,22 @@ impl Upkeep {
     pub fn all_steps(&mut self, state: &str, tables: Vec<QualifiedName>) -> Vec<Step> {
         (self.changed, self.deleted) = (BTreeMap::new(), BTreeMap::new());
         self.queue.clear();
-        self.rests.clear();
+        self.unfinished.clear();
         self.state_commits = 0;
         let of_table = |table: QualifiedName| {
-            let rewrite = Step::Rewrite(table.clone(), Worn::Part(0.0, u64::MAX));
+            let rewrite = Step::Rewrite(table.clone(), RewriteRule::ByShare(0.0, u64::MAX));
             [Step::Flush(table.clone()), rewrite, Step::Merge(table)]
         };
         let mut steps: Vec<Step> = tables.into_iter().flat_map(of_table).collect();
         let state = Step::Prune(state.to_owned());
-        steps.extend([Step::Expire, state, Step::Clean, Step::Orphans]);
+        steps.extend([Step::Expire, state, Step::DeleteOldFiles, Step::DeleteOrphans]);
         steps
     }
 }
 
 /// What a step has done.
 #[derive(Debug, PartialEq)]
-pub enum Outcome {
+pub enum StepOutcome {
     /// Nothing: there was nothing to do.
     Idle,
     Done,
@@ -283,7 +304,7 @@ impl Step {
         &self,
         connection: &TargetConnection,
         options: &LakeOptions,
-    ) -> Result<Outcome, TargetError> {
+    ) -> Result<StepOutcome, TargetError> {
         let older =
             |time: Duration| format!("older_than => now() - INTERVAL {} SECOND", time.as_secs());
         match self {
@@ -291,8 +312,8 @@ impl Step {
                 flush(connection, table)?;
                 reached("upkeep.flushed");
             }
-            Self::Rewrite(table, worn) => {
-                let outcome = rewrite(connection, table, *worn)?;
+            Self::Rewrite(table, rule) => {
+                let outcome = rewrite(connection, table, *rule)?;
                 reached("upkeep.rewritten");
                 return Ok(outcome);
             }
@@ -303,21 +324,23 @@ impl Step {
             }
             Self::Prune(state) => prune(connection, state)?,
             Self::Expire => {
-                // Never beside a transaction of another writer that is open for longer.
-                let kept = options.keep_snapshots.max(options.clean_after);
+                // Transactions that are open for longer than files are left are on their own.
+                let needed = open_transactions::needed_for(connection, options)?;
+                let needed = needed.map_or(options.clean_after, |age| age.min(options.clean_after));
+                let kept = options.keep_snapshots.max(needed);
                 call(connection, "expire_snapshots", &older(kept))?;
                 reached("upkeep.expired");
             }
-            Self::Clean => {
+            Self::DeleteOldFiles => {
                 call(connection, "cleanup_old_files", &older(options.clean_after))?;
                 reached("upkeep.cleaned");
             }
-            Self::Orphans => {
-                call(connection, "delete_orphaned_files", &older(options.clean_after))?;
+            Self::DeleteOrphans => {
+                delete_orphans(connection, &older(options.clean_after))?;
                 reached("upkeep.ended");
             }
         }
-        Ok(Outcome::Done)
+        Ok(StepOutcome::Done)
     }
 }
 
@@ -326,6 +349,40 @@ impl Step {
 fn call(connection: &TargetConnection, function: &str, arguments: &str) -> Result<(), TargetError> {
     let call = format!("CALL ducklake_{function}('{CATALOG}', {arguments})");
     Ok(connection.execute_batch(&call)?)
+}
+
+/// Deletes files that no snapshot ever named.
+///
+/// # Errors
+/// The lake names one of these files by another spelling of its path: DuckLake compares paths as
+/// texts. Nothing is deleted then.
+fn delete_orphans(connection: &TargetConnection, older: &str) -> Result<(), TargetError> {
+    let metadata = format!("__ducklake_metadata_{CATALOG}");
+    let found = format!(
+        "CREATE OR REPLACE TEMP TABLE _rhei_orphans AS \
+         FROM ducklake_delete_orphaned_files('{CATALOG}', {older}, dry_run => true)"
+    );
+    connection.execute_batch(&found)?;
+    let named: u64 = connection.query_row(
+        &format!(
+            "SELECT count(*) FROM _rhei_orphans WHERE parse_filename(path) IN \
+             (SELECT parse_filename(path) FROM {metadata}.ducklake_data_file UNION ALL \
+             SELECT parse_filename(path) FROM {metadata}.ducklake_delete_file)"
+        ),
+        [],
+        |row| row.get(0),
+    )?;
+    connection.execute_batch("DROP TABLE _rhei_orphans")?;
+
+    if named > 0 {
+        let reason = format!(
+            "{named} files that the lake names are listed under other paths in its data_path, so \
+             no file that it does not name was deleted\nhint: the rest of the compaction is done; \
+             the lake was made with a data_path that is no plain path"
+        );
+        return Err(TargetError::NotCompacted { reason });
+    }
+    call(connection, "delete_orphaned_files", older)
 }
 
 /// Writes what is inlined into a file.
@@ -339,30 +396,30 @@ fn flush(connection: &TargetConnection, table: &QualifiedName) -> Result<(), Tar
 fn rewrite(
     connection: &TargetConnection,
     table: &QualifiedName,
-    worn: Worn,
-) -> Result<Outcome, TargetError> {
+    rule: RewriteRule,
+) -> Result<StepOutcome, TargetError> {
     let found = files::of_table(connection, table)?;
-    let (least, most_bytes) = match worn {
-        Worn::Written(written) => {
-            let least = files::worn_part(&found, written);
-            // More may be worn by the end, which is the work of another time.
-            (least, files::worn_bytes(&found, least))
+    let (least, most_bytes) = match rule {
+        RewriteRule::ByCost(written) => {
+            let least = files::rewrite_threshold(&found, written);
+            // More may be due by the end, which is the work of another time.
+            (least, files::rewrite_bytes(&found, least))
         }
-        Worn::Part(part, bytes) => (part, bytes),
+        RewriteRule::ByShare(part, bytes) => (part, bytes),
     };
-    let Some(portion) = files::worn(&found, least) else { return Ok(Outcome::Idle) };
+    let Some(portion) = files::next_rewrite(&found, least) else { return Ok(StepOutcome::Idle) };
 
     let (name, schema) = (literal(&table.name), literal(&table.schema));
-    let part = portion.deleted_part;
+    let part = portion.deleted_share;
     let arguments = format!("{name}, schema => {schema}, delete_threshold => {part:.12}");
     call(connection, "rewrite_data_files", &arguments)?;
     if files::of_table(connection, table)? == found {
-        return Ok(Outcome::Idle);
+        return Ok(StepOutcome::Idle);
     }
 
     let left = most_bytes.saturating_sub(portion.bytes);
-    let rest = Step::Rewrite(table.clone(), Worn::Part(least, left));
-    Ok(if portion.is_last || left == 0 { Outcome::Done } else { Outcome::Left(rest) })
+    let rest = Step::Rewrite(table.clone(), RewriteRule::ByShare(least, left));
+    Ok(if portion.is_last || left == 0 { StepOutcome::Done } else { StepOutcome::Left(rest) })
 }
 
 /// Merges small files into one.
@@ -370,10 +427,10 @@ fn merge(
     connection: &TargetConnection,
     table: &QualifiedName,
     options: &LakeOptions,
-) -> Result<Outcome, TargetError> {
+) -> Result<StepOutcome, TargetError> {
     let is_wanted = |files: &[DataFile]| !files::mergeable(files, options.file_bytes).is_empty();
     if !is_wanted(&files::of_table(connection, table)?) {
-        return Ok(Outcome::Idle);
+        return Ok(StepOutcome::Idle);
     }
 
     // DuckLake merges no file of which deletions are in the catalog.
@@ -394,10 +451,10 @@ fn merge(
 
         // Small files of different partitions, or of different shapes, stay apart.
         if files::of_table(connection, table)?.len() < found.len() {
-            return Ok(Outcome::Left(Step::Merge(table.clone())));
+            return Ok(StepOutcome::Left(Step::Merge(table.clone())));
         }
     }
-    Ok(Outcome::Idle)
+    Ok(StepOutcome::Idle)
 }
 
 /// Sets the size at which DuckLake begins another file, for this connection: loaders have others.
@@ -470,7 +527,7 @@ pub fn space(connection: &TargetConnection, options: &LakeOptions) -> Result<Spa
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
 
-    let catalog_bytes = if options.catalog.starts_with("ducklake:postgres:") {
+    let catalog_bytes = if options.catalog_kind() == CatalogKind::Postgres {
         let sql = format!(
             "SELECT * FROM postgres_query('{metadata}', \
              'SELECT pg_database_size(current_database())')"
@@ -497,6 +554,10 @@ mod tests {
         LakeOptions { keep_snapshots: Duration::from_secs(keep), ..LakeOptions::sample() }
     }
 
+    fn rows(inserted: u64, deleted: u64) -> ChangedRows {
+        ChangedRows { inserted, deleted }
+    }
+
     fn drain(upkeep: &mut Upkeep, options: &LakeOptions, now: Instant) -> Vec<Step> {
         std::iter::from_fn(|| upkeep.next("_rhei", options, now)).collect()
     }
@@ -507,19 +568,25 @@ mod tests {
         let orders = QualifiedName::new("public", "orders");
         let steps = [
             Step::Flush(orders.clone()),
-            Step::Rewrite(orders.clone(), Worn::Written(0)),
+            Step::Rewrite(orders.clone(), RewriteRule::ByCost(0)),
             Step::Merge(orders.clone()),
         ];
         drain(&mut upkeep, &options, start);
 
-        upkeep.note([(&orders, 0)].into_iter());
+        upkeep.note([(&orders, rows(0, 0))].into_iter());
         assert_eq!(drain(&mut upkeep, &options, start), []);
         let later = start + AT_THE_LATEST + Duration::from_secs(1);
         assert_eq!(drain(&mut upkeep, &options, later), steps);
 
-        (0..COMMITS).for_each(|_| upkeep.note([(&orders, 0)].into_iter()));
+        (0..COMMITS).for_each(|_| upkeep.note([(&orders, rows(0, 0))].into_iter()));
         assert_eq!(drain(&mut upkeep, &options, later), steps);
         assert_eq!(drain(&mut upkeep, &options, later), []);
+
+        (1..FILE_COMMITS).for_each(|_| upkeep.note([(&orders, rows(101, 0))].into_iter()));
+        upkeep.note([(&orders, rows(100, 0))].into_iter());
+        assert_eq!(drain(&mut upkeep, &options, start), []);
+        upkeep.note([(&orders, rows(101, 0))].into_iter());
+        assert_eq!(drain(&mut upkeep, &options, start), steps);
 
         upkeep.want(LeftBehind { tables: vec![orders.clone()], is_state_full: false });
         assert_eq!(drain(&mut upkeep, &options, later), steps);
@@ -530,31 +597,31 @@ mod tests {
         let (options, mut upkeep, now) = (options(86_400), Upkeep::new(), Instant::now());
         let orders = QualifiedName::new("public", "orders");
         drain(&mut upkeep, &options, now);
-        let rewrite = |written| Step::Rewrite(orders.clone(), Worn::Written(written));
+        let rewrite = |written| Step::Rewrite(orders.clone(), RewriteRule::ByCost(written));
         let steps = |written| [Step::Flush(orders.clone()), rewrite(written)];
         let half = DELETED_ROWS / 2;
 
-        upkeep.note([(&orders, half)].into_iter());
+        upkeep.note([(&orders, rows(0, half))].into_iter());
         assert_eq!(drain(&mut upkeep, &options, now), []);
-        upkeep.note([(&orders, half)].into_iter());
+        upkeep.note([(&orders, rows(0, half))].into_iter());
         assert_eq!(drain(&mut upkeep, &options, now), steps(3 * half));
         assert_eq!(drain(&mut upkeep, &options, now), []);
 
-        upkeep.done(&rewrite(3 * half), Outcome::Idle);
-        upkeep.note([(&orders, 2 * half)].into_iter());
+        upkeep.done(&rewrite(3 * half), StepOutcome::Idle);
+        upkeep.note([(&orders, rows(0, 2 * half))].into_iter());
         assert_eq!(drain(&mut upkeep, &options, now), steps(7 * half));
 
-        let rest = Step::Rewrite(orders.clone(), Worn::Part(0.1, 7));
-        upkeep.done(&rewrite(7 * half), Outcome::Left(rest.clone()));
+        let rest = Step::Rewrite(orders.clone(), RewriteRule::ByShare(0.1, 7));
+        upkeep.done(&rewrite(7 * half), StepOutcome::Left(rest.clone()));
         assert_eq!(drain(&mut upkeep, &options, now), [rest]);
-        upkeep.note([(&orders, 2 * half)].into_iter());
+        upkeep.note([(&orders, rows(0, 2 * half))].into_iter());
         assert_eq!(drain(&mut upkeep, &options, now), steps(2 * half));
     }
 
     #[test]
     fn snapshots_expire_ten_times_while_they_are_kept() {
         let (options, mut upkeep, start) = (options(100), Upkeep::new(), Instant::now());
-        let all = [Step::Expire, Step::Clean];
+        let all = [Step::Expire, Step::DeleteOldFiles];
         assert_eq!(drain(&mut upkeep, &options, start), all);
         assert_eq!(drain(&mut upkeep, &options, start + Duration::from_secs(9)), []);
         assert_eq!(drain(&mut upkeep, &options, start + Duration::from_secs(10)), all);

@@ -1,9 +1,8 @@
 //! The one writer of a copy in a lake: begins and commits its transactions.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +12,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{Fence, LakeOptions, Outcome, space, tables_with_lost_files, upkeep::Upkeep};
+use super::{CatalogKind, Fence, LakeOptions, Outcome, secrets, space, upkeep::Upkeep};
 use crate::olap::{
     Pipeline, Space, TargetError,
     compact::sibling,
@@ -34,6 +33,10 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(20);
 const FAILURES: u32 = 3;
 const FAILURE_PAUSE: Duration = Duration::from_millis(300);
 
+/// How old the credentials may be that the aws extension has found: those of a role end after an
+/// hour or more.
+const CREDENTIALS_AGE: Duration = Duration::from_secs(300);
+
 /// A lake that this process writes.
 pub struct Lake {
     pub options: Arc<LakeOptions>,
@@ -51,6 +54,8 @@ pub struct Lake {
     pub shared: Arc<Shared>,
     /// The turn of the transaction that is open.
     taken: Option<TurnTaken>,
+    /// When the credentials of the store were looked for; none when that is due.
+    credentials_at: Option<Instant>,
     /// The figures, and when they were read: reading them asks the catalog several times.
     space: Option<(Instant, Space)>,
     /// Locked, so that no other process of this machine works for the same copy.
@@ -67,9 +72,9 @@ impl Lake {
         options: &Arc<LakeOptions>,
         path: &Path,
     ) -> Result<Self, TargetError> {
-        let lock = lock(&sibling(path, ".lock"), path)?;
+        let lock = lock(sibling(path, ".lock"))?;
         let fence = Fence::take_over(connection)?;
-        let turn = options.catalog.starts_with("ducklake:sqlite:").then(Arc::default);
+        let turn = (options.catalog_kind() == CatalogKind::Sqlite).then(Arc::default);
         let shared = Shared {
             writer: fence.name().to_owned(),
             turn,
@@ -85,6 +90,7 @@ impl Lake {
             failures: 0,
             upkeep: Upkeep::new(),
             taken: None,
+            credentials_at: Some(Instant::now()),
             space: None,
             _lock: lock,
         })
@@ -92,12 +98,30 @@ impl Lake {
 
     /// Begins a transaction.
     pub fn begin(&mut self, connection: &TargetConnection) -> Result<(), TargetError> {
+        self.renew_credentials(connection);
         self.taken = None;
         self.taken = self.shared.turn();
         connection.execute_batch("BEGIN TRANSACTION")?;
         self.fence.begin();
         self.description = None;
         Ok(())
+    }
+
+    /// Looks for the credentials of the store again, if they may have ended and no setting names
+    /// them.
+    fn renew_credentials(&mut self, connection: &TargetConnection) {
+        let is_fresh = self.credentials_at.is_some_and(|at| at.elapsed() < CREDENTIALS_AGE);
+        if is_fresh || self.options.s3.key.is_some() {
+            return;
+        }
+        self.credentials_at = Some(Instant::now());
+        if let Err(error) = secrets::put_for_store(connection, &self.options) {
+            tracing::warn!(
+                event = "lake_credentials_kept",
+                error = crate::error::error_chain(&error),
+                "no new credentials for the store of the lake were found; the earlier ones stay"
+            );
+        }
     }
 
     /// Notes that no transaction is open any more.
@@ -215,27 +239,18 @@ impl Lake {
         self.is_unsure
     }
 
-    /// Has the state read again before anything else.
+    /// Has the state read again before anything else, and the files looked at: what failed may have
+    /// read a file that is gone.
     pub fn read_again(&mut self) {
-        (self.is_unsure, self.has_moved) = (true, false);
+        self.has_moved = false;
+        self.credentials_at = None;
+        self.doubt();
     }
 
     /// Has state and files looked at before anything else: a commit may have come through, or not.
     pub fn doubt(&mut self) {
         self.is_unsure = true;
         self.shared.doubt_files();
-    }
-
-    /// Returns the tables whose files a failed commit has lost, as schema and name, if that is in
-    /// doubt; after that it is not.
-    pub fn tables_with_lost_files(
-        &mut self,
-        connection: &TargetConnection,
-    ) -> Result<BTreeSet<(String, String)>, TargetError> {
-        if !self.shared.may_lack_files.swap(false, Ordering::Relaxed) {
-            return Ok(BTreeSet::new());
-        }
-        tables_with_lost_files(connection, &self.options).inspect_err(|_| self.shared.doubt_files())
     }
 
     /// Reads what the lake holds, after the outcome of a commit stayed unknown.
@@ -265,6 +280,11 @@ impl Shared {
     /// Returns whether files may be gone that the lake names. The next process looks then.
     pub fn is_in_doubt(&self) -> bool {
         self.may_lack_files.load(Ordering::Relaxed)
+    }
+
+    /// Returns the same, and takes it that the caller looks.
+    pub fn takes_doubt(&self) -> bool {
+        self.may_lack_files.swap(false, Ordering::Relaxed)
     }
 
     /// Notes that files may be gone that the lake names.
@@ -330,13 +350,11 @@ pub fn may_pass(error: &TargetError) -> bool {
 }
 
 /// Locks a file for as long as it is open.
-fn lock(file: &Path, path: &Path) -> Result<File, TargetError> {
-    let opened = File::options().create(true).append(true).open(file)?;
+fn lock(file: PathBuf) -> Result<File, TargetError> {
+    let opened = File::options().create(true).append(true).open(&file)?;
     match rustix::fs::flock(&opened, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(opened),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(TargetError::Locked { path: path.to_owned(), holder: "unknown".to_owned() })
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(TargetError::LakeLocked { lock: file }),
         Err(error) => Err(TargetError::Io(error.into())),
     }
 }

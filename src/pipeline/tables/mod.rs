@@ -5,4 +5,4 @@ pub mod plan;
 pub mod selection;
 
 pub use names::{is_name_for, target_name};
-pub use plan::{PlanOptions, fingerprint_text, from_stored, plan};
+pub use plan::{PlanOptions, fingerprint_text, from_stored, plan, refuse_unknown_layout};

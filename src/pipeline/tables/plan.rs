@@ -5,7 +5,7 @@ use super::names;
 use crate::{
     Lsn,
     change::{ColumnSpec, Key, TableSpec},
-    olap::{StoredTable, names::SHADOW_ENDING},
+    olap::{StoredTable, lake::Layout, names::SHADOW_ENDING},
     pgoutput::QualifiedName,
     pipeline::options::TableSettings,
     source::catalog::{self, Fingerprint, SourceKey, SourceTable},
@@ -26,6 +26,11 @@ pub enum TablePlanError {
     WithoutWal { table: QualifiedName, without_wal: String },
     #[error("table {table} has no column \"{column}\", which the settings name")]
     NoSuchColumn { table: QualifiedName, column: String },
+    #[error(
+        "table {table} has no column \"{column}\" in its copy, by which partition_by or sort_by \
+         lays out its files\nhint: correct its [tables.\"..\"] section"
+    )]
+    NoLayoutColumn { table: QualifiedName, column: String },
     #[error(
         "column \"{column}\" of table {table} is part of its replica identity and cannot be left \
          out"
@@ -198,6 +203,24 @@ fn planned_key(table: &SourceTable, columns: &[ColumnSpec]) -> Result<Key, Table
     // The positions are in the order of the table, so that the key of a row is found in one walk.
     positions.sort_unstable();
     Ok(Key::Columns(positions))
+}
+
+/// Fails when the layout of a table in a lake names a column that is not copied: for the first copy
+/// of a table. One that loses such a column later is copied without it, since its rows count for
+/// more than its layout.
+pub fn refuse_unknown_layout(
+    spec: &TableSpec,
+    settings: &TableSettings,
+) -> Result<(), TablePlanError> {
+    let is_copied = |name: &str| spec.columns.iter().any(|column| column.name == name);
+    let mut named = settings.in_lake.iter().flat_map(Layout::columns);
+    match named.find(|name| !is_copied(name)) {
+        Some(column) => Err(TablePlanError::NoLayoutColumn {
+            table: spec.source.clone(),
+            column: column.to_owned(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Returns a fingerprint as it is stored.

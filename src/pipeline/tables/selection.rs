@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{is_name_for, target_name};
 use crate::{
     Lsn,
-    olap::{StoredTable, TableState},
+    olap::{StoredTable, TableState, lake::CatalogKind},
     pgoutput::QualifiedName,
     pipeline::{EngineError, Options, options::TableSettings},
     source::{
@@ -19,7 +19,18 @@ use crate::{
 pub fn is_wanted(options: &Options, table: &QualifiedName) -> bool {
     let is_included =
         options.tables.is_empty() || options.tables.iter().any(|pattern| pattern.matches(table));
-    is_included && !options.exclude.iter().any(|pattern| pattern.matches(table))
+    is_included
+        && !options.exclude.iter().any(|pattern| pattern.matches(table))
+        && !is_of_catalog(options, table)
+}
+
+/// Returns whether a table may be one of the lake's own catalog, in the database of the source.
+/// Each commit to the lake changes those, so that the next commit would have to follow.
+fn is_of_catalog(options: &Options, table: &QualifiedName) -> bool {
+    let lake = options.target.lake.as_ref();
+    lake.is_some_and(|lake| lake.catalog_kind() == CatalogKind::Postgres)
+        && table.schema == "public"
+        && table.name.starts_with("ducklake_")
 }
 
 /// Keeps the tables that the settings choose and that have a column which is published. Tables

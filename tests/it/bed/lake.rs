@@ -154,10 +154,23 @@ impl Lake {
         statements
     }
 
+    /// The number of snapshots that the catalog has.
+    pub fn snapshots(&self) -> u32 {
+        let count = "SELECT count(*) FROM ducklake_snapshot";
+        catalogs().named(self.database()).value(count).parse().unwrap()
+    }
+
     /// Opens the lake for reading, as `copied`.
     pub fn open(&self) -> duckdb::Result<Connection> {
+        self.open_with("")
+    }
+
+    /// The same with the secret of another store.
+    pub fn open_with(&self, secret: &str) -> duckdb::Result<Connection> {
         let copy = Connection::open_in_memory()?;
-        for statement in self.opening() {
+        let mut opening = self.opening();
+        opening.insert(opening.len() - 1, secret.to_owned());
+        for statement in opening {
             copy.execute_batch(&statement)?;
         }
         Ok(copy)

@@ -5,6 +5,7 @@
 //! when it passes.
 
 pub mod cluster;
+pub mod cut;
 pub mod lake;
 pub mod oracle;
 pub mod pgbench;
@@ -14,6 +15,8 @@ pub mod s3;
 
 #[allow(unused_imports)]
 pub use cluster::{Cluster, ClusterOptions, Db, Session};
+#[allow(unused_imports)]
+pub use cut::Cut;
 #[allow(unused_imports)]
 pub use lake::Lake;
 #[allow(unused_imports)]
