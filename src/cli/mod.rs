@@ -502,8 +502,9 @@ pub fn main() -> ExitCode {
     ended.unwrap_or_else(|error| report::failed(&error))
 }
 
-/// Lets those read the files of a lake in a folder who may read the folder. Other files that this
-/// process makes hold nothing, or have modes of their own.
+/// Lets those read the files of a lake in a folder who may read the folder; for the commands that
+/// write it. A catalog that is a file is for these readers, too; the socket, and the folder of what
+/// DuckDB spills, have modes of their own.
 fn let_readers_in(config: &Config) {
     use std::os::unix::fs::PermissionsExt;
 
@@ -536,7 +537,16 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     };
 
     let session = Invocation { config: Config::load(&inputs)?, is_quiet: cli.global.quiet, style };
-    let_readers_in(&session.config);
+    if matches!(
+        cli.command,
+        Command::Sync
+            | Command::Run
+            | Command::Backfill(_)
+            | Command::Compact(_)
+            | Command::Verify(_)
+    ) {
+        let_readers_in(&session.config);
+    }
     match cli.command {
         Command::Sync => Box::pin(sync::run(session)).await,
         Command::Run => Box::pin(run::run(session, inputs)).await,

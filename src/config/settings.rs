@@ -127,7 +127,7 @@ impl FromStr for OnUnrepresentable {
     }
 }
 
-/// The DuckDB file, and what DuckDB may use for it.
+/// The DuckDB file or the lake, and what DuckDB may use for it.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetSettings {
@@ -141,9 +141,10 @@ pub struct TargetSettings {
     /// come from `RHEI_LAKE_PASSWORD`. Default: none.
     pub lake: Option<Secret>,
     /// Where the lake keeps its data: a folder, or `"s3://bucket/prefix"`, with the credentials
-    /// that AWS clients read (`AWS_ACCESS_KEY_ID` and so on). It holds nothing else: `rhei compact`
-    /// deletes Parquet files there that the lake does not know. Those who may read the folder may
-    /// read the files in it. Default: none; needed to make a lake, and for one in a bucket.
+    /// that AWS clients read (`AWS_ACCESS_KEY_ID` and so on). Use this place for one lake alone:
+    /// `rhei compact` deletes Parquet files there that the lake does not know. Those who may read
+    /// the folder may read the files in it. Default: none; required to make a lake (a DuckDB-file
+    /// catalog has a folder of its own), and for a lake in a bucket.
     pub data_path: Option<String>,
     /// What rhei keeps on this machine for a copy in a lake (a socket, a lock, spilled data) is
     /// named after this path. Commands look there for a running replicator, so an absolute path
@@ -153,12 +154,12 @@ pub struct TargetSettings {
     /// What the names of all schemas of this copy in a lake begin with, so that several copies
     /// share a lake: with `"shop_"`, `public.orders` is `shop_public.orders`. Default: `""`.
     pub schema_prefix: Option<String>,
-    /// How long a lake keeps its snapshots for queries of the past. A snapshot that came after the
-    /// beginning of an open transaction stays, for `clean_after` at most. Default: `"7d"`.
+    /// How long rhei keeps snapshots of a lake for queries of the past. While a transaction is
+    /// open, snapshots made since it began stay longer, up to `clean_after`. Default: `"7d"`.
     pub keep_snapshots: Option<Span>,
-    /// How long rhei waits before it deletes a file that no snapshot refers to, or that an
-    /// unfinished transaction has left: longer than any query, and longer than any transaction of
-    /// others that write the lake. Default: `"24h"`.
+    /// How long rhei keeps a file of a lake that no snapshot refers to, or that an unfinished
+    /// transaction left behind. Set it longer than the longest query, and than the longest
+    /// transaction of any other writer of the lake. Default: `"24h"`.
     pub clean_after: Option<Span>,
     /// The size that data files of a lake should have. A file is written again as a whole when many
     /// of its rows are deleted, and the stream waits meanwhile. At least `"100KB"`. Default:

@@ -91,10 +91,9 @@ impl DuckDb {
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
         let lake = match &options.lake {
             Some(lake) => {
+                lake::know_folder(&connection)?;
                 if state::exists(&connection)? {
                     inlining::of_state(&connection)?;
-                } else {
-                    lake::mark_folder(&connection)?;
                 }
                 Some(Lake::take_over(&connection, lake, path)?)
             }
@@ -134,6 +133,10 @@ impl DuckDb {
             gate: Arc::default(),
         };
 
+        if state::exists(&opened.connection)? {
+            // Whatever is committed from here on replaces the row of the writer.
+            opened.pipeline = state::read_pipeline(&opened.connection)?;
+        }
         match opened.state() {
             // Tables were found that have to be copied again; no session knows the lake yet.
             Err(TargetError::Moved) => opened.reopen()?,

@@ -229,7 +229,7 @@ pub enum TargetError {
     /// The lake was made with another place for its data.
     #[error(
         "lake {lake} has its data elsewhere\nhint: set [target] data_path to the place that the \
-             detail names as existing"
+         detail names as existing, or leave it out if that is a folder"
     )]
     OtherDataPath {
         /// The address of the catalog, without its password.

@@ -98,16 +98,19 @@ impl Loader {
     /// Counts the failures of loads into a lake: the caller tries a load again that has met another
     /// transaction, or has found the lake away.
     fn of_lake<R>(&self, done: Result<R, TargetError>) -> Result<R, TargetError> {
-        let Err(error) = done else {
-            self.failures.set(0);
-            return done;
-        };
+        let Err(error) = done else { return done };
         if self.lake.is_none() || !lake::may_pass(&error) {
             return Err(error);
         }
 
         self.failures.set(self.failures.get() + 1);
         if self.failures.get() < FAILURES {
+            tracing::warn!(
+                event = "lake_load_failed",
+                error = crate::error::error_chain(&error),
+                failures = self.failures.get(),
+                "a load into the lake failed, and is tried again"
+            );
             return Err(TargetError::LakeInterrupted { source: Box::new(error) });
         }
         if error.table().is_some() {
@@ -231,7 +234,7 @@ impl CopyLoader for Loader {
 
         reached("chunk.loaded");
         self.view = Some((Arc::clone(table), view));
-        self.of_lake(loaded)
+        self.of_lake(loaded).inspect(|_| self.failures.set(0))
     }
 
     fn load_all(
@@ -276,7 +279,7 @@ impl CopyLoader for Loader {
         });
 
         reached("chunk.loaded");
-        self.of_lake(loaded)
+        self.of_lake(loaded).inspect(|()| self.failures.set(0))
     }
 
     fn fail_job(&self, job: u64, status: &str, error: &str) -> Result<(), TargetError> {

@@ -111,7 +111,7 @@ fn a_load_of_a_process_that_was_replaced_meanwhile_adds_nothing() {
     wait_until(SOON, "the commit of the load is cut off", || cut.cuts() == 1);
     cut.down();
 
-    // As another process does that takes over.
+    // As another process does that takes over, and to loads alone: they have to find it themselves.
     let catalog = catalogs().named(Lake::at(following.copy()).unwrap().database());
     let table = |name: &str| {
         catalog.value(&format!(
@@ -122,10 +122,8 @@ fn a_load_of_a_process_that_was_replaced_meanwhile_adds_nothing() {
     };
     let other = "elsewhere/7/89abcdef/0123456789abcdef";
     catalog.execute(&format!(
-        "UPDATE {} SET payload = '{other}' WHERE id = '0' AND end_snapshot IS NULL; \
-         UPDATE {} SET writer = '{other}' WHERE end_snapshot IS NULL",
-        table("jobs"),
-        table("pipeline")
+        "UPDATE {} SET payload = '{other}' WHERE id = '0' AND end_snapshot IS NULL",
+        table("jobs")
     ));
     cut.up();
 
@@ -171,7 +169,6 @@ fn an_outage_of_the_catalog_during_a_copy_is_waited_for() {
         running.wait_for_log_after(mark, "the lake cannot be used now", SOON);
         cut.up();
     }
-    running.wait_for_log("public.t", SOON);
     following.wait_settled(&mut running);
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.small", "public.t"]);
@@ -193,6 +190,9 @@ fn data_that_is_away_is_waited_for_and_not_copied_again() {
 
     let data = Lake::at(following.copy()).unwrap().data_path;
     let aside = format!("{data}.aside");
+    let joining = following.folder.path().join("joining.duckdb");
+    Lake::at(following.copy()).unwrap().shared("joining_", &joining);
+    let another = following.rhei.clone().target(&joining);
     fs::rename(&data, &aside).unwrap();
     // Missing, and as a mount point without its volume.
     for is_there in [false, true] {
@@ -200,9 +200,16 @@ fn data_that_is_away_is_waited_for_and_not_copied_again() {
         if is_there {
             fs::create_dir(&data).unwrap();
         }
-        let refused = following.rhei.run(["sync"]);
-        assert_eq!(refused.code(), Some(1), "{is_there}: {}", refused.stderr);
-        assert!(refused.stderr.contains("the data of the lake is not in"), "{}", refused.stderr);
+        // Also a copy that is about to join the lake.
+        for rhei in [&following.rhei, &another] {
+            let refused = rhei.run(["sync"]);
+            assert_eq!(refused.code(), Some(1), "{is_there}: {}", refused.stderr);
+            assert!(
+                refused.stderr.contains("the data of the lake is not in"),
+                "{}",
+                refused.stderr
+            );
+        }
     }
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&aside, &data).unwrap();
@@ -212,7 +219,11 @@ fn data_that_is_away_is_waited_for_and_not_copied_again() {
     following.rhei.clone().env("RHEI_TARGET_CLEAN_AFTER", "1ms").run_ok(["compact"]);
     following.assert_same(&["public.t"]);
 
-    // The mark stays for the next time.
+    // The mark stays for the next time, and is made where files are that the lake knows.
+    let mark = Path::new(&data).join(".rhei-lake");
+    fs::remove_file(&mark).unwrap();
+    following.sync();
+    assert!(mark.exists());
     fs::remove_dir_all(Path::new(&data).join("public")).unwrap();
     following.rhei.spawn(["run"]).wait_for_log("following the source", SOON);
     let synced = following.sync();
@@ -409,7 +420,7 @@ fn status_does_not_call_a_replicator_stopped_that_it_cannot_ask() {
 #[test]
 fn snapshots_expire_as_soon_as_the_settings_say_but_not_under_an_open_transaction() {
     let mut following = in_lake("lake_expiry", Kind::Postgres);
-    following.rhei = following.rhei.clone().env("RHEI_TARGET_KEEP_SNAPSHOTS", "1s");
+    following.rhei = following.rhei.clone().env("RHEI_TARGET_KEEP_SNAPSHOTS", "1ms");
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     following.sync();
     let lake = Lake::at(following.copy()).unwrap();
@@ -433,7 +444,7 @@ fn snapshots_expire_as_soon_as_the_settings_say_but_not_under_an_open_transactio
         following.rhei.run_ok(["compact"]);
         count(1);
     }
-    assert!(lake.snapshots() >= before + 3, "{} snapshots", lake.snapshots());
+    assert!(lake.snapshots() >= before + 9, "{} snapshots", lake.snapshots());
 
     reader.execute_batch("COMMIT").unwrap();
     count(4);
@@ -515,4 +526,47 @@ fn credentials_that_end_are_replaced_while_the_replicator_runs() {
         .query_row("SELECT concat_ws(' ', count(*), sum(id)) FROM public.t", [], |row| row.get(0))
         .unwrap();
     assert_eq!(copied, following.db.value("SELECT concat_ws(' ', count(*), sum(id)) FROM t"));
+}
+
+/// Whatever stays refused ends a sync, and is told.
+#[test]
+fn a_copy_into_a_store_that_refuses_it_ends_with_the_reason() {
+    let store = Store::start("first", "first-secret");
+    let mut following = Following::new("lake_forbidden");
+    let mut lake = Lake::new(Kind::Postgres, following.copy());
+    lake.data_path = store.new_bucket();
+    lake.shared("", following.copy());
+    following.rhei = following
+        .rhei
+        .clone()
+        .deadline(SOON)
+        .env("RHEI_TARGET_S3_ENDPOINT", &store.endpoint())
+        .env("AWS_ACCESS_KEY_ID", "first")
+        .env("AWS_SECRET_ACCESS_KEY", "first-secret")
+        .env("AWS_REGION", "us-east-1");
+    following.db.execute("CREATE TABLE s (id int PRIMARY KEY)");
+    following.sync();
+    following.db.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, md5(i::text) \
+         FROM generate_series(1, 1000) i",
+    );
+    store.refuse_writes();
+
+    let refused = following.rhei.run(["sync"]);
+    refused.assert_code(1);
+    for words in ["a load into the lake failed", "the lake cannot be used now"] {
+        assert!(refused.stderr.contains(words), "{}", refused.stderr);
+    }
+}
+
+#[test]
+fn a_lake_that_is_not_there_yet_is_checked_whatever_keeps_its_catalog() {
+    for kind in [Kind::Postgres, Kind::S3, Kind::Sqlite, Kind::DuckDb] {
+        let following = in_lake(&format!("lake_new_{kind:?}").to_lowercase(), kind);
+        following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+        let checked = following.rhei.run_ok(["check"]).stdout;
+        assert!(checked.contains("will be made"), "{kind:?}: {checked}");
+        following.sync();
+        following.assert_same(&["public.t"]);
+    }
 }

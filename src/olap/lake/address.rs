@@ -1,5 +1,7 @@
 //! The address of a lake's catalog, as DuckDB's ATTACH takes it, and the password in it.
 
+use std::path::Path;
+
 /// What keeps the catalog of a lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CatalogKind {
@@ -27,6 +29,16 @@ impl CatalogKind {
             Some(_) => None,
             None => (!place.is_empty()).then_some(Self::DuckDb),
         }
+    }
+}
+
+/// Returns the file that is the catalog, if it is one.
+pub(super) fn file_of(address: &str) -> Option<&Path> {
+    let place = address.strip_prefix("ducklake:")?;
+    match CatalogKind::of(address)? {
+        CatalogKind::Sqlite => place.strip_prefix("sqlite:").map(Path::new),
+        CatalogKind::DuckDb => Some(Path::new(place.strip_prefix("duckdb:").unwrap_or(place))),
+        CatalogKind::Postgres | CatalogKind::MotherDuck => None,
     }
 }
 
@@ -194,5 +206,8 @@ mod tests {
         ] {
             assert_eq!(CatalogKind::of(address), kind, "{address}");
         }
+        assert_eq!(file_of("ducklake:sqlite:/a/l.db"), Some(Path::new("/a/l.db")));
+        assert_eq!(file_of("ducklake:l.ducklake"), Some(Path::new("l.ducklake")));
+        assert_eq!(file_of("ducklake:postgres:dbname=l"), None);
     }
 }

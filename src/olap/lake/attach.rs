@@ -1,7 +1,7 @@
 //! Opens a lake.
 
 use std::{
-    io::ErrorKind,
+    fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,7 +10,11 @@ use std::{
 
 use duckdb::{AccessMode, Connection};
 
-use super::{CatalogKind, LakeOptions, address::without_password, extensions, inlining, secrets};
+use super::{
+    CatalogKind, LakeOptions,
+    address::{self, without_password},
+    extensions, inlining, secrets,
+};
 use crate::olap::{
     TargetError, TargetOptions,
     arrow_scan::Database,
@@ -48,6 +52,12 @@ pub fn open(
     lake: &LakeOptions,
     mode: AccessMode,
 ) -> Result<(Arc<Database>, TargetConnection), TargetError> {
+    if !matches!(mode, AccessMode::ReadOnly) {
+        // Files of a lake may be for others to read; what DuckDB spills is not. Where the folder
+        // cannot be made, DuckDB cannot make it either.
+        let _ = DirBuilder::new().mode(0o700).create(spill_folder(&options.path));
+    }
+
     let (database, connection) = prepare(options, lake)?;
     attach(&connection, lake, mode)?;
     Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()))))
@@ -58,14 +68,6 @@ fn prepare(
     options: &TargetOptions,
     lake: &LakeOptions,
 ) -> Result<(Arc<Database>, Connection), TargetError> {
-    // Files of a lake may be for others to read; what DuckDB spills is not.
-    let spilled = spill_folder(&options.path);
-    let made = std::fs::DirBuilder::new().mode(0o700).create(spilled);
-    made.or_else(|error| match error.kind() {
-        ErrorKind::AlreadyExists | ErrorKind::PermissionDenied => Ok(()),
-        _ => Err(error),
-    })?;
-
     let database = Arc::new(Database::open(&settings(options))?);
     let connection = database.connect()?;
     let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
@@ -136,6 +138,11 @@ fn attach(
     mode: AccessMode,
 ) -> Result<(), TargetError> {
     let is_reader = matches!(mode, AccessMode::ReadOnly);
+    // DuckLake opens the file before it looks for a lake in it.
+    if is_reader && address::file_of(&lake.catalog).is_some_and(|file| !file.exists()) {
+        return Err(TargetError::NoLake { lake: lake.to_string() });
+    }
+
     match attach_existing(connection, lake, is_reader, false) {
         Err(TargetError::NoLake { .. }) if !is_reader => {}
         attached => {

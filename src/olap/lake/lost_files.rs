@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{LakeOptions, attach::data_path};
@@ -16,27 +16,30 @@ use crate::olap::{
     names::{CATALOG, literal},
 };
 
+/// Returns the query of the schema, the table and the path of each file that the lake names in
+/// `files`, in schemas whose names begin with `prefix`.
+fn named_files(files: &str, prefix: &str) -> String {
+    let metadata = format!("__ducklake_metadata_{CATALOG}");
+    format!(
+        "SELECT s.schema_name, t.table_name, \
+         CASE WHEN f.path_is_relative THEN CASE WHEN t.path_is_relative THEN \
+         CASE WHEN s.path_is_relative THEN d.data_path ELSE '' END || s.path ELSE '' END \
+         || t.path ELSE '' END || f.path AS file \
+         FROM {metadata}.{files} f JOIN {metadata}.ducklake_table t USING (table_id) \
+         JOIN {metadata}.ducklake_schema s USING (schema_id) \
+         CROSS JOIN (SELECT data_path FROM {CATALOG}.settings()) d \
+         WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL \
+         AND starts_with(s.schema_name, {})",
+        literal(prefix)
+    )
+}
+
 /// Returns the tables of this copy, as schema and name, that lack a file which the lake names.
 pub fn tables_with_lost_files(
     connection: &TargetConnection,
     options: &LakeOptions,
 ) -> Result<BTreeSet<(String, String)>, TargetError> {
-    let metadata = format!("__ducklake_metadata_{CATALOG}");
-    let named = |files: &str| {
-        format!(
-            "SELECT s.schema_name, t.table_name, \
-             CASE WHEN f.path_is_relative THEN CASE WHEN t.path_is_relative THEN \
-             CASE WHEN s.path_is_relative THEN d.data_path ELSE '' END || s.path ELSE '' END \
-             || t.path ELSE '' END || f.path \
-             FROM {metadata}.{files} f JOIN {metadata}.ducklake_table t USING (table_id) \
-             JOIN {metadata}.ducklake_schema s USING (schema_id) \
-             CROSS JOIN (SELECT data_path FROM {CATALOG}.settings()) d \
-             WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL \
-             AND starts_with(s.schema_name, {})",
-            literal(&options.schema_prefix)
-        )
-    };
-
+    let named = |files| named_files(files, &options.schema_prefix);
     let sql =
         format!("{} UNION ALL {}", named("ducklake_data_file"), named("ducklake_delete_file"));
     let mut statement = connection.prepare(&sql)?;
@@ -46,44 +49,60 @@ pub fn tables_with_lost_files(
     let stored = stored_files(connection)?;
     let mut lost = BTreeSet::new();
     for (schema, table, file) in files {
-        let is_there = match &stored {
+        let is_stored = match &stored {
             Some(stored) => stored.contains(&file),
-            // A folder that cannot be read at the moment has lost nothing.
-            None => Path::new(&file).try_exists()?,
+            None => is_there(Path::new(&file))?,
         };
-        if !is_there {
+        if !is_stored {
             lost.insert((schema, table));
         }
     }
 
     if stored.is_none() && !lost.is_empty() {
-        refuse_unmarked_folder(data_path(connection)?)?;
+        know_folder(connection)?;
     }
     Ok(lost)
 }
 
 /// The file that marks the folder of a lake's data: without it the volume is not mounted.
 const MARK: &str = ".rhei-lake";
+/// How many files are looked for in a folder without a mark.
+const LOOKED_FOR: u32 = 100;
 
-/// Marks the folder of the data, before anything is in it; a store needs no mark.
-pub fn mark_folder(connection: &TargetConnection) -> Result<(), TargetError> {
+/// Fails when the folder of the data is not mounted: it has no mark, and no file that the lake
+/// names. Marks it if it has none. A store needs no mark.
+pub fn know_folder(connection: &TargetConnection) -> Result<(), TargetError> {
     let folder = data_path(connection)?;
-    if is_in_store(&folder) {
+    let mark = folder.join(MARK);
+    if is_in_store(&folder) || is_there(&mark)? {
         return Ok(());
     }
+
+    // DuckLake makes folders wherever it is to write, so a folder is no sign.
+    let sql = format!("{} LIMIT {LOOKED_FOR}", named_files("ducklake_data_file", ""));
+    let mut statement = connection.prepare(&sql)?;
+    let files = statement.query_map([], |row| row.get::<_, String>(2))?;
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let mut is_mounted = files.is_empty();
+    for file in files {
+        is_mounted = is_mounted || is_there(Path::new(&file))?;
+    }
+    if !is_mounted {
+        return Err(TargetError::NoData { folder, mark });
+    }
+
     std::fs::create_dir_all(&folder)?;
     let why = "By this file rhei knows that the data of the lake is mounted here.\n";
-    Ok(std::fs::write(folder.join(MARK), why)?)
+    Ok(std::fs::write(mark, why)?)
+}
+
+/// Returns whether a file is there. A folder that cannot be read at the moment has lost nothing.
+fn is_there(file: &Path) -> Result<bool, TargetError> {
+    file.try_exists().map_err(|error| TargetError::LakeAway { source: Box::new(error.into()) })
 }
 
 fn is_in_store(data: &Path) -> bool {
     data.display().to_string().contains("://")
-}
-
-/// Fails when the folder of the data has no mark. DuckLake makes folders wherever it is to write.
-fn refuse_unmarked_folder(folder: PathBuf) -> Result<(), TargetError> {
-    let mark = folder.join(MARK);
-    if mark.try_exists()? { Ok(()) } else { Err(TargetError::NoData { folder, mark }) }
 }
 
 /// Returns the files of a store, which lists thousands of them in one answer; none for a folder.

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
+    layout::is_nested,
     tables_with_lost_files,
     upkeep::{ChangedRows, Step, StepOutcome},
 };
@@ -167,7 +168,8 @@ impl DuckDb {
             let (Deletes::ByKey(batches) | Deletes::Rows(batches)) = &changes.deletes;
             let patched = changes.patch.as_ref().map_or(0, |patch| patch.rows.num_rows() as u64);
             let inserted = stage::total(&changes.inserts) + patched;
-            let rows = ChangedRows { inserted, deleted: stage::total(batches) };
+            let is_never_inlined = changes.table.columns.iter().any(is_nested);
+            let rows = ChangedRows { inserted, deleted: stage::total(batches), is_never_inlined };
             (&changes.table.target, rows)
         }));
     }

@@ -38,7 +38,7 @@ pub use extensions::folders as extension_folders;
 pub(super) use fence::{Fence, Outcome, shown, writer};
 pub use layout::{LayoutKey, RESERVED, can_alter};
 pub(super) use layout::{create_shadow, of_schemas};
-pub(super) use lost_files::mark_folder;
+pub(super) use lost_files::know_folder;
 use lost_files::tables_with_lost_files;
 pub use upkeep::LakeSpace;
 pub(super) use upkeep::space;

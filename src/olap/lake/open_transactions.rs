@@ -30,7 +30,7 @@ pub(super) fn needed_for(
     let (hidden, seconds): (u64, Option<f64>) = connection.query_row(
         &format!(
             "SELECT * FROM postgres_query('__ducklake_metadata_{CATALOG}', \
-             'SELECT count(*) FILTER (WHERE backend_type IS NULL), \
+             'SELECT count(*) FILTER (WHERE backend_type IS NULL AND usesysid IS NOT NULL), \
              extract(epoch FROM clock_timestamp() - min(xact_start) \
              FILTER (WHERE backend_type = ''client backend''))::float8 FROM pg_stat_activity \
              WHERE datname = current_database() AND pid <> pg_backend_pid()')"

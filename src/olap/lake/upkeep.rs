@@ -100,6 +100,8 @@ impl Changed {
 pub struct ChangedRows {
     pub inserted: u64,
     pub deleted: u64,
+    /// Not even few rows of this table stay in the catalog.
+    pub is_never_inlined: bool,
 }
 
 /// How many rows were deleted in a table, since its files were last written again for that.
@@ -157,7 +159,8 @@ impl Upkeep {
         for (table, rows) in tables {
             let changed = self.changed.entry(table.clone()).or_insert_with(Changed::now);
             changed.commits += 1;
-            changed.file_commits += u32::from(is_a_file(rows.inserted));
+            let makes_file = is_a_file(rows.inserted) || rows.is_never_inlined && rows.inserted > 0;
+            changed.file_commits += u32::from(makes_file);
 
             if rows.deleted > 0 {
                 let deleted = self.deleted.entry(table.clone()).or_default();
@@ -555,7 +558,7 @@ mod tests {
     }
 
     fn rows(inserted: u64, deleted: u64) -> ChangedRows {
-        ChangedRows { inserted, deleted }
+        ChangedRows { inserted, deleted, is_never_inlined: false }
     }
 
     fn drain(upkeep: &mut Upkeep, options: &LakeOptions, now: Instant) -> Vec<Step> {

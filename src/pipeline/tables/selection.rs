@@ -139,6 +139,14 @@ pub async fn wanted_tables(
         }
     }
 
+    for table in published.iter().filter(|table| is_of_catalog(options, &table.name)) {
+        tracing::warn!(
+            event = "table_of_catalog",
+            table = %table.name,
+            "the table is not copied: public.ducklake_* may be the lake's own catalog"
+        );
+    }
+
     retain_wanted(options, &mut published);
     Ok(published)
 }

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -28,6 +28,7 @@ pub struct Store {
     address: SocketAddr,
     folder: tempfile::TempDir,
     service: Arc<Mutex<S3Service>>,
+    is_read_only: Arc<AtomicBool>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -48,13 +49,18 @@ impl Store {
             .unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let current = Arc::clone(&service);
+        let (current, is_read_only) = (Arc::clone(&service), Arc::<AtomicBool>::default());
+        let refuses = Arc::clone(&is_read_only);
         runtime.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let current = Arc::clone(&current);
+                let (current, refuses) = (Arc::clone(&current), Arc::clone(&refuses));
                 // Asked for each request: a connection is kept for long.
-                let service = hyper::service::service_fn(move |request| {
+                let service = hyper::service::service_fn(move |mut request| {
                     let service = current.lock().unwrap().clone();
+                    let writes = ["PUT", "POST"].contains(&request.method().as_str());
+                    if writes && refuses.load(Ordering::Relaxed) {
+                        request.headers_mut().remove("authorization");
+                    }
                     async move { hyper::service::Service::call(&service, request).await }
                 });
                 tokio::spawn(async move {
@@ -63,7 +69,7 @@ impl Store {
                 });
             }
         });
-        Store { address, folder, service, _runtime: runtime }
+        Store { address, folder, service, is_read_only, _runtime: runtime }
     }
 
     fn service(folder: &tempfile::TempDir, key: &str, secret: &str) -> S3Service {
@@ -76,6 +82,11 @@ impl Store {
     /// From now on the store knows this access key alone.
     pub fn replace_key(&self, key: &str, secret: &str) {
         *self.service.lock().unwrap() = Self::service(&self.folder, key, secret);
+    }
+
+    /// From now on nothing is written: no file can be made in any bucket.
+    pub fn refuse_writes(&self) {
+        self.is_read_only.store(true, Ordering::Relaxed);
     }
 
     /// The address of a new bucket.
