@@ -104,7 +104,7 @@ impl Settings {
             (
                 "target.data_path",
                 target.data_path.as_deref().is_none_or(is_data_path),
-                "must be s3://bucket/prefix or a folder: not /, and without ~, .. and //",
+                "must be s3://bucket/prefix or a folder: not /, and without ~, .., // or any of *?[",
             ),
             ("target.file_size", is_at_least(target.file_size, 100_000), "must be at least 100KB"),
             (
@@ -145,8 +145,9 @@ fn is_schema_prefix(prefix: &str) -> bool {
 /// that the lake does not know.
 fn is_data_path(path: &str) -> bool {
     let place = path.strip_prefix("s3://");
-    // DuckLake compares paths as texts, so each file has to have one path.
-    let is_plain = !place.unwrap_or(path).contains("//");
+    // DuckLake compares paths as texts, so each file has to have one path; and it lists the files
+    // by a pattern that begins with this place.
+    let is_plain = !place.unwrap_or(path).contains("//") && !path.contains(['*', '?', '[']);
     is_plain
         && match place {
             Some(place) => !place.is_empty() && !place.starts_with('/'),
@@ -233,6 +234,7 @@ mod tests {
             (lake("data_path = \"s3://bucket//lake\""), "target.data_path must be"),
             (lake("data_path = \"/srv//lake\""), "target.data_path must be"),
             (lake("data_path = \"../lake\""), "target.data_path must be"),
+            (lake("data_path = \"/srv/lake*\""), "target.data_path must be"),
             (lake("data_path = \"~/lake\""), "target.data_path must be"),
             (lake("file_size = \"1kB\""), "target.file_size must be"),
             (

@@ -143,7 +143,7 @@ fn attach(
         return Err(TargetError::NoLake { lake: lake.to_string() });
     }
 
-    match attach_existing(connection, lake, is_reader, false) {
+    match execute_attach(connection, lake, is_reader, false) {
         Err(TargetError::NoLake { .. }) if !is_reader => {}
         attached => {
             attached?;
@@ -152,10 +152,10 @@ fn attach(
     }
 
     let Err(in_use) = refuse_files_of_others(connection, lake) else {
-        return attach_existing(connection, lake, false, true);
+        return execute_attach(connection, lake, false, true);
     };
     // Another process may have made the lake meanwhile, and written these files.
-    attach_existing(connection, lake, false, false).map_err(|_| in_use)
+    execute_attach(connection, lake, false, false).map_err(|_| in_use)
 }
 
 /// Fails when Parquet files are where the data of a new lake is to be: `rhei compact` would delete
@@ -190,8 +190,8 @@ fn data_folder(lake: &LakeOptions) -> Option<String> {
     Some(format!("{}/", data.trim_end_matches('/')))
 }
 
-/// Attaches a lake; `may_make`: makes it if it is not there.
-fn attach_existing(
+/// Executes the ATTACH of a lake. `may_make`: it is made if it is not there.
+fn execute_attach(
     connection: &Connection,
     lake: &LakeOptions,
     is_reader: bool,
