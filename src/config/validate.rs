@@ -104,7 +104,7 @@ impl Settings {
             (
                 "target.data_path",
                 target.data_path.as_deref().is_none_or(is_data_path),
-                "must be s3://bucket/prefix or a folder: not /, and without ~, .., // or any of *?[",
+                "must be s3://bucket/prefix or a folder: not /, and without ~, .., //, *, ? and [",
             ),
             ("target.file_size", is_at_least(target.file_size, 100_000), "must be at least 100KB"),
             (

@@ -111,7 +111,7 @@ fn a_load_of_a_process_that_was_replaced_meanwhile_adds_nothing() {
     wait_until(SOON, "the commit of the load is cut off", || cut.cuts() == 1);
     cut.down();
 
-    // As another process does that takes over, and to loads alone: they have to find it themselves.
+    // As another process does that takes over.
     let catalog = catalogs().named(Lake::at(following.copy()).unwrap().database());
     let table = |name: &str| {
         catalog.value(&format!(
@@ -122,8 +122,10 @@ fn a_load_of_a_process_that_was_replaced_meanwhile_adds_nothing() {
     };
     let other = "elsewhere/7/89abcdef/0123456789abcdef";
     catalog.execute(&format!(
-        "UPDATE {} SET payload = '{other}' WHERE id = '0' AND end_snapshot IS NULL",
-        table("jobs")
+        "UPDATE {} SET payload = '{other}' WHERE id = '0' AND end_snapshot IS NULL; \
+         UPDATE {} SET writer = '{other}' WHERE end_snapshot IS NULL",
+        table("jobs"),
+        table("pipeline")
     ));
     cut.up();
 
