@@ -269,12 +269,12 @@ fn under_load(cluster: &Cluster, minutes: u64, report: &mut Report) {
         let (file, lake) = (&status["file"], &status["file"]["lake"]);
         let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
         report.say(format!(
-            "{:6} {:6} {:13} {:10} {:10} {:8.1} {:11.1} {:13.0} {:12.0} {:9.0}",
+            "{:6} {:6.0} {:13.0} {:10.0} {:10.0} {:8.1} {:11.1} {:13.0} {:12.0} {:9.0}",
             started.elapsed().as_secs() / 60,
-            lake["files"],
-            lake["delete_files"],
-            lake["old_files"],
-            lake["snapshots"],
+            number(&lake["files"]),
+            number(&lake["delete_files"]),
+            number(&lake["old_files"]),
+            number(&lake["snapshots"]),
             number(&file["file_bytes"]) / 1e6,
             number(&lake["catalog_bytes"]) / 1e6,
             number(&status["commit_pause"]["last_minutes"]["p50_ms"]),
