@@ -51,6 +51,7 @@ mod pgoutput;
 mod checkpoint;
 mod lsn;
 
+mod conninfo;
 mod error;
 mod failpoint;
 

@@ -75,8 +75,8 @@ pub async fn run(session: Invocation, args: DropArgs) -> Result<ExitCode, CliErr
     match (has_work, args.yes) {
         (true, true) => {
             println!(
-                "done; the DuckDB file stays. `rhei backfill --force` makes a new slot and copies \
-                 every table again"
+                "done; the copy stays. `rhei backfill --force` makes a new slot and copies every \
+                 table again"
             )
         }
         (true, false) => println!("nothing was done; `rhei drop --yes` does it"),

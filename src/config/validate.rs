@@ -223,7 +223,7 @@ mod tests {
             ("[target]\nlake = \"ducklake:mysql:db=lake\"".to_owned(), "target.lake must be"),
             ("[target]\nlake = \"lake.db\"".to_owned(), "target.lake must be"),
             (
-                "[target]\nlake = \"ducklake:postgres:password=two words\"".to_owned(),
+                "[target]\nlake = \"ducklake:postgres:password=geheim nis\"".to_owned(),
                 "target.lake must be key=value",
             ),
             ("[target]\ndata_path = \"/lake\"".to_owned(), "target.lake is missing"),
@@ -244,7 +244,7 @@ mod tests {
         ] {
             let error = validated(&text).unwrap_err();
             assert!(error.starts_with(key), "{text}: {error}");
-            assert!(!error.contains("two words\""), "the password is shown: {error}");
+            assert!(!error.contains("nis"), "the password is shown: {error}");
         }
         assert_eq!(validated(&lake("data_path = \"s3://bucket\"")), Ok(()));
         assert_eq!(validated(&lake("data_path = \"data\"")), Ok(()));

@@ -140,7 +140,8 @@ async fn sync_sessions<T: OlapEngine + 'static>(
                 tracing::warn!(
                     event = "sync_interrupted_by_lake",
                     error = error_chain(&error),
-                    "reading the lake again; going on from the checkpoint"
+                    "the lake could not be used, or has changed; the sync reads it again and goes \
+                     on from the checkpoint"
                 );
                 tokio::select! {
                     () = stop.cancelled() => {}

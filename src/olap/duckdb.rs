@@ -90,13 +90,7 @@ impl DuckDb {
         let since = SystemTime::now();
         let (database, connection) = open(options, AccessMode::ReadWrite)?;
         let lake = match &options.lake {
-            Some(lake) => {
-                lake::know_folder(&connection)?;
-                if state::exists(&connection)? {
-                    inlining::of_state(&connection)?;
-                }
-                Some(Lake::take_over(&connection, lake, path)?)
-            }
+            Some(lake) => Some(Lake::take_over(&connection, lake, path)?),
             None => None,
         };
         remove_stale_spill(path, since);
@@ -133,16 +127,21 @@ impl DuckDb {
             gate: Arc::default(),
         };
 
-        if state::exists(&opened.connection)? {
-            // Whatever is committed from here on replaces the row of the writer.
-            opened.pipeline = state::read_pipeline(&opened.connection)?;
-        }
-        match opened.state() {
-            // Tables were found that have to be copied again; no session knows the lake yet.
-            Err(TargetError::Moved) => opened.reopen()?,
-            read => drop(read?),
-        }
+        opened.read_for_the_first_time()?;
         Ok(opened)
+    }
+
+    fn read_for_the_first_time(&mut self) -> Result<(), TargetError> {
+        if self.lake.is_some() && state::exists(&self.connection)? {
+            // Whatever is committed from here on replaces the row of the writer.
+            self.pipeline = state::read_pipeline(&self.connection)?;
+        }
+
+        match self.state() {
+            // Tables were found that have to be copied again; no session knows the lake yet.
+            Err(TargetError::Moved) => self.reopen(),
+            read => read.map(|_| ()),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -696,7 +695,7 @@ impl FileMaintenance for DuckDb {
         self.reattach()
     }
 
-    fn judged(&self, error: TargetError) -> TargetError {
+    fn classify(&self, error: TargetError) -> TargetError {
         self.of_lake(error)
     }
 
@@ -705,7 +704,7 @@ impl FileMaintenance for DuckDb {
         if self.lake.is_none() || self.has_open_parts() {
             return Ok(false);
         }
-        self.look_after_lake().map_err(|error| self.of_lake(error))
+        self.look_after_lake()
     }
 
     fn checkpoint_file(&mut self, compaction: Compaction) -> Result<(), TargetError> {

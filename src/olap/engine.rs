@@ -218,9 +218,9 @@ pub trait FileMaintenance: Send {
     /// Opens the file again, as DuckDB requires after an error of its disk.
     fn reopen(&mut self) -> Result<(), TargetError>;
 
-    /// Returns what an error of another method means: that the catalog or the store of a lake is
-    /// away, or what it says.
-    fn judged(&self, error: TargetError) -> TargetError;
+    /// Returns the error to act on for an error of another method: that a lake cannot be used now,
+    /// where its catalog or its store is the cause, or else the error itself.
+    fn classify(&self, error: TargetError) -> TargetError;
 
     /// Does what is due now and then between two transactions, if something is: a lake merges its
     /// files and forgets old snapshots. A step takes seconds at most. Returns whether another step

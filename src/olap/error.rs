@@ -270,10 +270,10 @@ pub enum TargetError {
         /// The file that is locked.
         lock: PathBuf,
     },
-    /// The folder with the data of a lake has not the file that marks it: it is not mounted.
+    /// The folder with the data of a lake lacks the file that marks it: it is not mounted.
     #[error(
         "the data of the lake is not in {}\nhint: mount it, and rhei goes on; if the data is gone \
-             for good, make the file {}, and rhei copies the tables again",
+             for good, make an empty file {}, and the next start copies the tables again",
         .folder.display(), .mark.display()
     )]
     NoData {

@@ -105,12 +105,15 @@ impl Loader {
 
         self.failures.set(self.failures.get() + 1);
         if self.failures.get() < FAILURES {
-            tracing::warn!(
-                event = "lake_load_failed",
-                error = crate::error::error_chain(&error),
-                failures = self.failures.get(),
-                "a load into the lake failed, and is tried again"
-            );
+            // Once may be another transaction that came first.
+            if self.failures.get() > 1 {
+                tracing::warn!(
+                    event = "lake_load_failed",
+                    error = crate::error::error_chain(&error),
+                    failures = self.failures.get(),
+                    "a load of copied rows into the lake failed again, and is tried again"
+                );
+            }
             return Err(TargetError::LakeInterrupted { source: Box::new(error) });
         }
         if error.table().is_some() {

@@ -18,7 +18,7 @@ impl TargetState for DuckDb {
         pipeline: &Pipeline,
         tables: &[StoredTable],
     ) -> Result<(), TargetError> {
-        self.put_stored(pipeline, tables).map_err(|error| self.of_lake(error))
+        self.put_stored(pipeline, tables)
     }
 
     fn put_tables(&mut self, tables: &[StoredTable]) -> Result<(), TargetError> {

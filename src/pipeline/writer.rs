@@ -56,7 +56,7 @@ impl<T: OlapEngine + 'static> Writer<T> {
             let _call = pulse.call();
             let done = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 work(&mut target).map_err(|error| match EngineError::from(error) {
-                    EngineError::Target(error) => EngineError::Target(target.judged(error)),
+                    EngineError::Target(error) => EngineError::Target(target.classify(error)),
                     error => error,
                 })
             }));

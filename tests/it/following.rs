@@ -4,6 +4,7 @@ use std::{path::Path, time::Duration};
 
 use crate::bed::{
     Cluster, Db, Output, Rhei, Running, assert_same,
+    lake::Kind,
     oracle::{Pair, assert_same_pairs},
     temp_dir, wait_until,
 };
@@ -19,6 +20,12 @@ pub struct Following {
 impl Following {
     pub fn new(name: &str) -> Self {
         Self::of(Cluster::shared().database(name))
+    }
+
+    /// As [`Self::new`], with a lake in the place of the file.
+    pub fn in_lake(name: &str, kind: Kind) -> Self {
+        let following = Self::new(name);
+        Self { rhei: following.rhei.clone().lake(kind), ..following }
     }
 
     pub fn of(db: Db) -> Self {

@@ -36,16 +36,10 @@ const SUMS: [&str; 4] = [
     "SELECT coalesce(sum(delta), 0)::VARCHAR FROM public.pgbench_history",
 ];
 
-fn in_lake(name: &str, kind: Kind) -> Following {
-    let mut following = Following::new(name);
-    following.rhei = following.rhei.clone().lake(kind);
-    following
-}
-
 /// Follows TPC-B while three processes read the lake, each by a connection that it keeps.
 #[track_caller]
 fn readers_see_one_commit_of_the_source(kind: Kind, name: &str) {
-    let following = in_lake(name, kind);
+    let following = Following::in_lake(name, kind);
     Pgbench::init(&following.db, 1);
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
@@ -86,7 +80,7 @@ fn readers_of_a_lake_whose_catalog_is_a_file_see_the_source_at_one_commit() {
 
 #[test]
 fn each_commit_to_a_lake_names_its_position_at_the_source() {
-    let following = in_lake("lake_messages", Kind::Postgres);
+    let following = Following::in_lake("lake_messages", Kind::Postgres);
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     following.sync();
     following.db.execute("INSERT INTO t VALUES (2)");
@@ -106,7 +100,7 @@ fn each_commit_to_a_lake_names_its_position_at_the_source() {
 /// Two sources, two processes, one lake: each is as its source, and no commit is lost.
 #[test]
 fn several_copies_share_a_lake() {
-    let one = in_lake("lake_one", Kind::Postgres);
+    let one = Following::in_lake("lake_one", Kind::Postgres);
     let lake = Lake::at(one.copy()).unwrap();
     let mut two = Following::new("lake_two");
     lake.shared("two_", two.copy());
@@ -143,7 +137,7 @@ fn several_copies_share_a_lake() {
 
 #[test]
 fn a_second_process_is_refused_while_the_first_one_writes() {
-    let following = in_lake("lake_refused", Kind::Postgres);
+    let following = Following::in_lake("lake_refused", Kind::Postgres);
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
@@ -176,7 +170,7 @@ fn inlined_pipeline(catalog: &Db) -> String {
 /// A process that was stopped for a while finds another one in its place, and writes nothing more.
 #[test]
 fn a_process_that_another_one_has_replaced_writes_nothing_more() {
-    let following = in_lake("lake_fenced", Kind::Postgres);
+    let following = Following::in_lake("lake_fenced", Kind::Postgres);
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
@@ -267,7 +261,7 @@ fn a_large_commit_whose_answer_is_lost_has_its_table_copied_again() {
 /// that no snapshot names.
 #[test]
 fn a_death_in_the_upkeep_leaves_a_readable_lake_and_no_file_for_ever() {
-    let following = in_lake("lake_upkeep", Kind::Postgres);
+    let following = Following::in_lake("lake_upkeep", Kind::Postgres);
     let rhei = following
         .rhei
         .clone()
@@ -330,7 +324,7 @@ fn a_death_in_the_upkeep_leaves_a_readable_lake_and_no_file_for_ever() {
 /// catalog's table for them was made later than the shape.
 #[test]
 fn small_changes_among_changes_of_shape_keep_their_columns_and_the_files_are_merged() {
-    let mut following = in_lake("lake_shapes", Kind::Postgres);
+    let mut following = Following::in_lake("lake_shapes", Kind::Postgres);
     following.rhei = following.rhei.clone().env("RHEI_BACKFILL_CHUNK_SIZE", "1MiB");
     following.db.execute(
         "CREATE TABLE large (id int PRIMARY KEY, v text); INSERT INTO large SELECT i, md5(i::text) \
@@ -391,7 +385,7 @@ fn small_changes_among_changes_of_shape_keep_their_columns_and_the_files_are_mer
 /// in the catalog: those tables must not be inlined, also not after they were moved.
 #[test]
 fn tables_that_must_not_be_inlined_are_not_wherever_they_are_moved() {
-    let mut following = in_lake("lake_nested", Kind::Postgres);
+    let mut following = Following::in_lake("lake_nested", Kind::Postgres);
     let slot = following.slot().to_owned();
     following.rhei = following.rhei.clone().config(&format!(
         "[source]\nslot = \"{slot}\"\n[tables.\"public.dated\"]\ncolumns.s.type = \"STRUCT\"\n\
@@ -431,7 +425,7 @@ fn tables_that_must_not_be_inlined_are_not_wherever_they_are_moved() {
 
 #[test]
 fn a_lake_without_its_extensions_says_what_to_install() {
-    let following = in_lake("lake_extensions", Kind::Postgres);
+    let following = Following::in_lake("lake_extensions", Kind::Postgres);
     let output = following.rhei.clone().env("RHEI_EXTENSIONS", "/nowhere").run(["status"]);
     output.assert_code(1);
     for words in ["extension ducklake is missing", "/nowhere", "INSTALL ducklake"] {
@@ -480,7 +474,7 @@ fn a_password_opens_the_catalog_and_is_never_shown() {
 /// What no Parquet file keeps exactly is kept as text, or refused by name.
 #[test]
 fn a_type_that_a_lake_does_not_keep_is_text_there() {
-    let following = in_lake("lake_types", Kind::Postgres);
+    let following = Following::in_lake("lake_types", Kind::Postgres);
     following.db.execute(
         "CREATE TABLE t (id int PRIMARY KEY, i interval, z timetz, a interval[], d date[]); \
          INSERT INTO t VALUES (1, '1 mon -3 days 00:00:00.000001', '24:00+14', '{1 us,-1 mon}', \
@@ -510,7 +504,7 @@ fn a_type_that_a_lake_does_not_keep_is_text_there() {
 /// Files are divided and sorted as the settings say, and say what they hold: readers skip the rest.
 #[test]
 fn partitions_and_order_of_a_table_are_as_the_settings_say() {
-    let mut following = in_lake("lake_layout", Kind::Postgres);
+    let mut following = Following::in_lake("lake_layout", Kind::Postgres);
     let slot = following.slot().to_owned();
     following.rhei = following.rhei.clone().config(&format!(
         "[source]\nslot = \"{slot}\"\n[target]\nfile_size = \"64MB\"\n\
@@ -539,7 +533,7 @@ fn partitions_and_order_of_a_table_are_as_the_settings_say() {
 /// An earlier time is there for as long as its snapshot.
 #[test]
 fn the_past_of_a_lake_can_be_read() {
-    let following = in_lake("lake_past", Kind::Postgres);
+    let following = Following::in_lake("lake_past", Kind::Postgres);
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     following.sync();
     let then = query_copy(
@@ -560,7 +554,7 @@ fn the_past_of_a_lake_can_be_read() {
 #[test]
 fn the_metrics_of_a_lake_count_its_files_and_snapshots() {
     let observed = Observed::of(
-        in_lake("lake_metrics", Kind::Postgres),
+        Following::in_lake("lake_metrics", Kind::Postgres),
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)",
         "",
     );
@@ -572,7 +566,7 @@ fn the_metrics_of_a_lake_count_its_files_and_snapshots() {
 /// What rhei says of a copy in a lake.
 #[test]
 fn the_commands_work_on_a_lake_with_and_without_a_replicator() {
-    let following = in_lake("lake_commands", Kind::Postgres);
+    let following = Following::in_lake("lake_commands", Kind::Postgres);
     following.db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)");
     // A replicator in the middle of a step says so, and answers the next time.
     let answered = |rhei: &Rhei, command: &[&str]| {

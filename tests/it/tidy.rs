@@ -31,7 +31,7 @@ fn files(folder: &Path, endings: &[&str]) -> Vec<(String, String)> {
 
 /// The folders and files of `src`, top down: each imports only from those after it. `source` and
 /// `olap` are on one level: they never name each other.
-const LEVELS: [&[&str]; 18] = [
+const LEVELS: [&[&str]; 19] = [
     &["main", "lib"],
     &["cli"],
     &["config"],
@@ -48,6 +48,7 @@ const LEVELS: [&[&str]; 18] = [
     &["pgoutput"],
     &["checkpoint"],
     &["lsn"],
+    &["conninfo"],
     &["error"],
     &["failpoint"],
 ];

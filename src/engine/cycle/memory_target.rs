@@ -229,7 +229,7 @@ impl TargetReader for NoReader {
 }
 
 impl FileMaintenance for MemoryTarget {
-    fn judged(&self, error: TargetError) -> TargetError {
+    fn classify(&self, error: TargetError) -> TargetError {
         error
     }
 

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::conninfo;
+
 /// What keeps the catalog of a lake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CatalogKind {
@@ -45,109 +47,41 @@ pub(super) fn file_of(address: &str) -> Option<&Path> {
 /// Returns whether the address of a catalog can be read: where it is a libpq string, all of it has
 /// to be. A value with a space in it that lacks its quotes would be cut off.
 pub fn is_readable(address: &str) -> bool {
-    match address.strip_prefix(POSTGRES) {
-        Some(conninfo) => Pairs::of(conninfo).all(|pair| pair.is_ok()),
-        None => true,
-    }
+    address.strip_prefix(POSTGRES).is_none_or(|conninfo| conninfo::pairs(conninfo).is_ok())
 }
 
 /// What the address of a catalog in PostgreSQL begins with. DuckDB puts the password of a secret
 /// behind the libpq string that follows, so a URL does not go with a password.
 const POSTGRES: &str = "ducklake:postgres:";
 
-/// The pairs of a libpq string: the place of each, its key and its value. Quotes and backslashes as
-/// libpq reads them.
-struct Pairs<'a> {
-    conninfo: &'a str,
-    at: usize,
-}
-
-impl<'a> Pairs<'a> {
-    fn of(conninfo: &'a str) -> Self {
-        Self { conninfo, at: 0 }
-    }
-
-    fn skip(&mut self, what: fn(u8) -> bool) {
-        let rest = self.conninfo.as_bytes().get(self.at..).unwrap_or_default();
-        self.at += rest.iter().take_while(|byte| what(**byte)).count();
-    }
-}
-
-/// A libpq string does not go on with `key=value`, or a quote is not closed.
-#[derive(Debug, PartialEq, Eq)]
-struct Unreadable;
-
-impl<'a> Iterator for Pairs<'a> {
-    type Item = Result<(std::ops::Range<usize>, &'a str, String), Unreadable>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let text = self.conninfo.as_bytes();
-        self.skip(|byte| byte.is_ascii_whitespace());
-        let start = self.at;
-        if start >= text.len() {
-            return None;
-        }
-
-        self.skip(|byte| byte != b'=' && !byte.is_ascii_whitespace());
-        let key = self.conninfo.get(start..self.at).unwrap_or_default();
-        self.skip(|byte| byte.is_ascii_whitespace());
-        if key.is_empty() || text.get(self.at) != Some(&b'=') {
-            self.at = text.len();
-            return Some(Err(Unreadable));
-        }
-
-        self.at += 1;
-        self.skip(|byte| byte.is_ascii_whitespace());
-        let is_quoted = text.get(self.at) == Some(&b'\'');
-        self.at += usize::from(is_quoted);
-        let mut value = Vec::new();
-        loop {
-            match text.get(self.at) {
-                None if is_quoted => return Some(Err(Unreadable)),
-                None => break,
-                Some(b'\\') => {
-                    value.extend(text.get(self.at + 1));
-                    self.at += 1;
-                }
-                Some(b'\'') if is_quoted => break,
-                Some(byte) if !is_quoted && byte.is_ascii_whitespace() => break,
-                Some(byte) => value.push(*byte),
-            }
-            self.at += 1;
-        }
-
-        self.at = (self.at + usize::from(is_quoted)).min(text.len());
-        Some(Ok((start..self.at, key, String::from_utf8_lossy(&value).into_owned())))
-    }
-}
-
-/// Where a password stands in the address of a catalog in PostgreSQL.
-pub(super) fn password_of(catalog: &str) -> Option<(std::ops::Range<usize>, String)> {
-    let conninfo = catalog.strip_prefix(POSTGRES)?;
-    let (place, _, password) = Pairs::of(conninfo)
-        .map_while(Result::ok)
-        .find(|(_, key, _)| key.eq_ignore_ascii_case("password"))?;
-    Some((place.start + POSTGRES.len()..place.end + POSTGRES.len(), password))
+/// Returns the libpq string of a catalog in PostgreSQL, without its password, and the password;
+/// `None` for another catalog.
+pub(super) fn conninfo_of(catalog: &str) -> Option<(String, Option<String>)> {
+    let pairs = conninfo::pairs(catalog.strip_prefix(POSTGRES)?).ok()?;
+    let (passwords, others): (Vec<_>, Vec<_>) =
+        pairs.into_iter().partition(|(key, _)| key == "password");
+    // libpq takes the last one.
+    let password = passwords.into_iter().next_back().map(|(_, password)| password);
+    Some((conninfo::joined(&others), password))
 }
 
 /// Returns the address of a catalog for DuckDB, which gets the password as a secret.
 pub(super) fn without_password(catalog: &str) -> String {
-    let mut address = catalog.to_owned();
-    if let Some((place, _)) = password_of(catalog) {
-        address.replace_range(place, "");
+    match conninfo_of(catalog) {
+        Some((conninfo, _)) => format!("{POSTGRES}{conninfo}"),
+        None => catalog.to_owned(),
     }
-    address
 }
 
 /// Returns the address of a catalog without its password, for people to read.
 pub(super) fn shown(catalog: &str) -> String {
     let address = without_password(catalog);
-    let may_hold_more = ["password=", "token=", "://"];
+    let may_hold_more = ["password", "token=", "://"];
     if may_hold_more.iter().any(|sign| address.to_lowercase().contains(sign)) {
         let kind: Vec<&str> = catalog.split(':').take(2).collect();
         return format!("{}:(hidden)", kind.join(":"));
     }
-    address.trim_end().to_owned()
+    address
 }
 
 #[cfg(test)]
@@ -163,30 +97,23 @@ mod tests {
             (
                 "ducklake:postgres:dbname=l password=geheim host=h",
                 Some("geheim"),
-                "ducklake:postgres:dbname=l  host=h",
+                "ducklake:postgres:dbname=l host=h",
             ),
             (
                 r"ducklake:postgres:password = 'it\'s a \\ secret' dbname=l",
                 Some(r"it's a \ secret"),
-                "ducklake:postgres: dbname=l",
+                "ducklake:postgres:dbname=l",
             ),
+            ("ducklake:postgres:password=a password=b", Some("b"), "ducklake:postgres:"),
             ("ducklake:postgres:postgresql://me:pw@host/lake", None, "ducklake:postgres:(hidden)"),
-            ("ducklake:postgres:password=a password=b", Some("a"), "ducklake:postgres:(hidden)"),
+            ("ducklake:postgres:password=two words", None, "ducklake:postgres:(hidden)"),
+            ("ducklake:postgres:PASSWORD=geheim", None, "ducklake:postgres:(hidden)"),
             ("ducklake:md:lake?motherduck_token=x", None, "ducklake:md:(hidden)"),
         ] {
-            assert_eq!(password_of(catalog).map(|(_, found)| found).as_deref(), password);
+            assert_eq!(conninfo_of(catalog).and_then(|(_, found)| found).as_deref(), password);
             assert_eq!(super::shown(catalog), shown);
-            assert!(is_readable(catalog) != catalog.contains("://"), "{catalog}");
-        }
-    }
-
-    #[test]
-    fn an_address_that_cannot_be_read_to_its_end_is_told() {
-        for conninfo in ["dbname=l password=two words", "l", "password='open", "=x", "a=b c"] {
-            assert!(!is_readable(&format!("ducklake:postgres:{conninfo}")), "{conninfo}");
-        }
-        for conninfo in ["", "dbname=l password='two words' host=", "dbname = l\thost=h "] {
-            assert!(is_readable(&format!("ducklake:postgres:{conninfo}")), "{conninfo}");
+            let is_hidden = shown.starts_with("ducklake:postgres:(hidden)");
+            assert_eq!(is_readable(catalog), !is_hidden, "{catalog}");
         }
     }
 

@@ -109,14 +109,11 @@ pub fn refuse_to_make(options: &TargetOptions, lake: &LakeOptions) -> Result<(),
         }
     }
 
-    if lake.catalog_kind() != CatalogKind::Postgres {
-        return Ok(());
-    }
-    let address = without_password(&lake.catalog);
+    let Some((conninfo, _)) = address::conninfo_of(&lake.catalog) else { return Ok(()) };
     let secret = secrets::of_catalog(lake).map(|_| format!(", SECRET {}", secrets::CATALOG));
     connection.execute_batch(&format!(
         "ATTACH {} AS rhei_catalog (TYPE postgres, READ_ONLY{})",
-        literal(address.trim_start_matches("ducklake:postgres:")),
+        literal(&conninfo),
         secret.unwrap_or_default()
     ))?;
     let (may_make, role) = connection.query_row(

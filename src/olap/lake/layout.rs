@@ -153,8 +153,8 @@ pub fn create_shadow(spec: &TableSpec, options: &LakeOptions) -> String {
                 event = "lake_layout_ignored",
                 table = %spec.source,
                 column,
-                "the table's files are not laid out by this column any more: its copy has none of \
-                 this name"
+                "the lake no longer partitions or sorts the files of the table by this column: the \
+                 copy has no column of this name"
             );
         }
     }

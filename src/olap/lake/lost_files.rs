@@ -66,16 +66,28 @@ pub fn tables_with_lost_files(
 
 /// The file that marks the folder of a lake's data: without it the volume is not mounted.
 const MARK: &str = ".rhei-lake";
+const WHY: &str = "By this file rhei knows that the data of the lake is mounted here.\n";
 /// How many files are looked for in a folder without a mark.
 const LOOKED_FOR: u32 = 100;
 
-/// Fails when the folder of the data is not mounted: it has no mark, and no file that the lake
-/// names. Marks it if it has none. A store needs no mark.
-pub fn know_folder(connection: &TargetConnection) -> Result<(), TargetError> {
+/// Looks for the mark of the folder, and marks it if it has none. Returns whether it was marked by
+/// rhei: if not, files may be missing. An empty mark is that of an operator who has given lost data
+/// up. A store needs no mark.
+///
+/// # Errors
+/// The folder is not mounted: it has no mark, and no file that the lake names.
+pub fn know_folder(connection: &TargetConnection) -> Result<bool, TargetError> {
     let folder = data_path(connection)?;
     let mark = folder.join(MARK);
-    if is_in_store(&folder) || is_there(&mark)? {
-        return Ok(());
+    if is_in_store(&folder) {
+        return Ok(true);
+    }
+    if is_there(&mark)? {
+        let is_by_rhei = std::fs::metadata(&mark)?.len() > 0;
+        if !is_by_rhei {
+            std::fs::write(&mark, WHY)?;
+        }
+        return Ok(is_by_rhei);
     }
 
     // DuckLake makes folders wherever it is to write, so a folder is no sign.
@@ -92,8 +104,8 @@ pub fn know_folder(connection: &TargetConnection) -> Result<(), TargetError> {
     }
 
     std::fs::create_dir_all(&folder)?;
-    let why = "By this file rhei knows that the data of the lake is mounted here.\n";
-    Ok(std::fs::write(mark, why)?)
+    std::fs::write(mark, WHY)?;
+    Ok(false)
 }
 
 /// Returns whether a file is there. A folder that cannot be read at the moment has lost nothing.

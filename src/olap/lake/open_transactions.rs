@@ -3,8 +3,8 @@
 //!
 //! A transaction that deletes rows is checked at its commit against every snapshot that came since
 //! it began. DuckLake 1.0 does not notice that such a snapshot has expired, and then loses the
-//! deletions in silence. Readers need none of the older snapshots: PostgreSQL and SQLite show them
-//! the catalog as it was.
+//! deletions in silence. Readers need none of the older snapshots: PostgreSQL shows them the
+//! catalog as it was.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::olap::{TargetError, connection::TargetConnection, names::CATALOG};
 /// How far the clocks of writers and of the catalog may be apart.
 const CLOCKS: Duration = Duration::from_secs(60);
 
-/// Returns the age that a snapshot has at least when no open transaction needs it; `None` when the
-/// open transactions cannot be seen. Of a DuckDB file this process is the only user.
+/// Returns how old a snapshot has to be for no open transaction to need it; `None` when the open
+/// transactions cannot be seen. A DuckDB file has no other user than this process.
 pub(super) fn needed_for(
     connection: &TargetConnection,
     options: &LakeOptions,

@@ -2,7 +2,7 @@
 
 use duckdb::Connection;
 
-use super::{CatalogKind, LakeOptions, S3Options, address::password_of};
+use super::{LakeOptions, S3Options, address::conninfo_of};
 use crate::olap::{TargetError, names::literal};
 
 /// The name of the secret of a catalog in PostgreSQL.
@@ -10,14 +10,12 @@ pub(super) const CATALOG: &str = "rhei_lake_catalog";
 
 /// Returns the statement that makes the secret of the catalog's password, if the address has one.
 pub(super) fn of_catalog(options: &LakeOptions) -> Option<String> {
-    let in_address = password_of(&options.catalog).map(|(_, password)| password);
+    let (_, in_address) = conninfo_of(&options.catalog)?;
     let password = in_address.or_else(|| options.password.clone())?;
-    (options.catalog_kind() == CatalogKind::Postgres).then(|| {
-        format!(
-            "CREATE OR REPLACE SECRET {CATALOG} (TYPE postgres, PASSWORD {})",
-            literal(&password)
-        )
-    })
+    Some(format!(
+        "CREATE OR REPLACE SECRET {CATALOG} (TYPE postgres, PASSWORD {})",
+        literal(&password)
+    ))
 }
 
 /// Makes the secret of the store, if the data is in one; also again, since credentials of a role

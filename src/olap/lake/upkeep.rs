@@ -36,7 +36,7 @@ use crate::{
 const COMMITS: u32 = 100;
 const FILE_COMMITS: u32 = 25;
 const AT_THE_LATEST: Duration = Duration::from_secs(300);
-/// Its files are looked at once this number of rows was deleted since the last look.
+/// The files of a table are looked at once this number of rows was deleted since the last look.
 const DELETED_ROWS: u64 = 50_000;
 /// The state is looked after once this number of commits has changed it; every commit does.
 const STATE_COMMITS: u32 = 1000;
@@ -70,7 +70,7 @@ pub enum RewriteRule {
     /// Those for which that pays, after commits have written this number of positions of deleted
     /// rows to the files of the table.
     ByCost(u64),
-    /// Those of whose rows this part is deleted, until this number of bytes is written again.
+    /// Those of whose rows this share is deleted, until this number of bytes is written again.
     ByShare(f64, u64),
 }
 
@@ -408,13 +408,13 @@ fn rewrite(
             // More may be due by the end, which is the work of another time.
             (least, files::rewrite_bytes(&found, least))
         }
-        RewriteRule::ByShare(part, bytes) => (part, bytes),
+        RewriteRule::ByShare(share, bytes) => (share, bytes),
     };
     let Some(portion) = files::next_rewrite(&found, least) else { return Ok(StepOutcome::Idle) };
 
     let (name, schema) = (literal(&table.name), literal(&table.schema));
-    let part = portion.deleted_share;
-    let arguments = format!("{name}, schema => {schema}, delete_threshold => {part:.12}");
+    let share = portion.deleted_share;
+    let arguments = format!("{name}, schema => {schema}, delete_threshold => {share:.12}");
     call(connection, "rewrite_data_files", &arguments)?;
     if files::of_table(connection, table)? == found {
         return Ok(StepOutcome::Idle);

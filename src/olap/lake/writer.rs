@@ -12,7 +12,9 @@ use std::{
 
 use serde_json::json;
 
-use super::{CatalogKind, Fence, LakeOptions, Outcome, secrets, space, upkeep::Upkeep};
+use super::{
+    CatalogKind, Fence, LakeOptions, Outcome, inlining, know_folder, secrets, space, upkeep::Upkeep,
+};
 use crate::olap::{
     Pipeline, Space, TargetError,
     compact::sibling,
@@ -66,19 +68,24 @@ impl Lake {
     /// Takes over the copy in a lake. `path`: what rhei keeps on this machine is named after it.
     ///
     /// # Errors
-    /// Another process writes the copy.
+    /// Another process writes the copy, or the folder of the data is not mounted.
     pub fn take_over(
         connection: &TargetConnection,
         options: &Arc<LakeOptions>,
         path: &Path,
     ) -> Result<Self, TargetError> {
         let lock = lock(sibling(path, ".lock"))?;
+        let is_marked = know_folder(connection)?;
+        if state::exists(connection)? {
+            inlining::of_state(connection)?;
+        }
+
         let fence = Fence::take_over(connection)?;
         let turn = (options.catalog_kind() == CatalogKind::Sqlite).then(Arc::default);
         let shared = Shared {
             writer: fence.name().to_owned(),
             turn,
-            may_lack_files: AtomicBool::new(!fence.was_released()),
+            may_lack_files: AtomicBool::new(!is_marked || !fence.was_released()),
         };
         Ok(Self {
             options: Arc::clone(options),

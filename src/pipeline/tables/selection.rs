@@ -143,7 +143,8 @@ pub async fn wanted_tables(
         tracing::warn!(
             event = "table_of_catalog",
             table = %table.name,
-            "the table is not copied: public.ducklake_* may be the lake's own catalog"
+            "the table is not copied into the lake: tables named public.ducklake_* may be those of \
+             the lake's own catalog"
         );
     }
 

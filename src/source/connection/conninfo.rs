@@ -1,10 +1,11 @@
-//! Connection strings as libpq reads them: pairs, URLs, services, password files.
+//! Where connection settings stand: strings and URLs as libpq reads them, services, password files.
 
 use std::{collections::HashMap, path::Path};
 
 use tokio_postgres::config::Host;
 
 use super::{ConnectError, Environment};
+use crate::conninfo;
 
 pub(super) fn is_url(text: &str) -> bool {
     text.starts_with("postgres://") || text.starts_with("postgresql://")
@@ -36,16 +37,11 @@ pub(super) fn split_settings(text: &str) -> Result<Split, ConnectError> {
         return Ok((format!("{base}{query}"), ours));
     }
 
-    let mut kept = Vec::new();
-    for (key, value) in pairs(text)? {
-        if EXTRA_KEYS.contains(&key.as_str()) {
-            ours.insert(key, value);
-        } else {
-            kept.push(format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
-        }
-    }
-
-    Ok((kept.join(" "), ours))
+    let pairs = conninfo::pairs(text).map_err(|reason| ConnectError::Invalid { reason })?;
+    let (extra, kept): (Vec<_>, Vec<_>) =
+        pairs.into_iter().partition(|(key, _)| EXTRA_KEYS.contains(&key.as_str()));
+    ours.extend(extra);
+    Ok((conninfo::joined(&kept), ours))
 }
 
 pub(super) fn percent_decoded(text: &str) -> Result<String, ConnectError> {
@@ -68,63 +64,6 @@ pub(super) fn percent_decoded(text: &str) -> Result<String, ConnectError> {
     }
 
     String::from_utf8(bytes).map_err(|_| invalid())
-}
-
-/// Reads `key = value` pairs, whose values are bare or in single quotes with backslash escapes.
-pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, ConnectError> {
-    let mut found = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let Some((key, after)) = rest.split_once('=') else {
-            return Err(ConnectError::Invalid {
-                reason: "expected key=value pairs or a URL".to_owned(),
-            });
-        };
-
-        // The text may be a misspelt URL with a password in it.
-        if !key
-            .trim()
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-        {
-            let reason =
-                "expected key=value pairs, or a URL that begins with postgresql://".to_owned();
-            return Err(ConnectError::Invalid { reason });
-        }
-
-        let after = after.trim_start();
-        let is_quoted = after.starts_with('\'');
-
-        let mut value = String::new();
-        let mut characters = after.char_indices().skip(usize::from(is_quoted));
-        let mut end = after.len();
-        let mut is_closed = !is_quoted;
-
-        while let Some((at, character)) = characters.next() {
-            match character {
-                '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
-                '\'' if is_quoted => {
-                    (end, is_closed) = (at + 1, true);
-                    break;
-                }
-                blank if !is_quoted && blank.is_whitespace() => {
-                    end = at;
-                    break;
-                }
-                other => value.push(other),
-            }
-        }
-
-        if !is_closed {
-            return Err(ConnectError::Invalid {
-                reason: format!("the value of {} has no closing quote", key.trim()),
-            });
-        }
-
-        found.push((key.trim().to_owned(), value));
-        rest = after.get(end..).unwrap_or_default().trim_start();
-    }
-    Ok(found)
 }
 
 pub(super) fn read_service(
