@@ -144,7 +144,9 @@ fn an_outage_of_the_catalog_during_a_copy_is_waited_for() {
         .clone()
         .env("RHEI_BACKFILL_CHUNK_SIZE", "1MB")
         .env("RHEI_BACKFILL_RATE_LIMIT", "2MB");
-    following.db.execute("CREATE TABLE small (id int PRIMARY KEY); INSERT INTO small VALUES (1)");
+    following.db.execute(
+        "CREATE TABLE small (id int PRIMARY KEY, v text); INSERT INTO small VALUES (0, 'first')",
+    );
     let mut running = following.run();
     running.wait_for_log("all tables are live", SOON);
     following.db.execute(
@@ -153,22 +155,23 @@ fn an_outage_of_the_catalog_during_a_copy_is_waited_for() {
          TABLE t",
     );
 
-    let done = "SELECT count(*)::VARCHAR FROM _rhei.jobs WHERE status = 'done' AND rows > 0";
-    for round in 1..=3 {
-        wait_until(SOON, "another chunk is loaded", || {
-            assert!(running.is_running(), "{}", running.logs());
-            value(&following, done).parse::<u32>().unwrap() > 2 * round
-        });
-        let mark = running.log_mark();
-        cut.down();
-        // A load meets the outage first when the source is quiet, and else the stream.
-        let told = if round % 2 == 1 {
-            "a load of copied rows into the lake failed again"
+    for round in 1..=4 {
+        // Loads, each of which adds a file, meet the outage first, and then the stream.
+        let (mark, lets_commit) = (running.log_mark(), round % 2 == 1);
+        if round <= 2 {
+            cut.arm_and_go_down(".parquet'", lets_commit);
         } else {
-            following.db.execute("INSERT INTO small SELECT max(id) + 1 FROM small");
-            "the lake cannot be used now"
-        };
-        running.wait_for_log_after(mark, told, SOON);
+            cut.arm_and_go_down("written beside the copy", lets_commit);
+            following.db.execute(&format!(
+                "INSERT INTO small VALUES ({round}, 'written beside the copy')"
+            ));
+        }
+        wait_until(SOON, "a commit is cut off", || {
+            assert!(running.is_running(), "{}", running.logs());
+            cut.cuts() == round
+        });
+        cut.down();
+        running.wait_for_log_after(mark, "the lake cannot be used now", SOON);
         cut.up();
     }
     following.wait_settled(&mut running);

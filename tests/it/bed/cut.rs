@@ -42,12 +42,16 @@ impl Cut {
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
+                let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                let both = [&client, &server].map(|end| end.try_clone().unwrap());
+
+                // Under the lock, since a connection that was seen too early would outlive `down`.
+                let mut open = state.open.lock().unwrap();
                 if state.is_down.load(Ordering::Relaxed) {
                     continue;
                 }
-                let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
-                let both = [&client, &server].map(|end| end.try_clone().unwrap());
-                state.open.lock().unwrap().extend(both);
+                open.extend(both);
+                drop(open);
                 let state = Arc::clone(&state);
                 std::thread::spawn(move || carry(client, server, &state));
             }
@@ -89,8 +93,9 @@ impl Cut {
 
 impl State {
     fn go_down(&self) {
+        let mut open = self.open.lock().unwrap();
         self.is_down.store(true, Ordering::Relaxed);
-        for end in self.open.lock().unwrap().drain(..) {
+        for end in open.drain(..) {
             let _ = end.shutdown(Shutdown::Both);
         }
     }
