@@ -162,9 +162,9 @@ fn an_outage_of_the_catalog_during_a_copy_is_waited_for() {
             cut.arm_and_go_down(".parquet'", lets_commit);
         } else {
             cut.arm_and_go_down("written beside the copy", lets_commit);
-            following.db.execute(&format!(
-                "INSERT INTO small VALUES ({round}, 'written beside the copy')"
-            ));
+            following
+                .db
+                .execute(&format!("INSERT INTO small VALUES ({round}, 'written beside the copy')"));
         }
         wait_until(SOON, "a commit is cut off", || {
             assert!(running.is_running(), "{}", running.logs());
