@@ -15,6 +15,7 @@ DESTDIR ?=
 # Of `make test-lake`.
 LAKE ?= lake
 # Of `make chaos`.
+TARGET ?= file
 SECONDS ?= 60
 SEED ?= 1
 
@@ -61,9 +62,9 @@ test-lake: setup ## run the tests of rows, values, schemas, crashes and historie
 	@$(ENV) RHEI_TEST_TARGET=$(LAKE) RHEI_TEST_HISTORIES=$${RHEI_TEST_HISTORIES:-60} cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
 		$(or $(TEST),$(LAKE_TESTS))
 
-chaos: setup ## everything goes wrong for a while: make chaos SECONDS=60 SEED=n
+chaos: setup ## everything goes wrong for a while: make chaos SECONDS=60 SEED=n (TARGET=lake, lake-s3)
 	@scripts/setup.sh chaos
-	@$(ENV) RHEI_CHAOS_CLOCK=1 RHEI_CHAOS_SECONDS=$(SECONDS) RHEI_CHAOS_SEED=$(SEED) cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
+	@$(ENV) RHEI_TEST_TARGET=$(TARGET) RHEI_CHAOS_CLOCK=1 RHEI_CHAOS_SECONDS=$(SECONDS) RHEI_CHAOS_SEED=$(SEED) cargo test --locked $$RHEI_CARGO_FEATURES --test it -- \
 		--nocapture --exact chaos::a_minute_of_faults_leaves_both_sides_equal
 
 workloads: setup ## the migrations of two applications, followed by a run (minutes; needs Python and a package index)

@@ -396,10 +396,16 @@ pub enum TargetError {
     },
 }
 
+/// What stands before the error of a statement whose result was read although the statement had
+/// failed: DuckLake reads some answers of its catalog so.
+const UNREAD: &str =
+    "Invalid Input Error: Attempting to fetch from an unsuccessful query result\nError: ";
+
 /// Returns whether an error is of one of these kinds. DuckDB names the kind of an error before the
 /// first colon. The text after that may hold values of the source.
 pub(super) fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
-    text.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
+    let cause = text.strip_prefix(UNREAD).unwrap_or(text);
+    cause.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
 }
 
 /// DuckDB's words for a database that takes no statement any more.
@@ -627,6 +633,25 @@ mod tests {
             "Out of Memory Error: failed to pin block of size 256.0 KiB"
         )));
         assert!(!is_of_disk(&invalidated("INTERNAL Error: Attempted to access index 1")));
+    }
+
+    /// As DuckLake says it when the connection to the catalog has broken between two statements of
+    /// one transaction.
+    #[test]
+    fn a_question_of_ducklake_that_its_catalog_did_not_answer_is_no_error_of_the_table() {
+        let read = |cause: &str| TargetError::saying(&format!("{UNREAD}{cause}"));
+
+        let aborted = TargetError::Table {
+            oid: 1,
+            table: "public.t".to_owned(),
+            source: Box::new(read("TransactionContext Error: Current transaction is aborted")),
+        };
+        assert!(aborted.is_conflict() && !aborted.is_of_table());
+
+        let TargetError::Query(away) = read("IO Error: server closed the connection") else {
+            panic!("an error of a statement");
+        };
+        assert!(is_of_kind(&away.to_string(), &["IO Error"]));
     }
 
     /// The messages of DuckDB hold the values that DuckDB could not read.

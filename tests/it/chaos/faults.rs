@@ -13,7 +13,7 @@ use std::{
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use super::{Chaos, PUBLICATION, SLOT, writer};
-use crate::bed::{Cluster, cluster::shell, wait_until};
+use crate::bed::{Cluster, Cut, cluster::shell, wait_until};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -40,6 +40,12 @@ pub enum Kind {
     Promote,
     DiskFull,
     JumpClock,
+    /// All connections to the catalog of a lake.
+    CutCatalog,
+    /// The same, and no new one is made for a while.
+    LoseCatalog,
+    /// The next commit to a lake happens or not, and its answer is lost.
+    LoseAnswer,
 }
 
 const WEIGHTS: [(Kind, u32); 21] = [
@@ -66,6 +72,10 @@ const WEIGHTS: [(Kind, u32); 21] = [
     (Kind::JumpClock, 1),
 ];
 
+/// Of a lake alone, so that the plans of a file stay as they were.
+const WEIGHTS_OF_LAKE: [(Kind, u32); 3] =
+    [(Kind::CutCatalog, 4), (Kind::LoseCatalog, 3), (Kind::LoseAnswer, 6)];
+
 /// After so many of those that lose the slot the others are passed over: rhei begins anew three
 /// times an hour and then stops, as it should.
 const MOST_LOSSES: u64 = 3;
@@ -78,13 +88,15 @@ pub struct Step {
     pub strength: u64,
 }
 
-pub fn plan(seed: u64) -> impl Iterator<Item = Step> {
+pub fn plan(seed: u64, is_lake: bool) -> impl Iterator<Item = Step> {
     let mut dice = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let of_lake: &[(Kind, u32)] = if is_lake { &WEIGHTS_OF_LAKE } else { &[] };
+    let weights = [&WEIGHTS, of_lake].concat();
     std::iter::from_fn(move || {
         let after = Duration::from_millis(dice.random_range(500..3000));
         let strength = dice.random_range(0..1000);
-        let mut at = dice.random_range(0..WEIGHTS.iter().map(|(_, weight)| weight).sum());
-        let chosen = WEIGHTS.iter().find(|(_, weight)| {
+        let mut at = dice.random_range(0..weights.iter().map(|(_, weight)| weight).sum());
+        let chosen = weights.iter().find(|(_, weight)| {
             let is_here = at < *weight;
             at = at.saturating_sub(*weight);
             is_here
@@ -104,6 +116,7 @@ pub enum Heal {
     NoRefusing,
     Publish,
     FreeDisk,
+    CatalogUp,
 }
 
 impl Chaos {
@@ -261,6 +274,16 @@ impl Chaos {
                 let Some(clock) = &self.clock else { return false };
                 fs::write(clock, format!("{:+}s\n", strength as i64 * 20 - 10_000)).unwrap();
             }
+            Kind::CutCatalog | Kind::LoseCatalog => {
+                let Some(catalog) = &self.catalog else { return false };
+                catalog.down();
+                let lasts = if step.kind == Kind::LoseCatalog { strength * 6 } else { 0 };
+                self.heal_in(ms(lasts), Heal::CatalogUp);
+            }
+            Kind::LoseAnswer => {
+                let Some(catalog) = &self.catalog else { return false };
+                catalog.arm("INSERT INTO", strength.is_multiple_of(2));
+            }
         }
         true
     }
@@ -289,6 +312,7 @@ impl Chaos {
                     || primary.maintenance().try_query(&add).is_ok();
             }
             Heal::FreeDisk => drop(fs::remove_file(self.folder.path().join("ballast"))),
+            Heal::CatalogUp => self.catalog.iter().for_each(Cut::up),
         }
         true
     }
@@ -317,9 +341,10 @@ fn is_stopped(pid: u32) -> bool {
 pub struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    pub fn mount(folder: &Path) -> Option<SmallDisk> {
+    pub fn mount(folder: &Path, megabytes: u32) -> Option<SmallDisk> {
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"]).arg(folder).stderr(Stdio::null());
+        let size = format!("size={megabytes}m");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder).stderr(Stdio::null());
         mount.status().is_ok_and(|status| status.success()).then(|| SmallDisk(folder.to_owned()))
     }
 }

@@ -29,7 +29,12 @@ use self::{
     reader::Readings,
 };
 use crate::{
-    bed::{Cluster, ClusterOptions, Rhei, Running, compare, oracle::Pair, temp_dir},
+    bed::{
+        Cluster, ClusterOptions, Cut, Lake, Rhei, Running, compare,
+        lake::{self, catalogs},
+        oracle::Pair,
+        temp_dir,
+    },
     following::from_env,
 };
 
@@ -37,6 +42,7 @@ const SOON: Duration = Duration::from_secs(120);
 const SLOT: &str = "chaos";
 const PUBLICATION: &str = "rhei";
 const TARGET: &str = "copy.duckdb";
+const LAKE_IS_READ_EVERY: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_minute_of_faults_leaves_both_sides_equal() {
@@ -134,6 +140,11 @@ struct Chaos {
     readings: Arc<Mutex<Readings>>,
     is_small_disk: bool,
     clock: Option<PathBuf>,
+    /// The lake that takes the place of the file, for those who do not come through [`Cut`].
+    lake: Option<Lake>,
+    /// Before the catalog of the lake.
+    catalog: Option<Cut>,
+    read_last: Instant,
     _disk: Option<faults::SmallDisk>,
     folder: tempfile::TempDir,
 }
@@ -146,7 +157,8 @@ impl Chaos {
                 println!("{kind:?} is passed over: this machine has no means for it");
             }
         };
-        let disk = faults::SmallDisk::mount(folder.path());
+        let is_lake = lake::Kind::of_all_tests().is_some();
+        let disk = faults::SmallDisk::mount(folder.path(), if is_lake { 512 } else { 96 });
         note(Kind::DiskFull, disk.is_some());
         // For `make chaos` alone: under this library a process is not quite what it is otherwise.
         let wants_clock = from_env("RHEI_CHAOS_CLOCK", 0) == 1;
@@ -178,6 +190,18 @@ impl Chaos {
             rhei = shown.iter().fold(rhei.clone(), |rhei, (name, value)| rhei.env(name, value));
             file
         });
+        let lake = Lake::at(rhei.target_path());
+        let catalog = lake.as_ref().map(|lake| {
+            assert!(!lake.database().is_empty(), "the catalog of the lake has to be a server");
+            let cut = Cut::before(catalogs().port());
+            Lake { catalog: cut.through(&lake.catalog), ..lake.clone() }
+                .shared("", rhei.target_path());
+            cut
+        });
+        if is_lake {
+            rhei =
+                rhei.env("RHEI_TARGET_KEEP_SNAPSHOTS", "5s").env("RHEI_TARGET_CLEAN_AFTER", "20s");
+        }
         let readings = Arc::new(Mutex::new(Readings::default()));
         let (pictures, taken) = mpsc::channel();
         let seen = Arc::clone(&readings);
@@ -207,6 +231,9 @@ impl Chaos {
             readings,
             is_small_disk: disk.is_some(),
             clock,
+            lake,
+            catalog,
+            read_last: Instant::now(),
             _disk: disk,
             folder,
         }
@@ -216,7 +243,7 @@ impl Chaos {
     fn rage(&mut self, time: Duration) {
         self.start_rhei();
         let end = Instant::now() + time;
-        for step in faults::plan(self.seed) {
+        for step in faults::plan(self.seed, self.lake.is_some()) {
             let at = Instant::now() + step.after;
             if at > end {
                 break;
@@ -309,6 +336,9 @@ impl Chaos {
             if self.running.as_mut().is_some_and(|running| !running.is_running()) {
                 self.rhei_ended();
             }
+            if self.lake.is_some() && self.read_last.elapsed() > LAKE_IS_READ_EVERY {
+                self.picture("running");
+            }
             assert!(
                 self.terminate_by.is_none_or(|by| now < by),
                 "`rhei run` did not stop within {SOON:?} of its SIGTERM"
@@ -332,9 +362,12 @@ impl Chaos {
         self.keep(&ended.stderr);
         self.picture("ended");
         let is_asked = self.terminate_by.take().is_some();
+        // Before rhei has come to look for signals, the system ends it.
+        if is_asked && ended.code().is_none() && ended.stderr.is_empty() {
+            self.could_not_begin += 1;
         // A source that cannot be reached at the start is the operator's to mend, so this is an
         // answer.
-        if ended.code() == Some(1)
+        } else if ended.code() == Some(1)
             && !ended.stderr.contains("following the source")
             && !ended.stderr.contains("panicked")
         {
@@ -374,9 +407,13 @@ impl Chaos {
             self.readings.lock().unwrap().reads + 1,
             self.done.len()
         );
+        self.read_last = Instant::now();
         if let Some(pictures) = &self.pictures {
-            let folder = reader::photograph(self.rhei.target_path());
-            let _ = pictures.send(reader::Picture { moment, folder, may_go_back: self.losses > 0 });
+            let copy = match &self.lake {
+                Some(lake) => reader::Copy::Lake(lake.clone()),
+                None => reader::Copy::Files(reader::photograph(self.rhei.target_path())),
+            };
+            let _ = pictures.send(reader::Picture { moment, copy, may_go_back: self.losses > 0 });
         }
     }
 
@@ -422,7 +459,10 @@ impl Chaos {
         }
         println!(
             "--- rhei's last lines ---\n{}",
-            last_lines(self.log.iter().map(String::as_str), 60)
+            last_lines(
+                self.log.iter().map(String::as_str),
+                from_env("RHEI_CHAOS_LINES", 60) as usize
+            )
         );
         println!(
             "--- the server's last lines ---\n{}",

@@ -3,12 +3,12 @@
 //!
 //! The files are copied while nobody writes them (rhei was killed or is stopped), and the copy is
 //! opened: what is read is what a crash at that moment would have left, and the original is never
-//! touched.
+//! touched. A lake is read as it is, also while rhei writes it.
 
 use std::{collections::BTreeSet, fs, path::Path, sync::mpsc};
 
 use super::writer::{INVARIANTS, Invariant};
-use crate::bed::temp_dir;
+use crate::bed::{Lake, lake, temp_dir};
 
 #[derive(Debug, Default, Clone)]
 pub struct Readings {
@@ -36,10 +36,35 @@ pub fn photograph(target: &Path) -> tempfile::TempDir {
     folder
 }
 
-/// The files at one moment.
+/// The copy at one moment.
+pub enum Copy {
+    Files(tempfile::TempDir),
+    Lake(Lake),
+}
+
+impl Copy {
+    /// Opens it as anybody would, in place of rhei's way. `None`: it is not there yet.
+    fn open(&self, name: &str) -> duckdb::Result<Option<duckdb::Connection>> {
+        match self {
+            Copy::Files(folder) => {
+                let file = folder.path().join(name);
+                if file.exists() { duckdb::Connection::open(file).map(Some) } else { Ok(None) }
+            }
+            Copy::Lake(copy) => {
+                let catalog = lake::catalogs().named(copy.database());
+                let made = catalog.value(
+                    "SELECT count(*) FROM pg_tables WHERE tablename = 'ducklake_schema_versions'",
+                );
+                if made == "1" { copy.open().map(Some) } else { Ok(None) }
+            }
+        }
+    }
+}
+
+/// What is to be read.
 pub struct Picture {
     pub moment: String,
-    pub folder: tempfile::TempDir,
+    pub copy: Copy,
     /// The slot may have been lost: a new one on another history may begin before the old one
     /// ended.
     pub may_go_back: bool,
@@ -48,12 +73,12 @@ pub struct Picture {
 /// Until the sender is gone.
 pub fn read_all(pictures: &mpsc::Receiver<Picture>, name: &str, seen: impl Fn(&Readings)) {
     let mut readings = Readings::default();
-    for Picture { moment, folder, may_go_back } in pictures {
+    for Picture { moment, copy, may_go_back } in pictures {
         readings.reads += 1;
         if may_go_back {
             readings.checkpoint = 0;
         }
-        if let Err(error) = readings.read(&moment, &folder.path().join(name)) {
+        if let Err(error) = copy.open(name).and_then(|copy| readings.read(&moment, copy)) {
             readings.broken.push(format!("{moment}: cannot be read: {error}"));
         }
         seen(&readings);
@@ -61,13 +86,11 @@ pub fn read_all(pictures: &mpsc::Receiver<Picture>, name: &str, seen: impl Fn(&R
 }
 
 impl Readings {
-    pub fn read(&mut self, moment: &str, file: &Path) -> duckdb::Result<()> {
-        if !file.exists() {
+    fn read(&mut self, moment: &str, copy: Option<duckdb::Connection>) -> duckdb::Result<()> {
+        let Some(copy) = copy else {
             self.empty += 1;
             return Ok(());
-        }
-        // As anybody would open it, in place of rhei's way.
-        let copy = duckdb::Connection::open(file)?;
+        };
         copy.execute_batch("BEGIN TRANSACTION READ ONLY")?;
         let column = |sql: &str| -> duckdb::Result<Vec<String>> {
             let mut statement = copy.prepare(sql)?;
