@@ -20,7 +20,7 @@ use crate::{
     following::{Following, from_env},
 };
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 const SETUP: &str = "
     CREATE TYPE mood AS ENUM ('', 'sad', 'Sad');
@@ -383,7 +383,8 @@ impl Tables {
         let mut wrong = compare(&self.following.db, self.following.copy(), &pairs);
 
         self.fresh += 1;
-        let fresh = self.following.rhei.clone().target(format!("fresh{}.duckdb", self.fresh));
+        let fresh = self.following.rhei.clone().deadline(SOON);
+        let fresh = fresh.target(format!("fresh{}.duckdb", self.fresh));
         fresh.run_ok(["backfill", "--no-slot"]);
         for Table { name, case } in self.read_by_oracle(false) {
             let text = match case.setting {
@@ -464,7 +465,7 @@ fn whichever_of_equal_rows_goes_while_a_table_is_copied_is_missing_in_its_copy()
         "{copying} of {count} tables are being copied\n{}",
         running.logs()
     );
-    running.wait_for_log("all tables are live", 3 * SOON);
+    running.wait_for_log("all tables are live", SOON);
     tables.change(1);
     tables.following.wait_settled(&mut running);
     assert_eq!(running.copies().len(), count, "a table was copied again\n{}", running.logs());
