@@ -328,7 +328,7 @@ impl DuckDb {
         self.roll_back()?;
 
         let before = self.pipeline.clone();
-        let (mut failures, mut has_answered) = (0, false);
+        let mut failures = 0;
         loop {
             self.begin()?;
 
@@ -354,16 +354,10 @@ impl DuckDb {
                 if matches!(error, TargetError::Moved) {
                     lake.doubt();
                 }
-                if Lake::is_tried_again(&error, failures) {
-                    continue;
+                if !Lake::is_tried_again(&error, failures) {
+                    return Err(self.of_lake(error));
                 }
-                let error = self.of_lake(error);
-                // The lake answers now, and may have come back a moment ago.
-                if !has_answered && error.table().is_some() && lake::may_pass(&error) {
-                    has_answered = true;
-                    continue;
-                }
-                return Err(error);
+                continue;
             }
             if !error.is_conflict() || failures >= jobs::CONFLICTS {
                 return Err(error);

@@ -105,7 +105,7 @@ impl Loader {
 
         self.failures.set(self.failures.get() + 1);
         if self.failures.get() < FAILURES {
-            // Once may be another transaction that came first.
+            // The cause of the first failure may be another transaction that came before it.
             if self.failures.get() > 1 {
                 tracing::warn!(
                     event = "lake_load_failed",

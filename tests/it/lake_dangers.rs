@@ -3,8 +3,6 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use rand::{RngExt, SeedableRng, rngs::StdRng};
-
 use crate::{
     bed::{
         Cut, Lake, Load, Pgbench,
@@ -13,7 +11,7 @@ use crate::{
         s3::Store,
         wait_until,
     },
-    following::{Following, from_env},
+    following::Following,
 };
 
 const SOON: Duration = Duration::from_secs(120);
@@ -179,39 +177,6 @@ fn an_outage_of_the_catalog_during_a_copy_is_waited_for() {
     following.wait_settled(&mut running);
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.small", "public.t"]);
-}
-
-/// Whatever statement it hits: the catalog answers again when rhei asks whether the error was of the
-/// lake.
-#[test]
-fn a_catalog_that_is_away_for_a_moment_pauses_no_table() {
-    let cut = Cut::before(catalogs().port());
-    let following = in_lake_through(&cut, "lake_moments");
-    following.db.execute(
-        "CREATE TABLE keyed (id int PRIMARY KEY, v text); INSERT INTO keyed SELECT i, md5(i::text) \
-         FROM generate_series(1, 2000) i; CREATE TABLE keyless (id int, v text); ALTER TABLE \
-         keyless REPLICA IDENTITY FULL; INSERT INTO keyless SELECT * FROM keyed",
-    );
-    following.sync();
-
-    let mut rng = StdRng::seed_from_u64(from_env("RHEI_TEST_SEED", 20_261_130));
-    for round in 0..from_env("RHEI_TEST_CUTS", 12) {
-        following.db.execute(&format!(
-            "UPDATE keyed SET v = v || 'x' WHERE id % 7 = {round} % 7; UPDATE keyless SET v = v || \
-             'x' WHERE id % 7 = {round} % 7; DELETE FROM keyed WHERE id % 97 = {round}; INSERT INTO \
-             keyless SELECT i, 'new' FROM generate_series(1, 20) i"
-        ));
-        let syncing = following.rhei.spawn(["sync"]);
-        std::thread::sleep(Duration::from_millis(rng.random_range(200..1500)));
-        cut.down();
-        cut.up();
-        let output = syncing.wait(SOON);
-        let begun = output.stderr.contains("following the source");
-        assert!(output.code() == Some(0) || !begun, "{round}: {}", output.stderr);
-        assert!(!output.stderr.contains("the table is paused"), "{round}: {}", output.stderr);
-    }
-    following.sync();
-    following.assert_same(&["public.keyed", "public.keyless"]);
 }
 
 /// A lake that was not left in peace looks for files that a failed commit has lost; those of a

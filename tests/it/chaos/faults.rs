@@ -72,7 +72,7 @@ const WEIGHTS: [(Kind, u32); 21] = [
     (Kind::JumpClock, 1),
 ];
 
-/// Of a lake alone, so that the plans of a file stay as they were.
+/// The faults that only a lake meets. A seed plans the same for a file with or without them.
 const WEIGHTS_OF_LAKE: [(Kind, u32); 3] =
     [(Kind::CutCatalog, 4), (Kind::LoseCatalog, 3), (Kind::LoseAnswer, 6)];
 

@@ -5,6 +5,7 @@
 //!
 //! The plan of faults comes from the seed: `make chaos SECONDS=60 SEED=n`. What it hits, and when,
 //! also depends on the machine, so a seed that failed once may have to be run again and again.
+//! `RHEI_CHAOS_LINES` says how many lines of rhei's log a failure shows.
 
 pub mod faults;
 mod proxy;
@@ -140,9 +141,9 @@ struct Chaos {
     readings: Arc<Mutex<Readings>>,
     is_small_disk: bool,
     clock: Option<PathBuf>,
-    /// The lake that takes the place of the file, for those who do not come through [`Cut`].
+    /// The lake that takes the place of the file, as readers reach it: not through `catalog`.
     lake: Option<Lake>,
-    /// Before the catalog of the lake.
+    /// Stands between rhei and the catalog of the lake.
     catalog: Option<Cut>,
     read_last: Instant,
     _disk: Option<faults::SmallDisk>,
@@ -362,7 +363,7 @@ impl Chaos {
         self.keep(&ended.stderr);
         self.picture("ended");
         let is_asked = self.terminate_by.take().is_some();
-        // Before rhei has come to look for signals, the system ends it.
+        // A SIGTERM that comes before rhei listens for signals ends it at once.
         if is_asked && ended.code().is_none() && ended.stderr.is_empty() {
             self.could_not_begin += 1;
         // A source that cannot be reached at the start is the operator's to mend, so this is an
@@ -410,8 +411,8 @@ impl Chaos {
         self.read_last = Instant::now();
         if let Some(pictures) = &self.pictures {
             let copy = match &self.lake {
-                Some(lake) => reader::Copy::Lake(lake.clone()),
-                None => reader::Copy::Files(reader::photograph(self.rhei.target_path())),
+                Some(lake) => reader::ReadFrom::Lake(lake.clone()),
+                None => reader::ReadFrom::Files(reader::photograph(self.rhei.target_path())),
             };
             let _ = pictures.send(reader::Picture { moment, copy, may_go_back: self.losses > 0 });
         }

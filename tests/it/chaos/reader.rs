@@ -36,21 +36,21 @@ pub fn photograph(target: &Path) -> tempfile::TempDir {
     folder
 }
 
-/// The copy at one moment.
-pub enum Copy {
+/// Where the copy of one moment is read.
+pub enum ReadFrom {
     Files(tempfile::TempDir),
     Lake(Lake),
 }
 
-impl Copy {
-    /// Opens it as anybody would, in place of rhei's way. `None`: it is not there yet.
+impl ReadFrom {
+    /// Opens the copy as anybody would, not as rhei does. `None`: there is no copy yet.
     fn open(&self, name: &str) -> duckdb::Result<Option<duckdb::Connection>> {
         match self {
-            Copy::Files(folder) => {
+            ReadFrom::Files(folder) => {
                 let file = folder.path().join(name);
                 if file.exists() { duckdb::Connection::open(file).map(Some) } else { Ok(None) }
             }
-            Copy::Lake(copy) => {
+            ReadFrom::Lake(copy) => {
                 let catalog = lake::catalogs().named(copy.database());
                 let made = catalog.value(
                     "SELECT count(*) FROM pg_tables WHERE tablename = 'ducklake_schema_versions'",
@@ -61,10 +61,10 @@ impl Copy {
     }
 }
 
-/// What is to be read.
+/// One look at the copy.
 pub struct Picture {
     pub moment: String,
-    pub copy: Copy,
+    pub copy: ReadFrom,
     /// The slot may have been lost: a new one on another history may begin before the old one
     /// ended.
     pub may_go_back: bool,
