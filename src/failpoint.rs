@@ -56,7 +56,10 @@ pub const UPKEEP: [&str; 6] = [
     "upkeep.ended",
 ];
 
-/// Reads what the environment (`FAILPOINTS`) wants to happen where. Once, at the start of the
+/// The variable of the environment that says what happens where.
+pub const VARIABLE: &str = "FAILPOINTS";
+
+/// Reads what the environment ([`VARIABLE`]) wants to happen where. Once, at the start of the
 /// process.
 pub fn begin() {
     if fail::has_failpoints() {

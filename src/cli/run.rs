@@ -1,9 +1,11 @@
 //! `rhei run`: follows the source until a signal.
 
 use std::{
-    process::ExitCode,
+    io,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
@@ -15,14 +17,15 @@ use crate::{
     control::{Control, Requests},
     engine::{self, supervisor::RestartBudget},
     error::error_chain,
+    failpoint,
     observe::Observe,
-    olap::{DuckDb, TargetError},
+    olap::{DuckDb, TargetError, TargetState},
     pipeline::{Context, EngineError, Options, Writer, meter::EngineState},
     serve::Endpoint,
 };
 
-/// How long a DuckDB that is to be started again may take to end.
-const TIME_TO_CLOSE: Duration = Duration::from_secs(10);
+/// Names how often processes have taken each other's place lately because DuckDB had failed.
+const RESTARTS: &str = "RHEI_DUCKDB_RESTARTS";
 
 /// Runs the command.
 pub async fn run(session: Invocation, inputs: Inputs) -> Result<ExitCode, CliError> {
@@ -32,52 +35,124 @@ pub async fn run(session: Invocation, inputs: Inputs) -> Result<ExitCode, CliErr
         Some(options) => Some(Observe::start(&context, options).await?),
         None => None,
     };
-    let mut steering = Steering::start(inputs, &session, &context.options);
+    let before = inputs.environment.get(RESTARTS).and_then(|count| count.parse().ok());
     let mut restarts = RestartBudget::new(context.options.supervision.restart);
+    for _ in 0..before.unwrap_or(0) {
+        restarts.take();
+        context.meter.duckdb_restarted();
+    }
 
-    let ended = loop {
-        let followed = follow(&session, &mut context, observe.as_ref(), &mut steering, &stop);
-        let (ended, is_closed) = followed.await?;
-        match ended {
-            // After a bug that any statement has met, also one of a reader, DuckDB takes no other.
-            Err(EngineError::Target(error))
-                if error.is_invalidated() && is_closed && restarts.take() =>
-            {
-                tracing::error!(
-                    event = "duckdb_restarted",
-                    error = error_chain(&error),
-                    "DuckDB met a bug of its own and takes no statement any more: starting it \
-                     again, and going on from the checkpoint"
-                );
-                context.meter.duckdb_restarted();
-            }
-            ended => break ended,
+    let mut steering = Steering::start(inputs, &session, &context.options);
+    let goes_on = before.is_some();
+    let followed = follow(&session, &mut context, observe.as_ref(), &mut steering, goes_on, &stop);
+    let ended = followed.await?;
+    let starts_again = match &ended {
+        // After a bug that any statement has met, also one of a reader, DuckDB takes no other.
+        Err(EngineError::Target(error))
+            if error.is_invalidated() && !stop.is_cancelled() && restarts.take() =>
+        {
+            tracing::error!(
+                event = "duckdb_restarted",
+                error = error_chain(error),
+                "DuckDB met a bug of its own and takes no statement any more: starting it again, \
+                 and going on from the checkpoint"
+            );
+            true
         }
+        _ => false,
     };
 
     drop((observe, context));
     progress.finish().await;
 
+    if starts_again {
+        let error = start_again(restarts.taken());
+        tracing::error!(event = "not_started_again", %error, "rhei cannot start itself again");
+    }
     ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the file and follows the source until `stop`. Returns also whether DuckDB has ended and
-/// can be started again. When the settings were read again, `context` has the new ones.
+/// Runs the same program in the place of this process: what a DuckDB that has failed holds open
+/// cannot be closed, and ends with the process. Returns only when the program cannot be started.
+fn start_again(restarts: usize) -> io::Error {
+    let mut arguments = std::env::args_os();
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error,
+    };
+
+    let mut command = Command::new(program);
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    command.args(arguments).env(RESTARTS, restarts.to_string());
+    // A test wants its failures once.
+    command.env_remove(failpoint::VARIABLE);
+    command.exec()
+}
+
+/// Opens the target. A process that goes on for an earlier one waits until the target can be
+/// opened, since the cause that DuckDB failed over may last; none when `stop` comes first.
+async fn open(
+    context: &Context,
+    goes_on: bool,
+    stop: &CancellationToken,
+) -> Result<Option<DuckDb>, TargetError> {
+    const TRY_INTERVAL: Duration = Duration::from_secs(2);
+    let mut logged = None;
+
+    while !stop.is_cancelled() {
+        // Opening the file replays what is in its log.
+        let _rest = context.pulse.rest();
+        let opened = DuckDb::open(&context.options.target).and_then(|mut target| {
+            let state = if goes_on { target.state()? } else { None };
+            Ok((state, target))
+        });
+        let error = match opened {
+            Ok((Some(state), target)) => {
+                // So the first session waits for an outage of the source as a later one does.
+                context.checkpoint.set_reached(state.pipeline.checkpoint.lsn);
+                return Ok(Some(target));
+            }
+            Ok((None, target)) => return Ok(Some(target)),
+            Err(error) if !goes_on => return Err(error),
+            Err(error) => match context.options.target.lake {
+                Some(_) => error_chain(&TargetError::LakeAway { source: Box::new(error) }),
+                None => error_chain(&error),
+            },
+        };
+
+        if logged.as_ref() != Some(&error) {
+            tracing::warn!(
+                event = "target_not_opened",
+                error,
+                "the target cannot be opened now; rhei tries again until it can"
+            );
+            logged = Some(error);
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(TRY_INTERVAL) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Opens the target and follows the source until `stop`. When the settings were read again,
+/// `context` has the new ones. `goes_on`: this process has taken the place of one that followed.
 async fn follow(
     session: &Invocation,
     context: &mut Context,
     observe: Option<&Observe>,
     steering: &mut Steering,
+    goes_on: bool,
     stop: &CancellationToken,
-) -> Result<(Result<(), EngineError>, bool), CliError> {
+) -> Result<Result<(), EngineError>, CliError> {
     // The file is opened once: two DuckDB instances on one file do not lock each other out in one
     // process.
-    let writer = {
-        // Opening the file replays what is in its log.
-        let _rest = context.pulse.rest();
-        Writer::new(DuckDb::open(&context.options.target)?).with_pulse(context.pulse.clone())
-    };
+    let Some(target) = open(context, goes_on, stop).await? else { return Ok(Ok(())) };
+    let writer = Writer::new(target).with_pulse(context.pulse.clone());
 
     let endpoint = match session.config.serve.clone() {
         Some(options) => {
@@ -105,16 +180,11 @@ async fn follow(
     };
     context.meter.set_engine(EngineState::Ended);
 
-    let has_ended = match endpoint {
-        Some(endpoint) => endpoint.stop().await,
-        None => true,
-    };
+    if let Some(endpoint) = endpoint {
+        endpoint.stop().await;
+    }
     drop(watch);
-
-    // A plain stop does not wait for those who still ask the replicator something.
-    let must_restart = matches!(&ended, Err(EngineError::Target(error)) if error.is_invalidated());
-    let is_closed = must_restart && has_ended && is_closed(writer).await;
-    Ok((ended, is_closed))
+    Ok(ended)
 }
 
 /// Why the engine has ended.
@@ -125,7 +195,7 @@ enum RunEnd {
 }
 
 /// Runs the engine until `stop`, until its settings change, or until DuckDB is `broken`: with an
-/// idle source, nothing but a reader notices that DuckDB is dead.
+/// idle source, nothing but a reader or a periodic task notices that DuckDB is dead.
 async fn run_engine(
     context: &Context,
     writer: &Writer<DuckDb>,
@@ -139,13 +209,22 @@ async fn run_engine(
 
     let stop_here = stop.child_token();
     let mut running = std::pin::pin!(engine::run(context, writer, commands, &stop_here));
-    tokio::select! {
+    let broken = async {
+        tokio::select! {
+            () = broken.cancelled() => {}
+            () = writer.broken().cancelled() => {}
+        }
+    };
+    let ended = tokio::select! {
         ended = &mut running => ended.map(|()| RunEnd::Stopped),
-        () = broken.cancelled() => {
+        () = broken => {
             stop_here.cancel();
             // Whatever the rest of the run says, this is why it ended.
-            let _ = running.await;
-            Err(TargetError::Invalidated.into())
+            let source = match running.await {
+                Err(EngineError::Target(error)) => Some(Box::new(error)),
+                _ => None,
+            };
+            Err(TargetError::Invalidated { source }.into())
         }
         Ok(()) = steering.options.changed() => {
             stop_here.cancel();
@@ -155,20 +234,19 @@ async fn run_engine(
             }
             Ok(RunEnd::Reloaded(Arc::clone(&steering.options.borrow_and_update())))
         }
+    };
+
+    match ended {
+        // The error may be that of a loader, which does not know.
+        Err(EngineError::Target(error)) if !error.is_invalidated() && is_broken(writer).await => {
+            Err(TargetError::Invalidated { source: Some(Box::new(error)) }.into())
+        }
+        ended => ended,
     }
 }
 
-/// Waits until nothing in this process uses the file any more, and closes it. Returns `false` when
-/// something still does after [`TIME_TO_CLOSE`].
-async fn is_closed(writer: Writer<DuckDb>) -> bool {
-    const STEP: Duration = Duration::from_millis(50);
-    let since = Instant::now();
-    while since.elapsed() < TIME_TO_CLOSE {
-        let is_used = writer.call(|target: &mut DuckDb| Ok::<_, EngineError>(target.is_used()));
-        if writer.is_last() && matches!(is_used.await, Ok(false)) {
-            return true;
-        }
-        tokio::time::sleep(STEP).await;
-    }
-    false
+/// Returns whether DuckDB takes no statement any more.
+async fn is_broken(writer: &Writer<DuckDb>) -> bool {
+    let _ = writer.call(|target: &mut DuckDb| target.state()).await;
+    writer.broken().is_cancelled()
 }

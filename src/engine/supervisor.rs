@@ -42,6 +42,11 @@ impl RestartBudget {
 
         is_left
     }
+
+    /// Returns how many restarts were taken of late.
+    pub fn taken(&self) -> usize {
+        self.taken.len()
+    }
 }
 
 /// Runs `work`; a panic in `work` becomes an error.

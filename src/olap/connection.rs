@@ -1,17 +1,18 @@
 //! A connection that is in the target, and what is special about statements on it.
 
-use std::{borrow::Cow, ops::Deref, sync::Arc};
+use std::{borrow::Cow, mem, ops::Deref, sync::Arc};
 
 use duckdb::Connection;
 
-use super::TargetError;
+use super::{TargetError, error::is_invalidated};
 
 /// The schema of the state, as statements spell it.
 const STATE: &str = "_rhei";
 
 /// A connection that is in the target: a file, or a lake.
 pub struct TargetConnection {
-    connection: Connection,
+    /// None while the connection is dropped.
+    connection: Option<Connection>,
     dialect: Arc<Dialect>,
 }
 
@@ -35,13 +36,31 @@ impl Deref for TargetConnection {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        &self.connection
+        match &self.connection {
+            Some(connection) => connection,
+            None => unreachable!("a connection is used while it is dropped"),
+        }
+    }
+}
+
+impl Drop for TargetConnection {
+    /// Closes the connection; one that is in a lake stays open until the process has ended, if
+    /// DuckDB takes no statement any more. Then DuckLake cannot roll back a transaction, and DuckDB
+    /// ends the process when it fails to roll one back while it closes a connection.
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        if self.dialect.is_lake
+            && let Err(error) = connection.execute_batch("ROLLBACK")
+            && is_invalidated(&error.to_string())
+        {
+            mem::forget(connection);
+        }
     }
 }
 
 impl TargetConnection {
     pub fn new(connection: Connection, dialect: Arc<Dialect>) -> Self {
-        Self { connection, dialect }
+        Self { connection: Some(connection), dialect }
     }
 
     pub fn is_lake(&self) -> bool {
@@ -50,7 +69,7 @@ impl TargetConnection {
 
     /// Returns another connection to the same database, which is not in the target yet.
     pub fn another(&self) -> Result<Self, TargetError> {
-        Ok(Self::new(self.connection.try_clone()?, Arc::clone(&self.dialect)))
+        Ok(Self::new(self.try_clone()?, Arc::clone(&self.dialect)))
     }
 
     /// Returns a statement as this target takes it: `_rhei.` stands for the schema where this

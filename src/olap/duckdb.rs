@@ -17,6 +17,7 @@ use super::{
     arrow_scan::Database,
     compact,
     connection::TargetConnection,
+    error::{is_invalidated, is_of_disk},
     file::{attach, open, remove_stale_spill},
     gate::Gate,
     jobs,
@@ -387,6 +388,14 @@ impl DuckDb {
         if self.parts.is_none() { self.settle_files() } else { Ok(()) }
     }
 
+    /// Returns whether DuckDB has failed, and takes no statement of this process any more. The
+    /// error that came first does not say so. A file can be opened again after its disk has failed.
+    fn takes_no_statement(&self) -> bool {
+        let Err(error) = self.connection.execute_batch("SELECT 1") else { return false };
+        let text = error.to_string();
+        is_invalidated(&text) && (self.lake.is_some() || !is_of_disk(&text))
+    }
+
     /// Returns an error as the one of a lake that does not answer, if it may be that.
     pub(super) fn of_lake(&self, error: TargetError) -> TargetError {
         if self.lake.is_none() || !lake::may_pass(&error) {
@@ -696,6 +705,9 @@ impl FileMaintenance for DuckDb {
     }
 
     fn classify(&self, error: TargetError) -> TargetError {
+        if self.takes_no_statement() {
+            return TargetError::Invalidated { source: Some(Box::new(error)) };
+        }
         self.of_lake(error)
     }
 

@@ -17,7 +17,7 @@ pub enum TargetError {
     /// DuckDB refused a statement. The text names the cause when it is the disk, the memory or a
     /// damaged file, and then what to do.
     #[error("{}", refused(.0))]
-    Query(#[from] ::duckdb::Error),
+    Query(#[source] ::duckdb::Error),
     /// The path of the target leads to a folder.
     #[error("target {} is a folder\nhint: name a file in it with --target", .path.display())]
     IsFolder {
@@ -360,9 +360,12 @@ pub enum TargetError {
         /// The reason, with a hint.
         reason: String,
     },
-    /// A reader's statement met a bug of DuckDB, which takes no other statement of this process.
-    #[error("a reader's statement met a bug of DuckDB, which takes no other statement since then")]
-    Invalidated,
+    /// A statement met a bug of DuckDB, which takes no other statement of this process.
+    #[error("DuckDB has failed, and takes no statement of this process any more")]
+    Invalidated {
+        /// The error of a statement of the writer; none for one of a reader.
+        source: Option<Box<TargetError>>,
+    },
     /// A step of a compaction failed. The old file is as it was.
     #[error("the file could not be compacted, and is as it was")]
     CompactionFailed {
@@ -396,6 +399,24 @@ pub enum TargetError {
     },
 }
 
+impl From<::duckdb::Error> for TargetError {
+    fn from(error: ::duckdb::Error) -> Self {
+        Self::Query(without_stack_trace(error))
+    }
+}
+
+/// Returns an error of DuckDB without the many lines of a stack trace, which DuckDB adds to an
+/// error that is a bug of its own; those go to the log.
+fn without_stack_trace(error: ::duckdb::Error) -> ::duckdb::Error {
+    let ::duckdb::Error::DuckDBFailure(code, Some(text)) = error else { return error };
+    let Some((cause, trace)) = text.split_once("\n\nStack Trace:\n") else {
+        return ::duckdb::Error::DuckDBFailure(code, Some(text));
+    };
+
+    tracing::debug!(event = "duckdb_stack_trace", cause, trace, "DuckDB met a bug of its own");
+    ::duckdb::Error::DuckDBFailure(code, Some(cause.to_owned()))
+}
+
 /// What stands before the error of a statement whose result was read although the statement had
 /// failed: DuckLake reads some answers of its catalog so.
 const UNREAD: &str =
@@ -408,26 +429,32 @@ pub(super) fn is_of_kind(text: &str, kinds: &[&str]) -> bool {
     cause.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
 }
 
-/// DuckDB's words for a database that takes no statement any more.
+/// DuckDB's words for itself, or for a file, that takes no statement any more.
 const INVALIDATED: &str = "has been invalidated";
 
+/// Returns whether DuckDB takes no statement any more, for whatever reason.
+pub(super) fn is_invalidated(text: &str) -> bool {
+    is_of_kind(text, &["FATAL Error"]) && text.contains(INVALIDATED)
+}
+
+/// Returns whether a file takes no statement until it is opened again: a file checkpoint has
+/// failed.
+fn wants_reopening(text: &str) -> bool {
+    is_of_kind(text, &["IO Error"]) && text.contains(INVALIDATED)
+}
+
 pub(super) fn is_of_disk(text: &str) -> bool {
-    // After any failure of a file checkpoint DuckDB answers each statement with the error that the
-    // database has been invalidated.
-    if let Some((_, original)) = text.split_once("Original error:")
-        && ["Out of Memory Error", "INTERNAL Error"].iter().any(|kind| original.contains(kind))
-    {
-        return false;
+    if wants_reopening(text) {
+        return !["Out of Memory Error", "INTERNAL Error"].iter().any(|kind| text.contains(kind));
     }
 
-    const WORDS: [&str; 7] = [
+    const WORDS: [&str; 6] = [
         "No space left",
         "quota exceeded",
         "Could not write",
         "Could not truncate",
         "Could not sync",
         "FSYNC",
-        INVALIDATED,
     ];
     // A COMMIT that cannot be written fails with an error of its transaction.
     is_of_kind(text, &["IO Error", "FATAL Error", "TransactionContext Error"])
@@ -543,8 +570,8 @@ impl TargetError {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => {
                 let text = error.to_string();
-                is_of_kind(&text, &["Out of Memory Error", "INTERNAL Error", "FATAL Error"])
-                    && !is_of_disk(&text)
+                let kinds = ["Out of Memory Error", "INTERNAL Error", "FATAL Error"];
+                (is_of_kind(&text, &kinds) || wants_reopening(&text)) && !is_of_disk(&text)
             }
             Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_internal(),
             _ => false,
@@ -555,12 +582,10 @@ impl TargetError {
     /// takes no other one until it is started again.
     pub fn is_invalidated(&self) -> bool {
         match self {
-            Self::Invalidated => true,
+            Self::Invalidated { .. } => true,
             Self::Query(error) => {
                 let text = error.to_string();
-                is_of_kind(&text, &["FATAL Error"])
-                    && text.contains(INVALIDATED)
-                    && !is_of_disk(&text)
+                is_invalidated(&text) && !is_of_disk(&text)
             }
             Self::Table { source, .. } | Self::CompactionFailed { source } => {
                 source.is_invalidated()
@@ -633,6 +658,46 @@ mod tests {
             "Out of Memory Error: failed to pin block of size 256.0 KiB"
         )));
         assert!(!is_of_disk(&invalidated("INTERNAL Error: Attempted to access index 1")));
+        // As DuckDB 1.5.5 says it, without the kind of the first error.
+        let internal = invalidated("Attempted to access index 0 within vector of size 0");
+        assert!(!is_of_disk(&internal) && TargetError::saying(&internal).is_invalidated());
+    }
+
+    #[test]
+    fn a_file_whose_checkpoint_has_failed_wants_to_be_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = ::duckdb::Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch(&format!(
+                "ATTACH '{}/a.duckdb' AS a; CREATE TABLE a.t (n INT); \
+                 SET debug_checkpoint_abort = 'before_header'",
+                folder.path().display()
+            ))
+            .unwrap();
+
+        for sql in ["CHECKPOINT a", "SELECT * FROM a.t"] {
+            let error = TargetError::from(connection.execute_batch(sql).unwrap_err());
+            assert!(error.is_of_disk() && !error.is_invalidated(), "{sql}: {error:?}");
+        }
+        connection.execute_batch("SELECT 1").unwrap();
+
+        let without_memory = TargetError::saying(
+            "IO Error: Database \"a\" has been invalidated because checkpointing failed. Detach \
+             and reattach it before using it again. Original error: Out of Memory Error: a block",
+        );
+        assert!(without_memory.is_internal() && !without_memory.is_of_disk());
+    }
+
+    #[test]
+    fn an_error_of_duckdb_is_one_line_long_also_when_it_has_a_stack_trace() {
+        let error = TargetError::from(::duckdb::Error::DuckDBFailure(
+            ::duckdb::ffi::Error::new(1),
+            Some("INTERNAL Error: an index\n\nStack Trace:\n\nlib(a)\nlib(b)".to_owned()),
+        ));
+
+        let text = crate::error::error_chain(&error);
+        assert!(error.is_internal() && text.contains("INTERNAL Error: an index"), "{text}");
+        assert!(!text.contains("lib("), "{text}");
     }
 
     /// As DuckLake says it when the connection to the catalog has broken between two statements of

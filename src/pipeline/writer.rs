@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{EngineError, pulse::Pulse};
 use crate::{error::panic_message, olap::OlapEngine};
 
@@ -14,18 +16,21 @@ use crate::{error::panic_message, olap::OlapEngine};
 pub struct Writer<T> {
     target: Arc<Mutex<T>>,
     pulse: Pulse,
+    broken: CancellationToken,
 }
 
 impl<T> Clone for Writer<T> {
     fn clone(&self) -> Self {
-        Self { target: Arc::clone(&self.target), pulse: self.pulse.clone() }
+        let (target, pulse) = (Arc::clone(&self.target), self.pulse.clone());
+        Self { target, pulse, broken: self.broken.clone() }
     }
 }
 
 impl<T: OlapEngine + 'static> Writer<T> {
     /// Takes over a target. Clones of the writer share it, and their calls wait for each other.
     pub fn new(target: T) -> Self {
-        Self { target: Arc::new(Mutex::new(target)), pulse: Pulse::default() }
+        let target = Arc::new(Mutex::new(target));
+        Self { target, pulse: Pulse::default(), broken: CancellationToken::new() }
     }
 
     /// Has the pipeline's pulse know of each call.
@@ -34,9 +39,9 @@ impl<T: OlapEngine + 'static> Writer<T> {
         Self { pulse, ..self }
     }
 
-    /// Returns whether no other clone of this writer is left.
-    pub fn is_last(&self) -> bool {
-        Arc::strong_count(&self.target) == 1
+    /// Returns what is cancelled when a call has found that the target takes no call any more.
+    pub fn broken(&self) -> &CancellationToken {
+        &self.broken
     }
 
     /// Runs `work` on a thread that may block. A call that has begun is always finished, even when
@@ -67,6 +72,12 @@ impl<T: OlapEngine + 'static> Writer<T> {
             })
         });
 
-        done.await.map_err(|lost| EngineError::lost(what, lost))??
+        let done = done.await.map_err(|lost| EngineError::lost(what, lost))??;
+        if let Err(EngineError::Target(error)) = &done
+            && error.is_invalidated()
+        {
+            self.broken.cancel();
+        }
+        done
     }
 }

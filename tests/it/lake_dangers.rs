@@ -179,6 +179,75 @@ fn an_outage_of_the_catalog_during_a_copy_is_waited_for() {
     following.assert_same(&["public.small", "public.t"]);
 }
 
+/// DuckLake 1.0 meets a bug of its own when it loses the catalog while it reads rows that the catalog
+/// holds, and DuckDB takes no statement of the process any more after that.
+#[test]
+fn a_run_survives_a_lost_connection_that_its_duckdb_does_not_survive() {
+    const READ: [&str; 2] = ["\"ducklake_inlined_data_", "\" WHERE \"begin_snapshot\" <="];
+    let cut = Cut::before(catalogs().port());
+    let mut following = in_lake_through(&cut, "lake_bug");
+    following.rhei = following
+        .rhei
+        .clone()
+        .env("RHEI_BACKFILL_CHUNK_SIZE", "1MB")
+        .env("RHEI_BACKFILL_RATE_LIMIT", "2MB");
+    following.db.execute(
+        "CREATE TABLE small (id int PRIMARY KEY, v text); INSERT INTO small VALUES (0, 'first')",
+    );
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    following.db.execute(
+        "CREATE TABLE t (n int PRIMARY KEY, v text); INSERT INTO t \
+         SELECT i, md5(i::text) FROM generate_series(1, 200000) i; ALTER PUBLICATION rhei ADD \
+         TABLE t",
+    );
+    running.wait_for_log("copying table=\"public.t\"", SOON);
+
+    // Loaders have transactions open, which a DuckDB that has failed cannot roll back.
+    for round in 1..=3 {
+        let mark = running.log_mark();
+        cut.arm_query(&READ);
+        following.db.execute(&format!("INSERT INTO small VALUES ({round}, 'beside the copy')"));
+        wait_until(SOON, "a read is cut off", || {
+            assert!(running.is_running(), "{}", running.logs());
+            cut.cuts() == round
+        });
+        if round == 3 {
+            // The catalog stays away for longer than DuckDB lives.
+            cut.down();
+            running.wait_for_log_after(mark, "the target cannot be opened now", SOON);
+            cut.up();
+        }
+        running.wait_for_log_after(mark, "following the source", SOON);
+    }
+    following.wait_settled(&mut running);
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.small", "public.t"]);
+}
+
+/// As above; a `sync` leaves the rest to the next one, and says so.
+#[test]
+fn a_sync_whose_duckdb_has_failed_says_so_and_the_next_one_goes_on() {
+    let cut = Cut::before(catalogs().port());
+    let following = in_lake_through(&cut, "lake_bug_sync");
+    following.db.execute("CREATE TABLE t (number int PRIMARY KEY, v text)");
+    following.sync();
+    following.db.execute("INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 50) i");
+    following.sync();
+    following.db.execute("UPDATE t SET v = 'another'");
+
+    // Rows of the table itself, which the catalog holds.
+    cut.arm_query(&["\"ducklake_inlined_data_", "\"number\"", "\" WHERE \"begin_snapshot\" <="]);
+    let failed = following.rhei.run(["sync"]);
+    assert_eq!((failed.code(), cut.cuts()), (Some(1), 1), "{}", failed.stderr);
+    assert!(failed.stderr.contains("error: DuckDB has failed"), "{}", failed.stderr);
+    assert!(failed.stderr.lines().count() < 30, "{}", failed.stderr);
+
+    let mended = following.sync();
+    assert!(!mended.stderr.contains("INFO copied table="), "copied again:\n{}", mended.stderr);
+    following.assert_same(&["public.t"]);
+}
+
 /// A lake that was not left in peace looks for files that a failed commit has lost; those of a
 /// volume that is not mounted are not lost.
 #[test]

@@ -222,6 +222,9 @@ fn execute_attach(
             Err(TargetError::LakeNotOpened { .. }) if tries < ATTACH_TRIES => {
                 tries += 1;
                 std::thread::sleep(TRY_INTERVAL);
+                // The lake may have failed only after it was opened.
+                let detach = format!("DETACH DATABASE IF EXISTS {CATALOG}");
+                connection.execute_batch(&detach).map_err(|source| refused(lake, source))?;
             }
             attached => return attached,
         }

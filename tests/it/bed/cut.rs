@@ -18,7 +18,7 @@ pub struct Cut {
 
 #[derive(Default)]
 struct State {
-    /// The next commit after these words is cut off.
+    /// What is cut off next.
     armed: Mutex<Option<Order>>,
     cuts: AtomicU32,
     /// New connections are closed at once.
@@ -27,7 +27,10 @@ struct State {
 }
 
 struct Order {
-    words: String,
+    /// All of them are in what is meant.
+    words: Vec<String>,
+    /// The words themselves are cut off, not the commit after them.
+    at_words: bool,
     lets_commit: bool,
     goes_down: bool,
 }
@@ -67,13 +70,35 @@ impl Cut {
     /// The next COMMIT of a transaction that has sent these words reaches the server, or does not,
     /// and its answer never comes back.
     pub fn arm(&self, words: &str, lets_commit: bool) {
-        let order = Order { words: words.to_owned(), lets_commit, goes_down: false };
-        *self.state.armed.lock().unwrap() = Some(order);
+        self.order(Order {
+            words: vec![words.to_owned()],
+            at_words: false,
+            lets_commit,
+            goes_down: false,
+        });
     }
 
     /// As [`Self::arm`], and nothing reaches the server any more after that.
     pub fn arm_and_go_down(&self, words: &str, lets_commit: bool) {
-        let order = Order { words: words.to_owned(), lets_commit, goes_down: true };
+        self.order(Order {
+            words: vec![words.to_owned()],
+            at_words: false,
+            lets_commit,
+            goes_down: true,
+        });
+    }
+
+    /// The next query with all these words does not reach the server, and its connection ends.
+    pub fn arm_query(&self, words: &[&str]) {
+        self.order(Order {
+            words: words.iter().map(|&words| words.to_owned()).collect(),
+            at_words: true,
+            lets_commit: false,
+            goes_down: false,
+        });
+    }
+
+    fn order(&self, order: Order) {
         *self.state.armed.lock().unwrap() = Some(order);
     }
 
@@ -100,11 +125,12 @@ impl State {
         }
     }
 
-    /// Takes the order to cut, if `sent` is of the transaction that it is for.
-    fn take(&self, sent: &[u8]) -> Option<Order> {
+    /// Takes the order to cut, if `sent` is the query or of the transaction that it is for.
+    fn take(&self, sent: &[u8], at_words: bool) -> Option<Order> {
         let mut armed = self.armed.lock().unwrap();
-        let words = armed.as_ref()?.words.as_bytes();
-        let is_meant = sent.windows(words.len()).any(|text| text == words);
+        let order = armed.as_ref().filter(|order| order.at_words == at_words)?;
+        let has = |words: &String| sent.windows(words.len()).any(|text| text == words.as_bytes());
+        let is_meant = order.words.iter().all(has);
         if is_meant { armed.take() } else { None }
     }
 }
@@ -128,7 +154,11 @@ fn carry(client: TcpStream, server: TcpStream, state: &State) {
         if sent.starts_with(b"Q") && sent[5..].starts_with(b"ROLLBACK") {
             transaction.clear();
         }
-        let order = if is_commit { state.take(&std::mem::take(&mut transaction)) } else { None };
+        let order = if is_commit {
+            state.take(&std::mem::take(&mut transaction), false)
+        } else {
+            state.take(sent, true)
+        };
         if let Some(order) = order {
             let _ = client.shutdown(Shutdown::Both);
             if order.lets_commit {
