@@ -3,9 +3,10 @@
 use std::{
     io,
     os::unix::process::CommandExt,
+    path::Path,
     process::{Command, ExitCode},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::mpsc;
@@ -19,13 +20,50 @@ use crate::{
     error::error_chain,
     failpoint,
     observe::Observe,
-    olap::{DuckDb, TargetError, TargetState},
-    pipeline::{Context, EngineError, Options, Writer, meter::EngineState},
+    olap::{DuckDb, TargetError, TargetState, lake},
+    pipeline::{Context, EngineError, Options, Writer, meter::EngineState, options::Budget},
     serve::Endpoint,
 };
 
-/// Names how often processes have taken each other's place lately because DuckDB had failed.
+/// Hands the restarts over to the program that goes on: how many there were, and when those were
+/// that still count, in microseconds since 1970.
 const RESTARTS: &str = "RHEI_DUCKDB_RESTARTS";
+
+/// The restarts of rhei because DuckDB had failed.
+struct Restarts {
+    count: u64,
+    budget: RestartBudget,
+}
+
+impl Restarts {
+    /// Reads what an earlier program of this process has handed over.
+    fn take_over(handed_over: Option<&String>, budget: Budget) -> Self {
+        let mut restarts = Self { count: 0, budget: RestartBudget::new(budget) };
+        let mut numbers = handed_over.into_iter().flat_map(|text| text.split(' '));
+        restarts.count = numbers.next().and_then(|count| count.parse().ok()).unwrap_or_default();
+        for at in numbers.filter_map(|at| at.parse().ok()) {
+            restarts.budget.note(since_1970().saturating_sub(Duration::from_micros(at)));
+        }
+        restarts
+    }
+
+    /// Takes one restart. Returns `false` when the budget is spent.
+    fn take(&mut self) -> bool {
+        self.count += 1;
+        self.budget.take()
+    }
+
+    fn hand_over(&self) -> String {
+        let now = since_1970();
+        self.budget.ages().fold(self.count.to_string(), |text, age| {
+            format!("{text} {}", now.saturating_sub(age).as_micros())
+        })
+    }
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
 
 /// Runs the command.
 pub async fn run(session: Invocation, inputs: Inputs) -> Result<ExitCode, CliError> {
@@ -35,15 +73,14 @@ pub async fn run(session: Invocation, inputs: Inputs) -> Result<ExitCode, CliErr
         Some(options) => Some(Observe::start(&context, options).await?),
         None => None,
     };
-    let before = inputs.environment.get(RESTARTS).and_then(|count| count.parse().ok());
-    let mut restarts = RestartBudget::new(context.options.supervision.restart);
-    for _ in 0..before.unwrap_or(0) {
-        restarts.take();
+    let handed_over = inputs.environment.get(RESTARTS);
+    let mut restarts = Restarts::take_over(handed_over, context.options.supervision.restart);
+    let goes_on = handed_over.is_some();
+    for _ in 0..restarts.count {
         context.meter.duckdb_restarted();
     }
 
     let mut steering = Steering::start(inputs, &session, &context.options);
-    let goes_on = before.is_some();
     let followed = follow(&session, &mut context, observe.as_ref(), &mut steering, goes_on, &stop);
     let ended = followed.await?;
     let starts_again = match &ended {
@@ -65,8 +102,8 @@ pub async fn run(session: Invocation, inputs: Inputs) -> Result<ExitCode, CliErr
     drop((observe, context));
     progress.finish().await;
 
-    if starts_again {
-        let error = start_again(restarts.taken());
+    if starts_again && !stop.is_cancelled() {
+        let error = start_again(&restarts);
         tracing::error!(event = "not_started_again", %error, "rhei cannot start itself again");
     }
     ended?;
@@ -75,18 +112,21 @@ pub async fn run(session: Invocation, inputs: Inputs) -> Result<ExitCode, CliErr
 
 /// Runs the same program in the place of this process: what a DuckDB that has failed holds open
 /// cannot be closed, and ends with the process. Returns only when the program cannot be started.
-fn start_again(restarts: usize) -> io::Error {
-    let mut arguments = std::env::args_os();
+fn start_again(restarts: &Restarts) -> io::Error {
+    // Also when another version has replaced the file meanwhile.
+    const OWN: &str = "/proc/self/exe";
     let program = match std::env::current_exe() {
+        Ok(_) if Path::new(OWN).exists() => OWN.into(),
         Ok(program) => program,
         Err(error) => return error,
     };
+    let mut arguments = std::env::args_os();
 
     let mut command = Command::new(program);
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    command.args(arguments).env(RESTARTS, restarts.to_string());
+    command.args(arguments).env(RESTARTS, restarts.hand_over());
     // A test wants its failures once.
     command.env_remove(failpoint::VARIABLE);
     command.exec()
@@ -100,6 +140,7 @@ async fn open(
     stop: &CancellationToken,
 ) -> Result<Option<DuckDb>, TargetError> {
     const TRY_INTERVAL: Duration = Duration::from_secs(2);
+    let is_lake = context.options.target.lake.is_some();
     let mut logged = None;
 
     while !stop.is_cancelled() {
@@ -116,11 +157,15 @@ async fn open(
                 return Ok(Some(target));
             }
             Ok((None, target)) => return Ok(Some(target)),
-            Err(error) if !goes_on => return Err(error),
-            Err(error) => match context.options.target.lake {
-                Some(_) => error_chain(&TargetError::LakeAway { source: Box::new(error) }),
-                None => error_chain(&error),
-            },
+            // The next program begins with a DuckDB of its own, as long as the budget lasts.
+            Err(error) if goes_on && (error.is_internal() || error.is_invalidated()) => {
+                return Err(TargetError::Invalidated { source: Some(Box::new(error)) });
+            }
+            Err(error) if goes_on && is_lake && lake::may_open_later(&error) => {
+                error_chain(&TargetError::LakeAway { source: Box::new(error) })
+            }
+            Err(error) if goes_on && error.is_of_disk() => error_chain(&error),
+            Err(error) => return Err(error),
         };
 
         if logged.as_ref() != Some(&error) {
@@ -151,7 +196,11 @@ async fn follow(
 ) -> Result<Result<(), EngineError>, CliError> {
     // The file is opened once: two DuckDB instances on one file do not lock each other out in one
     // process.
-    let Some(target) = open(context, goes_on, stop).await? else { return Ok(Ok(())) };
+    let target = match open(context, goes_on, stop).await {
+        Ok(Some(target)) => target,
+        Ok(None) => return Ok(Ok(())),
+        Err(error) => return Ok(Err(error.into())),
+    };
     let writer = Writer::new(target).with_pulse(context.pulse.clone());
 
     let endpoint = match session.config.serve.clone() {
@@ -228,11 +277,10 @@ async fn run_engine(
         }
         Ok(()) = steering.options.changed() => {
             stop_here.cancel();
-            running.await?;
-            if stop.is_cancelled() {
-                return Ok(RunEnd::Stopped);
-            }
-            Ok(RunEnd::Reloaded(Arc::clone(&steering.options.borrow_and_update())))
+            running.await.map(|()| match stop.is_cancelled() {
+                true => RunEnd::Stopped,
+                false => RunEnd::Reloaded(Arc::clone(&steering.options.borrow_and_update())),
+            })
         }
     };
 
@@ -249,4 +297,25 @@ async fn run_engine(
 async fn is_broken(writer: &Writer<DuckDb>) -> bool {
     let _ = writer.call(|target: &mut DuckDb| target.state()).await;
     writer.broken().is_cancelled()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_holds_across_the_programs_that_take_each_others_place() {
+        let budget = Budget { max: 2, within: Some(Duration::from_secs(600)) };
+        let mut text = None;
+        for is_left in [true, true, false] {
+            let mut restarts = Restarts::take_over(text.as_ref(), budget);
+            assert_eq!(restarts.take(), is_left);
+            text = Some(restarts.hand_over());
+        }
+
+        // Those of long ago are counted, and do not count.
+        let mut restarts = Restarts::take_over(Some(&"7 1 2".to_owned()), budget);
+        assert!(restarts.take());
+        assert_eq!(restarts.count, 8);
+    }
 }

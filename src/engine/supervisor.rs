@@ -43,9 +43,14 @@ impl RestartBudget {
         is_left
     }
 
-    /// Returns how many restarts were taken of late.
-    pub fn taken(&self) -> usize {
-        self.taken.len()
+    /// Notes a restart that was taken this long ago.
+    pub fn note(&mut self, ago: Duration) {
+        self.taken.push_back(Instant::now().checked_sub(ago).unwrap_or_else(Instant::now));
+    }
+
+    /// Returns how long ago the restarts were taken that still count.
+    pub fn ages(&self) -> impl Iterator<Item = Duration> {
+        self.taken.iter().map(Instant::elapsed)
     }
 }
 

@@ -44,13 +44,13 @@ impl Deref for TargetConnection {
 }
 
 impl Drop for TargetConnection {
-    /// Closes the connection; one that is in a lake stays open until the process has ended, if
-    /// DuckDB takes no statement any more. Then DuckLake cannot roll back a transaction, and DuckDB
-    /// ends the process when it fails to roll one back while it closes a connection.
+    /// Rolls back and closes the connection: DuckDB ends the process when it fails to roll back
+    /// while it closes a connection. One that is in a lake stays open until the process has ended,
+    /// if DuckDB takes no statement any more, since DuckLake can roll nothing back then.
     fn drop(&mut self) {
         let Some(connection) = self.connection.take() else { return };
-        if self.dialect.is_lake
-            && let Err(error) = connection.execute_batch("ROLLBACK")
+        if let Err(error) = connection.execute_batch("ROLLBACK")
+            && self.dialect.is_lake
             && is_invalidated(&error.to_string())
         {
             mem::forget(connection);

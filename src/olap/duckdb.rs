@@ -17,7 +17,7 @@ use super::{
     arrow_scan::Database,
     compact,
     connection::TargetConnection,
-    error::{is_invalidated, is_of_disk},
+    error::is_invalidated,
     file::{attach, open, remove_stale_spill},
     gate::Gate,
     jobs,
@@ -213,7 +213,7 @@ impl DuckDb {
     }
 
     /// Returns whether a connection beside the writer is open.
-    pub fn is_used(&self) -> bool {
+    pub(super) fn is_used(&self) -> bool {
         self.has_loaders() || self.publishers.are_busy()
     }
 
@@ -389,11 +389,10 @@ impl DuckDb {
     }
 
     /// Returns whether DuckDB has failed, and takes no statement of this process any more. The
-    /// error that came first does not say so. A file can be opened again after its disk has failed.
+    /// error that came first does not say so.
     fn takes_no_statement(&self) -> bool {
         let Err(error) = self.connection.execute_batch("SELECT 1") else { return false };
-        let text = error.to_string();
-        is_invalidated(&text) && (self.lake.is_some() || !is_of_disk(&text))
+        is_invalidated(&error.to_string())
     }
 
     /// Returns an error as the one of a lake that does not answer, if it may be that.

@@ -116,7 +116,7 @@ fn of_target(error: &TargetError) -> Policy {
     if error.is_of_disk() || matches!(error, TargetError::ReaderStays) {
         Policy::Disk
     } else if error.is_invalidated() {
-        // Opening the file again does not help: `rhei run` has to start another DuckDB.
+        // Opening the file again does not help: `rhei run` has to start itself again.
         Policy::Operator
     } else if error.is_conflict() || error.is_internal() {
         Policy::Restart

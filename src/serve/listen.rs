@@ -185,7 +185,7 @@ impl Endpoint {
             // Both were aborted.
             let _ = task.await;
         }
-        // The file must not be opened again while a thread still has it.
+        // A thread that still reads has the file open.
         let since = Instant::now();
         while Arc::strong_count(&self.readers) > 1 && since.elapsed() < STOP_TIMEOUT {
             sleep(TICK).await;

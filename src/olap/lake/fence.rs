@@ -347,7 +347,7 @@ fn has_ended(writer: &str) -> bool {
     if of != scope() || of_host != host() {
         return false;
     }
-    // This process has another name: an earlier life of it, or of DuckDB within it.
+    // This process has another name: the program that it ran before it started itself again.
     if process == std::process::id().to_string() {
         return true;
     }

@@ -41,6 +41,7 @@ pub(super) use layout::{create_shadow, of_schemas};
 use lost_files::{know_folder, tables_with_lost_files};
 pub use upkeep::LakeSpace;
 pub(super) use upkeep::space;
+pub use writer::may_open_later;
 pub(super) use writer::{Lake, Shared, is_conflict_of_lake, may_pass};
 
 use super::connection::Dialect;

@@ -108,7 +108,7 @@ impl Lake {
         self.renew_credentials(connection);
         self.taken = None;
         self.taken = self.shared.turn();
-        connection.execute_batch("BEGIN TRANSACTION")?;
+        connection.execute_batch("BEGIN TRANSACTION").inspect_err(|_| self.taken = None)?;
         self.fence.begin();
         self.description = None;
         Ok(())
@@ -354,6 +354,14 @@ pub fn may_pass(error: &TargetError) -> bool {
         TargetError::Table { source, .. } => may_pass(source),
         _ => false,
     }
+}
+
+/// Returns whether a lake that could not be opened may be opened a little later.
+pub fn may_open_later(error: &TargetError) -> bool {
+    matches!(error, TargetError::LakeNotOpened { .. })
+        || error.is_of_lake()
+        || error.is_conflict()
+        || may_pass(error)
 }
 
 /// Locks a file for as long as it is open.
