@@ -110,8 +110,9 @@ pub async fn run(session: Invocation, inputs: Inputs) -> Result<ExitCode, CliErr
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the same program in the place of this process: what a DuckDB that has failed holds open
-/// cannot be closed, and ends with the process. Returns only when the program cannot be started.
+/// Replaces the program of this process by a new run of the same program: what a DuckDB that has
+/// failed holds open cannot be closed, and ends with its program. Returns only when the new one
+/// cannot be started.
 fn start_again(restarts: &Restarts) -> io::Error {
     // Also when another version has replaced the file meanwhile.
     const OWN: &str = "/proc/self/exe";
@@ -127,7 +128,7 @@ fn start_again(restarts: &Restarts) -> io::Error {
         command.arg0(name);
     }
     command.args(arguments).env(RESTARTS, restarts.hand_over());
-    // A test wants its failures once.
+    // What a test has asked for has happened in this program.
     command.env_remove(failpoint::VARIABLE);
     command.exec()
 }
@@ -285,7 +286,7 @@ async fn run_engine(
     };
 
     match ended {
-        // The error may be that of a loader, which does not know.
+        // The error of a loader does not say that DuckDB takes no other statement.
         Err(EngineError::Target(error)) if !error.is_invalidated() && is_broken(writer).await => {
             Err(TargetError::Invalidated { source: Some(Box::new(error)) }.into())
         }

@@ -221,8 +221,16 @@ fn a_run_survives_a_lost_connection_that_its_duckdb_does_not_survive() {
         running.wait_for_log_after(mark, "following the source", SOON);
     }
     following.wait_settled(&mut running);
+    let logs = running.logs();
     running.stop(SOON).assert_code(0);
     following.assert_same(&["public.small", "public.t"]);
+
+    // The rows beside the copy came by the stream.
+    assert!(logs.contains("starting it again"), "DuckDB survived:\n{logs}");
+    for table in ["small", "t"] {
+        let copied = format!("INFO copied table=\"public.{table}\"");
+        assert_eq!(logs.matches(&copied).count(), 1, "{logs}");
+    }
 }
 
 /// As above; a `sync` leaves the rest to the next one, and says so.
