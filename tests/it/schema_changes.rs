@@ -199,9 +199,13 @@ fn each_change_does_so_while_a_run_follows_and_nothing_else_is_copied() {
             let (of_line, others): (Vec<_>, Vec<_>) =
                 copied.into_iter().partition(|table| [&of_line, &moved].contains(&table));
             let is_documented = line.outcome.starts_with("copied again");
+            // A look between two statements has seen each alone, and the first one in place.
+            let in_place = format!("the table has another shape table={}.t", line.schema);
+            let is_seen_apart =
+                line.sql.contains("; ") && of_line.is_empty() && running.logs().contains(&in_place);
             assert_eq!(
                 !of_line.is_empty(),
-                is_documented,
+                is_documented && !is_seen_apart,
                 "{line:?}: copied {of_line:?}\n{}",
                 running.logs()
             );
