@@ -237,7 +237,7 @@ impl<L: CopyLoader> Worker<L> {
 
         match loaded {
             Ok(()) => {}
-            Err(error) if error.is_of_disk() => return Err(error.into()),
+            Err(error) if error.wants_reopening() => return Err(error.into()),
             Err(_) => return Ok(false),
         }
 

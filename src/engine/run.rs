@@ -49,7 +49,10 @@ pub async fn run<T: OlapEngine + 'static>(
     ended?;
     match writer.call(|target| target.checkpoint_file(Compaction::Skip)).await {
         // The changes stay in the log, and are written into the file by the next checkpoint.
-        Err(error) if policy(&error) == Policy::Disk => {
+        Err(error)
+            if policy(&error) == Policy::Disk
+                || matches!(&error, EngineError::Target(of) if of.wants_reopening()) =>
+        {
             tracing::warn!(
                 event = "file_checkpoint_postponed",
                 error = error_chain(&error),

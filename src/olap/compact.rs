@@ -256,9 +256,9 @@ impl DuckDb {
     /// written into that file before, and does not exist any more at the rename.
     fn put_in_place(&mut self, next: &Path, path: &Path) -> Result<(), TargetError> {
         self.keep_readers_out()?;
-        if let Err(error) = self.connection.execute_batch("CHECKPOINT") {
+        if let Err(error) = self.connection.checkpoint() {
             self.gate.open();
-            return Err(error.into());
+            return Err(error);
         }
         if let Err(error) = self.detach() {
             self.reattach()?;

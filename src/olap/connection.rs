@@ -1,6 +1,11 @@
 //! A connection that is in the target, and what is special about statements on it.
 
-use std::{borrow::Cow, mem, ops::Deref, sync::Arc};
+use std::{
+    borrow::Cow,
+    mem,
+    ops::Deref,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use duckdb::Connection;
 
@@ -14,6 +19,21 @@ pub struct TargetConnection {
     /// None while the connection is dropped.
     connection: Option<Connection>,
     dialect: Arc<Dialect>,
+    /// The commits to the DuckDB file that is the target, or the catalog of a lake. None for a lake
+    /// whose catalog is something else.
+    commits: Option<Arc<Commits>>,
+}
+
+/// The commits to a DuckDB file, on whatever connection: they come one at a time, and none comes
+/// after one that has failed.
+///
+/// DuckDB 1.5.5 takes the rows of a failed commit back, but keeps marks of deleted rows for their
+/// places. The next checkpoint writes these marks to the file, and rows that come to those places
+/// later are gone. So after a failed commit this DuckDB must write no checkpoint, of which a commit
+/// can be one: the file has to be closed without a checkpoint and opened again.
+#[derive(Default)]
+pub struct Commits {
+    failure: Mutex<Option<Arc<TargetError>>>,
 }
 
 /// What statements may use in a target, and where it keeps the state of the pipeline.
@@ -59,8 +79,13 @@ impl Drop for TargetConnection {
 }
 
 impl TargetConnection {
-    pub fn new(connection: Connection, dialect: Arc<Dialect>) -> Self {
-        Self { connection: Some(connection), dialect }
+    /// Takes a connection to a DuckDB that has no other one in the target.
+    pub fn new(
+        connection: Connection,
+        dialect: Arc<Dialect>,
+        commits: Option<Arc<Commits>>,
+    ) -> Self {
+        Self { connection: Some(connection), dialect, commits }
     }
 
     pub fn is_lake(&self) -> bool {
@@ -69,7 +94,66 @@ impl TargetConnection {
 
     /// Returns another connection to the same database, which is not in the target yet.
     pub fn another(&self) -> Result<Self, TargetError> {
-        Ok(Self::new(self.try_clone()?, Arc::clone(&self.dialect)))
+        Ok(Self::new(self.try_clone()?, Arc::clone(&self.dialect), self.commits.clone()))
+    }
+
+    /// Commits the open transaction.
+    ///
+    /// # Errors
+    /// [`TargetError::CommitFailed`] when DuckDB must write nothing more to the file until it is
+    /// opened again.
+    pub fn commit(&self) -> Result<(), TargetError> {
+        let Some(commits) = &self.commits else { return Ok(self.execute_batch("COMMIT")?) };
+
+        let mut failure = commits.refuse_after_failure()?;
+        let Err(error) = self.execute_batch("COMMIT") else { return Ok(()) };
+        Err(self.note_failure(&mut failure, error.into()))
+    }
+
+    /// Writes the log of the file into the file.
+    ///
+    /// # Errors
+    /// [`TargetError::CommitFailed`] as [`Self::commit`], when a commit has failed before.
+    pub fn checkpoint(&self) -> Result<(), TargetError> {
+        let _none_beside =
+            self.commits.as_ref().map(|commits| commits.refuse_after_failure()).transpose()?;
+        Ok(self.execute_batch("CHECKPOINT")?)
+    }
+
+    /// Takes notice of an error of a statement that commits by itself, where it cannot be told
+    /// whether the commit has failed.
+    pub fn doubt_commit(&self, error: TargetError) -> TargetError {
+        let Some(commits) = &self.commits else { return error };
+        match commits.refuse_after_failure() {
+            Ok(mut failure) => self.note_failure(&mut failure, error),
+            Err(_) => error,
+        }
+    }
+
+    fn note_failure(
+        &self,
+        failure: &mut Option<Arc<TargetError>>,
+        error: TargetError,
+    ) -> TargetError {
+        // A DuckDB that takes no statement any more writes no checkpoint either.
+        let _ = self.execute_batch("PRAGMA disable_checkpoint_on_shutdown");
+        let error = Arc::new(error);
+        *failure = Some(Arc::clone(&error));
+        TargetError::CommitFailed(error)
+    }
+
+    /// Returns whether a commit to the file has failed since it was opened.
+    pub fn has_failed_commit(&self) -> bool {
+        self.commits.as_ref().is_some_and(|commits| commits.lock().is_some())
+    }
+
+    /// Takes notice that the file was closed and opened again.
+    pub fn opened_again(&self) -> Result<(), TargetError> {
+        let Some(commits) = &self.commits else { return Ok(()) };
+        let mut failure = commits.lock();
+        self.execute_batch("PRAGMA enable_checkpoint_on_shutdown")?;
+        *failure = None;
+        Ok(())
     }
 
     /// Returns a statement as this target takes it: `_rhei.` stands for the schema where this
@@ -88,11 +172,28 @@ impl TargetConnection {
     }
 }
 
+impl Commits {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<TargetError>>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps all other commits out until the guard is dropped.
+    fn refuse_after_failure(
+        &self,
+    ) -> Result<MutexGuard<'_, Option<Arc<TargetError>>>, TargetError> {
+        let failure = self.lock();
+        match &*failure {
+            Some(source) => Err(TargetError::CommitFailed(Arc::clone(source))),
+            None => Ok(failure),
+        }
+    }
+}
+
 #[cfg(test)]
 impl TargetConnection {
     /// Opens an empty database in memory, for tests.
     pub fn in_memory() -> Self {
-        Self::new(Connection::open_in_memory().unwrap(), Arc::default())
+        Self::new(Connection::open_in_memory().unwrap(), Arc::default(), Some(Arc::default()))
     }
 }
 
@@ -104,7 +205,7 @@ mod tests {
     fn a_pipeline_of_a_lake_finds_its_state_in_a_schema_of_its_own() {
         let of = |state: &str| {
             let dialect = Dialect { state: state.to_owned(), is_lake: true };
-            TargetConnection::new(Connection::open_in_memory().unwrap(), Arc::new(dialect))
+            TargetConnection::new(Connection::open_in_memory().unwrap(), Arc::new(dialect), None)
         };
 
         let sql = "SELECT 1 FROM _rhei.jobs, _rhei_stage";

@@ -230,7 +230,7 @@ impl DuckDb {
     pub(super) fn detach(&mut self) -> Result<(), TargetError> {
         self.is_detached = true;
         self.connection.flush_prepared_statement_cache();
-        let detached = format!("USE memory; DETACH DATABASE IF EXISTS {}", names::CATALOG);
+        let detached = format!("USE memory.main; DETACH DATABASE IF EXISTS {}", names::CATALOG);
         Ok(self.connection.execute_batch(&detached)?)
     }
 
@@ -240,7 +240,11 @@ impl DuckDb {
         let since = Instant::now();
 
         loop {
-            match attach(&self.connection, &self.path, AccessMode::ReadWrite) {
+            let attached = match &self.lake {
+                Some(lake) => lake::attach(&self.connection, &lake.options, AccessMode::ReadWrite),
+                None => attach(&self.connection, &self.path, AccessMode::ReadWrite),
+            };
+            match attached {
                 Ok(()) => break,
                 // The process that had the file open is still closing it, or another one just read
                 // it.
@@ -254,6 +258,7 @@ impl DuckDb {
             }
         }
 
+        self.connection.opened_again()?;
         self.is_detached = false;
         self.tables = None;
         self.gate.open();
@@ -263,13 +268,13 @@ impl DuckDb {
     /// Opens the file if it is closed: no statement may read from, or write to, the database in
     /// memory that stands in for a closed file.
     pub(super) fn ensure_attached(&mut self) -> Result<(), TargetError> {
-        if self.lake.is_some() {
-            return self.settle_lake().map_err(|error| self.of_lake(error));
-        }
         if self.is_detached {
             self.keep_readers_out()?;
             self.detach()?;
             self.reattach()?;
+        }
+        if self.lake.is_some() {
+            return self.settle_lake().map_err(|error| self.of_lake(error));
         }
         Ok(())
     }
@@ -400,6 +405,12 @@ impl DuckDb {
         if self.lake.is_none() || !lake::may_pass(&error) {
             return error;
         }
+        // A statement that changes the settings of a lake commits by itself.
+        let is_doubtful = matches!(error, TargetError::Query(_)) && error.is_of_disk();
+        let error = if is_doubtful { self.connection.doubt_commit(error) } else { error };
+        if matches!(error, TargetError::CommitFailed(_)) {
+            return error;
+        }
         // An error of one table is the table's own as long as the catalog answers.
         if error.table().is_some() && state::read_pipeline(&self.connection).is_ok() {
             return error;
@@ -422,7 +433,7 @@ impl DuckDb {
         }
         match &mut self.lake {
             Some(lake) => lake.commit(&self.connection, self.pipeline.as_ref()),
-            None => Ok(self.connection.execute_batch("COMMIT")?),
+            None => self.connection.commit(),
         }
     }
 
@@ -693,14 +704,25 @@ impl ApplyTarget for DuckDb {
 impl FileMaintenance for DuckDb {
     fn reopen(&mut self) -> Result<(), TargetError> {
         self.roll_back_quietly();
-        // DuckLake connects again by itself.
         if let Some(lake) = &mut self.lake {
             lake.read_again();
-            return self.ensure_attached();
+            // DuckLake connects again by itself.
+            if !self.is_detached && !self.connection.has_failed_commit() {
+                return self.ensure_attached();
+            }
         }
+        let has_failed_commit = self.connection.has_failed_commit();
         self.keep_readers_out()?;
         self.detach()?;
-        self.reattach()
+        self.reattach()?;
+        if has_failed_commit {
+            tracing::info!(
+                event = "target_opened_again",
+                "opened the target again without what DuckDB had in memory, since a commit to it \
+                 had failed"
+            );
+        }
+        Ok(())
     }
 
     fn classify(&self, error: TargetError) -> TargetError {
@@ -731,21 +753,23 @@ impl FileMaintenance for DuckDb {
 
         self.tuning.set_for_tidying(&self.connection, compaction, !self.copying.is_empty())?;
         reached("tidy.begun");
-        let tidied = self.connection.execute_batch("CHECKPOINT");
+        let tidied = self.connection.checkpoint();
         reached("tidy.done");
         self.tuning.tidied(&self.connection, tidied.is_ok())?;
 
         match tidied {
             // A reader holds an older snapshot, or a loader writes; the next file checkpoint will
             // do it.
-            Err(error) if error.to_string().contains("Cannot CHECKPOINT") => {
-                tracing::debug!(error = %error, "file checkpoint put off");
+            Err(error) if error.is_busy() => {
+                tracing::debug!(
+                    error = crate::error::error_chain(&error),
+                    "file checkpoint put off"
+                );
             }
             Err(error) => {
-                let error = TargetError::from(error);
                 // The caller that has chunks loaded gives them up first; then the file can be
                 // reopened.
-                if error.is_of_disk() && !self.has_loaders() {
+                if error.wants_reopening() && !self.has_loaders() {
                     self.reopen()?;
                 }
                 return Err(error);
@@ -778,44 +802,4 @@ impl FileMaintenance for DuckDb {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_has_no_room_in_memory_goes_beside_the_file_and_is_swept_away_after_a_kill() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("copy.duckdb");
-        let spilled = folder.path().join("copy.duckdb.tmp");
-        std::fs::create_dir(&spilled).unwrap();
-        let [old, new] = ["duckdb_temp_storage_DEFAULT-0.tmp", "duckdb_temp_block-1.block"]
-            .map(|name| spilled.join(name));
-        for file in [&old, &new] {
-            std::fs::write(file, "left behind").unwrap();
-        }
-
-        let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
-        std::fs::File::options().write(true).open(&old).unwrap().set_modified(an_hour_ago).unwrap();
-
-        let options = TargetOptions {
-            path,
-            duckdb_memory_limit: Some("32MB".to_owned()),
-            ..TargetOptions::default()
-        };
-        let target = DuckDb::open(&options).unwrap();
-        assert!(!old.exists() && new.exists());
-
-        std::fs::remove_file(&new).unwrap();
-        target
-            .connection
-            .execute_batch(
-                "BEGIN; CREATE TABLE rhei_target.t AS SELECT i, \
-                 hash(i)::VARCHAR || hash(i + 1)::VARCHAR AS v FROM range(1500000) r(i); \
-                 CREATE TEMP TABLE sorted AS FROM rhei_target.t ORDER BY v;",
-            )
-            .unwrap();
-
-        assert!(spilled.read_dir().unwrap().count() > 0);
-        drop(target);
-        assert_eq!(spilled.read_dir().unwrap().count(), 0);
-    }
-}
+mod tests;

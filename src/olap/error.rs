@@ -2,7 +2,7 @@
 
 #![deny(missing_docs)]
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use super::arrow_scan;
 use crate::{
@@ -366,6 +366,10 @@ pub enum TargetError {
         /// The error of a statement of the writer; none for one of a reader.
         source: Option<Box<TargetError>>,
     },
+    /// A commit to the file has failed, with this error. The file has to be opened again, and takes
+    /// no other commit until then (see `Commits`).
+    #[error(transparent)]
+    CommitFailed(Arc<TargetError>),
     /// A step of a compaction failed. The old file is as it was.
     #[error("the file could not be compacted, and is as it was")]
     CompactionFailed {
@@ -536,6 +540,7 @@ impl TargetError {
         match self {
             Self::Query(error) | Self::Open { source: error, .. } => is_of_disk(&error.to_string()),
             Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_of_disk(),
+            Self::CommitFailed(error) => error.is_of_disk(),
             Self::Closed { .. } => true,
             Self::Io(error) => {
                 matches!(
@@ -545,6 +550,21 @@ impl TargetError {
             }
             error => error.is_of_lake(),
         }
+    }
+
+    /// Returns whether nothing can be written to the target until it is opened again.
+    pub fn wants_reopening(&self) -> bool {
+        match self {
+            Self::CommitFailed(_) => true,
+            Self::CompactionFailed { source } => source.wants_reopening(),
+            _ => self.is_of_disk(),
+        }
+    }
+
+    /// Returns whether a file checkpoint has to wait: a reader holds an older snapshot, or a loader
+    /// writes.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Self::Query(error) if error.to_string().contains("Cannot CHECKPOINT"))
     }
 
     /// Returns whether a lake does not answer, or holds another state than this process knows: what
@@ -579,6 +599,7 @@ impl TargetError {
                 (is_of_kind(&text, &kinds) || wants_reopening(&text)) && !is_of_disk(&text)
             }
             Self::Table { source, .. } | Self::CompactionFailed { source } => source.is_internal(),
+            Self::CommitFailed(error) => error.is_internal(),
             _ => false,
         }
     }
@@ -592,6 +613,7 @@ impl TargetError {
             Self::Table { source, .. } | Self::CompactionFailed { source } => {
                 source.is_invalidated()
             }
+            Self::CommitFailed(error) => error.is_invalidated(),
             _ => false,
         }
     }

@@ -109,7 +109,7 @@ pub(super) fn open(
     let _ = connection.execute_batch("SET GLOBAL TimeZone = 'UTC'; SET TimeZone = 'UTC'");
 
     attach(&connection, &options.path, mode)?;
-    Ok((database, TargetConnection::new(connection, Arc::default())))
+    Ok((database, TargetConnection::new(connection, Arc::default(), Some(Arc::default()))))
 }
 
 pub(super) fn attach(

@@ -73,7 +73,7 @@ impl Loader {
         let _turn = self.lake.as_ref().and_then(|lake| lake.turn());
         let begun = self.connection.execute_batch("BEGIN TRANSACTION").map_err(TargetError::from);
         let done = begun.and_then(|()| work(&self.connection)).and_then(|done| {
-            self.connection.execute_batch("COMMIT").inspect_err(|error| self.doubt(error))?;
+            self.connection.commit().inspect_err(|error| self.doubt(error))?;
             Ok(done)
         });
 
@@ -86,7 +86,7 @@ impl Loader {
     }
 
     /// Notes that a commit to a lake has failed, which may be there all the same.
-    fn doubt(&self, error: &duckdb::Error) {
+    fn doubt(&self, error: &TargetError) {
         if let Some(lake) = &self.lake
             && !lake::is_conflict_of_lake(error)
         {

@@ -45,7 +45,7 @@ pub fn run(connection: &TargetConnection) -> Result<Option<i32>, TargetError> {
     connection.execute_batch("BEGIN")?;
     let migrated = migrate(connection, found).and_then(|()| {
         reached("migration.written");
-        Ok(connection.execute_batch("COMMIT")?)
+        connection.commit()
     });
 
     if migrated.is_err() {

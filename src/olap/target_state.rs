@@ -107,7 +107,7 @@ impl TargetState for DuckDb {
         let connection = self.new_connection()?;
         connection.execute_batch("BEGIN TRANSACTION")?;
         verifications::put(&connection, results)?;
-        Ok(connection.execute_batch("COMMIT")?)
+        connection.commit()
     }
 
     fn verifications(&mut self) -> Result<Vec<StoredVerification>, TargetError> {

@@ -118,7 +118,7 @@ fn of_target(error: &TargetError) -> Policy {
     } else if error.is_invalidated() {
         // Opening the file again does not help: `rhei run` has to start itself again.
         Policy::Operator
-    } else if error.is_conflict() || error.is_internal() {
+    } else if error.is_conflict() || error.is_internal() || error.wants_reopening() {
         Policy::Restart
     } else if error.table().is_some() || error.is_diverged() {
         Policy::Table

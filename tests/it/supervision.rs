@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    bed::{Cluster, ClusterOptions, wait_until},
+    bed::{Cluster, ClusterOptions, Running, lake::Kind, wait_until},
     following::Following,
 };
 
@@ -125,6 +125,7 @@ fn on_small_disk(name: &str, megabytes: u32) -> Option<(Following, SmallDisk)> {
 }
 
 const FULL: &str = "the target's disk does not take what is written";
+const OPENED_AGAIN: &str = "opened the target again without what DuckDB had in memory";
 
 #[test]
 fn a_disk_that_fills_up_while_changes_are_applied_is_waited_for() {
@@ -191,6 +192,86 @@ fn a_disk_that_fills_up_before_a_file_checkpoint_is_waited_for() {
     running.stop(SOON).assert_code(0);
     following.sync();
     following.assert_same(&["public.t"]);
+}
+
+/// DuckDB 1.5.5 keeps the rows of a commit that failed as deleted ones behind the last row of the
+/// table, and a file checkpoint makes them so for good: rows that come to these places are gone.
+#[test]
+fn a_commit_that_a_full_disk_has_refused_takes_no_later_row_away() {
+    let Some((following, disk)) = on_small_disk("refused_commit", 60) else { return };
+    following.db.execute(
+        "INSERT INTO t SELECT i, 'v' FROM generate_series(1, 45) i;
+         CREATE TABLE big (id int PRIMARY KEY, v text)",
+    );
+    let mut running = following.run();
+    running.wait_for_log("all tables are live", SOON);
+    let mark = running.log_mark();
+    following
+        .db
+        .execute("BEGIN; ALTER TABLE t ADD COLUMN e int; DELETE FROM t WHERE id % 3 = 0; COMMIT");
+    running.wait_for_log_after(mark, "another shape", SOON);
+
+    disk.fill(200_000);
+    following.db.execute(
+        "BEGIN; ALTER TABLE t ADD COLUMN f int;
+         INSERT INTO t SELECT i, 'w', i, i FROM generate_series(101, 130) i;
+         INSERT INTO big SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 10000) i;
+         COMMIT",
+    );
+    running.wait_for_log_after(mark, FULL, SOON);
+    disk.make_room();
+    running.wait_for_log_after(mark, OPENED_AGAIN, SOON);
+    following.wait_settled(&mut running);
+    running.assert_no_copies_since(mark);
+    running.stop(SOON).assert_code(0);
+    following.assert_same(&["public.t", "public.big"]);
+}
+
+/// The catalog would lose later rows as a file does: those of new snapshots and files.
+#[test]
+fn a_full_disk_under_a_lake_whose_catalog_is_a_duckdb_file_is_waited_for() {
+    let Some((mut following, disk)) = on_small_disk("full_catalog", 60) else { return };
+    following.rhei = following.rhei.lake(Kind::DuckDb).env("RHEI_TARGET_KEEP_SNAPSHOTS", "1s");
+    following.db.execute("INSERT INTO t SELECT i, 'v' FROM generate_series(1, 45) i");
+    following.sync();
+    let fails = |running: &mut Running, round: u32| {
+        let mark = running.log_mark();
+        disk.fill(0);
+        following.db.execute(&format!(
+            "BEGIN; DELETE FROM t WHERE id % 7 = {round};
+             INSERT INTO t SELECT i, 'w' FROM generate_series(10{round}00, 10{round}29) i;
+             UPDATE t SET v = v || '{round}' WHERE id % 2 = 0; COMMIT",
+        ));
+        running.wait_for_log_after(mark, "going on from the checkpoint", SOON);
+        disk.make_room();
+    };
+
+    for round in 0..2 {
+        let mut running = following.run();
+        running.wait_for_log("following the source", SOON);
+        for change in 0..5 {
+            following.db.execute(&format!("UPDATE t SET v = '{change}' WHERE id = 1"));
+            following.rhei.run_ok(["wait", "--now"]);
+        }
+        following.rhei.run_ok(["compact"]);
+        fails(&mut running, 3 * round + 1);
+        running.stop(SOON).assert_code(0);
+
+        let mut running = following.run();
+        running.wait_for_log("following the source", SOON);
+        following.rhei.run_ok(["wait", "--now"]);
+        fails(&mut running, 3 * round + 2);
+        running.wait_for_log(OPENED_AGAIN, SOON);
+        following.rhei.run_ok(["wait", "--now"]);
+        following.db.execute(&format!(
+            "ALTER TABLE t ADD COLUMN c{round} int DEFAULT {round};
+             INSERT INTO t (id, v) VALUES (-{round} - 1, 'late')"
+        ));
+        following.rhei.run_ok(["wait", "--now"]);
+        running.assert_no_copies_since(0);
+        running.stop(SOON).assert_code(0);
+        following.assert_same(&["public.t"]);
+    }
 }
 
 #[test]

@@ -191,7 +191,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 self.catching_up.extend(tables.into_iter().map(|spec| (spec.oid, spec)));
             }
             // The tables go one by one, to find the table that the error concerns.
-            Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
+            Err(EngineError::Target(error)) if tables.len() > 1 && !error.wants_reopening() => {
                 for table in tables {
                     Box::pin(self.loaded(vec![table], copies)).await?;
                 }
@@ -624,7 +624,7 @@ impl<C: CdcConsumer, T: OlapEngine + 'static> SyncEngine<C, T> {
                 }
             }
             // The tables go one by one, to find the table that the error concerns.
-            Err(EngineError::Target(error)) if tables.len() > 1 && !error.is_of_disk() => {
+            Err(EngineError::Target(error)) if tables.len() > 1 && !error.wants_reopening() => {
                 for table in tables {
                     Box::pin(self.merge(vec![table], copies)).await?;
                 }

@@ -60,7 +60,8 @@ pub fn open(
 
     let (database, connection) = prepare(options, lake)?;
     attach(&connection, lake, mode)?;
-    Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()))))
+    let commits = (lake.catalog_kind() == CatalogKind::DuckDb).then(Arc::default);
+    Ok((database, TargetConnection::new(connection, Arc::new(lake.dialect()), commits)))
 }
 
 /// Starts DuckDB with the extensions and the credentials of a lake.
@@ -129,7 +130,7 @@ pub fn refuse_to_make(options: &TargetOptions, lake: &LakeOptions) -> Result<(),
 }
 
 /// Attaches a lake whose extensions are loaded, and makes it if it is not there and may be written.
-fn attach(
+pub fn attach(
     connection: &Connection,
     lake: &LakeOptions,
     mode: AccessMode,

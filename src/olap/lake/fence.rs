@@ -86,7 +86,7 @@ impl Fence {
             .map_err(TargetError::from)
             .and_then(|()| fence.put_same_row(connection))
             .and_then(|()| jobs::put_writer(connection, &fence.name))
-            .and_then(|()| Ok(connection.execute_batch("COMMIT")?));
+            .and_then(|()| connection.commit());
         if let Err(error) = taken {
             let _ = connection.execute_batch("ROLLBACK");
             return match fence.outcome(connection)? {
@@ -270,19 +270,21 @@ impl Fence {
                 &connection.sql("DELETE FROM _rhei.pipeline WHERE writer = ? AND attempt = ?"),
                 params![known.writer, known.attempt],
             )
+            .map_err(TargetError::from)
             .and_then(|removed| {
                 if removed != 1 {
-                    return connection.execute_batch("ROLLBACK");
+                    return Ok(connection.execute_batch("ROLLBACK")?);
                 }
                 connection.execute_batch(&connection.sql(
                     "INSERT INTO _rhei.pipeline SELECT * REPLACE (NULL AS writer) \
-                     FROM _rhei_pipeline; COMMIT",
-                ))
+                     FROM _rhei_pipeline",
+                ))?;
+                connection.commit()
             });
         if released.is_err() {
             let _ = connection.execute_batch("ROLLBACK");
         }
-        Ok(released?)
+        released
     }
 }
 

@@ -33,7 +33,7 @@ mod writer;
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 pub use address::CatalogKind;
-pub(super) use attach::{data_path, open, refuse_to_make};
+pub(super) use attach::{attach, data_path, open, refuse_to_make};
 pub use extensions::folders as extension_folders;
 pub(super) use fence::{Fence, Outcome, shown, writer};
 pub use layout::{LayoutKey, RESERVED, can_alter};

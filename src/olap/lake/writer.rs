@@ -81,7 +81,8 @@ impl Lake {
         }
 
         let fence = Fence::take_over(connection)?;
-        let turn = (options.catalog_kind() == CatalogKind::Sqlite).then(Arc::default);
+        let turn = matches!(options.catalog_kind(), CatalogKind::Sqlite | CatalogKind::DuckDb)
+            .then(Arc::default);
         let shared = Shared {
             writer: fence.name().to_owned(),
             turn,
@@ -167,7 +168,7 @@ impl Lake {
             ))?;
         }
 
-        let Err(error) = connection.execute_batch("COMMIT") else {
+        let Err(error) = connection.commit() else {
             self.fence.committed();
             self.failures = 0;
             return Ok(());
@@ -179,7 +180,7 @@ impl Lake {
             Ok(Outcome::Committed) => {
                 tracing::info!(
                     event = "lake_commit_found",
-                    error = %error,
+                    error = crate::error::error_chain(&error),
                     "the answer to a commit was lost; the commit is in the lake"
                 );
                 self.failures = 0;
@@ -191,7 +192,7 @@ impl Lake {
                 if !is_conflict_of_lake(&error) {
                     self.shared.doubt_files();
                 }
-                Err(error.into())
+                Err(error)
             }
             Err(unknown) => {
                 self.doubt();
@@ -302,13 +303,17 @@ impl Shared {
 
 /// Returns whether a COMMIT failed since another transaction came before it: then nothing of it is
 /// in the lake, nor on its way there.
-pub fn is_conflict_of_lake(error: &duckdb::Error) -> bool {
-    error.to_string().contains("Transaction conflict")
+pub fn is_conflict_of_lake(error: &TargetError) -> bool {
+    match error {
+        TargetError::Query(error) => error.to_string().contains("Transaction conflict"),
+        _ => false,
+    }
 }
 
-/// Lets one transaction of this process work at a time, where the catalog is a SQLite file: a
-/// transaction that has read from such a file and comes to write finds it locked by another one,
-/// and neither can wait for the other.
+/// Lets one transaction of this process work at a time, where the catalog is a file. A transaction
+/// that has read from a SQLite file and comes to write finds it locked by another one, and neither
+/// can wait for the other. In a DuckDB file the second of two commits can fail, and after a failed
+/// commit the file has to be opened again.
 #[derive(Default)]
 pub struct Turn {
     is_taken: Mutex<bool>,
