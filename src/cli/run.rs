@@ -165,7 +165,7 @@ async fn open(
             Err(error) if goes_on && is_lake && lake::may_open_later(&error) => {
                 error_chain(&TargetError::LakeAway { source: Box::new(error) })
             }
-            Err(error) if goes_on && error.is_of_disk() => error_chain(&error),
+            Err(error) if goes_on && error.wants_reopening() => error_chain(&error),
             Err(error) => return Err(error),
         };
 

@@ -205,7 +205,10 @@ impl RetryState {
         let pause = left_alone.unwrap_or(self.pause).mul_f64(rand::rng().random_range(0.5..1.0));
         self.pause = (self.pause * 2).min(MAX_PAUSE);
 
-        let is_of_lake = matches!(&error, EngineError::Target(error) if error.is_of_lake());
+        let (is_of_lake, is_of_commit) = match &error {
+            EngineError::Target(error) => (error.is_of_lake(), error.wants_reopening()),
+            _ => (false, false),
+        };
         tracing::warn!(
             event = "session_failed",
             error = error_chain(&error),
@@ -215,6 +218,7 @@ impl RetryState {
             match policy {
                 Policy::Disk if is_of_lake => "the lake has to be read again",
                 Policy::Disk => "the disk failed",
+                Policy::Restart if is_of_commit => "a commit to the target failed",
                 Policy::Restart => "rhei met a bug",
                 _ => "the stream broke",
             }
@@ -362,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_attach_again_and_again_are_slowed_down() {
+    fn sessions_that_reattach_and_again_are_slowed_down() {
         let mut state = state();
         let again = || Ok(SessionEnd::Reattach("a table is new".to_owned()));
 

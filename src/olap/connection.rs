@@ -9,10 +9,13 @@ use std::{
 
 use duckdb::Connection;
 
-use super::{TargetError, error::is_invalidated};
+use super::{TargetError, error::is_invalidated, names::CATALOG};
 
 /// The schema of the state, as statements spell it.
 const STATE: &str = "_rhei";
+
+/// Has DuckDB close files without a checkpoint, until this is taken back.
+const NO_LAST_CHECKPOINT: &str = "PRAGMA disable_checkpoint_on_shutdown";
 
 /// A connection that is in the target: a file, or a lake.
 pub struct TargetConnection {
@@ -79,7 +82,7 @@ impl Drop for TargetConnection {
 }
 
 impl TargetConnection {
-    /// Takes a connection to a DuckDB that has no other one in the target.
+    /// Takes a connection. All connections of one DuckDB share its `commits`.
     pub fn new(
         connection: Connection,
         dialect: Arc<Dialect>,
@@ -110,24 +113,31 @@ impl TargetConnection {
         Err(self.note_failure(&mut failure, error.into()))
     }
 
+    /// Runs a statement that commits by itself.
+    ///
+    /// # Errors
+    /// [`TargetError::CommitFailed`] as [`Self::commit`], also when it cannot be told whether the
+    /// statement or its commit has failed.
+    pub fn autocommit(&self, statement: &str) -> Result<(), TargetError> {
+        let Some(commits) = &self.commits else { return Ok(self.execute_batch(statement)?) };
+
+        let mut failure = commits.refuse_after_failure()?;
+        let Err(error) = self.execute_batch(statement) else { return Ok(()) };
+        let error = TargetError::from(error);
+        if error.may_be_of_commit() {
+            return Err(self.note_failure(&mut failure, error));
+        }
+        Err(error)
+    }
+
     /// Writes the log of the file into the file.
     ///
     /// # Errors
     /// [`TargetError::CommitFailed`] as [`Self::commit`], when a commit has failed before.
     pub fn checkpoint(&self) -> Result<(), TargetError> {
-        let _none_beside =
+        let _no_commit_beside =
             self.commits.as_ref().map(|commits| commits.refuse_after_failure()).transpose()?;
         Ok(self.execute_batch("CHECKPOINT")?)
-    }
-
-    /// Takes notice of an error of a statement that commits by itself, where it cannot be told
-    /// whether the commit has failed.
-    pub fn doubt_commit(&self, error: TargetError) -> TargetError {
-        let Some(commits) = &self.commits else { return error };
-        match commits.refuse_after_failure() {
-            Ok(mut failure) => self.note_failure(&mut failure, error),
-            Err(_) => error,
-        }
     }
 
     fn note_failure(
@@ -136,10 +146,22 @@ impl TargetConnection {
         error: TargetError,
     ) -> TargetError {
         // A DuckDB that takes no statement any more writes no checkpoint either.
-        let _ = self.execute_batch("PRAGMA disable_checkpoint_on_shutdown");
+        let _ = self.execute_batch(NO_LAST_CHECKPOINT);
         let error = Arc::new(error);
         *failure = Some(Arc::clone(&error));
         TargetError::CommitFailed(error)
+    }
+
+    /// Closes the target: no connection is in it until it is attached again. Nothing is written to
+    /// a file after a failed commit.
+    pub fn detach(&self) -> Result<(), TargetError> {
+        // Without the schema DuckDB would look for one of that name in the target, and fails if a
+        // file checkpoint has failed.
+        self.execute_batch("USE memory.main")?;
+        if self.has_failed_commit() {
+            self.execute_batch(NO_LAST_CHECKPOINT)?;
+        }
+        Ok(self.execute_batch(&format!("DETACH DATABASE IF EXISTS {CATALOG}"))?)
     }
 
     /// Returns whether a commit to the file has failed since it was opened.

@@ -230,8 +230,7 @@ impl DuckDb {
     pub(super) fn detach(&mut self) -> Result<(), TargetError> {
         self.is_detached = true;
         self.connection.flush_prepared_statement_cache();
-        let detached = format!("USE memory.main; DETACH DATABASE IF EXISTS {}", names::CATALOG);
-        Ok(self.connection.execute_batch(&detached)?)
+        self.connection.detach()
     }
 
     /// Opens the file again after it was closed; the settings of the DuckDB instance stay.
@@ -241,7 +240,7 @@ impl DuckDb {
 
         loop {
             let attached = match &self.lake {
-                Some(lake) => lake::attach(&self.connection, &lake.options, AccessMode::ReadWrite),
+                Some(lake) => lake::reattach(&self.connection, &lake.options),
                 None => attach(&self.connection, &self.path, AccessMode::ReadWrite),
             };
             match attached {
@@ -249,6 +248,9 @@ impl DuckDb {
                 // The process that had the file open is still closing it, or another one just read
                 // it.
                 Err(_) if since.elapsed() < TIMEOUT => std::thread::sleep(jobs::CONFLICT_PAUSE),
+                Err(error) if self.lake.is_some() => {
+                    return Err(TargetError::LakeAway { source: Box::new(error) });
+                }
                 Err(error) => {
                     return Err(TargetError::Closed {
                         path: self.path.clone(),
@@ -402,13 +404,7 @@ impl DuckDb {
 
     /// Returns an error as the one of a lake that does not answer, if it may be that.
     pub(super) fn of_lake(&self, error: TargetError) -> TargetError {
-        if self.lake.is_none() || !lake::may_pass(&error) {
-            return error;
-        }
-        // A statement that changes the settings of a lake commits by itself.
-        let is_doubtful = matches!(error, TargetError::Query(_)) && error.is_of_disk();
-        let error = if is_doubtful { self.connection.doubt_commit(error) } else { error };
-        if matches!(error, TargetError::CommitFailed(_)) {
+        if self.lake.is_none() || !lake::may_pass_later(&error) {
             return error;
         }
         // An error of one table is the table's own as long as the catalog answers.
@@ -736,6 +732,9 @@ impl FileMaintenance for DuckDb {
         self.ensure_attached()?;
         if self.lake.is_none() || self.has_open_parts() {
             return Ok(false);
+        }
+        if self.connection.has_failed_commit() && !self.is_used() {
+            return self.reopen().map(|()| true);
         }
         self.look_after_lake()
     }

@@ -366,8 +366,8 @@ pub enum TargetError {
         /// The error of a statement of the writer; none for one of a reader.
         source: Option<Box<TargetError>>,
     },
-    /// A commit to the file has failed, with this error. The file has to be opened again, and takes
-    /// no other commit until then (see `Commits`).
+    /// A commit to the DuckDB file that is the target, or the catalog of a lake, has failed with
+    /// this error. The file takes no other commit until it was opened again.
     #[error(transparent)]
     CommitFailed(Arc<TargetError>),
     /// A step of a compaction failed. The old file is as it was.
@@ -559,6 +559,11 @@ impl TargetError {
             Self::CompactionFailed { source } => source.wants_reopening(),
             _ => self.is_of_disk(),
         }
+    }
+
+    /// Returns whether a statement that commits by itself may have met this error at its commit.
+    pub(super) fn may_be_of_commit(&self) -> bool {
+        self.is_conflict() || self.is_internal() || self.wants_reopening()
     }
 
     /// Returns whether a file checkpoint has to wait: a reader holds an older snapshot, or a loader

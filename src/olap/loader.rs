@@ -99,8 +99,12 @@ impl Loader {
     /// transaction, or has found the lake away.
     fn of_lake<R>(&self, done: Result<R, TargetError>) -> Result<R, TargetError> {
         let Err(error) = done else { return done };
-        if self.lake.is_none() || !lake::may_pass(&error) {
+        if self.lake.is_none() || !lake::may_pass_later(&error) {
             return Err(error);
+        }
+        // Another try would find the same.
+        if error.wants_reopening() {
+            return Err(TargetError::LakeAway { source: Box::new(error) });
         }
 
         self.failures.set(self.failures.get() + 1);

@@ -26,8 +26,8 @@ pub enum Policy {
     /// The source answers, and the obstacle is gone by the next time. This is like an outage, but
     /// worth another attempt also when nothing has streamed yet.
     Passing,
-    /// The cause is a bug, or too little memory: rhei tries again as often as the budget of
-    /// restarts allows.
+    /// The cause is a bug, too little memory, or a commit that failed for neither: rhei tries again
+    /// as often as the budget of restarts allows.
     Restart,
     /// A disk of the replicator does not take what is written. The target is opened again until the
     /// disk does.

@@ -227,7 +227,7 @@ fn a_commit_that_a_full_disk_has_refused_takes_no_later_row_away() {
     following.assert_same(&["public.t", "public.big"]);
 }
 
-/// The catalog would lose later rows as a file does: those of new snapshots and files.
+/// The catalog is opened again after a failed commit, as every other DuckDB file is.
 #[test]
 fn a_full_disk_under_a_lake_whose_catalog_is_a_duckdb_file_is_waited_for() {
     let Some((mut following, disk)) = on_small_disk("full_catalog", 60) else { return };
@@ -272,6 +272,29 @@ fn a_full_disk_under_a_lake_whose_catalog_is_a_duckdb_file_is_waited_for() {
         running.stop(SOON).assert_code(0);
         following.assert_same(&["public.t"]);
     }
+}
+
+#[test]
+fn a_sync_opens_a_lake_again_when_the_disk_of_its_catalog_has_room() {
+    let Some((mut following, disk)) = on_small_disk("full_catalog_sync", 60) else { return };
+    following.rhei = following.rhei.lake(Kind::DuckDb);
+    following.db.execute("INSERT INTO t SELECT i, 'v' FROM generate_series(1, 45) i");
+    following.sync();
+
+    // Few enough rows for the catalog, and too wide for what is left of the disk.
+    disk.fill(300_000);
+    following.db.execute(
+        "INSERT INTO t SELECT i, (SELECT string_agg(md5(n::text), '') FROM \
+         generate_series(1, 1000) n) FROM generate_series(101, 180) i",
+    );
+    let mut syncing = following.rhei.spawn(["sync"]);
+    syncing.wait_for_log("the lake could not be used", SOON);
+    disk.make_room();
+    syncing.wait_for_log(OPENED_AGAIN, SOON);
+    let synced = syncing.wait(SOON);
+    synced.assert_code(0);
+    assert!(synced.copies().is_empty(), "{}", synced.stderr);
+    following.assert_same(&["public.t"]);
 }
 
 #[test]

@@ -317,7 +317,8 @@ impl<T: OlapEngine + 'static> CopyScheduler<T> {
             if let Err(error) = ended {
                 // Only another session opens the target again.
                 let is_over = matches!(&error, EngineError::Target(of) if of.wants_reopening());
-                let pause = self.failures.count(policy(&error), lasted).filter(|_| !is_over);
+                let pause =
+                    if is_over { None } else { self.failures.count(policy(&error), lasted) };
                 let Some(pause) = pause else { return Err(error) };
 
                 let retry_in_ms = pause.as_millis() as u64;

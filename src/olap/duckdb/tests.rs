@@ -1,15 +1,21 @@
 use super::*;
 
+fn new_file() -> (tempfile::TempDir, TargetOptions) {
+    let folder = tempfile::tempdir().unwrap();
+    let options =
+        TargetOptions { path: folder.path().join("copy.duckdb"), ..TargetOptions::default() };
+    (folder, options)
+}
+
+fn run(target: &mut DuckDb, sql: &str) -> Result<(), TargetError> {
+    target.transaction(|target| Ok(target.connection.execute_batch(sql)?))
+}
+
 /// The rows of a commit that has failed are marked as deleted where they would have been
 /// (docs/traps.md), so this DuckDB must not write them down.
 #[test]
 fn after_a_failed_commit_the_file_is_opened_again_and_no_later_row_is_lost() {
-    let folder = tempfile::tempdir().unwrap();
-    let options =
-        TargetOptions { path: folder.path().join("copy.duckdb"), ..TargetOptions::default() };
-    let run = |target: &mut DuckDb, sql: &str| {
-        target.transaction(|target| Ok(target.connection.execute_batch(sql)?))
-    };
+    let (_folder, options) = new_file();
     let count = |target: &DuckDb| -> u32 {
         target.connection.query_row("SELECT count(*) FROM a", [], |row| row.get(0)).unwrap()
     };
@@ -28,9 +34,10 @@ fn after_a_failed_commit_the_file_is_opened_again_and_no_later_row_is_lost() {
     assert!(matches!(refused, Err(TargetError::CommitFailed(_))), "{refused:?}");
 
     // Until then no connection commits, and nothing is written into the file.
-    loader.execute_batch("BEGIN; INSERT INTO a VALUES (1)").unwrap();
+    other.execute_batch("BEGIN; INSERT INTO a VALUES (1)").unwrap();
     for refused in [
-        loader.commit(),
+        other.commit(),
+        loader.autocommit("INSERT INTO a VALUES (1)"),
         run(&mut target, "INSERT INTO a VALUES (1)"),
         target.connection.checkpoint(),
     ] {
@@ -53,13 +60,9 @@ fn after_a_failed_commit_the_file_is_opened_again_and_no_later_row_is_lost() {
 
 #[test]
 fn a_target_that_is_dropped_after_a_failed_commit_leaves_its_log() {
-    let folder = tempfile::tempdir().unwrap();
-    let options =
-        TargetOptions { path: folder.path().join("copy.duckdb"), ..TargetOptions::default() };
+    let (_folder, options) = new_file();
     let mut target = DuckDb::open(&options).unwrap();
-    target
-        .transaction(|target| Ok(target.connection.execute_batch("CREATE TABLE x (n BIGINT)")?))
-        .unwrap();
+    run(&mut target, "CREATE TABLE x (n BIGINT)").unwrap();
     let other = target.new_connection().unwrap();
     target
         .transaction(|target| {
@@ -72,15 +75,28 @@ fn a_target_that_is_dropped_after_a_failed_commit_leaves_its_log() {
     assert!(compact::sibling(&options.path, ".wal").exists());
 }
 
+#[test]
+fn a_statement_that_commits_by_itself_and_is_refused_is_no_failed_commit() {
+    let (_folder, options) = new_file();
+    let target = DuckDb::open(&options).unwrap();
+
+    let refused = target.connection.autocommit("SELECT error('no such file')").unwrap_err();
+    assert!(!target.connection.has_failed_commit(), "{refused:?}");
+    target.connection.autocommit("CREATE TABLE x (n BIGINT)").unwrap();
+
+    target.connection.execute_batch("BEGIN; INSERT INTO x VALUES (1)").unwrap();
+    let other = target.new_connection().unwrap();
+    other.autocommit("ALTER TABLE x ADD COLUMN m INT").unwrap();
+    let refused = target.connection.autocommit("COMMIT").unwrap_err();
+    assert!(target.connection.has_failed_commit(), "{refused:?}");
+}
+
 /// DuckDB refuses to look into such a file even for the name of a schema.
 #[test]
 fn a_file_whose_checkpoint_has_failed_is_opened_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let options =
-        TargetOptions { path: folder.path().join("copy.duckdb"), ..TargetOptions::default() };
+    let (_folder, options) = new_file();
     let mut target = DuckDb::open(&options).unwrap();
-    let create = "CREATE TABLE t AS FROM range(5) r(n)";
-    target.transaction(|target| Ok(target.connection.execute_batch(create)?)).unwrap();
+    run(&mut target, "CREATE TABLE t AS FROM range(5) r(n)").unwrap();
 
     target.connection.execute_batch("SET GLOBAL debug_checkpoint_abort = 'before_header'").unwrap();
     assert!(target.connection.checkpoint().unwrap_err().wants_reopening());

@@ -130,7 +130,7 @@ pub fn refuse_to_make(options: &TargetOptions, lake: &LakeOptions) -> Result<(),
 }
 
 /// Attaches a lake whose extensions are loaded, and makes it if it is not there and may be written.
-pub fn attach(
+fn attach(
     connection: &Connection,
     lake: &LakeOptions,
     mode: AccessMode,
@@ -154,6 +154,15 @@ pub fn attach(
     };
     // Another process may have made the lake meanwhile, and written these files.
     execute_attach(connection, lake, false, false).map_err(|_| in_use)
+}
+
+/// Attaches a lake that was closed. Makes none where its catalog is gone.
+pub fn reattach(connection: &Connection, lake: &LakeOptions) -> Result<(), TargetError> {
+    // DuckLake opens the file before it looks for a lake in it.
+    if address::file_of(&lake.catalog).is_some_and(|file| !file.exists()) {
+        return Err(TargetError::NoLake { lake: lake.to_string() });
+    }
+    execute_attach(connection, lake, false, false)
 }
 
 /// Fails when Parquet files are where the data of a new lake is to be: `rhei compact` would delete

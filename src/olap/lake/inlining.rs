@@ -39,7 +39,7 @@ const STATE: [&str; 6] = ["pipeline", "tables", "columns", "jobs", "verification
 /// Makes the schema of the state, if it is missing, such that its tables are inlined.
 pub fn before_state(connection: &TargetConnection) -> Result<(), TargetError> {
     let schema = connection.state_schema();
-    connection.execute_batch(&format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)))?;
+    connection.autocommit(&format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)))?;
     options::set(connection, SETTING, [((schema, None), ALL_ROWS)])
 }
 

@@ -46,10 +46,8 @@ impl DuckDb {
         let _turn = lake.shared.turn();
 
         let since = Instant::now();
-        let outcome = step
-            .run(&self.connection, &lake.options)
-            .map_err(|error| self.connection.doubt_commit(error))
-            .inspect_err(|_| lake.shared.doubt_files())?;
+        let outcome =
+            step.run(&self.connection, &lake.options).inspect_err(|_| lake.shared.doubt_files())?;
         lake.upkeep.done(&step, outcome);
         tracing::debug!(
             event = "lake_upkeep",
@@ -202,7 +200,6 @@ impl DuckDb {
             let turn = lake.shared.turn();
             let outcome = step
                 .run(&self.connection, &lake.options)
-                .map_err(|error| self.connection.doubt_commit(error))
                 .inspect_err(|_| lake.shared.doubt_files())?;
             drop(turn);
 

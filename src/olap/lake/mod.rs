@@ -33,7 +33,7 @@ mod writer;
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 pub use address::CatalogKind;
-pub(super) use attach::{attach, data_path, open, refuse_to_make};
+pub(super) use attach::{data_path, open, reattach, refuse_to_make};
 pub use extensions::folders as extension_folders;
 pub(super) use fence::{Fence, Outcome, shown, writer};
 pub use layout::{LayoutKey, RESERVED, can_alter};
@@ -42,7 +42,7 @@ use lost_files::{know_folder, tables_with_lost_files};
 pub use upkeep::LakeSpace;
 pub(super) use upkeep::space;
 pub use writer::may_open_later;
-pub(super) use writer::{Lake, Shared, is_conflict_of_lake, may_pass};
+pub(super) use writer::{Lake, Shared, is_conflict_of_lake, may_pass_later};
 
 use super::connection::Dialect;
 use crate::pgoutput::QualifiedName;

@@ -43,7 +43,7 @@ pub fn set<'a>(
             continue;
         }
         let table = table.map(|table| format!(", table_name => {}", literal(table)));
-        connection.execute_batch(&format!(
+        connection.autocommit(&format!(
             "CALL {CATALOG}.set_option({}, {value}, schema => {}{})",
             literal(setting),
             literal(schema),

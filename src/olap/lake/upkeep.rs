@@ -351,7 +351,7 @@ impl Step {
 /// transaction that planned the scan.
 fn call(connection: &TargetConnection, function: &str, arguments: &str) -> Result<(), TargetError> {
     let call = format!("CALL ducklake_{function}('{CATALOG}', {arguments})");
-    Ok(connection.execute_batch(&call)?)
+    connection.autocommit(&call)
 }
 
 /// Deletes files that no snapshot ever named.
@@ -484,7 +484,7 @@ fn prune(connection: &TargetConnection, state: &str) -> Result<(), TargetError> 
         |row| row.get(0),
     )?;
     for table in inlined {
-        connection.execute_batch(&format!(
+        connection.autocommit(&format!(
             "DELETE FROM {metadata}.{} WHERE end_snapshot <= {oldest}",
             quoted(&table)
         ))?;

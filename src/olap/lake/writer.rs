@@ -361,12 +361,17 @@ pub fn may_pass(error: &TargetError) -> bool {
     }
 }
 
+/// Returns whether the same work may succeed later: also after the lake was opened again.
+pub fn may_pass_later(error: &TargetError) -> bool {
+    matches!(error, TargetError::CommitFailed(_)) || may_pass(error)
+}
+
 /// Returns whether a lake that could not be opened may be opened a little later.
 pub fn may_open_later(error: &TargetError) -> bool {
     matches!(error, TargetError::LakeNotOpened { .. })
         || error.is_of_lake()
         || error.is_conflict()
-        || may_pass(error)
+        || may_pass_later(error)
 }
 
 /// Locks a file for as long as it is open.
